@@ -1,0 +1,37 @@
+# Two commands are enough: `make quickstart` (set up, train, evaluate, score) and `make test` (set up, pass every test).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup quickstart test docs bench clean
+help:                ## what each target does
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
+
+$(STAMP): constraints.txt settings.ini setup.py
+	$(PYTHON) -c 'import sys; sys.exit("reward_kit needs Python 3.11 or newer; call make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+setup: $(STAMP)      ## create .venv and install the tested versions
+
+quickstart: $(STAMP) ## train a reward model on the playground, evaluate it, score text with it
+	$(BIN)/reward-kit quickstart --output quickstart
+
+test: $(STAMP)       ## export and clean leave no diff, ruff, every notebook, pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh
+
+docs: $(STAMP)       ## the site, with Quarto, into _docs
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.7 or newer: https://quarto.org/docs/get-started (everything else works without it)"; exit 1; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs
+
+bench: $(STAMP)      ## measure accuracy on the playground and, where present, on real data
+	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/playground_accuracy.py
+
+clean:               ## remove what the other targets made
+	rm -rf $(VENV) quickstart _proc _docs build dist *.egg-info .pytest_cache .ruff_cache

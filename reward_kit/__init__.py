@@ -1,0 +1,33 @@
+"From human preferences to a reward signal that can be trusted."
+__version__ = "0.1.0"
+
+from importlib import import_module as _import_module
+
+# Public name -> module. Loaded on first use, so that `import reward_kit` imports neither torch nor trl.
+_EXPORTS = {
+    name: module
+    for module, names in {
+        "data": "Preferences DataReport load_preferences save_preferences split_by_prompt kfold_by_prompt",
+        "playground": "Playground playground_base load_base",
+        "loss": "bradley_terry_loss plackett_luce_loss davidson_loss regression_loss centering_loss reward_loss",
+        "encoding": "RewardEncoding RewardMetadata",
+        "trainer": "RewardConfig RewardTrainer",
+        "inference": "RewardModel",
+        "evaluation": "evaluate_reward_model EvaluationReport",
+        "autotrain": "LLMTrainingParams AutoTrainProject",
+    }.items()
+    for name in names.split()
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'reward_kit' has no attribute {name!r}")
+    value = getattr(_import_module(f"reward_kit.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *_EXPORTS])
