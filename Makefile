@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test docs bench clean
+.PHONY: help setup quickstart test readme docs bench clean
 help:                ## what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
 
@@ -25,6 +25,9 @@ quickstart: $(STAMP) ## train a reward model on the playground, evaluate it, sco
 
 test: $(STAMP)       ## export and clean leave no diff, ruff, every notebook, pytest
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh
+
+readme: $(STAMP)     ## README.md from nbs/index.ipynb
+	$(BIN)/python scripts/readme.py
 
 docs: $(STAMP)       ## the site, with Quarto, into _docs
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.7 or newer: https://quarto.org/docs/get-started (everything else works without it)"; exit 1; }
