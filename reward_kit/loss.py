@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/02_loss.ipynb #a3695709
+# %% ../nbs/02_loss.ipynb #1d2caf2c
 def _tensor(name, value, shape, like):
     "`value` on the device of `like`, or an error that names the argument and both shapes."
     value = torch.as_tensor(value, device=like.device)
-    if tuple(value.shape) != tuple(shape): raise ValueError(f"{name} must have shape {tuple(shape)} to match rewards {tuple(like.shape)}, got {tuple(value.shape)}")
+    if tuple(value.shape) != tuple(shape): raise ValueError(
+        f"{name} must have shape {tuple(shape)} to match rewards {tuple(like.shape)}, got {tuple(value.shape)}")
     return value
 
 # %% ../nbs/02_loss.ipynb #36435044
@@ -66,7 +67,7 @@ def _reduce(losses, counts, weight, reduction):
     total = weight.sum()
     return losses.sum() / torch.where(total == 0, torch.ones_like(total), total)
 
-# %% ../nbs/02_loss.ipynb #98ffc24e
+# %% ../nbs/02_loss.ipynb #22da540a
 def bradley_terry_loss(
     rewards: Tensor, # (b, K) float, best first unless `ranks` says otherwise
     *,
@@ -78,7 +79,7 @@ def bradley_terry_loss(
     reduction: str = "mean", # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
     label_smoothing: float = 0.0, # share of labels taken to be flipped, 0 <= e < 0.5
 ) -> Tensor: # scalar, or (b,) for "none"
-    "Mean of -log sigmoid(difference - margin) over strictly ordered pairs: InstructGPT (2203.02155) eq. 1, Llama 2 (2307.09288) eq. 2. ValueError: shape, range."
+    "Mean of -log sigmoid(difference - margin) over ordered pairs: arXiv 2203.02155 eq. 1, 2307.09288 eq. 2. ValueError: shape, range."
     if not 0 <= label_smoothing < 0.5: raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
     rewards, mask = _inputs(rewards, mask)
     above = _above(rewards, ranks, mask)
@@ -87,7 +88,7 @@ def bradley_terry_loss(
     if label_smoothing: losses = losses - label_smoothing * F.logsigmoid(-z)
     return _reduce(*_mean_where(losses, above), weight, reduction)
 
-# %% ../nbs/02_loss.ipynb #f8f1f304
+# %% ../nbs/02_loss.ipynb #241a2f52
 def plackett_luce_loss(
     rewards: Tensor, # (b, K) float, best first unless `ranks` says otherwise
     *,
@@ -98,7 +99,7 @@ def plackett_luce_loss(
     weight: Tensor | None = None, # (b,) weight of each row, default 1
     reduction: str = "mean", # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
 ) -> Tensor: # scalar, or (b,) for "none"
-    "Minus the log-probability that each response is picked from itself and those ranked strictly below: Plackett (1975), Luce (1959). ValueError: shape."
+    "Minus log-probability of picking each response from itself and those strictly below: Plackett (1975). ValueError: shape."
     rewards, mask = _inputs(rewards, mask)
     above = _above(rewards, ranks, mask)
     some_below = above.any(2)
@@ -107,7 +108,7 @@ def plackett_luce_loss(
     stages = -F.logsigmoid(-behind.logsumexp(2)) # log(1 + sum of exp)
     return _reduce(stages.masked_fill(~some_below, 0).sum(1), some_below.any(1), weight, reduction)
 
-# %% ../nbs/02_loss.ipynb #e6498b12
+# %% ../nbs/02_loss.ipynb #eaaf0f9d
 def davidson_loss(
     rewards: Tensor, # (b, K) float, best first unless `ranks` says otherwise
     *,
@@ -119,7 +120,7 @@ def davidson_loss(
     reduction: str = "mean", # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
     tie_parameter: float | Tensor = 1.0, # nu > 0; two equally good responses tie with probability nu / (2 + nu)
 ) -> Tensor: # scalar, or (b,) for "none"
-    "Mean over all pairs of -log P(observed outcome: win or tie): Davidson (1970), JASA 65, eq. 2.6. ValueError: shape, range."
+    "Mean over all pairs of -log P(observed outcome: win or tie): Davidson (1970), JASA 65, 317. ValueError: shape, range."
     if not isinstance(tie_parameter, Tensor) and not tie_parameter > 0: raise ValueError(f"tie_parameter must be > 0, got {tie_parameter}")
     rewards, mask = _inputs(rewards, mask)
     above = _above(rewards, ranks, mask)
@@ -132,7 +133,7 @@ def davidson_loss(
     tie = -F.logsigmoid(log_nu - torch.logaddexp(gap, -gap))
     return _reduce(*_mean_where(torch.where(tied, tie, win), above | tied), weight, reduction)
 
-# %% ../nbs/02_loss.ipynb #fdfea62b
+# %% ../nbs/02_loss.ipynb #321e99b2
 def regression_loss(
     rewards: Tensor, # (b, K) float, K >= 1
     *,
@@ -144,8 +145,9 @@ def regression_loss(
     reduction: str = "mean", # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
 ) -> Tensor: # scalar, or (b,) for "none"
     "Mean squared difference between rewards and scores over a row's responses. ValueError: shape, no targets, a margin."
-    if targets is None: raise ValueError("regression_loss needs targets: the score of each response, shape (b, K); the data must have scores")
-    if margin is not None: raise ValueError("regression_loss has no margin: remove the margin column, or choose a loss that compares responses")
+    if targets is None: raise ValueError("regression_loss needs targets: the score of each response, (b, K); the data must have scores")
+    if margin is not None: raise ValueError(
+        "regression_loss has no margin: remove the margin column, or choose a loss that compares responses")
     rewards, mask = _inputs(rewards, mask, least=1)
     targets = _tensor("targets", targets, rewards.shape, rewards).to(rewards.dtype)
     squares = (rewards - targets.masked_fill(~mask, 0)) ** 2
@@ -172,22 +174,23 @@ LOSSES = {
     "regression": regression_loss,
 }
 
-# %% ../nbs/02_loss.ipynb #cc1ef518
+# %% ../nbs/02_loss.ipynb #b6932d6c
 def _loss_function(loss_type, loss_kwargs):
     "The function called `loss_type`, once its name and its own keywords are known to exist."
     if loss_type not in LOSSES: raise ValueError(f"unknown loss_type {loss_type!r}: choose one of {', '.join(LOSSES)}")
     shared = inspect.signature(regression_loss).parameters
     own = [name for name in inspect.signature(LOSSES[loss_type]).parameters if name not in shared]
     for name in loss_kwargs:
-        if name not in own: raise ValueError(f"loss_type {loss_type!r} has no keyword {name!r}; it has {', '.join(own) or 'none of its own'}")
+        if name not in own: raise ValueError(
+            f"loss_type {loss_type!r} has no keyword {name!r}; it has {', '.join(own) or 'none of its own'}")
     return LOSSES[loss_type]
 
-# %% ../nbs/02_loss.ipynb #37795dd8
+# %% ../nbs/02_loss.ipynb #3220846b
 def reward_loss(
     rewards: Tensor, # (b, K) float, best first unless `ranks` says otherwise
     *,
     loss_type: str = "bradley_terry", # a name in `LOSSES`
-    center_rewards_coefficient: float | None = None, # adds this times `centering_loss`; 0.01 in the paper, None = off
+    center_rewards_coefficient: float | None = None, # adds this times `centering_loss`; 0.01 is TRL's recommendation, None = off
     ranks: Tensor | None = None, # (b, K) int, 1 = best, equal = tie
     mask: Tensor | None = None, # (b, K) bool, True = keep
     targets: Tensor | None = None, # (b, K) scores, for "regression"
@@ -202,7 +205,7 @@ def reward_loss(
     if center_rewards_coefficient is None: return loss
     return loss + center_rewards_coefficient * centering_loss(rewards, mask=mask, weight=weight, reduction=reduction)
 
-# %% ../nbs/02_loss.ipynb #630821cc
+# %% ../nbs/02_loss.ipynb #ac6d2243
 def pairwise_accuracy(
     rewards: Tensor, # (b, K) float, best first unless `ranks` says otherwise
     *,
@@ -210,9 +213,9 @@ def pairwise_accuracy(
     mask: Tensor | None = None, # (b, K) bool, True = keep
     reduction: str = "sum", # "sum" over all pairs of the batch, or "none" = one count a row
 ) -> tuple[Tensor, Tensor]: # (correct, total): scalars or (b,); float32 and int64
-    "Ordered pairs the rewards get right, equal rewards counting one half, and how many pairs there are; NaN rewards make `correct` NaN. ValueError: shape."
+    "Ordered pairs the rewards get right (equal rewards: one half), and their number; a NaN reward makes `correct` NaN. ValueError: shape."
     if reduction not in ("sum", "none"): raise ValueError(f"reduction must be 'sum' or 'none', got {reduction!r}")
-    rewards, mask = _inputs(rewards.detach(), mask)
+    rewards, mask = _inputs(rewards, mask)
     above = _above(rewards, ranks, mask)
     better, worse = rewards[:, :, None], rewards[:, None, :]
     halves = 2 * (better > worse) + (better == worse).int()
