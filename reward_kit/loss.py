@@ -88,7 +88,7 @@ def bradley_terry_loss(
     if label_smoothing: losses = losses - label_smoothing * F.logsigmoid(-z)
     return _reduce(*_mean_where(losses, above), weight, reduction)
 
-# %% ../nbs/02_loss.ipynb #241a2f52
+# %% ../nbs/02_loss.ipynb #8b2aa1c2
 def plackett_luce_loss(
     rewards: Tensor, # (b, K) float, best first unless `ranks` says otherwise
     *,
@@ -104,7 +104,7 @@ def plackett_luce_loss(
     above = _above(rewards, ranks, mask)
     some_below = above.any(2)
     behind = (-_differences(rewards, margin)).masked_fill(~above, -torch.inf)
-    behind = behind.masked_fill(~some_below[:, :, None], 0) # a row of -inf would make NaN gradients
+    behind = behind.masked_fill(~some_below[:, :, None], 0) # no row of -inf alone, whose gradient is 0/0
     stages = -F.logsigmoid(-behind.logsumexp(2)) # log(1 + sum of exp)
     return _reduce(stages.masked_fill(~some_below, 0).sum(1), some_below.any(1), weight, reduction)
 
@@ -133,7 +133,7 @@ def davidson_loss(
     tie = -F.logsigmoid(log_nu - torch.logaddexp(gap, -gap))
     return _reduce(*_mean_where(torch.where(tied, tie, win), above | tied), weight, reduction)
 
-# %% ../nbs/02_loss.ipynb #321e99b2
+# %% ../nbs/02_loss.ipynb #04779391
 def regression_loss(
     rewards: Tensor, # (b, K) float, K >= 1
     *,
@@ -150,7 +150,7 @@ def regression_loss(
         "regression_loss has no margin: remove the margin column, or choose a loss that compares responses")
     rewards, mask = _inputs(rewards, mask, least=1)
     targets = _tensor("targets", targets, rewards.shape, rewards).to(rewards.dtype)
-    squares = (rewards - targets.masked_fill(~mask, 0)) ** 2
+    squares = (rewards - targets) ** 2
     return _reduce(*_mean_where(squares, mask), weight, reduction)
 
 # %% ../nbs/02_loss.ipynb #1e26a88e
