@@ -1,0 +1,235 @@
+"The aitraining-compatible interface: every parameter takes effect or is refused, and a run works end to end."
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from reward_kit import autotrain
+from reward_kit.autotrain import (
+    UNSUPPORTED,
+    AutoTrainProject,
+    LLMTrainingParams,
+    ParameterError,
+    PPONotYet,
+    data_columns,
+    find_split,
+    lora_values,
+    parameter_names,
+    parameter_table,
+    reward_config_values,
+    run_arguments,
+)
+
+COLUMNS = {"prompt_text_column": "prompt", "text_column": "chosen", "rejected_text_column": "rejected"}
+BASE = {"model": "some/model", "data_path": "data.jsonl", "project_name": "out", "trainer": "reward", **COLUMNS}
+PPO = {"model": "some/model", "project_name": "out", "trainer": "ppo", "rl_reward_model_path": "org/reward-model"}
+
+
+def params(**more):
+    return LLMTrainingParams(**(BASE | more))
+
+
+def config(**more):
+    "The RewardConfig a run with these parameters would use."
+    from reward_kit.trainer import RewardConfig
+
+    return RewardConfig(**{**reward_config_values(params(**more)), "output_dir": "unused", "use_cpu": True})
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"epochs": 3}, {"num_train_epochs": 3}),
+        ({"epochs": "0.5"}, {"num_train_epochs": 0.5}),
+        ({"batch_size": 5}, {"per_device_train_batch_size": 5}),
+        ({"eval_batch_size": 7}, {"per_device_eval_batch_size": 7}),
+        ({"gradient_accumulation": 6}, {"gradient_accumulation_steps": 6}),
+        ({"lr": "2e-4"}, {"learning_rate": 2e-4}),
+        ({"warmup_ratio": 0.25}, {"warmup_steps": 0.25}),
+        ({"scheduler": "cosine"}, {"lr_scheduler_type": "cosine"}),
+        ({"optimizer": "adafactor"}, {"optim": "adafactor"}),
+        ({"weight_decay": 0.05}, {"weight_decay": 0.05}),
+        ({"max_grad_norm": 0.3}, {"max_grad_norm": 0.3}),
+        ({"seed": 7}, {"seed": 7}),
+        ({"block_size": 300}, {"max_length": 300}),
+        ({"max_length": 301}, {"max_length": 301}),
+        ({"model_max_length": 302}, {"max_length": 302}),
+        ({"block_size": 400, "model_max_length": 302}, {"max_length": 302}),
+        ({}, {"max_length": 1024, "report_to": [], "gradient_checkpointing": True, "push_to_hub": False}),
+        ({"mixed_precision": "bf16"}, {"bf16": True, "fp16": False}),
+        ({"mixed_precision": "no"}, {"bf16": False, "fp16": False}),
+        ({"mixed_precision": "none"}, {"bf16": False, "fp16": False}),
+        ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
+        ({"auto_find_batch_size": True}, {"auto_find_batch_size": True}),
+        ({"use_flash_attention_2": True}, {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}}),
+        ({"attn_implementation": "eager"}, {"model_init_kwargs": {"attn_implementation": "eager"}}),
+        ({"logging_steps": 3}, {"logging_steps": 3}),
+        ({"eval_strategy": "no"}, {"eval_strategy": "no"}),
+        ({"eval_strategy": "steps", "save_steps": 20}, {"eval_strategy": "steps", "eval_steps": 20, "save_steps": 20}),
+        ({"save_strategy": "no"}, {"save_strategy": "no"}),
+        ({"save_total_limit": 4}, {"save_total_limit": 4}),
+        ({"log": "tensorboard"}, {"report_to": ["tensorboard"]}),
+        ({"valid_split": "validation"}, {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}),
+        ({"eval_dataset_path": "e.jsonl", "save_strategy": "no"}, {"load_best_model_at_end": False}),
+    ],
+)
+def test_training_parameters_reach_the_config(given, expected):
+    made = config(**given)
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+def test_fp16_reaches_the_config():
+    assert {k: reward_config_values(params(mixed_precision="fp16"))[k] for k in ("bf16", "fp16")} == {"bf16": False, "fp16": True}
+
+
+def test_the_config_accepts_every_field_the_parameters_name():
+    from reward_kit.trainer import RewardConfig
+
+    assert set(reward_config_values(params(attn_implementation="eager", valid_split="v"))) <= {f.name for f in fields(RewardConfig)}
+
+
+def test_lora_parameters_reach_the_lora_config():
+    pytest.importorskip("peft")
+    assert lora_values(params()) is None
+    made = autotrain.lora_config(lora_values(params(peft=True, lora_r=4, lora_alpha=9, lora_dropout=0.2, target_modules="q_proj, v_proj")))
+    assert (made.r, made.lora_alpha, made.lora_dropout, made.target_modules) == (4, 9, 0.2, {"q_proj", "v_proj"})
+    assert made.task_type == "SEQ_CLS"
+    assert autotrain.lora_config(lora_values(params(peft=True))).target_modules == "all-linear"
+
+
+def test_data_parameters_reach_the_pipeline(tmp_path):
+    for name in ("train.jsonl", "dev.csv", "file.jsonl", "other.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    given = run_arguments(params(data_path=str(tmp_path), valid_split="dev", max_samples=9, chat_template="chatml", overwrite=True))
+    assert given["data"] == str(tmp_path / "train.jsonl") and given["eval_data"] == str(tmp_path / "dev.csv")
+    assert (given["max_samples"], given["chat_template"], given["overwrite"], given["quantization"]) == (9, "chatml", True, None)
+    one = run_arguments(params(data_path=str(tmp_path / "file.jsonl"), eval_dataset_path=str(tmp_path / "other.jsonl")))
+    assert (one["data"], one["eval_data"]) == (str(tmp_path / "file.jsonl"), str(tmp_path / "other.jsonl"))
+    assert run_arguments(params(data_path="org/dataset", train_split="t", valid_split="v"))["eval_split"] == "v"
+    assert run_arguments(params(peft=True, quantization="int8"))["quantization"] == "int8"
+    for wrong in ({"data_path": str(tmp_path / "file.jsonl"), "valid_split": "dev"}, {"data_path": str(tmp_path), "valid_split": "nope"}):
+        with pytest.raises((ParameterError, FileNotFoundError), match="split"):
+            run_arguments(params(**wrong))
+
+
+def test_a_gzipped_split_is_found(tmp_path):
+    (tmp_path / "train.jsonl.gz").write_bytes(b"")
+    assert find_split(tmp_path, "train") == (str(tmp_path / "train.jsonl.gz"), None)
+
+
+def test_every_parameter_is_mapped_or_belongs_to_ppo():
+    for name, f in parameter_names().items():
+        assert name.startswith("rl_") or f.metadata["becomes"], name
+        assert f.metadata["help"], name
+    assert parameter_table().count("\n") == len(parameter_names()) + 1
+    assert not set(UNSUPPORTED) & set(parameter_names())
+
+
+@pytest.mark.parametrize("missing", list(COLUMNS))
+def test_each_missing_column_parameter_is_named(missing):
+    with pytest.raises(ParameterError, match=f"--{missing.replace('_', '-')} \\({missing}\\)"):
+        LLMTrainingParams(**{k: v for k, v in BASE.items() if k != missing})
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"text_colum": "x"}, "unknown parameter text_colum. Did you mean text_column?"),
+        ({"qqq": 1}, "unknown parameter qqq."),
+        ({"unsloth": True}, "unsloth is known but not supported"),
+        ({"learning_rate": 1e-5}, "this interface calls it lr"),
+        ({"rl_gamma": 0.5}, "belongs to trainer ppo"),
+        ({"trainer": "sft"}, "known but not supported"),
+        ({"trainer": "rewrd"}, "Did you mean reward?"),
+        ({"trainer": None, "model": None}, "--model .*--trainer"),
+        ({"batch_size": 0}, "batch_size must be above 0"),
+        ({"batch_size": True}, "batch_size must be a whole number"),
+        ({"block_size": [1, 2]}, "block_size must be a whole number"),
+        ({"block_size": 0}, "block_size must be above 0"),
+        ({"block_size": 5, "max_length": 6}, "name the same limit"),
+        ({"warmup_ratio": 1.5}, "in \\[0, 1\\)"),
+        ({"log": "mlflow"}, "none, tensorboard, wandb"),
+        ({"padding": "left"}, "padding side"),
+        ({"add_eos_token": "false"}, "exactly one EOS"),
+        ({"merge_adapter": False}, "adapter/"),
+        ({"quantization": "int4"}, "needs peft"),
+        ({"push_to_hub": True}, "--username"),
+        ({"valid_split": "v", "eval_dataset_path": "e"}, "not both"),
+        ({"logging_steps": 0}, "logging_steps"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(given, message):
+    with pytest.raises(ParameterError, match=message):
+        params(**given)
+
+
+def test_quantization_without_cuda_says_so():
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ValueError, match="CUDA"):
+        autotrain.quantization_config("int4")
+
+
+def test_signature_and_secrets():
+    import inspect
+
+    assert set(inspect.signature(LLMTrainingParams).parameters) == set(parameter_names())
+    assert "hf_secret" not in repr(params(token="hf_secret"))
+
+
+def test_the_token_is_set_for_the_run_only(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "before")
+    with autotrain.hub_token("mine"):
+        assert os.environ["HF_TOKEN"] == "mine"
+    assert os.environ["HF_TOKEN"] == "before"
+
+
+def test_push_uploads_without_checkpoints(monkeypatch, tmp_path):
+    calls = {}
+
+    class Api:
+        def __init__(self, token): calls["token"] = token
+        def create_repo(self, repo_id, **more): calls["repo"] = (repo_id, more["private"]); return f"https://hub/{repo_id}"
+        def upload_folder(self, **more): calls["upload"] = more
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    address = autotrain.push_folder(tmp_path / "rm", params(push_to_hub=True, username="me", token="t", hub_private=False))
+    assert address == "https://hub/me/rm" and calls["token"] == "t" and calls["repo"] == ("me/rm", False)
+    assert "checkpoint-*" in calls["upload"]["ignore_patterns"]
+
+    def refuse(self, **more): raise RuntimeError("403\nforbidden")
+    monkeypatch.setattr(Api, "upload_folder", refuse)
+    with pytest.raises(OSError, match="the model is in .* 403 forbidden"):
+        autotrain.push_folder(tmp_path / "rm", params(push_to_hub=True, repo_id="org/rm"))
+
+
+def test_ppo_is_checked_in_full_and_says_that_it_follows(tmp_path):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text(json.dumps({"question": "What is AI?"}) + "\n")
+    given = PPO | {"data_path": str(data), "project_name": str(tmp_path / "out")}
+    with pytest.raises(ParameterError, match="--rl-reward-model-path"):
+        LLMTrainingParams(**{k: v for k, v in given.items() if k != "rl_reward_model_path"})
+    with pytest.raises(ParameterError, match="--prompt-text-column"):
+        AutoTrainProject(params=LLMTrainingParams(**given)).create()
+    with pytest.raises(FileNotFoundError, match="no reward model"):
+        AutoTrainProject(params=LLMTrainingParams(**(given | {"prompt_text_column": "question", "rl_reward_model_path": "./none"}))).create()
+    with pytest.raises(PPONotYet, match="next release"):
+        AutoTrainProject(params=LLMTrainingParams(**given, prompt_text_column="question", rl_kl_coef="0.2")).create()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, text", [("a.csv", "prompt,x\n1,2\n"), ("a.tsv", "prompt\tx\n1\t2\n"), ("a.json", '[{"prompt": "a", "x": 1}]')])
+def test_columns_of_files(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert data_columns(str(tmp_path / name)) == ["prompt", "x"]
+
+
+def test_columns_of_what_cannot_be_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text("not json\n")
+    with pytest.raises(ValueError, match="a.jsonl cannot be read"):
+        data_columns(str(tmp_path / "a.jsonl"))
+    with pytest.raises(FileNotFoundError):
+        data_columns(str(tmp_path / "none.jsonl"))
