@@ -1,0 +1,612 @@
+"""Scoring: invariances, models made elsewhere, clear errors, memory, TRL's interface, files that survive a kill."""
+
+import copy
+import functools
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification,
+    LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification,
+)
+
+from reward_kit.data import PreferenceDataError
+from reward_kit.encoding import ModelLoadError, RewardMetadata, prepare_tokenizer
+from reward_kit.inference import Best, RewardModel, next_batch, read_rows, score_file
+
+CHAT = """{{ bos_token }}{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{%- endfor -%}"""
+PROMPTS = ["What is AI?", "Name a prime.", "Say hello to everyone in the room, please, and be kind. " * 3, "Why?"]
+RESPONSES = ["The study of machines that reason.", "Seven.", "Hello!", "Because the sky scatters blue light more than red. " * 4]
+
+
+def toy_tokenizer(template=None, bert=False, **special):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    names = sorted(set(special.values()))
+    backend.train_from_iterator(PROMPTS + RESPONSES, trainers.BpeTrainer(
+        vocab_size=320, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    if bert:
+        ids = [(t, backend.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
+        backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids)
+    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if bert else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **special, **inputs)
+
+
+def tiny(kind, vocab, seed=0, **more):
+    torch.manual_seed(seed)
+    size = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=vocab, num_labels=1)
+    if kind == "llama":
+        model = LlamaForSequenceClassification(LlamaConfig(**{**size, "max_position_embeddings": 256, **more}))
+    elif kind == "qwen":
+        model = Qwen2ForSequenceClassification(Qwen2Config(**{**size, "num_key_value_heads": 2, "max_position_embeddings": 256, **more}))
+    elif kind == "bert":
+        model = BertForSequenceClassification(BertConfig(**{**size, "max_position_embeddings": 128, **more}))
+    else:
+        model = GPT2ForSequenceClassification(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=vocab, n_positions=256, num_labels=1, **more))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.2)
+    return model.eval()
+
+
+SPECIAL = {
+    "llama": dict(bos_token="<s>", eos_token="</s>"),
+    "gpt2": dict(bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"),
+    "qwen": dict(eos_token="<|end|>", pad_token="<|end|>"),
+}
+
+
+def save_own(folder, kind="llama", metadata=None, template=CHAT, seed=0, **prepare):
+    tokenizer = toy_tokenizer(template if kind == "llama" else None, **SPECIAL[kind])
+    model = tiny(kind, len(tokenizer), seed)
+    encoding = prepare_tokenizer(tokenizer, model, **prepare)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    RewardMetadata(encoding=encoding, **(metadata or {})).save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {kind: save_own(tmp_path_factory.mktemp(kind), kind) for kind in ("llama", "gpt2", "qwen")}
+
+
+@pytest.fixture(scope="module")
+def rm(folders):
+    return RewardModel.from_pretrained(folders["llama"], device="cpu")
+
+
+# --- what a score is -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen"])
+def test_equals_plain_transformers(folders, kind):
+    rm = RewardModel.from_pretrained(folders[kind], device="cpu")
+    model = AutoModelForSequenceClassification.from_pretrained(folders[kind])
+    tokenizer = AutoTokenizer.from_pretrained(folders[kind])
+    for prompt, response in zip(PROMPTS, RESPONSES):
+        inputs = tokenizer(f"{prompt} {response}" if not prompt.endswith(" ") else prompt + response, return_tensors="pt", truncation=True, max_length=512)
+        with torch.no_grad():
+            expected = model(**inputs).logits.item()
+        assert rm.score(prompt, response) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen"])
+@pytest.mark.parametrize("batch_tokens", [1, 64, 16384])
+def test_does_not_depend_on_the_batch(folders, kind, batch_tokens):
+    rm = RewardModel.from_pretrained(folders[kind], device="cpu", batch_tokens=batch_tokens)
+    alone = [rm.score(p, r) for p, r in zip(PROMPTS, RESPONSES)]
+    assert len(set(alone)) == len(alone)
+    assert rm.score(PROMPTS, RESPONSES) == pytest.approx(alone, abs=1e-5)
+    back = rm.score(PROMPTS[::-1] * 3, RESPONSES[::-1] * 3)
+    assert back == pytest.approx(alone[::-1] * 3, abs=1e-5)
+
+
+def test_full_text_is_the_joined_text(rm):
+    assert rm.score("What is AI? It is maths.") == pytest.approx(rm.score("What is AI?", "It is maths."), abs=1e-6)
+
+
+def test_messages_go_through_the_template(rm):
+    prompt, answer = [{"role": "user", "content": "What is AI?"}], [{"role": "assistant", "content": "Maths."}]
+    expected = rm.score(rm.tokenizer.apply_chat_template(prompt + answer, tokenize=False))
+    assert rm.score(prompt, answer) == pytest.approx(expected, abs=1e-6)
+    assert rm.score(prompt, "Maths.") == pytest.approx(expected, abs=1e-6)
+    assert rm.score(prompt + answer) == pytest.approx(expected, abs=1e-6)
+    assert rm.score([prompt, prompt], [answer, answer]) == pytest.approx([expected] * 2, abs=1e-6)
+    assert rm.score(prompt, "Maths.") != pytest.approx(rm.score("What is AI?", "Maths."), abs=1e-3)
+
+
+def test_float32_head_under_bfloat16(folders):
+    rm = RewardModel.from_pretrained(folders["llama"], device="cpu", dtype=torch.bfloat16)
+    score = rm.score(PROMPTS, RESPONSES)
+    assert any(s != float(torch.tensor(s).bfloat16()) for s in score)  # not rounded to 8 bits
+    assert score == pytest.approx(RewardModel.from_pretrained(folders["llama"], device="cpu").score(PROMPTS, RESPONSES), abs=0.5)
+
+
+def test_shapes(rm):
+    assert rm.score([]) == [] and rm.score([], []) == []
+    assert isinstance(rm.score("a", "b"), float)
+    assert len(rm.score(["a"], ["b"])) == 1
+    assert rm.score("Why?", ["a", "b", "c"]) == pytest.approx(rm.score(["Why?"] * 3, ["a", "b", "c"]), abs=1e-6)
+    assert rm.score(("a", "b"), ("c", "d")) == rm.score(["a", "b"], ["c", "d"])
+    assert isinstance(rm.score("", ""), float)
+    assert rm.score([[{"role": "user", "content": "a"}]]) == [rm.score([{"role": "user", "content": "a"}])]
+
+
+@pytest.mark.parametrize("args, error, parts", [
+    ((["a", None], ["b", "c"]), TypeError, ["prompts[1]", "NoneType"]),
+    ((["a", "b"], ["c", 4]), TypeError, ["responses[1]", "int"]),
+    ((["a", float("nan")],), TypeError, ["prompts[1]", "float"]),
+    ((["a", "b"], ["c"]), ValueError, ["2 prompts", "1 responses"]),
+    ((["a", "b"], "c"), ValueError, ["2 prompts", "one response"]),
+    ((None,), TypeError, ["prompts is NoneType"]),
+    ((5,), TypeError, ["prompts is int"]),
+    (([[]],), TypeError, ["prompts[0]", "list"]),
+    (({"role": "user", "content": "x"},), TypeError, ["prompts is dict"]),
+    (([[{"role": "user"}]],), TypeError, ["prompts[0], message 0", "content"]),
+    (([[{"role": "user", "content": None}]],), TypeError, ["prompts[0], message 0", "None"]),
+])
+def test_clear_errors(rm, args, error, parts):
+    with pytest.raises(error) as caught:
+        rm.score(*args)
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+
+
+def test_too_long(tmp_path):
+    rm = RewardModel.from_pretrained(save_own(tmp_path / "a", max_length=24), device="cpu")
+    long = "Because the sky scatters blue light. " * 20
+    cut = rm.score(long, "Seven.")
+    assert math.isfinite(cut) and cut == pytest.approx(rm.score(["x " * 90 + long, "b"], ["Seven.", "c"])[0], abs=1e-5)
+    with pytest.raises(ValueError, match=r"row 1 does not fit in max_length=24 tokens"):
+        rm.score(["a", "b"], ["c", long])
+    assert rm.score(["a", "b"], ["c", long], too_long="none")[1] is None
+    assert rm(prompts=["a", "b"], completions=["c", long])[1] is None
+    wider = RewardModel.from_pretrained(str(tmp_path / "a"), device="cpu", max_length=250)
+    assert math.isfinite(wider.score("b", long[:200]))
+    with pytest.raises(ValueError, match="positions"):
+        RewardModel.from_pretrained(str(tmp_path / "a"), device="cpu", max_length=100_000)
+
+
+def test_overflow_policies_of_the_encoding(tmp_path):
+    long = "Because the sky scatters blue light. " * 20
+    drop = RewardModel.from_pretrained(save_own(tmp_path / "drop", max_length=24, overflow="drop"), device="cpu")
+    with pytest.raises(ValueError, match="overflow='drop'"):
+        drop.score([long], ["c"])
+    assert drop([long], ["c"]) == [None]
+    error = RewardModel.from_pretrained(save_own(tmp_path / "error", max_length=24, overflow="error"), device="cpu")
+    with pytest.raises(ValueError, match="row 1.*max_length=24"):
+        error.score(["a", long], ["b", "c"])
+
+
+def test_nan_is_an_error(folders):
+    rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
+    with torch.no_grad():
+        rm.model.score.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="reward of text 0 is nan"):
+        rm.score("a", "b")
+
+
+# --- compare, rank, best of n, normalize --------------------------------------------------------------------------------
+
+def test_compare_is_the_sigmoid_of_the_difference(rm, tmp_path):
+    a, b = rm.score(PROMPTS[0], [RESPONSES[0], RESPONSES[1]])
+    assert rm.compare(PROMPTS[0], RESPONSES[0], RESPONSES[1]) == pytest.approx(1 / (1 + math.exp(b - a)), abs=1e-6)
+    both = rm.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[2:])
+    swapped = rm.compare(PROMPTS[:2], RESPONSES[2:], RESPONSES[:2])
+    assert [x + y for x, y in zip(both, swapped)] == pytest.approx([1, 1], abs=1e-9)
+    chat = [{"role": "user", "content": "Hi"}]
+    assert 0 < rm.compare(chat, "Hello.", [{"role": "assistant", "content": "What?"}]) < 1
+    warm = RewardModel.from_pretrained(save_own(tmp_path, metadata={"calibration": {"temperature": 2.0}}), device="cpu")
+    assert warm.compare(PROMPTS[0], RESPONSES[0], RESPONSES[1]) == pytest.approx(1 / (1 + math.exp((b - a) / 2)), abs=1e-6)
+    with pytest.raises(ValueError):
+        rm.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[:1])
+
+
+def test_rank_and_best_of_n(rm):
+    scores = rm.score(PROMPTS[0], RESPONSES)
+    ranked = rm.rank(PROMPTS[0], RESPONSES)
+    assert [r.index for r in ranked] == sorted(range(4), key=lambda i: -scores[i])
+    assert [r.score for r in ranked] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+    assert [r.index for r in rm.rank("Why?", ["same", "same"])] == [0, 1]
+    assert rm.rank("Why?", []) == []
+    best = rm.best_of_n(PROMPTS[0], RESPONSES)
+    assert isinstance(best, Best) and best.index == ranked[0].index and best.response == RESPONSES[best.index]
+    first_two = rm.best_of_n(PROMPTS[:2], [RESPONSES, RESPONSES[::-1]], n=2)
+    assert all(b.index < 2 for b in first_two) and first_two[0].index == int(scores[1] > scores[0])
+    chat = [{"role": "user", "content": "Hi"}]
+    assert rm.best_of_n([chat, chat], [["a", "b"], ["c"]])[1].response == "c"
+    for args, part in [((["a"], [["b"]], 2), "prompt 0 has 1 responses, n=2"), ((["a"], [[]]), "at least one"), ((["a"], [["b"], ["c"]]), "1 prompts and 2 lists")]:
+        with pytest.raises(ValueError, match=part):
+            rm.best_of_n(*args)
+
+
+def test_normalize(rm, tmp_path):
+    scaled = RewardModel.from_pretrained(save_own(tmp_path, metadata={"normalization": {"mean": 0.5, "std": 2.0, "n": 9}}), device="cpu")
+    raw = rm.score(PROMPTS, RESPONSES)
+    assert scaled.score(PROMPTS, RESPONSES) == pytest.approx(raw, abs=1e-6)
+    assert scaled.score(PROMPTS, RESPONSES, normalize=True) == pytest.approx([(x - 0.5) / 2 for x in raw], abs=1e-6)
+    assert scaled.rank(PROMPTS[0], RESPONSES, normalize=True)[0].index == rm.rank(PROMPTS[0], RESPONSES)[0].index
+    with pytest.raises(ValueError, match="no stored mean and spread"):
+        rm.score("a", "b", normalize=True)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------------
+
+def test_batches_stay_within_the_budget():
+    lengths = [(7 * i) % 50 + 1 for i in range(200)]
+    order = sorted(range(200), key=lambda i: -lengths[i])
+    seen, start = [], 0
+    while start < 200:
+        batch = next_batch(order, lengths, 120, start)
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 120
+        seen, start = seen + batch, start + len(batch)
+    assert sorted(seen) == list(range(200))
+
+
+def test_out_of_memory_halves_and_goes_on(folders, caplog):
+    rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
+    expected, forward, sizes = rm.score(PROMPTS * 5, RESPONSES * 5), rm.scorer.forward, []
+
+    def little_memory(rows):
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(rows)
+
+    rm.scorer.forward = little_memory
+    with caplog.at_level(logging.WARNING):
+        assert rm.score(PROMPTS * 5, RESPONSES * 5) == pytest.approx(expected, abs=1e-5)
+    assert sizes[0] > 3 and "out of memory" in caplog.text
+    rm.scorer.forward = lambda rows: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError, match="one text of .* tokens does not fit in the memory"):
+        rm.score("a", "b")
+
+
+# --- models made elsewhere --------------------------------------------------------------------------------------------------
+
+def save_foreign(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("pad", [None, "</s>", "<pad>"])
+def test_foreign_decoder_scores_as_its_authors_would(tmp_path, pad):
+    tokenizer = toy_tokenizer("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}", bos_token="<s>", eos_token="</s>", **({"pad_token": pad} if pad else {}))
+    model = tiny("llama", len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    rm = RewardModel.from_pretrained(save_foreign(tmp_path, model, tokenizer), device="cpu")
+    assert rm.metadata is None and "chat template" in rm.encoding_note
+    pairs = list(zip(PROMPTS, RESPONSES))
+    for score, (prompt, response) in zip(rm.score(PROMPTS, RESPONSES), pairs):
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+        with torch.no_grad():
+            assert score == pytest.approx(model(ids).logits.item(), abs=1e-5)
+        assert rm.score(messages) == pytest.approx(score, abs=1e-5)
+    assert RewardModel.from_pretrained(str(tmp_path), device="cpu").tokenizer.pad_token == pad
+
+
+def test_foreign_encoder_takes_pairs(tmp_path):
+    tokenizer = toy_tokenizer(bert=True, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]")
+    model = tiny("bert", len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    rm = RewardModel.from_pretrained(save_foreign(tmp_path, model, tokenizer), device="cpu")
+    assert "segments of a pair" in rm.encoding_note
+    prompts, responses = PROMPTS[:2], RESPONSES[:2]
+    for score, prompt, response in zip(rm.score(prompts, responses), prompts, responses):
+        inputs = tokenizer(prompt, response, return_tensors="pt")
+        assert inputs["token_type_ids"].sum() > 0
+        with torch.no_grad():
+            assert score == pytest.approx(model(**inputs).logits.item(), abs=1e-5)
+    with pytest.raises(ValueError, match="no chat template"):
+        rm.score([{"role": "user", "content": "a"}])
+
+
+def test_foreign_plain_decoder(tmp_path, caplog):
+    tokenizer = toy_tokenizer(**SPECIAL["gpt2"])
+    model = tiny("gpt2", len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    with caplog.at_level(logging.WARNING):
+        rm = RewardModel.from_pretrained(save_foreign(tmp_path, model, tokenizer), device="cpu")
+    assert "no reward_kit.json" in caplog.text and "one space" in caplog.text
+    with torch.no_grad():
+        expected = [model(tokenizer(f"{p} {r}", return_tensors="pt")["input_ids"]).logits.item() for p, r in (("Why?", "So."), ("Name", "it"))]
+    assert rm.score(["Why?", "Name"], ["So.", "it"]) == pytest.approx(expected, abs=1e-5)
+    long = "blue light " * 300
+    assert math.isfinite(rm.score(long, "So.")) and rm.score(["b"], [long], too_long="none") == [None]
+    with pytest.raises(ValueError, match="row 0 has no tokens"):
+        rm.score("", "")
+
+
+def test_foreign_with_a_stated_encoding(tmp_path):
+    tokenizer = toy_tokenizer(CHAT, **SPECIAL["llama"])
+    model = tiny("llama", len(tokenizer) + 4)
+    save_foreign(tmp_path, model, tokenizer)
+    encoding = prepare_tokenizer(copy.deepcopy(tokenizer), max_length=100)
+    rm = RewardModel.from_pretrained(str(tmp_path), device="cpu", encoding=encoding)
+    ids = rm.encode(["Why?"], ["So."])[0]
+    assert ids[-1] == rm.tokenizer.eos_token_id and ids.count(rm.tokenizer.bos_token_id) == 1 and math.isfinite(rm.score("Why?", "So."))
+
+
+@pytest.mark.parametrize("labels, part", [(2, "two classes"), (5, "a reward is one number")])
+def test_several_labels(tmp_path, labels, part):
+    tokenizer = toy_tokenizer(**SPECIAL["llama"])
+    save_foreign(tmp_path, tiny("llama", len(tokenizer), num_labels=labels), tokenizer)
+    with pytest.raises(ModelLoadError, match=part) as caught:
+        RewardModel.from_pretrained(str(tmp_path))
+    assert f"{labels} labels" in str(caught.value)
+
+
+def test_not_a_reward_model(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        RewardModel.from_pretrained(str(tmp_path / "nowhere"))
+    tokenizer = toy_tokenizer(**SPECIAL["llama"])
+    config = LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=len(tokenizer))
+    save_foreign(tmp_path, LlamaForCausalLM(config), tokenizer)
+    with pytest.raises(ValueError, match="not a reward model"):
+        RewardModel.from_pretrained(str(tmp_path))
+
+
+def test_changed_tokenizer_is_noticed(tmp_path, caplog):
+    folder = save_own(tmp_path)
+    metadata = RewardMetadata.load(folder)
+    metadata.encoding.tokenizer_fingerprint = "0" * 16
+    metadata.save(folder)
+    with caplog.at_level(logging.WARNING):
+        RewardModel.from_pretrained(folder, device="cpu")
+    assert "tokenizer is not the one" in caplog.text
+
+
+# --- TRL ----------------------------------------------------------------------------------------------------------------------
+
+def test_callable_as_trl_calls_it(rm):
+    from trl.trainer.utils import get_callable_name, is_async_callable
+
+    assert get_callable_name(rm) == rm.__name__ and not is_async_callable(rm)
+    assert get_callable_name(functools.partial(rm, normalize_me=1)) == rm.__name__
+    extra = dict(completion_ids=[[1], [2]], answer=["x", "y"], trainer_state=None, log_extra=print, log_metric=print)
+    assert rm(prompts=["Why?", "Who?"], completions=["So.", "Me."], **extra) == pytest.approx(rm.score(["Why?", "Who?"], ["So.", "Me."]), abs=1e-6)
+    prompts = [[{"role": "user", "content": "Why?"}]] * 2
+    completions = [[{"role": "assistant", "content": c}] for c in ("So.", "Me.")]
+    assert rm(prompts=prompts, completions=completions, **extra) == pytest.approx(rm.score(prompts, ["So.", "Me."]), abs=1e-6)
+
+
+def test_trl_grpo_step(rm, tmp_path):
+    "One step of TRL's GRPOTrainer with a policy of another tokenizer asks the reward model for its rewards."
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    tokenizer = toy_tokenizer(bos_token="<b>", eos_token="<e>", pad_token="<p>")
+    torch.manual_seed(0)
+    policy = LlamaForCausalLM(LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=len(tokenizer),
+                                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    args = GRPOConfig(output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, num_generations=2, max_completion_length=4,
+                      logging_steps=1, report_to="none", use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True)
+    trainer = GRPOTrainer(model=policy, reward_funcs=rm, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list([{"prompt": p} for p in PROMPTS]))
+    trainer.train()
+    logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    assert math.isfinite(logged[f"rewards/{rm.__name__}/mean"])
+
+
+# --- files --------------------------------------------------------------------------------------------------------------------
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_score_file_keeps_rows_and_order(rm, tmp_path):
+    rows = [{"id": i, "prompt": PROMPTS[i % 4], "response": RESPONSES[(i // 4) % 4], "note": "Grüße"} for i in range(37)]
+    report = rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "sub" / "out.jsonl", batch_rows=8)
+    out = read_lines(tmp_path / "sub" / "out.jsonl")
+    assert [{k: v for k, v in row.items() if k != "score"} for row in out] == rows
+    assert [row["score"] for row in out] == pytest.approx(rm.score([r["prompt"] for r in rows], [r["response"] for r in rows]), abs=1e-5)
+    assert (report.rows, report.failed, report.resumed_at) == (37, 0, 0)
+    assert sorted(p.name for p in (tmp_path / "sub").iterdir()) == ["out.jsonl"]
+
+
+def test_score_file_kinds_of_rows(rm, tmp_path):
+    def run(rows, **options):
+        rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", **options)
+        return read_lines(tmp_path / "out.jsonl")
+
+    pair = run([{"question": "Why?", "chosen": "So.", "rejected": "No."}], columns={"prompt": "question"})[0]
+    assert [pair["chosen_score"], pair["rejected_score"]] == pytest.approx(rm.score("Why?", ["So.", "No."]), abs=1e-6)
+    transcript = run([{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}])[0]
+    assert transcript["chosen_score"] == pytest.approx(rm.score([{"role": "user", "content": "Hi"}], "Hello."), abs=1e-6)
+    ranking = run([{"prompt": "Why?", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}], score_column="reward")[0]
+    assert ranking["rewards"] == pytest.approx(rm.score("Why?", ["a", "b", "c"]), abs=1e-6) and ranking["scores"] == [1, 2, 3]
+    assert run([{"text": "Why? So."}])[0]["score"] == pytest.approx(rm.score("Why? So."), abs=1e-6)
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    assert run([{"messages": chat}])[0]["score"] == pytest.approx(rm.score(chat), abs=1e-6)
+    assert run([{"prompt": chat[:1], "completion": chat[1:]}])[0]["score"] == pytest.approx(rm.score(chat), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "parquet", "arrow", "jsonl.gz", "csv.gz"])
+def test_score_file_formats(rm, tmp_path, kind):
+    import gzip
+
+    import pandas as pd
+    import pyarrow as pa
+    frame = pd.DataFrame({"prompt": PROMPTS, "response": [r + '\n"quoted", with a break' for r in RESPONSES]})
+    path = tmp_path / f"in.{kind}"
+    if kind.startswith("csv"):
+        frame.to_csv(path, index=False)
+    elif kind == "tsv":
+        frame.to_csv(path, index=False, sep="\t")
+    elif kind == "json":
+        frame.to_json(path, orient="records")
+    elif kind == "parquet":
+        frame.to_parquet(path)
+    elif kind == "arrow":
+        table = pa.Table.from_pandas(frame)
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        with gzip.open(path, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in frame.to_dict("records"))
+    assert rm.score_file(path, tmp_path / "out.jsonl").rows == 4
+    out = read_lines(tmp_path / "out.jsonl")
+    assert [row["response"] for row in out] == frame["response"].tolist()
+    assert [row["score"] for row in out] == pytest.approx(rm.score(PROMPTS, frame["response"].tolist()), abs=1e-5)
+
+
+def test_arrow_file_format(tmp_path):
+    import pyarrow as pa
+    table = pa.table({"text": ["a", "b", "c"]})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    assert [row["text"] for row, _ in read_rows(tmp_path / "x.arrow")] == ["a", "b", "c"]
+
+
+def test_bad_rows_are_written_and_counted(tmp_path):
+    rm = RewardModel.from_pretrained(save_own(tmp_path / "rm", max_length=24), device="cpu")
+    rows = [{"prompt": "Why?", "response": "So."}, {"prompt": None, "response": "x"}, {"prompt": "a"}, {"prompt": "b", "response": "blue light " * 90},
+            {"prompt": "b", "response": 3}, {"prompt": "Why?", "response": "Yes."}]
+    report = rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", batch_rows=4)
+    out = read_lines(tmp_path / "out.jsonl")
+    assert [row["score"] is None for row in out] == ["error" in row for row in out] == [False, True, True, True, True, False]
+    assert "NoneType" in out[1]["error"] and "does not fit in max_length=24" in out[3]["error"] and "int" in out[4]["error"]
+    assert report.failed == 4 and report.rows == 6 and "4 with an error" in str(report)
+    assert {k: v for k, v in out[3].items() if k not in ("score", "error")} == rows[3]
+
+
+@pytest.mark.parametrize("name, text, part", [
+    ("in.jsonl", '{"text": "a"}\n{"text": \n', "in.jsonl:2: not JSON"),
+    ("in.jsonl", '{"text": "a"}\n[1]\n', "in.jsonl:2: a list"),
+    ("in.jsonl", '{"a": 1}\n', "nothing to score: the file has 'a'"),
+    ("in.jsonl", '{"text": "a", "score": 1}\n', "already has a column 'score'"),
+    ("in.jsonl", "", "no rows"),
+    ("in.json", '{"text": "a"}', "must hold a list"),
+    ("in.json", "[1", "in.json:1: not JSON"),
+    ("in.csv", "prompt,response\na,b,c\n", "row 1: has not as many cells"),
+    ("in.xyz", "a", "cannot score a .xyz file"),
+])
+def test_bad_files_give_one_line(rm, tmp_path, name, text, part):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PreferenceDataError) as caught:
+        rm.score_file(tmp_path / name, tmp_path / "out.jsonl")
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_bad_file_arguments(rm, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [{"text": "a"}])
+    with pytest.raises(FileNotFoundError, match="no file"):
+        rm.score_file(tmp_path / "none.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(ValueError, match="must be named .jsonl"):
+        rm.score_file(source, tmp_path / "out.csv")
+    with pytest.raises(ValueError, match="same file"):
+        rm.score_file(source, source)
+    with pytest.raises(PreferenceDataError, match="no column 'body'"):
+        rm.score_file(source, tmp_path / "out.jsonl", columns={"text": "body"})
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "Grüße"}\n'.encode("latin-1"))
+    with pytest.raises(PreferenceDataError, match="not UTF-8"):
+        rm.score_file(tmp_path / "latin.jsonl", tmp_path / "out.jsonl")
+
+
+def interrupted(rm, source, out, after, **options):
+    "Stop score_file after some chunks, as an exception would."
+    forward, count = rm.scorer.forward, [0]
+
+    def stop(rows):
+        count[0] += 1
+        if count[0] > after:
+            raise KeyboardInterrupt
+        return forward(rows)
+
+    rm.scorer.forward = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            score_file(rm, source, out, batch_rows=5, **options)
+    finally:
+        rm.scorer.forward = forward
+
+
+def test_resume_goes_on_and_refuses_what_changed(folders, tmp_path):
+    rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
+    rows = [{"text": f"row {i}"} for i in range(23)]
+    source, out = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    interrupted(rm, source, out, 2)
+    assert not out.exists() and json.loads((tmp_path / "out.jsonl.part.json").read_text())["rows"] == 10
+    with open(tmp_path / "out.jsonl.part", "a") as part:
+        part.write('{"text": "row 10", "sco')  # a kill in the middle of a line
+    other = RewardModel.from_pretrained(save_own(tmp_path / "other", seed=1), device="cpu")
+    with pytest.raises(ValueError, match="another model.*resume=False"):
+        other.score_file(source, out)
+    with pytest.raises(ValueError, match="another score_column"):
+        rm.score_file(source, out, score_column="reward")
+    write_lines(source, [{"text": "changed"}, *rows[1:]])
+    with pytest.raises(ValueError, match="first 10 rows of the input are not those"):
+        rm.score_file(source, out)
+    write_lines(source, rows[:4])
+    with pytest.raises(ValueError, match="first 10 rows of the input are not those"):
+        rm.score_file(source, out)
+    write_lines(source, [*rows[:15], {"text": "a later line may be corrected"}, *rows[16:]])
+    report = rm.score_file(source, out, batch_rows=5)
+    texts = [row["text"] for row in read_lines(out)]
+    assert report.resumed_at == 10 and report.rows == 23 and len(texts) == len(set(texts)) == 23 and texts[15].startswith("a later")
+    interrupted(rm, source, out, 2)
+    assert rm.score_file(source, out, resume=False).resumed_at == 0
+
+
+def test_errors_of_an_earlier_call_are_counted(folders, tmp_path):
+    rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
+    rows = [{"text": None if i in (3, 17) else f"row {i}"} for i in range(20)]
+    source, out = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    interrupted(rm, source, out, 2)
+    assert rm.score_file(source, out).failed == 2
+
+
+CHILD = """
+import sys, time
+from reward_kit.inference import RewardModel
+rm = RewardModel.from_pretrained(sys.argv[1], device="cpu")
+forward = rm.scorer.forward
+rm.scorer.forward = lambda rows: (time.sleep(0.02), forward(rows))[1]
+print("go", flush=True)
+rm.score_file(sys.argv[2], sys.argv[3], batch_rows=3)
+"""
+
+
+def test_survives_kill(folders, rm, tmp_path):
+    "kill -9 at several moments; the calls together write every row once, with the scores of an undisturbed run."
+    rows = [{"n": i, "text": PROMPTS[i % 4] + f" {i}"} for i in range(150)]
+    source, out = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    progress, environment = [], {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for wait in (0.11, 0.2):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, folders["llama"], str(source), str(out)], stdout=subprocess.PIPE, text=True, env=environment)
+        assert child.stdout.readline() == "go\n"
+        state = tmp_path / "out.jsonl.part.json"
+        before = state.read_text() if state.exists() else ""
+        while child.poll() is None and (not state.exists() or state.read_text() == before):
+            time.sleep(0.005)
+        time.sleep(wait)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        progress.append(json.loads(state.read_text())["rows"])
+    assert 0 < progress[0] < progress[1] < 150 and not out.exists()
+    report = rm.score_file(source, out)
+    assert report.resumed_at == progress[1]
+    written = read_lines(out)
+    assert [row["n"] for row in written] == list(range(150))
+    assert [row["score"] for row in written] == pytest.approx(rm.score([row["text"] for row in rows]), abs=1e-5)
+
+
+def test_constant_memory(rm, tmp_path):
+    "Rows are read as they are needed: the first chunk is written before the last rows are looked at."
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a"}\n' * 150 + "broken\n")
+    with pytest.raises(PreferenceDataError, match="in.jsonl:151"):
+        rm.score_file(source, tmp_path / "out.jsonl", batch_rows=50)
+    assert json.loads((tmp_path / "out.jsonl.part.json").read_text())["rows"] == 150
