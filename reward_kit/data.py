@@ -105,11 +105,13 @@ def as_messages(
         messages.append({"role": ROLES.get(role.lower(), role), "content": _content(turn, what), **other})
     return messages
 
-# %% ../nbs/00_data.ipynb #8564f8ba
+# %% ../nbs/00_data.ipynb #b3fdb9c5
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
-def is_transcript(value) -> bool:
+def is_transcript(
+    value,  # a cell
+) -> bool:
     "Whether the value is a text that begins with `Human:` and has an `Assistant:` turn."
     return isinstance(value, str) and bool(re.match(r"\s*Human:", value)) and "\n\nAssistant:" in value
 
@@ -326,7 +328,7 @@ def _prompt_and_responses(row, fmt, responses, names):
         return _conversations(prompt if given else None, responses, names)
     return prompt if given else "", [clean_text(r, name) for r, name in zip(responses, names, strict=True)]
 
-# %% ../nbs/00_data.ipynb #20c4fdcf
+# %% ../nbs/00_data.ipynb #8186903b
 def _number(value, what):
     "A finite float from a number or its text; None stays None."
     if value is None or value == "":
@@ -345,7 +347,7 @@ def _winner(label, columns):
     if label is None or label == "":
         raise UnusableRow("null label")
     names = [columns["response_a"].lower(), columns["response_b"].lower()]
-    word = str(int(label) if isinstance(label, float) and label.is_integer() else label).strip().lower()
+    word = re.sub(r"\.0$", "", str(label).strip().lower())
     if word.startswith(("tie", "both", "equal", "same", "draw")):
         return None
     tails = [name[-1] for name in names]
@@ -434,7 +436,7 @@ def _read_record(row, fmt):
     won = {"first_won": order[0] == 0} if fmt.name == "labelled" and len(dense) == 2 else {}
     return record | {name: value for name, value in extra.items() if value is not None} | won
 
-# %% ../nbs/00_data.ipynb #31dc1863
+# %% ../nbs/00_data.ipynb #a54c216f
 def to_record(
     example: dict,  # one example in any of the formats
     *,
@@ -451,11 +453,13 @@ def to_record(
     except PreferenceDataError as error:
         raise PreferenceDataError(f"{origin}: {error}" if origin else str(error)) from None
     record.pop("first_won", None)
-    record["id"] = record["id"] or f"{_record_key(record):016x}"
+    record["id"] = record["id"] or f"{_key_of(record):016x}"
     return record | {"origin": origin}
 
-# %% ../nbs/00_data.ipynb #11e53332
-def hash64(text: str) -> int:
+# %% ../nbs/00_data.ipynb #6023a810
+def hash64(
+    text: str,  # any text
+) -> int:
     "A 64-bit hash that is the same on every machine and in every process (BLAKE2b)."
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
@@ -477,10 +481,13 @@ def _exact_key(value):
     return hash64(value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
-def _record_key(record):
-    "What makes a pair the same pair: prompt, responses and their ranks; the order of equals does not matter."
-    ranked = sorted(zip(record["ranks"], map(_exact_key, record["responses"]), strict=True))
-    return hash64(f"{_exact_key(record['prompt'])} {ranked} {record.get('tools')}")
+def _record_key(record, prompt, responses):
+    "What makes a pair the same pair, from the keys of its texts: prompt, responses and ranks; the order of equals does not matter."
+    return hash64(f"{prompt} {sorted(zip(record['ranks'], responses, strict=True))} {record.get('tools')}")
+
+
+def _key_of(record):
+    return _record_key(record, _exact_key(record["prompt"]), [_exact_key(r) for r in record["responses"]])
 
 # %% ../nbs/00_data.ipynb #79ca5c7c
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
@@ -678,7 +685,7 @@ def _list_rows(rows):
         else:
             yield f"row {n}", UnusableRow("row is not a dict", f"found {type(row).__name__}")
 
-# %% ../nbs/00_data.ipynb #b4eef1fc
+# %% ../nbs/00_data.ipynb #883a70ec
 @dataclass
 class _Source:
     "Where rows come from: a callable that starts reading them, and the splits beside them."
@@ -688,6 +695,7 @@ class _Source:
     total: int | None = None
     splits: dict = field(default_factory=dict)
     note: str | None = None
+    split: str | None = None  # the one that was chosen
 
 
 def _choose(sources, split, name):
@@ -697,9 +705,10 @@ def _choose(sources, split, name):
     if split is None and len(sources) > 1 and "train" not in sources:
         raise PreferenceDataError(f"{name}: has the splits {', '.join(map(repr, sources))}; choose one with split=")
     chosen = split or ("train" if "train" in sources else next(iter(sources)))
-    others = {key: source for key, source in sources.items() if key != chosen and re.match("train|val|test|eval|dev", key)}
+    kin = re.compile(r"^(training|train|test|validation|valid|val|eval|dev)(?=$|_)")
+    others = {key: source for key, source in sources.items() if key != chosen and kin.match(key) and kin.sub("", key) == kin.sub("", chosen)}
     note = f"split {chosen!r} of {', '.join(sources)}" if len(sources) > 1 else None
-    return replace(sources[chosen], splits=others, note=note)
+    return replace(sources[chosen], splits=others, note=note, split=chosen)
 
 
 def _split_of(path, base):
@@ -723,7 +732,7 @@ def _file_source(paths, base, split, name):
     sources = {key: _Source(name, lambda files=files: _file_rows(files, base)) for key, files in groups.items()}
     return _choose(sources, split, name)
 
-# %% ../nbs/00_data.ipynb #cb9a7ab7
+# %% ../nbs/00_data.ipynb #66ddb947
 def _looks_like_path(name):
     return Path(name).exists() or name.startswith((".", "/", "~")) or any(c in name for c in "*?\\") or bool(re.search(r"\.[A-Za-z]{2,8}$", name)) or name.count("/") != 1
 
@@ -738,8 +747,6 @@ def _path_source(name, split):
     if path.is_file():
         if _suffix(path) not in _READERS:
             raise PreferenceDataError(f"{name}: unknown file type; readable are {', '.join(SUFFIXES)}, each also with .gz")
-        if split not in (None, "train"):
-            raise PreferenceDataError(f"{name}: a single file has no split {split!r}")
         return _Source(path.name, lambda: _file_rows([path], None))
     if any(c in name for c in "*?["):
         found = glob.glob(str(path), recursive=True)
@@ -782,11 +789,17 @@ def _source(data, split, revision, cache_dir):
         return _Source("list", lambda: _list_rows(data), len(data))
     raise PreferenceDataError(f"data is a {type(data).__name__}; give a path, a hub id, a Dataset, a DataFrame or a list of dicts")
 
-# %% ../nbs/00_data.ipynb #ad771d92
+# %% ../nbs/00_data.ipynb #5595f710
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
-_ROW = np.dtype([("digest", "u8"), ("prompt", "u8"), ("source", "u8"), ("responses", "u4"), ("pairs", "u4"), ("prompt_len", "u4"),
+_ASCII_TOKEN = re.compile(r"\w+|[^\w\s]")
+_ROW = np.dtype([("key", "u8"), ("digest", "u8"), ("prompt", "u8"), ("source", "u8"), ("responses", "u4"), ("pairs", "u4"), ("prompt_len", "u4"),
                  ("best_len", "u4"), ("worst_len", "u4"), ("overlap", "f4"), ("first_won", "i1")])
 _PAIR = np.dtype([("key", "u8"), ("forward", "?")])
+
+
+def _words(text):
+    "Words and punctuation marks, small letters; each Chinese, Japanese or Korean character is a word."
+    return (_ASCII_TOKEN if text.isascii() else _TOKEN).findall(text.lower())
 
 
 def _dice(a, b):
@@ -800,23 +813,26 @@ def _lengths(texts, words, tokenizer):
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
+_CONTENT = ("scores", "margin", "weight", "source", "tools", "chat_template_kwargs")
+
+
 def _measure_records(records, tokenizer=None):
     "The numbers that are kept of each record: one row a record, one key a response, one key a strictly ordered pair."
     rows, response_keys, pairs = np.zeros(len(records), _ROW), [], []
     texts = [text for r in records for text in ("\n".join(t["content"] for t in r["prompt"]) if isinstance(r["prompt"], list) else r["prompt"],
                                                 response_text(r["responses"][0]), response_text(r["responses"][-1]))]
-    words = [_TOKEN.findall(text.lower()) for text in texts]
+    words = [_words(text) for text in texts]
     lengths = _lengths(texts, words, tokenizer)
     for n, record in enumerate(records):
-        keys, ranks, at = [_exact_key(r) for r in record["responses"]], record["ranks"], 3 * n
-        prompt = _exact_key(record["prompt"])
+        prompt, keys = _exact_key(record["prompt"]), [_exact_key(r) for r in record["responses"]]
+        ranks, at = record["ranks"], 3 * n
         ordered = [(keys[i], keys[j]) for i in range(len(keys)) for j in range(i + 1, len(keys)) if ranks[i] < ranks[j]]
         pairs += [(hash64(f"{prompt} {min(pair)} {max(pair)}"), pair[0] < pair[1]) for pair in ordered]
         response_keys += keys
-        content = [record.get(name) for name in ("prompt", "responses", "ranks", "scores", "margin", "weight", "source", "tools", "chat_template_kwargs")]
+        content = hash64(f"{prompt} {keys} {ranks} {[record.get(name) for name in _CONTENT]}")
         overlap = _dice(words[at + 1], words[at + 2]) if ordered else math.nan
-        rows[n] = (_exact_key(content), prompt_key(record["prompt"]), hash64(record["source"] or ""), len(keys), len(ordered), *lengths[at : at + 3],
-                   overlap, record.get("first_won", -1))
+        rows[n] = (_record_key(record, prompt, keys), content, prompt_key(record["prompt"]), hash64(record["source"] or ""), len(keys), len(ordered),
+                   *lengths[at : at + 3], overlap, record.get("first_won", -1))
     return _Measures(rows, np.array(response_keys, "u8"), np.array(pairs, _PAIR))
 
 # %% ../nbs/00_data.ipynb #b067fc50
@@ -1035,10 +1051,10 @@ def _to_pairs(preferences):
         store.add(pa.RecordBatch.from_pylist(part, schema=schema))
     return store.dataset(hashlib.blake2b(f"pairs {preferences.fingerprint}".encode(), digest_size=16).hexdigest())
 
-# %% ../nbs/00_data.ipynb #ee31fbf5
+# %% ../nbs/00_data.ipynb #3484ecf9
 PRACTICES = {
     # practice: (ok from, fails from, what is measured, why)
-    "enough pairs": (1000, 200, "strictly ordered pairs", "below about 1,000 pairs the interval of an accuracy on a tenth of them is wider than 20 points"),
+    "enough pairs": (1000, 200, "strictly ordered pairs", "below about 1,000 pairs, an accuracy measured on a tenth of them is uncertain by 10 points either way"),
     "diverse prompts": (100, 30, "effective number of prompts (inverse Simpson index)", "pairs of one prompt are not independent; few prompts teach the prompts"),
     "diverse responses": (0.5, 0.2, "distinct responses among all", "a model can memorise the score of a response it has seen"),
     "clear preference": (0.05, 0.2, "pairs whose responses share 90% of their words", "a tiny edit rarely carries a preference; it is mostly noise"),
@@ -1068,16 +1084,16 @@ def _interval(k, n, z=1.96):
     center, spread = (k + z * z / 2) / (n + z * z), z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
     return max(center - spread, 0.0), min(center + spread, 1.0)
 
-# %% ../nbs/00_data.ipynb #4de6df46
+# %% ../nbs/00_data.ipynb #18797598
 @dataclass(frozen=True)
 class Verdict:
     "One practice of good preference data, measured."
 
-    practice: str
+    practice: str  # one of `PRACTICES`
     status: str  # ok, warn, fail, or n/a where it does not apply
-    measured: str
-    threshold: str
-    why: str
+    measured: str  # the number, and what it is of
+    threshold: str  # where ok ends and fail begins
+    why: str  # the reason or the source
 
 
 def _balance(k, n, ok, fail):
@@ -1126,22 +1142,22 @@ def _verdicts(report):
         found[practice] = Verdict(practice, status, measured, _threshold(practice), why)
     return list(found.values())
 
-# %% ../nbs/00_data.ipynb #caa26b7c
+# %% ../nbs/00_data.ipynb #c145422f
 @dataclass
 class DataReport:
     "What was read, dropped and measured; ends with a verdict for each practice of good preference data."
 
-    name: str
-    format: str
-    kind: str
-    rows_read: int
-    rows_kept: int
+    name: str  # file, folder, hub id, or the type of what was given
+    format: str  # one of `FORMATS`
+    kind: str  # text or messages
+    rows_read: int  # rows, also those that could not be parsed
+    rows_kept: int  # records
     dropped: dict = field(default_factory=dict)  # reason -> {"count", "examples"}
     noted: dict = field(default_factory=dict)  # the same, for rows that are kept
     columns: dict = field(default_factory=dict)  # canonical name -> the source's column
-    unused_columns: list = field(default_factory=list)
-    notes: list = field(default_factory=list)
-    token_unit: str = "words and punctuation marks"
+    unused_columns: list = field(default_factory=list)  # the source's other columns
+    notes: list = field(default_factory=list)  # what else the reader should know, in sentences
+    token_unit: str = "words and punctuation marks"  # what lengths are counted in
     lengths: dict = field(default_factory=dict)  # prompt, chosen, rejected -> {"mean", "p5", "median", "p95", "max"}
     stats: dict = field(default_factory=dict)  # the numbers behind the verdicts
     overlaps: dict = field(default_factory=dict)  # another split -> {"shared", "prompts", "records"}
@@ -1149,10 +1165,12 @@ class DataReport:
 
     @property
     def rows_dropped(self) -> int:
+        "Rows that are not among the records."
         return self.rows_read - self.rows_kept
 
     @property
     def duplicates(self) -> int:
+        "Rows dropped because they repeat an earlier pair."
         return self.dropped.get("exact duplicate", {}).get("count", 0)
 
     @property
@@ -1163,6 +1181,7 @@ class DataReport:
 
     @property
     def verdicts(self) -> list[Verdict]:
+        "One verdict for each of `PRACTICES`."
         return _verdicts(self)
 
     def to_dict(self) -> dict:
@@ -1231,30 +1250,46 @@ def _report_html(report):
         parts.append(f"<h4>{html.escape(title)}</h4><table><tr>{head}</tr>{''.join('<tr>' + ''.join(map(cell, row)) + '</tr>' for row in rows)}</table>")
     return "".join(parts)
 
-# %% ../nbs/00_data.ipynb #44fdf040
+# %% ../nbs/00_data.ipynb #1e355c32
 def _plot_report(report):
     "Two panels: length distributions of chosen and rejected; share of longer-is-chosen by how much longer."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3), layout="constrained")
+    plt.close(figure)
+    _plot_lengths(left, report)
+    _plot_longer(right, report)
+    return figure
+
+
+def _plot_lengths(axes, report):
     chosen, rejected = report.samples["chosen"], report.samples["rejected"]
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
     top = max(np.percentile(np.concatenate([chosen, rejected]), 99), 1) if len(chosen) else 1
     bins = np.linspace(0, top, min(40, int(top) + 2))
     for lengths, name in ((chosen, "chosen"), (rejected, "rejected")):
-        left.hist(np.minimum(lengths, top), bins, histtype="step", label=f"{name} (median {np.median(lengths) if len(lengths) else 0:.0f})")
-    left.set(xlabel="length (tokens)", ylabel="pairs", title="How long responses are")
-    left.legend(frameon=False, fontsize=8)
-    gap = chosen.astype(int) - rejected
-    edges = np.unique(np.quantile(np.abs(gap[gap != 0]), np.linspace(0, 1, 6))) if (gap != 0).any() else np.array([0.0, 1.0])
-    where = np.clip(np.searchsorted(edges, np.abs(gap), side="right") - 1, 0, max(len(edges) - 2, 0))
-    bars = [(w, (gap[(where == w) & (gap != 0)] > 0).mean()) for w in range(max(len(edges) - 1, 1)) if ((where == w) & (gap != 0)).any()]
-    right.bar([w for w, _ in bars], [share for _, share in bars], color="tab:gray")
-    right.axhline(0.5, color="black", linewidth=0.8)
-    labels = [f"{edges[w]:.0f} to {edges[min(w + 1, len(edges) - 1)]:.0f}" for w, _ in bars]
-    right.set_xticks([w for w, _ in bars], labels, fontsize=7)
-    right.set(ylim=(0, 1), xlabel="difference in length (tokens)", ylabel="longer one chosen (share)", title="Is the longer one chosen?")
-    return figure
+        axes.hist(np.minimum(lengths, top), bins, histtype="step", label=f"{name} (median {np.median(lengths) if len(lengths) else 0:.0f})")
+    axes.set(xlabel=f"length ({report.token_unit})", ylabel="pairs", title="How long responses are")
+    axes.xaxis.label.set_size(8)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _longer_by_gap(report, groups=5):
+    "Pairs in groups of like size by their difference in length: (smallest, largest difference, pairs, pairs whose longer one is chosen)."
+    gap = report.samples["chosen"].astype(int) - report.samples["rejected"]
+    gap = gap[np.argsort(np.abs(gap), kind="stable")]
+    parts = [part for part in np.array_split(gap[gap != 0], groups) if len(part)]
+    return [(int(abs(part[0])), int(abs(part[-1])), len(part), int((part > 0).sum())) for part in parts]
+
+
+def _plot_longer(axes, report):
+    groups = _longer_by_gap(report)
+    shares = np.array([k / n for *_, n, k in groups])
+    intervals = np.array([_interval(k, n) for *_, n, k in groups]).reshape(-1, 2)
+    axes.bar(range(len(groups)), shares, yerr=np.abs(intervals.T - shares), color="tab:gray", capsize=3)
+    axes.axhline(0.5, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(groups)), [f"{low} to {high}" for low, high, *_ in groups], fontsize=7)
+    axes.set(ylim=(0, 1), ylabel="longer one chosen (share, 95%)", title="Is the longer one chosen?")
+    axes.set_xlabel(f"difference in length ({report.token_unit})", size=8)
 
 # %% ../nbs/00_data.ipynb #3cf8834f
 def _summary(lengths):
@@ -1303,7 +1338,7 @@ def _build_report(preferences, **facts):
     return DataReport(kind=preferences.kind, rows_kept=len(preferences), lengths={k: _summary(v) for k, v in lengths.items()},
                       stats=_statistics(preferences), samples=lengths, **unit, **facts)
 
-# %% ../nbs/00_data.ipynb #23f88da6
+# %% ../nbs/00_data.ipynb #cf613bd6
 CHUNK_ROWS = 1000
 _NOTES = {"scores": "scores disagree with the order (kept)", "lifted": "plain text turned into messages (kept)",
           "other": "row in another format than the first rows (kept)", "contradictory": "contradictory pair, also judged the other way round (kept)"}
@@ -1331,7 +1366,8 @@ class _Job:
                 self.formats[key] = detect_format([row], self.columns)
             except PreferenceDataError:
                 self.formats[key] = None
-        if self.formats.get(key) is None:
+        other = self.formats.get(key)
+        if other is None or "prompt" in missing and other.name in ("pairs", "ranking", "labelled"):
             raise UnusableRow(f"missing {missing[0]}", f"the row has {', '.join(map(str, row))}"[:200])
         return self.formats[key]
 
@@ -1340,14 +1376,13 @@ class _Job:
 class _Chunk:
     "What converting some rows gives."
 
-    batch: object
-    keys: list
+    batch: pa.RecordBatch
     measures: _Measures
     dropped: list  # (reason, origin, detail)
     noted: list  # (reason, origin, detail)
     read: int
 
-# %% ../nbs/00_data.ipynb #1a6e2bb4
+# %% ../nbs/00_data.ipynb #8df4a36a
 def _parse(payload, origin):
     "The row of what a reader yields: bytes of a line, a dict, or a row that was set aside already."
     if isinstance(payload, UnusableRow):
@@ -1390,13 +1425,13 @@ def _convert_chunk(job, items):
             records.append(_convert_row(job, origin, payload, noted))
         except UnusableRow as error:
             dropped.append((error.reason, origin, error.detail))
-    keys = [_record_key(record) for record in records]
-    for record, key in zip(records, keys, strict=True):
+    measures = _measure_records(records, job.tokenizer)
+    for record, key in zip(records, measures.rows["key"].tolist(), strict=True):
         record["id"] = record["id"] or f"{key:016x}"
     batch = pa.RecordBatch.from_pylist([_to_row(record) for record in records], schema=record_schema(job.kind))
-    return _Chunk(batch, keys, _measure_records(records, job.tokenizer), dropped, noted, len(items))
+    return _Chunk(batch, measures, dropped, noted, len(items))
 
-# %% ../nbs/00_data.ipynb #86b12c69
+# %% ../nbs/00_data.ipynb #ab404221
 _WORKER = {}
 
 
@@ -1436,7 +1471,7 @@ def _first_rows(items):
 
 def _plan(first, columns, format, tokenizer):
     "Format and kind from the first rows, and the columns that are not used."
-    rows = _first_rows(first)[:100]
+    rows = _first_rows(first)
     if not rows:
         return _Job(None), []
     job = _Job(detect_format(rows, columns, format), columns=columns, fixed=format != "auto", tokenizer=tokenizer)
@@ -1450,7 +1485,7 @@ def _plan(first, columns, format, tokenizer):
     used = [*job.fmt.columns.values(), "ranks", "origin"]
     return replace(job, kind=kind), [name for name in dict.fromkeys(str(key) for row in rows for key in row) if name not in used]
 
-# %% ../nbs/00_data.ipynb #4b99b2cf
+# %% ../nbs/00_data.ipynb #33267a25
 class _Collector:
     "Takes converted chunks: counts, drops duplicates, stores the rest."
 
@@ -1469,7 +1504,7 @@ class _Collector:
     def add(self, chunk):
         "Take one chunk."
         origins, keep = chunk.batch.column("origin"), []
-        for n, key in enumerate(chunk.keys):
+        for n, key in enumerate(chunk.measures.rows["key"].tolist()):
             if key in self.seen:
                 chunk.dropped.append(("exact duplicate", origins[n].as_py(), ""))
             else:
@@ -1479,7 +1514,7 @@ class _Collector:
             self.count(self.dropped, reason, origin, detail)
         for reason, origin, detail in chunk.noted:
             self.count(self.noted, reason, origin, detail)
-        whole = len(keep) == len(chunk.keys)
+        whole = len(keep) == len(chunk.batch)
         self.measures.append(chunk.measures if whole else chunk.measures.take(keep))
         self.store.add(chunk.batch if whole else chunk.batch.take(pa.array(keep, pa.int64())))
         self.read += chunk.read
@@ -1553,7 +1588,7 @@ def _load(source, columns=None, format="auto", strict=False, num_proc=None, cach
         columns=job.fmt.columns, unused_columns=unused, notes=notes)
     return preferences
 
-# %% ../nbs/00_data.ipynb #23dc39d7
+# %% ../nbs/00_data.ipynb #2fc862b0
 def prompt_overlap(
     a: Preferences,  # for example the training data
     b: Preferences,  # for example the evaluation data
@@ -1591,12 +1626,14 @@ def load_preferences(
     if isinstance(data, Preferences):
         return data
     source = _source(data, split, revision, cache_dir)
+    if split not in (None, "train") and source.split is None:
+        raise PreferenceDataError(f"{source.name}: there are no splits, so split={split!r} cannot be read")
     options = {"columns": columns, "format": format, "num_proc": num_proc, "cache_dir": cache_dir}
     preferences = _load(source, strict=strict, tokenizer=tokenizer, progress=progress, **options)
     _compare_splits(preferences, source.splits, **options)
     return preferences
 
-# %% ../nbs/00_data.ipynb #3b474a36
+# %% ../nbs/00_data.ipynb #c356e933
 def _prompt_groups(preferences, seed):
     "Row numbers of each prompt, in an order that depends on the seed and the prompts only."
     measures = preferences.measures
@@ -1612,10 +1649,10 @@ def _prompt_groups(preferences, seed):
 
 
 def split_by_prompt(
-    preferences: Preferences,
+    preferences: Preferences,  # what to split
     eval_fraction: float = 0.1,  # share of records in the evaluation part, in (0, 1); met as closely as whole prompts allow
     *,
-    seed: int = 0,
+    seed: int = 0,  # another seed deals the prompts out in another order
 ) -> tuple[Preferences, Preferences]:  # train, eval
     "Train and evaluation parts without a shared prompt, deterministic in the seed; raises `PreferenceDataError` for fewer than two prompts."
     if not 0 < eval_fraction < 1:
@@ -1636,10 +1673,10 @@ def split_by_prompt(
 
 
 def kfold_by_prompt(
-    preferences: Preferences,
+    preferences: Preferences,  # what to split
     k: int = 5,  # number of folds, from 2 to the number of prompts
     *,
-    seed: int = 0,
+    seed: int = 0,  # another seed deals the prompts out in another order
 ) -> list[tuple[Preferences, Preferences]]:  # k pairs of train and eval
     "k folds without a shared prompt: every record is in exactly one evaluation part, and the parts are of like size."
     groups = _prompt_groups(preferences, seed)
@@ -1651,7 +1688,7 @@ def kfold_by_prompt(
         fold[group], sizes[smallest] = smallest, sizes[smallest] + len(group)
     return [(preferences.select(np.flatnonzero(fold != i)), preferences.select(np.flatnonzero(fold == i))) for i in range(k)]
 
-# %% ../nbs/00_data.ipynb #ee153be7
+# %% ../nbs/00_data.ipynb #ae9e0865
 def _save_row(record):
     "A record as the row of a file that reads back as the same record."
     row = {"prompt": record["prompt"]} if record["prompt"] else {}
@@ -1671,11 +1708,26 @@ def _save_lines(rows):
         if not isinstance(row, dict):
             raise PreferenceDataError(f"row {n}: not a dict but {type(row).__name__}")
         record = row if isinstance(rows, Preferences) else to_record(row, origin=f"row {n}")
-        key = _record_key(record)
+        key = _key_of(record)
         if key in seen:
             raise PreferenceDataError(f"row {n}: the same pair as row {seen[key]}")
         seen[key] = n
         yield (json.dumps(_save_row(record), ensure_ascii=False) + "\n").encode()
+
+
+def _write(path, lines):
+    "Write a whole file beside its place and move it there."
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as raw:
+            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(handle)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
 
 
 def _append(path, lines):
@@ -1694,7 +1746,7 @@ def _append(path, lines):
         file.flush()
         os.fsync(file.fileno())
 
-# %% ../nbs/00_data.ipynb #fc8ed13c
+# %% ../nbs/00_data.ipynb #5cd02c22
 def save_preferences(
     rows,  # Preferences, or an iterable of dicts in any of the formats
     path: str | Path,  # a `.jsonl` file, or `.jsonl.gz`
@@ -1707,17 +1759,7 @@ def save_preferences(
         raise PreferenceDataError(f"{path}: preferences are written as .jsonl or .jsonl.gz")
     lines = (line for line, _ in zip(_save_lines(rows), count, strict=False))
     try:
-        if append and path.exists():
-            _append(path, lines)
-        else:
-            handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(handle, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw as file:
-                    file.writelines(lines)
-                os.chmod(part, 0o644)
-                os.replace(part, path)
-            finally:
-                Path(part).unlink(missing_ok=True)
+        (_append if append else _write)(path, lines)
     except OSError as error:
         raise PreferenceDataError(f"{path}: cannot be written ({error.strerror or error})") from None
     return next(count)
