@@ -1,0 +1,59 @@
+"Runs killed at any moment go on from the last complete checkpoint and end with the weights of an uninterrupted run."
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_kill import SCENARIOS, build
+from trainer_world import make_base
+
+from reward_kit.trainer import complete_checkpoints
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory): return make_base(tmp_path_factory.mktemp("base"), dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def runs(base, tmp_path_factory):
+    "What every scenario left behind."
+    folder = tmp_path_factory.mktemp("killed")
+    env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("trainer_kill.py")), base, str(folder)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def expected(base, tmp_path_factory):
+    threads = torch.get_num_threads()
+    trainer = build(base, tmp_path_factory.mktemp("whole") / "run")
+    trainer.train()
+    yield {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    torch.set_num_threads(threads)
+
+
+# what counts after the kill: at most one interval of two steps is lost
+LAST = {"first_file": 4, "last_file": 4, "marker": 4, "after_marker": 6, "rotation": 6, "step_5": 4, "interrupt_5": 6}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_killed_run_ends_with_the_same_weights(base, runs, expected, name, capsys):
+    folder, output = runs
+    status = 0 if name == "interrupt_5" else -signal.SIGKILL
+    assert f"{name} {status}" in output.splitlines()
+    assert complete_checkpoints(folder / name)[-1].name == f"checkpoint-{LAST[name]}"
+    trainer = build(base, folder / name)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 9 and trainer._initial_global_step == LAST[name]
+    for parameter, value in trainer.model.named_parameters(): assert torch.equal(value, expected[parameter]), parameter
+    assert {path.name for path in (folder / name).glob("checkpoint-*")} == {path.name for path in complete_checkpoints(folder / name)}
+    assert len(complete_checkpoints(folder / name)) == 2
+
+
+def test_ctrl_c_says_how_to_go_on(runs):
+    line = next(line for line in runs[1].splitlines() if line.startswith("interrupt_5: "))
+    assert "stopped at step 6" in line and "checkpoint-6 with train(resume_from_checkpoint=True)" in line
