@@ -10,9 +10,9 @@ __all__ = ['POSITIVE', 'NOT_NEGATIVE', 'FRACTION', 'PROBABILITY', 'KIND_NAMES', 
            'reward_config_values', 'lora_values', 'parameter_table', 'check_writable', 'read_run_record',
            'write_run_record', 'changed_settings', 'prepare_output', 'clear_run', 'TrainedRewardModel',
            'train_reward_model', 'is_main_process', 'load_both', 'run_settings', 'fresh_folder', 'chat_template_file',
-           'quantization_config', 'lora_config', 'build_trainer', 'run_training', 'evaluate_output', 'find_split',
-           'run_arguments', 'ppo_prompt_column', 'data_columns', 'AutoTrainProject', 'PPONotYet', 'hub_token',
-           'push_folder']
+           'quantization_config', 'lora_config', 'library_bars', 'log_line', 'with_log_lines', 'build_trainer',
+           'run_training', 'evaluate_output', 'find_split', 'run_arguments', 'ppo_prompt_column', 'data_columns',
+           'AutoTrainProject', 'PPONotYet', 'hub_token', 'push_folder']
 
 # %% ../nbs/10_autotrain.ipynb #17f503c7
 import difflib
@@ -85,7 +85,7 @@ def _to_bool(name, value):
     if str(value).strip().lower() in words: return words[str(value).strip().lower()]
     raise ParameterError(f"{name} must be true or false, got {value!r}")
 
-# %% ../nbs/10_autotrain.ipynb #ab5dbe35
+# %% ../nbs/10_autotrain.ipynb #82f25306
 @dataclass(init=False, kw_only=True)
 class DataParams:
     "What is trained on what, and where the result goes."
@@ -99,7 +99,7 @@ class DataParams:
     prompt_text_column: str | None = param(None, "column that holds the prompt", becomes="`columns['prompt']`")
     text_column: str | None = param(None, "column that holds the chosen response", becomes="`columns['chosen']`")
     rejected_text_column: str | None = param(None, "column that holds the rejected response", becomes="`columns['rejected']`")
-    block_size: int = param(-1, "longest text in tokens; -1: model_max_length, if given, else 1024", becomes="`RewardConfig.max_length`")
+    block_size: int = param(-1, "longest text in tokens; -1: model_max_length, else what the model takes, at most 2048", becomes="`RewardConfig.max_length`")
     model_max_length: int | None = param(None, "upper limit for block_size", limits=POSITIVE, becomes="`RewardConfig.max_length`")
     max_length: int | None = param(None, "another name for block_size", limits=POSITIVE, becomes="`RewardConfig.max_length`", own=True)
     add_eos_token: bool = param(True, "end every text with one EOS token; false is refused", becomes="the encoding, always")
@@ -332,7 +332,7 @@ def _check_refused_values(params):
         raise ParameterError(f"max_length={params.max_length} and block_size={params.block_size} name the same limit: give one")
     if params.logging_steps == 0 or params.logging_steps < -1: raise ParameterError(f"logging_steps must be above 0, or -1, got {params.logging_steps}")
 
-# %% ../nbs/10_autotrain.ipynb #dda9ef66
+# %% ../nbs/10_autotrain.ipynb #b17f430b
 def reward_config_values(params):  # params: LLMTrainingParams -> {RewardConfig field: value}
     "The training arguments the parameters stand for."
     values = {f.metadata["config"]: getattr(params, name) for name, f in parameter_names().items() if f.metadata["config"]}
@@ -350,9 +350,9 @@ def reward_config_values(params):  # params: LLMTrainingParams -> {RewardConfig 
 
 
 def _max_length(params):
-    "The smaller of block_size and model_max_length, where given; 1024 as TRL has it otherwise."
+    "The smaller of block_size and model_max_length; None, the trainer's choice, where neither is given."
     block = params.max_length or (params.block_size if params.block_size > 0 else None)
-    return min([n for n in (block, params.model_max_length) if n], default=1024)
+    return min([n for n in (block, params.model_max_length) if n], default=None)
 
 # %% ../nbs/10_autotrain.ipynb #1d7475df
 def lora_values(params):  # params: LLMTrainingParams -> {LoraConfig field: value} or None
@@ -382,7 +382,7 @@ def check_writable(folder):  # folder: str | Path
         with tempfile.TemporaryFile(dir=parent): pass
     except OSError as e: raise PermissionError(f"the output {folder} cannot be written ({e.strerror}); choose another output") from e
 
-# %% ../nbs/10_autotrain.ipynb #048df857
+# %% ../nbs/10_autotrain.ipynb #cf72d073
 RUN_RECORD = "training_run.json"
 
 
@@ -405,7 +405,8 @@ def write_run_record(folder, settings, *, finished):  # settings: JSON-serialisa
 def changed_settings(old, new):  # both: settings dict -> ['learning_rate 1e-05 -> 2e-05', ...]
     "What differs between two runs, in words."
     new = json.loads(json.dumps(new, default=str))
-    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    return [f"other {k}" if k in ("data", "evaluation data") else f"{k} {old.get(k)} -> {new.get(k)}" for k in changed]
 
 # %% ../nbs/10_autotrain.ipynb #bf6957bd
 def prepare_output(
@@ -440,7 +441,7 @@ def clear_run(folder):  # folder: a folder of ours
     for path in [*Path(folder).glob("model*.safetensors*"), *(Path(folder) / n for n in (RUN_RECORD, "reward_kit.json"))]:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/10_autotrain.ipynb #9baf3ecc
+# %% ../nbs/10_autotrain.ipynb #0aa08ee7
 @dataclass
 class TrainedRewardModel:
     "What `train_reward_model` leaves behind."
@@ -473,27 +474,28 @@ def train_reward_model(
     "Preferences in, evaluated reward-model folder out. Raises what its parts raise, before any work where possible."
     check_writable(output)
     say = say if is_main_process() else lambda *lines: None
-    data, held_out = load_both(data, eval_data, eval_fraction, split, eval_split, max_samples, (config or {}).get("seed", 42), progress, loading, say)
+    data, held_out, report = load_both(data, eval_data, eval_fraction, split, eval_split, max_samples, (config or {}).get("seed", 42), progress, loading, say)
     settings = run_settings(model, data, held_out, config, peft_config, quantization, chat_template)
     state = prepare_output(output, settings, overwrite=overwrite)
-    with fresh_folder(output):
-        trainer = build_trainer(model, data, held_out, output, config, peft_config, quantization, chat_template, progress)
+    with fresh_folder(output), library_bars(progress):
+        trainer = build_trainer(model, data, held_out, output, config, peft_config, quantization, chat_template, progress, say)
         resumed = run_training(trainer, output, settings, state, say)
-    evaluation = evaluate_output(output, held_out, data, progress, say) if is_main_process() else None
-    return TrainedRewardModel(Path(output), evaluation, data.report, held_out, resumed)
+        evaluation = evaluate_output(output, held_out, report, progress, say) if is_main_process() else None
+    return TrainedRewardModel(Path(output), evaluation, report, held_out, resumed)
 
-# %% ../nbs/10_autotrain.ipynb #44679acc
+# %% ../nbs/10_autotrain.ipynb #35e73cd2
 def is_main_process():  # -> bool
     "True in the process that prints and writes (`accelerate launch` starts several)."
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def load_both(data, eval_data, eval_fraction, split, eval_split, max_samples, seed, progress, loading, say):  # -> (Preferences, Preferences)
-    "Training and held-out preferences, with the data report said."
+def load_both(data, eval_data, eval_fraction, split, eval_split, max_samples, seed, progress, loading, say):  # -> (Preferences, Preferences, DataReport)
+    "Training and held-out preferences, and the report of what was read, which is also said."
     from reward_kit.data import load_preferences, split_by_prompt
 
     train = load_preferences(data, split=split, progress=progress, **loading)
-    say(str(train.report))
+    report = train.report
+    say(str(report))
     if eval_data is not None:
         held_out = load_preferences(eval_data, split=eval_split, progress=progress, **loading)
     if max_samples and max_samples < len(train): train = train.select(range(max_samples))
@@ -502,7 +504,7 @@ def load_both(data, eval_data, eval_fraction, split, eval_split, max_samples, se
         raise ValueError(f"{len(train)} preferences to train on and {len(held_out)} held out: both need at least one; give more prompts, or evaluation data")
     say(f"Training on {len(train):,} preferences, evaluating on {len(held_out):,} with other prompts." if eval_data is None
         else f"Training on {len(train):,} preferences, evaluating on {len(held_out):,} given ones.")
-    return train, held_out
+    return train, held_out, report
 
 # %% ../nbs/10_autotrain.ipynb #31a19515
 NOT_SETTINGS = ("output_dir", "report_to", "logging_steps", "disable_tqdm", "save_total_limit", "per_device_eval_batch_size", "run_name")
@@ -575,8 +577,57 @@ def lora_config(peft_config):  # {LoraConfig field: value}, a peft configuration
     except ImportError as e: raise ValueError("LoRA needs peft: pip install peft") from e
     return LoraConfig(**{"task_type": "SEQ_CLS"} | peft_config)
 
-# %% ../nbs/10_autotrain.ipynb #6d3c189c
-def build_trainer(model, data, held_out, output, config, peft_config, quantization, chat_template, progress):  # -> RewardTrainer
+# %% ../nbs/10_autotrain.ipynb #984c0ead
+class library_bars:
+    "Context without the libraries' bars for writing files, and, with `progress=False`, without any."
+
+    def __init__(self, progress):
+        self.progress = progress
+
+    def __enter__(self):
+        import datasets
+        from transformers.utils import logging
+
+        self.before = datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+        if not self.progress: datasets.disable_progress_bars()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *error):
+        import datasets
+        from transformers.utils import logging
+
+        if not self.before[0]: datasets.enable_progress_bars()
+        if self.before[1]: logging.enable_progress_bar()
+
+# %% ../nbs/10_autotrain.ipynb #01623c40
+def log_line(logs, step, max_steps):  # logs: {name: value} -> one line, or None for entries that are not about training
+    "A log entry for people: step, loss, accuracy."
+    names = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "eval_loss": "eval loss", "eval_accuracy": "eval accuracy"}
+    shown = [f"{text} {float(logs[name]):.3f}" for name, text in names.items() if name in logs]
+    return f"step {step:>{len(str(max_steps))}}/{max_steps}  " + "  ".join(shown) if shown else None
+
+
+def with_log_lines(trainer, say):  # -> the trainer
+    "Replaces transformers' dictionaries with lines; a notebook keeps its table."
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    class LogLines(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            line = log_line(logs or {}, state.global_step, state.max_steps) if state.is_world_process_zero else None
+            if line: say(line)
+
+    class BarWithLines(ProgressCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            line = log_line(logs or {}, state.global_step, state.max_steps)
+            if line and state.is_world_process_zero and self.training_bar is not None: self.training_bar.write(line)
+
+    for old, new in ((PrinterCallback, LogLines), (ProgressCallback, BarWithLines)):
+        if trainer.pop_callback(old) is not None: trainer.add_callback(new)
+    return trainer
+
+# %% ../nbs/10_autotrain.ipynb #2e2caedc
+def build_trainer(model, data, held_out, output, config, peft_config, quantization, chat_template, progress, say):  # -> RewardTrainer
     "The trainer of a run; loads the model."
     from reward_kit.trainer import RewardConfig, RewardTrainer
 
@@ -586,53 +637,55 @@ def build_trainer(model, data, held_out, output, config, peft_config, quantizati
     with tempfile.TemporaryDirectory() as scratch:
         template = chat_template_file(chat_template, scratch)
         if template: values["chat_template_path"] = template
-        return RewardTrainer(model=model, args=RewardConfig(**values), train_dataset=data, eval_dataset=held_out, peft_config=lora_config(peft_config))
+        trainer = RewardTrainer(model=model, args=RewardConfig(**values), train_dataset=data, eval_dataset=held_out, peft_config=lora_config(peft_config))
+    return with_log_lines(trainer, say)
 
 
 def run_training(trainer, output, settings, state, say):  # state: 'fresh' or 'resume' -> True if it resumed
     "Trains or resumes, and saves the folder."
-    checkpoint = newest_checkpoint(output) if state == "resume" else None
-    say(f"Resuming from {checkpoint.name}, the newest complete checkpoint in {output}." if checkpoint
-        else f"No complete checkpoint in {output}: starting again." if state == "resume" else f"Starting a new run in {output}.")
+    from reward_kit.trainer import complete_checkpoints
+
+    found = complete_checkpoints(output) if state == "resume" else []
+    if found: say(f"Resuming from {found[-1].name}, the newest complete checkpoint in {output}.")
+    elif state == "fresh": say(f"Starting a new run in {output}.")
     if is_main_process(): write_run_record(output, settings, finished=False)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=state == "resume")
     trainer.save_model(str(output))
-    return checkpoint is not None
+    return bool(found)
 
 
-def evaluate_output(output, held_out, data, progress, say):  # -> EvaluationReport
+def evaluate_output(output, held_out, data_report, progress, say):  # -> EvaluationReport
     "Loads the saved folder, evaluates it on the held-out prompts, completes the model card, and closes the record."
+    from reward_kit.encoding import update_card_section
     from reward_kit.evaluation import evaluate_reward_model, write_model_card
     from reward_kit.inference import RewardModel
 
     report = evaluate_reward_model(RewardModel.from_pretrained(output), held_out, name=Path(output).resolve().name, progress=progress)
     report.save(Path(output) / "evaluation")
     write_model_card(output, report)
-    data.report.plot().savefig(Path(output) / "data_report.png")
+    data_report.plot().savefig(Path(output) / "data_report.png", bbox_inches="tight")
+    picture = "![lengths of the responses, and how often the longer one is chosen](data_report.png)"
+    update_card_section(output, "data", f"## Training data\n\n{data_report.to_markdown()}\n\n{picture}")
     write_run_record(output, read_run_record(output)["settings"], finished=True)
     say(str(report))
     return report
 
-# %% ../nbs/10_autotrain.ipynb #8d1461aa
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+# %% ../nbs/10_autotrain.ipynb #1b16b663
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # each also with .gz
 
 
 def find_split(
     data_path,  # file, folder, or hub id
     split,  # name of a split, or None
 ):  # -> (data, split) for `load_preferences`
-    "Resolves a split: the file of that name in a folder, else the split of a dataset. Raises `ParameterError`, `FileNotFoundError`."
+    "Resolves a split: the file of that name in a folder, else the split of a dataset. Raises `ParameterError` for a file."
     path = Path(data_path)
-    if path.is_file():
-        if split in (None, "train"): return str(path), None
+    if path.is_file() and split not in (None, "train"):
         raise ParameterError(f"{data_path} is one file, which has no split {split!r}; give a folder with {split}{path.suffix} in it, or eval_dataset_path")
-    if not path.is_dir(): return str(data_path), split
+    if not path.is_dir(): return str(data_path), None if path.is_file() else split
     files = [p for p in sorted(path.iterdir()) if p.is_file() and p.name.removesuffix(".gz").endswith(DATA_SUFFIXES)]
     named = [p for p in files if p.name.removesuffix(".gz").rpartition(".")[0] == split]
-    if named: return str(named[0]), None
-    if (path / "dataset_dict.json").exists(): return str(path), split
-    if split in (None, "train"): return str(path), None
-    raise FileNotFoundError(f"no split {split!r} in {data_path}: expected {split}.jsonl, .csv or .parquet beside {', '.join(p.name for p in files[:4]) or 'nothing'}")
+    return (str(named[0]), None) if named else (str(path), None if split == "train" else split)
 
 
 def run_arguments(params):  # params: LLMTrainingParams -> keyword arguments of `train_reward_model`
@@ -663,23 +716,17 @@ def ppo_prompt_column(
     if found: return found
     raise ParameterError(f"no column prompt or text; the columns are: {present}. Name the one with the prompts: --prompt-text-column")
 
-# %% ../nbs/10_autotrain.ipynb #38707941
+# %% ../nbs/10_autotrain.ipynb #9918208a
 def data_columns(data_path, split=None):  # file, folder or hub id -> list of column names
     "The columns of a data set, from its first row. Raises `FileNotFoundError`, `ValueError`."
     data, split = find_split(data_path, split)
     path = Path(data)
     if not path.exists(): return _hub_columns(data, split)
     if path.is_dir(): path = next((p for p in sorted(path.iterdir()) if p.name.removesuffix(".gz").endswith(DATA_SUFFIXES)), path)
-    name = path.name.removesuffix(".gz")
-    import pandas as pd
+    if path.is_dir(): raise FileNotFoundError(f"{data_path} holds no data file; expected one of {', '.join(DATA_SUFFIXES)}")
+    from reward_kit.inference import first_columns
 
-    try:
-        if name.endswith(".jsonl"): return list(pd.read_json(path, lines=True, nrows=1).columns)
-        if name.endswith(".json"): return list(pd.read_json(path).columns)
-        if name.endswith((".csv", ".tsv")): return list(pd.read_csv(path, nrows=1, sep="\t" if name.endswith(".tsv") else ",").columns)
-        if name.endswith(".parquet"): return list(pd.read_parquet(path).columns)
-    except (ValueError, UnicodeDecodeError, OSError) as e: raise ValueError(f"{path} cannot be read: {' '.join(str(e).split())}") from e
-    raise ValueError(f"{data_path} holds no data file; expected one of {', '.join(DATA_SUFFIXES)}")
+    return first_columns(path)
 
 
 def _hub_columns(name, split):

@@ -257,7 +257,7 @@ INSPECT = Command("inspect", "Check preference data and measure what spoils rewa
     Option("json", bool, False, "print the report as JSON"), *DATA_OPTIONS, QUIET,
 ), "reward-kit inspect preferences.jsonl --html report.html", run_inspect)
 
-# %% ../nbs/11_cli.ipynb #0f8c8390
+# %% ../nbs/11_cli.ipynb #67666ed4
 CONFIG_OPTIONS = grouped("training (RewardConfig)", (
     Option("num_train_epochs", float, 3.0, "passes over the data", alias="epochs"),
     Option("max_steps", int, -1, "stop after this many steps; -1: by epochs"),
@@ -266,7 +266,7 @@ CONFIG_OPTIONS = grouped("training (RewardConfig)", (
     Option("per_device_train_batch_size", int, 8, "pairs a device processes at once", alias="batch_size"),
     Option("per_device_eval_batch_size", int, 8, "pairs a device evaluates at once", alias="eval_batch_size"),
     Option("gradient_accumulation_steps", int, 1, "batches a step adds up", alias="gradient_accumulation"),
-    Option("max_length", int, 2048, "longest prompt and response together in tokens"),
+    Option("max_length", int, None, "longest prompt and response together in tokens (default: 2048, or what the model takes if that is less)"),
     Option("overflow", str, "truncate_left", "what happens to longer ones; always counted", ("truncate_left", "drop", "error")),
     Option("separator", str, None, "between prompt and response of plain text (default: a space where none is)"),
     Option("layout", str, "auto", "batch layout", ("auto", "padded")),
@@ -476,7 +476,7 @@ LLM = Command("llm", "The aitraining-compatible interface: reward-kit llm --trai
    "    --trainer reward --prompt-text-column prompt --text-column chosen --rejected-text-column rejected", run_llm, RESUME,
     UNSUPPORTED | {name: f"use reward-kit {use}" for name, use in (("deploy", "score"), ("inference", "score"), ("interactive", "llm --help"))})
 
-# %% ../nbs/11_cli.ipynb #6848c858
+# %% ../nbs/11_cli.ipynb #3ab93f73
 def run_quickstart(args):  # args: SimpleNamespace
     "Writes playground preferences, trains on them, evaluates against the truth, scores, and says what is where."
     from reward_kit.autotrain import check_writable, train_reward_model
@@ -487,9 +487,10 @@ def run_quickstart(args):  # args: SimpleNamespace
     if folder.exists() and any(folder.iterdir()) and not (folder / "preferences.jsonl").exists():
         raise FileExistsError(f"the output {folder} holds other files; choose another with --output")
     world = Playground(seed=args.seed)
-    print(f"1. Preferences: {write_playground(world, folder / 'preferences.jsonl')} pairs from a small world whose true reward is known.\n")
+    print(f"1. Preferences: {write_playground(world, folder / 'preferences.jsonl', args.pairs):,} pairs from a small world whose true reward is known.\n")
     trained = train_reward_model(
-        "playground", folder / "preferences.jsonl", folder / "reward-model", config={"seed": args.seed}, overwrite=True, progress=args.progress
+        "playground", folder / "preferences.jsonl", folder / "reward-model", overwrite=True, progress=args.progress,
+        config={"seed": args.seed} | ({"num_train_epochs": args.epochs} if args.epochs else {}),
     )
     print("\n2. Against the truth, on prompts it has not seen:")
     print(textwrap.indent(truth_table(world, folder / "reward-model", trained.held_out), "  "))
@@ -497,16 +498,16 @@ def run_quickstart(args):  # args: SimpleNamespace
     print("\n" + quickstart_files(folder))
 
 
-def write_playground(world, path):  # world: Playground -> number of pairs
+def write_playground(world, path, n):  # world: Playground -> number of pairs
     "Playground preferences as a file people can look at."
     from reward_kit.data import save_preferences
 
-    rows = [{"prompt": r["prompt"], "chosen": r["responses"][0], "rejected": r["responses"][1]} for r in world.preferences()]
+    rows = [{"prompt": r["prompt"], "chosen": r["responses"][0], "rejected": r["responses"][1]} for r in world.preferences(n)]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_preferences(rows, path)
     return len(rows)
 
-# %% ../nbs/11_cli.ipynb #4f811cd8
+# %% ../nbs/11_cli.ipynb #ffbdfa46
 def truth_table(world, folder, held_out):  # -> text
     "Expected accuracy of a model on held-out pairs beside guessing and the best any model can reach."
     from reward_kit.inference import RewardModel
@@ -547,7 +548,8 @@ def quickstart_files(folder):  # -> text
 
 
 QUICKSTART = Command("quickstart", "Train, evaluate and use a reward model on the built-in playground, in about two minutes.", (
-    Option("output", str, "quickstart", "folder for everything", metavar="FOLDER"), Option("seed", int, 0, "seed of the world and the training"), QUIET,
+    Option("output", str, "quickstart", "folder for everything", metavar="FOLDER"), Option("seed", int, 0, "seed of the world and the training"),
+    Option("pairs", int, 2400, "preferences to train and evaluate on"), Option("epochs", float, None, "passes over them (default: what the playground needs)"), QUIET,
 ), "reward-kit quickstart --output quickstart", run_quickstart)
 
 # %% ../nbs/11_cli.ipynb #7a320a9d

@@ -13,6 +13,7 @@ import pytest
 from reward_kit import cli
 from reward_kit.autotrain import ParameterError
 from reward_kit.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, main, read_arguments
+from test_autotrain import base, write_pairs  # noqa: F401  (a fixture and a helper)
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.cli import main; raise SystemExit(main())"]
@@ -175,3 +176,171 @@ def test_write_file_leaves_nothing_half_written(tmp_path):
     with pytest.raises(OSError):
         cli.write_file(tmp_path / "r.html", broken)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- commands on a small model
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("data") / "preferences.jsonl", 30)
+
+
+@pytest.fixture(scope="module")
+def model(base, pairs, tmp_path_factory):  # noqa: F811
+    "A reward model trained through the command."
+    folder = tmp_path_factory.mktemp("models") / "reward-model"
+    argv = ["train", "--model", base, "--data", pairs, "--output", folder, "--epochs", "1", "--lr", "1e-3", "--seed", "3", "--batch_size", "4"]
+    assert main([str(a) for a in argv]) == 0
+    assert json.loads((folder / "training_run.json").read_text())["settings"]["seed"] == 3
+    return str(folder)
+
+
+def output(capsys, *argv):
+    capsys.readouterr()
+    assert main([str(a) for a in argv]) == 0
+    return capsys.readouterr().out
+
+
+def test_score_and_compare_agree(model, capsys):
+    import math
+
+    text = output(capsys, "score", model, "--prompt", "Q?", "--response", "Yes it is.", "--response", "No.")
+    assert "Prompt: Q?" in text and "Yes it is." in text
+    scores = {row["response"]: row["score"] for row in json.loads(output(capsys, "score", model, "--prompt", "Q?", "--response", "A", "--response", "B", "--json"))}
+    found = json.loads(output(capsys, "compare", model, "--prompt", "Q?", "--a", "A", "--b", "B", "--json"))
+    assert (found["a"], found["b"]) == (scores["A"], scores["B"])
+    assert found["a_preferred"] == pytest.approx(1 / (1 + math.exp(found["b"] - found["a"])), abs=1e-6)
+    assert f"{found['a_preferred']:.1%}" in output(capsys, "compare", model, "--prompt", "Q?", "--a", "A", "--b", "B")
+    single = json.loads(output(capsys, "score", model, "--response", "Q? A", "--json"))
+    assert single[0]["score"] == pytest.approx(scores["A"], abs=1e-5)
+
+
+def test_score_a_file(model, tmp_path, capsys):
+    rows = [{"question": "Q?", "answer": f"A {i}"} for i in range(5)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output(capsys, "score", model, tmp_path / "in.jsonl", "--column", "prompt=question", "--column", "response=answer")
+    scored = [json.loads(line) for line in (tmp_path / "in.scored.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in scored] == [row["answer"] for row in rows] and all(isinstance(row["score"], float) for row in scored)
+    assert "no file" in fails(capsys, 1, "score", model, tmp_path / "none.jsonl")
+
+
+def test_evaluate_writes_a_report(model, pairs, tmp_path, capsys):
+    text = output(capsys, "evaluate", model, pairs, "--report", tmp_path / "report")
+    assert "95% interval" in text and {p.name for p in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "report.png"}
+    assert json.loads(output(capsys, "evaluate", model, pairs, "--json"))
+
+
+def test_inspect_writes_a_page_and_a_picture(pairs, tmp_path, capsys):
+    text = output(capsys, "inspect", pairs, "--html", tmp_path / "r.html", "--plot", tmp_path / "r.png")
+    assert "rows read" in text and "<table" in (tmp_path / "r.html").read_text() and (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads(output(capsys, "inspect", pairs, "--json"))["rows_kept"] == 30
+
+
+def test_llm_through_the_command(base, tmp_path, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "preferences.jsonl", 20)
+    argv = ["llm", "--train", "--model", base, "--data-path", "./preferences.jsonl", "--project-name", "reward-model", "--trainer", "reward", *COLUMNS]
+    assert "reward-kit score reward-model" in output(capsys, *argv, "--lr", "1e-3")
+    assert (tmp_path / "reward-model" / "reward_kit.json").exists()
+    ppo = ["llm", "--train", "--model", base, "--data-path", "./preferences.jsonl", "--project-name", "ppo-model", "--trainer", "ppo"]
+    assert "--rl-reward-model-path" in fails(capsys, 2, *ppo)
+    assert "next release" in fails(capsys, 1, *ppo, "--rl-reward-model-path", "./reward-model")
+    assert "no column 'question'" in fails(capsys, 2, *ppo, "--rl-reward-model-path", "./reward-model", "--prompt-text-column", "question")
+    assert not (tmp_path / "ppo-model").exists()
+
+
+@pytest.mark.slow
+def test_quickstart_twice(tmp_path, capsys):
+    "The quickstart on a tenth of its data; `make quickstart` runs all of it."
+    argv = ["quickstart", "--output", tmp_path / "q", "--pairs", "240", "--epochs", "0.1"]
+    for _ in range(2):
+        text = output(capsys, *argv)
+    for part in ("the best any model can reach", "Scored:", "preferences.jsonl", "reward-model/README.md", "reward-kit train --model"):
+        assert part in text
+    assert sum(1 for _ in open(tmp_path / "q" / "preferences.jsonl")) == 240
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    assert "holds other files" in fails(capsys, 1, "quickstart", "--output", tmp_path / "other")
+
+
+# --- bad input: one line, exit code 1, nothing half-written
+
+
+def train(base, data, out):  # noqa: F811
+    return ["train", "--model", base, "--data", data, "--output", out, "--prompt-column", "prompt"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"prompt": "p", "text": "a", "rejected": "r"}\n', "chosen"),
+        ("", "p.jsonl"),
+        ('{"prompt": "p", "chosen": null, "rejected": "r"}\n' * 3, "none of the 3 rows"),
+        ('{"prompt": "p", "chosen": "c", "rejected": "r"}\nnot json\n', "p.jsonl:2"),
+        (None, "no such file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["inspect", "train"])
+def test_bad_data(base, tmp_path, capsys, text, message, command):  # noqa: F811
+    data, out = tmp_path / "p.jsonl", tmp_path / "out"
+    if text is not None:
+        data.write_text(text)
+    argv = train(base, data, out) if command == "train" else ["inspect", data, "--html", tmp_path / "r.html"]
+    strict = ["--strict"] if text and "not json" in text else []
+    assert message in fails(capsys, 1, *argv, *strict)
+    assert not out.exists() and not (tmp_path / "r.html").exists()
+
+
+def test_null_rows_are_dropped_and_counted(tmp_path, capsys):
+    data = write_pairs(tmp_path / "p.jsonl", 5)
+    with open(data, "a") as file:
+        file.write('{"prompt": "p", "chosen": null, "rejected": "r"}\n' * 2)
+    report = json.loads(output(capsys, "inspect", data, "--json"))
+    assert (report["rows_read"], report["rows_kept"], report["rows_dropped"]) == (7, 5, 2)
+
+
+def test_output_that_cannot_be_written(base, pairs, model, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "out"
+    assert "is a file" in fails(capsys, 1, *train(base, pairs, below))
+    assert "is a file" in fails(capsys, 1, "quickstart", "--output", below)
+    assert "is a file" in fails(capsys, 1, "evaluate", model, pairs, "--report", below)
+    assert "is a file" in fails(capsys, 1, "score", model, pairs, "--output", below / "s.jsonl")
+    llm = ["--model", base, "--data-path", pairs, "--project-name", below, "--trainer", "reward", *COLUMNS]
+    assert "is a file" in fails(capsys, 1, "llm", "--train", *llm)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    assert "holds other files" in fails(capsys, 1, *train(base, pairs, tmp_path / "full"), "--overwrite")
+
+
+def test_models_that_cannot_be_used(base, pairs, tmp_path, capsys):  # noqa: F811
+    for name, message in ((base, "not a reward model"), (tmp_path / "none", "does not exist"), (pairs, "is a file")):
+        assert message in fails(capsys, 1, "evaluate", name, pairs)
+        assert message in fails(capsys, 1, "score", name, "--response", "x")
+    assert "does not exist" in fails(capsys, 1, *train(tmp_path / "none", pairs, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_model_without_network(pairs, tmp_path):
+    done = shell("train", "--model", "some-owner/some-model", "--data", pairs, "--output", tmp_path / "out")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("reward-kit: error: ") and "some-owner/some-model" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_says_how_to_resume_and_the_same_command_does(base, pairs, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    argv = train(base, pairs, out) + ["--epochs", "4000", "--save-steps", "20", "--save-total-limit", "2", "--no-progress"]
+    process = subprocess.Popen([*RUN, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    try:
+        while process.poll() is None and not list(out.glob("checkpoint-*/reward_kit_checkpoint.json")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("reward-kit: interrupted") and "again" in last and "Traceback" not in error
+    assert [p for p in out.iterdir() if p.name.startswith("checkpoint-")]
