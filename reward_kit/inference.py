@@ -7,10 +7,11 @@ __all__ = ['logger', 'FILE_FORMS', 'is_conversation', 'check_text', 'as_list', '
            'row_value', 'pick_device', 'RowScorer', 'Ranked', 'Best', 'RewardBase', 'RewardModel', 'best_of_n',
            'find_metadata', 'check_labels', 'foreign_parts', 'own_parts', 'stated_encoding', 'load_reward_model',
            'read_rows', 'open_text', 'read_json_lines', 'read_json', 'read_table', 'read_arrow', 'arrow_batches',
-           'file_form', 'row_texts', 'model_fingerprint', 'ScoreFileReport', 'PartialFile', 'score_rows', 'output_row',
-           'score_file', 'first_columns', 'iter_chunks']
+           'FileForm', 'file_form', 'row_texts', 'model_fingerprint', 'most_common', 'ScoreFileReport', 'PartialFile',
+           'encode_texts', 'score_rows', 'output_row', 'json_line', 'without_nan', 'score_file', 'first_rows',
+           'iter_chunks']
 
-# %% ../nbs/05_inference.ipynb #33de6dd4
+# %% ../nbs/05_inference.ipynb #2579b442
 import csv
 import gzip
 import hashlib
@@ -33,7 +34,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from .data import PreferenceDataError, to_record
+from .data import PreferenceDataError, RowFormat, detect_format, to_record
 from reward_kit.encoding import (
     EncodedBatch, ModelLoadError, RewardCollator, RewardEncoder, RewardEncoding, RewardMetadata, bind_reward_forward, choose_max_length,
     is_reward_decoder, join_messages, join_plain, load_reward_backbone, prepare_tokenizer, resolve_model, set_special_tokens, tokenizer_fingerprint, write_text_atomic,
@@ -576,7 +577,7 @@ def arrow_batches(file):
     reader = pyarrow.ipc.open_file(file)
     yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
 
-# %% ../nbs/05_inference.ipynb #fecb2d47
+# %% ../nbs/05_inference.ipynb #87faae3e
 FILE_FORMS = {  # what must be there -> suffixes of the score columns
     "pair": (("chosen", "rejected"), ("chosen_{}", "rejected_{}")),
     "responses": (("prompt", "responses"), ("{}s",)),
@@ -587,12 +588,26 @@ FILE_FORMS = {  # what must be there -> suffixes of the score columns
 }
 
 
+@dataclass
+class FileForm:
+    "What the rows of a file hold, and where the scores go."
+    name: str # one of `FILE_FORMS`
+    outputs: list[str] # score columns
+    columns: dict[str, str] # canonical name -> name in the file
+    pairs: RowFormat | None = None # of chosen and rejected, as `load_preferences` would read them
+
+    def get(self, row: dict, name: str):
+        "A cell by its canonical name."
+        return row.get(self.columns.get(name, name))
+
+
 def file_form(
-    present: list[str], # columns of the file
-    columns: dict[str, str], # canonical name -> actual name
+    rows: list[dict], # the first rows of the file
+    columns: dict[str, str] | None = None, # canonical name -> actual name
     score_column: str = "score", # of the output
-) -> tuple[str, list[str]]: # form, names of the score columns
+) -> FileForm:
     "What kind of rows these are. Raises PreferenceDataError naming the columns present, or a column that would be overwritten."
+    columns, present = columns or {}, list(dict.fromkeys(key for row in rows for key in row))
     absent = [actual for actual in columns.values() if actual not in present]
     if absent:
         raise PreferenceDataError(f"no column {absent[0]!r}; the file has {', '.join(map(repr, present))}")
@@ -603,32 +618,31 @@ def file_form(
             if taken:
                 raise PreferenceDataError(f"the file already has a column {taken[0]!r}; " + ("rename it" if taken[0] == "error" else
                                           f"choose another name with score_column (now {score_column!r})"))
-            return form, names
+            return FileForm(form, names, columns, detect_format(rows, columns) if form == "pair" else None)
     raise PreferenceDataError(f"nothing to score: the file has {', '.join(map(repr, present))}; needed are chosen and rejected, prompt and "
                               'response(s), messages, or text; name them with columns={"prompt": "question"}')
 
-
-def row_texts(row: dict, form: str, columns: dict[str, str]): # -> prompts, responses or None, template arguments
+# %% ../nbs/05_inference.ipynb #8d0d3b1b
+def row_texts(
+    row: dict,
+    form: FileForm,
+): # -> prompts, responses (None: prompts are full texts), template arguments
     "The texts of one row. Raises TypeError or ValueError for what cannot be scored."
-    def get(name):
-        return row.get(columns.get(name, name))
-
     template = {key: row[key] for key in ("tools", "chat_template_kwargs") if row.get(key)}
-    if form == "pair":
-        needed = ("prompt", "chosen", "rejected")
-        record = to_record({**{n: get(n) for n in needed if columns.get(n, n) in row}, **template})
+    if form.name == "pair":
+        record = to_record(row, format=form.pairs)
         return [record["prompt"]] * 2, record["responses"], template
-    if form in ("text", "messages"):
-        return *as_rows([get(form)])[:2], template
-    responses = get(form)
-    if form != "responses":
+    if form.name in ("text", "messages"):
+        return *as_rows([form.get(row, form.name)])[:2], template
+    responses = form.get(row, form.name)
+    if form.name != "responses":
         responses = [responses]
     elif not isinstance(responses, list) or not responses:
         raise TypeError(f"responses is {type(responses).__name__}; it must be a non-empty list")
-    prompts, responses, _ = as_rows([get("prompt")] * len(responses), responses)
+    prompts, responses, _ = as_rows([form.get(row, "prompt")] * len(responses), responses)
     return prompts, responses, template
 
-# %% ../nbs/05_inference.ipynb #921b89a6
+# %% ../nbs/05_inference.ipynb #1c24b181
 def model_fingerprint(
     rm: RewardModel,
 ) -> str: # 16 hexadecimal digits
@@ -639,6 +653,13 @@ def model_fingerprint(
         sample = flat[:: max(1, len(flat) // 64)].float().cpu()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def most_common(errors: Counter, n: int = 20) -> dict[str, int]:
+    "The most common messages, the rest counted together, so that the report stays short."
+    top = Counter(dict(errors.most_common(n)))
+    rest = (errors - top).total()
+    return dict(top + Counter({"other errors": rest}))
 
 
 @dataclass
@@ -654,7 +675,7 @@ class ScoreFileReport:
         lines = [f"{Path(self.output).name}: {self.rows:,} rows, {self.rows - self.failed:,} scored, {self.failed:,} with an error"]
         return "\n".join(lines + [f"  {n:,} x {message}" for message, n in sorted(self.errors.items(), key=lambda e: -e[1])])
 
-# %% ../nbs/05_inference.ipynb #a61a6213
+# %% ../nbs/05_inference.ipynb #b9b15a04
 class PartialFile:
     "An output that is written in steps and may be cut off anywhere: OUT.part, and OUT.part.json on how far it is valid."
 
@@ -690,7 +711,7 @@ class PartialFile:
         self.file.write("".join(line + "\n" for line in lines).encode("utf-8"))
         self.file.flush()
         os.fsync(self.file.fileno())
-        errors = dict(Counter(self.state["errors"]) + Counter(errors))
+        errors = most_common(Counter(self.state["errors"]) + Counter(errors))
         self.state.update(rows=self.state["rows"] + len(lines), bytes=self.file.tell(), rows_hash=rows_hash, errors=errors)
         write_text_atomic(self.state_path, json.dumps(self.state))
 
@@ -700,40 +721,81 @@ class PartialFile:
         os.replace(self.part, self.out)
         self.state_path.unlink(missing_ok=True)
 
-# %% ../nbs/05_inference.ipynb #76c5940b
+# %% ../nbs/05_inference.ipynb #92332319
+def encode_texts(
+    rm: RewardModel,
+    texts: list, # (prompts, responses, template arguments) of each row
+): # -> one per row: (ids of its texts, "") or (None, error)
+    "Encode rows together; where one of them is refused, find it by halving."
+    if not texts:
+        return []
+    spread = [[row[2].get(key) for row in texts for _ in row[0]] for key in ("tools", "chat_template_kwargs")]
+    template = [values if any(values) else None for values in spread]
+    prompts = [p for row in texts for p in row[0]]
+    responses = None if texts[0][1] is None else [r for row in texts for r in row[1]]
+    try:
+        ids = iter(rm.encode(prompts, responses, *template))
+    except (ValueError, TypeError, jinja2.TemplateError) as e:
+        if len(texts) == 1:
+            return [(None, str(e).removeprefix("row 0").removeprefix(": "))]
+        half = len(texts) // 2
+        return encode_texts(rm, texts[:half]) + encode_texts(rm, texts[half:])
+    own = [[next(ids) for _ in row[0]] for row in texts]
+    return [(None, rm.misfit()) if None in rows else (rows, "") for rows in own]
+
+
 def score_rows(
     rm: RewardModel,
-    rows: list[tuple[dict, str]], # (row, origin)
-    form: str, # of `file_form`
-    columns: dict[str, str], # canonical -> actual
+    rows: list[dict],
+    form: FileForm,
     normalize: bool,
 ) -> list[tuple[list[float] | None, str]]: # scores of the row's texts, or None and why
     "Scores of a few rows, batched across rows; a row that cannot be scored does not disturb the others."
-    ids, owners, found = [], [], []
-    for index, (row, _) in enumerate(rows):
-        found.append(([], ""))
+    found, good, texts = [([], "") for _ in rows], [], []
+    for index, row in enumerate(rows):
         try:
-            prompts, responses, template = row_texts(row, form, columns)
-            own = rm.encode(prompts, responses, **{key: [value] * len(prompts) for key, value in template.items()})
-            if None in own:
-                raise ValueError(rm.misfit())
-        except (ValueError, TypeError, KeyError, jinja2.TemplateError) as e:
+            texts.append(row_texts(row, form))
+            good.append(index)
+        except (ValueError, TypeError, KeyError) as e:
             found[index] = (None, str(e))
-            continue
-        ids += own
-        owners += [index] * len(own)
+    ids, owners = [], []
+    for index, (own, error) in zip(good, encode_texts(rm, texts)):
+        found[index] = ([], "") if own is not None else (None, error)
+        ids += own or []
+        owners += [index] * len(own or [])
     rewards = rm.score_ids(ids)
     for index, reward in zip(owners, rm.normalized(rewards) if normalize else rewards):
         found[index][0].append(reward)
     return found
 
 
-def output_row(row: dict, form: str, names: list[str], scores: list[float] | None, error: str) -> str:
+def output_row(row: dict, form: FileForm, scores: list[float] | None, error: str) -> str:
     "One line of output: the input row and its scores, or null and the error."
-    values = [None] * len(names) if scores is None else [scores] if form == "responses" else scores
-    return json.dumps({**row, **dict(zip(names, values)), **({"error": error} if error else {})}, ensure_ascii=False, default=str)
+    values = [None] * len(form.outputs) if scores is None else [scores] if form.name == "responses" else scores
+    return json_line({**row, **dict(zip(form.outputs, values)), **({"error": error} if error else {})})
 
-# %% ../nbs/05_inference.ipynb #55394336
+
+def json_line(row: dict) -> str:
+    "A row as JSON that every reader accepts: no NaN (null instead), no half of a UTF-16 pair (escaped)."
+    try:
+        line = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+        line.encode("utf-8")
+        return line
+    except UnicodeEncodeError:
+        return json.dumps(without_nan(row), default=str)
+    except ValueError:
+        return json_line(without_nan(row))
+
+
+def without_nan(value):
+    "The value with null for numbers that JSON cannot write."
+    if isinstance(value, dict):
+        return {key: without_nan(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+# %% ../nbs/05_inference.ipynb #4ab38c38
 def score_file(
     rm: RewardModel,
     in_path: str | Path, # .jsonl .json .csv .tsv .parquet .arrow (.gz)
@@ -754,43 +816,41 @@ def score_file(
         raise ValueError(f"the output {Path(out_path).name} must be named .jsonl: each row is written with all its fields")
     if Path(out_path).resolve() == Path(in_path).resolve():
         raise ValueError("input and output are the same file")
-    form, names = file_form(first_columns(in_path), columns or {}, score_column)
-    settings = {"model": model_fingerprint(rm), "columns": columns or {}, "score_column": score_column, "normalize": normalize, "form": form}
+    form = file_form(first_rows(in_path), columns, score_column)
+    settings = {"model": model_fingerprint(rm), "columns": columns or {}, "score_column": score_column, "normalize": normalize, "form": form.name}
     part = PartialFile(out_path, settings, resume)
     with part.file, tqdm(desc="Scoring rows", unit=" rows", disable=not progress) as bar:
         chunks = iter_chunks(read_rows(in_path), part.state["rows"], part.state["rows_hash"], batch_rows)
         done = part.state["rows"]
         bar.update(done)
         for rows, rows_hash in chunks:
-            found = score_rows(rm, rows, form, columns or {}, normalize)
-            lines = [output_row(row, form, names, scores, error) for (row, _), (scores, error) in zip(rows, found)]
+            found = score_rows(rm, rows, form, normalize)
+            lines = [output_row(row, form, scores, error) for row, (scores, error) in zip(rows, found)]
             part.add(lines, Counter(error for _, error in found if error), rows_hash)
             bar.update(len(rows))
     part.finish()
     state = part.state
     return ScoreFileReport(str(out_path), state["rows"], sum(state["errors"].values()), done, state["errors"])
 
-# %% ../nbs/05_inference.ipynb #8e4ed7f4
-def first_columns(in_path: str | Path, n: int = 100) -> list[str]:
-    "The columns of the first rows of a file. Raises PreferenceDataError if there is none."
-    present = {}
-    rows = read_rows(in_path)
-    for row, _ in itertools.islice(rows, n):
-        present.update(dict.fromkeys(row))
-    rows.close()
-    if not present:
+# %% ../nbs/05_inference.ipynb #0ff4de04
+def first_rows(in_path: str | Path, n: int = 100) -> list[dict]:
+    "The first rows of a file. Raises PreferenceDataError if there is none."
+    reader = read_rows(in_path)
+    rows = [row for row, _ in itertools.islice(reader, n)]
+    reader.close()
+    if not rows:
         raise PreferenceDataError(f"{Path(in_path).name}: no rows")
-    return list(present)
+    return rows
 
 
-def iter_chunks(rows, done: int, rows_hash: str, batch_rows: int): # -> yields (list of (row, origin), hash of all rows so far)
+def iter_chunks(rows, done: int, rows_hash: str, batch_rows: int): # -> yields (list of rows, hash of all rows so far)
     "Chunks of rows after those already done. Raises ValueError if these are not the rows that were done."
     digest, chunk, count = hashlib.sha256(), [], 0
-    for row, origin in rows:
+    for row, _ in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
         count += 1
         if count > done:
-            chunk.append((row, origin))
+            chunk.append(row)
         elif count == done and digest.hexdigest() != rows_hash:
             break
         if len(chunk) == batch_rows:

@@ -481,6 +481,27 @@ def test_bad_rows_are_written_and_counted(tmp_path):
     assert {k: v for k, v in out[3].items() if k not in ("score", "error")} == rows[3]
 
 
+def test_odd_values_leave_valid_json(rm, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "a", "x": NaN}\n{"text": "half \\ud83d pair"}\n{"text": "b", "x": [Infinity, {"y": 1}]}\n')
+    report = rm.score_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    forbid = lambda name: pytest.fail(f"{name} in JSON")
+    out = [json.loads(line, parse_constant=forbid) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert out[0]["x"] is None and out[2]["x"] == [None, {"y": 1}] and out[1]["text"] == "half \ud83d pair"
+    assert report.rows == 3 and [row["score"] is not None for row in out] == ["error" not in row for row in out]
+    assert out[0]["score"] is not None
+
+
+def test_template_refusal_is_the_fault_of_one_row(tmp_path):
+    strict = "{% for m in messages %}{% if m['role'] not in ['user', 'assistant'] %}{{ raise_exception('role ' + m['role']) }}{% endif %}{{ m['content'] }}{% endfor %}"
+    rm = RewardModel.from_pretrained(save_own(tmp_path / "rm", template=strict), device="cpu")
+    good = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    rows = [{"messages": good if i != 11 else [{"role": "wizard", "content": "x"}]} for i in range(20)]
+    report = rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    out = read_lines(tmp_path / "out.jsonl")
+    assert report.failed == 1 and "role wizard" in out[11]["error"] and "row 0" not in out[11]["error"]
+    assert [row["score"] for row in out[:11]] == pytest.approx([rm.score(good)] * 11, abs=1e-6)
+
+
 @pytest.mark.parametrize("name, text, part", [
     ("in.jsonl", '{"text": "a"}\n{"text": \n', "in.jsonl:2: not JSON"),
     ("in.jsonl", '{"text": "a"}\n[1]\n', "in.jsonl:2: a list"),
