@@ -1,0 +1,641 @@
+"Reading preferences: every source and format, every fault with its place, bounded memory, splits, and the real files beside the repository."
+import collections
+import gzip
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reward_kit import data
+from reward_kit.data import (
+    PreferenceDataError,
+    Preferences,
+    UnusableRow,
+    as_messages,
+    kfold_by_prompt,
+    load_preferences,
+    parse_transcript,
+    prompt_key,
+    prompt_overlap,
+    save_preferences,
+    split_by_prompt,
+    to_record,
+)
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+HH, DEMO = REAL / "hh-rlhf-harmless-test.jsonl.gz", REAL / "dpo-en-demo.json.gz"
+USER, BOT = (lambda text: {"role": "user", "content": text}), (lambda text: {"role": "assistant", "content": text})
+
+
+def pairs(n, prompts=None):
+    "n different pairs on `prompts` different prompts."
+    return [{"prompt": f"What is {i % (prompts or n)}?", "chosen": f"A number, {i}.", "rejected": f"Nothing {i}"} for i in range(n)]
+
+
+def load(source, **options):
+    return load_preferences(source, progress=False, **options)
+
+
+def reasons(preferences):
+    return {reason: entry["count"] for reason, entry in preferences.report.dropped.items()}
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# ---------------------------------------------------------------- sources
+
+def write_arrow(path, rows, stream):
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as sink, (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer: writer.write_table(table)
+
+
+WRITERS = {
+    "a.jsonl": jsonl,
+    "a.ndjson": lambda p, r: p.write_text("\n\n".join(map(json.dumps, r))),
+    "bom.jsonl": lambda p, r: p.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, r)).encode()),
+    "a.json": lambda p, r: p.write_text(json.dumps(r, indent=1)),
+    "lines.json": jsonl,
+    "columns.json": lambda p, r: p.write_text(json.dumps({k: [row[k] for row in r] for k in r[0]})),
+    "named.json": lambda p, r: p.write_text(json.dumps({"data": r, "version": 1})),
+    "a.csv": lambda p, r: pd.DataFrame(r).to_csv(p, index=False),
+    "a.tsv": lambda p, r: pd.DataFrame(r).to_csv(p, index=False, sep="\t"),
+    "a.parquet": lambda p, r: pq.write_table(pa.Table.from_pylist(r), p),
+    "a.arrow": lambda p, r: write_arrow(p, r, True),
+    "a.feather": lambda p, r: write_arrow(p, r, False),
+}
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_file_type_gives_the_same_records(tmp_path, name, compressed):
+    rows = pairs(30) + [{"prompt": 'Say "hi",\nplease', "chosen": "hi\tthere, “you”", "rejected": "no, 你好"}]
+    WRITERS[name](tmp_path / name, rows)
+    path = tmp_path / name
+    if compressed:
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    found = load(path)
+    assert found.fingerprint == load(rows).fingerprint
+    assert len(found) == 31 and found[30]["responses"] == ["hi\tthere, “you”", "no, 你好"] and found[30]["origin"].startswith(path.name)
+
+
+def test_json_array_is_read_in_pieces(tmp_path):
+    rows = pairs(3000)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    assert path.stat().st_size > 3 * (1 << 16)
+    assert load(path).fingerprint == load(rows).fingerprint
+    path.write_text(json.dumps(rows)[:-40])
+    with pytest.raises(PreferenceDataError, match=r"^a.json:1: malformed JSON"): load(path)
+
+
+def test_sources_in_memory():
+    rows = pairs(5)
+    frame = pd.DataFrame(rows)
+    frame.loc[2, "chosen"] = None
+    frame["margin"] = [1.0, float("nan"), 3, 4, 5]
+    found = load(frame)
+    assert reasons(found) == {"null chosen": 1} and [r["margin"] for r in found] == [1.0, None, 4.0, 5.0]
+    dataset = datasets.Dataset.from_list(rows)
+    assert load(dataset).fingerprint == load(rows).fingerprint == load(dataset.to_iterable_dataset()).fingerprint == load(tuple(rows)).fingerprint
+    preferences = load(rows)
+    assert load(preferences) is preferences
+
+
+def test_folder_glob_and_saved_datasets(tmp_path):
+    jsonl(tmp_path / "part-1.jsonl", pairs(3))
+    (tmp_path / "deeper").mkdir()
+    jsonl(tmp_path / "deeper" / "part-2.jsonl", pairs(6)[3:])
+    (tmp_path / "README.md").write_text("not data")
+    assert [r["origin"] for r in load(tmp_path)] == [f"deeper/part-2.jsonl:{i}" for i in (1, 2, 3)] + [f"part-1.jsonl:{i}" for i in (1, 2, 3)]
+    assert len(load(str(tmp_path / "*.jsonl"))) == 3 and len(load(str(tmp_path / "**" / "*.jsonl"))) == 6
+    datasets.Dataset.from_list(pairs(4)).save_to_disk(tmp_path / "saved")
+    assert len(load(tmp_path / "saved")) == 4
+    with pytest.raises(PreferenceDataError, match=r"no data file found"): load(str(tmp_path / "*.jsonx"))
+
+
+def test_splits_are_chosen_and_compared(tmp_path):
+    both = datasets.DatasetDict(train=datasets.Dataset.from_list(pairs(20)), test=datasets.Dataset.from_list(pairs(25)[18:]))
+    found = load(both)
+    assert len(found) == 20 and any("split 'train'" in note for note in found.report.notes)
+    assert found.report.overlaps == {"test": {"shared": 2, "prompts": 7, "records": 2}}
+    assert {v.practice: v.status for v in found.report.verdicts}["no prompts across splits"] == "fail"
+    assert len(load(both, split="test")) == 7
+    with pytest.raises(PreferenceDataError, match=r"no split 'dev'; there are 'train', 'test'"): load(both, split="dev")
+    with pytest.raises(PreferenceDataError, match=r"choose one with split="): load(datasets.DatasetDict(a=both["train"], b=both["test"]))
+    with pytest.raises(PreferenceDataError, match=r"no splits"): load(pairs(3), split="test")
+    both.save_to_disk(tmp_path / "saved")
+    assert len(load(tmp_path / "saved", split="test")) == 7
+    jsonl(tmp_path / "train-0.jsonl", pairs(5)), jsonl(tmp_path / "test-0.jsonl", pairs(9)[5:])
+    found = load(str(tmp_path / "*.jsonl"))
+    assert len(found) == 9
+    (tmp_path / "saved").rename(tmp_path.parent / f"{tmp_path.name}-saved")
+    found = load(tmp_path)
+    assert len(found) == 5 and found.report.overlaps["test"]["shared"] == 0
+
+
+def test_what_is_a_path_and_what_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jsonl(Path("preferences.jsonl"), pairs(2))
+    with pytest.raises(PreferenceDataError, match=r"^preference.jsonl: no such file or folder; did you mean 'preferences.jsonl'"): load("preference.jsonl")
+    for name in ("./owner/name", "/no/such/place", "a/b/c", "nothing", "owner/name.jsonl", "no*.jsonl"):
+        with pytest.raises(PreferenceDataError) as error: load(name)
+        assert str(error.value).startswith(name) and "\n" not in str(error.value) and "Hugging Face hub (" not in str(error.value)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **kw: (_ for _ in ()).throw(ConnectionError(f"no network for {name}\nmore")))
+    with pytest.raises(PreferenceDataError, match=r"^owner/name-v1.5: .*hub \(ConnectionError: no network for owner/name-v1.5\); check the name") as error:
+        load("owner/name-v1.5")
+    assert "\n" not in str(error.value)
+    asked = {}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **kw: asked.update(kw, name=name) or datasets.DatasetDict(train=datasets.Dataset.from_list(pairs(3))))
+    assert len(load("owner/name", revision="abc", cache_dir=str(tmp_path))) == 3
+    assert asked == {"name": "owner/name", "revision": "abc", "cache_dir": str(tmp_path)}
+
+
+# ---------------------------------------------------------------- faults and their places
+
+def test_each_fault_is_counted_with_its_place(tmp_path):
+    rows = [
+        '{"prompt": "p", "chosen": "a", "rejected": "b"}',
+        '{"prompt": "p", "chosen": "a", "rejected": "b"}',
+        '{"prompt": "p", "chosen": "b", "rejected": "a"}',
+        '{"prompt": "p", "chosen": null, "rejected": "b"}',
+        '{"prompt": " ", "chosen": "a", "rejected": "b"}',
+        '{"prompt": "p", "chosen": 7, "rejected": "b"}',
+        '{"prompt": "p", "chosen": "a", "rejected": "a "}',
+        '{"prompt": "p", "chosen": "a"}',
+        '{"chosen": "x", "rejected": "y"}',
+        "[1, 2]",
+        "not json",
+        '{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}',
+        '{"prompt": "p", "chosen": "c", "rejected": "d", "weight": -1}',
+        "",
+        '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": NaN}',
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(rows))
+    found = load(path)
+    assert reasons(found) == {"exact duplicate": 1, "null chosen": 1, "empty prompt": 1, "chosen is not text": 1, "chosen is identical to rejected": 1,
+                              "missing rejected": 1, "missing prompt": 1, "line is not a JSON object": 1, "malformed JSON": 1,
+                              "chosen has a broken character": 1, "negative weight": 1, "margin is not a finite number": 1}
+    places = {reason: int(entry["examples"][0].split(":")[1]) for reason, entry in found.report.dropped.items()}
+    assert places == {"exact duplicate": 2, "null chosen": 4, "empty prompt": 5, "chosen is not text": 6, "chosen is identical to rejected": 7,
+                      "missing rejected": 8, "missing prompt": 9, "line is not a JSON object": 10, "malformed JSON": 11, "chosen has a broken character": 12,
+                      "negative weight": 13, "margin is not a finite number": 15}
+    assert len(found) == 2 and found.report.stats["contradictory"] == 2
+    assert [entry["count"] for reason, entry in found.report.noted.items() if reason.startswith("contradictory")] == [2]
+    with pytest.raises(PreferenceDataError, match=r"^p.jsonl: strict reading found .*null chosen 1.* in 14 rows; first: p.jsonl:4 \(null chosen\)"):
+        load(path, strict=True)
+
+
+def test_strict_refuses_contradictions_and_accepts_clean_data():
+    assert len(load(pairs(3), strict=True)) == 3
+    both_ways = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "b", "rejected": "a"}]
+    with pytest.raises(PreferenceDataError, match=r"contradictory pair.* 2 in 2 rows; first: row 1"): load(both_ways, strict=True)
+    assert len(load(both_ways)) == 2
+
+
+@pytest.mark.parametrize("name,content,message", [
+    ("empty.jsonl", b"", "empty.jsonl: empty"),
+    ("empty.json", b"[]", "empty.json: empty"),
+    ("empty.csv", b"prompt,chosen,rejected\n", "empty.csv: empty"),
+    ("bad.jsonl", b"no\nneither\n", r"bad.jsonl: none of the 2 rows can be used: malformed JSON 2; first: bad.jsonl:1"),
+    ("latin.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}'.encode("latin-1"), r"latin.jsonl:2: not UTF-8"),
+    ("utf16.jsonl", '{"prompt": "p"}'.encode("utf-16"), r"utf16.jsonl:1: not UTF-8"),
+    ("latin.json", '[{"prompt": "p",\n"chosen": "\xe9"}]'.encode("latin-1"), r"latin.json:2: not UTF-8"),
+    ("utf16.csv", "prompt,chosen\n".encode("utf-16"), r"utf16.csv:1: not UTF-8"),
+    ("object.json", b'{"prompt": "p",\n "chosen": }', r"object.json:2: malformed JSON"),
+    ("quote.csv", b'prompt,chosen,rejected\n"open,a,b\n', r"quote.csv:2: malformed table"),
+    ("twice.csv", b"chosen,chosen,rejected\na,b,c\n", r"twice.csv:1: two columns have the same name"),
+    ("cut.jsonl.gz", gzip.compress(b"{}" * 5000)[:-20], r"cut.jsonl.gz: not a complete gzip file"),
+    ("not.jsonl.gz", b"plain text", r"not.jsonl.gz: not a complete gzip file"),
+    ("not.parquet", b"plain text", r"not.parquet: not a readable parquet file"),
+    ("not.arrow", b"plain text", r"not.arrow: not a readable arrow file"),
+    ("some.txt", b"plain text", r"some.txt: unknown file type"),
+])
+def test_faults_of_whole_files(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PreferenceDataError, match=message) as error: load(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_csv_rows_of_the_wrong_width(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\np,a,b\np,a\np,a,b,c\nq,a,\n")
+    found = load(tmp_path / "a.csv")
+    assert len(found) == 1 and reasons(found) == {"wrong number of cells": 2, "empty rejected": 1}
+    assert found.report.dropped["wrong number of cells"]["examples"][0].startswith("a.csv:3")
+
+
+# ---------------------------------------------------------------- columns and formats
+
+def test_columns_are_mapped_exactly():
+    rows = [{"question": "q", "good": "a", "bad": "b", "chosen": "x", "rejected": "y", "strength": "0.5"}]
+    found = load(rows, columns={"chosen": "good", "rejected": "bad", "margin": "strength"})
+    assert found[0]["prompt"] == "q" and found[0]["responses"] == ["a", "b"] and found[0]["margin"] == 0.5
+    assert found.report.unused_columns == ["chosen", "rejected"]
+    with pytest.raises(PreferenceDataError, match=r"unknown name 'choosen'"): load(rows, columns={"choosen": "good"})
+    with pytest.raises(PreferenceDataError, match=r"column 'gold' \(for 'chosen'\) is missing; .*did you mean 'good'"): load(rows, columns={"chosen": "gold"})
+    assert load(rows, columns={"prompt": None})[0]["prompt"] == ""
+
+
+@pytest.mark.parametrize("row,name", [
+    ({"prompt": "q", "preferred": "a", "dispreferred": "b"}, "pairs"),
+    ({"instruction": "q", "winner": "a", "loser": "b"}, "pairs"),
+    ({"Prompt": "q", "Chosen": "a", "Rejected": "b"}, "pairs"),
+    ({"prompt": "q", "response_0": "b", "response_1": "a", "better_response_id": 1}, "labelled"),
+    ({"prompt": "q", "response_1": "b", "response_2": "a", "preference": 2.0}, "labelled"),
+    ({"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": "model_a"}, "labelled"),
+    ({"prompt": "q", "response_a": "b", "response_b": "a", "label": "response_b"}, "labelled"),
+    ({"prompt": "q", "completions": ["b", "a"], "ratings": [1, 2]}, "ranking"),
+    ({"prompt": "q", "responses": ["b", "a"], "ranks": [2, 1]}, "ranking"),
+])
+def test_usual_names_are_found(row, name):
+    found = load([row])
+    assert found.report.format == name and found[0]["prompt"] == "q" and found[0]["responses"] == ["a", "b"] and found[0]["ranks"] == [1, 2]
+
+
+def test_a_format_can_be_forced():
+    text = "\n\nHuman: q\n\nAssistant: "
+    row = {"chosen": text + "a", "rejected": text + "b"}
+    assert load([row]).kind == "messages" and load([row], format="pairs").kind == "text"
+    assert reasons(load([row, {"chosen": "x", "rejected": "y"}], format="transcript")) == {"not a transcript": 1}
+    with pytest.raises(PreferenceDataError, match="format='pair' is unknown"): load([row], format="pair")
+    with pytest.raises(PreferenceDataError, match="no column for 'responses'"): load([row], format="ranking")
+
+
+@pytest.mark.parametrize("label,ranks", [("a", [1, 2]), ("B", [1, 2]), ("tie", [1, 1]), ("tie (bothbad)", [1, 1])])
+def test_labels(label, ranks):
+    record = to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
+    assert record["ranks"] == ranks and record["responses"] == (["y", "x"] if label == "B" else ["x", "y"])
+
+
+@pytest.mark.parametrize("label", [0, 1, "1", None, "", "c", 0.5, True])
+def test_labels_that_could_mean_either(label):
+    with pytest.raises(UnusableRow, match="label"): to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
+
+
+def test_rankings():
+    record = to_record({"prompt": "q", "responses": '["d", "a", "b", "c"]', "scores": "[0, 9.5, 3, 3]"})
+    assert record["responses"] == ["a", "b", "c", "d"] and record["ranks"] == [1, 2, 2, 3] and record["scores"] == [9.5, 3, 3, 0]
+    assert to_record({"prompt": "q", "responses": ["a", "b", "c"], "ranks": [0, 4, 4]})["ranks"] == [1, 2, 2]
+    for change, reason in [({"responses": ["a"]}, "fewer than two"), ({"ranks": [1]}, "differ in number"), ({"responses": ["a", None]}, "null response"),
+                           ({"responses": ["a", "a"]}, "identical responses"), ({"responses": "a"}, "not a list"), ({"ranks": [1, "x"]}, "rank is not a finite number"),
+                           ({"responses": None}, "null responses"), ({"ranks": None}, "null ranks")]:
+        row = {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]} | change
+        if change == {"responses": ["a"]}: row["ranks"] = [1]
+        with pytest.raises(UnusableRow, match=reason): to_record(row)
+    disagreeing = load([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], "scores": [0, 1]}])
+    assert len(disagreeing) == 1 and any(reason.startswith("scores disagree") for reason in disagreeing.report.noted)
+
+
+# ---------------------------------------------------------------- conversations
+
+def test_turns_begin_only_after_a_blank_line():
+    text = '\n\nHuman: She wrote "Human: no"\nAssistant: this is a quote\n\nAssistant: Human: yes'
+    assert parse_transcript(text) == [USER('She wrote "Human: no"\nAssistant: this is a quote'), BOT("Human: yes")]
+    with pytest.raises(UnusableRow, match="not a transcript"): parse_transcript("Hello\n\nHuman: a\n\nAssistant: b")
+    with pytest.raises(UnusableRow, match="not a transcript"): parse_transcript("")
+
+
+def transcript(*turns):
+    return "".join(f"\n\n{speaker}: {text}" for speaker, text in zip(["Human", "Assistant"] * 9, turns, strict=False))
+
+
+@pytest.mark.parametrize("chosen,rejected,prompt,responses", [
+    (transcript("q", "a"), transcript("q", "b"), [USER("q")], [[BOT("a")], [BOT("b")]]),
+    (transcript("q", "a", "r", "c"), transcript("q", "a", "r", "d"), [USER("q"), BOT("a"), USER("r")], [[BOT("c")], [BOT("d")]]),
+    (transcript("q", "a", "r", "c"), transcript("q", "b"), [USER("q")], [[BOT("a"), USER("r"), BOT("c")], [BOT("b")]]),
+    (transcript("q", "a", "r", "c"), transcript("q", "a"), [USER("q")], [[BOT("a"), USER("r"), BOT("c")], [BOT("a")]]),
+    (transcript("q", "a", ""), transcript("q", "b"), [USER("q")], [[BOT("a")], [BOT("b")]]),
+])
+def test_transcript_pairs(chosen, rejected, prompt, responses):
+    record = to_record({"chosen": chosen, "rejected": rejected})
+    assert record["prompt"] == prompt and record["responses"] == responses
+
+
+@pytest.mark.parametrize("chosen,rejected,reason", [
+    (transcript("q", ""), transcript("q", "b"), "empty chosen"),
+    (transcript("q", "a", "thanks"), transcript("q", "b"), "chosen does not end with the assistant's turn"),
+    (transcript("q", "a"), transcript("other", "b"), "the responses answer different prompts"),
+    (transcript("q", "a"), transcript("q", "a "), "chosen is identical to rejected"),
+])
+def test_transcript_pairs_that_cannot_be_used(chosen, rejected, reason):
+    with pytest.raises(UnusableRow) as error: to_record({"chosen": chosen, "rejected": rejected})
+    assert error.value.reason == reason
+
+
+def test_a_transcript_as_prompt_with_bare_responses():
+    record = to_record({"prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:", "chosen": " x", "rejected": " y"})
+    assert record["prompt"] == [USER("q"), BOT("a"), USER("r")] and record["responses"] == [[BOT("x")], [BOT("y")]]
+
+
+CONVERSATIONAL = [
+    {"prompt": [USER("q")], "chosen": [BOT("a")], "rejected": [BOT("b")]},
+    {"prompt": [USER("q")], "chosen": [USER("q"), BOT("a")], "rejected": [USER("q"), BOT("b")]},
+    {"chosen": [USER("q"), BOT("a")], "rejected": [USER("q"), BOT("b")]},
+    {"prompt": "q", "chosen": [USER("q"), BOT("a")], "rejected": [USER("q"), BOT("b")]},
+    {"prompt": "q", "chosen": [BOT("a")], "rejected": [BOT("b")]},
+    {"prompt": [USER("q")], "chosen": "a", "rejected": "b"},
+    {"prompt": [USER("q")], "chosen": BOT("a"), "rejected": BOT("b")},
+    {"messages": [USER("q")], "chosen": BOT("a"), "rejected": BOT("b")},
+    {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+    {"prompt": [USER("q")], "responses": [[BOT("b")], [BOT("a")]], "scores": [1, 2]},
+    {"conversation_a": [USER("q"), BOT("b")], "conversation_b": [USER("q"), BOT("a")], "winner": "model_b"},
+]
+
+
+@pytest.mark.parametrize("row", CONVERSATIONAL, ids=range(len(CONVERSATIONAL)))
+def test_conversations_in_every_shape_are_the_same_record(row, tmp_path):
+    record = to_record(row)
+    assert record["prompt"] == [USER("q")] and record["responses"] == [[BOT("a")], [BOT("b")]] and record["ranks"] == [1, 2]
+    cells = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+    pd.DataFrame([cells]).to_csv(tmp_path / "a.csv", index=False)
+    assert load(tmp_path / "a.csv")[0]["responses"] == record["responses"]
+
+
+@pytest.mark.parametrize("change,reason", [
+    ({"prompt": "another"}, "the prompt is not among the shared turns"),
+    ({"chosen": [USER("q"), BOT(" ")]}, "empty chosen"),
+    ({"chosen": []}, "empty chosen"),
+    ({"chosen": ["a"]}, "chosen is not a list of messages"),
+    ({"chosen": [USER("q"), {"role": "assistant", "content": [{"type": "image"}]}]}, "chosen has content that is not text"),
+    ({"chosen": [USER("q"), {"role": "assistant", "content": None}]}, "null chosen"),
+    ({"chosen": [USER("q"), BOT("a"), USER("r")]}, "chosen does not end with the assistant's turn"),
+])
+def test_conversations_that_cannot_be_used(change, reason):
+    row = {"prompt": "q", "chosen": [USER("q"), BOT("a")], "rejected": [USER("q"), BOT("b")]} | change
+    with pytest.raises(UnusableRow) as error: to_record(row, origin="row 3")
+    assert error.value.reason == reason and str(error.value).startswith("row 3: ")
+
+
+def test_text_among_conversations_is_lifted_and_the_other_way_round_set_aside():
+    text, chat = {"prompt": "r", "chosen": "x", "rejected": "y"}, CONVERSATIONAL[0]
+    found = load([chat, text])
+    assert found[1]["prompt"] == [USER("r")] and found[1]["responses"] == [[BOT("x")], [BOT("y")]]
+    assert any(reason.startswith("plain text turned into messages") for reason in found.report.noted)
+    found = load(pairs(1200) + [chat])
+    assert found.kind == "text" and reasons(found) == {"conversation in plain-text data": 1}
+
+
+def test_tool_calls_and_template_arguments_survive(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
+    rows = [{"prompt": [USER("1 + 1?")], "chosen": [call], "rejected": [BOT("3")], "tools": [{"name": "add"}], "chat_template_kwargs": {"enable_thinking": False}},
+            {"prompt": [USER("2 + 1?")], "chosen": [BOT("3")], "rejected": [BOT("4")]}]
+    found = load(rows)
+    assert found[0]["responses"][0] == [{"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}]
+    assert json.loads(found[0]["tools"]) == [{"name": "add"}] and json.loads(found[0]["chat_template_kwargs"]) == {"enable_thinking": False}
+    assert "tools" not in found[1] and found[1]["responses"][0] == [BOT("3")]
+    found.save(tmp_path / "a.jsonl")
+    again = load(tmp_path / "a.jsonl")
+    assert list(again)[0]["responses"] == found[0]["responses"] and again.fingerprint == found.fingerprint
+    assert found.to_pairs()[0]["chosen"][0]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+
+
+def test_system_and_unknown_roles():
+    assert as_messages([{"role": "system", "content": "s"}, {"from": "human", "value": ""}, {"role": "narrator", "content": "n"}]) == [
+        {"role": "system", "content": "s"}, {"role": "user", "content": ""}, {"role": "narrator", "content": "n"}]
+
+
+# ---------------------------------------------------------------- Preferences
+
+def test_pairs_for_trl():
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2, "weight": 0.5, "source": "s"}, {"prompt": "r", "chosen": "a", "rejected": "b"}]
+    found = load(rows).to_pairs()
+    assert found[0] == {"prompt": "q", "chosen": "a", "rejected": "b", "weight": 0.5, "id": load(rows)[0]["id"], "margin": 2.0, "source": "s"}
+    assert found[1]["margin"] == 0.0
+    assert set(load(pairs(2)).to_pairs().column_names) == {"prompt", "chosen", "rejected", "weight", "id"}
+    chat = load(CONVERSATIONAL[:1]).to_pairs()
+    assert chat[0]["prompt"] == [USER("q")] and chat[0]["chosen"] == [BOT("a")]
+
+
+def test_selecting_keeps_the_measures():
+    found = load(pairs(50, prompts=7))
+    part = found.select([40, 3, 3, 12])
+    fresh = Preferences(part.dataset)
+    assert part.fingerprint == fresh.fingerprint and np.array_equal(part.prompt_keys, fresh.prompt_keys)
+    assert part.report.lengths == fresh.report.lengths and part.report.stats == fresh.report.stats
+    assert [r["origin"] for r in part] == ["row 41", "row 4", "row 4", "row 13"] == [part[i]["origin"] for i in range(4)]
+    ranked = load([{"prompt": f"{i}", "responses": list("abcde")[: 2 + i], "scores": list(range(2 + i))} for i in range(4)]).select([3, 1])
+    assert len(ranked.measures.responses) == 5 + 3 and len(ranked.measures.pairs) == 10 + 3
+
+
+def test_ids_and_fingerprints_depend_on_content_only(tmp_path):
+    rows = pairs(5)
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    a, b = load(rows), load(path)
+    assert a.fingerprint == b.fingerprint and [r["id"] for r in a] == [r["id"] for r in b]
+    assert load(rows[::-1]).fingerprint != a.fingerprint != load([rows[0] | {"weight": 2}, *rows[1:]]).fingerprint
+    code = "from reward_kit.data import load_preferences; import sys; print(load_preferences(sys.argv[1]).fingerprint)"
+    other = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert other.stdout.strip() == a.fingerprint, other.stderr
+    assert load([rows[0] | {"id": 17}])[0]["id"] == "17"
+
+
+def test_large_data_moves_to_a_file_and_stays_the_same(tmp_path, monkeypatch):
+    rows = pairs(2500) + [CONVERSATIONAL[0] | {"prompt": [USER("last")]}] * 0
+    expected = load(rows)
+    store = data._ArrowStore
+    monkeypatch.setattr(data, "_ArrowStore", lambda *a, **kw: store(*a, **kw, limit=1 << 16))
+    found = load(rows, cache_dir=tmp_path)
+    files = [p.name for p in (tmp_path / "reward_kit").iterdir()]
+    assert files == [f"{expected.fingerprint}.arrow"] and list(found) == list(expected)
+    load(rows, cache_dir=tmp_path)
+    assert [p.name for p in (tmp_path / "reward_kit").iterdir()] == files, "no second copy"
+    with pytest.raises(PreferenceDataError): load(rows + [{"prompt": None, "chosen": "a", "rejected": "b"}], cache_dir=tmp_path / "other", strict=True)
+    assert not [p for p in (tmp_path / "other").rglob("*.tmp")], "no unfinished file"
+
+
+def test_several_processes_give_the_same(tmp_path):
+    rng = random.Random(0)
+    lines = [json.dumps(row) for row in pairs(5000)]
+    for n in range(0, 5000, 97): lines[n] = rng.choice(["{broken", '{"prompt": "p", "chosen": "", "rejected": "b"}', lines[n - 1]])
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines))
+    one, two = load(path), load(path, num_proc=2)
+    assert one.fingerprint == two.fingerprint and one.report.dropped == two.report.dropped and list(one)[77] == list(two)[77]
+    (tmp_path / "bad.jsonl").write_bytes(path.read_bytes() + b"\n\xff\n")
+    with pytest.raises(PreferenceDataError, match="bad.jsonl:5001: not UTF-8"): load(tmp_path / "bad.jsonl", num_proc=2)
+
+
+def test_memory_does_not_grow_with_the_texts(tmp_path):
+    "Reading 180 MB of text must take far less than that on top of the imports."
+    path = tmp_path / "big.jsonl"
+    with open(path, "w") as file:
+        for n in range(12_000): file.write(json.dumps({"prompt": f"p{n} " + "x" * 5000, "chosen": f"c{n} " + "y" * 5000, "rejected": f"r{n} " + "z" * 5000}) + "\n")
+    assert path.stat().st_size > 180e6
+    code = ("import sys; from reward_kit.data import load_preferences\n"
+            "def used(): return int([l for l in open('/proc/self/status') if l.startswith('RssAnon')][0].split()[1]) / 1024\n"
+            "before = used(); p = load_preferences(sys.argv[1], cache_dir=sys.argv[2], progress=False); print(len(p), used() - before)")
+    if not Path("/proc/self/status").exists(): pytest.skip("no /proc to read the memory from")
+    out = subprocess.run([sys.executable, "-c", code, path, tmp_path], capture_output=True, text=True, check=True).stdout.split()
+    assert int(out[0]) == 12_000 and float(out[1]) < 110
+
+
+# ---------------------------------------------------------------- the report
+
+def test_report_shows_itself():
+    found = load(pairs(30) + [{"prompt": "<b>|", "chosen": None, "rejected": "x"}] * 4)
+    report = found.report
+    text, markdown, page = str(report), report.to_markdown(), report._repr_html_()
+    for part in ("rows dropped", "null chosen", "row 31; row 32; row 33", "enough pairs"): assert part in text and part in markdown and part in page
+    assert "<script" not in page and page.count("<table") == page.count("</table>") >= 4
+    assert all(len({row.count(" | ") for row in block.splitlines() if row.startswith("|")}) == 1 for block in re.split(r"\n\n", markdown) if "|" in block)
+    assert json.loads(json.dumps(report.to_dict()))["rows_dropped"] == 4
+    figure = report.plot()
+    assert [axes.get_ylabel() for axes in figure.axes] == ["pairs", "longer one chosen (share, 95%)"]
+
+
+def test_report_of_ties_only_and_of_one_record():
+    for rows in ([{"prompt": "q", "response_a": "x", "response_b": "y", "label": "tie"}], pairs(1)):
+        report = load(rows).report
+        assert str(report) and report.plot() and report.to_dict()
+    assert load([{"prompt": "q", "response_a": "x", "response_b": "y", "label": "tie"}]).report.longer_is_chosen is None
+
+
+@pytest.mark.parametrize("practice,rows,status", [
+    ("enough pairs", pairs(1000), "ok"), ("enough pairs", pairs(999), "warn"), ("enough pairs", pairs(199), "fail"),
+    ("diverse prompts", pairs(400, 100), "ok"), ("diverse prompts", pairs(400, 50), "warn"), ("diverse prompts", pairs(400, 20), "fail"),
+    ("diverse responses", pairs(100), "ok"),
+    ("diverse responses", [{"prompt": f"q{i}", "chosen": "Yes, it is.", "rejected": "No, it is not."} for i in range(100)], "fail"),
+    ("no repeated response", [{"prompt": f"q{i}", "chosen": f"Yes {i}", "rejected": "No."} for i in range(100)], "fail"),
+    ("clear preference", [{"prompt": f"q{i}", "chosen": " ".join("abcdefghij") + f" {i}", "rejected": " ".join("abcdefghij") + f" -{i}"} for i in range(9)], "fail"),
+    ("length balance", [{"prompt": f"q{i}", "chosen": f"a longer one {i}", "rejected": f"{i}"} for i in range(100)], "fail"),
+    ("length balance", [{"prompt": f"q{i}", "chosen": f"a longer one {i}", "rejected": f"{i}"} for i in range(3)], "ok"),
+    ("position balance", [{"prompt": f"q{i}", "response_a": "x", "response_b": "y", "label": "a"} for i in range(100)], "fail"),
+    ("position balance", [{"prompt": f"q{i}", "response_a": "x", "response_b": "y", "label": "ab"[i % 2]} for i in range(100)], "ok"),
+    ("position balance", pairs(50), "n/a"),
+    ("source balance", [row | {"source": "ab"[n % 2]} for n, row in enumerate(pairs(50))], "ok"),
+    ("source balance", [row | {"source": "b" if n == 7 else "a"} for n, row in enumerate(pairs(50))], "fail"),
+    ("no duplicates", pairs(80) + pairs(20), "fail"),
+    ("no contradictions", pairs(80) + [{"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["chosen"]} for r in pairs(3)], "fail"),
+    ("no broken rows", pairs(80) + [{"prompt": "q", "chosen": "", "rejected": ""}] * 2, "warn"),
+])
+def test_each_verdict_turns(practice, rows, status):
+    assert {v.practice: v.status for v in load(rows).report.verdicts}[practice] == status
+
+
+def test_lengths_with_a_tokenizer():
+    def characters(texts, add_special_tokens): return {"input_ids": [list(t) for t in texts]}
+    report = load([{"prompt": "abc", "chosen": "abcde", "rejected": "ab"}], tokenizer=characters).report
+    assert [report.lengths[k]["max"] for k in ("prompt", "chosen", "rejected")] == [3, 5, 2] and "tokens of" in report.token_unit
+
+
+# ---------------------------------------------------------------- splits
+
+def test_splits_share_no_prompt_and_depend_on_the_seed_only():
+    rows = [row | {"prompt": row["prompt"].upper() if n % 3 else f"  {row['prompt']} "} for n, row in enumerate(pairs(600, prompts=90))]
+    found, shuffled = load(rows), load(random.Random(1).sample(rows, len(rows)))
+    for fraction in (0.05, 0.3, 0.9):
+        train, held = split_by_prompt(found, fraction, seed=3)
+        assert len(train) + len(held) == 600 and abs(len(held) - 600 * fraction) <= 7
+        assert prompt_overlap(train, held)["shared"] == 0 == prompt_overlap(held, train)["records"]
+        assert {prompt_key(r["prompt"]) for r in split_by_prompt(shuffled, fraction, seed=3)[1]} == {prompt_key(r["prompt"]) for r in held}
+    counts = collections.Counter(r["id"] for _, held in kfold_by_prompt(found, 5, seed=1) for r in held)
+    assert len(counts) == 600 and set(counts.values()) == {1}
+
+
+def test_a_dominant_prompt_does_not_break_the_split():
+    found = load([{"prompt": "same", "chosen": f"a{i}", "rejected": "b"} for i in range(95)] + pairs(5))
+    train, held = split_by_prompt(found, 0.1)
+    assert 1 <= len(held) <= 5 and prompt_overlap(train, held)["shared"] == 0
+    train, held = split_by_prompt(load([{"prompt": p, "chosen": f"a{i}", "rejected": "b"} for i in range(9) for p in "xy"]), 0.1)
+    assert len(train) == len(held) == 9
+
+
+def test_texts_without_prompt_are_split_by_their_responses():
+    rows = [{"chosen": f"{i} a", "rejected": f"{i} b"} for i in range(40)] + [{"chosen": f"{i} b", "rejected": f"{i} a"} for i in range(40)]
+    train, held = split_by_prompt(load(rows), 0.25)
+    number = lambda part: {r["responses"][0].split()[0] for r in part}
+    assert len(held) == 20 and not number(train) & number(held)
+
+
+# ---------------------------------------------------------------- writing
+
+@pytest.mark.parametrize("rows", [pairs(4), CONVERSATIONAL[:1], [{"chosen": "a", "rejected": "b"}],
+                                  [{"prompt": "q", "responses": ["c", "a", "b"], "scores": [1, 2, 2]}, *pairs(2)],
+                                  [{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5, "weight": 0.25, "source": "s", "score_chosen": 5, "score_rejected": 4}],
+                                  [{"chosen": transcript("q", "a", "r", "c"), "rejected": transcript("q", "b")}]])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_round_trip(tmp_path, rows, name):
+    found = load(rows)
+    assert found.save(tmp_path / name) == len(found) == save_preferences(iter(rows), tmp_path / f"b{name}")
+    again = load(tmp_path / name, strict=True)
+    strip = lambda records: [{k: v for k, v in r.items() if k != "origin"} for r in records]
+    assert strip(again) == strip(found) == strip(load(tmp_path / f"b{name}")) and again.fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_append(tmp_path, name):
+    for row in pairs(4): assert save_preferences([row], tmp_path / name, append=True) == 1
+    assert load(tmp_path / name).fingerprint == load(pairs(4)).fingerprint
+
+
+def test_append_after_an_interrupted_write(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", pairs(2))
+    path.write_bytes(path.read_bytes() + b'{"prompt": "half')
+    save_preferences(pairs(4)[3:], path, append=True)
+    found = load(path)
+    assert len(found) == 3 and found.report.dropped["malformed JSON"]["examples"][0].startswith("a.jsonl:3")
+
+
+def test_nothing_is_written_when_a_row_is_wrong(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(PreferenceDataError, match="^row 3: chosen is identical"): save_preferences([*pairs(2), {"prompt": "q", "chosen": "a", "rejected": "a"}], path)
+    with pytest.raises(PreferenceDataError, match="^row 1: not a dict"): save_preferences(["a"], path)
+    with pytest.raises(PreferenceDataError, match="^row 2: no column for 'rejected'"): save_preferences([*pairs(1), {"prompt": "q", "chosen": "a"}], path, append=True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(PreferenceDataError, match="cannot be written"): save_preferences(pairs(1), tmp_path / "missing" / "a.jsonl")
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", pairs(3))
+    code = ("import sys, time; from reward_kit.data import save_preferences\n"
+            "def rows():\n"
+            "    for n in range(10**9):\n"
+            "        if n == 2000: print('half', flush=True)\n"
+            "        yield {'prompt': f'{n}', 'chosen': f'a{n}', 'rejected': 'b'}\n"
+            "save_preferences(rows(), sys.argv[1])")
+    writer = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "half\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    time.sleep(0.1)
+    assert load(path, strict=True).fingerprint == load(pairs(3)).fingerprint
+
+
+# ---------------------------------------------------------------- real files
+
+@pytest.mark.skipif(not HH.exists(), reason="the real transcripts are not beside this repository")
+def test_real_transcripts():
+    found = load(HH)
+    assert found.report.format == "transcript" and found.kind == "messages" and found.report.rows_read == 2312
+    assert len(found) == 2308 and reasons(found) == {"empty chosen": 4}
+    assert all(r["prompt"] and r["prompt"][0]["role"] == "user" for r in found)
+    assert all(t[-1]["role"] == "assistant" and t[-1]["content"] for r in found for t in r["responses"])
+    assert all(a["role"] != b["role"] for r in found for t in r["responses"] for a, b in zip([*r["prompt"], *t], [*r["prompt"], *t][1:], strict=False))
+    with gzip.open(HH, "rt") as lines: first = json.loads(next(lines))
+    text = lambda turns: "".join(f"\n\n{'Human' if t['role'] == 'user' else 'Assistant'}: {t['content']}" for t in turns)
+    assert [text(found[0]["prompt"] + r) for r in found[0]["responses"]] == [first["chosen"], first["rejected"]]
+    train, held = split_by_prompt(found, 0.2, seed=0)
+    assert prompt_overlap(train, held)["shared"] == 0 and 400 < len(held) < 520
+
+
+@pytest.mark.skipif(not DEMO.exists(), reason="the real conversations are not beside this repository")
+def test_real_sharegpt():
+    found = load(DEMO)
+    assert found.report.format == "sharegpt" and found.report.rows_read == 300 and reasons(found) == {"exact duplicate": 5}
+    assert {t["role"] for r in found for t in r["prompt"]} == {"system", "user", "assistant"}
