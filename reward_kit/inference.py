@@ -42,7 +42,7 @@ from reward_kit.encoding import (
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/05_inference.ipynb #fcff400c
+# %% ../nbs/05_inference.ipynb #ec83b4ff
 def is_conversation(
     value,
 ) -> bool: # a non-empty list of dicts
@@ -58,8 +58,8 @@ def check_text(
     if isinstance(value, str):
         return value
     if not is_conversation(value):
-        raise TypeError(f"{where} is {type(value).__name__} ({str(value)[:40]!r}); it must be a string or a non-empty list of messages "
-                        'like {"role": "user", "content": "..."}')
+        shown = "None" if value is None else f"{type(value).__name__} ({str(value)[:40]!r})"
+        raise TypeError(f'{where} is {shown}; it must be a string or a non-empty list of messages like {{"role": "user", "content": "..."}}')
     for i, message in enumerate(value):
         if not isinstance(message.get("role"), str) or "content" not in message:
             raise TypeError(f'{where}, message {i}, has the keys {sorted(message)}; it must have "role" and "content"')
@@ -67,7 +67,7 @@ def check_text(
             raise TypeError(f'{where}, message {i}, has no content (None)')
     return list(value)
 
-# %% ../nbs/05_inference.ipynb #96a81b32
+# %% ../nbs/05_inference.ipynb #403865ae
 def as_list(
     value, # list, tuple, array, series, column
     name: str, # for the error
@@ -75,8 +75,8 @@ def as_list(
     "A plain list of whatever is listed. Raises TypeError for what is not a list of texts."
     if isinstance(value, list):
         return value
-    if value is None or isinstance(value, (dict, bytes, int, float)) or not hasattr(value, "__iter__"):
-        raise TypeError(f"{name} is {type(value).__name__}; it must be a string, a list of messages, or a list of these")
+    if isinstance(value, (dict, bytes)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name} is {None if value is None else type(value).__name__}; it must be a string, a list of messages, or a list of these")
     return list(value)
 
 
@@ -622,7 +622,7 @@ def file_form(
     raise PreferenceDataError(f"nothing to score: the file has {', '.join(map(repr, present))}; needed are chosen and rejected, prompt and "
                               'response(s), messages, or text; name them with columns={"prompt": "question"}')
 
-# %% ../nbs/05_inference.ipynb #8d0d3b1b
+# %% ../nbs/05_inference.ipynb #3a8fc6a6
 def row_texts(
     row: dict,
     form: FileForm,
@@ -633,14 +633,13 @@ def row_texts(
         record = to_record(row, format=form.pairs)
         return [record["prompt"]] * 2, record["responses"], template
     if form.name in ("text", "messages"):
-        return *as_rows([form.get(row, form.name)])[:2], template
-    responses = form.get(row, form.name)
+        return [check_text(form.get(row, form.name), form.name)], None, template
+    prompt, responses = check_text(form.get(row, "prompt"), "prompt"), form.get(row, form.name)
     if form.name != "responses":
-        responses = [responses]
-    elif not isinstance(responses, list) or not responses:
-        raise TypeError(f"responses is {type(responses).__name__}; it must be a non-empty list")
-    prompts, responses, _ = as_rows([form.get(row, "prompt")] * len(responses), responses)
-    return prompts, responses, template
+        return [prompt], [check_text(responses, form.name)], template
+    if not isinstance(responses, list) or not responses:
+        raise TypeError(f"responses is {responses!r}; it must be a non-empty list")
+    return [prompt] * len(responses), [check_text(r, f"responses[{i}]") for i, r in enumerate(responses)], template
 
 # %% ../nbs/05_inference.ipynb #1c24b181
 def model_fingerprint(

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from transformers import (
     LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification,
 )
 
-from reward_kit.data import PreferenceDataError
+from reward_kit.data import PreferenceDataError, to_record
 from reward_kit.encoding import ModelLoadError, RewardMetadata, prepare_tokenizer
 from reward_kit.inference import Best, RewardModel, next_batch, read_rows, score_file
 
@@ -142,12 +144,12 @@ def test_shapes(rm):
 
 
 @pytest.mark.parametrize("args, error, parts", [
-    ((["a", None], ["b", "c"]), TypeError, ["prompts[1]", "NoneType"]),
+    ((["a", None], ["b", "c"]), TypeError, ["prompts[1] is None;"]),
     ((["a", "b"], ["c", 4]), TypeError, ["responses[1]", "int"]),
     ((["a", float("nan")],), TypeError, ["prompts[1]", "float"]),
     ((["a", "b"], ["c"]), ValueError, ["2 prompts", "1 responses"]),
     ((["a", "b"], "c"), ValueError, ["2 prompts", "one response"]),
-    ((None,), TypeError, ["prompts is NoneType"]),
+    ((None,), TypeError, ["prompts is None;"]),
     ((5,), TypeError, ["prompts is int"]),
     (([[]],), TypeError, ["prompts[0]", "list"]),
     (({"role": "user", "content": "x"},), TypeError, ["prompts is dict"]),
@@ -476,7 +478,7 @@ def test_bad_rows_are_written_and_counted(tmp_path):
     report = rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", batch_rows=4)
     out = read_lines(tmp_path / "out.jsonl")
     assert [row["score"] is None for row in out] == ["error" in row for row in out] == [False, True, True, True, True, False]
-    assert "NoneType" in out[1]["error"] and "does not fit in max_length=24" in out[3]["error"] and "int" in out[4]["error"]
+    assert "prompt is None" in out[1]["error"] and "response is None" in out[2]["error"] and "does not fit in max_length=24" in out[3]["error"] and "response is int" in out[4]["error"]
     assert report.failed == 4 and report.rows == 6 and "4 with an error" in str(report)
     assert {k: v for k, v in out[3].items() if k not in ("score", "error")} == rows[3]
 
@@ -631,3 +633,18 @@ def test_constant_memory(rm, tmp_path):
     with pytest.raises(PreferenceDataError, match="in.jsonl:151"):
         rm.score_file(source, tmp_path / "out.jsonl", batch_rows=50)
     assert json.loads((tmp_path / "out.jsonl.part.json").read_text())["rows"] == 150
+
+
+HH = Path(__file__).parents[1].parent / "shared" / "data" / "hh-rlhf-harmless-test.jsonl.gz"
+
+
+@pytest.mark.skipif(not HH.exists(), reason=f"real transcripts are not at {HH}")
+def test_real_transcripts(rm, tmp_path):
+    "The first rows of HH-RLHF as they are: every side is scored as the conversation it is."
+    rows = [row for row, _ in itertools.islice(read_rows(HH), 40)]
+    report = rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    out = read_lines(tmp_path / "out.jsonl")
+    assert report.rows == 40 and report.failed == sum("error" in row for row in out) <= 20  # most fit in 256 tokens of a toy vocabulary
+    for row in [row for row in out if "error" not in row][:5]:
+        record = to_record(row)
+        assert [row["chosen_score"], row["rejected_score"]] == pytest.approx(rm.score(record["prompt"], record["responses"]), abs=1e-5)
