@@ -278,7 +278,7 @@ def detect_format(
         _refuse_lost_prompt(found, present)
     return RowFormat(name, found)
 
-# %% ../nbs/00_data.ipynb #de8744c2
+# %% ../nbs/00_data.ipynb #8a600480
 def _strip_prompt(prompt, responses):
     "Responses without the turns that repeat the prompt's end."
     for n in range(len(prompt), 0, -1):
@@ -302,7 +302,7 @@ def _conversations(prompt, responses, names):
         shared, rest = shared_turns(responses)
         if prompt is not None and prompt.strip() not in [turn["content"].strip() for turn in shared]:
             raise UnusableRow("the prompt is not among the shared turns")
-        if not shared and any(turns[0]["role"] != "assistant" for turns in rest):
+        if any(turns[0]["role"] not in ("assistant", "tool") for turns in rest):
             raise UnusableRow("the responses answer different prompts")
         return shared, rest
     return prompt, _strip_prompt(prompt, responses)
@@ -711,18 +711,19 @@ def _choose(sources, split, name):
     note = f"split {chosen!r} of {', '.join(sources)}" if len(sources) > 1 else None
     return replace(sources[chosen], splits=others, note=note, split=chosen)
 
-# %% ../nbs/00_data.ipynb #332f6d2d
+# %% ../nbs/00_data.ipynb #593fd52e
 def _split_of(path, base):
     "The split a file's name or folder says it belongs to, None where it says none."
     words = re.split(r"[^a-z]+", Path(path).relative_to(base).as_posix().lower())
     names = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
-             "val": "validation", "eval": "eval", "dev": "validation"}
+             "val": "validation", "eval": "eval", "evaluation": "eval", "dev": "validation"}
     return next((names[word] for word in words if word in names), None)
 
 
 def _file_source(paths, base, split, name):
     "A source from files; files whose names say `train`, `test` and so on are splits."
-    paths = sorted(str(p) for p in paths if Path(p).is_file() and _suffix(p) in SUFFIXES and not Path(p).name.startswith("."))
+    paths = sorted(str(p) for p in paths if Path(p).is_file() and _suffix(p) in SUFFIXES and not Path(p).name.startswith(".")
+                   and Path(p).name not in ("dataset_info.json", "dataset_infos.json"))
     if not paths:
         raise PreferenceDataError(f"{name}: no data file found; readable are {', '.join(SUFFIXES)}, each also with .gz")
     groups = {}
@@ -1256,7 +1257,7 @@ def _report_html(report):
         parts.append(f"<h4>{html.escape(title)}</h4><table><tr>{head}</tr>{''.join('<tr>' + ''.join(map(cell, row)) + '</tr>' for row in rows)}</table>")
     return "".join(parts)
 
-# %% ../nbs/00_data.ipynb #1e355c32
+# %% ../nbs/00_data.ipynb #61413faf
 def _plot_report(report):
     "Two panels: length distributions of chosen and rejected; share of longer-is-chosen by how much longer."
     import matplotlib.pyplot as plt
@@ -1271,7 +1272,7 @@ def _plot_report(report):
 def _plot_lengths(axes, report):
     chosen, rejected = report.samples["chosen"], report.samples["rejected"]
     top = max(np.percentile(np.concatenate([chosen, rejected]), 99), 1) if len(chosen) else 1
-    bins = np.linspace(0, top, min(40, int(top) + 2))
+    bins = np.linspace(0, top, min(30, int(top) + 2))
     for lengths, name in ((chosen, "chosen"), (rejected, "rejected")):
         axes.hist(np.minimum(lengths, top), bins, histtype="step", label=f"{name} (median {np.median(lengths) if len(lengths) else 0:.0f})")
     axes.set(xlabel=f"length ({report.token_unit})", ylabel="pairs", title="How long responses are")
@@ -1558,7 +1559,7 @@ def _note_contradictions(collector, preferences):
     if len(where):
         collector.noted[_NOTES["contradictory"]]["count"] = len(where)
 
-# %% ../nbs/00_data.ipynb #610cbf50
+# %% ../nbs/00_data.ipynb #d198b691
 def _peek(items):
     "The first rows, as many as it takes to find one that can be parsed."
     first = []
@@ -1569,14 +1570,24 @@ def _peek(items):
     return first
 
 
+def _with_progress(chunks, source, progress):
+    "The chunks, with a progress bar where there are more than one."
+    yield from itertools.islice(chunks, 1)
+    if not progress or (second := next(chunks, None)) is None:
+        yield from chunks
+        return
+    with tqdm(total=source.total, initial=CHUNK_ROWS, desc=source.name, unit=" rows", disable=None, delay=1) as bar:
+        for chunk in itertools.chain([second], chunks):
+            yield chunk
+            bar.update(chunk.read)
+
+
 def _read(source, job, items, strict, num_proc, cache_dir, progress):
     "Convert a source's rows to the end."
     collector = _Collector(job.kind, cache_dir)
     try:
-        with tqdm(total=source.total, desc=source.name, unit=" rows", disable=None if progress else True, delay=1) as bar:
-            for chunk in _convert_chunks(job, _chunks(items), num_proc):
-                collector.add(chunk)
-                bar.update(chunk.read)
+        for chunk in _with_progress(_convert_chunks(job, _chunks(items), num_proc), source, progress):
+            collector.add(chunk)
         measures = _Measures.concat(collector.measures)
         if not len(measures.rows):
             raise _refusal(collector.dropped, source.name, collector.read, strict)

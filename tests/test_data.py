@@ -331,6 +331,7 @@ def test_transcript_pairs(chosen, rejected, prompt, responses):
     (transcript("q", ""), transcript("q", "b"), "empty chosen"),
     (transcript("q", "a", "thanks"), transcript("q", "b"), "chosen does not end with the assistant's turn"),
     (transcript("q", "a"), transcript("other", "b"), "the responses answer different prompts"),
+    (transcript("q", "a", "r", "b"), transcript("q", "a", "s", "c"), "the responses answer different prompts"),
     (transcript("q", "a"), transcript("q", "a "), "chosen is identical to rejected"),
 ])
 def test_transcript_pairs_that_cannot_be_used(chosen, rejected, reason):
