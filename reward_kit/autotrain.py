@@ -85,7 +85,7 @@ def _to_bool(name, value):
     if str(value).strip().lower() in words: return words[str(value).strip().lower()]
     raise ParameterError(f"{name} must be true or false, got {value!r}")
 
-# %% ../nbs/10_autotrain.ipynb #82f25306
+# %% ../nbs/10_autotrain.ipynb #ed892a23
 @dataclass(init=False, kw_only=True)
 class DataParams:
     "What is trained on what, and where the result goes."
@@ -96,9 +96,9 @@ class DataParams:
     valid_split: str | None = param(None, "split to evaluate on; without it 10% of the prompts are held out", becomes="evaluation data; the best checkpoint is kept")
     eval_dataset_path: str | None = param(None, "file, folder or hub id to evaluate on, instead of valid_split", becomes="evaluation data; the best checkpoint is kept")
     max_samples: int | None = param(None, "train on at most this many rows", limits=POSITIVE, becomes="the first rows of the training data")
-    prompt_text_column: str | None = param(None, "column that holds the prompt", becomes="`columns['prompt']`")
-    text_column: str | None = param(None, "column that holds the chosen response", becomes="`columns['chosen']`")
-    rejected_text_column: str | None = param(None, "column that holds the rejected response", becomes="`columns['rejected']`")
+    prompt_text_column: str | None = param(None, "column that holds the prompt; trainer reward needs it named", becomes="`columns['prompt']`")
+    text_column: str | None = param(None, "column that holds the chosen response; trainer reward needs it named", becomes="`columns['chosen']`")
+    rejected_text_column: str | None = param(None, "column that holds the rejected response; trainer reward needs it named", becomes="`columns['rejected']`")
     block_size: int = param(-1, "longest text in tokens; -1: model_max_length, else what the model takes, at most 2048", becomes="`RewardConfig.max_length`")
     model_max_length: int | None = param(None, "upper limit for block_size", limits=POSITIVE, becomes="`RewardConfig.max_length`")
     max_length: int | None = param(None, "another name for block_size", limits=POSITIVE, becomes="`RewardConfig.max_length`", own=True)
@@ -332,12 +332,14 @@ def _check_refused_values(params):
         raise ParameterError(f"max_length={params.max_length} and block_size={params.block_size} name the same limit: give one")
     if params.logging_steps == 0 or params.logging_steps < -1: raise ParameterError(f"logging_steps must be above 0, or -1, got {params.logging_steps}")
 
-# %% ../nbs/10_autotrain.ipynb #b17f430b
+# %% ../nbs/10_autotrain.ipynb #e3899287
 def reward_config_values(params):  # params: LLMTrainingParams -> {RewardConfig field: value}
     "The training arguments the parameters stand for."
     values = {f.metadata["config"]: getattr(params, name) for name, f in parameter_names().items() if f.metadata["config"]}
     if params.logging_steps == -1: del values["logging_steps"]  # chosen from the data
-    values["gradient_checkpointing"] = not params.disable_gradient_checkpointing
+    if params.model != "playground" or "disable_gradient_checkpointing" in params.given:
+        values["gradient_checkpointing"] = not params.disable_gradient_checkpointing
+    if params.model == "playground": values = {k: v for k, v in values.items() if k not in _not_given(params)}
     values["max_length"] = _max_length(params)
     if params.mixed_precision: values |= {"bf16": params.mixed_precision == "bf16", "fp16": params.mixed_precision == "fp16"}
     values["eval_steps"] = params.save_steps if params.eval_strategy == "steps" else None
@@ -347,6 +349,12 @@ def reward_config_values(params):  # params: LLMTrainingParams -> {RewardConfig 
         keep_best = params.save_strategy == params.eval_strategy != "no"
         values |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if keep_best else {}
     return values
+
+
+def _not_given(params):
+    "The training settings the playground base chooses for itself, unless they were given."
+    names = ("epochs", "batch_size", "gradient_accumulation", "lr", "warmup_ratio", "scheduler", "optimizer", "weight_decay", "max_grad_norm")
+    return {parameter_names()[n].metadata["config"] for n in names if n not in params.given}
 
 
 def _max_length(params):
@@ -716,7 +724,7 @@ def ppo_prompt_column(
     if found: return found
     raise ParameterError(f"no column prompt or text; the columns are: {present}. Name the one with the prompts: --prompt-text-column")
 
-# %% ../nbs/10_autotrain.ipynb #9918208a
+# %% ../nbs/10_autotrain.ipynb #1774a365
 def data_columns(data_path, split=None):  # file, folder or hub id -> list of column names
     "The columns of a data set, from its first row. Raises `FileNotFoundError`, `ValueError`."
     data, split = find_split(data_path, split)
@@ -724,9 +732,11 @@ def data_columns(data_path, split=None):  # file, folder or hub id -> list of co
     if not path.exists(): return _hub_columns(data, split)
     if path.is_dir(): path = next((p for p in sorted(path.iterdir()) if p.name.removesuffix(".gz").endswith(DATA_SUFFIXES)), path)
     if path.is_dir(): raise FileNotFoundError(f"{data_path} holds no data file; expected one of {', '.join(DATA_SUFFIXES)}")
-    from reward_kit.inference import first_columns
+    from reward_kit.inference import read_rows
 
-    return first_columns(path)
+    first = next(read_rows(path), None)
+    if first is None: raise ValueError(f"{path} holds no rows")
+    return list(first[0])
 
 
 def _hub_columns(name, split):

@@ -324,12 +324,12 @@ def run_train(args):  # args: SimpleNamespace
     )
     print(next_steps(args.output, args.data))
 
-# %% ../nbs/11_cli.ipynb #8a8c35fb
-def next_steps(folder, data=None):  # -> text
+# %% ../nbs/11_cli.ipynb #293a28f5
+def next_steps(folder, data=None, example=("What is AI?", "AI is the study of machines that act intelligently.")):  # example: prompt, response -> text
     "What to do with a reward-model folder."
     lines = [
         f"The reward model is in {folder} (README.md is its card, evaluation/ the full report). Next:",
-        f'  reward-kit score {folder} --prompt "What is AI?" --response "AI is the study of machines that act intelligently."',
+        f'  reward-kit score {folder} --prompt "{example[0]}" --response "{example[1]}"',
         f'  reward-kit compare {folder} --prompt "..." --a "..." --b "..."',
     ]
     if data: lines.append(f"  reward-kit evaluate {folder} other-preferences.jsonl")
@@ -440,7 +440,7 @@ SCORE = Command("score", "Score responses, one by one or a whole file.", (
 ), 'reward-kit score reward-model --prompt "What is AI?" --response "The study of machines that act intelligently." --response "No idea."\n'
    "reward-kit score reward-model responses.jsonl --output scored.jsonl", run_score, "run the same command again to go on where it stopped")
 
-# %% ../nbs/11_cli.ipynb #c148ff87
+# %% ../nbs/11_cli.ipynb #8a7b0aa6
 def llm_options():  # -> tuple of Option
     "The options of `reward-kit llm`, made from the parameters."
     headings = {n: heading for kind, heading in LLM_GROUPS.items() for n in kind.__annotations__}
@@ -474,9 +474,9 @@ LLM = Command("llm", "The aitraining-compatible interface: reward-kit llm --trai
     Option("train", bool, False, "train (the only thing this command does)"), Option("backend", str, "local", "where it runs: local"), *llm_options(), QUIET,
 ), "reward-kit llm --train --model google/gemma-3-270m --data-path ./preferences.jsonl --project-name reward-model \\\n"
    "    --trainer reward --prompt-text-column prompt --text-column chosen --rejected-text-column rejected", run_llm, RESUME,
-    UNSUPPORTED | {name: f"use reward-kit {use}" for name, use in (("deploy", "score"), ("inference", "score"), ("interactive", "llm --help"))})
+    UNSUPPORTED | {name: f"use reward-kit {use}" for name, use in (("deploy", "score"), ("inference", "score"), ("interactive", "llm --help"), ("help_trainer", "llm --help"), ("preview_trainer", "llm --help"))})
 
-# %% ../nbs/11_cli.ipynb #3ab93f73
+# %% ../nbs/11_cli.ipynb #63241f52
 def run_quickstart(args):  # args: SimpleNamespace
     "Writes playground preferences, trains on them, evaluates against the truth, scores, and says what is where."
     from reward_kit.autotrain import check_writable, train_reward_model
@@ -487,12 +487,12 @@ def run_quickstart(args):  # args: SimpleNamespace
     if folder.exists() and any(folder.iterdir()) and not (folder / "preferences.jsonl").exists():
         raise FileExistsError(f"the output {folder} holds other files; choose another with --output")
     world = Playground(seed=args.seed)
-    print(f"1. Preferences: {write_playground(world, folder / 'preferences.jsonl', args.pairs):,} pairs from a small world whose true reward is known.\n")
+    print(f"1. Preferences: {write_playground(world, folder / 'preferences.jsonl', args.pairs):,} pairs from a small world whose true reward is known.\n\n2. A reward model is trained on them.\n")
     trained = train_reward_model(
         "playground", folder / "preferences.jsonl", folder / "reward-model", overwrite=True, progress=args.progress,
         config={"seed": args.seed} | ({"num_train_epochs": args.epochs} if args.epochs else {}),
     )
-    print("\n2. Against the truth, on prompts it has not seen:")
+    print("\n3. Against the truth, on prompts it has not seen:")
     print(textwrap.indent(truth_table(world, folder / "reward-model", trained.held_out), "  "))
     print("\n" + score_example(world, folder / "reward-model"))
     print("\n" + quickstart_files(folder))
@@ -507,7 +507,7 @@ def write_playground(world, path, n):  # world: Playground -> number of pairs
     save_preferences(rows, path)
     return len(rows)
 
-# %% ../nbs/11_cli.ipynb #ffbdfa46
+# %% ../nbs/11_cli.ipynb #6bf19cf3
 def truth_table(world, folder, held_out):  # -> text
     "Expected accuracy of a model on held-out pairs beside guessing and the best any model can reach."
     from reward_kit.inference import RewardModel
@@ -529,7 +529,7 @@ def score_example(world, folder):  # -> text
     truth = world.true_reward([record["prompt"]] * 4, record["responses"])
     rows = sorted(zip(scores, truth, record["responses"]), key=lambda r: -r[0])
     lines = [f"  {score:7.2f} {true:7.2f}  {textwrap.shorten(text, 84, placeholder=' ...')}" for score, true, text in rows]
-    return "\n".join([f"3. Scored: {record['prompt']}", "    score    true", *lines])
+    return "\n".join([f"4. Scored: {record['prompt']}", "    score    true", *lines])
 
 
 def quickstart_files(folder):  # -> text
@@ -542,8 +542,8 @@ def quickstart_files(folder):  # -> text
     }
     width = max(len(n) for n in names) + 2
     there = [f"  {name:<{width}}{what}" for name, what in names.items() if (Path(folder) / name).exists()]
-    model = f"{folder}/reward-model"
-    return "\n".join([f"4. In {folder}/", *there, "", next_steps(model).split("\n", 1)[1], "  reward-kit inspect your-preferences.jsonl",
+    steps = next_steps(f"{folder}/reward-model", example=("What is the front of a ship called?", "The front of a ship is called the bow."))
+    return "\n".join([f"5. In {folder}/", *there, "", "Next:", steps.split("\n", 1)[1], "  reward-kit inspect your-preferences.jsonl",
                       "  reward-kit train --model Qwen/Qwen3-0.6B --data your-preferences.jsonl --output my-reward-model"])
 
 

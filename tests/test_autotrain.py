@@ -90,6 +90,12 @@ def test_the_config_accepts_every_field_the_parameters_name():
     assert set(reward_config_values(params(attn_implementation="eager", valid_split="v"))) <= {f.name for f in fields(RewardConfig)}
 
 
+def test_the_playground_keeps_its_own_settings_unless_they_are_given():
+    values = reward_config_values(params(model="playground", lr=3e-5, seed=5))
+    assert values["learning_rate"] == 3e-5 and values["seed"] == 5 and values["report_to"] == "none"
+    assert not {"num_train_epochs", "per_device_train_batch_size", "gradient_checkpointing", "warmup_steps"} & set(values)
+
+
 def test_lora_parameters_reach_the_lora_config():
     pytest.importorskip("peft")
     assert lora_values(params()) is None

@@ -9,11 +9,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from test_autotrain import base, write_pairs  # noqa: F401  (a fixture and a helper)
 
 from reward_kit import cli
-from reward_kit.autotrain import ParameterError
 from reward_kit.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, main, read_arguments
-from test_autotrain import base, write_pairs  # noqa: F401  (a fixture and a helper)
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.cli import main; raise SystemExit(main())"]
@@ -73,9 +72,12 @@ def test_examples_parse():
 
 
 def test_training_options_are_those_of_the_config():
+    from reward_kit.loss import LOSSES
     from reward_kit.trainer import RewardConfig
 
     config = {f.name: f for f in fields(RewardConfig)}
+    choices = {o.name: set(o.choices) for o in CONFIG_OPTIONS}
+    assert choices["loss_type"] == set(LOSSES)
     for option in CONFIG_OPTIONS:
         default = config[option.name].default
         assert default is not MISSING, option.name
@@ -329,7 +331,7 @@ def test_a_hub_model_without_network(pairs, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_says_how_to_resume_and_the_same_command_does(base, pairs, tmp_path):  # noqa: F811
+def test_ctrl_c_saves_and_says_how_to_resume(base, pairs, tmp_path):  # noqa: F811
     out = tmp_path / "out"
     argv = train(base, pairs, out) + ["--epochs", "4000", "--save-steps", "20", "--save-total-limit", "2", "--no-progress"]
     process = subprocess.Popen([*RUN, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
