@@ -1054,7 +1054,7 @@ def _to_pairs(preferences):
         store.add(pa.RecordBatch.from_pylist(part, schema=schema))
     return store.dataset(hashlib.blake2b(f"pairs {preferences.fingerprint}".encode(), digest_size=16).hexdigest())
 
-# %% ../nbs/00_data.ipynb #3484ecf9
+# %% ../nbs/00_data.ipynb #6608b397
 PRACTICES = {
     # practice: (ok from, fails from, what is measured, why)
     "enough pairs": (1000, 200, "strictly ordered pairs", "below about 1,000 pairs, an accuracy measured on a tenth of them is uncertain by 10 points either way"),
@@ -1067,7 +1067,7 @@ PRACTICES = {
                          "raters and judging models favour a position (Zheng et al. 2023, arXiv 2306.05685)"),
     "source balance": (0.8, 0.95, "share of the largest source", "one source's habits decide"),
     "no repeated response": (0.01, 0.05, "share of the most frequent chosen or rejected response", "its wording, not its quality, is what gets learned"),
-    "no duplicates": (0.01, 0.1, "rows that repeat an earlier pair", "repeated pairs weigh more than they should and leak across splits"),
+    "no duplicates": (0.01, 0.1, "rows that repeat an earlier pair", "repeated pairs weigh more than they should and leak across random splits"),
     "no contradictions": (0.01, 0.05, "pairs that are also judged the other way round", "on such pairs no model is right more than half of the time"),
     "no broken rows": (0.01, 0.1, "rows dropped for another reason than repetition", "what is dropped is rarely a random part of the data"),
     "no prompts across splits": (0.0, 0.01, "share of another split's prompts that are in this one", "accuracy on prompts seen in training is too high"),
@@ -1087,7 +1087,7 @@ def _interval(k, n, z=1.96):
     center, spread = (k + z * z / 2) / (n + z * z), z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
     return max(center - spread, 0.0), min(center + spread, 1.0)
 
-# %% ../nbs/00_data.ipynb #ca34bca7
+# %% ../nbs/00_data.ipynb #4005fa99
 @dataclass(frozen=True)
 class Verdict:
     "One practice of good preference data, measured."
@@ -1099,12 +1099,12 @@ class Verdict:
     why: str  # the reason or the source
 
 
-def _balance(k, n, ok, fail):
+def _balance(what, k, n, ok, fail):
     "The verdict on a share that should be one half: how far its interval stays away from it."
     low, high = _interval(k, n)
-    return _grade(max(low - 0.5, 0.5 - high, 0.0), ok, fail), f"{k / n:.1%} of {n:,} (95% interval {low:.1%} to {high:.1%})"
+    return _grade(max(low - 0.5, 0.5 - high, 0.0), ok, fail), f"{what} in {k / n:.1%} of {n:,} (95% interval {low:.1%} to {high:.1%})"
 
-# %% ../nbs/00_data.ipynb #c5b58ba4
+# %% ../nbs/00_data.ipynb #6078a59a
 def _percent(share):
     return f"{share:.0%}" if share == round(share, 2) else f"{share:.1%}"
 
@@ -1119,33 +1119,33 @@ def _threshold(practice):
 def _verdicts(report):
     "The verdicts of a report, from its numbers alone."
     s, found = report.stats, {}
-    share = lambda value, text: (value, f"{value:.1%} ({text})")  # noqa: E731
+    share = lambda value, text: (value, f"{text} ({value:.1%})")
+    top, broken = s["top_response"], report.rows_dropped - report.duplicates
     numbers = {
         "enough pairs": (s["pairs"], f"{s['pairs']:,}"),
         "diverse prompts": (s["effective_prompts"], f"{s['effective_prompts']:.0f} ({s['prompts']:,} distinct)"),
         "diverse responses": share(s["distinct_responses"] / s["responses"], f"{s['distinct_responses']:,} of {s['responses']:,}"),
-        "clear preference": s["pairs"] and share(s["near_identical"] / s["ordered_records"], f"{s['near_identical']:,}"),
-        "source balance": s["sources"] and share(max(s["sources"].values()) / report.rows_kept, f"of {len(s['sources'])} sources"),
-        "no repeated response": share(s["top_response"]["count"] / report.rows_kept, f"{s['top_response']['count']:,} times: {s['top_response']['text']!r}")
-        if s["top_response"]["count"] > 1 else (0.0, "every response once"),
-        "no duplicates": share(report.duplicates / report.rows_read, f"{report.duplicates:,}"),
-        "no contradictions": s["pairs"] and share(s["contradictory"] / s["pairs"], f"{s['contradictory']:,}"),
-        "no broken rows": share((report.rows_dropped - report.duplicates) / report.rows_read, f"{report.rows_dropped - report.duplicates:,}"),
+        "clear preference": s["pairs"] and share(s["near_identical"] / s["ordered_records"], f"{s['near_identical']:,} pairs"),
+        "source balance": s["sources"] and share(max(s["sources"].values()) / report.rows_kept, f"the largest of {len(s['sources'])}: {next(iter(s['sources']))!r}"),
+        "no repeated response": share(top["count"] / report.rows_kept, f"{top['count']:,} times {top['text']!r}") if top["count"] > 1 else (0.0, "none repeated"),
+        "no duplicates": share(report.duplicates / report.rows_read, f"{report.duplicates:,} rows"),
+        "no contradictions": s["pairs"] and share(s["contradictory"] / s["pairs"], f"{s['contradictory']:,} pairs"),
+        "no broken rows": share(broken / report.rows_read, f"{broken:,} rows"),
         "no prompts across splits": report.overlaps and max(share(o["shared"] / o["prompts"], f"{o['shared']:,} of {o['prompts']:,} in {key!r}")
                                                             for key, o in report.overlaps.items()),
     }
     for practice, (ok, fail, _, why) in PRACTICES.items():
         status, measured = "n/a", "not applicable"
         if practice == "length balance" and s["longer"] + s["shorter"]:
-            status, measured = _balance(s["longer"], s["longer"] + s["shorter"], ok, fail)
+            status, measured = _balance("longer one chosen", s["longer"], s["longer"] + s["shorter"], ok, fail)
         elif practice == "position balance" and s["labelled"]:
-            status, measured = _balance(s["first_won"], s["labelled"], ok, fail)
+            status, measured = _balance("first one chosen", s["first_won"], s["labelled"], ok, fail)
         elif numbers.get(practice):
             status, measured = _grade(numbers[practice][0], ok, fail), numbers[practice][1]
         found[practice] = Verdict(practice, status, measured, _threshold(practice), why)
     return list(found.values())
 
-# %% ../nbs/00_data.ipynb #28837ac9
+# %% ../nbs/00_data.ipynb #2b7640a7
 @dataclass
 class _ReportNumbers:
     "The fields of `DataReport`."
@@ -1161,7 +1161,7 @@ class _ReportNumbers:
     unused_columns: list = field(default_factory=list)  # the source's other columns
     notes: list = field(default_factory=list)  # what else the reader should know, in sentences
     token_unit: str = "words and punctuation marks"  # what lengths are counted in
-    lengths: dict = field(default_factory=dict)  # prompt, chosen, rejected -> {"mean", "p5", "median", "p95", "max"}
+    lengths: dict = field(default_factory=dict)  # prompt, chosen (the best), rejected (the worst) -> {"mean", "p5", "median", "p95", "max"}
     stats: dict = field(default_factory=dict)  # the numbers behind the verdicts
     overlaps: dict = field(default_factory=dict)  # another split -> {"shared", "prompts", "records"}
     samples: dict = field(default_factory=dict, repr=False)  # the lengths themselves, for the figure
@@ -1210,7 +1210,7 @@ class DataReport(_ReportNumbers):
         "A matplotlib figure: how long responses are, and whether the longer one is chosen."
         return _plot_report(self)
 
-# %% ../nbs/00_data.ipynb #7a8c4ae0
+# %% ../nbs/00_data.ipynb #189773ce
 def _report_tables(report):
     "The report as (title, header, rows)."
     r = report
@@ -1229,6 +1229,9 @@ def _report_tables(report):
     keys = ("mean", "p5", "median", "p95", "max")
     yield f"Lengths in {r.token_unit}", ("", *keys), [(name, *(f"{row[k]:,.0f}" for k in keys)) for name, row in r.lengths.items()]
     yield "Practices", ("practice", "verdict", "measured", "threshold"), [(v.practice, v.status, v.measured, v.threshold) for v in r.verdicts]
+    bad = [(v.practice, f"{v.why} ({v.threshold})") for v in r.verdicts if v.status in ("warn", "fail")]
+    if bad:
+        yield "Why it matters", ("practice", "reason (threshold)"), bad
 
 
 def _report_text(report):
@@ -1237,8 +1240,7 @@ def _report_text(report):
         rows = [row[:3] if header[-1] == "threshold" else row for row in ([header] if any(header) else []) + rows]
         widths = [max(len(str(row[c])) for row in rows) for c in range(len(rows[0]) - 1)]
         lines += ["", title] + ["  " + "  ".join([*(str(c).ljust(w) for c, w in zip(row, widths, strict=False)), str(row[-1])]).rstrip() for row in rows]
-    bad = [v for v in report.verdicts if v.status in ("warn", "fail")]
-    return "\n".join(lines[1:] + [f"  {v.practice} ({v.threshold}): {v.why}" for v in bad])
+    return "\n".join(lines[1:])
 
 # %% ../nbs/00_data.ipynb #e4d32cc4
 def _report_markdown(report):
