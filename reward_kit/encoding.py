@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['logger', 'OVERFLOW_POLICIES', 'PLAIN_TEMPLATE', 'WRAPPER_MARK', 'FIXED_DATE', 'PAD_CANDIDATES', 'DEFAULT_MAX_LENGTH',
-           'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template', 'find_injected_text',
-           'find_default_system', 'ensure_pad_token', 'special_token_ids', 'set_special_tokens',
-           'tokenizer_fingerprint', 'quiet_transformers', 'model_positions', 'choose_max_length', 'prepare_tokenizer',
-           'EncodedBatch', 'join_plain', 'join_messages', 'RewardEncoder', 'OverflowReport', 'encode_rows',
-           'encode_dataset', 'RewardCollator', 'apply_head_float32', 'reward_forward', 'is_reward_decoder',
-           'bind_reward_forward', 'ModelLoadError', 'resolve_model', 'explain_load_error', 'reward_head',
-           'init_reward_head', 'load_reward_backbone', 'write_text_atomic', 'library_versions', 'RewardMetadata',
-           'render_card_section', 'read_card_section', 'update_card_section']
+           'TEXT_COLUMNS', 'COUNT_COLUMNS', 'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'describe_encoding',
+           'wrap_template', 'find_inserted', 'ensure_pad_token', 'set_pad_id', 'special_token_ids',
+           'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers', 'model_positions', 'choose_max_length',
+           'plan_special_tokens', 'adjust_template', 'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch',
+           'render_text', 'text_ids', 'response_tokens', 'row_values', 'fit_ids', 'RewardEncoder', 'encode_texts',
+           'OverflowReport', 'encode_rows', 'encode_dataset', 'encode_iterable', 'reward_positions', 'batch_labels',
+           'RewardCollator', 'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'reward_forward',
+           'bind_reward_forward', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error',
+           'reward_head', 'init_reward_head', 'check_reward_config', 'load_reward_backbone', 'write_text_atomic',
+           'library_versions', 'RewardMetadata', 'read_metadata', 'without_scale', 'render_card_section',
+           'read_card_section', 'update_card_section']
 
-# %% ../nbs/03_encoding.ipynb #6e6157a8
+# %% ../nbs/03_encoding.ipynb #b7c7f326
 import contextlib
 import copy
 import hashlib
@@ -22,18 +25,22 @@ import json
 import logging
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from types import MethodType
+from urllib.parse import urlparse
 
+import huggingface_hub
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from huggingface_hub.utils import logging as hub_logging
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
@@ -43,20 +50,20 @@ from transformers.utils import logging as transformers_logging
 # %% ../nbs/03_encoding.ipynb #198c36ab
 logger = logging.getLogger("reward_kit")
 
-# %% ../nbs/03_encoding.ipynb #d55602c2
+# %% ../nbs/03_encoding.ipynb #0e49a04a
 OVERFLOW_POLICIES = ("truncate_left", "drop", "error")
 
 
 @dataclass
 class RewardEncoding:
-    "How text becomes token ids; made by `prepare_tokenizer`, saved in `reward_kit.json`."
+    "How text becomes token ids; made by `prepare_tokenizer`, saved in `reward_kit.json`. Raises ValueError for impossible settings."
     chat_template: str | dict | None = None  # Jinja template(s) of the prepared tokenizer
     separator: str | None = None  # between plain prompt and response; None = one space where neither side brings white space
     add_bos: bool = False  # one BOS at the start
     add_eos: bool = True  # one EOS at the end
     max_length: int = 2048  # tokens of one sequence, special tokens included
     overflow: str = "truncate_left"  # one of OVERFLOW_POLICIES
-    tokenizer_fingerprint: str | None = None  # of vocabulary, special tokens and probe encodings; see `tokenizer_fingerprint`
+    tokenizer_fingerprint: str | None = None  # see the function of that name
     prefix: list[str] = field(default_factory=list)  # special tokens before every text
     suffix: list[str] = field(default_factory=list)  # special tokens after every text
     adjustments: list[str] = field(default_factory=list)  # what was changed in the tokenizer, in words
@@ -64,8 +71,9 @@ class RewardEncoding:
     def __post_init__(self):
         if self.overflow not in OVERFLOW_POLICIES:
             raise ValueError(f"overflow={self.overflow!r}: choose one of {', '.join(OVERFLOW_POLICIES)}")
-        if self.max_length <= len(self.prefix) + len(self.suffix):
-            raise ValueError(f"max_length={self.max_length} leaves no room for text beside {len(self.prefix) + len(self.suffix)} special tokens")
+        special = len(self.prefix) + len(self.suffix)
+        if self.max_length <= special:
+            raise ValueError(f"max_length={self.max_length} leaves no room for text beside {special} special tokens")
 
     def to_dict(self) -> dict:
         "JSON-ready fields."
@@ -81,13 +89,20 @@ class RewardEncoding:
 
     def describe(self) -> str:
         "The encoding in words, one statement a line."
-        separator = "one space where neither side brings white space" if self.separator is None else repr(self.separator)
-        ends = f"{' '.join(self.prefix) or 'nothing'} before, {' '.join(self.suffix) or 'nothing'} after every text"
-        overflow = {"truncate_left": "loses its oldest tokens", "drop": "is dropped", "error": "is an error"}[self.overflow]
-        lines = [f"special tokens: {ends}", f"between plain prompt and response: {separator}", f"longer than {self.max_length} tokens: {overflow}"]
-        return "\n".join(lines + self.adjustments)
+        return "\n".join(describe_encoding(self))
 
-# %% ../nbs/03_encoding.ipynb #06548ff6
+# %% ../nbs/03_encoding.ipynb #c7b9922c
+def describe_encoding(
+    encoding: RewardEncoding,
+) -> list[str]:
+    "What an encoding does, one statement each."
+    separator = "one space where neither side brings white space" if encoding.separator is None else repr(encoding.separator)
+    ends = f"{' '.join(encoding.prefix) or 'nothing'} before, {' '.join(encoding.suffix) or 'nothing'} after every text"
+    overflow = {"truncate_left": "loses its oldest tokens", "drop": "is left out", "error": "is an error"}[encoding.overflow]
+    return [f"special tokens: {ends}", f"between plain prompt and response: {separator}",
+            f"a text longer than {encoding.max_length} tokens {overflow}", *encoding.adjustments]
+
+# %% ../nbs/03_encoding.ipynb #9750aaab
 PLAIN_TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}
 
 {% endif %}
@@ -101,9 +116,9 @@ PLAIN_TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"""
 WRAPPER_MARK = "{#- wrapped by reward_kit: outer BOS and EOS are left to the tokenizer -#}"
-FIXED_DATE = datetime(2024, 7, 26)  # what `strftime_now` returns inside a wrapped template
+FIXED_DATE = datetime(2024, 7, 26)  # what `strftime_now` gives inside a wrapped template
 
-# %% ../nbs/03_encoding.ipynb #03d25369
+# %% ../nbs/03_encoding.ipynb #aacfae81
 def _jinja_string(text):
     "`text` as a Jinja string literal."
     return json.dumps(text, ensure_ascii=False)
@@ -113,40 +128,46 @@ def _fixed_date_macro(template):
     "A macro that shadows `strftime_now`: every format found in the template gives the fixed date."
     formats = list(dict.fromkeys(re.findall(r"strftime_now\(\s*['\"](.*?)['\"]\s*\)", template)))
     default = _jinja_string(FIXED_DATE.strftime("%d %b %Y"))
-    cases = "".join(f"{{%- if format == {_jinja_string(f)} -%}}{{{{- {_jinja_string(FIXED_DATE.strftime(f))} -}}}}{{%- else -%}}" for f in formats)
-    ends = "{%- endif -%}" * len(formats)
-    return "{%- macro strftime_now(format) -%}" + cases + "{{- " + default + " -}}" + ends + "{%- endmacro -%}"
+    fixed = {_jinja_string(f): _jinja_string(FIXED_DATE.strftime(f)) for f in formats}
+    cases = "".join(f"{{%- if format == {f} -%}}{{{{- {date} -}}}}{{%- else -%}}" for f, date in fixed.items())
+    return "{%- macro strftime_now(format) -%}" + cases + "{{- " + default + " -}}" + "{%- endif -%}" * len(formats) + "{%- endmacro -%}"
 
-# %% ../nbs/03_encoding.ipynb #923fa7d2
+
+def _cut_start(bos):
+    start = f"reward_text.startswith({_jinja_string(bos)})"
+    return f"{{%- if {start} -%}}{{%- set reward_text = reward_text[{len(bos)}:] -%}}{{%- endif -%}}"
+
+
+def _cut_end(eos):
+    end = f"not add_generation_prompt and reward_text.rstrip().endswith({_jinja_string(eos)})"
+    return f"{{%- if {end} -%}}{{%- set reward_text = reward_text.rstrip()[:-{len(eos)}] -%}}{{%- endif -%}}"
+
+
+def _cut_inserted(inserted):
+    "Cut the first of (text before, text) pairs that the conversation without a system message starts with."
+    cases = [f"if reward_text.startswith({_jinja_string(head + text)}) -%}}"
+             f"{{%- set reward_text = {_jinja_string(head)} + reward_text[{len(head + text)}:] -%}}" for head, text in inserted]
+    no_system = "messages and messages[0]['role'] not in ['system', 'developer']"
+    return "{%- if " + no_system + " -%}{%- " + "{%- el".join(cases) + "{%- endif -%}{%- endif -%}"
+
+# %% ../nbs/03_encoding.ipynb #9ee52fed
 def wrap_template(
     template: str,  # Jinja chat template
     *,
     bos: str | None = None,  # cut from the start of the rendered text
-    eos: str | None = None,  # cut from its end, with white space after it
-    injected: tuple[str, str] | None = None,  # (text before, text) that the template inserts on its own; see `find_injected_text`
-    default_system: tuple[str, str] | None = None,  # (text before, system prompt) inserted in front of tool descriptions
-    fix_date: bool = True,  # replace `strftime_now` by a constant
+    eos: str | None = None,  # cut from its end, with the white space after it
+    inserted: Sequence[tuple[str, str]] = (),  # (text before, text) that the template inserts; see `find_inserted`
 ) -> str:
-    "`template` with a wrapper that cuts what no message contains; returned as it is when there is nothing to cut."
-    fix_date = fix_date and "strftime_now" in template
-    if WRAPPER_MARK in template or not (bos or eos or injected or fix_date): return template
-    parts = [WRAPPER_MARK, _fixed_date_macro(template) if fix_date else ""]
+    "`template` with a wrapper that cuts what no message contains and fixes dates; as it is when there is nothing to do."
+    dated = "strftime_now" in template
+    if WRAPPER_MARK in template or not (bos or eos or inserted or dated): return template
+    # a line break right after the opening tag is swallowed by trim_blocks, so the original starts on a line of its own, as it did
+    parts = [WRAPPER_MARK, _fixed_date_macro(template) if dated else ""]
     parts += ["{%- set reward_text %}\n", template.removesuffix("\n"), "{{ '' }}{% endset -%}"]
-    if bos:
-        parts.append(f"{{%- if reward_text.startswith({_jinja_string(bos)}) -%}}{{%- set reward_text = reward_text[{len(bos)}:] -%}}{{%- endif -%}}")
-    cuts = [(head, text) for head, text in (injected, default_system) if text] if injected and default_system else [injected] if injected else []
-    if cuts:
-        parts.append("{%- if messages and messages[0]['role'] not in ['system', 'developer'] -%}")
-        for i, (head, text) in enumerate(cuts):
-            parts.append(f"{{%- {'elif' if i else 'if'} reward_text.startswith({_jinja_string(head + text)}) -%}}"
-                         f"{{%- set reward_text = {_jinja_string(head)} + reward_text[{len(head + text)}:] -%}}")
-        parts.append("{%- endif -%}{%- endif -%}")
-    if eos:
-        parts.append(f"{{%- if not add_generation_prompt and reward_text.rstrip().endswith({_jinja_string(eos)}) -%}}"
-                     f"{{%- set reward_text = reward_text.rstrip()[:-{len(eos)}] -%}}{{%- endif -%}}")
-    return "".join([*parts, "{{- reward_text -}}"])
+    parts += [_cut_start(bos) if bos else "", _cut_inserted(inserted) if inserted else "", _cut_end(eos) if eos else ""]
+    return "".join(parts) + "{{- reward_text -}}"
 
-# %% ../nbs/03_encoding.ipynb #f7860227
+# %% ../nbs/03_encoding.ipynb #dcaae7dc
 _USER, _REPLY, _AGAIN, _SYSTEM = "qXuserXone", "qXreplyXone", "qXuserXtwo", "qXsystemXone"
 
 
@@ -155,54 +176,48 @@ def _turns(*contents):
 
 
 def _user_header(first, second):
-    "Text of a later user turn up to its content, from renderings of one and of two user turns; None when they cannot be compared."
+    "Text of a later user turn up to its content, from renderings with one and two user turns; None when they cannot be compared."
     marks = (first.find(_REPLY), second.find(_REPLY), second.find(_AGAIN))
     if min(marks) < 0: return None
-    tail = first[marks[0] + len(_REPLY):]
-    between = second[marks[1] + len(_REPLY):marks[2]]
+    tail, between = first[marks[0] + len(_REPLY):], second[marks[1] + len(_REPLY):marks[2]]
     return between[len(tail):] if between.startswith(tail) else None
 
 
-def find_injected_text(
-    render: Callable,  # messages -> text by the unwrapped template
-    bos: str | None,  # BOS token, not counted as inserted
-    special_tokens: Iterable[str] = (),  # a prefix made of these alone is part of the format, not inserted text
-) -> tuple[str, str] | None:  # (text before it, inserted text), or None
+def _split_before(before, header):
+    "(text before, inserted text) of what stands before the first user turn; None when the header is not found in it."
+    for head in (header, header.lstrip()):
+        if before.endswith(head): return "", before[:len(before) - len(head)]
+    return (header.lstrip(), before[len(header.lstrip()):]) if before.startswith(header.lstrip()) else None
+
+
+def find_inserted(
+    render: Callable,  # messages -> text, by the template
+    bos: str | None,  # BOS token, which does not count
+    special_tokens: Iterable[str] = (),  # a prefix made of these alone belongs to the format
+) -> list[tuple[str, str]]:  # (text before it, text): the whole, then the default system prompt alone; empty if nothing is inserted
     "What a template inserts before the first user turn when the conversation has no system message."
     try: first, second = render(_turns(_USER, _REPLY)), render(_turns(_USER, _REPLY, _AGAIN))
-    except Exception: return None  # templates may raise on anything; then nothing can be said about them
-    header, at = _user_header(first, second), first.find(_USER)
-    if header is None or at < 0: return None
-    bos = bos or ""
+    except Exception: return []  # templates raise on anything; then nothing can be said about them
+    header, at, bos = _user_header(first, second), first.find(_USER), bos or ""
+    if header is None or at < 0: return []
     header, before = header.removeprefix(bos), first[:at].removeprefix(bos)
-    if before.strip() == header.strip(): return None
-    found = None
-    if before.endswith(header): found = "", before[:len(before) - len(header)]
-    elif before.endswith(header.lstrip()): found = "", before[:len(before) - len(header.lstrip())]
-    elif before.startswith(header.lstrip()): found = header.lstrip(), before[len(header.lstrip()):]
-    if found is None: return None
-    rest = found[1]
+    found = None if before.strip() == header.strip() else _split_before(before, header)
+    rest = found[1] if found else ""
     for token in special_tokens: rest = rest.replace(token, "")
-    return found if rest.strip() else None
+    return [found, *_find_default_system(render, bos, "".join(found))] if rest.strip() else []
 
-# %% ../nbs/03_encoding.ipynb #b365cc12
-def find_default_system(
-    render: Callable,  # messages -> text by the unwrapped template
-    bos: str | None,  # BOS token
-    injected: tuple[str, str] | None,  # of `find_injected_text`
-) -> tuple[str, str] | None:  # (text before it, default system prompt), or None
-    "The system prompt inside inserted text, found by rendering one of our own in its place."
-    if not injected: return None
-    try: own = render([{"role": "system", "content": _SYSTEM}, *_turns(_USER, _REPLY)])
-    except Exception: return None  # the template has no system role
-    own, text = own.removeprefix(bos or ""), injected[0] + injected[1]
+# %% ../nbs/03_encoding.ipynb #4bef3841
+def _find_default_system(render, bos, inserted):
+    "The system prompt inside inserted text: [(text before it, prompt)], empty when the template has no system role."
+    try: own = render([{"role": "system", "content": _SYSTEM}, *_turns(_USER, _REPLY)]).removeprefix(bos)
+    except Exception: return []
     head, _, after = own.partition(_SYSTEM)
-    if not head or not text.startswith(head): return None
-    end = max((i for i in range(1, len(text) - len(head) + 1) if after.startswith(text[len(text) - i:])), default=0)
-    prompt = text[len(head):len(text) - end]
-    return (head, prompt) if prompt.strip() else None
+    if not head or not inserted.startswith(head): return []
+    end = max((i for i in range(1, len(inserted) - len(head) + 1) if after.startswith(inserted[len(inserted) - i:])), default=0)
+    prompt = inserted[len(head):len(inserted) - end]
+    return [(head, prompt)] if prompt.strip() else []
 
-# %% ../nbs/03_encoding.ipynb #e530907c
+# %% ../nbs/03_encoding.ipynb #988d9c72
 PAD_CANDIDATES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|_pad_|>")
 
 
@@ -214,36 +229,33 @@ def ensure_pad_token(
     note, old = None, tokenizer.pad_token
     if old is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         reserved = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        taken = {tokenizer.eos_token, tokenizer.bos_token}
-        pad = next((t for t in PAD_CANDIDATES if t in reserved - taken), "<|pad|>")
-        tokenizer.add_special_tokens({"pad_token": pad})
-        note = f"pad token: {pad} ({'none' if old is None else old + ', which marks a boundary,'} before)"
-    if model is not None: _set_pad_id(model, tokenizer)
+        usable = reserved - {tokenizer.eos_token, tokenizer.bos_token}
+        tokenizer.add_special_tokens({"pad_token": next((t for t in PAD_CANDIDATES if t in usable), "<|pad|>")})
+        note = f"pad token: {tokenizer.pad_token} (before: {'none' if old is None else old + ', which marks a boundary'})"
+    if model is not None: set_pad_id(model, tokenizer)
     return note
 
 
-def _set_pad_id(model, tokenizer):
-    "Grow the embeddings where the vocabulary has outgrown them (new rows zero, no random numbers drawn), set the pad id."
-    rows = model.get_input_embeddings().weight.shape[0]
-    needed = max(tokenizer.get_vocab().values()) + 1
+def set_pad_id(
+    model,  # changed in place
+    tokenizer,
+) -> None:
+    "Grow the embeddings where the vocabulary has outgrown them (new rows zero, no random numbers drawn), and set the pad id."
+    rows, needed = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
-        with torch.random.fork_rng(devices=[]):
-            model.resize_token_embeddings(needed, mean_resizing=False)
+        with torch.random.fork_rng(devices=[]): model.resize_token_embeddings(needed, mean_resizing=False)
         with torch.no_grad(): model.get_input_embeddings().weight[rows:].zero_()
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-        config.pad_token_id = tokenizer.pad_token_id
+    for config in (model.config, model.config.get_text_config()): config.pad_token_id = tokenizer.pad_token_id
 
-# %% ../nbs/03_encoding.ipynb #47b806a1
+# %% ../nbs/03_encoding.ipynb #dcada89b
 def special_token_ids(
-    tokenizer,  # any tokenizer
+    tokenizer,
 ) -> tuple[list[int], list[int]]:  # ids before and after the text
-    "The special tokens a tokenizer puts around every text."
-    body = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    if not body: raise ValueError("the tokenizer gives no token for the letter 'a': it cannot encode text")
+    "The special tokens a tokenizer puts around every text. Raises ValueError when it does more than that."
+    body, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     for start in range(len(whole) - len(body) + 1):
-        if whole[start:start + len(body)] == body: return whole[:start], whole[start + len(body):]
-    raise ValueError("the tokenizer changes a text when it adds special tokens; reward_kit cannot guarantee its encoding")
+        if body and whole[start:start + len(body)] == body: return whole[:start], whole[start + len(body):]
+    raise ValueError(f"{type(tokenizer).__name__} encodes 'a' as {whole}, but as {body} without special tokens: not a usable tokenizer")
 
 
 def set_special_tokens(
@@ -254,10 +266,11 @@ def set_special_tokens(
     "Make the tokenizer put exactly these special tokens around every text."
     names = {i: tokenizer.convert_ids_to_tokens(i) for i in [*prefix, *suffix]}
     before, after = [names[i] for i in prefix], [names[i] for i in suffix]
+    special = [(name, i) for i, name in names.items()]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=[*before, "$A", *after], pair=[*before, "$A", *after, "$B:1", *after], special_tokens=[(name, i) for i, name in names.items()])
+        single=[*before, "$A", *after], pair=[*before, "$A", *after, "$B:1", *after], special_tokens=special)
 
-# %% ../nbs/03_encoding.ipynb #7a50c6e8
+# %% ../nbs/03_encoding.ipynb #a8096b5c
 _PROBES = ("What is AI? AI is artificial intelligence...", "  Grüße, 你好 🙂\n\n\tdef f(x): return x**2 ", "user: 1 2 3 <|x|> don't")
 
 
@@ -267,11 +280,11 @@ def tokenizer_fingerprint(
     "Hash of what decides the ids: vocabulary, special tokens, and the encodings of a few probe texts."
     state = [sorted(tokenizer.get_vocab().items()), sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())]
     state += [tokenizer(text)["input_ids"] for text in _PROBES]
-    return hashlib.sha256(json.dumps(state, ensure_ascii=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
 def _saved_state(tokenizer):
-    "What must survive saving: ids, cut ids, template, sides and pad token."
+    "What must survive saving: ids, ids of texts that are cut, template, pad token and side."
     cut = [tokenizer(text, truncation=True, max_length=8)["input_ids"] for text in _PROBES]
     return tokenizer_fingerprint(tokenizer), cut, tokenizer.chat_template, tokenizer.pad_token_id, tokenizer.padding_side
 
@@ -283,34 +296,40 @@ def _survives_saving(tokenizer):
 
 
 def _make_saveable(tokenizer):
-    "Some tokenizer classes rebuild themselves on loading and lose the post-processor; the general class keeps the file as it is."
+    "The general tokenizer class, which keeps its file as it is, where the tokenizer's own would not; what was done, in words."
     if _survives_saving(tokenizer): return None
     name, tokenizer.__class__ = type(tokenizer).__name__, PreTrainedTokenizerFast
-    if not _survives_saving(tokenizer):
-        raise ValueError(f"{name}: after saving and loading, this tokenizer gives other ids; reward_kit cannot guarantee its encoding")
-    return f"tokenizer class: saved as the general fast tokenizer, because {name} loses its special tokens on loading"
+    if _survives_saving(tokenizer): return f"tokenizer class: the general one, because {name} loses its special tokens on loading"
+    raise ValueError(f"{name} gives other ids after saving and loading: no encoding can be guaranteed")
 
-# %% ../nbs/03_encoding.ipynb #54f9fe8c
+# %% ../nbs/03_encoding.ipynb #5d749556
 @contextlib.contextmanager
 def quiet_transformers():
-    "No warnings, load reports or progress bars of transformers inside the block."
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    "No warnings, load reports or loading bars of transformers and the hub client; bars of downloads stay."
+    level, hub_level = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    downloads = not huggingface_hub.utils.are_progress_bars_disabled()
     transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if downloads: huggingface_hub.utils.enable_progress_bars()
     try: yield
     finally:
         transformers_logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars: transformers_logging.enable_progress_bar()
+        if not downloads: huggingface_hub.utils.disable_progress_bars()
 
-# %% ../nbs/03_encoding.ipynb #2c7ae4c8
+# %% ../nbs/03_encoding.ipynb #0b522816
 DEFAULT_MAX_LENGTH = 2048
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text", "longformer", "mpnet")
+_OFFSET_POSITIONS = (
+    "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text", "longformer", "mpnet")
 
 
 def model_positions(
     config,  # of a transformers model
 ) -> int | None:
-    "How many positions a model has; None when it states no limit."
+    "How many positions a model has; None when it states no limit. RoBERTa and its kin lose the first ones to padding."
     config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or limit <= 0: return None
@@ -322,44 +341,53 @@ def choose_max_length(
     model=None,
     max_length: int | None = None,  # wanted, in tokens; None = smallest of model, tokenizer and DEFAULT_MAX_LENGTH
 ) -> int:
-    "The longest sequence in tokens; a wish beyond the model's positions is an error."
+    "The longest sequence in tokens. Raises ValueError for a wish beyond the model's positions."
     positions = None if model is None else model_positions(model.config)
     if max_length is None:
-        declared = tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else None
+        declared = tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else None  # transformers writes 1e30 for "unknown"
         return min(n for n in (positions, declared, DEFAULT_MAX_LENGTH) if n is not None)
     if positions is not None and max_length > positions:
         raise ValueError(f"max_length={max_length}: this model has {positions} positions; choose {positions} or less")
     return max_length
 
-# %% ../nbs/03_encoding.ipynb #2e3761e2
-def _plan_special_tokens(tokenizer, template_bos, keep_format):
-    "Ids before and after every text. A tokenizer with its own final token ([SEP], EOS) keeps it; others get the EOS."
-    prefix, suffix = special_token_ids(tokenizer)
-    if template_bos and tokenizer.bos_token_id not in prefix: prefix = [tokenizer.bos_token_id, *prefix]
-    if not suffix and tokenizer.eos_token_id is not None and not keep_format: suffix = [tokenizer.eos_token_id]
-    return prefix, suffix
-
-
-def _adjust_template(tokenizer, template, bos, eos, keep_format):
-    "One template wrapped, and what was done to it in words."
-    if WRAPPER_MARK in template: return template, []
-    if keep_format: return wrap_template(template, bos=bos, eos=eos, fix_date=False), []
-    render = lambda messages: tokenizer.apply_chat_template(messages, chat_template=wrap_template(template), tokenize=False)
-    injected = find_injected_text(render, tokenizer.bos_token, tokenizer.get_added_vocab())
-    default_system = find_default_system(render, tokenizer.bos_token, injected)
-    notes = [f"chat template: inserts {injected[1].strip()!r} where a conversation has no system message; removed"] if injected else []
-    if "strftime_now" in template: notes.append(f"chat template: renders the current date; fixed to {FIXED_DATE:%Y-%m-%d}")
-    return wrap_template(template, bos=bos, eos=eos, injected=injected, default_system=default_system), notes
-
-
-def _template_renders_bos(tokenizer, template):
-    if tokenizer.bos_token is None or WRAPPER_MARK in template: return False
+# %% ../nbs/03_encoding.ipynb #a1d51d99
+def _uses_bos(tokenizer, template):
+    "Whether a template renders BOS at the start, or did before it was wrapped."
+    if tokenizer.bos_token is None: return False
+    if WRAPPER_MARK in template: return _cut_start(tokenizer.bos_token) in template
     for messages in (_turns(_USER, _REPLY), _turns(_USER)):
-        with contextlib.suppress(Exception):  # templates may raise on anything
+        with contextlib.suppress(Exception):  # templates raise on anything
             return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False).startswith(tokenizer.bos_token)
     return False
 
-# %% ../nbs/03_encoding.ipynb #307de293
+
+def plan_special_tokens(
+    tokenizer,
+    templates: Iterable[str],  # chat templates, wrapped or not
+) -> tuple[list[int], list[int]]:  # ids before and after every text
+    "BOS where the tokenizer or a template uses one; the tokenizer's own last token (EOS, [SEP]) or else its EOS, if it has one."
+    prefix, suffix = special_token_ids(tokenizer)
+    if tokenizer.bos_token_id not in prefix and any(_uses_bos(tokenizer, t) for t in templates):
+        prefix = [tokenizer.bos_token_id, *prefix]
+    if not suffix and tokenizer.eos_token_id is not None: suffix = [tokenizer.eos_token_id]
+    return prefix, suffix
+
+
+def adjust_template(
+    tokenizer,
+    template: str,
+    bos: str | None,  # BOS token if every text gets one
+    eos: str | None,  # EOS token if every text gets one
+) -> tuple[str, list[str]]:  # the template, and what was done to it in words
+    "A template that renders its messages and nothing else."
+    if WRAPPER_MARK in template: return template, []
+    render = lambda messages: tokenizer.apply_chat_template(messages, chat_template=wrap_template(template), tokenize=False)
+    inserted = find_inserted(render, tokenizer.bos_token, tokenizer.get_added_vocab())
+    notes = [f"chat template: inserts {inserted[0][1].strip()!r} where a conversation has no system message; removed"] if inserted else []
+    if "strftime_now" in template: notes.append(f"chat template: renders the current date; fixed to {FIXED_DATE:%Y-%m-%d}")
+    return wrap_template(template, bos=bos, eos=eos, inserted=inserted), notes
+
+# %% ../nbs/03_encoding.ipynb #3df177ee
 def prepare_tokenizer(
     tokenizer,  # fast tokenizer, changed in place
     model=None,  # its embeddings grow if a pad token is added; its config gets the pad id
@@ -367,27 +395,24 @@ def prepare_tokenizer(
     max_length: int | None = None,  # tokens; None = smallest of model positions, tokenizer's limit and 2048
     overflow: str = "truncate_left",  # too long: "truncate_left" | "drop" | "error"
     separator: str | None = None,  # between plain prompt and response; None = one space where neither side brings white space
-    chat_template: str | None = None,  # replaces the tokenizer's own
-    keep_format: bool = False,  # for a reward model trained elsewhere: template text and final token stay as they are
+    chat_template: str | dict | None = None,  # replaces the tokenizer's own
 ) -> RewardEncoding:
-    "Make a tokenizer produce the encoding contract by itself, also after saving; calling it again changes nothing. Raises ValueError."
+    "Make a tokenizer follow the encoding contract by itself, also after saving; a second call changes nothing. Raises ValueError."
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: convert it once with transformers (it needs a tokenizer.json file)")
+        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: convert it once, so that its folder has a tokenizer.json")
+    length = choose_max_length(tokenizer, model, max_length)
     notes = [ensure_pad_token(tokenizer, model)]
-    template = chat_template or tokenizer.chat_template
-    if not template:
-        template = PLAIN_TEMPLATE
+    template = chat_template or tokenizer.chat_template or PLAIN_TEMPLATE
+    if template == PLAIN_TEMPLATE:
         notes.append("chat template: none of its own; conversations become 'User: ...', 'Assistant: ...' paragraphs")
     templates = template if isinstance(template, dict) else {"default": template}
-    prefix, suffix = _plan_special_tokens(tokenizer, any(_template_renders_bos(tokenizer, t) for t in templates.values()), keep_format)
-    bos = tokenizer.bos_token if tokenizer.bos_token_id in prefix else None
-    eos = tokenizer.eos_token if tokenizer.eos_token_id in suffix else None
-    for name, text in templates.items():
-        templates = templates | {name: (wrapped := _adjust_template(tokenizer, text, bos, eos, keep_format))[0]}
-        notes += wrapped[1]
-    tokenizer.chat_template = templates if isinstance(template, dict) else templates["default"]
+    prefix, suffix = plan_special_tokens(tokenizer, templates.values())
+    bos, eos = (t if i in ids else None for t, i, ids in (
+        (tokenizer.bos_token, tokenizer.bos_token_id, prefix), (tokenizer.eos_token, tokenizer.eos_token_id, suffix)))
+    adjusted = {name: adjust_template(tokenizer, text, bos, eos) for name, text in templates.items()}
+    notes += [note for _, own in adjusted.values() for note in own]
+    tokenizer.chat_template = {k: v[0] for k, v in adjusted.items()} if isinstance(template, dict) else adjusted["default"][0]
     if (prefix, suffix) != special_token_ids(tokenizer): set_special_tokens(tokenizer, prefix, suffix)
-    length = choose_max_length(tokenizer, model, max_length)
     for name, value in {"truncation_side": "left", "padding_side": "right", "model_max_length": length}.items():
         setattr(tokenizer, name, value)
         tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
@@ -397,7 +422,30 @@ def prepare_tokenizer(
         overflow=overflow, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer), prefix=tokenizer.convert_ids_to_tokens(prefix),
         suffix=tokenizer.convert_ids_to_tokens(suffix), adjustments=[note for note in notes if note])
 
-# %% ../nbs/03_encoding.ipynb #2508dd03
+# %% ../nbs/03_encoding.ipynb #99318295
+def join_plain(
+    prompt: str,
+    response: str,
+    separator: str | None = None,  # None = one space where neither side brings white space
+) -> tuple[str, int]:  # the text, and where in it the response starts
+    "Prompt and response as one text."
+    if separator is None:
+        separator = " " if prompt and response and not prompt[-1].isspace() and not response[0].isspace() else ""
+    return prompt + separator + response, len(prompt) + len(separator)
+
+
+def join_messages(
+    prompt,  # str or list of messages
+    response=None,  # str (an assistant turn) or list of messages; None: an assistant turn at the end of `prompt`, if there is one
+) -> tuple[list[dict], list[dict]]:  # prompt turns, response turns
+    "Prompt and response as conversation turns; keys without a value are left out."
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt else list(prompt or [])
+    cut = len(turns) - (response is None and bool(turns) and turns[-1]["role"] == "assistant")
+    if response is not None: turns += [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+    turns = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
+    return turns[:cut], turns[cut:]
+
+# %% ../nbs/03_encoding.ipynb #af8413b2
 @dataclass
 class EncodedBatch:
     "Token ids of a list of texts, with what had to be cut or left out."
@@ -411,41 +459,81 @@ class EncodedBatch:
         "Tokens of each text, 0 where dropped."
         return [len(ids) if ids is not None else 0 for ids in self.ids]
 
-# %% ../nbs/03_encoding.ipynb #d3d00e45
-def join_plain(
-    prompt: str,
-    response: str,
-    separator: str | None = None,  # None = one space where neither side brings white space
-) -> tuple[str, int]:  # the text, and where the response starts
-    "Prompt and response as one text."
-    if separator is None:
-        separator = " " if prompt and response and not prompt[-1].isspace() and not response[0].isspace() else ""
-    return prompt + separator + response, len(prompt) + len(separator)
 
-
-def join_messages(
+def render_text(
+    tokenizer,  # prepared
+    encoding: RewardEncoding,
     prompt,  # str or list of messages
-    response=None,  # str (an assistant turn) or list of messages
-) -> tuple[list[dict], list[dict]]:  # prompt turns, response turns
-    "Prompt and response as conversation turns; keys without a value are left out."
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt else list(prompt or [])
-    if response is None: cut = len(turns) - 1 if turns and turns[-1]["role"] == "assistant" else len(turns)
-    else:
-        cut = len(turns)
-        turns += [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-    turns = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
-    return turns[:cut], turns[cut:]
+    response=None,  # str or list of messages; None: `prompt` is the full text or conversation
+    tools=None,
+    template_kwargs: dict | None = None,
+) -> tuple[str, Callable | None]:  # the text, and a function giving where the response starts (None for a full text)
+    "The text whose tokens the model reads. A BOS or EOS written into a pair of strings is not doubled."
+    if isinstance(prompt, str) and response is None: return prompt, None
+    if isinstance(response, str) and (prompt is None or isinstance(prompt, str)):
+        prompt = prompt or ""
+        if encoding.add_bos: prompt = prompt.removeprefix(tokenizer.bos_token)
+        if encoding.add_eos: response = response.removesuffix(tokenizer.eos_token)
+        text, start = join_plain(prompt, response, encoding.separator)
+        return text, lambda: start
+    before, after = join_messages(prompt, response)
+    template = partial(tokenizer.apply_chat_template, tools=tools, tokenize=False, **(template_kwargs or {}))
+    text = template(before + after)
+    return text, lambda: len(os.path.commonprefix([text, template(before, add_generation_prompt=True)])) if before else 0
 
-# %% ../nbs/03_encoding.ipynb #20217151
-def _per_row(value, n, what):
-    "A value for each of n rows: a list of n (one a row), or one value for all."
-    if isinstance(value, list) and value and all(item is None or isinstance(item, (str, list) if what == "tools" else (str, dict)) for item in value):
-        if len(value) != n: raise ValueError(f"{what}: {len(value)} entries for {n} texts")
-        rows = value
-    else: rows = [value] * n
-    return [json.loads(item) if isinstance(item, str) else item for item in rows]
+# %% ../nbs/03_encoding.ipynb #5bfab526
+def text_ids(
+    tokenizer,
+    texts: Sequence[str],
+) -> list[list[int]]:
+    "Token ids of texts without special tokens, straight from the fast tokenizer, which keeps settings of earlier calls."
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation: backend.no_truncation()
+    if backend.padding: backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return [encoded.ids for encoded in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
+def response_tokens(
+    tokenizer,
+    text: str,
+    start: int,  # character at which the response starts
+) -> int:
+    "How many tokens cover the response; a token across the seam counts."
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return len(offsets) - next((k for k, (_, end) in enumerate(offsets) if end > start), len(offsets))
+
+
+def row_values(
+    value,  # one for all rows, or a list with one a row
+    n: int,  # rows
+    kinds: tuple[type, ...],  # types of an entry that mark a list with one entry a row
+    name: str,  # for the error
+) -> list:
+    "A value for each row, JSON strings read. Raises ValueError for a list of another length."
+    if isinstance(value, list) and value and all(item is None or isinstance(item, kinds) for item in value):
+        if len(value) != n: raise ValueError(f"{name}: {len(value)} entries for {n} texts")
+    else: value = [value] * n
+    return [json.loads(item) if isinstance(item, str) else item for item in value]
+
+# %% ../nbs/03_encoding.ipynb #cacaead4
+def fit_ids(
+    encoder: "RewardEncoder",
+    body: list[int],  # tokens of the text, more than there is room for
+    text: str,
+    response_start: Callable | None,  # of `render_text`
+    name: str,  # of the row, for the error
+) -> list[int] | None:
+    "The last tokens of a text, or None when it is left out. Raises ValueError with overflow='error'."
+    encoding, size = encoder.encoding, len(body) + len(encoder.prefix) + len(encoder.suffix)
+    if encoding.overflow == "error":
+        raise ValueError(f"{name}: {size} tokens, but max_length={encoding.max_length}; "
+                         "raise max_length, or choose overflow='truncate_left' or 'drop'")
+    if encoding.overflow == "drop": return None
+    if response_start and response_tokens(encoder.tokenizer, text, response_start()) > encoder.room: return None
+    return body[len(body) - encoder.room:]
+
+# %% ../nbs/03_encoding.ipynb #a3336933
 class RewardEncoder:
     "Turns prompts and responses into token ids by the encoding contract."
 
@@ -467,195 +555,203 @@ class RewardEncoder:
         chat_template_kwargs: dict | None = None,  # for the chat template
     ) -> str:
         "The text whose tokens the model reads; `tokenizer(text)` gives its ids."
-        return self._render(prompt, response, tools, chat_template_kwargs)[0]
+        return render_text(self.tokenizer, self.encoding, prompt, response, tools, chat_template_kwargs)[0]
 
-    def _render(self, prompt, response, tools, kwargs):
-        "The text, and a function giving where the response starts (None for a full text)."
-        if isinstance(prompt, str) and response is None: return prompt, None
-        if isinstance(prompt or "", str) and isinstance(response, str):
-            if self.encoding.add_bos: prompt = (prompt or "").removeprefix(self.tokenizer.bos_token)
-            if self.encoding.add_eos: response = response.removesuffix(self.tokenizer.eos_token)
-            text, start = join_plain(prompt or "", response, self.encoding.separator)
-            return text, lambda: start
-        before, after = join_messages(prompt, response)
-        text = self._template(before + after, tools, kwargs)
-        return text, lambda: len(os.path.commonprefix([text, self._template(before, tools, kwargs, True)])) if before else 0
+    def encode(self, prompts, responses=None, *, tools=None, chat_template_kwargs=None, names=None) -> EncodedBatch:
+        "Token ids of each (prompt, response); see `encode_texts` for the arguments."
+        return encode_texts(self, prompts, responses, tools=tools, chat_template_kwargs=chat_template_kwargs, names=names)
 
-    def _template(self, messages, tools, kwargs, generation_prompt=False):
-        return self.tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=generation_prompt, **(kwargs or {}))
+# %% ../nbs/03_encoding.ipynb #ec4edc60
+def _named(names, i):
+    return names[i] if names else f"row {i}"
 
-    def encode(
-        self,
-        prompts: Sequence,  # strings or lists of messages
-        responses: Sequence | None = None,  # strings or lists of messages; None: full texts or conversations
-        *,
-        tools=None,  # one value for all texts, or a list with one (JSON string, list or None) for each
-        chat_template_kwargs=None,  # likewise
-        names: Sequence[str] | None = None,  # of the rows, for error messages
-    ) -> EncodedBatch:
-        "Token ids of each (prompt, response). Raises ValueError for lists of different lengths, templates that refuse, and overflow='error'."
-        n = len(prompts)
-        if responses is not None and len(responses) != n: raise ValueError(f"{n} prompts but {len(responses)} responses: they must be as many")
-        responses = [None] * n if responses is None else responses
-        columns = zip(prompts, responses, _per_row(tools, n, "tools"), _per_row(chat_template_kwargs, n, "chat_template_kwargs"), strict=True)
-        rendered = [self._named_render(i, names, *row) for i, row in enumerate(columns)]
-        bodies = self._tokenize([text for text, _ in rendered])
-        batch = EncodedBatch([None] * n)
-        for i, body in enumerate(bodies):
-            if len(body) > self.room: body = self._shorten(batch, i, body, *rendered[i], names)
-            if body is not None: batch.ids[i] = [*self.prefix, *body, *self.suffix]
-        return batch
 
-    def _named_render(self, i, names, *row):
-        try: return self._render(*row)
+def _render_rows(encoder, rows, names):
+    "Texts with their response starts; an error of a template names its row."
+    rendered = []
+    for i, row in enumerate(rows):
+        try: rendered.append(render_text(encoder.tokenizer, encoder.encoding, *row))
         except Exception as error:
-            raise ValueError(f"{names[i] if names else f'row {i}'}: the chat template refuses this conversation: {error}") from error
+            raise ValueError(f"{_named(names, i)}: the chat template refuses this conversation: {error}") from error
+    return rendered
 
-    def _tokenize(self, texts, **kwargs):
-        if not texts: return []
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False, **kwargs)["input_ids"]
 
-    def _shorten(self, batch, i, body, text, response_start, names):
-        "Apply the overflow policy to text i: its last tokens, or None when it is left out."
-        overflow, size = self.encoding.overflow, len(body) + len(self.prefix) + len(self.suffix)
-        if overflow == "error":
-            raise ValueError(f"{names[i] if names else f'row {i}'}: {size} tokens, but max_length={self.encoding.max_length}; "
-                             "raise max_length, or choose overflow='truncate_left' or 'drop'")
-        if overflow == "drop" or (response_start and self._response_tokens(text, response_start()) > self.room):
-            batch.dropped.append(i)
-            return None
-        batch.truncated += 1
-        batch.truncated_rows.append(i)
-        return body[len(body) - self.room:]
+def encode_texts(
+    encoder: RewardEncoder,
+    prompts: Sequence,  # strings or lists of messages
+    responses: Sequence | None = None,  # strings or lists of messages; None: full texts or conversations
+    *,
+    tools=None,  # one value for all texts, or a list with one (JSON string, list or None) for each
+    chat_template_kwargs=None,  # likewise, dictionaries
+    names: Sequence[str] | None = None,  # of the rows, for error messages
+) -> EncodedBatch:
+    "Token ids of each text. Raises ValueError: lists of different lengths, a template that refuses, an empty text, overflow='error'."
+    n, batch = len(prompts), EncodedBatch([])
+    if responses is not None and len(responses) != n: raise ValueError(f"{n} prompts but {len(responses)} responses: there must be as many")
+    arguments = row_values(tools, n, (str, list), "tools"), row_values(chat_template_kwargs, n, (str, dict), "chat_template_kwargs")
+    responses = [None] * n if responses is None else responses
+    rendered = _render_rows(encoder, zip(prompts, responses, *arguments, strict=True), names)
+    for i, body in enumerate(text_ids(encoder.tokenizer, [text for text, _ in rendered])):
+        fitted = body if len(body) <= encoder.room else fit_ids(encoder, body, *rendered[i], _named(names, i))
+        batch.ids.append(None if fitted is None else [*encoder.prefix, *fitted, *encoder.suffix])
+        if fitted is None: batch.dropped.append(i)
+        elif len(fitted) < len(body): batch.truncated_rows.append(i)
+        if batch.ids[-1] == []: raise ValueError(f"{_named(names, i)}: the text has no tokens, so there is nothing to read a reward from")
+    batch.truncated = len(batch.truncated_rows)
+    return batch
 
-    def _response_tokens(self, text, start):
-        "How many tokens cover the response; a token across the seam counts."
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        first = next((k for k, (_, end) in enumerate(offsets) if end > start), len(offsets))
-        return len(offsets) - first
-
-# %% ../nbs/03_encoding.ipynb #70acb6fa
+# %% ../nbs/03_encoding.ipynb #5d3fa39e
 @dataclass
 class OverflowReport:
     "What a length limit cost: counts of sequences and rows."
     max_length: int
     overflow: str
-    sequences: int = 0  # responses encoded
+    sequences: int = 0  # responses read
     truncated: int = 0  # of them, cut on the left
     dropped: int = 0  # of them, left out
     rows: int = 0  # rows read
-    dropped_rows: int = 0  # rows left with fewer than two responses (or none)
+    dropped_rows: int = 0  # of them, left out for want of responses
     tokens: int = 0  # tokens kept
-    examples: list[str] = field(default_factory=list)  # where the first dropped rows came from
+    examples: list[str] = field(default_factory=list)  # where the first rows left out came from
 
     def to_dict(self) -> dict:
         "JSON-ready fields."
         return asdict(self)
 
     def __str__(self):
-        share = f"{self.truncated / self.sequences:.1%}" if self.sequences else "0%"
-        text = f"{self.rows} rows, {self.sequences} sequences, {self.tokens} tokens; longer than {self.max_length}: {self.truncated} cut ({share}), {self.dropped} dropped"
-        if self.dropped_rows: text += f"; {self.dropped_rows} rows left out, for example {', '.join(self.examples) or 'unnamed'}"
-        return text
+        cut = f"{self.truncated} cut ({self.truncated / max(self.sequences, 1):.1%}), {self.dropped} dropped"
+        text = f"{self.rows} rows, {self.sequences} sequences, {self.tokens} tokens kept; over {self.max_length} tokens: {cut}"
+        return text + (f"; {self.dropped_rows} rows left out ({', '.join(self.examples)})" if self.dropped_rows else "")
 
     def add(
         self,
-        batch: dict,  # columns of encoded rows, as the internal map function makes them
+        rows: dict,  # columns of `encode_rows`
     ) -> None:
         "Count encoded rows."
-        self.rows += len(batch["kept"])
-        for name in ("sequences", "truncated", "dropped"):
-            self.__dict__[name] += sum(batch["encoded" if name == "sequences" else name])
-        self.tokens += sum(sum(lengths) for lengths, kept in zip(batch["lengths"], batch["kept"], strict=True) if kept)
-        lost = [name for name, kept in zip(batch["name"], batch["kept"], strict=True) if not kept]
-        self.dropped_rows += len(lost)
-        self.examples = (self.examples + lost)[:3]
+        kept = rows["kept"]
+        lost = [name for name, keep in zip(rows["name"], kept, strict=True) if not keep]
+        self.rows, self.dropped_rows, self.examples = self.rows + len(kept), self.dropped_rows + len(lost), (self.examples + lost)[:3]
+        self.sequences, self.truncated, self.dropped = (
+            old + sum(rows[name]) for old, name in ((self.sequences, "encoded"), (self.truncated, "truncated"), (self.dropped, "dropped")))
+        self.tokens += sum(sum(lengths) for lengths, keep in zip(rows["lengths"], kept, strict=True) if keep)
 
-# %% ../nbs/03_encoding.ipynb #84bed783
-_TEXT_COLUMNS = ("prompt", "responses", "tools", "chat_template_kwargs")
-_COUNT_COLUMNS = ("kept", "encoded", "truncated", "dropped", "name")
-
-
-def _row_names(rows, indices):
-    origins = rows.get("origin") or [None] * len(indices)
-    return [origin or f"row {index}" for origin, index in zip(origins, indices, strict=True)]
+# %% ../nbs/03_encoding.ipynb #25a7c088
+TEXT_COLUMNS = ("prompt", "responses", "tools", "chat_template_kwargs")  # of a record; encoding replaces them
+COUNT_COLUMNS = ("kept", "encoded", "truncated", "dropped", "name")  # of an encoded row; they go into the report
 
 
 def encode_rows(
-    rows: dict,  # columns of records: prompt, responses and whatever else they carry
+    rows: dict,  # columns of records
     indices: Sequence[int],  # row numbers, for messages
     encoder: RewardEncoder,
-) -> dict:
-    "Records to `sequences`, `lengths` and counts; responses that do not fit are taken out of their row."
-    names, counts = _row_names(rows, indices), [len(r) for r in rows["responses"]]
+) -> dict:  # columns sequences, lengths, ranks, scores and COUNT_COLUMNS
+    "Token ids of the responses of records; responses that do not fit are taken out of their row."
+    counts = [len(responses) for responses in rows["responses"]]
+    names = [origin or f"row {i}" for origin, i in zip(rows.get("origin") or [None] * len(counts), indices, strict=True)]
     spread = lambda column: [value for value, k in zip(column, counts, strict=True) for _ in range(k)]
-    optional = {name: spread(rows[name]) if rows.get(name) else None for name in ("tools", "chat_template_kwargs")}
+    optional = {name: spread(rows[name]) for name in ("tools", "chat_template_kwargs") if rows.get(name)}
     flat = [response for responses in rows["responses"] for response in responses]
     batch = encoder.encode(spread(rows["prompt"]), flat, names=spread(names), **optional)
-    cut, out = set(batch.truncated_rows), {name: [] for name in ("sequences", "lengths", "ranks", "scores", *_COUNT_COLUMNS)}
-    start = 0
+    cut, out, start = set(batch.truncated_rows), {name: [] for name in ("sequences", "lengths", "ranks", "scores", *COUNT_COLUMNS)}, 0
     for row, k in enumerate(counts):
-        ids = batch.ids[start:start + k]
-        fits = [i for i in range(k) if ids[i] is not None]
-        out["sequences"].append([ids[i] for i in fits])
-        out["lengths"].append([len(ids[i]) for i in fits])
-        for name in ("ranks", "scores"):
-            values = (rows.get(name) or [None] * len(counts))[row]
-            out[name].append([values[i] for i in fits] if values is not None else list(range(1, len(fits) + 1)) if name == "ranks" else None)
-        out["kept"].append(len(fits) >= min(2, k) and k > 0)
-        out["encoded"].append(k)
-        out["truncated"].append(sum(start + i in cut for i in range(k)))
-        out["dropped"].append(k - len(fits))
+        fits = [i for i in range(k) if batch.ids[start + i] is not None]
+        ranks, scores = ((rows.get(name) or [None] * len(counts))[row] for name in ("ranks", "scores"))
+        values = [batch.ids[start + i] for i in fits], [len(batch.ids[start + i]) for i in fits]
+        values += [(ranks or range(1, k + 1))[i] for i in fits], None if scores is None else [scores[i] for i in fits]
+        values += len(fits) >= min(2, max(k, 1)), k, sum(start + i in cut for i in range(k)), k - len(fits), names[row]
+        for name, value in zip(out, values, strict=True): out[name].append(value)
         start += k
-    return out | {"name": names}
+    return out
 
-# %% ../nbs/03_encoding.ipynb #f0e1b5c1
+# %% ../nbs/03_encoding.ipynb #ef5211d0
+@contextlib.contextmanager
+def _serial_tokenizers(processes):
+    "Tokenizers that do not use threads while several processes encode: they would warn, or wait for each other."
+    name, before = "TOKENIZERS_PARALLELISM", os.environ.get("TOKENIZERS_PARALLELISM")
+    if processes > 1: os.environ[name] = before or "false"
+    try: yield
+    finally:
+        if before is None: os.environ.pop(name, None)
+
+
 def encode_dataset(
     dataset: Dataset | IterableDataset,  # of records (`Preferences.dataset`)
     encoder: RewardEncoder,
     *,
-    num_proc: int | None = None,  # processes; not for iterable datasets
+    num_proc: int | None = None,  # processes; not for iterable data
     desc: str | None = None,  # title of the progress bar
-    batch_size: int = 1000,  # rows a call of the tokenizer
 ) -> tuple:  # (dataset with `sequences` and `lengths` in place of the texts, OverflowReport)
-    "Encode every response of every record. Results are cached by dataset and encoding. A report of iterable data fills as it is read."
+    "Encode every response of every record. The report of iterable data fills as the data is read. Raises ValueError for no rows."
+    dataset = getattr(dataset, "dataset", dataset)  # Preferences
     report = OverflowReport(encoder.encoding.max_length, encoder.encoding.overflow)
-    if not isinstance(dataset, Dataset): return _encode_iterable(dataset, encoder, report, batch_size), report
-    texts = [name for name in _TEXT_COLUMNS if name in dataset.column_names]
+    if not isinstance(dataset, Dataset): return encode_iterable(dataset, encoder, report), report
     if len(dataset) == 0: raise ValueError("the dataset has no rows to encode")
     key = json.dumps([dataset._fingerprint, encoder.encoding.to_dict()], sort_keys=True)
-    encoded = dataset.map(
-        encode_rows, batched=True, with_indices=True, batch_size=batch_size, fn_kwargs={"encoder": encoder}, remove_columns=texts,
-        num_proc=num_proc if num_proc and num_proc > 1 else None, desc=desc, new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16])
-    for start in range(0, len(encoded), 10_000):
-        report.add(encoded.select_columns(["lengths", *_COUNT_COLUMNS])[start:start + 10_000])
-    if report.dropped_rows: encoded = encoded.select(np.flatnonzero(encoded.data.column("kept").to_numpy() if encoded._indices is None else encoded["kept"]))
-    return encoded.remove_columns(list(_COUNT_COLUMNS)), report
+    processes, texts = min(num_proc or 1, len(dataset)), [name for name in TEXT_COLUMNS if name in dataset.column_names]
+    with _serial_tokenizers(processes):
+        encoded = dataset.map(
+            encode_rows, batched=True, with_indices=True, fn_kwargs={"encoder": encoder}, remove_columns=texts, desc=desc,
+            num_proc=processes if processes > 1 else None, new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16])
+    for rows in encoded.select_columns(["lengths", *COUNT_COLUMNS]).iter(10_000): report.add(rows)
+    if report.dropped_rows: encoded = encoded.select(np.flatnonzero(encoded["kept"][:]))
+    return encoded.remove_columns(list(COUNT_COLUMNS)), report
 
-
-def _encode_iterable(dataset, encoder, report, batch_size):
-    "Lazily encoded rows; kept ones only."
+# %% ../nbs/03_encoding.ipynb #52b2d067
+def encode_iterable(
+    dataset: IterableDataset,  # of records
+    encoder: RewardEncoder,
+    report: OverflowReport,  # filled as the rows are read
+) -> IterableDataset:
+    "Rows of a stream, encoded as they are read. Raises ValueError for an empty stream."
     first = next(iter(dataset), None)
     if first is None: raise ValueError("the dataset has no rows to encode")
-    return dataset.map(
-        _encode_and_count, batched=True, with_indices=True, batch_size=min(batch_size, 100), remove_columns=list(first),
-        fn_kwargs={"encoder": encoder, "report": report, "columns": [c for c in first if c not in _TEXT_COLUMNS]})
+    kept = [name for name in first if name not in TEXT_COLUMNS]
+    return dataset.map(_encode_and_count, batched=True, with_indices=True, batch_size=100, remove_columns=list(first),
+                       fn_kwargs={"encoder": encoder, "report": report, "columns": kept})
 
 
 def _encode_and_count(rows, indices, encoder, report, columns):
     out = {name: rows[name] for name in columns} | encode_rows(rows, indices, encoder)
     report.add(out)
     kept = [i for i, keep in enumerate(out["kept"]) if keep]
-    return {name: [values[i] for i in kept] for name, values in out.items() if name not in _COUNT_COLUMNS}
+    return {name: [values[i] for i in kept] for name, values in out.items() if name not in COUNT_COLUMNS}
 
-# %% ../nbs/03_encoding.ipynb #5c32261a
+# %% ../nbs/03_encoding.ipynb #4d2c8da8
+def reward_positions(
+    groups: Sequence[Sequence[Sequence[int]]],  # b rows of up to K sequences
+    length: int,  # L, tokens of a line
+) -> dict:  # reward_index and mask, both (b, K)
+    "Where each response's last token is, as row * L + column; -1 where a row has fewer responses than the widest."
+    sizes, lengths = [len(group) for group in groups], torch.tensor([len(ids) for group in groups for ids in group])
+    mask = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
+    index = torch.full(mask.shape, -1)
+    index[mask] = torch.arange(len(lengths)) * length + lengths - 1
+    return {"reward_index": index, "mask": mask}
+
+
+def batch_labels(
+    examples: Sequence[dict],  # b rows
+    mask: torch.Tensor,  # (b, K) True where there is a response
+) -> dict:  # ranks (b, K), weight (b,), and margin (b,) and targets (b, K) where the rows have them
+    "What the loss needs besides rewards; absent responses rank last, a missing weight is 1, a missing margin beside others 0."
+    def table(name, fill, dtype):
+        out = torch.full(mask.shape, fill, dtype=dtype)
+        given = [e[name] if e.get(name) is not None else range(1, k + 1) for e, k in zip(examples, mask.sum(1).tolist(), strict=True)]
+        out[mask] = torch.tensor([value for values in given for value in values], dtype=dtype)
+        return out
+    column = lambda name, default: torch.tensor([default if e.get(name) is None else float(e[name]) for e in examples])
+    out = {"ranks": table("ranks", mask.shape[1] + 1, torch.long), "weight": column("weight", 1.0)}
+    if any(e.get("margin") is not None for e in examples): out["margin"] = column("margin", 0.0)
+    if all(e.get("scores") is not None for e in examples): out["targets"] = table("scores", 0.0, torch.float32)
+    return out
+
+# %% ../nbs/03_encoding.ipynb #66028d53
 @dataclass
 class RewardCollator:
-    "Encoded rows to tensors: one line a sequence, rewards read by `reward_index` rather than by searching for the pad token."
+    "Encoded rows to tensors, one line a sequence."
     pad_token_id: int
     layout: str = "padded"
-    pad_to_multiple_of: int | None = None  # round the length up, for tensor cores
+    pad_to_multiple_of: int | None = None  # round L up, for tensor cores
 
     def __post_init__(self):
         if self.layout != "padded": raise ValueError(f"layout={self.layout!r}: this version lays out batches as 'padded'")
@@ -664,49 +760,30 @@ class RewardCollator:
         self,
         examples: Sequence[dict],  # rows of `encode_dataset`, or with `chosen_ids` and `rejected_ids`
     ) -> dict:  # input_ids, attention_mask, position_ids, segment_ids (n, L); reward_index, mask, ranks (b, K); weight (b,); ...
-        "The batch; b rows with at most K responses each, n sequences, at most L tokens."
+        "The batch. Raises ValueError for an empty one or an empty sequence."
         groups = [e["sequences"] if e.get("sequences") is not None else [e["chosen_ids"], e["rejected_ids"]] for e in examples]
-        rows = [ids for group in groups for ids in group]
-        if not rows or min(map(len, rows)) == 0: raise ValueError("a batch needs at least one sequence, and every sequence at least one token")
-        length = max(map(len, rows))
-        if self.pad_to_multiple_of: length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        lengths = torch.tensor([len(ids) for ids in rows])
-        position = torch.arange(length).expand(len(rows), length)
-        keep = position < lengths[:, None]
-        input_ids = torch.full((len(rows), length), self.pad_token_id)
-        input_ids[keep] = torch.tensor([i for ids in rows for i in ids])
+        lines = [ids for group in groups for ids in group]
+        if min(map(len, lines), default=0) == 0:
+            raise ValueError("a batch needs at least one sequence, and every sequence at least one token")
+        length, step = max(map(len, lines)), self.pad_to_multiple_of or 1
+        length = -(-length // step) * step
+        position = torch.arange(length).expand(len(lines), length)
+        keep = position < torch.tensor([len(ids) for ids in lines])[:, None]
+        input_ids = torch.full(keep.shape, self.pad_token_id)
+        input_ids[keep] = torch.tensor([i for ids in lines for i in ids])
         batch = {"input_ids": input_ids, "attention_mask": keep.long(), "position_ids": position * keep, "segment_ids": keep.long() - 1}
-        return batch | self._rewards(groups, lengths, length) | self._labels(examples, groups)
+        batch |= reward_positions(groups, length)
+        return batch | batch_labels(examples, batch["mask"])
 
-    def _rewards(self, groups, lengths, length):
-        "Where each response's last token is, as row * L + column; -1 where a row has fewer responses than the widest."
-        b, k = len(groups), max(map(len, groups))
-        index = torch.full((b, k), -1)
-        mask = torch.arange(k) < torch.tensor([len(group) for group in groups])[:, None]
-        index[mask] = torch.arange(len(lengths)) * length + lengths - 1
-        return {"reward_index": index, "mask": mask}
-
-    def _labels(self, examples, groups):
-        "Ranks (absent responses last), targets where every row has scores, margins where any row has one, weights."
-        b, k = len(groups), max(map(len, groups))
-        ranks = torch.full((b, k), k + 1)
-        for i, (example, group) in enumerate(zip(examples, groups, strict=True)):
-            given = example.get("ranks")
-            ranks[i, :len(group)] = torch.tensor(list(given) if given is not None else range(1, len(group) + 1))
-        number = lambda value, default: default if value is None else float(value)
-        out = {"ranks": ranks, "weight": torch.tensor([number(e.get("weight"), 1.0) for e in examples])}
-        if any(e.get("margin") is not None for e in examples): out["margin"] = torch.tensor([number(e.get("margin"), 0.0) for e in examples])
-        if all(e.get("scores") is not None for e in examples):
-            out["targets"] = torch.zeros(b, k)
-            for i, e in enumerate(examples): out["targets"][i, :len(groups[i])] = torch.tensor([float(s) for s in e["scores"]])
-        return out
-
-# %% ../nbs/03_encoding.ipynb #487bd4fb
-def _innermost(model):
-    "The transformers model inside PEFT or data-parallel wrappers."
-    if hasattr(model, "get_base_model"): model = model.get_base_model()
-    while hasattr(model, "module"): model = model.module
-    return model
+# %% ../nbs/03_encoding.ipynb #528a5178
+def innermost_model(
+    model,  # transformers model, possibly wrapped by PEFT or for data-parallel training
+):
+    "The transformers model inside its wrappers."
+    while True:
+        if hasattr(model, "module"): model = model.module
+        elif hasattr(model, "get_base_model"): model = model.get_base_model()
+        else: return model
 
 
 def apply_head_float32(
@@ -717,50 +794,54 @@ def apply_head_float32(
     low = {name: p.float() for name, p in head.named_parameters() if p.is_floating_point() and p.dtype != torch.float32}
     with torch.autocast(hidden.device.type, enabled=False):
         if not low: return head(hidden.float())
-        if any(hasattr(p, "ds_id") for p in head.parameters()):  # sharded by DeepSpeed: its hooks gather the weight in its own type
+        if any(hasattr(p, "ds_id") for p in head.parameters()):  # sharded by DeepSpeed, whose hooks gather the weight in its own type
             return head(hidden.to(next(iter(head.parameters())).dtype)).float()
         return torch.func.functional_call(head, low, (hidden.float(),))
-
-# %% ../nbs/03_encoding.ipynb #5db0cefc
-def _accepts(module, name):
-    return name in inspect.signature(type(module).forward).parameters
-
-
-def reward_forward(self, *args, reward_index=None, segment_ids=None, **kwargs):
-    "Rewards (b, K) where `reward_index` is given; else the model's own forward."
-    original = self.__dict__.get("_forward_before_reward") or partial(type(self).forward, self)
-    if reward_index is None: return original(*args, **kwargs)
-    if args: kwargs["input_ids"] = args[0]
-    keep = {"input_ids", "attention_mask", "inputs_embeds", "position_ids", "token_type_ids"}
-    inputs = {name: value for name, value in kwargs.items() if name in keep and value is not None}
-    present, flat = reward_index >= 0, reward_index.clamp(min=0)
-    if not is_reward_decoder(self):
-        inputs.pop("position_ids", None)  # encoders number positions their own way
-        length = inputs["input_ids"].shape[1] if "input_ids" in inputs else inputs["inputs_embeds"].shape[1]
-        rewards = original(**inputs).logits.float().reshape(-1)[flat // length]
-    else:
-        base = getattr(self, self.base_model_prefix)
-        if not _accepts(base, "position_ids"): inputs.pop("position_ids", None)
-        if _accepts(base, "use_cache"): inputs["use_cache"] = False
-        hidden = base(**inputs).last_hidden_state
-        rewards = apply_head_float32(self.score, hidden.reshape(-1, hidden.shape[-1])[flat]).squeeze(-1)
-    return SequenceClassifierOutput(logits=rewards.masked_fill(~present, 0.0))
 
 
 def is_reward_decoder(
     model,  # *ForSequenceClassification
 ) -> bool:
-    "Whether rewards are a linear `score` head over the hidden states of the base model."
+    "Whether rewards are a linear `score` head over the hidden states of the base model, as for all decoders of transformers."
     return hasattr(model, "score") and hasattr(model, getattr(model, "base_model_prefix", "") or "-")
 
-# %% ../nbs/03_encoding.ipynb #6c1f25ce
+# %% ../nbs/03_encoding.ipynb #0920b2f9
+@cache
+def _accepts(cls, name):
+    return name in inspect.signature(cls.forward).parameters
+
+
+def _encoder_rewards(model, original, inputs, index):
+    "Encoders pool and number positions their own way; their scores, one a line, are put where the index says."
+    inputs.pop("position_ids", None)
+    line = (inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]).shape[1]
+    return original(**inputs).logits.float().reshape(-1)[index // line]
+
+
+def reward_forward(self, *args, reward_index=None, segment_ids=None, **kwargs):
+    "Rewards (b, K) where `reward_index` (b, K) is given, 0 where it is -1; else the model's own forward."
+    original = self.__dict__.get("_forward_before_reward") or partial(type(self).forward, self)
+    if reward_index is None: return original(*args, **kwargs)
+    if args: kwargs["input_ids"] = args[0]
+    known = ("input_ids", "attention_mask", "inputs_embeds", "position_ids", "token_type_ids")
+    inputs, index = {name: kwargs[name] for name in known if kwargs.get(name) is not None}, reward_index.clamp(min=0)
+    if not is_reward_decoder(self): rewards = _encoder_rewards(self, original, inputs, index)
+    else:
+        base = getattr(self, self.base_model_prefix)
+        if not _accepts(type(base), "position_ids"): inputs.pop("position_ids", None)
+        if _accepts(type(base), "use_cache"): inputs["use_cache"] = False
+        hidden = base(**inputs).last_hidden_state
+        rewards = apply_head_float32(self.score, hidden.reshape(-1, hidden.shape[-1])[index]).squeeze(-1)
+    return SequenceClassifierOutput(logits=rewards.masked_fill(reward_index < 0, 0.0))
+
+# %% ../nbs/03_encoding.ipynb #d281f69f
 def bind_reward_forward(
     model,  # *ForSequenceClassification with one label, before or after PEFT wrapping
 ):  # the same model
-    "Give the innermost model a forward that reads rewards by index when the batch has `reward_index`. Raises ValueError."
-    inner = _innermost(model)
+    "Give the innermost model a forward that reads rewards by index. Raises ValueError for encoder-decoders and other numbers of labels."
+    inner = innermost_model(model)
     if getattr(inner.config, "is_encoder_decoder", False):
-        raise ValueError(f"{type(inner).__name__} is an encoder-decoder: reward_kit trains decoders and encoders")
+        raise ValueError(f"{type(inner).__name__} is an encoder-decoder: reward_kit uses decoders and encoders")
     if getattr(inner.config, "num_labels", None) != 1:
         raise ValueError(f"{type(inner).__name__} has {inner.config.num_labels} labels: a reward model has num_labels=1")
     current = inner.__dict__.get("forward")
@@ -769,7 +850,7 @@ def bind_reward_forward(
         inner.forward = MethodType(reward_forward, inner)
     return model
 
-# %% ../nbs/03_encoding.ipynb #9db1c703
+# %% ../nbs/03_encoding.ipynb #d21e9177
 class ModelLoadError(ValueError, OSError):
     "A model cannot be used; the message is one line that says what to do."
 
@@ -777,22 +858,31 @@ class ModelLoadError(ValueError, OSError):
 def resolve_model(
     name,  # "playground", a folder, or a hub id
 ) -> str:
-    "The folder or hub id behind a model name. Raises ModelLoadError for a path that does not exist."
+    "The folder or hub id behind a model name. Raises ModelLoadError for a path that cannot be a model."
     text = os.path.expanduser(str(name))
     if text == "playground":
         from reward_kit.playground import playground_base
         return str(playground_base())
+    has = lambda file: os.path.exists(os.path.join(text, file))
     if os.path.isdir(text):
-        if not os.path.exists(os.path.join(text, "config.json")):
-            what = "a LoRA adapter without its base: give the merged model folder" if os.path.exists(os.path.join(text, "adapter_config.json")) else "no config.json: give the folder of a saved model"
-            raise ModelLoadError(f"model folder {text} holds {what}")
-        return text
+        if has("config.json"): return text
+        if has("adapter_config.json"):
+            raise ModelLoadError(f"model folder {text} holds a LoRA adapter without its base: give the merged model's folder")
+        raise ModelLoadError(f"model folder {text} has no config.json: give the folder of a saved model")
     if os.path.exists(text): raise ModelLoadError(f"model {text} is a file: give the folder of a saved model")
     if isinstance(name, os.PathLike) or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
         raise ModelLoadError(f"model folder {text} does not exist")
     return text
 
-# %% ../nbs/03_encoding.ipynb #595b0059
+# %% ../nbs/03_encoding.ipynb #22f6e89a
+def hub_reachable() -> bool:
+    "False offline, or when the hub's address cannot be looked up and no proxy is set, which saves half a minute of retries."
+    if huggingface_hub.constants.HF_HUB_OFFLINE: return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")): return True
+    try: return bool(socket.getaddrinfo(urlparse(huggingface_hub.constants.ENDPOINT).hostname, 443))
+    except OSError: return False
+
+
 def _error_chain(error):
     while error is not None:
         yield error
@@ -804,25 +894,32 @@ def explain_load_error(
     error: Exception,  # what transformers raised
 ) -> ModelLoadError:
     "One clear line for what went wrong while loading."
-    kinds, text = {type(e).__name__ for e in _error_chain(error)}, " ".join(str(e) for e in _error_chain(error)).lower()
+    kinds = {type(e).__name__ for e in _error_chain(error)}
+    text = " ".join(str(e) for e in _error_chain(error)).lower()
     if "GatedRepoError" in kinds or "gated repo" in text:
         return ModelLoadError(f"model {name} is gated: accept its licence at https://huggingface.co/{name} and log in with `hf auth login`")
     if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
-        return ModelLoadError(f"model {name} was found neither as a folder nor on the hub: check the name (a private model needs `hf auth login`)")
-    if kinds & {"RevisionNotFoundError"}: return ModelLoadError(f"model {name} has no such revision: check --revision")
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout", "ProxyError"} or "offline" in text:
-        return ModelLoadError(f"model {name} was not found locally and the hub cannot be reached: check the name and the network, or give a folder")
+        return ModelLoadError(
+            f"model {name} was found neither as a folder nor on the hub: check the name (a private model needs `hf auth login`)")
+    if "RevisionNotFoundError" in kinds: return ModelLoadError(f"model {name} has no such revision: check the revision")
+    offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout", "ProxyError"}
+    if kinds & offline or "offline" in text:
+        return ModelLoadError(
+            f"model {name} was not found locally and the hub cannot be reached: check the name and the network, or give a folder")
+    if "unrecognized configuration class" in text:
+        return ModelLoadError(f"model {name} is of a type for which transformers has no sequence classification: choose another base")
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ModelLoadError(f"model {name} cannot be loaded: {first}")
+    return ModelLoadError(f"model {name} cannot be loaded: {first[:300]}")
 
-# %% ../nbs/03_encoding.ipynb #628129f3
+# %% ../nbs/03_encoding.ipynb #419405d5
 def reward_head(
     model,  # *ForSequenceClassification
 ) -> nn.Linear:
-    "The last linear layer, which gives the reward."
-    head = getattr(_innermost(model), "score", None) or getattr(_innermost(model), "classifier", None)
+    "The last linear layer, which gives the reward. Raises ModelLoadError where there is none."
+    inner = innermost_model(model)
+    head = getattr(inner, "score", None) or getattr(inner, "classifier", None)
     layers = [m for m in (head.modules() if head is not None else ()) if isinstance(m, nn.Linear)]
-    if not layers: raise ModelLoadError(f"{type(model).__name__} has no linear reward head")
+    if not layers: raise ModelLoadError(f"{type(inner).__name__} has no linear reward head")
     return layers[-1]
 
 
@@ -830,14 +927,40 @@ def init_reward_head(
     model,  # *ForSequenceClassification, changed in place
     seed: int = 0,
 ) -> None:
-    "Head weights from N(0, 1/sqrt(h + 1)), no bias: rewards of unit scale at the start (arXiv 2403.17031, detail 6)."
+    "Head weights with standard deviation 1/sqrt(h + 1), no bias (arXiv 2403.17031)."
     head = reward_head(model)
     values = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed)) / (head.in_features + 1) ** 0.5
     with torch.no_grad():
         head.weight.copy_(values)
         if head.bias is not None: head.bias.zero_()
 
-# %% ../nbs/03_encoding.ipynb #62ba1ab6
+# %% ../nbs/03_encoding.ipynb #d5920d50
+def _not_a_reward_model(name, why):
+    return ModelLoadError(f"model {name} is not a reward model ({why}): train one from it first, or give a trained reward model")
+
+
+def check_reward_config(
+    name: str,  # model name, for messages
+    config,  # of a transformers model
+    new_head: bool,  # whether a model without a reward head will do
+) -> bool:
+    "Whether a configuration is that of a one-label reward model. Raises ModelLoadError where it cannot be used."
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelLoadError(f"model {name} is an encoder-decoder: reward_kit uses decoders and encoders")
+    architecture = (config.architectures or ["unknown"])[0]
+    classifies = architecture.endswith("ForSequenceClassification")
+    if not classifies and not new_head: raise _not_a_reward_model(name, f"its architecture is {architecture}")
+    if classifies and config.num_labels != 1 and not new_head:
+        raise ModelLoadError(f"model {name} has {config.num_labels} labels: a reward model gives one number")
+    return classifies and config.num_labels == 1
+
+
+def _missing_head(info):
+    "Whether the weights lacked the reward head, or had one of another shape."
+    keys = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
+    return any(key.startswith(("score.", "classifier.")) for key in keys)
+
+# %% ../nbs/03_encoding.ipynb #3a6d69c3
 def load_reward_backbone(
     name,  # "playground", a folder, or a hub id
     *,
@@ -847,42 +970,28 @@ def load_reward_backbone(
     trust_remote_code: bool = False,  # run code from the repository
     seed: int | None = None,  # of a new head; None = 0
     **model_kwargs,  # for `from_pretrained`, for example quantization_config
-):  # (model, tokenizer)
-    "A sequence-classification model with one label, and its tokenizer. Raises ModelLoadError."
-    path, shared = resolve_model(name), {"revision": revision, "trust_remote_code": trust_remote_code}
-    with quiet_transformers():
-        try: config = AutoConfig.from_pretrained(path, **shared)
+):  # (model, tokenizer); model.reward_head_is_new says where the head came from
+    "A sequence-classification model with one label, and its tokenizer; weights from safetensors only. Raises ModelLoadError."
+    path = resolve_model(name)
+    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if not os.path.isdir(path) and not hub_reachable(): shared["local_files_only"] = True  # what was downloaded before still loads
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        try:
+            config = AutoConfig.from_pretrained(path, **shared)
+            complete = check_reward_config(name, config, new_head)
+            config.num_labels, config.problem_type = 1, "regression"
+            tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=new_head,
+                **shared, **model_kwargs)
+        except ModelLoadError: raise
         except Exception as error: raise explain_load_error(name, error) from error
-        is_reward = _check_config(name, config, new_head)
-        config.num_labels, config.problem_type = 1, "regression"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed or 0)
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=new_head, **shared, **model_kwargs)
-            except Exception as error: raise explain_load_error(name, error) from error
-    fresh = [key for key in (*info["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in info["mismatched_keys"])) if "score" in key or "classifier" in key]
-    if fresh and not new_head: raise ModelLoadError(_not_a_reward_model(name, "its weights have no reward head"))
-    if fresh or not is_reward: init_reward_head(model, seed or 0)
-    model.reward_head_is_new = bool(fresh) or not is_reward
-    logger.info("reward head of %s: %s", name, "new" if model.reward_head_is_new else "kept")
+    model.reward_head_is_new = not complete or _missing_head(info)
+    if model.reward_head_is_new and not new_head: raise _not_a_reward_model(name, "its weights have no reward head")
+    if model.reward_head_is_new: init_reward_head(model, seed or 0)
+    logger.info("reward head of %s: %s", name, "new" if model.reward_head_is_new else "its own")
     return model, tokenizer
-
-
-def _not_a_reward_model(name, why):
-    return f"model {name} is not a reward model ({why}): train one from it first, or give the folder of a trained reward model"
-
-
-def _check_config(name, config, new_head):
-    "Whether the configuration is of a one-label reward model; ModelLoadError where it cannot be used."
-    if getattr(config, "is_encoder_decoder", False): raise ModelLoadError(f"model {name} is an encoder-decoder: reward_kit uses decoders and encoders")
-    architecture = (config.architectures or ["unknown"])[0]
-    classifies = architecture.endswith("ForSequenceClassification")
-    if not classifies and not new_head: raise ModelLoadError(_not_a_reward_model(name, f"its architecture is {architecture}"))
-    if classifies and config.num_labels != 1 and not new_head:
-        raise ModelLoadError(f"model {name} has {config.num_labels} labels: a reward model gives one number")
-    return classifies and config.num_labels == 1
 
 # %% ../nbs/03_encoding.ipynb #f70669e6
 METADATA_FILE, SCHEMA_VERSION = "reward_kit.json", "1.0"
@@ -915,7 +1024,7 @@ def library_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError): out[name] = metadata.version(name)
     return out
 
-# %% ../nbs/03_encoding.ipynb #4b17a9ca
+# %% ../nbs/03_encoding.ipynb #91406b3e
 @dataclass
 class RewardMetadata:
     "What `reward_kit.json` holds: everything about a reward model besides its weights."
@@ -932,43 +1041,46 @@ class RewardMetadata:
     def to_dict(self) -> dict:
         "JSON-ready fields."
         data = {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name not in ("encoding", "extra")}
-        return {"schema_version": data.pop("schema_version"), "encoding": self.encoding.to_dict() if self.encoding else None} | data | self.extra
+        return {"schema_version": data.pop("schema_version"), "encoding": self.encoding and self.encoding.to_dict()} | data | self.extra
 
     @classmethod
     def from_dict(cls, data: dict) -> "RewardMetadata":
         "Metadata of a dictionary. Raises ValueError for a major version this library does not know."
-        version = str(data.get("schema_version", "missing"))
-        if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-            raise ValueError(f"{METADATA_FILE}: schema version {version}, but this reward_kit reads {SCHEMA_VERSION.split('.')[0]}.x; update reward_kit")
-        names = {f.name for f in fields(cls)} - {"extra"}
-        known = {k: v for k, v in data.items() if k in names}
+        version, major = str(data.get("schema_version", "missing")), SCHEMA_VERSION.split(".")[0]
+        if version.split(".")[0] != major:
+            raise ValueError(f"{METADATA_FILE}: schema version {version}, but this reward_kit reads {major}.x; update reward_kit")
+        known = {f.name: data[f.name] for f in fields(cls) if f.name != "extra" and f.name in data}
         if known.get("encoding"): known["encoding"] = RewardEncoding.from_dict(known["encoding"])
-        return cls(**known, extra={k: v for k, v in data.items() if k not in names})
+        return cls(**known, extra={k: v for k, v in data.items() if k not in known})
 
-    def save(
-        self,
-        folder,  # model folder
-    ) -> Path:
-        "Write `reward_kit.json`, whole or not at all."
-        path = Path(folder) / METADATA_FILE
-        write_text_atomic(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    def save(self, folder) -> Path:
+        "Write `reward_kit.json` into a model folder, whole or not at all."
+        write_text_atomic(path := Path(folder) / METADATA_FILE, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return path
 
     @classmethod
-    def load(
-        cls,
-        folder,  # model folder
-    ) -> "RewardMetadata | None":
-        "Read `reward_kit.json`; None where there is none. Raises ValueError for a damaged file or an unknown major version."
-        path = Path(folder) / METADATA_FILE
-        if not path.exists(): return None
-        try: data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error: raise ValueError(f"{path} is not valid JSON: {error}") from error
-        return cls.from_dict(data)
+    def load(cls, folder) -> "RewardMetadata | None":
+        "Read a model folder's `reward_kit.json`, as `read_metadata`."
+        return read_metadata(Path(folder) / METADATA_FILE)
 
-    def without_scale(self) -> "RewardMetadata":
-        "A copy without normalization and calibration, for merged or averaged models, whose scores have another scale."
-        return RewardMetadata.from_dict(self.to_dict() | {"normalization": None, "calibration": None})
+# %% ../nbs/03_encoding.ipynb #1d088b7b
+def read_metadata(
+    path,  # of the file
+) -> RewardMetadata | None:
+    "Metadata of a file; None where there is none. Raises ValueError for a damaged file or an unknown major version."
+    path = Path(path)
+    if not path.exists(): return None
+    try: data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error: raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict): raise ValueError(f"{path} holds no JSON object")
+    return RewardMetadata.from_dict(data)
+
+
+def without_scale(
+    data: RewardMetadata,
+) -> RewardMetadata:
+    "A copy without normalization and calibration, for merged or averaged models, whose scores have another scale."
+    return RewardMetadata.from_dict(data.to_dict() | {"normalization": None, "calibration": None})
 
 # %% ../nbs/03_encoding.ipynb #1dc2da09
 def _section_pattern(name):

@@ -2,8 +2,8 @@
 import copy
 import json
 import os
-import pickle
-from pathlib import Path
+import re
+from functools import partial
 
 import pytest
 import torch
@@ -33,6 +33,7 @@ from reward_kit.encoding import (
     reward_head,
     tokenizer_fingerprint,
     update_card_section,
+    without_scale,
     wrap_template,
     write_text_atomic,
 )
@@ -320,15 +321,15 @@ def test_wrapping_keeps_every_other_rendering(name):
     today = dict(date_string="1 Jan 2000") if name == "llama3" else {}
     for messages in (system + TURNS, system + TURNS * 2, system + TURNS + TURNS[:1]):
         for generation in (False, True):
-            render = lambda t: t.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **today)
+            render = partial(PreTrainedTokenizerFast.apply_chat_template, conversation=messages, tokenize=False, add_generation_prompt=generation, **today)
             try: expected = render(raw)
-            except Exception as error:
+            except Exception as error:  # what the template refuses stays refused
                 with pytest.raises(type(error)): render(tokenizer)
                 continue
-            if name == "dated": continue
             expected = expected.removeprefix(bos or "")
             if not generation and expected.rstrip().endswith(eos): expected = expected.rstrip().removesuffix(eos)
-            if name in ("gemma", "gemma_no_own_bos", "chatml") or True: assert render(tokenizer) == expected
+            if name == "dated": expected = re.sub(r"\(\w+ \d{4}\)", "(July 2024)", expected)
+            assert render(tokenizer) == expected
 
 
 def test_injected_texts_are_stated():
@@ -372,18 +373,6 @@ def test_several_templates():
     encoding = prepare_tokenizer(tokenizer)
     assert set(encoding.chat_template) == {"default", "tool_use"} and all(WRAPPER_MARK in t for t in encoding.chat_template.values())
     assert tokenizer.apply_chat_template(TURNS, tokenize=False) == FAMILIES["mistral"][-1]
-
-
-def test_keep_format_leaves_a_foreign_model_as_it_was_trained():
-    tokenizer = family("qwen")
-    encoding = prepare_tokenizer(tokenizer, keep_format=True)
-    text = family("qwen").apply_chat_template(TURNS, tokenize=False)
-    assert tokenizer.apply_chat_template(TURNS, tokenize=False) == text and not encoding.add_eos
-    assert RewardEncoder(tokenizer, encoding).encode([TURNS]).ids[0] == family("qwen")(text)["input_ids"]
-    gemma = family("gemma")
-    text = gemma.apply_chat_template(TURNS, tokenize=False)
-    once = gemma(text, add_special_tokens=False)["input_ids"]
-    assert RewardEncoder(gemma, prepare_tokenizer(gemma, keep_format=True)).encode([TURNS]).ids[0] == once
 
 
 # ---- encoder
@@ -481,7 +470,7 @@ def test_encode_dataset_counts_and_keeps_columns():
     assert set(data.column_names) == {"id", "sequences", "lengths", "ranks", "scores", "margin", "weight", "source", "origin"}
     assert data[0]["sequences"][1] == encoder.encode(["Question 0?"], ["answer 1 "]).ids[0] and data[0]["lengths"] == [len(s) for s in data[0]["sequences"]]
     assert report.tokens == sum(map(sum, data["lengths"])) and "f.jsonl:4" in str(report)
-    assert "4" not in data["id"][3:4] or data["id"][3] == "4"
+    assert data["id"][2:4] == ["2", "4"]
 
 
 def test_rankings_lose_only_the_response_that_does_not_fit():
@@ -786,7 +775,7 @@ def test_metadata_round_trip(tmp_path):
     data.save(tmp_path)
     loaded = RewardMetadata.load(tmp_path)
     assert loaded == data and loaded.encoding.max_length == 77 and loaded.versions["torch"]
-    assert loaded.without_scale().normalization is None and loaded.normalization
+    assert without_scale(loaded).normalization is None and loaded.normalization
     path = tmp_path / "reward_kit.json"
     raw = json.loads(path.read_text())
     assert list(raw)[0] == "schema_version"
