@@ -85,28 +85,47 @@ def _to_bool(name, value):
     if str(value).strip().lower() in words: return words[str(value).strip().lower()]
     raise ParameterError(f"{name} must be true or false, got {value!r}")
 
-# %% ../nbs/10_autotrain.ipynb #ed892a23
+# %% ../nbs/10_autotrain.ipynb #c328307f
 @dataclass(init=False, kw_only=True)
 class DataParams:
     "What is trained on what, and where the result goes."
-    model: str | None = param(None, "base model: a hub id, a folder, or playground (the tiny built-in base)", becomes="the base of the reward model")
+
+    model: str | None = param(
+        None, "base model: a hub id, a folder, or playground (the tiny built-in base)", becomes="the base of the reward model"
+    )
     project_name: str | None = param(None, "output folder; a relative name is a folder in the current directory", config="output_dir")
-    data_path: str | None = param(None, "a file (JSONL, JSON, CSV, TSV, Parquet), a folder, or a hub id", becomes="`load_preferences(data)`")
+    data_path: str | None = param(
+        None, "a file (JSONL, JSON, CSV, TSV, Parquet), a folder, or a hub id", becomes="`load_preferences(data)`"
+    )
     train_split: str = param("train", "split (or file stem in a folder) to train on", becomes="`load_preferences(split=)`")
-    valid_split: str | None = param(None, "split to evaluate on; without it 10% of the prompts are held out", becomes="evaluation data; the best checkpoint is kept")
-    eval_dataset_path: str | None = param(None, "file, folder or hub id to evaluate on, instead of valid_split", becomes="evaluation data; the best checkpoint is kept")
+    valid_split: str | None = param(
+        None, "split to evaluate on; without it 10% of the prompts are held out", becomes="evaluation data; the best checkpoint is kept"
+    )
+    eval_dataset_path: str | None = param(
+        None, "file, folder or hub id to evaluate on, instead of valid_split", becomes="evaluation data; the best checkpoint is kept"
+    )
     max_samples: int | None = param(None, "train on at most this many rows", limits=POSITIVE, becomes="the first rows of the training data")
-    prompt_text_column: str | None = param(None, "column that holds the prompt; trainer reward needs it named", becomes="`columns['prompt']`")
-    text_column: str | None = param(None, "column that holds the chosen response; trainer reward needs it named", becomes="`columns['chosen']`")
-    rejected_text_column: str | None = param(None, "column that holds the rejected response; trainer reward needs it named", becomes="`columns['rejected']`")
-    block_size: int = param(-1, "longest text in tokens; -1: model_max_length, else what the model takes, at most 2048", becomes="`RewardConfig.max_length`")
+    prompt_text_column: str | None = param(
+        None, "column that holds the prompt; trainer reward needs it named", becomes="`columns['prompt']`"
+    )
+    text_column: str | None = param(
+        None, "column that holds the chosen response; trainer reward needs it named", becomes="`columns['chosen']`"
+    )
+    rejected_text_column: str | None = param(
+        None, "column that holds the rejected response; trainer reward needs it named", becomes="`columns['rejected']`"
+    )
+    block_size: int = param(
+        -1, "longest text in tokens; -1: model_max_length, else what the model takes, at most 2048", becomes="`RewardConfig.max_length`"
+    )
     model_max_length: int | None = param(None, "upper limit for block_size", limits=POSITIVE, becomes="`RewardConfig.max_length`")
     max_length: int | None = param(None, "another name for block_size", limits=POSITIVE, becomes="`RewardConfig.max_length`", own=True)
     add_eos_token: bool = param(True, "end every text with one EOS token; false is refused", becomes="the encoding, always")
     padding: str | None = param("right", "padding side; left is refused, scores do not depend on it", becomes="the encoding, always")
-    chat_template: str | None = param(None, "tokenizer (its own, also the default), chatml, zephyr, or a .jinja file", becomes="`RewardConfig.chat_template_path`")
+    chat_template: str | None = param(
+        None, "tokenizer (its own, also the default), chatml, zephyr, or a .jinja file", becomes="`RewardConfig.chat_template_path`"
+    )
 
-# %% ../nbs/10_autotrain.ipynb #1efd661c
+# %% ../nbs/10_autotrain.ipynb #3097c3ae
 @dataclass(init=False, kw_only=True)
 class TrainingParams:
     "How it is trained."
@@ -123,21 +142,28 @@ class TrainingParams:
     max_grad_norm: float = param(1.0, "gradients are clipped to this norm", config="max_grad_norm", limits=NOT_NEGATIVE)
     seed: int = param(42, "seed of head, data order and held-out prompts", config="seed", limits=NOT_NEGATIVE)
     mixed_precision: str | None = param(
-        None, "bf16, fp16, no (float32); default: what the hardware does well", choices=("bf16", "fp16", "no"), becomes="`RewardConfig.bf16`, `.fp16`"
+        None,
+        "bf16, fp16, no (float32); default: what the hardware does well",
+        choices=("bf16", "fp16", "no"),
+        becomes="`RewardConfig.bf16`, `.fp16`",
     )
-    disable_gradient_checkpointing: bool = param(False, "more memory, about a fifth faster", becomes="`RewardConfig.gradient_checkpointing`, negated")
+    disable_gradient_checkpointing: bool = param(
+        False, "more memory, about a fifth faster", becomes="`RewardConfig.gradient_checkpointing`, negated"
+    )
     auto_find_batch_size: bool = param(False, "halve the batch when memory runs out", config="auto_find_batch_size")
     use_flash_attention_2: bool = param(False, "FlashAttention 2 (CUDA, bf16 or fp16)", becomes="`attn_implementation` of the model")
     attn_implementation: str | None = param(None, "eager, sdpa, flash_attention_2, ...", becomes="`attn_implementation` of the model")
     logging_steps: int = param(-1, "steps between two log lines; -1: chosen from the data", config="logging_steps")
     eval_strategy: str = param("epoch", "when to evaluate", choices=("no", "steps", "epoch"), config="eval_strategy")
     save_strategy: str = param("epoch", "when to save a checkpoint", choices=("no", "steps", "epoch"), config="save_strategy")
-    save_steps: int = param(500, "steps between checkpoints (and evaluations) with the strategy steps", config="save_steps", limits=POSITIVE)
+    save_steps: int = param(
+        500, "steps between checkpoints (and evaluations) with the strategy steps", config="save_steps", limits=POSITIVE
+    )
     save_total_limit: int = param(1, "checkpoints kept", config="save_total_limit", limits=POSITIVE)
     log: str = param("none", "none, tensorboard or wandb", choices=("none", "tensorboard", "wandb"), config="report_to")
     overwrite: bool = param(False, "train again where a finished or different run lies", own=True, becomes="the output folder")
 
-# %% ../nbs/10_autotrain.ipynb #53f1ec2e
+# %% ../nbs/10_autotrain.ipynb #3f862792
 @dataclass(init=False, kw_only=True)
 class AdapterParams:
     "LoRA, quantisation, and pushing the result."
@@ -146,8 +172,12 @@ class AdapterParams:
     lora_alpha: int = param(32, "scale; the update is multiplied by alpha / r", limits=POSITIVE, becomes="`LoraConfig.lora_alpha`")
     lora_dropout: float = param(0.05, "dropout in the adapters", limits=FRACTION, becomes="`LoraConfig.lora_dropout`")
     target_modules: str | None = param("all-linear", "all-linear, or module names with commas", becomes="`LoraConfig.target_modules`")
-    merge_adapter: bool = param(True, "false is refused: merged weights at the top, the adapter in adapter/", becomes="the output folder, always")
-    quantization: str | None = param(None, "int4 or int8, with peft on CUDA", choices=("int4", "int8"), becomes="`quantization_config` of the model")
+    merge_adapter: bool = param(
+        True, "false is refused: merged weights at the top, the adapter in adapter/", becomes="the output folder, always"
+    )
+    quantization: str | None = param(
+        None, "int4 or int8, with peft on CUDA", choices=("int4", "int8"), becomes="`quantization_config` of the model"
+    )
     push_to_hub: bool = param(False, "upload the finished folder", becomes="an upload after the evaluation")
     username: str | None = param(None, "hub user or organisation; the repository is username/project-name", becomes="the hub repository")
     repo_id: str | None = param(None, "hub repository, instead of username", becomes="the hub repository")
@@ -173,7 +203,7 @@ class PPOParams:
     rl_top_k: int = param(50, "sample among the k likeliest tokens; 0: all", limits=NOT_NEGATIVE)
     rl_top_p: float = param(1.0, "sample among the likeliest tokens of this total probability", limits=PROBABILITY)
 
-# %% ../nbs/10_autotrain.ipynb #7f2a5f32
+# %% ../nbs/10_autotrain.ipynb #2b9b6157
 UNSUPPORTED = {
     name: reason
     for names, reason in (
@@ -191,7 +221,10 @@ UNSUPPORTED = {
         ("wandb_visualizer wandb_sweep wandb_sweep_project wandb_sweep_entity wandb_sweep_id wandb_run_id", "use log=wandb alone"),
         ("use_sweep sweep_backend sweep_n_trials sweep_metric sweep_direction sweep_params", "call it in a loop of your own"),
         ("use_enhanced_eval eval_metrics eval_save_predictions eval_benchmark", "reward models are judged with `reward-kit evaluate`"),
-        ("auto_convert_dataset use_sharegpt_mapping sharegpt_mapping_enabled apply_chat_template", "formats are detected and converted always"),
+        (
+            "auto_convert_dataset use_sharegpt_mapping sharegpt_mapping_enabled apply_chat_template",
+            "formats are detected and converted always",
+        ),
         ("column_mapping runtime_mapping", "name the columns with prompt_text_column, text_column, rejected_text_column"),
         ("suggested_chat_template chat_format map_eos_token", "use chat_template; texts end in exactly one EOS"),
         ("conversation_extension token_weights", "it belongs to fine-tuning on texts"),
@@ -277,14 +310,15 @@ def check_value(
         raise ParameterError(f"{f.name} must be {limits[0]}, got {value}")
     return value
 
-# %% ../nbs/10_autotrain.ipynb #d550f135
+# %% ../nbs/10_autotrain.ipynb #72df0103
 COLUMN_PARAMETERS = ("prompt_text_column", "text_column", "rejected_text_column")
 
 
 def check_combination(params):  # params: LLMTrainingParams
     "Refuses sets of parameters that cannot be run. Raises `ParameterError`."
     missing = [n for n in ("model", "data_path", "project_name", "trainer") if not getattr(params, n)]
-    if missing: raise ParameterError(f"required and missing: {_with_flags(missing)}{'; trainer is reward or ppo' if 'trainer' in missing else ''}")
+    if missing:
+        raise ParameterError(f"required and missing: {_with_flags(missing)}{'; trainer is reward or ppo' if 'trainer' in missing else ''}")
     if params.trainer not in TRAINERS:
         if params.trainer.lower() in OTHER_TRAINERS:
             raise ParameterError(f"trainer {params.trainer!r} is known but not supported: reward_kit trains reward models (trainer reward)")
@@ -316,23 +350,29 @@ def _check_ppo(params):
     for name in ("text_column", "rejected_text_column"):
         if getattr(params, name): raise ParameterError(f"{name} belongs to trainer reward; trainer ppo reads prompts only")
 
-# %% ../nbs/10_autotrain.ipynb #b8479ed9
+# %% ../nbs/10_autotrain.ipynb #e15c386c
 def _check_refused_values(params):
     "Values of supported parameters that reward_kit cannot honour."
-    if not params.add_eos_token: raise ParameterError("add_eos_token=False is not supported: every text ends in exactly one EOS token, which is where it is scored")
+    if not params.add_eos_token:
+        raise ParameterError("add_eos_token=False is not supported: every text ends in exactly one EOS token, which is where it is scored")
     if params.padding not in (None, "right"):
-        raise ParameterError(f"padding={params.padding!r} is not supported: rewards are read by index and do not depend on the padding side; leave it out")
+        raise ParameterError(
+            f"padding={params.padding!r} is not supported: rewards are read by index and do not depend on the padding side; leave it out"
+        )
     if not params.merge_adapter:
         raise ParameterError("merge_adapter=False is not supported: the output holds the merged model, and the adapter alone in adapter/")
-    if params.quantization and not params.peft: raise ParameterError("quantization needs peft: quantised weights cannot be trained, adapters on them can")
-    if params.push_to_hub and not (params.username or params.repo_id): raise ParameterError("push_to_hub needs --username (username) or --repo-id (repo_id)")
+    if params.quantization and not params.peft:
+        raise ParameterError("quantization needs peft: quantised weights cannot be trained, adapters on them can")
+    if params.push_to_hub and not (params.username or params.repo_id):
+        raise ParameterError("push_to_hub needs --username (username) or --repo-id (repo_id)")
     if params.eval_dataset_path and params.valid_split: raise ParameterError("give valid_split or eval_dataset_path, not both")
     if params.block_size == 0 or params.block_size < -1: raise ParameterError(f"block_size must be above 0, or -1, got {params.block_size}")
     if params.max_length and params.block_size not in (-1, params.max_length):
         raise ParameterError(f"max_length={params.max_length} and block_size={params.block_size} name the same limit: give one")
-    if params.logging_steps == 0 or params.logging_steps < -1: raise ParameterError(f"logging_steps must be above 0, or -1, got {params.logging_steps}")
+    if params.logging_steps == 0 or params.logging_steps < -1:
+        raise ParameterError(f"logging_steps must be above 0, or -1, got {params.logging_steps}")
 
-# %% ../nbs/10_autotrain.ipynb #e3899287
+# %% ../nbs/10_autotrain.ipynb #4e64a0a3
 def reward_config_values(params):  # params: LLMTrainingParams -> {RewardConfig field: value}
     "The training arguments the parameters stand for."
     values = {f.metadata["config"]: getattr(params, name) for name, f in parameter_names().items() if f.metadata["config"]}
@@ -353,7 +393,17 @@ def reward_config_values(params):  # params: LLMTrainingParams -> {RewardConfig 
 
 def _not_given(params):
     "The training settings the playground base chooses for itself, unless they were given."
-    names = ("epochs", "batch_size", "gradient_accumulation", "lr", "warmup_ratio", "scheduler", "optimizer", "weight_decay", "max_grad_norm")
+    names = (
+        "epochs",
+        "batch_size",
+        "gradient_accumulation",
+        "lr",
+        "warmup_ratio",
+        "scheduler",
+        "optimizer",
+        "weight_decay",
+        "max_grad_norm",
+    )
     return {parameter_names()[n].metadata["config"] for n in names if n not in params.given}
 
 
@@ -390,7 +440,7 @@ def check_writable(folder):  # folder: str | Path
         with tempfile.TemporaryFile(dir=parent): pass
     except OSError as e: raise PermissionError(f"the output {folder} cannot be written ({e.strerror}); choose another output") from e
 
-# %% ../nbs/10_autotrain.ipynb #cf72d073
+# %% ../nbs/10_autotrain.ipynb #dd0feb7b
 RUN_RECORD = "training_run.json"
 
 
@@ -406,7 +456,9 @@ def write_run_record(folder, settings, *, finished):  # settings: JSON-serialisa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{RUN_RECORD}.part"
-    part.write_text(json.dumps({"schema_version": 1, "finished": finished, "settings": settings}, indent=1, default=str) + "\n", encoding="utf-8")
+    part.write_text(
+        json.dumps({"schema_version": 1, "finished": finished, "settings": settings}, indent=1, default=str) + "\n", encoding="utf-8"
+    )
     os.replace(part, folder / RUN_RECORD)
 
 
@@ -416,7 +468,7 @@ def changed_settings(old, new):  # both: settings dict -> ['learning_rate 1e-05 
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     return [f"other {k}" if k in ("data", "evaluation data") else f"{k} {old.get(k)} -> {new.get(k)}" for k in changed]
 
-# %% ../nbs/10_autotrain.ipynb #bf6957bd
+# %% ../nbs/10_autotrain.ipynb #ef49ac3a
 def prepare_output(
     folder,  # str | Path, where the model goes
     settings,  # what decides the weights: {name: value}
@@ -432,14 +484,19 @@ def prepare_output(
     if overwrite:
         clear_run(folder)
         return "fresh"
-    if record is None: raise FileExistsError(f"the output {folder} holds a reward model; choose another output, or pass overwrite (--overwrite)")
+    if record is None:
+        raise FileExistsError(f"the output {folder} holds a reward model; choose another output, or pass overwrite (--overwrite)")
     changes = changed_settings(record["settings"], settings)
     if changes:
-        raise FileExistsError(f"the output {folder} holds a run with other settings ({'; '.join(changes[:3])}); choose another output, or pass overwrite (--overwrite)")
-    if record["finished"]: raise FileExistsError(f"the output {folder} holds this very run, finished; use it, or pass overwrite (--overwrite) to train again")
+        raise FileExistsError(
+            f"the output {folder} holds a run with other settings ({'; '.join(changes[:3])}); "
+            "choose another output, or pass overwrite (--overwrite)"
+        )
+    if record["finished"]:
+        raise FileExistsError(f"the output {folder} holds this very run, finished; use it, or pass overwrite (--overwrite) to train again")
     return "resume"
 
-
+# %% ../nbs/10_autotrain.ipynb #40d8cec8
 def clear_run(folder):  # folder: a folder of ours
     "Removes what a training writes: checkpoints, weights, adapter, records. Other files stay."
     for path in Path(folder).glob("checkpoint-*"):
@@ -449,7 +506,7 @@ def clear_run(folder):  # folder: a folder of ours
     for path in [*Path(folder).glob("model*.safetensors*"), *(Path(folder) / n for n in (RUN_RECORD, "reward_kit.json"))]:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/10_autotrain.ipynb #0aa08ee7
+# %% ../nbs/10_autotrain.ipynb #7b09fd3d
 @dataclass
 class TrainedRewardModel:
     "What `train_reward_model` leaves behind."
@@ -459,7 +516,7 @@ class TrainedRewardModel:
     held_out: object  # Preferences the evaluation used
     resumed: bool  # True: continued from a checkpoint
 
-
+# %% ../nbs/10_autotrain.ipynb #c562d0ef
 def train_reward_model(
     model,  # hub id, folder, or "playground"
     data,  # whatever `load_preferences` takes
@@ -482,7 +539,9 @@ def train_reward_model(
     "Preferences in, evaluated reward-model folder out. Raises what its parts raise, before any work where possible."
     check_writable(output)
     say = say if is_main_process() else lambda *lines: None
-    data, held_out, report = load_both(data, eval_data, eval_fraction, split, eval_split, max_samples, (config or {}).get("seed", 42), progress, loading, say)
+    data, held_out, report = load_both(
+        data, eval_data, eval_fraction, split, eval_split, max_samples, (config or {}).get("seed", 42), progress, loading, say
+    )
     settings = run_settings(model, data, held_out, config, peft_config, quantization, chat_template)
     state = prepare_output(output, settings, overwrite=overwrite)
     with fresh_folder(output), library_bars(progress):
@@ -491,13 +550,15 @@ def train_reward_model(
         evaluation = evaluate_output(output, held_out, report, progress, say) if is_main_process() else None
     return TrainedRewardModel(Path(output), evaluation, report, held_out, resumed)
 
-# %% ../nbs/10_autotrain.ipynb #35e73cd2
+# %% ../nbs/10_autotrain.ipynb #cfdd6bf1
 def is_main_process():  # -> bool
     "True in the process that prints and writes (`accelerate launch` starts several)."
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def load_both(data, eval_data, eval_fraction, split, eval_split, max_samples, seed, progress, loading, say):  # -> (Preferences, Preferences, DataReport)
+def load_both(
+    data, eval_data, eval_fraction, split, eval_split, max_samples, seed, progress, loading, say
+):  # -> (Preferences, Preferences, DataReport)
     "Training and held-out preferences, and the report of what was read, which is also said."
     from reward_kit.data import load_preferences, split_by_prompt
 
@@ -509,12 +570,15 @@ def load_both(data, eval_data, eval_fraction, split, eval_split, max_samples, se
     if max_samples and max_samples < len(train): train = train.select(range(max_samples))
     if eval_data is None: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
     if not len(train) or not len(held_out):
-        raise ValueError(f"{len(train)} preferences to train on and {len(held_out)} held out: both need at least one; give more prompts, or evaluation data")
+        raise ValueError(
+            f"{len(train)} preferences to train on and {len(held_out)} held out: both need at least one; "
+            "give more prompts, or evaluation data"
+        )
     say(f"Training on {len(train):,} preferences, evaluating on {len(held_out):,} with other prompts." if eval_data is None
         else f"Training on {len(train):,} preferences, evaluating on {len(held_out):,} given ones.")
     return train, held_out, report
 
-# %% ../nbs/10_autotrain.ipynb #31a19515
+# %% ../nbs/10_autotrain.ipynb #0873d967
 NOT_SETTINGS = ("output_dir", "report_to", "logging_steps", "disable_tqdm", "save_total_limit", "per_device_eval_batch_size", "run_name")
 
 
@@ -537,7 +601,8 @@ class fresh_folder:
     def __enter__(self): return self.folder
 
     def __exit__(self, kind, error, trace):
-        if kind is not None and not self.existed and not list(self.folder.glob("checkpoint-*")): shutil.rmtree(self.folder, ignore_errors=True)
+        if kind is not None and not self.existed and not list(self.folder.glob("checkpoint-*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/10_autotrain.ipynb #e38a8a84
 CHAT_TEMPLATES = {
@@ -563,7 +628,7 @@ def chat_template_file(
         raise FileNotFoundError(f"chat_template: no file {chat_template}")
     raise ParameterError(f"chat_template must be tokenizer, chatml, zephyr or a .jinja file, got {chat_template!r}")
 
-# %% ../nbs/10_autotrain.ipynb #bb0c1445
+# %% ../nbs/10_autotrain.ipynb #6bd5f309
 def quantization_config(quantization):  # "int4", "int8" or None -> BitsAndBytesConfig or None
     "The quantisation of the base. Raises `ValueError` where the machine cannot do it."
     if quantization is None: return None
@@ -572,10 +637,14 @@ def quantization_config(quantization):  # "int4", "int8" or None -> BitsAndBytes
     import torch
     from transformers import BitsAndBytesConfig
 
-    if not torch.cuda.is_available(): raise ValueError(f"quantization={quantization} needs a CUDA device, and none is there; leave quantization out")
-    if importlib.util.find_spec("bitsandbytes") is None: raise ValueError(f"quantization={quantization} needs bitsandbytes: pip install bitsandbytes")
+    if not torch.cuda.is_available():
+        raise ValueError(f"quantization={quantization} needs a CUDA device, and none is there; leave quantization out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"quantization={quantization} needs bitsandbytes: pip install bitsandbytes")
     if quantization == "int8": return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
 
 
 def lora_config(peft_config):  # {LoraConfig field: value}, a peft configuration, or None
@@ -634,7 +703,7 @@ def with_log_lines(trainer, say):  # -> the trainer
         if trainer.pop_callback(old) is not None: trainer.add_callback(new)
     return trainer
 
-# %% ../nbs/10_autotrain.ipynb #2e2caedc
+# %% ../nbs/10_autotrain.ipynb #facb4c27
 def build_trainer(model, data, held_out, output, config, peft_config, quantization, chat_template, progress, say):  # -> RewardTrainer
     "The trainer of a run; loads the model."
     from reward_kit.trainer import RewardConfig, RewardTrainer
@@ -645,10 +714,12 @@ def build_trainer(model, data, held_out, output, config, peft_config, quantizati
     with tempfile.TemporaryDirectory() as scratch:
         template = chat_template_file(chat_template, scratch)
         if template: values["chat_template_path"] = template
-        trainer = RewardTrainer(model=model, args=RewardConfig(**values), train_dataset=data, eval_dataset=held_out, peft_config=lora_config(peft_config))
+        trainer = RewardTrainer(
+            model=model, args=RewardConfig(**values), train_dataset=data, eval_dataset=held_out, peft_config=lora_config(peft_config)
+        )
     return with_log_lines(trainer, say)
 
-
+# %% ../nbs/10_autotrain.ipynb #aaba851d
 def run_training(trainer, output, settings, state, say):  # state: 'fresh' or 'resume' -> True if it resumed
     "Trains or resumes, and saves the folder."
     from reward_kit.trainer import complete_checkpoints
@@ -678,7 +749,7 @@ def evaluate_output(output, held_out, data_report, progress, say):  # -> Evaluat
     say(str(report))
     return report
 
-# %% ../nbs/10_autotrain.ipynb #1b16b663
+# %% ../nbs/10_autotrain.ipynb #3fc471f2
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # each also with .gz
 
 
@@ -689,13 +760,15 @@ def find_split(
     "Resolves a split: the file of that name in a folder, else the split of a dataset. Raises `ParameterError` for a file."
     path = Path(data_path)
     if path.is_file() and split not in (None, "train"):
-        raise ParameterError(f"{data_path} is one file, which has no split {split!r}; give a folder with {split}{path.suffix} in it, or eval_dataset_path")
+        raise ParameterError(
+            f"{data_path} is one file, which has no split {split!r}; give a folder with {split}{path.suffix} in it, or eval_dataset_path"
+        )
     if not path.is_dir(): return str(data_path), None if path.is_file() else split
     files = [p for p in sorted(path.iterdir()) if p.is_file() and p.name.removesuffix(".gz").endswith(DATA_SUFFIXES)]
     named = [p for p in files if p.name.removesuffix(".gz").rpartition(".")[0] == split]
     return (str(named[0]), None) if named else (str(path), None if split == "train" else split)
 
-
+# %% ../nbs/10_autotrain.ipynb #05530098
 def run_arguments(params):  # params: LLMTrainingParams -> keyword arguments of `train_reward_model`
     "Everything the parameters say, in the pipeline's words."
     config = reward_config_values(params)
@@ -705,12 +778,22 @@ def run_arguments(params):  # params: LLMTrainingParams -> keyword arguments of 
     if params.valid_split: eval_data, eval_split = find_split(params.data_path, params.valid_split)
     columns = {"prompt": params.prompt_text_column, "chosen": params.text_column, "rejected": params.rejected_text_column}
     return {
-        "model": params.model, "data": data, "output": config.pop("output_dir"), "split": split, "eval_data": eval_data, "eval_split": eval_split,
-        "columns": columns, "max_samples": params.max_samples, "config": config, "peft_config": lora_values(params),
-        "quantization": params.quantization, "chat_template": params.chat_template, "overwrite": params.overwrite,
+        "model": params.model,
+        "data": data,
+        "output": config.pop("output_dir"),
+        "split": split,
+        "eval_data": eval_data,
+        "eval_split": eval_split,
+        "columns": columns,
+        "max_samples": params.max_samples,
+        "config": config,
+        "peft_config": lora_values(params),
+        "quantization": params.quantization,
+        "chat_template": params.chat_template,
+        "overwrite": params.overwrite,
     }
 
-# %% ../nbs/10_autotrain.ipynb #2dca22ae
+# %% ../nbs/10_autotrain.ipynb #b6792882
 def ppo_prompt_column(
     columns,  # names of the columns of the data
     prompt_text_column=None,  # the column asked for
@@ -719,12 +802,14 @@ def ppo_prompt_column(
     if prompt_text_column in columns: return prompt_text_column
     present = ", ".join(columns)
     if prompt_text_column:
-        raise ParameterError(f"no column {prompt_text_column!r} (--prompt-text-column); the columns are: {present}.{nearest(prompt_text_column, columns)}")
+        raise ParameterError(
+            f"no column {prompt_text_column!r} (--prompt-text-column); the columns are: {present}.{nearest(prompt_text_column, columns)}"
+        )
     found = next((c for c in ("prompt", "text") if c in columns), None)
     if found: return found
     raise ParameterError(f"no column prompt or text; the columns are: {present}. Name the one with the prompts: --prompt-text-column")
 
-# %% ../nbs/10_autotrain.ipynb #1774a365
+# %% ../nbs/10_autotrain.ipynb #e7ad9b52
 def data_columns(data_path, split=None):  # file, folder or hub id -> list of column names
     "The columns of a data set, from its first row. Raises `FileNotFoundError`, `ValueError`."
     data, split = find_split(data_path, split)
@@ -741,13 +826,18 @@ def data_columns(data_path, split=None):  # file, folder or hub id -> list of co
 
 def _hub_columns(name, split):
     "Columns of a data set on the hub."
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(DATA_SUFFIXES): raise FileNotFoundError(f"no data at {name}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(DATA_SUFFIXES):
+        raise FileNotFoundError(f"no data at {name}")
     import datasets
 
-    try: return list(next(iter(datasets.load_dataset(name, split=split or "train", streaming=True))))
-    except Exception as e: raise ValueError(f"no data at {name}: not a path here, and the hub did not give it ({type(e).__name__}); check the name and the network") from e
+    try:
+        return list(next(iter(datasets.load_dataset(name, split=split or "train", streaming=True))))
+    except Exception as e:
+        raise ValueError(
+            f"no data at {name}: not a path here, and the hub did not give it ({type(e).__name__}); check the name and the network"
+        ) from e
 
-# %% ../nbs/10_autotrain.ipynb #58bf36a1
+# %% ../nbs/10_autotrain.ipynb #c5f83256
 class AutoTrainProject:
     "One training run: `AutoTrainProject(params=params, backend='local', process=True).create()`."
 
@@ -758,7 +848,8 @@ class AutoTrainProject:
         process=True,  # validate and convert the data; False: every row must be usable as it is
     ):
         if not isinstance(params, LLMTrainingParams): raise ParameterError(f"params must be LLMTrainingParams, got {type(params).__name__}")
-        if backend != "local": raise ParameterError(f"backend must be local, got {backend!r}: reward_kit runs on the machine it is called on")
+        if backend != "local":
+            raise ParameterError(f"backend must be local, got {backend!r}: reward_kit runs on the machine it is called on")
         self.params, self.backend, self.process = params, backend, process
         self.result = None  # TrainedRewardModel after `create`
 
@@ -780,14 +871,15 @@ class AutoTrainProject:
         check_writable(self.path)
         ppo_prompt_column(data_columns(self.params.data_path, self.params.train_split), self.params.prompt_text_column)
         reward_model = self.params.rl_reward_model_path
-        if not Path(reward_model).is_dir() and reward_model.startswith((".", "/", "~")): raise FileNotFoundError(f"no reward model at {reward_model}")
+        if not Path(reward_model).is_dir() and reward_model.startswith((".", "/", "~")):
+            raise FileNotFoundError(f"no reward model at {reward_model}")
         raise PPONotYet("these parameters are fine, but trainer ppo follows in the next release; trainer reward works today")
 
-
+# %% ../nbs/10_autotrain.ipynb #3a7b5fe4
 class PPONotYet(RuntimeError):
     "`trainer='ppo'` was asked for, and is not part of this release."
 
-# %% ../nbs/10_autotrain.ipynb #d4d5a9f6
+# %% ../nbs/10_autotrain.ipynb #7ebf67fc
 class hub_token:
     "Context in which downloads and uploads use this token (None: the one you logged in with)."
 
@@ -811,5 +903,6 @@ def push_folder(folder, params):  # -> address of the repository
     try:
         address = api.create_repo(repo_id, private=params.hub_private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), ignore_patterns=["checkpoint-*", f"{RUN_RECORD}*"])
-    except Exception as e: raise OSError(f"the model is in {folder}, but pushing it to {repo_id} failed: {' '.join(str(e).split())[:300]}") from e
+    except Exception as e:
+        raise OSError(f"the model is in {folder}, but pushing it to {repo_id} failed: {' '.join(str(e).split())[:300]}") from e
     return str(address)
