@@ -311,7 +311,7 @@ class DataSteps:
         if self._own_collator is not None: self._signature_columns = ["chosen_ids", "rejected_ids", "margin"]
         else: self._signature_columns = ["sequences", "lengths", "ranks", "scores", "margin", "weight"]
 
-# %% ../nbs/04_trainer.ipynb #ca5f476b
+# %% ../nbs/04_trainer.ipynb #ec8d9c9c
 class EpochLengthSampler(LengthGroupedSampler):
     "transformers' `LengthGroupedSampler` whose order depends on the seed and the epoch alone, so that a resumed run sees the same batches."
     def __init__(self, batch_size, lengths, seed):
@@ -322,9 +322,13 @@ class EpochLengthSampler(LengthGroupedSampler):
 
     def __iter__(self):
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return super().__iter__()
+        order = list(super().__iter__())
+        first, *rest = [order[start:start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        full = len(rest) - (len(order) % self.batch_size > 0 and bool(rest)) # an incomplete batch stays last
+        places = torch.randperm(full, generator=self.generator).tolist()
+        return iter([index for batch in (first, *(rest[place] for place in places), *rest[full:]) for index in batch])
 
-# %% ../nbs/04_trainer.ipynb #d9230c25
+# %% ../nbs/04_trainer.ipynb #59ea1cc4
 class SamplingSteps:
     "Which examples come together."
     def _seed(self): return self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -337,7 +341,8 @@ class SamplingSteps:
         lengths = example_lengths(dataset)
         if self.args.train_sampling_strategy == "batch_rebalance": # transformers' sampler reads a column
             return super()._get_train_sampler(datasets.Dataset.from_dict({self.args.length_column_name: lengths}))
-        self._length_sampler = EpochLengthSampler(self._train_batch_size * self.args.gradient_accumulation_steps, lengths, self._seed())
+        size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self._length_sampler = EpochLengthSampler(size, lengths, self._seed())
         return self._length_sampler
 
     def _get_eval_sampler(self, eval_dataset):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from trainer_kill import SCENARIOS, build
 from trainer_world import make_base
+from transformers import TrainerCallback
 
 from reward_kit.trainer import complete_checkpoints
 
@@ -57,3 +58,34 @@ def test_a_killed_run_ends_with_the_same_weights(base, runs, expected, name, cap
 def test_ctrl_c_says_how_to_go_on(runs):
     line = next(line for line in runs[1].splitlines() if line.startswith("interrupt_5: "))
     assert "stopped at step 6" in line and "checkpoint-6 with train(resume_from_checkpoint=True)" in line
+
+
+def test_lora_and_early_stopping_resume(base, tmp_path):
+    "The adapter, its head and the patience of early stopping come back from a checkpoint."
+    from peft import LoraConfig
+    from trainer_world import make_dataset
+    from transformers import EarlyStoppingCallback
+
+    from reward_kit.trainer import RewardConfig, RewardTrainer
+
+    def run(folder, stop_at=None, resume=False):
+        args = RewardConfig(str(folder), max_steps=12, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end=True, metric_for_best_model="eval_loss",
+                            per_device_train_batch_size=4, learning_rate=0.3, disable_tqdm=True, show_plan=False, logging_steps=1)
+        trainer = RewardTrainer(base, args, train_dataset=make_dataset(20), eval_dataset=make_dataset(8, 1), peft_config=LoraConfig(r=2, lora_dropout=0.2, target_modules=["q_proj"]),
+                                callbacks=[EarlyStoppingCallback(3), *([StopAt(stop_at)] if stop_at else [])])
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    assert whole.state.global_step < 12
+    run(tmp_path / "parts", stop_at=whole.state.global_step - 2)
+    parts = run(tmp_path / "parts", resume=True)
+    assert parts.state.global_step == whole.state.global_step and parts.state.best_global_step == whole.state.best_global_step
+    for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True): assert torch.equal(a, b), name
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step): self.step = step
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.global_step == self.step: control.should_training_stop = True
