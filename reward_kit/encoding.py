@@ -874,7 +874,7 @@ def resolve_model(
         raise ModelLoadError(f"model folder {text} does not exist")
     return text
 
-# %% ../nbs/03_encoding.ipynb #22f6e89a
+# %% ../nbs/03_encoding.ipynb #b7112e7b
 def hub_reachable() -> bool:
     "False offline, or when the hub's address cannot be looked up and no proxy is set, which saves half a minute of retries."
     if huggingface_hub.constants.HF_HUB_OFFLINE: return False
@@ -906,6 +906,8 @@ def explain_load_error(
     if kinds & offline or "offline" in text:
         return ModelLoadError(
             f"model {name} was not found locally and the hub cannot be reached: check the name and the network, or give a folder")
+    if "backend tokenizer" in text:
+        return ModelLoadError(f"model {name} comes without a tokenizer.json: save its tokenizer beside it, or pass the tokenizer yourself")
     if "unrecognized configuration class" in text:
         return ModelLoadError(f"model {name} is of a type for which transformers has no sequence classification: choose another base")
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -960,7 +962,7 @@ def _missing_head(info):
     keys = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
     return any(key.startswith(("score.", "classifier.")) for key in keys)
 
-# %% ../nbs/03_encoding.ipynb #3a6d69c3
+# %% ../nbs/03_encoding.ipynb #d5d43f96
 def load_reward_backbone(
     name,  # "playground", a folder, or a hub id
     *,
@@ -969,6 +971,7 @@ def load_reward_backbone(
     revision: str | None = None,  # hub revision
     trust_remote_code: bool = False,  # run code from the repository
     seed: int | None = None,  # of a new head; None = 0
+    tokenizer=None,  # used instead of the model's own
     **model_kwargs,  # for `from_pretrained`, for example quantization_config
 ):  # (model, tokenizer); model.reward_head_is_new says where the head came from
     "A sequence-classification model with one label, and its tokenizer; weights from safetensors only. Raises ModelLoadError."
@@ -981,7 +984,7 @@ def load_reward_backbone(
             config = AutoConfig.from_pretrained(path, **shared)
             complete = check_reward_config(name, config, new_head)
             config.num_labels, config.problem_type = 1, "regression"
-            tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+            if tokenizer is None: tokenizer = AutoTokenizer.from_pretrained(path, **shared)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=new_head,
                 **shared, **model_kwargs)

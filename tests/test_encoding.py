@@ -368,6 +368,13 @@ def test_white_space_at_the_edges_of_a_template_survives_wrapping():
         assert raw.apply_chat_template(TURNS, tokenize=False) == wrapped.apply_chat_template(TURNS, tokenize=False)
 
 
+def test_templates_that_mark_generated_text():
+    template = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content + '|' }}{% endif %}{% endfor %}"
+    tokenizer = make_tokenizer(template, "<s>", "</s>")
+    prepare_tokenizer(tokenizer)
+    assert WRAPPER_MARK in tokenizer.chat_template and tokenizer.apply_chat_template(TURNS, tokenize=False) == "U1|A1"
+
+
 def test_several_templates():
     tokenizer = make_tokenizer({"default": MISTRAL, "tool_use": ZEPHYR}, "<s>", "</s>", True)
     encoding = prepare_tokenizer(tokenizer)
@@ -751,6 +758,20 @@ def test_claimed_reward_model_without_head_weights(causal):
     assert model.reward_head_is_new
     path.write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}))
     with pytest.raises(ModelLoadError, match="2 labels"): load_reward_backbone(causal)
+
+
+def test_missing_tokenizer_and_damaged_files(causal):
+    own = AutoTokenizer.from_pretrained(causal)
+    for file in causal.glob("token*"): file.unlink()
+    with pytest.raises(ModelLoadError) as error: load_reward_backbone(causal, new_head=True)
+    assert "tokenizer.json" in one_line(error)
+    assert load_reward_backbone(causal, new_head=True, tokenizer=own)[1] is own
+    (causal / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0 garbage")
+    with pytest.raises(ModelLoadError) as error: load_reward_backbone(causal, new_head=True, tokenizer=own)
+    assert "cannot be loaded" in one_line(error)
+    (causal / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError) as error: load_reward_backbone(causal, new_head=True, tokenizer=own)
+    assert "safetensors" in one_line(error)
 
 
 def test_hub_errors_are_explained():
