@@ -516,7 +516,7 @@ class TrainedRewardModel:
     held_out: object  # Preferences the evaluation used
     resumed: bool  # True: continued from a checkpoint
 
-# %% ../nbs/10_autotrain.ipynb #c562d0ef
+# %% ../nbs/10_autotrain.ipynb #4530f63e
 def train_reward_model(
     model,  # hub id, folder, or "playground"
     data,  # whatever `load_preferences` takes
@@ -543,10 +543,10 @@ def train_reward_model(
         data, eval_data, eval_fraction, split, eval_split, max_samples, (config or {}).get("seed", 42), progress, loading, say
     )
     settings = run_settings(model, data, held_out, config, peft_config, quantization, chat_template)
-    state = prepare_output(output, settings, overwrite=overwrite)
+    if is_main_process(): prepare_output(output, settings, overwrite=overwrite)
     with fresh_folder(output), library_bars(progress):
         trainer = build_trainer(model, data, held_out, output, config, peft_config, quantization, chat_template, progress, say)
-        resumed = run_training(trainer, output, settings, state, say)
+        resumed = run_training(trainer, output, settings, say)
         evaluation = evaluate_output(output, held_out, report, progress, say) if is_main_process() else None
     return TrainedRewardModel(Path(output), evaluation, report, held_out, resumed)
 
@@ -578,7 +578,7 @@ def load_both(
         else f"Training on {len(train):,} preferences, evaluating on {len(held_out):,} given ones.")
     return train, held_out, report
 
-# %% ../nbs/10_autotrain.ipynb #0873d967
+# %% ../nbs/10_autotrain.ipynb #856c83f7
 NOT_SETTINGS = ("output_dir", "report_to", "logging_steps", "disable_tqdm", "save_total_limit", "per_device_eval_batch_size", "run_name")
 
 
@@ -596,7 +596,7 @@ class fresh_folder:
     "Context that removes a folder which did not exist before and holds no checkpoint after a failure."
 
     def __init__(self, folder):
-        self.folder, self.existed = Path(folder), Path(folder).exists()
+        self.folder, self.existed = Path(folder), Path(folder).exists() or not is_main_process()
 
     def __enter__(self): return self.folder
 
@@ -719,16 +719,15 @@ def build_trainer(model, data, held_out, output, config, peft_config, quantizati
         )
     return with_log_lines(trainer, say)
 
-# %% ../nbs/10_autotrain.ipynb #aaba851d
-def run_training(trainer, output, settings, state, say):  # state: 'fresh' or 'resume' -> True if it resumed
-    "Trains or resumes, and saves the folder."
+# %% ../nbs/10_autotrain.ipynb #9043ed82
+def run_training(trainer, output, settings, say):  # -> True if it resumed
+    "Trains, from the newest complete checkpoint where there is one, and saves the folder. The same decision in every process."
     from reward_kit.trainer import complete_checkpoints
 
-    found = complete_checkpoints(output) if state == "resume" else []
-    if found: say(f"Resuming from {found[-1].name}, the newest complete checkpoint in {output}.")
-    elif state == "fresh": say(f"Starting a new run in {output}.")
+    found = complete_checkpoints(output)
+    say(f"Resuming from {found[-1].name}, the newest complete checkpoint in {output}." if found else f"Starting a new run in {output}.")
     if is_main_process(): write_run_record(output, settings, finished=False)
-    trainer.train(resume_from_checkpoint=state == "resume")
+    trainer.train(resume_from_checkpoint=bool(found))
     trainer.save_model(str(output))
     return bool(found)
 
