@@ -838,7 +838,7 @@ def _measure_records(records, tokenizer=None):
                    *lengths[at : at + 3], overlap, record.get("first_won", -1))
     return _Measures(rows, np.array(response_keys, "u8"), np.array(pairs, _PAIR))
 
-# %% ../nbs/00_data.ipynb #b067fc50
+# %% ../nbs/00_data.ipynb #595753e6
 def _flat(counts, indices):
     "Positions in a flat array of the items that belong to some rows."
     starts, chosen = np.cumsum(counts, dtype=np.int64) - counts, counts[indices].astype(np.int64)
@@ -870,9 +870,10 @@ class _Measures:
     def contradicted(self):
         "For each strictly ordered pair, whether the opposite order is in the data too."
         _, where = np.unique(self.pairs["key"], return_inverse=True)
-        forward = np.bincount(where, self.pairs["forward"]) > 0
-        backward = np.bincount(where, ~self.pairs["forward"]) > 0
-        return (forward & backward)[where] if len(where) else np.zeros(0, bool)
+        forward, backward = np.zeros(len(where), bool), np.zeros(len(where), bool)
+        forward[where[self.pairs["forward"]]] = True
+        backward[where[~self.pairs["forward"]]] = True
+        return (forward & backward)[where]
 
 # %% ../nbs/00_data.ipynb #2c351ffc
 def record_schema(
@@ -987,7 +988,7 @@ class _Records:
             self._measures = _Measures.concat([_measure_records([]), *(_measure_records(part, self.tokenizer) for part in parts)])
         return self._measures
 
-# %% ../nbs/00_data.ipynb #71fd352f
+# %% ../nbs/00_data.ipynb #b6420916
 class Preferences(_Records):
     "Checked preferences of one kind (`text` or `messages`) with their report; made by `load_preferences`."
 
@@ -1013,7 +1014,7 @@ class Preferences(_Records):
         indices,  # row numbers, in any order
     ) -> "Preferences":
         "The records at some row numbers."
-        indices = [int(i) for i in indices]
+        indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), np.int64)
         return Preferences(self.dataset.select(indices), measures=self.measures.take(indices), tokenizer=self.tokenizer)
 
     def to_pairs(self) -> datasets.Dataset:
@@ -1561,7 +1562,7 @@ def _note_contradictions(collector, preferences):
     if len(where):
         collector.noted[_NOTES["contradictory"]]["count"] = len(where)
 
-# %% ../nbs/00_data.ipynb #d198b691
+# %% ../nbs/00_data.ipynb #ebe557a5
 def _peek(items):
     "The first rows, as many as it takes to find one that can be parsed."
     first = []
@@ -1591,6 +1592,7 @@ def _read(source, job, items, strict, num_proc, cache_dir, progress):
         for chunk in _with_progress(_convert_chunks(job, _chunks(items), num_proc), source, progress):
             collector.add(chunk)
         measures = _Measures.concat(collector.measures)
+        collector.measures = collector.seen = None  # large, and no longer needed
         if not len(measures.rows):
             raise _refusal(collector.dropped, source.name, collector.read, strict)
         preferences = Preferences(collector.store.dataset(measures.fingerprint()), measures=measures, tokenizer=job.tokenizer)
@@ -1666,21 +1668,27 @@ def load_preferences(
     _compare_splits(preferences, source.splits, **options)
     return preferences
 
-# %% ../nbs/00_data.ipynb #ec4f65dc
+# %% ../nbs/00_data.ipynb #56a8afc4
+def _mix(keys, seed):
+    "The keys, shuffled by the seed into other 64-bit numbers (splitmix64: Steele, Lea and Flood 2014)."
+    mixed = keys + np.uint64(hash64(str(seed)))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 def _prompt_groups(preferences, seed):
-    "Row numbers of each prompt, in an order that depends on the seed and the prompts only."
+    "For each row the number of its prompt, and for each prompt its rows; prompts are numbered in an order that depends on the seed and the prompts only."
     measures = preferences.measures
     keys = measures.rows["prompt"].copy()
     starts = np.cumsum(measures.rows["responses"], dtype=np.int64) - measures.rows["responses"]
-    alone = np.isin(keys, [prompt_key(""), prompt_key([])])
+    alone = np.isin(keys, np.array([prompt_key(""), prompt_key([])], "u8"))
     if alone.any():
         keys[alone] = np.bitwise_xor.reduceat(measures.responses, starts)[alone]
-    distinct, where = np.unique(keys, return_inverse=True)
-    rows = np.argsort(where, kind="stable")
-    groups = np.split(rows, np.cumsum(np.bincount(where))[:-1])
-    return [groups[i] for i in sorted(range(len(distinct)), key=lambda i: hash64(f"{seed} {distinct[i]}"))]
+    _, group, sizes = np.unique(_mix(keys, seed), return_inverse=True, return_counts=True)
+    return group, sizes
 
-# %% ../nbs/00_data.ipynb #3bbb59e4
+# %% ../nbs/00_data.ipynb #f0f93f0f
 def split_by_prompt(
     preferences: Preferences,  # what to split
     eval_fraction: float = 0.1,  # share of records in the evaluation part, in (0, 1); met as closely as whole prompts allow
@@ -1690,21 +1698,18 @@ def split_by_prompt(
     "Train and evaluation parts without a shared prompt, deterministic in the seed; raises `PreferenceDataError` for fewer than two prompts."
     if not 0 < eval_fraction < 1:
         raise PreferenceDataError(f"eval_fraction must lie between 0 and 1, got {eval_fraction}")
-    groups = _prompt_groups(preferences, seed)
-    if len(groups) < 2:
+    group, sizes = _prompt_groups(preferences, seed)
+    if len(sizes) < 2:
         raise PreferenceDataError(f"all {len(preferences)} records share one prompt; a split needs two or more prompts")
-    wanted, taken, count = max(round(eval_fraction * len(preferences)), 1), [], 0
-    for n, group in enumerate(groups):
-        if count < wanted and count + len(group) <= wanted + len(group) // 2:
-            taken.append(n)
-            count += len(group)
-    if not taken or len(taken) == len(groups):
-        taken = [min(range(len(groups)), key=lambda n: len(groups[n]))]
-    held = np.zeros(len(preferences), bool)
-    held[np.concatenate([groups[n] for n in taken])] = True
-    return preferences.select(np.flatnonzero(~held)), preferences.select(np.flatnonzero(held))
+    wanted, held, count = max(round(eval_fraction * len(preferences)), 1), np.zeros(len(sizes), bool), 0
+    for n, size in enumerate(sizes.tolist()):
+        if count < wanted and count + size <= wanted + size // 2:
+            held[n], count = True, count + size
+    if held.all() or not held.any():
+        held = np.arange(len(sizes)) == sizes.argmin()
+    return preferences.select(np.flatnonzero(~held[group])), preferences.select(np.flatnonzero(held[group]))
 
-# %% ../nbs/00_data.ipynb #c3e02ba7
+# %% ../nbs/00_data.ipynb #7e40f572
 def kfold_by_prompt(
     preferences: Preferences,  # what to split
     k: int = 5,  # number of folds, from 2 to the number of prompts
@@ -1712,14 +1717,14 @@ def kfold_by_prompt(
     seed: int = 0,  # another seed deals the prompts out in another order
 ) -> list[tuple[Preferences, Preferences]]:  # k pairs of train and eval
     "k folds without a shared prompt: every record is in exactly one evaluation part, and the parts are of like size."
-    groups = _prompt_groups(preferences, seed)
-    if not 2 <= k <= len(groups):
-        raise PreferenceDataError(f"k must lie between 2 and the number of prompts ({len(groups)}), got {k}")
-    fold, sizes = np.zeros(len(preferences), int), [0] * k
-    for group in sorted(groups, key=len, reverse=True):
-        smallest = sizes.index(min(sizes))
-        fold[group], sizes[smallest] = smallest, sizes[smallest] + len(group)
-    return [(preferences.select(np.flatnonzero(fold != i)), preferences.select(np.flatnonzero(fold == i))) for i in range(k)]
+    group, sizes = _prompt_groups(preferences, seed)
+    if not 2 <= k <= len(sizes):
+        raise PreferenceDataError(f"k must lie between 2 and the number of prompts ({len(sizes)}), got {k}")
+    fold, filled = np.zeros(len(sizes), int), [0] * k
+    for n in np.argsort(-sizes, kind="stable").tolist():
+        fold[n] = filled.index(min(filled))
+        filled[fold[n]] += int(sizes[n])
+    return [(preferences.select(np.flatnonzero(fold[group] != i)), preferences.select(np.flatnonzero(fold[group] == i))) for i in range(k)]
 
 # %% ../nbs/00_data.ipynb #5adaede0
 def _save_row(record):
