@@ -311,10 +311,9 @@ def test_max_length_default_and_limit():
 
 # ---- templates
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name][0]])
 def test_wrapping_keeps_every_other_rendering(name):
     template, bos, eos, _, _ = FAMILIES[name]
-    if template is None: pytest.skip("has no template")
     raw, tokenizer = family(name), family(name)
     prepare_tokenizer(tokenizer)
     system = [{"role": "system", "content": "Be brief."}]
