@@ -271,8 +271,8 @@ def difference_histogram(
     counts, _ = np.histogram(np.clip(differences, edges[0], edges[-1]), edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
-# %% ../nbs/06_evaluation.ipynb #dbc74b25
-@dataclass
+# %% ../nbs/06_evaluation.ipynb #2f007000
+@dataclass(repr=False)
 class EvaluationReport:
     "What an evaluation found; shares are in 0..1."
     model: str # name of what was evaluated
@@ -312,7 +312,7 @@ class EvaluationReport:
         "The report as Markdown, as it stands in the model card."
         return report_markdown(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
         lines = [f"Evaluation of {self.model}" + (f" on {self.data}" if self.data else ""), *self.verdicts]
         return "\n".join(lines + [f"  {name:<{width}}  {value}" for name, value in self.rows()])
@@ -330,7 +330,7 @@ class EvaluationReport:
         "Write report.json, report.md and report.png into a folder, which is made if needed."
         return save_report(self, folder)
 
-# %% ../nbs/06_evaluation.ipynb #dc4e1aa5
+# %% ../nbs/06_evaluation.ipynb #8e1ebb88
 def report_rows(report: EvaluationReport) -> list[tuple[str, str]]:
     "The measures of a report as (name, value) texts."
     r, level = report, f"{100 * report.level:g}%"
@@ -338,7 +338,7 @@ def report_rows(report: EvaluationReport) -> list[tuple[str, str]]:
         ("accuracy (tied rewards count half)", percent(r.accuracy)),
         (f"{level} interval, pairs independent (Wilson)", f"{percent(r.wilson[0])} to {percent(r.wilson[1])}"),
         (f"{level} interval, prompts drawn anew (bootstrap)", f"{percent(r.bootstrap[0])} to {percent(r.bootstrap[1])}"),
-        ("strictly ordered pairs, of distinct prompts", f"{r.n_pairs:,} of {r.n_prompts:,}"),
+        ("strictly ordered pairs", f"{r.n_pairs:,} from {r.n_prompts:,} prompts"),
         ("pairs with tied rewards", f"{r.n_tied_rewards:,}"),
         ("records left out as too long", f"{r.n_too_long:,} of {r.n_records:,}"),
         ("reward, mean and standard deviation", f"{r.rewards['mean']:.3f}, {r.rewards['std']:.3f}"),
@@ -368,7 +368,7 @@ def report_markdown(report: EvaluationReport) -> str:
             lines.append(f"| {source} | {s['pairs']:,} | {percent(s['accuracy'])} | {percent(s['low'])} to {percent(s['high'])} |")
     return "\n".join(lines) + "\n"
 
-# %% ../nbs/06_evaluation.ipynb #ff0b6f71
+# %% ../nbs/06_evaluation.ipynb #ed699cdb
 def plot_differences(report: EvaluationReport):
     "Bars of reward differences: wrongly ordered pairs left of zero and hatched, rightly ordered ones right of it."
     from matplotlib.figure import Figure
@@ -384,8 +384,9 @@ def plot_differences(report: EvaluationReport):
     axes.set_xlabel("reward of the better minus reward of the worse response (reward units)")
     axes.set_ylabel("pairs")
     axes.set_title(f"accuracy {percent(report.accuracy)}, 95% interval {percent(report.interval[0])} to {percent(report.interval[1])}", fontsize=10)
-    ties = f"\nand {report.n_tied_rewards:,} with tied rewards" if report.n_tied_rewards else ""
-    axes.legend(frameon=False, fontsize=8, title=ties.strip() or None, title_fontsize=8)
+    if report.n_tied_rewards:
+        axes.plot([], [], " ", label=f"tied rewards: {report.n_tied_rewards:,} pairs, not shown")
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 
