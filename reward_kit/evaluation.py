@@ -368,7 +368,7 @@ def report_markdown(report: EvaluationReport) -> str:
             lines.append(f"| {source} | {s['pairs']:,} | {percent(s['accuracy'])} | {percent(s['low'])} to {percent(s['high'])} |")
     return "\n".join(lines) + "\n"
 
-# %% ../nbs/06_evaluation.ipynb #ed699cdb
+# %% ../nbs/06_evaluation.ipynb #623c84c1
 def plot_differences(report: EvaluationReport):
     "Bars of reward differences: wrongly ordered pairs left of zero and hatched, rightly ordered ones right of it."
     from matplotlib.figure import Figure
@@ -383,9 +383,9 @@ def plot_differences(report: EvaluationReport):
     axes.axvline(0, color="black", linewidth=1)
     axes.set_xlabel("reward of the better minus reward of the worse response (reward units)")
     axes.set_ylabel("pairs")
-    axes.set_title(f"accuracy {percent(report.accuracy)}, 95% interval {percent(report.interval[0])} to {percent(report.interval[1])}", fontsize=10)
-    if report.n_tied_rewards:
-        axes.plot([], [], " ", label=f"tied rewards: {report.n_tied_rewards:,} pairs, not shown")
+    ties = f"; {report.n_tied_rewards:,} tied pairs, not shown, count half" if report.n_tied_rewards else ""
+    span = f"{percent(report.interval[0])} to {percent(report.interval[1])}"
+    axes.set_title(f"accuracy {percent(report.accuracy)}, 95% interval {span}{ties}", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
