@@ -43,7 +43,7 @@ def measure(path, processes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--processes", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure: return measure(args.measure[0], int(args.measure[1]))
