@@ -115,6 +115,28 @@ def test_a_collator_in_trl_layout_gives_the_same_loss(base, config):
     theirs.train()
 
 
+def test_new_data_is_evaluated_like_the_own_set(base, config):
+    trainer = RewardTrainer(base, config(), train_dataset=make_dataset(4), eval_dataset=make_dataset(6, 1))
+    own, new = trainer.evaluate(), trainer.evaluate(make_dataset(6, 1))
+    assert new["eval_loss"] == own["eval_loss"] and trainer.evaluate({"x": make_pairs(6, 1)})["eval_x_loss"] == own["eval_loss"]
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_bf16_trains_scores_in_float32_and_saves_float32(base, config, tmp_path, adapter):
+    trainer = trained(base, config(bf16=True, use_cpu=True), make_dataset(16), eval_dataset=make_dataset(6, 1),
+                      peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if adapter else None)
+    assert trainer.predict(make_dataset(6, 1)).predictions.dtype == "float32"
+    trainer.save_model(str(tmp_path / "final"))
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "final").dtype == torch.float32
+    if adapter: assert RewardMetadata.load(tmp_path / "final").extra["merge"]["max_score_difference"] < 1e-5
+
+
+def test_the_command_line_parser_of_transformers_reads_the_config(tmp_path):
+    from transformers import HfArgumentParser
+    args, = HfArgumentParser(RewardConfig).parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--loss_type", "plackett_luce", "--loss_kwargs", "{}", "--learning_rate", "2e-5"])
+    assert (args.loss_type, args.loss_kwargs, args.learning_rate) == ("plackett_luce", {}, 2e-5)
+
+
 # ---- exact means
 
 def uneven(n, seed=0):
@@ -192,7 +214,7 @@ def test_head_learning_rate_moves_only_the_head(base, config):
 
 
 def test_the_plan_changes_nothing(base, config):
-    runs = [trained(base, config(show_plan=show, attention_dropout=None) if False else config(show_plan=show), make_dataset(8)) for show in (True, False)]
+    runs = [trained(base, config(show_plan=show), make_dataset(8)) for show in (True, False)]
     assert same(weights(runs[0]), weights(runs[1]))
     plan = RewardTrainer(base, config(), train_dataset=make_dataset(8)).plan()
     assert (plan.examples, plan.steps, plan.batch_size) == (8, 2, 4) and plan.memory["optimizer"] == 8 * plan.parameters and plan.seconds > 0
