@@ -7,14 +7,14 @@ from importlib import import_module as _import_module
 _EXPORTS = {
     name: module
     for module, names in {
-        "data": "Preferences DataReport load_preferences save_preferences split_by_prompt kfold_by_prompt",
+        "data": "Preferences DataReport PreferenceDataError load_preferences save_preferences to_record split_by_prompt kfold_by_prompt prompt_overlap",
         "playground": "Playground playground_base load_base",
-        "loss": "bradley_terry_loss plackett_luce_loss davidson_loss regression_loss centering_loss reward_loss",
-        "encoding": "RewardEncoding RewardMetadata",
+        "loss": "LOSSES bradley_terry_loss plackett_luce_loss davidson_loss regression_loss centering_loss reward_loss pairwise_accuracy",
+        "encoding": "RewardEncoding RewardEncoder RewardCollator RewardMetadata ModelLoadError prepare_tokenizer bind_reward_forward load_reward_backbone",
         "trainer": "RewardConfig RewardTrainer",
         "inference": "RewardModel",
-        "evaluation": "evaluate_reward_model EvaluationReport",
-        "autotrain": "LLMTrainingParams AutoTrainProject",
+        "evaluation": "evaluate_reward_model EvaluationReport wilson_interval write_model_card",
+        "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model",
     }.items()
     for name in names.split()
 }
