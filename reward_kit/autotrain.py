@@ -430,11 +430,11 @@ def parameter_table():  # -> Markdown table of every supported parameter
         rows.append(f"| `{name}`{mark} | `{f.default}` | {f.metadata['help']} | {f.metadata['becomes'] or 'PPO'} |".replace("|...|", "..."))
     return "\n".join(rows)
 
-# %% ../nbs/10_autotrain.ipynb #a308b220
+# %% ../nbs/10_autotrain.ipynb #8687c907
 def check_writable(folder):  # folder: str | Path
     "Raises `OSError` when the folder could not be made or written. Leaves nothing behind."
     folder = Path(folder)
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
     if not parent.is_dir(): raise NotADirectoryError(f"the output {folder} cannot be a folder: {parent} is a file; choose another output")
     try:
         with tempfile.TemporaryFile(dir=parent): pass
@@ -578,7 +578,7 @@ def load_both(
         else f"Training on {len(train):,} preferences, evaluating on {len(held_out):,} given ones.")
     return train, held_out, report
 
-# %% ../nbs/10_autotrain.ipynb #856c83f7
+# %% ../nbs/10_autotrain.ipynb #4114cc17
 NOT_SETTINGS = ("output_dir", "report_to", "logging_steps", "disable_tqdm", "save_total_limit", "per_device_eval_batch_size", "run_name")
 
 
@@ -593,7 +593,7 @@ def run_settings(model, data, held_out, config, peft_config, quantization, chat_
 
 
 class fresh_folder:
-    "Context that removes a folder which did not exist before and holds no checkpoint after a failure."
+    "Context that removes, after a failure, a folder that did not exist before and holds neither a checkpoint nor a model."
 
     def __init__(self, folder):
         self.folder, self.existed = Path(folder), Path(folder).exists() or not is_main_process()
@@ -601,7 +601,8 @@ class fresh_folder:
     def __enter__(self): return self.folder
 
     def __exit__(self, kind, error, trace):
-        if kind is not None and not self.existed and not list(self.folder.glob("checkpoint-*")):
+        worth_keeping = self.existed or list(self.folder.glob("checkpoint-*")) or (self.folder / "reward_kit.json").exists()
+        if kind is not None and not worth_keeping:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/10_autotrain.ipynb #e38a8a84
