@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['logger', 'OVERFLOW_POLICIES', 'PLAIN_TEMPLATE', 'WRAPPER_MARK', 'FIXED_DATE', 'PAD_CANDIDATES', 'DEFAULT_MAX_LENGTH',
-           'TEXT_COLUMNS', 'COUNT_COLUMNS', 'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'describe_encoding',
-           'wrap_template', 'find_inserted', 'ensure_pad_token', 'set_pad_id', 'special_token_ids',
-           'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers', 'model_positions', 'choose_max_length',
-           'plan_special_tokens', 'adjust_template', 'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch',
-           'render_text', 'text_ids', 'response_tokens', 'row_values', 'fit_ids', 'RewardEncoder', 'encode_texts',
-           'OverflowReport', 'encode_rows', 'encode_dataset', 'encode_iterable', 'reward_positions', 'batch_labels',
-           'RewardCollator', 'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'reward_forward',
-           'bind_reward_forward', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error',
-           'reward_head', 'init_reward_head', 'check_reward_config', 'load_reward_backbone', 'write_text_atomic',
-           'library_versions', 'RewardMetadata', 'read_metadata', 'without_scale', 'render_card_section',
-           'read_card_section', 'update_card_section']
+           'TEXT_COLUMNS', 'COUNT_COLUMNS', 'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template',
+           'find_inserted', 'ensure_pad_token', 'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers',
+           'model_positions', 'choose_max_length', 'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch',
+           'RewardEncoder', 'encode_texts', 'OverflowReport', 'encode_dataset', 'reward_positions', 'batch_labels',
+           'RewardCollator', 'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'bind_reward_forward',
+           'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error', 'reward_head', 'init_reward_head',
+           'check_reward_config', 'load_reward_backbone', 'write_text_atomic', 'library_versions', 'RewardMetadata',
+           'read_metadata', 'without_scale', 'render_card_section', 'read_card_section', 'update_card_section']
 
 # %% ../nbs/03_encoding.ipynb #b7c7f326
 import contextlib
@@ -50,7 +47,7 @@ from transformers.utils import logging as transformers_logging
 # %% ../nbs/03_encoding.ipynb #198c36ab
 logger = logging.getLogger("reward_kit")
 
-# %% ../nbs/03_encoding.ipynb #0e49a04a
+# %% ../nbs/03_encoding.ipynb #b6e175c0
 OVERFLOW_POLICIES = ("truncate_left", "drop", "error")
 
 
@@ -89,10 +86,10 @@ class RewardEncoding:
 
     def describe(self) -> str:
         "The encoding in words, one statement a line."
-        return "\n".join(describe_encoding(self))
+        return "\n".join(_describe_encoding(self))
 
-# %% ../nbs/03_encoding.ipynb #c7b9922c
-def describe_encoding(
+# %% ../nbs/03_encoding.ipynb #e11dc615
+def _describe_encoding(
     encoding: RewardEncoding,
 ) -> list[str]:
     "What an encoding does, one statement each."
@@ -217,7 +214,7 @@ def _find_default_system(render, bos, inserted):
     prompt = inserted[len(head):len(inserted) - end]
     return [(head, prompt)] if prompt.strip() else []
 
-# %% ../nbs/03_encoding.ipynb #988d9c72
+# %% ../nbs/03_encoding.ipynb #a95418c2
 PAD_CANDIDATES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|_pad_|>")
 
 
@@ -232,11 +229,11 @@ def ensure_pad_token(
         usable = reserved - {tokenizer.eos_token, tokenizer.bos_token}
         tokenizer.add_special_tokens({"pad_token": next((t for t in PAD_CANDIDATES if t in usable), "<|pad|>")})
         note = f"pad token: {tokenizer.pad_token} (before: {'none' if old is None else old + ', which marks a boundary'})"
-    if model is not None: set_pad_id(model, tokenizer)
+    if model is not None: _set_pad_id(model, tokenizer)
     return note
 
 
-def set_pad_id(
+def _set_pad_id(
     model,  # changed in place
     tokenizer,
 ) -> None:
@@ -247,8 +244,8 @@ def set_pad_id(
         with torch.no_grad(): model.get_input_embeddings().weight[rows:].zero_()
     for config in (model.config, model.config.get_text_config()): config.pad_token_id = tokenizer.pad_token_id
 
-# %% ../nbs/03_encoding.ipynb #dcada89b
-def special_token_ids(
+# %% ../nbs/03_encoding.ipynb #2692fffa
+def _special_token_ids(
     tokenizer,
 ) -> tuple[list[int], list[int]]:  # ids before and after the text
     "The special tokens a tokenizer puts around every text. Raises ValueError when it does more than that."
@@ -320,7 +317,7 @@ def quiet_transformers():
         if bars: transformers_logging.enable_progress_bar()
         if not downloads: huggingface_hub.utils.disable_progress_bars()
 
-# %% ../nbs/03_encoding.ipynb #0b522816
+# %% ../nbs/03_encoding.ipynb #9c30b02f
 DEFAULT_MAX_LENGTH = 2048
 _OFFSET_POSITIONS = (
     "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text", "longformer", "mpnet")
@@ -337,8 +334,8 @@ def model_positions(
 
 
 def choose_max_length(
-    tokenizer,
-    model=None,
+    tokenizer,  # its model_max_length counts where it is stated
+    model=None,  # its number of positions counts; None = no limit from there
     max_length: int | None = None,  # wanted, in tokens; None = smallest of model, tokenizer and DEFAULT_MAX_LENGTH
 ) -> int:
     "The longest sequence in tokens. Raises ValueError for a wish beyond the model's positions."
@@ -350,7 +347,7 @@ def choose_max_length(
         raise ValueError(f"max_length={max_length}: this model has {positions} positions; choose {positions} or less")
     return max_length
 
-# %% ../nbs/03_encoding.ipynb #a1d51d99
+# %% ../nbs/03_encoding.ipynb #f0ac34eb
 def _uses_bos(tokenizer, template):
     "Whether a template renders BOS at the start, or did before it was wrapped."
     if tokenizer.bos_token is None: return False
@@ -361,19 +358,19 @@ def _uses_bos(tokenizer, template):
     return False
 
 
-def plan_special_tokens(
+def _plan_special_tokens(
     tokenizer,
     templates: Iterable[str],  # chat templates, wrapped or not
 ) -> tuple[list[int], list[int]]:  # ids before and after every text
     "BOS where the tokenizer or a template uses one; the tokenizer's own last token (EOS, [SEP]) or else its EOS, if it has one."
-    prefix, suffix = special_token_ids(tokenizer)
+    prefix, suffix = _special_token_ids(tokenizer)
     if tokenizer.bos_token_id not in prefix and any(_uses_bos(tokenizer, t) for t in templates):
         prefix = [tokenizer.bos_token_id, *prefix]
     if not suffix and tokenizer.eos_token_id is not None: suffix = [tokenizer.eos_token_id]
     return prefix, suffix
 
 
-def adjust_template(
+def _adjust_template(
     tokenizer,
     template: str,
     bos: str | None,  # BOS token if every text gets one
@@ -387,7 +384,7 @@ def adjust_template(
     if "strftime_now" in template: notes.append(f"chat template: renders the current date; fixed to {FIXED_DATE:%Y-%m-%d}")
     return wrap_template(template, bos=bos, eos=eos, inserted=inserted), notes
 
-# %% ../nbs/03_encoding.ipynb #3df177ee
+# %% ../nbs/03_encoding.ipynb #26435430
 def prepare_tokenizer(
     tokenizer,  # fast tokenizer, changed in place
     model=None,  # its embeddings grow if a pad token is added; its config gets the pad id
@@ -406,13 +403,13 @@ def prepare_tokenizer(
     if template == PLAIN_TEMPLATE:
         notes.append("chat template: none of its own; conversations become 'User: ...', 'Assistant: ...' paragraphs")
     templates = template if isinstance(template, dict) else {"default": template}
-    prefix, suffix = plan_special_tokens(tokenizer, templates.values())
+    prefix, suffix = _plan_special_tokens(tokenizer, templates.values())
     bos, eos = (t if i in ids else None for t, i, ids in (
         (tokenizer.bos_token, tokenizer.bos_token_id, prefix), (tokenizer.eos_token, tokenizer.eos_token_id, suffix)))
-    adjusted = {name: adjust_template(tokenizer, text, bos, eos) for name, text in templates.items()}
+    adjusted = {name: _adjust_template(tokenizer, text, bos, eos) for name, text in templates.items()}
     notes += [note for _, own in adjusted.values() for note in own]
     tokenizer.chat_template = {k: v[0] for k, v in adjusted.items()} if isinstance(template, dict) else adjusted["default"][0]
-    if (prefix, suffix) != special_token_ids(tokenizer): set_special_tokens(tokenizer, prefix, suffix)
+    if (prefix, suffix) != _special_token_ids(tokenizer): set_special_tokens(tokenizer, prefix, suffix)
     for name, value in {"truncation_side": "left", "padding_side": "right", "model_max_length": length}.items():
         setattr(tokenizer, name, value)
         tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
@@ -422,10 +419,10 @@ def prepare_tokenizer(
         overflow=overflow, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer), prefix=tokenizer.convert_ids_to_tokens(prefix),
         suffix=tokenizer.convert_ids_to_tokens(suffix), adjustments=[note for note in notes if note])
 
-# %% ../nbs/03_encoding.ipynb #99318295
+# %% ../nbs/03_encoding.ipynb #83c6a3a9
 def join_plain(
-    prompt: str,
-    response: str,
+    prompt: str,  # comes first, never changed
+    response: str,  # may be empty; then nothing separates the two
     separator: str | None = None,  # None = one space where neither side brings white space
 ) -> tuple[str, int]:  # the text, and where in it the response starts
     "Prompt and response as one text."
@@ -445,7 +442,7 @@ def join_messages(
     turns = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
     return turns[:cut], turns[cut:]
 
-# %% ../nbs/03_encoding.ipynb #af8413b2
+# %% ../nbs/03_encoding.ipynb #b0248d89
 @dataclass
 class EncodedBatch:
     "Token ids of a list of texts, with what had to be cut or left out."
@@ -460,7 +457,7 @@ class EncodedBatch:
         return [len(ids) if ids is not None else 0 for ids in self.ids]
 
 
-def render_text(
+def _render_text(
     tokenizer,  # prepared
     encoding: RewardEncoding,
     prompt,  # str or list of messages
@@ -481,8 +478,8 @@ def render_text(
     text = template(before + after)
     return text, lambda: len(os.path.commonprefix([text, template(before, add_generation_prompt=True)])) if before else 0
 
-# %% ../nbs/03_encoding.ipynb #5bfab526
-def text_ids(
+# %% ../nbs/03_encoding.ipynb #2f625ae8
+def _text_ids(
     tokenizer,
     texts: Sequence[str],
 ) -> list[list[int]]:
@@ -494,7 +491,7 @@ def text_ids(
     return [encoded.ids for encoded in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def response_tokens(
+def _response_tokens(
     tokenizer,
     text: str,
     start: int,  # character at which the response starts
@@ -504,7 +501,7 @@ def response_tokens(
     return len(offsets) - next((k for k, (_, end) in enumerate(offsets) if end > start), len(offsets))
 
 
-def row_values(
+def _row_values(
     value,  # one for all rows, or a list with one a row
     n: int,  # rows
     kinds: tuple[type, ...],  # types of an entry that mark a list with one entry a row
@@ -516,12 +513,12 @@ def row_values(
     else: value = [value] * n
     return [json.loads(item) if isinstance(item, str) else item for item in value]
 
-# %% ../nbs/03_encoding.ipynb #cacaead4
-def fit_ids(
+# %% ../nbs/03_encoding.ipynb #43833f58
+def _fit_ids(
     encoder: "RewardEncoder",
     body: list[int],  # tokens of the text, more than there is room for
     text: str,
-    response_start: Callable | None,  # of `render_text`
+    response_start: Callable | None,  # of `_render_text`
     name: str,  # of the row, for the error
 ) -> list[int] | None:
     "The last tokens of a text, or None when it is left out. Raises ValueError with overflow='error'."
@@ -530,20 +527,20 @@ def fit_ids(
         raise ValueError(f"{name}: {size} tokens, but max_length={encoding.max_length}; "
                          "raise max_length, or choose overflow='truncate_left' or 'drop'")
     if encoding.overflow == "drop": return None
-    if response_start and response_tokens(encoder.tokenizer, text, response_start()) > encoder.room: return None
+    if response_start and _response_tokens(encoder.tokenizer, text, response_start()) > encoder.room: return None
     return body[len(body) - encoder.room:]
 
-# %% ../nbs/03_encoding.ipynb #a3336933
+# %% ../nbs/03_encoding.ipynb #25dc175b
 class RewardEncoder:
     "Turns prompts and responses into token ids by the encoding contract."
 
     def __init__(
         self,
         tokenizer,  # prepared by `prepare_tokenizer`, or loaded from a folder saved with it
-        encoding: RewardEncoding,
+        encoding: RewardEncoding,  # what `prepare_tokenizer` gave, or `reward_kit.json` holds
     ):
         self.tokenizer, self.encoding = tokenizer, encoding
-        self.prefix, self.suffix = special_token_ids(tokenizer)
+        self.prefix, self.suffix = _special_token_ids(tokenizer)
         self.room = encoding.max_length - len(self.prefix) - len(self.suffix)  # tokens left for text
 
     def render(
@@ -555,13 +552,13 @@ class RewardEncoder:
         chat_template_kwargs: dict | None = None,  # for the chat template
     ) -> str:
         "The text whose tokens the model reads; `tokenizer(text)` gives its ids."
-        return render_text(self.tokenizer, self.encoding, prompt, response, tools, chat_template_kwargs)[0]
+        return _render_text(self.tokenizer, self.encoding, prompt, response, tools, chat_template_kwargs)[0]
 
     def encode(self, prompts, responses=None, *, tools=None, chat_template_kwargs=None, names=None) -> EncodedBatch:
         "Token ids of each (prompt, response); see `encode_texts` for the arguments."
         return encode_texts(self, prompts, responses, tools=tools, chat_template_kwargs=chat_template_kwargs, names=names)
 
-# %% ../nbs/03_encoding.ipynb #ec4edc60
+# %% ../nbs/03_encoding.ipynb #a2643ba7
 def _named(names, i):
     return names[i] if names else f"row {i}"
 
@@ -570,14 +567,14 @@ def _render_rows(encoder, rows, names):
     "Texts with their response starts; an error of a template names its row."
     rendered = []
     for i, row in enumerate(rows):
-        try: rendered.append(render_text(encoder.tokenizer, encoder.encoding, *row))
+        try: rendered.append(_render_text(encoder.tokenizer, encoder.encoding, *row))
         except Exception as error:
             raise ValueError(f"{_named(names, i)}: the chat template refuses this conversation: {error}") from error
     return rendered
 
 
 def encode_texts(
-    encoder: RewardEncoder,
+    encoder: RewardEncoder,  # its encoding decides about joining, special tokens and length
     prompts: Sequence,  # strings or lists of messages
     responses: Sequence | None = None,  # strings or lists of messages; None: full texts or conversations
     *,
@@ -588,11 +585,11 @@ def encode_texts(
     "Token ids of each text. Raises ValueError: lists of different lengths, a template that refuses, an empty text, overflow='error'."
     n, batch = len(prompts), EncodedBatch([])
     if responses is not None and len(responses) != n: raise ValueError(f"{n} prompts but {len(responses)} responses: there must be as many")
-    arguments = row_values(tools, n, (str, list), "tools"), row_values(chat_template_kwargs, n, (str, dict), "chat_template_kwargs")
+    arguments = _row_values(tools, n, (str, list), "tools"), _row_values(chat_template_kwargs, n, (str, dict), "chat_template_kwargs")
     responses = [None] * n if responses is None else responses
     rendered = _render_rows(encoder, zip(prompts, responses, *arguments, strict=True), names)
-    for i, body in enumerate(text_ids(encoder.tokenizer, [text for text, _ in rendered])):
-        fitted = body if len(body) <= encoder.room else fit_ids(encoder, body, *rendered[i], _named(names, i))
+    for i, body in enumerate(_text_ids(encoder.tokenizer, [text for text, _ in rendered])):
+        fitted = body if len(body) <= encoder.room else _fit_ids(encoder, body, *rendered[i], _named(names, i))
         batch.ids.append(None if fitted is None else [*encoder.prefix, *fitted, *encoder.suffix])
         if fitted is None: batch.dropped.append(i)
         elif len(fitted) < len(body): batch.truncated_rows.append(i)
@@ -600,12 +597,12 @@ def encode_texts(
     batch.truncated = len(batch.truncated_rows)
     return batch
 
-# %% ../nbs/03_encoding.ipynb #5d3fa39e
+# %% ../nbs/03_encoding.ipynb #d918ef1c
 @dataclass
 class OverflowReport:
     "What a length limit cost: counts of sequences and rows."
-    max_length: int
-    overflow: str
+    max_length: int  # the limit, in tokens of one sequence with its special tokens
+    overflow: str  # what happened beyond it, one of OVERFLOW_POLICIES
     sequences: int = 0  # responses read
     truncated: int = 0  # of them, cut on the left
     dropped: int = 0  # of them, left out
@@ -625,7 +622,7 @@ class OverflowReport:
 
     def add(
         self,
-        rows: dict,  # columns of `encode_rows`
+        rows: dict,  # columns of `_encode_rows`
     ) -> None:
         "Count encoded rows."
         kept = rows["kept"]
@@ -635,12 +632,12 @@ class OverflowReport:
             old + sum(rows[name]) for old, name in ((self.sequences, "encoded"), (self.truncated, "truncated"), (self.dropped, "dropped")))
         self.tokens += sum(sum(lengths) for lengths, keep in zip(rows["lengths"], kept, strict=True) if keep)
 
-# %% ../nbs/03_encoding.ipynb #25a7c088
+# %% ../nbs/03_encoding.ipynb #7f166de2
 TEXT_COLUMNS = ("prompt", "responses", "tools", "chat_template_kwargs")  # of a record; encoding replaces them
 COUNT_COLUMNS = ("kept", "encoded", "truncated", "dropped", "name")  # of an encoded row; they go into the report
 
 
-def encode_rows(
+def _encode_rows(
     rows: dict,  # columns of records
     indices: Sequence[int],  # row numbers, for messages
     encoder: RewardEncoder,
@@ -663,7 +660,7 @@ def encode_rows(
         start += k
     return out
 
-# %% ../nbs/03_encoding.ipynb #ef5211d0
+# %% ../nbs/03_encoding.ipynb #75d13c39
 @contextlib.contextmanager
 def _serial_tokenizers(processes):
     "Tokenizers that do not use threads while several processes encode: they would warn, or wait for each other."
@@ -676,7 +673,7 @@ def _serial_tokenizers(processes):
 
 def encode_dataset(
     dataset: Dataset | IterableDataset,  # of records (`Preferences.dataset`)
-    encoder: RewardEncoder,
+    encoder: RewardEncoder,  # its encoding is part of the key of the cache
     *,
     num_proc: int | None = None,  # processes; not for iterable data
     desc: str | None = None,  # title of the progress bar
@@ -684,20 +681,20 @@ def encode_dataset(
     "Encode every response of every record. The report of iterable data fills as the data is read. Raises ValueError for no rows."
     dataset = getattr(dataset, "dataset", dataset)  # Preferences
     report = OverflowReport(encoder.encoding.max_length, encoder.encoding.overflow)
-    if not isinstance(dataset, Dataset): return encode_iterable(dataset, encoder, report), report
+    if not isinstance(dataset, Dataset): return _encode_iterable(dataset, encoder, report), report
     if len(dataset) == 0: raise ValueError("the dataset has no rows to encode")
     key = json.dumps([dataset._fingerprint, encoder.encoding.to_dict()], sort_keys=True)
     processes, texts = min(num_proc or 1, len(dataset)), [name for name in TEXT_COLUMNS if name in dataset.column_names]
     with _serial_tokenizers(processes):
         encoded = dataset.map(
-            encode_rows, batched=True, with_indices=True, fn_kwargs={"encoder": encoder}, remove_columns=texts, desc=desc,
+            _encode_rows, batched=True, with_indices=True, fn_kwargs={"encoder": encoder}, remove_columns=texts, desc=desc,
             num_proc=processes if processes > 1 else None, new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16])
     for rows in encoded.select_columns(["lengths", *COUNT_COLUMNS]).iter(10_000): report.add(rows)
     if report.dropped_rows: encoded = encoded.select(np.flatnonzero(encoded["kept"][:]))
     return encoded.remove_columns(list(COUNT_COLUMNS)), report
 
-# %% ../nbs/03_encoding.ipynb #52b2d067
-def encode_iterable(
+# %% ../nbs/03_encoding.ipynb #eae60c00
+def _encode_iterable(
     dataset: IterableDataset,  # of records
     encoder: RewardEncoder,
     report: OverflowReport,  # filled as the rows are read
@@ -711,7 +708,7 @@ def encode_iterable(
 
 
 def _encode_and_count(rows, indices, encoder, report, columns):
-    out = {name: rows[name] for name in columns} | encode_rows(rows, indices, encoder)
+    out = {name: rows[name] for name in columns} | _encode_rows(rows, indices, encoder)
     report.add(out)
     kept = [i for i, keep in enumerate(out["kept"]) if keep]
     return {name: [values[i] for i in kept] for name, values in out.items() if name not in COUNT_COLUMNS}
@@ -745,12 +742,12 @@ def batch_labels(
     if all(e.get("scores") is not None for e in examples): out["targets"] = table("scores", 0.0, torch.float32)
     return out
 
-# %% ../nbs/03_encoding.ipynb #66028d53
+# %% ../nbs/03_encoding.ipynb #65e14649
 @dataclass
 class RewardCollator:
     "Encoded rows to tensors, one line a sequence."
-    pad_token_id: int
-    layout: str = "padded"
+    pad_token_id: int  # fills input_ids behind the last token of a line; masked, so the rewards do not depend on it
+    layout: str = "padded"  # the only one of this version: one sequence a line, padded to the longest
     pad_to_multiple_of: int | None = None  # round L up, for tensor cores
 
     def __post_init__(self):
@@ -805,7 +802,7 @@ def is_reward_decoder(
     "Whether rewards are a linear `score` head over the hidden states of the base model, as for all decoders of transformers."
     return hasattr(model, "score") and hasattr(model, getattr(model, "base_model_prefix", "") or "-")
 
-# %% ../nbs/03_encoding.ipynb #0920b2f9
+# %% ../nbs/03_encoding.ipynb #8061efc9
 @cache
 def _accepts(cls, name):
     return name in inspect.signature(cls.forward).parameters
@@ -818,7 +815,7 @@ def _encoder_rewards(model, original, inputs, index):
     return original(**inputs).logits.float().reshape(-1)[index // line]
 
 
-def reward_forward(self, *args, reward_index=None, segment_ids=None, **kwargs):
+def _reward_forward(self, *args, reward_index=None, segment_ids=None, **kwargs):
     "Rewards (b, K) where `reward_index` (b, K) is given, 0 where it is -1; else the model's own forward."
     original = self.__dict__.get("_forward_before_reward") or partial(type(self).forward, self)
     if reward_index is None: return original(*args, **kwargs)
@@ -834,7 +831,7 @@ def reward_forward(self, *args, reward_index=None, segment_ids=None, **kwargs):
         rewards = apply_head_float32(self.score, hidden.reshape(-1, hidden.shape[-1])[index]).squeeze(-1)
     return SequenceClassifierOutput(logits=rewards.masked_fill(reward_index < 0, 0.0))
 
-# %% ../nbs/03_encoding.ipynb #d281f69f
+# %% ../nbs/03_encoding.ipynb #908b788f
 def bind_reward_forward(
     model,  # *ForSequenceClassification with one label, before or after PEFT wrapping
 ):  # the same model
@@ -845,9 +842,9 @@ def bind_reward_forward(
     if getattr(inner.config, "num_labels", None) != 1:
         raise ValueError(f"{type(inner).__name__} has {inner.config.num_labels} labels: a reward model has num_labels=1")
     current = inner.__dict__.get("forward")
-    if getattr(current, "__func__", None) is not reward_forward:
+    if getattr(current, "__func__", None) is not _reward_forward:
         if current is not None: inner._forward_before_reward = current
-        inner.forward = MethodType(reward_forward, inner)
+        inner.forward = MethodType(_reward_forward, inner)
     return model
 
 # %% ../nbs/03_encoding.ipynb #d21e9177
@@ -913,7 +910,7 @@ def explain_load_error(
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ModelLoadError(f"model {name} cannot be loaded: {first[:300]}")
 
-# %% ../nbs/03_encoding.ipynb #419405d5
+# %% ../nbs/03_encoding.ipynb #cab38e4b
 def reward_head(
     model,  # *ForSequenceClassification
 ) -> nn.Linear:
@@ -927,7 +924,7 @@ def reward_head(
 
 def init_reward_head(
     model,  # *ForSequenceClassification, changed in place
-    seed: int = 0,
+    seed: int = 0,  # of the head's random numbers; the global generator is left as it is
 ) -> None:
     "Head weights with standard deviation 1/sqrt(h + 1), no bias (arXiv 2403.17031)."
     head = reward_head(model)
@@ -962,7 +959,20 @@ def _missing_head(info):
     keys = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
     return any(key.startswith(("score.", "classifier.")) for key in keys)
 
-# %% ../nbs/03_encoding.ipynb #d5d43f96
+# %% ../nbs/03_encoding.ipynb #4d602648
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder", "token", "code_revision")
+
+
+def _read_config(name, path, shared, settings):
+    "The configuration with the settings that are its own, as transformers applies them, and the settings that are left for the model."
+    if settings.get("num_labels", 1) != 1:
+        raise ModelLoadError(f"model {name}: num_labels={settings['num_labels']}, but a reward model gives one number; leave num_labels out")
+    own = {k: v for k, v in settings.items() if k not in ("num_labels", "problem_type")}
+    quantization = {k: own.pop(k) for k in ("quantization_config",) if k in own}  # the model's, also where the configuration has one
+    config, left = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **shared, **own)
+    return config, quantization | {k: v for k, v in own.items() if k in left}
+
+# %% ../nbs/03_encoding.ipynb #a83bb76f
 def load_reward_backbone(
     name,  # "playground", a folder, or a hub id
     *,
@@ -972,16 +982,18 @@ def load_reward_backbone(
     trust_remote_code: bool = False,  # run code from the repository
     seed: int | None = None,  # of a new head; None = 0
     tokenizer=None,  # used instead of the model's own
-    **model_kwargs,  # for `from_pretrained`, for example quantization_config
+    **model_kwargs,  # of `from_pretrained`: quantization_config, attn_implementation, fields of the configuration, cache_dir, ...
 ):  # (model, tokenizer); model.reward_head_is_new says where the head came from
     "A sequence-classification model with one label, and its tokenizer; weights from safetensors only. Raises ModelLoadError."
     path = resolve_model(name)
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    shared |= {k: model_kwargs.pop(k) for k in _HUB_ARGUMENTS if k in model_kwargs}
+    dtype = model_kwargs.pop("torch_dtype", dtype)  # its former name
     if not os.path.isdir(path) and not hub_reachable(): shared["local_files_only"] = True  # what was downloaded before still loads
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         try:
-            config = AutoConfig.from_pretrained(path, **shared)
+            config, model_kwargs = _read_config(name, path, shared, model_kwargs)
             complete = check_reward_config(name, config, new_head)
             config.num_labels, config.problem_type = 1, "regression"
             if tokenizer is None: tokenizer = AutoTokenizer.from_pretrained(path, **shared)
@@ -996,13 +1008,13 @@ def load_reward_backbone(
     logger.info("reward head of %s: %s", name, "new" if model.reward_head_is_new else "its own")
     return model, tokenizer
 
-# %% ../nbs/03_encoding.ipynb #f70669e6
+# %% ../nbs/03_encoding.ipynb #bb3c2e7e
 METADATA_FILE, SCHEMA_VERSION = "reward_kit.json", "1.0"
 
 
 def write_text_atomic(
-    path,  # file to write
-    text: str,
+    path,  # file to write; its folder is made if needed
+    text: str,  # the whole content, written as UTF-8
 ) -> None:
     "Write a file so that it is either the old or the new one, never half of it."
     path = Path(path)
@@ -1027,18 +1039,19 @@ def library_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError): out[name] = metadata.version(name)
     return out
 
-# %% ../nbs/03_encoding.ipynb #91406b3e
+# %% ../nbs/03_encoding.ipynb #0f963ffc
 @dataclass
 class RewardMetadata:
     "What `reward_kit.json` holds: everything about a reward model besides its weights."
-    encoding: RewardEncoding | None = None
+    encoding: RewardEncoding | None = None  # how text becomes ids
     normalization: dict | None = None  # {mean, std, n, data_hash} of rewards on evaluation data
-    calibration: dict | None = None
+    calibration: dict | None = None  # {temperature}: reward differences are divided by it before the sigmoid; None = 1
     loss: dict | None = None  # {name, parameters}
     base: dict | None = None  # {id, revision}
-    data_hash: str | None = None
-    versions: dict = field(default_factory=library_versions)
-    schema_version: str = SCHEMA_VERSION
+    data_hash: str | None = None  # fingerprint of the training data (`Preferences.fingerprint`)
+    data_kind: str | None = None  # of the training data, "text" or "messages" (`Preferences.kind`); None = not recorded
+    versions: dict = field(default_factory=library_versions)  # library -> version it was trained with
+    schema_version: str = SCHEMA_VERSION  # major.minor; another major version is refused
     extra: dict = field(default_factory=dict)  # other keys of the file, kept
 
     def to_dict(self) -> dict:
@@ -1066,7 +1079,7 @@ class RewardMetadata:
         "Read a model folder's `reward_kit.json`, as `read_metadata`."
         return read_metadata(Path(folder) / METADATA_FILE)
 
-# %% ../nbs/03_encoding.ipynb #1d088b7b
+# %% ../nbs/03_encoding.ipynb #ad420a5e
 def read_metadata(
     path,  # of the file
 ) -> RewardMetadata | None:
@@ -1080,19 +1093,19 @@ def read_metadata(
 
 
 def without_scale(
-    data: RewardMetadata,
+    data: RewardMetadata,  # of the model that was merged or averaged; left as it is
 ) -> RewardMetadata:
     "A copy without normalization and calibration, for merged or averaged models, whose scores have another scale."
     return RewardMetadata.from_dict(data.to_dict() | {"normalization": None, "calibration": None})
 
-# %% ../nbs/03_encoding.ipynb #1dc2da09
+# %% ../nbs/03_encoding.ipynb #0b476264
 def _section_pattern(name):
     return re.compile(rf"<!-- reward_kit:{re.escape(name)} -->\n(.*?)<!-- /reward_kit:{re.escape(name)} -->\n?", re.DOTALL)
 
 
 def render_card_section(
     name: str,  # of the section: training, data, evaluation, ...
-    markdown: str,
+    markdown: str,  # its content, with its heading
 ) -> str:
     "A section between the comments that let it be found again."
     return f"<!-- reward_kit:{name} -->\n{markdown.strip()}\n<!-- /reward_kit:{name} -->\n"
@@ -1100,7 +1113,7 @@ def render_card_section(
 
 def read_card_section(
     folder,  # model folder
-    name: str,
+    name: str,  # of the section: training, data, evaluation, ...
 ) -> str | None:
     "Markdown of one section of README.md; None where there is none."
     path = Path(folder) / "README.md"
@@ -1109,9 +1122,9 @@ def read_card_section(
 
 
 def update_card_section(
-    folder,  # model folder
-    name: str,
-    markdown: str,
+    folder,  # model folder; README.md is made where there is none
+    name: str,  # of the section: training, data, evaluation, ...
+    markdown: str,  # its new content, with its heading
 ) -> Path:
     "Replace one section of README.md, or add it at the end; the rest of the file stays."
     path = Path(folder) / "README.md"

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['pair_outcomes', 'wilson_interval', 'bootstrap_interval', 'midranks', 'correlation', 'ranking_agreement', 'as_scorer',
-           'score_chunk', 'score_preferences', 'pair_table', 'by_source', 'length_preference', 'evaluation_verdicts',
-           'percent', 'difference_histogram', 'EvaluationReport', 'report_rows', 'report_markdown', 'plot_differences',
-           'save_report', 'summarise_rankings', 'data_name', 'evaluate_reward_model', 'complete_front_matter',
+           'score_preferences', 'pair_table', 'by_source', 'length_preference', 'evaluation_verdicts', 'percent',
+           'difference_histogram', 'EvaluationReport', 'evaluate_reward_model', 'complete_front_matter',
            'write_model_card']
 
 # %% ../nbs/06_evaluation.ipynb #17010bb3
@@ -128,8 +127,8 @@ def as_scorer(
     name = getattr(model, "__name__", type(model).__name__)
     return lambda prompts, responses, **_: score(prompts, responses), name, False
 
-# %% ../nbs/06_evaluation.ipynb #cbfdcdd8
-def score_chunk(scorer, records: list[dict], templated: bool) -> list[list | None]:
+# %% ../nbs/06_evaluation.ipynb #661f9864
+def _score_chunk(scorer, records: list[dict], templated: bool) -> list[list | None]:
     "Rewards of the responses of each record, None for a record with a response that cannot be scored."
     prompts = [r["prompt"] for r in records for _ in r["responses"]]
     responses = [response for r in records for response in r["responses"]]
@@ -151,7 +150,7 @@ def score_chunk(scorer, records: list[dict], templated: bool) -> list[list | Non
         rewards.append(None if any(x is None for x in own) else [float(x) for x in own])
     return rewards
 
-# %% ../nbs/06_evaluation.ipynb #86bdbe8b
+# %% ../nbs/06_evaluation.ipynb #9b6f1b24
 def score_preferences(
     model, # what `as_scorer` takes
     preferences, # Preferences
@@ -165,7 +164,7 @@ def score_preferences(
     with tqdm(total=len(preferences), desc="Scoring records", disable=not progress) as bar:
         for start in range(0, len(preferences), chunk):
             records = [preferences[i] for i in range(start, min(start + chunk, len(preferences)))]
-            rewards += score_chunk(scorer, records, templated)
+            rewards += _score_chunk(scorer, records, templated)
             bar.update(len(records))
     return rewards, name
 
@@ -271,7 +270,7 @@ def difference_histogram(
     counts, _ = np.histogram(np.clip(differences, edges[0], edges[-1]), edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
-# %% ../nbs/06_evaluation.ipynb #2f007000
+# %% ../nbs/06_evaluation.ipynb #60acc3d6
 @dataclass(repr=False)
 class EvaluationReport:
     "What an evaluation found; shares are in 0..1."
@@ -306,11 +305,11 @@ class EvaluationReport:
 
     def rows(self) -> list[tuple[str, str]]:
         "The measures as (name, value) texts."
-        return report_rows(self)
+        return _report_rows(self)
 
     def to_markdown(self) -> str:
         "The report as Markdown, as it stands in the model card."
-        return report_markdown(self)
+        return _report_markdown(self)
 
     def __repr__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
@@ -324,14 +323,14 @@ class EvaluationReport:
 
     def plot(self):
         "Histogram of reward differences, as a matplotlib Figure."
-        return plot_differences(self)
+        return _plot_differences(self)
 
     def save(self, folder: str | Path) -> Path:
         "Write report.json, report.md and report.png into a folder, which is made if needed."
-        return save_report(self, folder)
+        return _save_report(self, folder)
 
-# %% ../nbs/06_evaluation.ipynb #8e1ebb88
-def report_rows(report: EvaluationReport) -> list[tuple[str, str]]:
+# %% ../nbs/06_evaluation.ipynb #bbaca8ff
+def _report_rows(report: EvaluationReport) -> list[tuple[str, str]]:
     "The measures of a report as (name, value) texts."
     r, level = report, f"{100 * report.level:g}%"
     rows = [
@@ -355,7 +354,7 @@ def report_rows(report: EvaluationReport) -> list[tuple[str, str]]:
     return rows
 
 
-def report_markdown(report: EvaluationReport) -> str:
+def _report_markdown(report: EvaluationReport) -> str:
     "A report as Markdown: verdict, table, table of sources where there are several."
     lines = [*report.verdicts, ""]
     if report.data:
@@ -368,8 +367,8 @@ def report_markdown(report: EvaluationReport) -> str:
             lines.append(f"| {source} | {s['pairs']:,} | {percent(s['accuracy'])} | {percent(s['low'])} to {percent(s['high'])} |")
     return "\n".join(lines) + "\n"
 
-# %% ../nbs/06_evaluation.ipynb #623c84c1
-def plot_differences(report: EvaluationReport):
+# %% ../nbs/06_evaluation.ipynb #620c95e9
+def _plot_differences(report: EvaluationReport):
     "Bars of reward differences: wrongly ordered pairs left of zero and hatched, rightly ordered ones right of it."
     from matplotlib.figure import Figure
 
@@ -390,7 +389,7 @@ def plot_differences(report: EvaluationReport):
     return figure
 
 
-def save_report(report: EvaluationReport, folder: str | Path) -> Path:
+def _save_report(report: EvaluationReport, folder: str | Path) -> Path:
     "Write report.json, report.md and report.png."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -399,8 +398,8 @@ def save_report(report: EvaluationReport, folder: str | Path) -> Path:
     report.plot().savefig(folder / "report.png")
     return folder
 
-# %% ../nbs/06_evaluation.ipynb #6b58ae99
-def summarise_rankings(preferences, rewards) -> dict | None:
+# %% ../nbs/06_evaluation.ipynb #beaef8dd
+def _summarise_rankings(preferences, rewards) -> dict | None:
     "Means of `ranking_agreement` over the scored records of three or more responses; None where there is none, also for a mean."
     found = []
     for index, own in enumerate(rewards):
@@ -415,13 +414,13 @@ def summarise_rankings(preferences, rewards) -> dict | None:
     return {"n": len(found), **means}
 
 
-def data_name(data) -> str:
+def _data_name(data) -> str:
     "A short name for what was evaluated on: the last part of a path, a hub id, or nothing."
     if isinstance(data, (str, Path)):
         return Path(data).name if Path(data).exists() else str(data)
     return ""
 
-# %% ../nbs/06_evaluation.ipynb #83a5c217
+# %% ../nbs/06_evaluation.ipynb #a05cd689
 def evaluate_reward_model(
     model, # RewardModel | folder or hub id | object with .score(prompts, responses) | function(prompts, responses) -> list of numbers
     data, # what `load_preferences` takes: path, folder, hub id, dataset, DataFrame, list of dicts, Preferences
@@ -447,12 +446,12 @@ def evaluate_reward_model(
     boot = bootstrap_interval(np.bincount(group, table["outcome"]), np.bincount(group), samples=bootstrap_samples, seed=seed)
     flat = np.concatenate([r for r in rewards if r is not None])
     report = EvaluationReport(
-        model=name or own_name, data=data_name(data), accuracy=float(table["outcome"].mean()),
+        model=name or own_name, data=_data_name(data), accuracy=float(table["outcome"].mean()),
         wilson=wilson_interval(table["outcome"].sum(), n), bootstrap=boot, n_pairs=n, n_prompts=int(group.max()) + 1,
         n_records=len(preferences), n_tied_rewards=int((table["difference"] == 0).sum()), n_too_long=skipped,
         rewards={"mean": float(flat.mean()), "std": float(flat.std()),
                  "mean_difference": float(table["difference"].mean()), "std_difference": float(table["difference"].std())},
-        length=length_preference(table), sources=by_source(table), rankings=summarise_rankings(preferences, rewards),
+        length=length_preference(table), sources=by_source(table), rankings=_summarise_rankings(preferences, rewards),
         histogram=difference_histogram(table["difference"]), seed=seed, fingerprint=getattr(preferences, "fingerprint", None))
     report.verdicts = evaluation_verdicts(report.accuracy, report.interval, report.length["accuracy_of_always_longer"], n)
     return report

@@ -4,12 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'FILE_FORMS', 'is_conversation', 'check_text', 'as_list', 'as_rows', 'next_batch', 'foreign_ids',
-           'cut_foreign', 'ForeignEncoder', 'row_value', 'pick_device', 'RowScorer', 'Ranked', 'Best', 'RewardBase',
-           'RewardModel', 'best_of_n', 'find_metadata', 'check_labels', 'foreign_parts', 'own_parts', 'stated_encoding',
-           'load_reward_model', 'read_rows', 'open_text', 'read_json_lines', 'read_json', 'read_table', 'read_arrow',
-           'arrow_batches', 'FileForm', 'file_form', 'row_texts', 'model_fingerprint', 'most_common', 'ScoreFileReport',
-           'PartialFile', 'encode_texts', 'score_rows', 'output_row', 'json_line', 'without_nan', 'score_file',
-           'first_rows', 'iter_chunks']
+           'ForeignEncoder', 'pick_device', 'RowScorer', 'Ranked', 'Best', 'has_strings', 'RewardBase', 'TextScorer',
+           'RewardModel', 'best_of_n', 'find_metadata', 'check_labels', 'load_reward_model', 'read_rows', 'FileForm',
+           'file_form', 'model_fingerprint', 'ScoreFileReport', 'PartialFile', 'score_file']
 
 # %% ../nbs/05_inference.ipynb #50e339cf
 import csv
@@ -42,10 +39,10 @@ from reward_kit.encoding import (
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/05_inference.ipynb #ec83b4ff
+# %% ../nbs/05_inference.ipynb #d16f5c63
 def is_conversation(
-    value,
-) -> bool: # a non-empty list of dicts
+    value, # anything
+) -> bool: # True for a non-empty list of dicts
     "Whether a value is one conversation, as opposed to a list of prompts."
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(m, dict) for m in value)
 
@@ -112,7 +109,7 @@ def next_batch(
     "The next texts that fit the budget together (one that exceeds it alone is a batch of its own)."
     return order[start : start + max(1, batch_tokens // max(1, lengths[order[start]]))]
 
-# %% ../nbs/05_inference.ipynb #b9af9ef9
+# %% ../nbs/05_inference.ipynb #bccd0bde
 def foreign_ids(
     tokenizer, # as its authors left it
     prompt, # string or messages
@@ -135,7 +132,7 @@ def foreign_ids(
     return bare if bare[:1] == [t.bos_token_id] else t(text, verbose=False)["input_ids"]
 
 
-def cut_foreign(
+def _cut_foreign(
     tokenizer,
     ids: list[int], # of the whole text
     response, # string, messages or None
@@ -153,7 +150,7 @@ def cut_foreign(
     head = ids[:1] if ids[0] in tokenizer.all_special_ids else []
     return head + ids[len(ids) - max_length + len(head) :]
 
-# %% ../nbs/05_inference.ipynb #025a5592
+# %% ../nbs/05_inference.ipynb #57f57436
 @dataclass
 class ForeignEncoder:
     "Text to token ids by the conventions of a tokenizer that reward_kit did not prepare."
@@ -184,24 +181,26 @@ class ForeignEncoder:
         batch = EncodedBatch([])
         for i, prompt in enumerate(prompts):
             response = responses[i] if responses is not None else None
-            template = {"tools": row_value(tools, i), **(row_value(chat_template_kwargs, i) or {})}
+            template = {"tools": _row_value(tools, i), **(_row_value(chat_template_kwargs, i) or {})}
             whole = foreign_ids(self.tokenizer, prompt, response, pair=self.is_pair, **template)
             if not whole:
                 raise ValueError(f"row {i} has no tokens, so there is nothing to read a reward from")
-            batch.ids.append(cut_foreign(self.tokenizer, whole, response, self.max_length, self.skipped_at_end))
+            batch.ids.append(_cut_foreign(self.tokenizer, whole, response, self.max_length, self.skipped_at_end))
             if batch.ids[-1] is None:
                 batch.dropped.append(i)
             batch.truncated += batch.ids[-1] is not None and len(whole) > self.max_length
         return batch
 
-# %% ../nbs/05_inference.ipynb #dae99bfc
-def row_value(values, i: int):
+# %% ../nbs/05_inference.ipynb #6ed3b402
+def _row_value(values, i: int):
     "Row i of a template argument: a list with one entry per row (JSON text is read), or one value for all."
     own = values[i] if isinstance(values, list) and not any(isinstance(v, dict) and "type" in v for v in values) else values
     return json.loads(own) if isinstance(own, str) else own
 
-# %% ../nbs/05_inference.ipynb #aa30abdb
-def pick_device(device=None) -> torch.device:
+# %% ../nbs/05_inference.ipynb #1ddbbdb2
+def pick_device(
+    device=None, # name or torch.device; None = choose
+) -> torch.device:
     "The device asked for, else cuda, mps or cpu, the first there is."
     if device is not None:
         return torch.device(device)
@@ -282,16 +281,24 @@ class Best(NamedTuple):
     index: int # position in what was given
     score: float # higher is better
 
-# %% ../nbs/05_inference.ipynb #c26e5107
+# %% ../nbs/05_inference.ipynb #d8886ea4
+def has_strings(
+    prompts: list, # strings or conversations
+    responses: list | None = None, # the same; None: prompts are full texts
+) -> bool:
+    "Whether a text is made of strings alone, so that it is read without a chat template."
+    return any(isinstance(p, str) and (responses is None or isinstance(responses[i], str)) for i, p in enumerate(prompts))
+
+# %% ../nbs/05_inference.ipynb #2e708be0
 class RewardBase:
-    "What a reward model is made of, and how text becomes rewards. `RewardModel` adds what one does with them."
+    "What a reward model is made of, from encoding to rewards of ids. `TextScorer` and `RewardModel` add what one does with it."
 
     def __init__(
         self,
         model, # sequence classification model with one label
-        tokenizer,
+        tokenizer, # as the encoder uses it
         encoder, # RewardEncoder or ForeignEncoder
-        scorer: RowScorer,
+        scorer: RowScorer, # holds the same model
         *,
         metadata=None, # RewardMetadata, None for a model made elsewhere
         name: str = "reward_model", # how TRL calls it in its logs
@@ -299,9 +306,14 @@ class RewardBase:
     ):
         self.model, self.tokenizer, self.encoder, self.scorer = model, tokenizer, encoder, scorer
         self.metadata, self.encoding_note, self.__name__ = metadata, encoding_note, name
+        self._warn_of_strings = getattr(metadata, "data_kind", None) == "messages"  # once
 
     def encode(self, prompts: list, responses: list | None, tools=None, chat_template_kwargs=None) -> list[list[int] | None]:
         "Token ids of each text; None where the response alone does not fit."
+        if self._warn_of_strings and has_strings(prompts, responses):
+            self._warn_of_strings = False
+            logger.warning("%s was trained on conversations, but is given plain strings, which it reads without the chat template: its scores "
+                           "may be off; give prompts as lists of messages (text that the template has rendered is fine)", self.__name__)
         return self.encoder.encode(prompts, responses, tools=tools, chat_template_kwargs=chat_template_kwargs).ids
 
     def misfit(self) -> str:
@@ -310,14 +322,6 @@ class RewardBase:
         if getattr(encoding, "overflow", "") == "drop":
             return f"is longer than max_length={encoding.max_length} tokens, and this model's encoding says overflow='drop'"
         return f"does not fit in max_length={encoding.max_length} tokens, even without its prompt"
-
-    def normalized(self, rewards: list[float | None]) -> list[float | None]:
-        "Rewards on the scale of the evaluation set: mean 0, standard deviation 1. Raises ValueError where that is not known."
-        stored = self.metadata.normalization if self.metadata else None
-        if not stored:
-            raise ValueError(f"{self.__name__} has no stored mean and spread, so normalize=True cannot be done; training with an evaluation "
-                             "set stores them, averaging models clears them")
-        return [None if r is None else (r - stored["mean"]) / stored["std"] for r in rewards]
 
     def score_ids(self, rows: list[list[int] | None], progress: bool = False) -> list[float | None]:
         "Rewards of token ids, None where ids are None. Raises FloatingPointError for a reward that is not a number."
@@ -333,14 +337,9 @@ class RewardBase:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.__name__!r}, {self.model.config.model_type}, {self.scorer.device}, {self.model.dtype})"
 
-# %% ../nbs/05_inference.ipynb #d689387d
-class RewardModel(RewardBase):
-    "Scores, compares and ranks responses; callable as a reward function of TRL's trainers."
-
-    @classmethod
-    def from_pretrained(cls, name, **options) -> "RewardModel":
-        "Load a reward model from a folder or a hub id; the options are those of `load_reward_model`."
-        return load_reward_model(name, cls=cls, **options)
+# %% ../nbs/05_inference.ipynb #51150daf
+class TextScorer(RewardBase):
+    "Rewards of prompts and responses, which is all that `RewardModel` rests on."
 
     def score(
         self,
@@ -365,6 +364,23 @@ class RewardModel(RewardBase):
         rewards = self.score_ids(rows, progress)
         rewards = self.normalized(rewards) if normalize else rewards
         return rewards[0] if single else rewards
+
+    def normalized(self, rewards: list[float | None]) -> list[float | None]:
+        "Rewards on the scale of the evaluation set: mean 0, standard deviation 1. Raises ValueError where that is not known."
+        stored = self.metadata.normalization if self.metadata else None
+        if not stored:
+            raise ValueError(f"{self.__name__} has no stored mean and spread, so normalize=True cannot be done; training with an evaluation "
+                             "set stores them, averaging models clears them")
+        return [None if r is None else (r - stored["mean"]) / stored["std"] for r in rewards]
+
+# %% ../nbs/05_inference.ipynb #1e7637aa
+class RewardModel(TextScorer):
+    "Scores, compares and ranks responses; callable as a reward function of TRL's trainers."
+
+    @classmethod
+    def from_pretrained(cls, name, **options) -> "RewardModel":
+        "Load a reward model from a folder or a hub id; the options are those of `load_reward_model`."
+        return load_reward_model(name, cls=cls, **options)
 
     def compare(self, prompts, a, b): # -> float or list: probability that A is preferred
         "Probability that response A is preferred to B: sigmoid((r(A) - r(B)) / temperature), temperature 1 unless the model is calibrated."
@@ -395,8 +411,14 @@ class RewardModel(RewardBase):
         rewards = self.score(prompts, completions, too_long="none", **template)
         return rewards if isinstance(rewards, list) else [rewards]
 
-# %% ../nbs/05_inference.ipynb #d79821ba
-def best_of_n(rm: RewardModel, prompts, responses: list, n: int | None, normalize: bool):
+# %% ../nbs/05_inference.ipynb #ad985a2e
+def best_of_n(
+    rm: RewardModel, # scores the responses
+    prompts, # one string or conversation, or a list of these
+    responses: list, # of the one prompt, or a list of such lists
+    n: int | None = None, # how many of each, from the first; None = all
+    normalize: bool = False, # scores on the scale of the evaluation set
+): # -> Best for one prompt, else a list of them
     "What `RewardModel.best_of_n` does. Raises ValueError for an empty list of responses or n out of range."
     single = isinstance(prompts, str) or is_conversation(prompts)
     groups = [as_list(responses, "responses")] if single else [as_list(g, f"responses[{i}]") for i, g in enumerate(responses)]
@@ -445,8 +467,8 @@ def check_labels(
                if config.num_labels == 2 else "a reward is one number")
         raise ModelLoadError(f"model {name} has {config.num_labels} labels, a reward model has one: {why}")
 
-# %% ../nbs/05_inference.ipynb #1424e2e1
-def foreign_parts(model, tokenizer, max_length: int | None, batch_tokens: int): # -> ForeignEncoder, RowScorer, note
+# %% ../nbs/05_inference.ipynb #c4a424f5
+def _foreign_parts(model, tokenizer, max_length: int | None, batch_tokens: int): # -> ForeignEncoder, RowScorer, note
     "How a model made elsewhere is fed (see `ForeignEncoder`): its tokenizer stays as it is, its pooling as it was."
     config = model.config.get_text_config()
     limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
@@ -457,7 +479,7 @@ def foreign_parts(model, tokenizer, max_length: int | None, batch_tokens: int): 
     return encoder, RowScorer(model, fill, batch_tokens=batch_tokens, segment_token_id=segments), encoder.note
 
 
-def own_parts(model, tokenizer, encoding: RewardEncoding, batch_tokens: int, name: str): # -> RewardEncoder, RowScorer, note
+def _own_parts(model, tokenizer, encoding: RewardEncoding, batch_tokens: int, name: str): # -> RewardEncoder, RowScorer, note
     "How a model with a stated encoding is fed."
     if encoding.tokenizer_fingerprint not in (None, tokenizer_fingerprint(tokenizer)):
         logger.warning("%s: the tokenizer is not the one the model was trained with (other fingerprint); scores may be off", name)
@@ -465,7 +487,7 @@ def own_parts(model, tokenizer, encoding: RewardEncoding, batch_tokens: int, nam
     return RewardEncoder(tokenizer, encoding), scorer, encoding.describe()
 
 
-def stated_encoding(stored, given, tokenizer, model, max_length: int | None) -> RewardEncoding | None:
+def _stated_encoding(stored, given, tokenizer, model, max_length: int | None) -> RewardEncoding | None:
     "The encoding to use: the caller's, else the stored one, with the caller's max_length; None if neither is there."
     given = RewardEncoding.from_dict(given) if isinstance(given, dict) else given
     if given is not None:
@@ -480,7 +502,7 @@ def stated_encoding(stored, given, tokenizer, model, max_length: int | None) -> 
         return stored
     return replace(stored, max_length=choose_max_length(tokenizer, model, max_length))
 
-# %% ../nbs/05_inference.ipynb #70a2f752
+# %% ../nbs/05_inference.ipynb #6500009c
 def load_reward_model(
     name, # folder or hub id
     *,
@@ -501,16 +523,16 @@ def load_reward_model(
     metadata = find_metadata(path, revision)
     check_labels(path, revision=revision, trust_remote_code=trust_remote_code)
     model, tokenizer = load_reward_backbone(name, new_head=False, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-    stated = stated_encoding(metadata.encoding if metadata else None, encoding, tokenizer, model, max_length)
+    stated = _stated_encoding(metadata.encoding if metadata else None, encoding, tokenizer, model, max_length)
     model = model.to(pick_device(device))
     if stated is not None:
-        encoder, scorer, note = own_parts(model, tokenizer, stated, batch_tokens, short)
+        encoder, scorer, note = _own_parts(model, tokenizer, stated, batch_tokens, short)
     else:
-        encoder, scorer, note = foreign_parts(model, tokenizer, max_length, batch_tokens)
+        encoder, scorer, note = _foreign_parts(model, tokenizer, max_length, batch_tokens)
         logger.warning("%s has no reward_kit.json: %s", short, note)
     return cls(model, tokenizer, encoder, scorer, metadata=metadata, name=short, encoding_note=note)
 
-# %% ../nbs/05_inference.ipynb #2af79074
+# %% ../nbs/05_inference.ipynb #2351203e
 def read_rows(
     path: str | Path, # .jsonl .json .csv .tsv .parquet .arrow, the first four also as .gz
 ): # -> yields (row, origin), origin is file:line or file, row n
@@ -519,8 +541,8 @@ def read_rows(
     if not path.exists():
         raise FileNotFoundError(f"no file at {path}")
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    reader = {".jsonl": read_json_lines, ".ndjson": read_json_lines, ".json": read_json, ".csv": read_table, ".tsv": read_table,
-              ".parquet": read_arrow, ".arrow": read_arrow}.get(kind.lower())
+    reader = {".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".json": _read_json, ".csv": _read_table, ".tsv": _read_table,
+              ".parquet": _read_arrow, ".arrow": _read_arrow}.get(kind.lower())
     if reader is None:
         raise PreferenceDataError(f"{path.name}: cannot score a {kind or 'nameless'} file; give .jsonl, .json, .csv, .tsv, .parquet or .arrow")
     try:
@@ -529,14 +551,14 @@ def read_rows(
         raise PreferenceDataError(f"{path.name}: not UTF-8 text ({e.reason} at byte {e.start} of what was being read); save it as UTF-8") from None
 
 
-def open_text(path: Path, newline: str | None = None):
+def _open_text(path: Path, newline: str | None = None):
     "A text file for reading, also if it is gzipped."
     return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
-def read_json_lines(path: Path, kind: str):
+def _read_json_lines(path: Path, kind: str):
     "Rows of a JSON Lines file."
-    with open_text(path) as lines:
+    with _open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -548,10 +570,10 @@ def read_json_lines(path: Path, kind: str):
                 raise PreferenceDataError(f"{path.name}:{number}: a {type(row).__name__}; each line must be an object like {{\"prompt\": ...}}")
             yield row, f"{path.name}:{number}"
 
-# %% ../nbs/05_inference.ipynb #c306cc7a
-def read_json(path: Path, kind: str):
+# %% ../nbs/05_inference.ipynb #7a056726
+def _read_json(path: Path, kind: str):
     "Rows of a JSON file that holds a list of objects (read as a whole)."
-    with open_text(path) as file:
+    with _open_text(path) as file:
         try:
             rows = json.load(file)
         except json.JSONDecodeError as e:
@@ -561,28 +583,28 @@ def read_json(path: Path, kind: str):
     for number, row in enumerate(rows, 1):
         yield row, f"{path.name}, row {number}"
 
-# %% ../nbs/05_inference.ipynb #cf0d2dfc
-def read_table(path: Path, kind: str):
+# %% ../nbs/05_inference.ipynb #a06466dd
+def _read_table(path: Path, kind: str):
     "Rows of a CSV or TSV file with a header."
-    with open_text(path, newline="") as lines:
+    with _open_text(path, newline="") as lines:
         for number, row in enumerate(csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ","), 1):
             if None in row or None in row.values():
                 raise PreferenceDataError(f"{path.name}, row {number}: has not as many cells as the header; quote cells that hold commas or line breaks")
             yield row, f"{path.name}, row {number}"
 
 
-def read_arrow(path: Path, kind: str):
+def _read_arrow(path: Path, kind: str):
     "Rows of a Parquet or Arrow file."
     number = 0
     with open(path, "rb") as file:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000) if kind == ".parquet" else arrow_batches(file)
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000) if kind == ".parquet" else _arrow_batches(file)
         for batch in batches:
             for row in batch.to_pylist():
                 number += 1
                 yield row, f"{path.name}, row {number}"
 
 
-def arrow_batches(file):
+def _arrow_batches(file):
     "Record batches of an Arrow file, in the file or the stream format (datasets writes the latter)."
     magic = file.read(6)
     file.seek(0)
@@ -637,8 +659,8 @@ def file_form(
     raise PreferenceDataError(f"nothing to score: the file has {', '.join(map(repr, present))}; needed are chosen and rejected, prompt and "
                               'response(s), messages, or text; name them with columns={"prompt": "question"}')
 
-# %% ../nbs/05_inference.ipynb #3a8fc6a6
-def row_texts(
+# %% ../nbs/05_inference.ipynb #27648a40
+def _row_texts(
     row: dict,
     form: FileForm,
 ): # -> prompts, responses (None: prompts are full texts), template arguments
@@ -656,9 +678,9 @@ def row_texts(
         raise TypeError(f"responses is {responses!r}; it must be a non-empty list")
     return [prompt] * len(responses), [check_text(r, f"responses[{i}]") for i, r in enumerate(responses)], template
 
-# %% ../nbs/05_inference.ipynb #1c24b181
+# %% ../nbs/05_inference.ipynb #fd591852
 def model_fingerprint(
-    rm: RewardModel,
+    rm: RewardModel, # loaded in any precision; other precisions are other models here
 ) -> str: # 16 hexadecimal digits
     "A hash of the encoding and of up to 64 evenly spaced numbers of every weight; training changes it, loading does not."
     digest = hashlib.sha256(repr(getattr(rm.encoder, "encoding", rm.encoding_note)).encode())
@@ -669,7 +691,7 @@ def model_fingerprint(
     return digest.hexdigest()[:16]
 
 
-def most_common(errors: Counter, n: int = 20) -> dict[str, int]:
+def _most_common(errors: Counter, n: int = 20) -> dict[str, int]:
     "The most common messages, the rest counted together, so that the report stays short."
     top = Counter(dict(errors.most_common(n)))
     rest = (errors - top).total()
@@ -689,7 +711,7 @@ class ScoreFileReport:
         lines = [f"{Path(self.output).name}: {self.rows:,} rows, {self.rows - self.failed:,} scored, {self.failed:,} with an error"]
         return "\n".join(lines + [f"  {n:,} x {message}" for message, n in sorted(self.errors.items(), key=lambda e: -e[1])])
 
-# %% ../nbs/05_inference.ipynb #c243d6a6
+# %% ../nbs/05_inference.ipynb #7d4a926b
 class PartialFile:
     "An output that is written in steps and may be cut off anywhere: OUT.part, and OUT.part.json on how far it is valid."
 
@@ -725,7 +747,7 @@ class PartialFile:
         self.file.write("".join(line + "\n" for line in lines).encode("utf-8"))
         self.file.flush()
         os.fsync(self.file.fileno())
-        errors = most_common(Counter(self.state["errors"]) + Counter(errors))
+        errors = _most_common(Counter(self.state["errors"]) + Counter(errors))
         self.state.update(rows=self.state["rows"] + len(lines), bytes=self.file.tell(), rows_hash=rows_hash, errors=errors)
         with open(self.new_state, "w", encoding="utf-8") as file:  # a fixed name, so that a kill leaves nothing to clear up
             file.write(json.dumps(self.state))
@@ -740,8 +762,8 @@ class PartialFile:
         for path in (self.state_path, self.new_state):
             path.unlink(missing_ok=True)
 
-# %% ../nbs/05_inference.ipynb #d13b299f
-def encode_texts(
+# %% ../nbs/05_inference.ipynb #e3aacb35
+def _encode_rows(
     rm: RewardModel,
     texts: list, # (prompts, responses, template arguments) of each row
 ): # -> one per row: (ids of its texts, "") or (None, error)
@@ -758,12 +780,12 @@ def encode_texts(
         if len(texts) == 1:
             return [(None, str(e).removeprefix("row 0").removeprefix(": "))]
         half = len(texts) // 2
-        return encode_texts(rm, texts[:half]) + encode_texts(rm, texts[half:])
+        return _encode_rows(rm, texts[:half]) + _encode_rows(rm, texts[half:])
     own = [[next(ids) for _ in row[0]] for row in texts]
     return [(None, rm.misfit()) if None in rows else (rows, "") for rows in own]
 
-# %% ../nbs/05_inference.ipynb #b6e2f5b0
-def score_rows(
+# %% ../nbs/05_inference.ipynb #babb3fc1
+def _score_rows(
     rm: RewardModel,
     rows: list[dict],
     form: FileForm,
@@ -773,12 +795,12 @@ def score_rows(
     found, good, texts = [([], "") for _ in rows], [], []
     for index, row in enumerate(rows):
         try:
-            texts.append(row_texts(row, form))
+            texts.append(_row_texts(row, form))
             good.append(index)
         except (ValueError, TypeError, KeyError) as e:
             found[index] = (None, str(e))
     ids, owners = [], []
-    for index, (own, error) in zip(good, encode_texts(rm, texts)):
+    for index, (own, error) in zip(good, _encode_rows(rm, texts)):
         found[index] = ([], "") if own is not None else (None, error)
         ids += own or []
         owners += [index] * len(own or [])
@@ -787,36 +809,36 @@ def score_rows(
         found[index][0].append(reward)
     return found
 
-# %% ../nbs/05_inference.ipynb #2da079d1
-def output_row(row: dict, form: FileForm, scores: list[float] | None, error: str) -> str:
+# %% ../nbs/05_inference.ipynb #c8ff9301
+def _output_row(row: dict, form: FileForm, scores: list[float] | None, error: str) -> str:
     "One line of output: the input row and its scores, or null and the error."
     values = [None] * len(form.outputs) if scores is None else [scores] if form.name == "responses" else scores
-    return json_line({**row, **dict(zip(form.outputs, values)), **({"error": error} if error else {})})
+    return _json_line({**row, **dict(zip(form.outputs, values)), **({"error": error} if error else {})})
 
 
-def json_line(row: dict) -> str:
+def _json_line(row: dict) -> str:
     "A row as JSON that every reader accepts: no NaN (null instead), no half of a UTF-16 pair (escaped)."
     try:
         line = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
         line.encode("utf-8")
         return line
     except UnicodeEncodeError:
-        return json.dumps(without_nan(row), default=str)
+        return json.dumps(_without_nan(row), default=str)
     except ValueError:
-        return json_line(without_nan(row))
+        return _json_line(_without_nan(row))
 
 
-def without_nan(value):
+def _without_nan(value):
     "The value with null for numbers that JSON cannot write."
     if isinstance(value, dict):
-        return {key: without_nan(v) for key, v in value.items()}
+        return {key: _without_nan(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(v) for v in value]
+        return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-# %% ../nbs/05_inference.ipynb #4ab38c38
+# %% ../nbs/05_inference.ipynb #149dc12a
 def score_file(
-    rm: RewardModel,
+    rm: RewardModel, # scores the rows, in batches across rows
     in_path: str | Path, # .jsonl .json .csv .tsv .parquet .arrow (.gz)
     out_path: str | Path, # .jsonl; written as OUT.part until it is complete
     *,
@@ -835,24 +857,24 @@ def score_file(
         raise ValueError(f"the output {Path(out_path).name} must be named .jsonl: each row is written with all its fields")
     if Path(out_path).resolve() == Path(in_path).resolve():
         raise ValueError("input and output are the same file")
-    form = file_form(first_rows(in_path), columns, score_column)
+    form = file_form(_first_rows(in_path), columns, score_column)
     settings = {"model": model_fingerprint(rm), "columns": columns or {}, "score_column": score_column, "normalize": normalize, "form": form.name}
     part = PartialFile(out_path, settings, resume)
     with part.file, tqdm(desc="Scoring rows", unit=" rows", disable=not progress) as bar:
-        chunks = iter_chunks(read_rows(in_path), part.state["rows"], part.state["rows_hash"], batch_rows)
+        chunks = _iter_chunks(read_rows(in_path), part.state["rows"], part.state["rows_hash"], batch_rows)
         done = part.state["rows"]
         bar.update(done)
         for rows, rows_hash in chunks:
-            found = score_rows(rm, rows, form, normalize)
-            lines = [output_row(row, form, scores, error) for row, (scores, error) in zip(rows, found)]
+            found = _score_rows(rm, rows, form, normalize)
+            lines = [_output_row(row, form, scores, error) for row, (scores, error) in zip(rows, found)]
             part.add(lines, Counter(error for _, error in found if error), rows_hash)
             bar.update(len(rows))
     part.finish()
     state = part.state
     return ScoreFileReport(str(out_path), state["rows"], sum(state["errors"].values()), done, state["errors"])
 
-# %% ../nbs/05_inference.ipynb #0ff4de04
-def first_rows(in_path: str | Path, n: int = 100) -> list[dict]:
+# %% ../nbs/05_inference.ipynb #d85bb00c
+def _first_rows(in_path: str | Path, n: int = 100) -> list[dict]:
     "The first rows of a file. Raises PreferenceDataError if there is none."
     reader = read_rows(in_path)
     rows = [row for row, _ in itertools.islice(reader, n)]
@@ -862,7 +884,7 @@ def first_rows(in_path: str | Path, n: int = 100) -> list[dict]:
     return rows
 
 
-def iter_chunks(rows, done: int, rows_hash: str, batch_rows: int): # -> yields (list of rows, hash of all rows so far)
+def _iter_chunks(rows, done: int, rows_hash: str, batch_rows: int): # -> yields (list of rows, hash of all rows so far)
     "Chunks of rows after those already done. Raises ValueError if these are not the rows that were done."
     digest, chunk, count = hashlib.sha256(), [], 0
     for row, _ in rows:

@@ -697,6 +697,25 @@ def test_new_head_is_seeded_and_scaled(causal):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_settings_of_the_configuration_go_where_transformers_puts_them(causal):
+    settings = {"attention_dropout": 0.25, "attn_implementation": "eager", "dtype": "bfloat16", "use_cache": False}
+    ours, _ = load_reward_backbone(causal, new_head=True, num_labels=1, **settings)
+    theirs = AutoModelForSequenceClassification.from_pretrained(causal, num_labels=1, **settings)
+    for model in (ours, theirs):
+        assert model.config.attention_dropout == model.model.layers[0].self_attn.attention_dropout == 0.25
+        assert model.config._attn_implementation == "eager" and model.dtype == torch.bfloat16 and model.config.use_cache is False
+    assert load_reward_backbone(causal, new_head=True)[0].config.attention_dropout == 0, "only where asked for"
+    assert load_reward_backbone(causal, new_head=True, torch_dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert load_reward_backbone(causal, new_head=True, cache_dir=causal / "cache", token=None)[0].config.num_labels == 1
+
+
+def test_settings_that_nothing_knows_are_one_clear_line(causal):
+    with pytest.raises(ModelLoadError, match="attention_drpout") as error: load_reward_backbone(causal, new_head=True, attention_drpout=0.1)
+    assert "cannot be loaded" in one_line(error)
+    with pytest.raises(ModelLoadError, match="num_labels=3") as error: load_reward_backbone(causal, new_head=True, num_labels=3)
+    assert "one number" in one_line(error)
+
+
 def test_head_scale_for_a_wide_model():
     from reward_kit.encoding import init_reward_head
     model = torch.nn.Module()

@@ -355,6 +355,19 @@ def test_not_a_reward_model(tmp_path):
         RewardModel.from_pretrained(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind,warns", [("messages", True), ("text", False), (None, False)])
+def test_strings_for_a_model_of_conversations_warn_once(tmp_path, caplog, kind, warns):
+    scorer = RewardModel.from_pretrained(save_own(tmp_path, metadata={"data_kind": kind}), device="cpu")
+    conversation = [{"role": "user", "content": PROMPTS[0]}]
+    with caplog.at_level(logging.WARNING):
+        scorer.score(conversation, RESPONSES[0])
+        scorer.score(PROMPTS[0], [[{"role": "assistant", "content": RESPONSES[0]}]])
+        assert "plain strings" not in caplog.text, "these go through the template"
+        for _ in range(2): scorer.score([conversation, PROMPTS[0]], RESPONSES[:2])
+        scorer.score(PROMPTS[0])
+    assert caplog.text.count("trained on conversations") == warns
+
+
 def test_changed_tokenizer_is_noticed(tmp_path, caplog):
     folder = save_own(tmp_path)
     metadata = RewardMetadata.load(folder)
