@@ -11,11 +11,12 @@ __all__ = ['POSITIVE', 'NOT_NEGATIVE', 'FRACTION', 'PROBABILITY', 'KIND_NAMES', 
            'write_run_record', 'changed_settings', 'prepare_output', 'clear_run', 'TrainedRewardModel',
            'train_reward_model', 'is_main_process', 'load_both', 'run_settings', 'fresh_folder', 'chat_template_file',
            'quantization_config', 'lora_config', 'library_bars', 'log_line', 'with_log_lines', 'build_trainer',
-           'run_training', 'evaluate_output', 'find_split', 'run_arguments', 'ppo_prompt_column', 'data_columns',
-           'AutoTrainProject', 'PPONotYet', 'hub_token', 'push_folder']
+           'run_training', 'evaluate_output', 'drop_checkpoints', 'find_split', 'run_arguments', 'ppo_prompt_column',
+           'data_columns', 'AutoTrainProject', 'PPONotYet', 'hub_token', 'push_folder']
 
-# %% ../nbs/10_autotrain.ipynb #17f503c7
+# %% ../nbs/10_autotrain.ipynb #039fdc94
 import difflib
+import hashlib
 import inspect
 import json
 import os
@@ -125,7 +126,7 @@ class DataParams:
         None, "tokenizer (its own, also the default), chatml, zephyr, or a .jinja file", becomes="`RewardConfig.chat_template_path`"
     )
 
-# %% ../nbs/10_autotrain.ipynb #3097c3ae
+# %% ../nbs/10_autotrain.ipynb #e4bb62b8
 @dataclass(init=False, kw_only=True)
 class TrainingParams:
     "How it is trained."
@@ -155,11 +156,17 @@ class TrainingParams:
     attn_implementation: str | None = param(None, "eager, sdpa, flash_attention_2, ...", becomes="`attn_implementation` of the model")
     logging_steps: int = param(-1, "steps between two log lines; -1: chosen from the data", config="logging_steps")
     eval_strategy: str = param("epoch", "when to evaluate", choices=("no", "steps", "epoch"), config="eval_strategy")
-    save_strategy: str = param("epoch", "when to save a checkpoint", choices=("no", "steps", "epoch"), config="save_strategy")
-    save_steps: int = param(
-        500, "steps between checkpoints (and evaluations) with the strategy steps", config="save_steps", limits=POSITIVE
+    save_strategy: str | None = param(
+        None,
+        "when to save a checkpoint; default: every tenth of the run, or at every evaluation where the best is kept",
+        choices=("no", "steps", "epoch"),
+        config="save_strategy",
     )
-    save_total_limit: int = param(1, "checkpoints kept", config="save_total_limit", limits=POSITIVE)
+    save_steps: int | None = param(
+        None, "steps between checkpoints (and evaluations); default: a tenth of the run", config="save_steps", limits=POSITIVE
+    )
+    save_total_limit: int = param(1, "checkpoints kept during the run", config="save_total_limit", limits=POSITIVE)
+    keep_checkpoints: bool = param(False, "keep them after the run too", own=True, becomes="the output folder")
     log: str = param("none", "none, tensorboard or wandb", choices=("none", "tensorboard", "wandb"), config="report_to")
     overwrite: bool = param(False, "train again where a finished or different run lies", own=True, becomes="the output folder")
 
@@ -372,7 +379,7 @@ def _check_refused_values(params):
     if params.logging_steps == 0 or params.logging_steps < -1:
         raise ParameterError(f"logging_steps must be above 0, or -1, got {params.logging_steps}")
 
-# %% ../nbs/10_autotrain.ipynb #4e64a0a3
+# %% ../nbs/10_autotrain.ipynb #7008c1d4
 def reward_config_values(params):  # params: LLMTrainingParams -> {RewardConfig field: value}
     "The training arguments the parameters stand for."
     values = {f.metadata["config"]: getattr(params, name) for name, f in parameter_names().items() if f.metadata["config"]}
@@ -382,13 +389,21 @@ def reward_config_values(params):  # params: LLMTrainingParams -> {RewardConfig 
     if params.model == "playground": values = {k: v for k, v in values.items() if k not in _not_given(params)}
     values["max_length"] = _max_length(params)
     if params.mixed_precision: values |= {"bf16": params.mixed_precision == "bf16", "fp16": params.mixed_precision == "fp16"}
-    values["eval_steps"] = params.save_steps if params.eval_strategy == "steps" else None
+    values |= _saving(params)
     attention = "flash_attention_2" if params.use_flash_attention_2 else params.attn_implementation
     if attention: values["model_init_kwargs"] = {"attn_implementation": attention}
-    if params.valid_split or params.eval_dataset_path:
-        keep_best = params.save_strategy == params.eval_strategy != "no"
-        values |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if keep_best else {}
     return values
+
+
+def _saving(params):
+    "When to save and evaluate. The best checkpoint is kept where there is evaluation data, and more than one evaluation to choose from."
+    evaluation, steps = params.eval_strategy, params.save_steps or 0.1
+    epochs = 3 if params.model == "playground" and "epochs" not in params.given else params.epochs
+    several = evaluation == "steps" or (evaluation == "epoch" and epochs > 1)
+    keep_best = bool(params.valid_split or params.eval_dataset_path) and several and params.save_strategy in (None, evaluation)
+    strategy = params.save_strategy or (evaluation if keep_best else "steps")
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if keep_best else {}
+    return {"save_strategy": strategy, "save_steps": steps, "eval_steps": steps if evaluation == "steps" else None} | best
 
 
 def _not_given(params):
@@ -516,7 +531,7 @@ class TrainedRewardModel:
     held_out: object  # Preferences the evaluation used
     resumed: bool  # True: continued from a checkpoint
 
-# %% ../nbs/10_autotrain.ipynb #4530f63e
+# %% ../nbs/10_autotrain.ipynb #32b714d2
 def train_reward_model(
     model,  # hub id, folder, or "playground"
     data,  # whatever `load_preferences` takes
@@ -532,6 +547,7 @@ def train_reward_model(
     quantization=None,  # "int4", "int8" or None; needs peft_config, CUDA and bitsandbytes
     chat_template=None,  # "chatml", "zephyr", a .jinja file, or None: the tokenizer's own
     overwrite=False,  # clear a finished or different run of ours in `output`
+    keep_checkpoints=False,  # leave the run's checkpoints in the folder after it has finished; they are larger than the model
     progress=True,  # show bars
     say=print,  # where the lines for people go
     **loading,  # columns, format, strict, revision, ... of `load_preferences`
@@ -548,16 +564,26 @@ def train_reward_model(
         trainer = build_trainer(model, data, held_out, output, config, peft_config, quantization, chat_template, progress, say)
         resumed = run_training(trainer, output, settings, say)
         evaluation = evaluate_output(output, held_out, report, progress, say) if is_main_process() else None
+        if is_main_process() and not keep_checkpoints: drop_checkpoints(output)
     return TrainedRewardModel(Path(output), evaluation, report, held_out, resumed)
 
-# %% ../nbs/10_autotrain.ipynb #cfdd6bf1
+# %% ../nbs/10_autotrain.ipynb #8c161515
 def is_main_process():  # -> bool
     "True in the process that prints and writes (`accelerate launch` starts several)."
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def load_both(
-    data, eval_data, eval_fraction, split, eval_split, max_samples, seed, progress, loading, say
+    data,  # whatever `load_preferences` takes
+    eval_data,  # the same, or None: hold out a part of the prompts
+    eval_fraction,  # the part that is held out
+    split,  # split of data
+    eval_split,  # split of eval_data
+    max_samples,  # train on at most this many rows; None: all
+    seed,  # of the choice of prompts
+    progress,  # show bars
+    loading,  # {keyword: value} of `load_preferences`
+    say,  # where the lines for people go
 ):  # -> (Preferences, Preferences, DataReport)
     "Training and held-out preferences, and the report of what was read, which is also said."
     from reward_kit.data import load_preferences, split_by_prompt
@@ -578,7 +604,7 @@ def load_both(
         else f"Training on {len(train):,} preferences, evaluating on {len(held_out):,} given ones.")
     return train, held_out, report
 
-# %% ../nbs/10_autotrain.ipynb #4114cc17
+# %% ../nbs/10_autotrain.ipynb #e8971de5
 NOT_SETTINGS = ("output_dir", "report_to", "logging_steps", "disable_tqdm", "save_total_limit", "per_device_eval_batch_size", "run_name")
 
 
@@ -587,15 +613,25 @@ def run_settings(model, data, held_out, config, peft_config, quantization, chat_
     from reward_kit import __version__
 
     adapter = peft_config if isinstance(peft_config, dict | None) else peft_config.to_dict()
-    settings = {"model": str(model), "data": data.fingerprint, "evaluation data": held_out.fingerprint, "quantization": quantization}
+    settings = {"model": _model_setting(model), "data": data.fingerprint, "evaluation data": held_out.fingerprint, "quantization": quantization}
     settings |= {"chat_template": chat_template, "version": __version__} | {f"lora {k}": v for k, v in (adapter or {}).items()}
     return settings | {k: v for k, v in (config or {}).items() if k not in NOT_SETTINGS}
+
+
+def _model_setting(model):
+    "The base for the record: of a folder its name, and a hash instead of a path that says where things lie on this machine."
+    if not Path(model).is_dir() or str(model) == "playground": return str(model)
+    folder = Path(model).resolve()
+    return f"{folder.name} (folder {hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]})"
 
 
 class fresh_folder:
     "Context that removes, after a failure, a folder that did not exist before and holds neither a checkpoint nor a model."
 
-    def __init__(self, folder):
+    def __init__(
+        self,
+        folder,  # str | Path, where the run writes
+    ):
         self.folder, self.existed = Path(folder), Path(folder).exists() or not is_main_process()
 
     def __enter__(self): return self.folder
@@ -655,11 +691,14 @@ def lora_config(peft_config):  # {LoraConfig field: value}, a peft configuration
     except ImportError as e: raise ValueError("LoRA needs peft: pip install peft") from e
     return LoraConfig(**{"task_type": "SEQ_CLS"} | peft_config)
 
-# %% ../nbs/10_autotrain.ipynb #984c0ead
+# %% ../nbs/10_autotrain.ipynb #4a956cc3
 class library_bars:
     "Context without the libraries' bars for writing files, and, with `progress=False`, without any."
 
-    def __init__(self, progress):
+    def __init__(
+        self,
+        progress,  # False: not even the bars of reading and encoding
+    ):
         self.progress = progress
 
     def __enter__(self):
@@ -749,6 +788,13 @@ def evaluate_output(output, held_out, data_report, progress, say):  # -> Evaluat
     say(str(report))
     return report
 
+# %% ../nbs/10_autotrain.ipynb #9b1d4a63
+def drop_checkpoints(output):  # folder of a finished run
+    "Removes the run's checkpoints: with optimizer state they are three times the model, and the run is done."
+    from reward_kit.trainer import remove_checkpoints
+
+    remove_checkpoints(output)
+
 # %% ../nbs/10_autotrain.ipynb #3fc471f2
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # each also with .gz
 
@@ -768,7 +814,7 @@ def find_split(
     named = [p for p in files if p.name.removesuffix(".gz").rpartition(".")[0] == split]
     return (str(named[0]), None) if named else (str(path), None if split == "train" else split)
 
-# %% ../nbs/10_autotrain.ipynb #05530098
+# %% ../nbs/10_autotrain.ipynb #3853f112
 def run_arguments(params):  # params: LLMTrainingParams -> keyword arguments of `train_reward_model`
     "Everything the parameters say, in the pipeline's words."
     config = reward_config_values(params)
@@ -791,6 +837,7 @@ def run_arguments(params):  # params: LLMTrainingParams -> keyword arguments of 
         "quantization": params.quantization,
         "chat_template": params.chat_template,
         "overwrite": params.overwrite,
+        "keep_checkpoints": params.keep_checkpoints,
     }
 
 # %% ../nbs/10_autotrain.ipynb #b6792882
@@ -879,11 +926,14 @@ class AutoTrainProject:
 class PPONotYet(RuntimeError):
     "`trainer='ppo'` was asked for, and is not part of this release."
 
-# %% ../nbs/10_autotrain.ipynb #7ebf67fc
+# %% ../nbs/10_autotrain.ipynb #82c65603
 class hub_token:
     "Context in which downloads and uploads use this token (None: the one you logged in with)."
 
-    def __init__(self, token):
+    def __init__(
+        self,
+        token,  # of the hub, or None
+    ):
         self.token = token
 
     def __enter__(self):

@@ -69,11 +69,12 @@ class Command:
     interrupted: str = "run it again"  # what to do after Ctrl-C
     unsupported: dict = field(default_factory=dict)  # {known name: why it is refused}
 
-# %% ../nbs/11_cli.ipynb #252f9193
+# %% ../nbs/11_cli.ipynb #784ed1d5
 class Parser(argparse.ArgumentParser):
     "An `ArgumentParser` that raises `ParameterError` instead of leaving the process."
 
     def error(self, message):
+        "Called by argparse for a wrong call."
         raise ParameterError(message)
 
 
@@ -310,17 +311,17 @@ LEARNING_OPTIONS = grouped("training (RewardConfig)", (
     Option("seed", int, 42, "seed of head, data order and held-out prompts"),
 ))
 
-# %% ../nbs/11_cli.ipynb #cbef7f42
+# %% ../nbs/11_cli.ipynb #1bc649a6
 RUN_OPTIONS = grouped("training (RewardConfig)", (
     Option("bf16", bool, None, "bfloat16 mixed precision (default: where the hardware has it)"),
     Option("fp16", bool, False, "float16 mixed precision"),
     Option("gradient_checkpointing", bool, None, "recompute activations: less memory, slower (default: off)"),
-    Option("logging_steps", float, 10, "steps between two log lines"),
+    Option("logging_steps", float, 10, "steps between two log lines (default: 10, less in a run shorter than 200 steps)"),
     Option("eval_strategy", str, "no", "when to evaluate during training", ("no", "steps", "epoch")),
     Option("eval_steps", float, None, "steps between evaluations (default: logging_steps)"),
     Option("save_strategy", str, "steps", "when to save a checkpoint to resume from", ("no", "steps", "epoch")),
-    Option("save_steps", float, 500, "steps between checkpoints"),
-    Option("save_total_limit", int, None, "checkpoints kept (default: all)"),
+    Option("save_steps", float, 0.1, "steps between checkpoints, the most that a killed run loses; below 1: a part of the run"),
+    Option("save_total_limit", int, 2, "checkpoints kept during the run"),
     Option("load_best_model_at_end", bool, False, "keep the best checkpoint instead of the last"),
     Option("report_to", str, "none", "none, tensorboard, wandb, ...; nothing is ever logged unless asked for"),
     Option("dataset_num_proc", int, None, "processes that encode the data"),
@@ -353,7 +354,7 @@ def lora_arguments(args):  # args: SimpleNamespace -> {LoraConfig field: value} 
         "task_type": "SEQ_CLS",
     }
 
-# %% ../nbs/11_cli.ipynb #1e478319
+# %% ../nbs/11_cli.ipynb #effb13af
 def run_train(args):  # args: SimpleNamespace
     "Trains, evaluates on held-out prompts, saves, and says how to go on."
     from reward_kit.autotrain import train_reward_model
@@ -371,14 +372,17 @@ def run_train(args):  # args: SimpleNamespace
         quantization=args.quantization,
         chat_template=args.chat_template,
         overwrite=args.overwrite,
+        keep_checkpoints=args.keep_checkpoints,
         **loading_arguments(args),
     )
     print(next_steps(args.output, args.data))
 
-# %% ../nbs/11_cli.ipynb #aeff3191
+# %% ../nbs/11_cli.ipynb #dfb2cd95
 def next_steps(
-    folder, data=None, example=("What is AI?", "AI is the study of machines that act intelligently.")
-):  # example: prompt, response -> text
+    folder,  # of the reward model
+    data=None,  # what it was trained on; None: evaluating on other data is not mentioned
+    example=("What is AI?", "AI is the study of machines that act intelligently."),  # prompt and response to score
+):  # -> text
     "What to do with a reward-model folder."
     lines = [
         f"The reward model is in {folder} (README.md is its card, evaluation/ the full report). Next:",
@@ -391,7 +395,7 @@ def next_steps(
 
 RESUME = "run the same command again to go on from the newest checkpoint"
 TRAIN = Command("train", "Train a reward model on preferences and evaluate it on prompts it has not seen.", (
-    Option("model", required=True, help="base model: a hub id, a folder, or playground (the tiny built-in base)"),
+    Option("model", required=True, help="base model: a hub id, a folder, or playground (the tiny built-in base, with settings of its own)"),
     Option("data", required=True, help="file, folder, glob or hub id of preferences"),
     Option("output", required=True, help="folder for the reward model", metavar="FOLDER"),
     Option("eval_data", help="preferences to evaluate on (default: a part of the prompts is held out)", metavar="DATA"),
@@ -399,6 +403,7 @@ TRAIN = Command("train", "Train a reward model on preferences and evaluate it on
     Option("max_samples", int, None, "train on at most this many rows"),
     Option("chat_template", help="chatml, zephyr, or a .jinja file (default: the tokenizer's own)"),
     Option("overwrite", bool, False, "clear a finished or different run in the output folder"),
+    Option("keep_checkpoints", bool, False, "leave the checkpoints in the folder after the run has finished"),
     *CONFIG_OPTIONS, *LORA_OPTIONS, *DATA_OPTIONS, QUIET,
 ), "reward-kit train --model Qwen/Qwen3-0.6B --data preferences.jsonl --output reward-model --lora", run_train, RESUME)
 
@@ -644,12 +649,16 @@ def truth_table(world, folder, held_out):  # -> text
     rows = (("guessing", 0.5), ("this reward model", reached), ("the best any model can reach", best))
     return "\n".join(f"{name:<30}{value:6.1%}  {'#' * round(40 * value)}" for name, value in rows)
 
-# %% ../nbs/11_cli.ipynb #99385096
+# %% ../nbs/11_cli.ipynb #621b2330
 def score_example(world, folder):  # -> text
-    "Four responses to one prompt with the model's score and the true reward."
+    "Four responses to one prompt, chosen so that good and bad ones are among them, with the model's score and the true reward."
     from reward_kit.inference import RewardModel
 
-    record = next(iter(world.rankings(1, k=4)))
+    def spread(record):
+        truth = world.true_reward([record["prompt"]] * 4, record["responses"])
+        return max(truth) - min(truth)
+
+    record = max(world.rankings(16, k=4), key=spread)
     scores = RewardModel.from_pretrained(folder).score([record["prompt"]] * 4, record["responses"])
     truth = world.true_reward([record["prompt"]] * 4, record["responses"])
     rows = sorted(zip(scores, truth, record["responses"]), key=lambda r: -r[0])

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['logger', 'PLAYGROUND_TRAINING', 'READY_COLUMNS', 'STATISTICS', 'MARKER', 'UNFINISHED', 'default_learning_rate',
-           'default_precision', 'setting', 'RemembersGiven', 'check_config', 'RewardConfig', 'to_reward_config',
-           'fill_config', 'head_modules', 'with_trained_head', 'check_head_is_trained', 'from_token_ids',
-           'column_names', 'to_pair_ids', 'content_hash', 'example_lengths', 'usable_records', 'no_bars', 'DataSteps',
-           'EpochLengthSampler', 'SamplingSteps', 'batch_labels', 'counted_rows', 'batch_weight', 'row_statistics',
-           'add_up', 'summarise', 'LossSteps', 'MetricSteps', 'is_out_of_memory', 'split_batch', 'take_examples',
-           'MemorySteps', 'gibibytes', 'duration', 'TrainingPlan', 'estimate_memory', 'PlanSteps', 'TimingSteps',
-           'CheckpointError', 'sync_to_disk', 'begin_checkpoint', 'complete_checkpoint', 'read_marker',
-           'complete_checkpoints', 'remove_checkpoint', 'remove_unfinished', 'is_write_error', 'write_problem',
-           'CheckpointSteps', 'ResumeSteps', 'TrainingInterrupted', 'StopWhenAsked', 'InterruptSteps', 'move_into',
-           'write_weights', 'merged_model', 'scores_of', 'plot_training', 'markdown_table', 'card_head', 'ExportSteps',
-           'MergeSteps', 'EvaluationSteps', 'CardSteps', 'CardText', 'load_for_training', 'use_template',
-           'hidden_settings', 'flatten', 'with_added_tokens', 'SetupSteps', 'TrainSteps', 'RewardTrainer']
+           'default_precision', 'setting', 'RemembersGiven', 'check_config', 'save_when_evaluated', 'RewardConfig',
+           'to_reward_config', 'fill_config', 'head_modules', 'with_trained_head', 'check_head_is_trained',
+           'from_token_ids', 'column_names', 'to_pair_ids', 'content_hash', 'example_lengths', 'usable_records',
+           'record_kind', 'no_bars', 'DataSteps', 'EpochLengthSampler', 'SamplingSteps', 'batch_labels', 'counted_rows',
+           'batch_weight', 'row_statistics', 'add_up', 'summarise', 'LossSteps', 'MetricSteps', 'is_out_of_memory',
+           'split_batch', 'take_examples', 'MemorySteps', 'gibibytes', 'duration', 'TrainingPlan', 'estimate_memory',
+           'PlanSteps', 'TimingSteps', 'CheckpointError', 'sync_to_disk', 'begin_checkpoint', 'complete_checkpoint',
+           'read_marker', 'complete_checkpoints', 'remove_checkpoint', 'own_checkpoints', 'remove_unfinished',
+           'remove_checkpoints', 'is_write_error', 'write_problem', 'CheckpointSteps', 'ResumeSteps',
+           'TrainingInterrupted', 'StopWhenAsked', 'InterruptSteps', 'move_into', 'write_weights', 'merged_model',
+           'scores_of', 'plot_training', 'markdown_table', 'base_name', 'card_head', 'ExportSteps', 'MergeSteps',
+           'EvaluationSteps', 'CardSteps', 'CardText', 'load_for_training', 'use_template', 'hidden_settings',
+           'flatten', 'with_added_tokens', 'SetupSteps', 'TrainSteps', 'RewardTrainer']
 
-# %% ../nbs/04_trainer.ipynb #e122ac6b
+# %% ../nbs/04_trainer.ipynb #3282e39a
 import copy
 import dataclasses
 import errno
@@ -55,6 +56,7 @@ from reward_kit.encoding import (
     encode_dataset,
     load_reward_backbone,
     prepare_tokenizer,
+    resolve_model,
     update_card_section,
 )
 from .loss import centering_loss, pairwise_accuracy, reward_loss
@@ -104,7 +106,16 @@ def check_config(args) -> None: # a RewardConfig
     if args.deepspeed and args.learning_rate is None: raise ValueError(
         "DeepSpeed reads the learning rate before the model is known: give learning_rate, e.g. 1e-5")
 
-# %% ../nbs/04_trainer.ipynb #dab94e0d
+# %% ../nbs/04_trainer.ipynb #11bbd3a6
+def save_when_evaluated(
+    args, # a RewardConfig with `load_best_model_at_end`, changed in place
+) -> None:
+    "The best checkpoint can only be kept where one is saved at every evaluation; replaces saving settings that were not named."
+    if args.eval_strategy == "no": return # transformers' error says it all
+    if "save_strategy" not in args._given: args.save_strategy = args.eval_strategy
+    if args.save_steps == RewardConfig.save_steps and args.eval_strategy == "steps": args.save_steps = args.eval_steps or args.logging_steps
+
+# %% ../nbs/04_trainer.ipynb #d5504bae
 @dataclass
 class RewardConfig(RemembersGiven, trl.RewardConfig):
     """`trl.RewardConfig` for reward models. Defaults that differ from TRL's, with the reason:
@@ -114,6 +125,9 @@ class RewardConfig(RemembersGiven, trl.RewardConfig):
     - `bf16` where the hardware has it, else fp16 on CUDA, else float32 (TRL raises on a CPU).
     - `gradient_checkpointing` off: it costs a fifth of the speed, and out of memory halves the micro-batch by itself.
     - `train_sampling_strategy` "group_by_length": less padding (TRL's trainer raises on it).
+    - `save_steps` 0.1, a tenth of the run, with `save_total_limit=2`: a kill costs at most a tenth, and the disk holds two checkpoints
+      (TRL: every 500 steps, so that a shorter run loses everything, and all are kept). With `load_best_model_at_end` it is `eval_steps`.
+    - `logging_steps` 10, but less in a run shorter than 200 steps: at least twenty lines, and a curve worth looking at.
     - `restore_callback_states_from_checkpoint` on: a resumed run stops early where an uninterrupted one would.
     - `disable_dropout` leaves `lora_dropout` alone: it was asked for (TRL sets it to 0).
 
@@ -131,6 +145,8 @@ class RewardConfig(RemembersGiven, trl.RewardConfig):
     layout: str = setting("auto", "Batch layout: 'auto' or 'padded'.")
     gradient_checkpointing: bool | None = setting(None, "Recompute activations in the backward pass: less memory, slower. None: off.")
     train_sampling_strategy: str = setting("group_by_length", "'group_by_length', 'random', 'sequential' or 'batch_rebalance'.")
+    save_steps: float = setting(0.1, "Steps between checkpoints; below 1: a part of the run. At most this much is lost when it is killed.")
+    save_total_limit: int | None = setting(2, "Checkpoints kept, the newest and the best always. None: all.")
     restore_callback_states_from_checkpoint: bool = setting(True, "Restore callbacks such as early stopping when resuming.")
     show_plan: bool = setting(True, "Print data, steps, memory and time before training.")
     estimate_time: bool = setting(True, "Time one micro-batch for the plan; False leaves the time out.")
@@ -140,6 +156,7 @@ class RewardConfig(RemembersGiven, trl.RewardConfig):
         if self._auto_precision:
             precision = default_precision(self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        if self.load_best_model_at_end: save_when_evaluated(self)
         super().__post_init__()
         if self.device.type == "cpu": self.dataloader_pin_memory = False # it has no meaning there, and torch warns
         check_config(self)
@@ -265,6 +282,14 @@ def usable_records(
     names = list(dict.fromkeys(name for record in records for name in record))
     return {name: [record.get(name) for record in records] for name in names}
 
+# %% ../nbs/04_trainer.ipynb #98103f83
+def record_kind(
+    record: dict | None, # a record of chapter 00; None: there is none
+) -> str | None: # "text" or "messages"
+    "What the responses are made of, as `Preferences.kind` has it."
+    if record is None: return None
+    return "text" if isinstance(record["responses"][0], str) else "messages"
+
 # %% ../nbs/04_trainer.ipynb #7ae81b5b
 @contextmanager
 def no_bars(quiet: bool = True): # False: leave them on
@@ -277,7 +302,7 @@ def no_bars(quiet: bool = True): # False: leave them on
         for logging_module, on in zip(bars, were_on, strict=True):
             if quiet and on: logging_module.enable_progress_bar()
 
-# %% ../nbs/04_trainer.ipynb #e2f55190
+# %% ../nbs/04_trainer.ipynb #8e48f23e
 class DataSteps:
     "How `RewardTrainer` turns data into batches."
     def _accept(self, data, name):
@@ -306,6 +331,7 @@ class DataSteps:
         if "chosen_input_ids" in columns: dataset = dataset.rename_columns(old_names)
         if "chosen_ids" in column_names(dataset): return from_token_ids(dataset, self.encoding.max_length)
         if "responses" not in columns: dataset = dataset.map(usable_records, batched=True, remove_columns=columns)
+        if name == "train": self.data_kind = record_kind(next(iter(dataset), None))
         title = f"Encoding {name} data"
         dataset, self.overflow_reports[name] = encode_dataset(dataset, self.encoder, num_proc=args.dataset_num_proc, desc=title)
         return dataset
@@ -319,14 +345,16 @@ class DataSteps:
         if self._own_collator is not None: self._signature_columns = ["chosen_ids", "rejected_ids", "margin"]
         else: self._signature_columns = ["sequences", "lengths", "ranks", "scores", "margin", "weight"]
 
-# %% ../nbs/04_trainer.ipynb #ec8d9c9c
+# %% ../nbs/04_trainer.ipynb #6bddd0c9
 class EpochLengthSampler(LengthGroupedSampler):
     "transformers' `LengthGroupedSampler` whose order depends on the seed and the epoch alone, so that a resumed run sees the same batches."
     def __init__(self, batch_size, lengths, seed):
         super().__init__(batch_size, lengths=lengths)
         self.seed, self.epoch = seed, 0
 
-    def set_epoch(self, epoch): self.epoch = epoch
+    def set_epoch(self, epoch):
+        "Another order for another epoch."
+        self.epoch = epoch
 
     def __iter__(self):
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
@@ -446,7 +474,7 @@ def summarise(
     spread = math.sqrt(max(t["square"] / t["rewards"] - mean**2, 0.0))
     return metrics | {"mean_reward": mean, "std_reward": spread, "min_reward": t["min"], "max_reward": t["max"]}
 
-# %% ../nbs/04_trainer.ipynb #5ea352c4
+# %% ../nbs/04_trainer.ipynb #09c12bb8
 class LossSteps:
     "The loss of a batch and the metrics of many."
     loss_is_scaled_for_ga = True # compute_loss divides by the weight of the whole accumulated batch
@@ -476,6 +504,7 @@ class LossSteps:
         return losses, centering_loss(rewards, mask=labels["mask"], weight=labels["weight"], reduction="none")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        "The batch's share of the mean loss; in training divided by the weight of the whole accumulated batch, `num_items_in_batch`."
         outputs, rewards = self._rewards(model, inputs)
         labels = batch_labels(inputs)
         losses, centering = self._row_losses(rewards, labels)
@@ -488,7 +517,7 @@ class LossSteps:
         if training: loss = loss * self.accelerator.num_processes # gradients are averaged over processes
         return (loss, outputs) if return_outputs else loss
 
-# %% ../nbs/04_trainer.ipynb #861c4564
+# %% ../nbs/04_trainer.ipynb #f1127604
 class MetricSteps:
     "Metrics of training between two logs, and of an evaluation set."
     def _record(self, rows):
@@ -508,6 +537,7 @@ class MetricSteps:
         transformers.Trainer.log(self, logs, start_time)
 
     def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+        "transformers' loop, whose metrics are replaced by those of the summed rows."
         outer, self._eval_totals = self._eval_totals, []
         try:
             output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -529,8 +559,10 @@ class MetricSteps:
         if "reward_index" not in inputs: rewards = torch.stack(rewards.squeeze(-1).chunk(2), 1)
         return loss.detach(), rewards.masked_fill(absent, -100), labels["ranks"].masked_fill(absent, -100)
 
-# %% ../nbs/04_trainer.ipynb #13ad7ad6
-def is_out_of_memory(error: BaseException) -> bool:
+# %% ../nbs/04_trainer.ipynb #98eb47dd
+def is_out_of_memory(
+    error: BaseException, # what was raised in a forward or backward pass
+) -> bool:
     "Whether an exception says that memory ran out, on an accelerator or in the CPU's allocator."
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)): return True
     signs = ("out of memory", "DefaultCPUAllocator", "can't allocate memory", "ALLOC_FAILED")
@@ -568,14 +600,16 @@ def take_examples(
         part["reward_index"][index >= 0] = place * width + index[index >= 0] % length
     return part
 
-# %% ../nbs/04_trainer.ipynb #95bf3bce
+# %% ../nbs/04_trainer.ipynb #80628081
 class MemorySteps:
     "A training step that survives running out of memory."
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        "The micro-batches of an optimizer step, and their weight; what a repeated step needs is put aside."
         self._step_inputs, self._totals_before_step = [], self._train_totals # a new optimizer step begins
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        "Forward and backward of a micro-batch; when memory runs out, the step again in twice as many parts."
         if num_items_in_batch is None: num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
         self._step_inputs.append(inputs)
         loss = self._try_step(model, [inputs], num_items_in_batch)
@@ -610,14 +644,18 @@ class MemorySteps:
         self._say(f"Out of memory at step {self.state.global_step + 1}: "
                   f"batches are computed in {self._parts} parts from now on, with the same result.")
 
-# %% ../nbs/04_trainer.ipynb #53cebcea
-def gibibytes(size: float) -> str: # bytes
+# %% ../nbs/04_trainer.ipynb #e0ffadb8
+def gibibytes(
+    size: float, # bytes
+) -> str: # "1.5 GiB"
     "A readable size."
     unit, name = next((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if size >= u or n == "KiB")
     return f"{size / unit:.1f} {name}"
 
 
-def duration(seconds: float) -> str:
+def duration(
+    seconds: float, # 0 or more
+) -> str: # "42 s", "12 min" or "3.5 h"
     "A readable time."
     return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
@@ -627,13 +665,13 @@ class TrainingPlan:
     "What a run will do and need; `str` gives a few lines."
     examples: int | None # None: a stream
     tokens: int | None # of one epoch, padding not counted
-    steps: int
+    steps: int # optimizer steps
     batch_size: int # examples in an optimizer step, over all processes
-    parameters: int
-    trainable: int
+    parameters: int # of the model, head included
+    trainable: int # how many of them are trained
     memory: dict # what -> bytes, in one process
-    precision: str
-    learning_rate: float
+    precision: str # "bf16", "fp16" or "float32"
+    learning_rate: float # its peak
     seconds: float | None = None # of the run; None: not measured
 
     def __str__(self):
@@ -646,9 +684,9 @@ class TrainingPlan:
         if self.seconds is not None: lines.append(f"time      about {duration(self.seconds)} (one micro-batch timed, without evaluation)")
         return "\n".join(lines)
 
-# %% ../nbs/04_trainer.ipynb #de1ab663
+# %% ../nbs/04_trainer.ipynb #1f88a565
 def estimate_memory(
-    model: nn.Module,
+    model: nn.Module, # whose parameters that need gradients are trained
     tokens: int, # of the largest micro-batch, padding counted
     mixed: bool = False, # activations in 16 bits
     checkpointing: bool = False, # activations recomputed: only one value per token, layer and hidden unit stays
@@ -664,12 +702,20 @@ def estimate_memory(
     moments = sum(8 * p.numel() for p in trained)
     return {"weights": weights, "gradients": gradients, "optimizer": moments, "activations": int(tokens * per_token)}
 
-# %% ../nbs/04_trainer.ipynb #6eb5b946
+# %% ../nbs/04_trainer.ipynb #700ff9ca
 class PlanSteps:
     "What a run will do, said before it starts."
     def plan(self) -> TrainingPlan:
         "The numbers of the run `train()` would do; the random state is left as it was."
         with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []): return self._plan()
+
+    def set_initial_training_values(self, args, dataloader):
+        "transformers' numbers of the run; now that its length is known, parts of it become steps, and a short run gets more log lines."
+        values = super().set_initial_training_values(args, dataloader)
+        if "logging_steps" not in args._given: args.logging_steps = min(args.logging_steps, max(1, values[-1] // 20))
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if 0 < (getattr(args, name) or 0) < 1: setattr(args, name, math.ceil(values[-1] * getattr(args, name)))
+        return values
 
     def _plan(self):
         loader, args = self.get_train_dataloader(), self.args
@@ -720,7 +766,7 @@ class TimingSteps:
         if self.args.device.type == "cuda": torch.cuda.synchronize()
         return time.perf_counter() - start
 
-# %% ../nbs/04_trainer.ipynb #af0e1ec2
+# %% ../nbs/04_trainer.ipynb #d768d880
 MARKER = "reward_kit_checkpoint.json" # written last: this checkpoint is complete
 UNFINISHED = MARKER + ".partial" # written first: this folder is ours and not complete
 
@@ -738,7 +784,9 @@ def sync_to_disk(
     finally: os.close(handle)
 
 
-def begin_checkpoint(folder: Path) -> None:
+def begin_checkpoint(
+    folder: Path, # checkpoint-STEP
+) -> None:
     "Creates the folder, or takes it back out of what counts."
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MARKER).exists(): os.replace(folder / MARKER, folder / UNFINISHED)
@@ -746,7 +794,7 @@ def begin_checkpoint(folder: Path) -> None:
 
 
 def complete_checkpoint(
-    folder: Path,
+    folder: Path, # of `begin_checkpoint`, with everything written
     step: int, # optimizer steps done
 ) -> None:
     "Flushes every file to disk, then writes the list that makes the checkpoint count."
@@ -758,7 +806,7 @@ def complete_checkpoint(
     os.replace(folder / UNFINISHED, folder / MARKER)
     sync_to_disk(folder)
 
-# %% ../nbs/04_trainer.ipynb #75d124bf
+# %% ../nbs/04_trainer.ipynb #c1fa1ca6
 def read_marker(folder: Path) -> dict | None: # {step, saved_at, files}; None: the checkpoint does not count
     "The marker of a complete checkpoint whose files are all there."
     try: marker = json.loads((Path(folder) / MARKER).read_text())
@@ -773,28 +821,45 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]: # oldest first
     return [path for _, path in sorted(found)]
 
 
-def remove_checkpoint(folder: Path) -> None:
+def remove_checkpoint(
+    folder: Path, # a checkpoint of ours
+) -> None:
     "Deletes a checkpoint; killed half way, what is left does not count."
     if (folder / MARKER).exists(): os.replace(folder / MARKER, folder / UNFINISHED)
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def own_checkpoints(output_dir: str | Path) -> list[Path]: # by name
+    "All checkpoints of ours, complete or not; folders of other programs are not among them."
+    return [path for path in sorted(Path(output_dir).glob("checkpoint-*")) if (path / UNFINISHED).exists() or (path / MARKER).exists()]
+
+
 def remove_unfinished(output_dir: str | Path) -> list[str]: # names of the removed folders
-    "Deletes checkpoints of ours that were never completed, or lost files; folders of other programs stay."
-    ours = [path for path in sorted(Path(output_dir).glob("checkpoint-*")) if (path / UNFINISHED).exists() or (path / MARKER).exists()]
-    broken = [path for path in ours if read_marker(path) is None]
+    "Deletes checkpoints of ours that were never completed, or lost files."
+    broken = [path for path in own_checkpoints(output_dir) if read_marker(path) is None]
     for path in broken: remove_checkpoint(path)
     return [path.name for path in broken]
 
-# %% ../nbs/04_trainer.ipynb #fced2a8f
-def is_write_error(error: BaseException) -> bool:
+
+def remove_checkpoints(output_dir: str | Path) -> list[str]: # names of the removed folders
+    "Deletes all checkpoints of ours: what a finished run has no more use for."
+    found = own_checkpoints(output_dir)
+    for path in found: remove_checkpoint(path)
+    return [path.name for path in found]
+
+# %% ../nbs/04_trainer.ipynb #b9238292
+def is_write_error(
+    error: BaseException, # what was raised while a file was written
+) -> bool:
     "Whether writing a file failed; torch and safetensors wrap the system's error."
     if isinstance(error, OSError): return True
     signs = ("No space left", "PytorchStreamWriter", "Disk quota", "I/O error", "IoError", "File too large")
     return any(sign in str(error) for sign in signs) or (error.__context__ is not None and is_write_error(error.__context__))
 
 
-def write_problem(error: BaseException) -> str:
+def write_problem(
+    error: BaseException, # an `is_write_error`
+) -> str:
     "What went wrong, in a few words."
     signs = ("No space left", "PytorchStreamWriter")
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in signs): return "the disk is full"
@@ -852,7 +917,7 @@ class ResumeSteps:
             raise CheckpointError(f"{resume} was saved with save_only_model=True and cannot be resumed")
         return resume and str(resume)
 
-# %% ../nbs/04_trainer.ipynb #d8479ad6
+# %% ../nbs/04_trainer.ipynb #5eb631e6
 class TrainingInterrupted(KeyboardInterrupt):
     "Training was stopped by Ctrl-C; the message says how to go on."
 
@@ -862,6 +927,7 @@ class StopWhenAsked(transformers.TrainerCallback):
     def __init__(self): self.asked = False
 
     def on_step_end(self, args, state, control, **kwargs):
+        "Called by the trainer after every optimizer step."
         if self.asked: control.should_training_stop, control.should_save = True, args.save_strategy != "no"
 
 
@@ -887,7 +953,7 @@ class InterruptSteps:
         if not found: return f"Training stopped at step {self.state.global_step}; no checkpoint was saved."
         return f"Training stopped at step {self.state.global_step}; continue from {found[-1]} with train(resume_from_checkpoint=True)."
 
-# %% ../nbs/04_trainer.ipynb #43348047
+# %% ../nbs/04_trainer.ipynb #aeab15ec
 def move_into(
     source: Path, # complete folder, on the same disk
     target: Path, # created if needed
@@ -909,7 +975,7 @@ def move_into(
 
 def write_weights(
     model, # transformers.PreTrainedModel, as it is to be loaded
-    folder: Path,
+    folder: Path, # where config.json and the safetensors go
     state_dict: dict | None = None, # gathered weights of a sharded model
 ) -> None:
     "float32 safetensors and the configuration of a model with one raw score."
@@ -919,7 +985,7 @@ def write_weights(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
-# %% ../nbs/04_trainer.ipynb #dfacfd69
+# %% ../nbs/04_trainer.ipynb #8d185a1e
 def merged_model(
     model, # peft.PeftModel; left as it is
 ):
@@ -936,7 +1002,7 @@ def merged_model(
 
 def scores_of(
     model, # with `bind_reward_forward`
-    collator: RewardCollator,
+    collator: RewardCollator, # with the model's pad id
     sequences: list, # token ids
 ) -> torch.Tensor: # (n,) float32 on the CPU
     "Rewards of token sequences, one at a time, in evaluation mode and full precision."
@@ -966,23 +1032,33 @@ def plot_training(
         if axis.lines: axis.legend(fontsize=8)
     return figure
 
-# %% ../nbs/04_trainer.ipynb #ebaaff0d
+# %% ../nbs/04_trainer.ipynb #cd320fbf
 def markdown_table(
     rows: dict, # left cell -> right cell; None is left out
-    head: tuple[str, str] = ("", ""),
+    head: tuple[str, str] = ("", ""), # titles of the two columns
 ) -> str:
     "A table of two columns."
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *lines])
 
 
+def base_name(
+    name: str | os.PathLike, # what the base was loaded by: "playground", a folder, or a hub id
+) -> str: # what a card may say: of a folder its name alone, which means as much to others and tells nothing of this machine
+    "The base model by a name fit to be published."
+    is_path = os.path.isdir(name) or os.path.isabs(name) or str(name).startswith((".", "~")) # also one that is gone by now
+    if not is_path or str(name) == "playground": return str(name)
+    folder = Path(name).resolve()
+    return "playground" if folder == Path(resolve_model("playground")).resolve() else folder.name
+
+
 def card_head(
     name: str, # of the model
     base: str, # id of the base model
-    trained_here: bool = True, # base is a hub id that a card may name
+    on_hub: bool = True, # base is a hub id, which the front matter links to
 ) -> str:
     "Front matter, what the model is, and the call that uses it."
-    base_line = f"base_model: {base}\n" if trained_here else ""
+    base_line = f"base_model: {base}\n" if on_hub else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -1001,7 +1077,7 @@ rm.score("What is AI?", "AI is the study of machines that act sensibly.")
 ```
 """
 
-# %% ../nbs/04_trainer.ipynb #8707cfab
+# %% ../nbs/04_trainer.ipynb #68e09781
 class ExportSteps:
     "The saved folder: weights, tokenizer, metadata and card."
     def save_model(self, output_dir=None, _internal_call=False):
@@ -1035,14 +1111,14 @@ class ExportSteps:
         self._write_card(folder, name, normalization, difference)
         metadata = RewardMetadata(
             encoding=self.encoding, normalization=normalization, loss={"name": self.args.loss_type, "parameters": self._loss_parameters()},
-            base=self._base, data_hash=self._training_hash())
+            base=self._base, data_hash=self._training_hash(), data_kind=self.data_kind)
         if difference is not None: metadata.extra["merge"] = {"max_score_difference": difference}
         metadata.save(folder)
 
     def _loss_parameters(self):
         return {**(self.args.loss_kwargs or {}), "center_rewards_coefficient": self.args.center_rewards_coefficient}
 
-# %% ../nbs/04_trainer.ipynb #16d18f70
+# %% ../nbs/04_trainer.ipynb #9451a3dc
 class MergeSteps:
     "LoRA: merged weights at the top of the folder, the adapter inside."
     def _write_merged(self, model, folder):
@@ -1050,6 +1126,9 @@ class MergeSteps:
         write_weights(merged_model(model), folder)
         model.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink(missing_ok=True) # PEFT's template with its blanks
+        config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = self._base["id"]
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         sequences = [ids for row in self._sample_rows(16) for ids in row["sequences"]]
         if not sequences or not self._index_forward: return None
         loaded = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
@@ -1097,7 +1176,7 @@ class EvaluationSteps:
         count = int(sum(t[STATISTICS.index("rewards")] for t in totals))
         return {"mean": summary["mean_reward"], "std": summary["std_reward"], "n": count, "data_hash": "-".join(hashes) or None}
 
-# %% ../nbs/04_trainer.ipynb #4c890326
+# %% ../nbs/04_trainer.ipynb #a7e77c7b
 class CardSteps:
     "What the folder says about how the model was made."
     def _training_hash(self):
@@ -1105,20 +1184,20 @@ class CardSteps:
 
     def _write_card(self, folder, name, normalization, difference):
         base = self._base["id"]
-        (folder / "README.md").write_text(card_head(name, base, "/" in base and not os.path.exists(base)))
+        (folder / "README.md").write_text(card_head(name, base, "/" in base))
         plot_training(self.state.log_history).savefig(folder / "training_curve.png")
         update_card_section(folder, "training", self._training_markdown(difference))
         if self.data_report is not None: update_card_section(folder, "data", "## Training data\n\n" + self.data_report.to_markdown())
         update_card_section(folder, "evaluation", self._evaluation_markdown(normalization))
 
-# %% ../nbs/04_trainer.ipynb #b6b41f94
+# %% ../nbs/04_trainer.ipynb #23bc8eac
 class CardText:
     "The sections of the card that come from training."
     def _training_markdown(self, difference):
         args, overflow = self.args, self.overflow_report
         batch = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
         rows = {
-            "base model": self._base["id"], "loss": f"{args.loss_type} {json.dumps(self._loss_parameters())}",
+            "base model": self._base["id"], "loss": self._loss_text(),
             "examples": f"{len(self.train_dataset):,}" if has_length(self.train_dataset) else "a stream",
             "length": overflow and str(overflow), "batch": f"{batch} examples",
             "steps": f"{self._weights_step()} of {self.state.max_steps}",
@@ -1129,6 +1208,10 @@ class CardText:
         encoding = "\n".join(f"- {line}" for line in self.encoding.describe().splitlines())
         table, curve = markdown_table(rows, ("setting", "value")), "![loss and accuracy by optimizer step](training_curve.png)"
         return f"## Training\n\n{table}\n\nEncoding:\n\n{encoding}\n\n{curve}"
+
+    def _loss_text(self):
+        given = [f"{name}={value}" for name, value in self._loss_parameters().items() if value is not None]
+        return ", ".join([self.args.loss_type, *given])
 
     def _adapter_text(self):
         config = next(iter(getattr(self.model, "peft_config", {}).values()), None)
@@ -1152,22 +1235,22 @@ class CardText:
         written = (Path(self.args.output_dir) / "README.md").exists()
         if self.is_world_process_zero() and not written: super().create_model_card(model_name, dataset_name, tags)
 
-# %% ../nbs/04_trainer.ipynb #45fdd258
+# %% ../nbs/04_trainer.ipynb #0879f06c
 def load_for_training(
     model, # "playground", a folder, a hub id, or a model
-    tokenizer, # or None
-    args: RewardConfig,
+    tokenizer, # used instead of the model's own; None: the model's
+    args: RewardConfig, # seed, trust_remote_code, model_init_kwargs
     quantization_config=None, # transformers' quantization settings
 ): # -> (model, tokenizer, {"id", "revision"})
     "The model with a head and its tokenizer. ModelLoadError, ValueError."
     kwargs = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if isinstance(model, (str, os.PathLike)):
         if quantization_config is not None: kwargs["quantization_config"] = quantization_config
-        loaded, own_tokenizer = load_reward_backbone(model, new_head=True, seed=args.seed, **kwargs)
-        return loaded, tokenizer or own_tokenizer, {"id": str(model), "revision": kwargs.get("revision")}
+        loaded, tokenizer = load_reward_backbone(model, new_head=True, seed=args.seed, tokenizer=tokenizer, **kwargs)
+        return loaded, tokenizer, {"id": base_name(model), "revision": kwargs.get("revision")}
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     if tokenizer is None: tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    return model, tokenizer, {"id": name, "revision": None}
+    return model, tokenizer, {"id": base_name(name), "revision": None}
 
 
 def use_template(
@@ -1179,9 +1262,12 @@ def use_template(
     tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
     return model, tokenizer, []
 
-# %% ../nbs/04_trainer.ipynb #120534ba
+# %% ../nbs/04_trainer.ipynb #d52410f8
 @contextmanager
-def hidden_settings(args, names):
+def hidden_settings(
+    args, # RewardConfig, as it was again afterwards
+    names, # of the settings to hide
+):
     "Settings that are None while TRL's constructor runs, because they have been used already."
     kept = {name: getattr(args, name) for name in names}
     for name in names: setattr(args, name, None)
@@ -1207,7 +1293,7 @@ def with_added_tokens(
         peft_config.trainable_token_indices = indices
     return peft_config
 
-# %% ../nbs/04_trainer.ipynb #3d95e247
+# %% ../nbs/04_trainer.ipynb #132cc305
 class SetupSteps:
     "What is decided before TRL's constructor runs."
     def _load(self, model, tokenizer, args, quantization_config):
@@ -1226,7 +1312,8 @@ class SetupSteps:
     def _start_counters(self, args, data_collator, compute_metrics):
         "What the steps of this class keep; TRL's constructor prepares data, so it comes first."
         self._own_collator, self.compute_metrics, self._quiet = data_collator, compute_metrics, bool(args.disable_tqdm)
-        self.data_report, self.data_hash, self.overflow_reports, self._stopper = None, None, {}, StopWhenAsked()
+        self.data_report, self.data_hash, self.data_kind = None, None, None
+        self.overflow_reports, self._stopper = {}, StopWhenAsked()
         self._length_sampler, self._in_order, self._best_is_loaded, self._evaluated = None, False, False, {}
         self._train_totals, self._eval_totals, self._last_totals, self._tokens_seen, self._parts = None, None, None, 0, 1
 
@@ -1285,7 +1372,7 @@ class TrainSteps:
     def _send_telemetry(self):
         "Nothing leaves this machine unless it is asked for."
 
-# %% ../nbs/04_trainer.ipynb #ef3bd8f8
+# %% ../nbs/04_trainer.ipynb #271e7f1a
 class RewardTrainer(TrainSteps, DataSteps, SamplingSteps, MetricSteps, MemorySteps, LossSteps, PlanSteps, TimingSteps,
                     InterruptSteps, CheckpointSteps, ResumeSteps, ExportSteps, MergeSteps, EvaluationSteps, CardSteps, CardText,
                     SetupSteps, trl.RewardTrainer):
@@ -1303,7 +1390,11 @@ class RewardTrainer(TrainSteps, DataSteps, SamplingSteps, MetricSteps, MemorySte
         train_dataset=None, # Preferences, what `load_preferences` reads, or a dataset as TRL's trainer takes it
         eval_dataset=None, # the same, or a dict of them
         processing_class=None, # tokenizer; None: the model's
-        compute_metrics=None, callbacks=None, optimizers=(None, None), optimizer_cls_and_kwargs=None, preprocess_logits_for_metrics=None,
+        compute_metrics=None, # function of an EvalPrediction -> {name: number}, see above
+        callbacks=None, # of transformers.TrainerCallback
+        optimizers=(None, None), # (torch optimizer, scheduler) instead of those of `args`
+        optimizer_cls_and_kwargs=None, # (class, {keyword: value}) of an optimizer to be built
+        preprocess_logits_for_metrics=None, # function(rewards, ranks) applied before `compute_metrics`
         quantization_config=None, # with a model given by name
         peft_config=None, # e.g. LoraConfig(); the head is always trained and saved, the config stays as it is
     ):

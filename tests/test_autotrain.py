@@ -68,10 +68,17 @@ def config(**more):
         ({"logging_steps": 3}, {"logging_steps": 3}),
         ({"eval_strategy": "no"}, {"eval_strategy": "no"}),
         ({"eval_strategy": "steps", "save_steps": 20}, {"eval_strategy": "steps", "eval_steps": 20, "save_steps": 20}),
+        ({"eval_strategy": "steps"}, {"eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 0.1}),
         ({"save_strategy": "no"}, {"save_strategy": "no"}),
+        ({"save_strategy": "epoch"}, {"save_strategy": "epoch"}),
+        ({"save_steps": 7}, {"save_strategy": "steps", "save_steps": 7}),
+        ({}, {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1, "load_best_model_at_end": False}),
         ({"save_total_limit": 4}, {"save_total_limit": 4}),
         ({"log": "tensorboard"}, {"report_to": ["tensorboard"]}),
-        ({"valid_split": "validation"}, {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}),
+        ({"valid_split": "v", "epochs": 2}, {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "save_strategy": "epoch"}),
+        ({"valid_split": "v", "eval_strategy": "steps"}, {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 0.1}),
+        ({"valid_split": "v"}, {"load_best_model_at_end": False, "save_strategy": "steps", "save_steps": 0.1}),
+        ({"valid_split": "v", "epochs": 2, "save_strategy": "steps"}, {"load_best_model_at_end": False, "save_strategy": "steps"}),
         ({"eval_dataset_path": "e.jsonl", "save_strategy": "no"}, {"load_best_model_at_end": False}),
     ],
 )
@@ -293,9 +300,11 @@ def test_create_returns_the_process_id_and_leaves_a_folder(documented):
     assert documented["project"].path == Path("reward-model")
     names = {p.name for p in (documented["folder"] / "reward-model").iterdir()}
     assert {"config.json", "model.safetensors", "reward_kit.json", "README.md", "training_curve.png", "evaluation.png", "data_report.png"} <= names
+    assert not [name for name in names if name.startswith("checkpoint-")]
     assert [p.name for p in documented["folder"].iterdir() if p.name != "preferences.jsonl"] == ["reward-model"]
     card = (documented["folder"] / "reward-model" / "README.md").read_text()
     assert "95% interval" in card and "preferences.jsonl" in card and "data_report.png" in card
+    assert documented["said"].count("\nstep ") >= 18 - 1, "a short run is logged at every step"
     for line in ("rows read", "Training on 36 preferences, evaluating on 4", "Starting a new run", "step "):
         assert line in documented["said"]
 
@@ -328,27 +337,56 @@ def test_a_finished_run_is_kept_and_can_be_overwritten(documented, monkeypatch):
 
 def run(model, data, output, **more):
     said = []
-    config = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 5, "estimate_time": False}
+    config = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "estimate_time": False}
     columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
     options = {"columns": columns, "progress": False, "say": lambda text: said.append(str(text)), "config": config} | more
     return autotrain.train_reward_model(model, data, output, **options), "\n".join(said)
 
 
-def test_an_interrupted_run_resumes_with_the_same_settings(base, tmp_path, monkeypatch):
-    data = write_pairs(tmp_path / "p.jsonl")
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_a_short_run_that_is_killed_loses_one_interval(base, tmp_path):
+    data, out = write_pairs(tmp_path / "p.jsonl"), tmp_path / "out"
+
+    def die(text):
+        if str(text).startswith("step 6/9"): raise SystemExit("killed")
+
+    with pytest.raises(SystemExit):
+        run(base, data, out, say=die)
+    assert not autotrain.read_run_record(out)["finished"] and checkpoints(out) == ["checkpoint-4", "checkpoint-5"]
+    result, said = run(base, data, out)
+    assert result.resumed and "Resuming from checkpoint-5" in said and "step 6/9" in said and "step 5/9" not in said
+    assert autotrain.read_run_record(out)["finished"] and checkpoints(out) == []
+    whole, _ = run(base, data, tmp_path / "whole")
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_a_run_stopped_in_its_evaluation_resumes_and_can_keep_its_checkpoints(base, tmp_path, monkeypatch):
+    data, out = write_pairs(tmp_path / "p.jsonl", 24), tmp_path / "out"
 
     def stop(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(autotrain, "evaluate_output", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(base, data, tmp_path / "out")
+        run(base, data, out)
     monkeypatch.undo()
-    assert not autotrain.read_run_record(tmp_path / "out")["finished"]
-    result, said = run(base, data, tmp_path / "out")
-    assert result.resumed and "Resuming from checkpoint-" in said and autotrain.read_run_record(tmp_path / "out")["finished"]
-    result, said = run(base, data, tmp_path / "out", overwrite=True)
-    assert not result.resumed and "Starting a new run" in said
+    (out / "checkpoint-of-mine").mkdir()
+    result, said = run(base, data, out, keep_checkpoints=True)
+    assert result.resumed and "Resuming from checkpoint-" in said and len(checkpoints(out)) == 3
+    assert checkpoints(out)[-1] == "checkpoint-of-mine"
+    result, said = run(base, data, out, overwrite=True)
+    assert not result.resumed and "Starting a new run" in said and "checkpoint-6" not in checkpoints(out)
+
+
+def test_the_folder_names_no_path_of_this_machine(documented, base):
+    folder = documented["folder"] / "reward-model"
+    texts = {path.name: path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md", ".jinja")}
+    assert {"README.md", "reward_kit.json", "training_run.json", "report.md"} <= set(texts)
+    assert not [name for name, text in texts.items() if str(Path(base).parent) in text or str(documented["folder"]) in text]
+    assert f"| base model | {Path(base).name} |" in texts["README.md"] and "null" not in texts["README.md"]
 
 
 def test_lora_given_evaluation_data_and_a_chat_template(base, tmp_path):

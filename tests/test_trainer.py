@@ -412,7 +412,72 @@ def test_weights_only_checkpoints_cannot_be_resumed(base, config, tmp_path):
     with pytest.raises(CheckpointError, match="save_only_model=True"): RewardTrainer(base, config(), train_dataset=make_dataset(8)).train(resume_from_checkpoint=True)
 
 
+def checkpoints(folder): return sorted((p.name for p in folder.glob("checkpoint-*")), key=lambda name: int(name.split("-")[1]))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_short_run_saves_every_tenth_and_logs_at_least_twenty_times(base, tmp_path, stream):
+    args = RewardConfig(str(tmp_path / "out"), max_steps=30, per_device_train_batch_size=2, disable_tqdm=True, show_plan=False)
+    data = IterableDataset.from_generator(lambda: iter(make_pairs(12))) if stream else make_dataset(12)
+    trainer = trained(base, args, data)
+    every = trainer.state.save_steps
+    assert every in (3, 4) and trainer.args.save_steps == every and args.save_steps == 0.1
+    assert checkpoints(tmp_path / "out") == [f"checkpoint-{step}" for step in (30 // every * every - (30 % every == 0) * every, 30)]
+    assert [log["step"] for log in trainer.state.log_history if "loss" in log] == list(range(1, 31))
+
+
+def test_given_steps_stay(base, tmp_path):
+    args = RewardConfig(str(tmp_path / "out"), max_steps=6, per_device_train_batch_size=2, disable_tqdm=True, show_plan=False, logging_steps=5, save_steps=4, save_total_limit=None)
+    trainer = trained(base, args, make_dataset(12))
+    assert checkpoints(tmp_path / "out") == ["checkpoint-4", "checkpoint-6"] and [log["step"] for log in trainer.state.log_history if "loss" in log] == [5]
+
+
+@pytest.mark.parametrize("given, expected", [
+    ({"eval_strategy": "steps", "eval_steps": 7}, ("steps", 7)), ({"eval_strategy": "steps"}, ("steps", 10)), ({"eval_strategy": "steps", "eval_steps": 0.25}, ("steps", 0.25)),
+    ({"eval_strategy": "steps", "eval_steps": 7, "save_steps": 14}, ("steps", 14)), ({"eval_strategy": "epoch"}, ("epoch", 0.1)),
+])
+def test_the_best_model_is_saved_when_it_is_evaluated(given, expected):
+    args = RewardConfig("out", load_best_model_at_end=True, **given)
+    assert (args.save_strategy.value, args.save_steps) == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"eval_strategy": "epoch", "save_strategy": "steps"}, {"eval_strategy": "steps", "eval_steps": 7, "save_steps": 10}])
+def test_a_best_model_that_cannot_be_saved_is_refused(given):
+    with pytest.raises(ValueError, match="load_best_model_at_end requires"): RewardConfig("out", load_best_model_at_end=True, **given)
+
+
 # ---- settings
+
+def test_a_given_tokenizer_serves_a_base_without_one(config, tmp_path):
+    folder = tmp_path / "base"
+    make_base(folder)
+    for path in folder.glob("*token*"): path.unlink()
+    with pytest.raises(ValueError, match="tokenizer"): RewardTrainer(str(folder), config(), train_dataset=make_dataset(4))
+    tokenizer = make_tokenizer()
+    trainer = trained(str(folder), config(), make_dataset(8), processing_class=tokenizer)
+    assert trainer.processing_class is tokenizer
+
+
+def test_published_names_of_the_base(base, config, tmp_path):
+    from pathlib import Path
+
+    from reward_kit.encoding import resolve_model
+
+    names = {"playground": "playground", resolve_model("playground"): "playground", "owner/model": "owner/model", base: Path(base).name, "/gone/since/model": "model", "./m": "m"}
+    assert {name: module.base_name(name) for name in names} == names
+    trainer = trained(base, config(), make_dataset(8), eval_dataset=make_dataset(6, 1), peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer.save_model(str(tmp_path / "final"))
+    assert RewardMetadata.load(tmp_path / "final").base["id"] == Path(base).name
+    texts = [path.read_text() for path in (tmp_path / "final").rglob("*") if path.suffix in (".json", ".md")]
+    assert len(texts) > 5 and not [text for text in texts if str(tmp_path.parent) in text]
+    assert "| loss | bradley_terry |" in (tmp_path / "final/README.md").read_text()
+
+
+@pytest.mark.parametrize("kind, expected", [("prompt", "text"), ("no prompt", "text"), ("conversation", "messages"), ("implicit conversation", "messages"), ("token ids", None)])
+def test_the_kind_of_the_training_data_is_recorded(base, config, tmp_path, kind, expected):
+    trainer = RewardTrainer(base, config(), train_dataset=Dataset.from_list(FORMATS[kind]), eval_dataset=Dataset.from_list(FORMATS["prompt"]))
+    trainer.save_model(str(tmp_path / "final"))
+    assert RewardMetadata.load(tmp_path / "final").data_kind == expected
 
 def test_defaults_of_the_model_fill_only_what_was_not_given(base, config):
     assert RewardTrainer(base, config(learning_rate=None), train_dataset=make_dataset(4)).args.learning_rate == 1e-5
