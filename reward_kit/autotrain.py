@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['POSITIVE', 'NOT_NEGATIVE', 'FRACTION', 'PROBABILITY', 'KIND_NAMES', 'UNSUPPORTED', 'TRAINERS', 'OTHER_TRAINERS',
-           'COLUMN_PARAMETERS', 'RUN_RECORD', 'NOT_SETTINGS', 'CHAT_TEMPLATES', 'DATA_SUFFIXES', 'ParameterError',
-           'param', 'convert_value', 'DataParams', 'TrainingParams', 'AdapterParams', 'PPOParams', 'LLMTrainingParams',
-           'parameter_names', 'flag', 'nearest', 'check_names', 'check_value', 'check_combination',
+           'COLUMN_PARAMETERS', 'RUN_RECORD', 'BROKEN', 'NOT_SETTINGS', 'CHAT_TEMPLATES', 'DATA_SUFFIXES',
+           'ParameterError', 'param', 'convert_value', 'DataParams', 'TrainingParams', 'AdapterParams', 'PPOParams',
+           'LLMTrainingParams', 'parameter_names', 'flag', 'nearest', 'check_names', 'check_value', 'check_combination',
            'reward_config_values', 'lora_values', 'parameter_table', 'check_writable', 'read_run_record',
            'write_run_record', 'changed_settings', 'prepare_output', 'clear_run', 'TrainedRewardModel',
-           'train_reward_model', 'is_main_process', 'load_both', 'run_settings', 'fresh_folder', 'chat_template_file',
-           'quantization_config', 'lora_config', 'library_bars', 'log_line', 'with_log_lines', 'build_trainer',
-           'run_training', 'evaluate_output', 'drop_checkpoints', 'find_split', 'run_arguments', 'ppo_prompt_column',
-           'data_columns', 'AutoTrainProject', 'PPONotYet', 'hub_token', 'push_folder']
+           'train_reward_model', 'broken_rows', 'refuse_broken_rows', 'is_main_process', 'load_both', 'run_settings',
+           'fresh_folder', 'chat_template_file', 'quantization_config', 'lora_config', 'library_bars', 'log_line',
+           'with_log_lines', 'build_trainer', 'run_training', 'evaluate_output', 'drop_checkpoints', 'find_split',
+           'run_arguments', 'ppo_prompt_column', 'data_columns', 'AutoTrainProject', 'PPONotYet', 'hub_token',
+           'push_folder']
 
 # %% ../nbs/10_autotrain.ipynb #039fdc94
 import difflib
@@ -126,7 +127,7 @@ class DataParams:
         None, "tokenizer (its own, also the default), chatml, zephyr, or a .jinja file", becomes="`RewardConfig.chat_template_path`"
     )
 
-# %% ../nbs/10_autotrain.ipynb #e4bb62b8
+# %% ../nbs/10_autotrain.ipynb #297a2338
 @dataclass(init=False, kw_only=True)
 class TrainingParams:
     "How it is trained."
@@ -166,6 +167,7 @@ class TrainingParams:
         None, "steps between checkpoints (and evaluations); default: a tenth of the run", config="save_steps", limits=POSITIVE
     )
     save_total_limit: int = param(1, "checkpoints kept during the run", config="save_total_limit", limits=POSITIVE)
+    skip_broken_rows: bool = param(False, "leave out rows that are not JSON, or hold null or something else than text", own=True, becomes="the data")
     keep_checkpoints: bool = param(False, "keep them after the run too", own=True, becomes="the output folder")
     log: str = param("none", "none, tensorboard or wandb", choices=("none", "tensorboard", "wandb"), config="report_to")
     overwrite: bool = param(False, "train again where a finished or different run lies", own=True, becomes="the output folder")
@@ -531,7 +533,7 @@ class TrainedRewardModel:
     held_out: object  # Preferences the evaluation used
     resumed: bool  # True: continued from a checkpoint
 
-# %% ../nbs/10_autotrain.ipynb #32b714d2
+# %% ../nbs/10_autotrain.ipynb #fac5ec4f
 def train_reward_model(
     model,  # hub id, folder, or "playground"
     data,  # whatever `load_preferences` takes
@@ -547,6 +549,7 @@ def train_reward_model(
     quantization=None,  # "int4", "int8" or None; needs peft_config, CUDA and bitsandbytes
     chat_template=None,  # "chatml", "zephyr", a .jinja file, or None: the tokenizer's own
     overwrite=False,  # clear a finished or different run of ours in `output`
+    skip_broken_rows=False,  # leave broken rows (not JSON, null, not text) out and count them; False: they are an error before training
     keep_checkpoints=False,  # leave the run's checkpoints in the folder after it has finished; they are larger than the model
     progress=True,  # show bars
     say=print,  # where the lines for people go
@@ -556,7 +559,7 @@ def train_reward_model(
     check_writable(output)
     say = say if is_main_process() else lambda *lines: None
     data, held_out, report = load_both(
-        data, eval_data, eval_fraction, split, eval_split, max_samples, (config or {}).get("seed", 42), progress, loading, say
+        data, eval_data, eval_fraction, split, eval_split, max_samples, (config or {}).get("seed", 42), skip_broken_rows, progress, loading, say
     )
     settings = run_settings(model, data, held_out, config, peft_config, quantization, chat_template)
     if is_main_process(): prepare_output(output, settings, overwrite=overwrite)
@@ -567,7 +570,29 @@ def train_reward_model(
         if is_main_process() and not keep_checkpoints: drop_checkpoints(output)
     return TrainedRewardModel(Path(output), evaluation, report, held_out, resumed)
 
-# %% ../nbs/10_autotrain.ipynb #8c161515
+# %% ../nbs/10_autotrain.ipynb #80a03c1b
+BROKEN = ("malformed JSON", "line is not a JSON object", "row is not a", "wrong number of cells", "null ", "missing ")
+
+
+def broken_rows(
+    report,  # DataReport
+):  # -> {reason: {"count", "examples"}}
+    "The rows that were dropped because the file is broken, not because they teach nothing."
+    return {reason: found for reason, found in report.dropped.items() if reason.startswith(BROKEN) or reason.endswith(" is not text")}
+
+
+def refuse_broken_rows(
+    report,  # DataReport
+):
+    "Raises `PreferenceDataError` that names the first broken row of each reason and what to do."
+    from reward_kit.data import PreferenceDataError
+
+    found = broken_rows(report)
+    if not found: return
+    rows = (f"{row['examples'][0]}: {reason}" + (f" ({row['count']:,} such rows)" if row["count"] > 1 else "") for reason, row in found.items())
+    raise PreferenceDataError(f"{'; '.join(rows)}. Correct the file, or leave such rows out with skip_broken_rows=True")
+
+# %% ../nbs/10_autotrain.ipynb #56033ab0
 def is_main_process():  # -> bool
     "True in the process that prints and writes (`accelerate launch` starts several)."
     return int(os.environ.get("RANK", 0)) == 0
@@ -581,6 +606,7 @@ def load_both(
     eval_split,  # split of eval_data
     max_samples,  # train on at most this many rows; None: all
     seed,  # of the choice of prompts
+    skip_broken_rows,  # False: a broken row is an error
     progress,  # show bars
     loading,  # {keyword: value} of `load_preferences`
     say,  # where the lines for people go
@@ -590,9 +616,11 @@ def load_both(
 
     train = load_preferences(data, split=split, progress=progress, **loading)
     report = train.report
+    if not skip_broken_rows: refuse_broken_rows(report)
     say(str(report))
     if eval_data is not None:
         held_out = load_preferences(eval_data, split=eval_split, progress=progress, **loading)
+        if not skip_broken_rows: refuse_broken_rows(held_out.report)
     if max_samples and max_samples < len(train): train = train.select(range(max_samples))
     if eval_data is None: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
     if not len(train) or not len(held_out):
@@ -814,7 +842,7 @@ def find_split(
     named = [p for p in files if p.name.removesuffix(".gz").rpartition(".")[0] == split]
     return (str(named[0]), None) if named else (str(path), None if split == "train" else split)
 
-# %% ../nbs/10_autotrain.ipynb #3853f112
+# %% ../nbs/10_autotrain.ipynb #fc9274f6
 def run_arguments(params):  # params: LLMTrainingParams -> keyword arguments of `train_reward_model`
     "Everything the parameters say, in the pipeline's words."
     config = reward_config_values(params)
@@ -837,6 +865,7 @@ def run_arguments(params):  # params: LLMTrainingParams -> keyword arguments of 
         "quantization": params.quantization,
         "chat_template": params.chat_template,
         "overwrite": params.overwrite,
+        "skip_broken_rows": params.skip_broken_rows,
         "keep_checkpoints": params.keep_checkpoints,
     }
 

@@ -9,14 +9,15 @@ __all__ = ['COMMON', 'DATA_OPTIONS', 'MODEL_OPTIONS', 'QUIET', 'INSPECT', 'LEARN
            'read_config', 'loading_arguments', 'named_columns', 'load_model', 'run_inspect', 'html_page', 'write_file',
            'lora_arguments', 'run_train', 'next_steps', 'run_evaluate', 'run_compare', 'score_table', 'run_score',
            'llm_options', 'run_llm', 'run_quickstart', 'write_playground', 'truth_table', 'score_example',
-           'quickstart_files', 'overview', 'quiet_libraries', 'error_line', 'main', 'run_command', 'fail',
+           'quickstart_files', 'overview', 'quiet_libraries', 'as_options', 'error_line', 'main', 'run_command', 'fail',
            'broken_pipe']
 
-# %% ../nbs/11_cli.ipynb #b0564a51
+# %% ../nbs/11_cli.ipynb #532309d5
 import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -354,7 +355,7 @@ def lora_arguments(args):  # args: SimpleNamespace -> {LoraConfig field: value} 
         "task_type": "SEQ_CLS",
     }
 
-# %% ../nbs/11_cli.ipynb #effb13af
+# %% ../nbs/11_cli.ipynb #57b6df65
 def run_train(args):  # args: SimpleNamespace
     "Trains, evaluates on held-out prompts, saves, and says how to go on."
     from reward_kit.autotrain import train_reward_model
@@ -372,12 +373,13 @@ def run_train(args):  # args: SimpleNamespace
         quantization=args.quantization,
         chat_template=args.chat_template,
         overwrite=args.overwrite,
+        skip_broken_rows=args.skip_broken_rows,
         keep_checkpoints=args.keep_checkpoints,
         **loading_arguments(args),
     )
     print(next_steps(args.output, args.data))
 
-# %% ../nbs/11_cli.ipynb #dfb2cd95
+# %% ../nbs/11_cli.ipynb #b2453398
 def next_steps(
     folder,  # of the reward model
     data=None,  # what it was trained on; None: evaluating on other data is not mentioned
@@ -403,6 +405,7 @@ TRAIN = Command("train", "Train a reward model on preferences and evaluate it on
     Option("max_samples", int, None, "train on at most this many rows"),
     Option("chat_template", help="chatml, zephyr, or a .jinja file (default: the tokenizer's own)"),
     Option("overwrite", bool, False, "clear a finished or different run in the output folder"),
+    Option("skip_broken_rows", bool, False, "leave out rows that are not JSON, or hold null or something else than text; without it they stop the run"),
     Option("keep_checkpoints", bool, False, "leave the checkpoints in the folder after the run has finished"),
     *CONFIG_OPTIONS, *LORA_OPTIONS, *DATA_OPTIONS, QUIET,
 ), "reward-kit train --model Qwen/Qwen3-0.6B --data preferences.jsonl --output reward-model --lora", run_train, RESUME)
@@ -712,7 +715,7 @@ usage: reward-kit COMMAND [options]
 reward-kit COMMAND --help shows the options of a command and an example. Start with:
   reward-kit quickstart"""
 
-# %% ../nbs/11_cli.ipynb #55758ef1
+# %% ../nbs/11_cli.ipynb #b944eb45
 @contextlib.contextmanager
 def quiet_libraries(debug=False):  # debug: leave the libraries as they are
     "Keeps warnings and notices of the libraries away from people, and their telemetry off."
@@ -730,10 +733,19 @@ def quiet_libraries(debug=False):  # debug: leave the libraries as they are
         yield
 
 
+def as_options(text):  # an error message that names Python arguments -> the same, naming options
+    "Messages come from the Python functions; people at a terminal want to know the option."
+    def column(found):
+        name, value = found.groups()
+        return f"--{name}-column {value}" if name in ("prompt", "chosen", "rejected") else f"--column {name}={value}"
+
+    return re.sub(r"columns=\{'(\w+)': '([^']*)'\}", column, text).replace("skip_broken_rows=True", "--skip-broken-rows")
+
+
 def error_line(error):  # error: exception -> one line
     "An exception as one line for people."
     if isinstance(error, OSError) and error.strerror and error.filename: text = f"{error.filename}: {error.strerror}"
-    else: text = " ".join(str(error).split())
+    else: text = as_options(" ".join(str(error).split()))
     expected = isinstance(error, (ValueError, OSError, RuntimeError)) and text
     return f"reward-kit: error: {text if expected else f'{type(error).__name__}: {text}'}"
 

@@ -412,6 +412,16 @@ def test_data_that_cannot_be_used_leaves_nothing_behind(base, tmp_path, text, me
     assert not (tmp_path / "out").exists()
 
 
+def test_a_broken_row_stops_the_run_unless_it_may_be_left_out(base, tmp_path):
+    data = write_pairs(tmp_path / "p.jsonl", 12)
+    with open(data, "a") as file:
+        file.write('{"prompt": "p", "chosen": null, "rejected": "r"}\nnot json\n{"prompt": "p", "chosen": "", "rejected": "r"}\n')
+    with pytest.raises(ValueError, match=r"p.jsonl:13: null chosen; p.jsonl:14.*malformed JSON.*skip_broken_rows=True") as caught:
+        run(base, data, tmp_path / "out")
+    assert "\n" not in str(caught.value) and "empty" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert autotrain.load_both(data, None, 0.1, None, None, None, 0, True, False, {}, lambda text: None)[2].rows_dropped == 3
+
+
 def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(tmp_path):
     data = write_pairs(tmp_path / "p.jsonl")
     with pytest.raises(ValueError, match="does not exist"):

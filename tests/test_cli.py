@@ -276,6 +276,7 @@ def train(base, data, out):  # noqa: F811
         ("", "p.jsonl"),
         ('{"prompt": "p", "chosen": null, "rejected": "r"}\n' * 3, "none of the 3 rows"),
         ('{"prompt": "p", "chosen": "c", "rejected": "r"}\nnot json\n', "p.jsonl:2"),
+        ('{"prompt": "p", "chosen": "c", "rejected": "r"}\n{"prompt": "p", "chosen": null, "rejected": "r"}\n', "p.jsonl:2"),
         (None, "no such file"),
     ],
 )
@@ -285,7 +286,7 @@ def test_bad_data(base, tmp_path, capsys, text, message, command):  # noqa: F811
     if text is not None:
         data.write_text(text)
     argv = train(base, data, out) if command == "train" else ["inspect", data, "--html", tmp_path / "r.html"]
-    strict = ["--strict"] if text and "not json" in text else []
+    strict = ["--strict"] if command == "inspect" and message == "p.jsonl:2" else []  # training refuses broken rows by itself
     assert message in fails(capsys, 1, *argv, *strict)
     assert not out.exists() and not (tmp_path / "r.html").exists()
 
@@ -296,6 +297,13 @@ def test_null_rows_are_dropped_and_counted(tmp_path, capsys):
         file.write('{"prompt": "p", "chosen": null, "rejected": "r"}\n' * 2)
     report = json.loads(output(capsys, "inspect", data, "--json"))
     assert (report["rows_read"], report["rows_kept"], report["rows_dropped"]) == (7, 5, 2)
+
+
+def test_messages_name_options_not_python(tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "p", "chosen": "c"}\n')
+    said = fails(capsys, 1, "inspect", tmp_path / "p.jsonl")
+    assert "--rejected-column ..." in said and "columns=" not in said
+    assert cli.as_options("say columns={'scores': 'ratings'} or skip_broken_rows=True") == "say --column scores=ratings or --skip-broken-rows"
 
 
 def test_output_that_cannot_be_written(base, pairs, model, tmp_path, capsys):  # noqa: F811
