@@ -10,8 +10,18 @@ from scipy import stats
 
 from reward_kit.data import load_preferences
 from reward_kit.evaluation import (
-    EvaluationReport, bootstrap_interval, correlation, difference_histogram, evaluate_reward_model, evaluation_verdicts, length_preference,
-    midranks, pair_outcomes, ranking_agreement, wilson_interval, write_model_card,
+    EvaluationReport,
+    bootstrap_interval,
+    correlation,
+    difference_histogram,
+    evaluate_reward_model,
+    evaluation_verdicts,
+    length_preference,
+    midranks,
+    pair_outcomes,
+    ranking_agreement,
+    wilson_interval,
+    write_model_card,
 )
 
 
