@@ -12,7 +12,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = re.compile(r"^#\|\s*(hide|default_exp|exporti?)\b", re.MULTILINE)
-DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
+DIRECTIVE = re.compile(r"^(?:#\||%%).*\n?", re.MULTILINE)  # of nbdev and of IPython
 
 
 def settings() -> dict:
