@@ -36,7 +36,9 @@ def readme_text() -> str:
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.source = DIRECTIVE.sub("", cell.source)
+    nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # nbdev strips it
     text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = text.replace("```ipython3", "```python")
     text = re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb)\)", lambda m: f"]({page_url(m[1])})", text)
     text = text.replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/')
     text = re.sub(r"[ \t]+\n", "\n", text)
