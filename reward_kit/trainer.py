@@ -116,7 +116,7 @@ def save_when_evaluated(
     if "save_strategy" not in args._given: args.save_strategy = args.eval_strategy
     if args.save_steps == RewardConfig.save_steps and args.eval_strategy == "steps": args.save_steps = args.eval_steps or args.logging_steps
 
-# %% ../nbs/04_trainer.ipynb #d5504bae
+# %% ../nbs/04_trainer.ipynb #58518d24
 @dataclass
 class RewardConfig(RemembersGiven, trl.RewardConfig):
     """`trl.RewardConfig` for reward models. Defaults that differ from TRL's, with the reason:
@@ -124,7 +124,7 @@ class RewardConfig(RemembersGiven, trl.RewardConfig):
     - `learning_rate` None: 1e-5 up to 1B, 3e-6 above, 1e-4 for LoRA (TRL: 1e-4 for all, too large for full fine-tuning).
     - `max_length` None: 2048 or the model's context, with `overflow="truncate_left"`, counted (TRL silently drops what is over 1024).
     - `bf16` where the hardware has it, else fp16 on CUDA, else float32 (TRL raises on a CPU).
-    - `gradient_checkpointing` off: it costs a fifth of the speed, and out of memory halves the micro-batch by itself.
+    - `gradient_checkpointing` off: it computes every forward pass twice, and out of memory halves the micro-batch by itself.
     - `train_sampling_strategy` "group_by_length": less padding (TRL's trainer raises on it).
     - `save_steps` 0.1, a tenth of the run, with `save_total_limit=2`: a kill costs at most a tenth, and the disk holds two checkpoints
       (TRL: every 500 steps, so that a shorter run loses everything, and all are kept). With `load_best_model_at_end` it is `eval_steps`.
