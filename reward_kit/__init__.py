@@ -13,6 +13,7 @@ _EXPORTS = {
         "encoding": "RewardEncoding RewardEncoder RewardCollator RewardMetadata ModelLoadError prepare_tokenizer bind_reward_forward load_reward_backbone",
         "trainer": "RewardConfig RewardTrainer",
         "inference": "RewardModel",
+        "ppo": "PPOConfig PPOTrainer",
         "evaluation": "evaluate_reward_model EvaluationReport wilson_interval write_model_card",
         "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model",
     }.items()

@@ -866,11 +866,15 @@ class CheckpointSteps:
     "Checkpoints, written so that one that counts always stands."
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self._write_checkpoint(folder, lambda: transformers.Trainer._save_checkpoint(self, model, trial))
+
+    def _write_checkpoint(self, folder, write):
+        "`write()` fills the folder, in all processes; it counts once everything is on disk."
         limit, self.args.save_total_limit = self.args.save_total_limit, None # nothing is removed before the new one counts
         try:
             if self.args.should_save: begin_checkpoint(folder)
             self.accelerator.wait_for_everyone()
-            with no_bars(): transformers.Trainer._save_checkpoint(self, model, trial)
+            with no_bars(): write()
             self.accelerator.wait_for_everyone()
             if self.args.should_save: complete_checkpoint(folder, self.state.global_step)
         except Exception as error:
