@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'FILE_FORMS', 'is_conversation', 'check_text', 'as_list', 'as_rows', 'next_batch', 'foreign_ids',
-           'ForeignEncoder', 'pick_device', 'RowScorer', 'Ranked', 'Best', 'has_strings', 'RewardBase', 'TextScorer',
-           'RewardModel', 'best_of_n', 'find_metadata', 'check_labels', 'load_reward_model', 'read_rows', 'FileForm',
-           'file_form', 'model_fingerprint', 'ScoreFileReport', 'PartialFile', 'score_file']
+           'ForeignEncoder', 'pick_device', 'RowScorer', 'Ranked', 'Best', 'has_strings', 'TextScorer', 'TextRanker',
+           'ModelScorer', 'RewardModel', 'best_of_n', 'find_metadata', 'check_labels', 'load_reward_model', 'read_rows',
+           'FileForm', 'file_form', 'model_fingerprint', 'ScoreFileReport', 'PartialFile', 'score_file']
 
 # %% ../nbs/05_inference.ipynb #50e339cf
 import csv
@@ -289,9 +289,74 @@ def has_strings(
     "Whether a text is made of strings alone, so that it is read without a chat template."
     return any(isinstance(p, str) and (responses is None or isinstance(responses[i], str)) for i, p in enumerate(prompts))
 
+# %% ../nbs/05_inference.ipynb #51150daf
+class TextScorer:
+    "Rewards of prompts and responses. A subclass has `encode`, `score_ids`, `normalized` and `misfit`, as `RewardModel` has."
+
+    def score(
+        self,
+        prompts, # string | conversation | list of these
+        responses=None, # the same; None: prompts are full texts or conversations
+        *,
+        normalize: bool = False, # on the scale of the evaluation set (mean 0, standard deviation 1)
+        too_long: str = "error", # "error" | "none": what a response that alone does not fit gives
+        tools=None, # for the chat template: one per prompt
+        chat_template_kwargs=None, # for the chat template: one per prompt
+        progress: bool = False, # show a bar
+    ): # -> float for a single text, else list of floats (None only with too_long="none")
+        """Rewards in the order given, each independent of the others.
+
+        Raises ValueError when a response alone exceeds max_length (naming it), or lengths differ; TypeError for None and non-texts."""
+        rows, single = self.checked_rows(prompts, responses, too_long, tools, chat_template_kwargs)
+        rewards = self.score_ids(rows, progress)
+        rewards = self.normalized(rewards) if normalize else rewards
+        return rewards[0] if single else rewards
+
+    def checked_rows(self, prompts, responses, too_long: str, tools=None, chat_template_kwargs=None): # -> (encoded texts, a single one was given)
+        "What `encode` gives for the user's texts. Raises ValueError for a text that does not fit, unless too_long is \"none\"."
+        prompts, responses, single = as_rows(prompts, responses)
+        rows = self.encode(prompts, responses, tools, chat_template_kwargs)
+        if too_long == "error" and None in rows:
+            i = rows.index(None)
+            text = (prompts if responses is None else responses)[i]
+            raise ValueError(f"row {i} {self.misfit()}: {str(text)[:60]!r}; load the model with a larger max_length, or too_long='none' gives None for it")
+        return rows, single
+
+# %% ../nbs/05_inference.ipynb #8c58c17b
+class TextRanker(TextScorer):
+    "Compares and ranks responses, scores files; callable as a reward function of TRL's trainers."
+
+    def compare(self, prompts, a, b): # -> float or list: probability that A is preferred
+        "Probability that response A is preferred to B: sigmoid((r(A) - r(B)) / temperature), temperature 1 unless the model is calibrated."
+        prompts, a, single = as_rows(prompts, a)
+        _, b, _ = as_rows(prompts, b) if not single else as_rows(prompts[0], b)
+        rewards = self.score(prompts * 2, a + b)
+        difference = [(x - y) / self.temperature for x, y in zip(rewards, rewards[len(prompts) :])]
+        chances = torch.sigmoid(torch.tensor(difference, dtype=torch.float64)).tolist()
+        return chances[0] if single else chances
+
+    def rank(self, prompt, responses: list, *, normalize: bool = False) -> list[Ranked]:
+        "The responses to one prompt as (index, score), best first; equal scores keep their order."
+        scores = self.score(prompt, as_list(responses, "responses"), normalize=normalize)
+        return sorted((Ranked(i, s) for i, s in enumerate(scores)), key=lambda r: (-r.score, r.index))
+
+    def best_of_n(self, prompts, responses: list, n: int | None = None, *, normalize: bool = False): # -> Best, or a list of them
+        "The highest-scored of the first n responses to each prompt (all if n is None); one prompt takes a list, several a list of lists."
+        return best_of_n(self, prompts, responses, n, normalize)
+
+    def score_file(self, in_path, out_path, **options) -> "ScoreFileReport":
+        "Score a file row by row; see `score_file`."
+        return score_file(self, in_path, out_path, **options)
+
+    def __call__(self, prompts, completions=None, **columns) -> list[float | None]:
+        "Rewards as TRL's GRPO and RLOO trainers ask for them; None (not applicable) for a completion that alone does not fit."
+        template = {key: columns[key] for key in ("tools", "chat_template_kwargs") if key in columns}
+        rewards = self.score(prompts, completions, too_long="none", **template)
+        return rewards if isinstance(rewards, list) else [rewards]
+
 # %% ../nbs/05_inference.ipynb #2e708be0
-class RewardBase:
-    "What a reward model is made of, from encoding to rewards of ids. `TextScorer` and `RewardModel` add what one does with it."
+class ModelScorer(TextRanker):
+    "One model, from encoding to rewards of ids; `RewardModel` adds their scale and how it is loaded."
 
     def __init__(
         self,
@@ -337,44 +402,8 @@ class RewardBase:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.__name__!r}, {self.model.config.model_type}, {self.scorer.device}, {self.model.dtype})"
 
-# %% ../nbs/05_inference.ipynb #51150daf
-class TextScorer(RewardBase):
-    "Rewards of prompts and responses, which is all that `RewardModel` rests on."
-
-    def score(
-        self,
-        prompts, # string | conversation | list of these
-        responses=None, # the same; None: prompts are full texts or conversations
-        *,
-        normalize: bool = False, # on the scale of the evaluation set (mean 0, standard deviation 1)
-        too_long: str = "error", # "error" | "none": what a response that alone does not fit gives
-        tools=None, # for the chat template: one per prompt
-        chat_template_kwargs=None, # for the chat template: one per prompt
-        progress: bool = False, # show a bar
-    ): # -> float for a single text, else list of floats (None only with too_long="none")
-        """Rewards in the order given, each independent of the others.
-
-        Raises ValueError when a response alone exceeds max_length (naming it), or lengths differ; TypeError for None and non-texts."""
-        prompts, responses, single = as_rows(prompts, responses)
-        rows = self.encode(prompts, responses, tools, chat_template_kwargs)
-        if too_long == "error" and None in rows:
-            i = rows.index(None)
-            text = (prompts if responses is None else responses)[i]
-            raise ValueError(f"row {i} {self.misfit()}: {str(text)[:60]!r}; load the model with a larger max_length, or too_long='none' gives None for it")
-        rewards = self.score_ids(rows, progress)
-        rewards = self.normalized(rewards) if normalize else rewards
-        return rewards[0] if single else rewards
-
-    def normalized(self, rewards: list[float | None]) -> list[float | None]:
-        "Rewards on the scale of the evaluation set: mean 0, standard deviation 1. Raises ValueError where that is not known."
-        stored = self.metadata.normalization if self.metadata else None
-        if not stored:
-            raise ValueError(f"{self.__name__} has no stored mean and spread, so normalize=True cannot be done; training with an evaluation "
-                             "set stores them, averaging models clears them")
-        return [None if r is None else (r - stored["mean"]) / stored["std"] for r in rewards]
-
 # %% ../nbs/05_inference.ipynb #1e7637aa
-class RewardModel(TextScorer):
+class RewardModel(ModelScorer):
     "Scores, compares and ranks responses; callable as a reward function of TRL's trainers."
 
     @classmethod
@@ -382,44 +411,32 @@ class RewardModel(TextScorer):
         "Load a reward model from a folder or a hub id; the options are those of `load_reward_model`."
         return load_reward_model(name, cls=cls, **options)
 
-    def compare(self, prompts, a, b): # -> float or list: probability that A is preferred
-        "Probability that response A is preferred to B: sigmoid((r(A) - r(B)) / temperature), temperature 1 unless the model is calibrated."
-        prompts, a, single = as_rows(prompts, a)
-        _, b, _ = as_rows(prompts, b) if not single else as_rows(prompts[0], b)
-        rewards = self.score(prompts * 2, a + b)
-        calibration = (self.metadata.calibration if self.metadata else None) or {}
-        difference = [(x - y) / calibration.get("temperature", 1.0) for x, y in zip(rewards, rewards[len(prompts) :])]
-        chances = torch.sigmoid(torch.tensor(difference, dtype=torch.float64)).tolist()
-        return chances[0] if single else chances
+    @property
+    def temperature(self) -> float:
+        "What reward differences are divided by before the sigmoid, 1 unless the model is calibrated."
+        return ((self.metadata.calibration if self.metadata else None) or {}).get("temperature", 1.0)
 
-    def rank(self, prompt, responses: list, *, normalize: bool = False) -> list[Ranked]:
-        "The responses to one prompt as (index, score), best first; equal scores keep their order."
-        scores = self.score(prompt, as_list(responses, "responses"), normalize=normalize)
-        return sorted((Ranked(i, s) for i, s in enumerate(scores)), key=lambda r: (-r.score, r.index))
+    def normalized(self, rewards: list[float | None]) -> list[float | None]:
+        "Rewards on the scale of the evaluation set: mean 0, standard deviation 1. Raises ValueError where that is not known."
+        stored = self.metadata.normalization if self.metadata else None
+        if not stored or not stored["std"]:
+            raise ValueError(f"{self.__name__} has no stored mean and spread, so normalize=True cannot be done; training with an evaluation "
+                             "set stores them, averaging models clears them")
+        return [None if r is None else (r - stored["mean"]) / stored["std"] for r in rewards]
 
-    def best_of_n(self, prompts, responses: list, n: int | None = None, *, normalize: bool = False): # -> Best, or a list of them
-        "The highest-scored of the first n responses to each prompt (all if n is None); one prompt takes a list, several a list of lists."
-        return best_of_n(self, prompts, responses, n, normalize)
-
-    def score_file(self, in_path, out_path, **options) -> "ScoreFileReport":
-        "Score a file row by row; see `score_file`."
-        return score_file(self, in_path, out_path, **options)
-
-    def __call__(self, prompts, completions=None, **columns) -> list[float | None]:
-        "Rewards as TRL's GRPO and RLOO trainers ask for them; None (not applicable) for a completion that alone does not fit."
-        template = {key: columns[key] for key in ("tools", "chat_template_kwargs") if key in columns}
-        rewards = self.score(prompts, completions, too_long="none", **template)
-        return rewards if isinstance(rewards, list) else [rewards]
+    def fingerprint(self) -> str:
+        "Changes where the scores change; see `model_fingerprint`."
+        return model_fingerprint(self)
 
 # %% ../nbs/05_inference.ipynb #ad985a2e
 def best_of_n(
-    rm: RewardModel, # scores the responses
+    rm: TextRanker, # scores the responses
     prompts, # one string or conversation, or a list of these
     responses: list, # of the one prompt, or a list of such lists
     n: int | None = None, # how many of each, from the first; None = all
     normalize: bool = False, # scores on the scale of the evaluation set
 ): # -> Best for one prompt, else a list of them
-    "What `RewardModel.best_of_n` does. Raises ValueError for an empty list of responses or n out of range."
+    "What `TextRanker.best_of_n` does. Raises ValueError for an empty list of responses or n out of range."
     single = isinstance(prompts, str) or is_conversation(prompts)
     groups = [as_list(responses, "responses")] if single else [as_list(g, f"responses[{i}]") for i, g in enumerate(responses)]
     prompts = [prompts] if single else as_list(prompts, "prompts")
@@ -529,7 +546,7 @@ def load_reward_model(
         encoder, scorer, note = _own_parts(model, tokenizer, stated, batch_tokens, short)
     else:
         encoder, scorer, note = _foreign_parts(model, tokenizer, max_length, batch_tokens)
-        logger.warning("%s has no reward_kit.json: %s", short, note)
+        logger.warning("%s has no %s: %s", short, "reward_kit.json" if metadata is None else "encoding in its reward_kit.json", note)
     return cls(model, tokenizer, encoder, scorer, metadata=metadata, name=short, encoding_note=note)
 
 # %% ../nbs/05_inference.ipynb #2351203e
@@ -764,7 +781,7 @@ class PartialFile:
 
 # %% ../nbs/05_inference.ipynb #e3aacb35
 def _encode_rows(
-    rm: RewardModel,
+    rm: TextRanker,
     texts: list, # (prompts, responses, template arguments) of each row
 ): # -> one per row: (ids of its texts, "") or (None, error)
     "Encode rows together; where one of them is refused, find it by halving."
@@ -786,7 +803,7 @@ def _encode_rows(
 
 # %% ../nbs/05_inference.ipynb #babb3fc1
 def _score_rows(
-    rm: RewardModel,
+    rm: TextRanker,
     rows: list[dict],
     form: FileForm,
     normalize: bool,
@@ -838,7 +855,7 @@ def _without_nan(value):
 
 # %% ../nbs/05_inference.ipynb #149dc12a
 def score_file(
-    rm: RewardModel, # scores the rows, in batches across rows
+    rm: TextRanker, # scores the rows, in batches across rows
     in_path: str | Path, # .jsonl .json .csv .tsv .parquet .arrow (.gz)
     out_path: str | Path, # .jsonl; written as OUT.part until it is complete
     *,
@@ -858,7 +875,8 @@ def score_file(
     if Path(out_path).resolve() == Path(in_path).resolve():
         raise ValueError("input and output are the same file")
     form = file_form(_first_rows(in_path), columns, score_column)
-    settings = {"model": model_fingerprint(rm), "columns": columns or {}, "score_column": score_column, "normalize": normalize, "form": form.name}
+    scale = normalize and rm.normalized([0.0, 1.0])  # its two numbers, or an error before anything is written
+    settings = {"model": rm.fingerprint(), "columns": columns or {}, "score_column": score_column, "normalize": scale, "form": form.name}
     part = PartialFile(out_path, settings, resume)
     with part.file, tqdm(desc="Scoring rows", unit=" rows", disable=not progress) as bar:
         chunks = _iter_chunks(read_rows(in_path), part.state["rows"], part.state["rows_hash"], batch_rows)
