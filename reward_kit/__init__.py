@@ -12,7 +12,7 @@ _EXPORTS = {
         "loss": "LOSSES bradley_terry_loss plackett_luce_loss davidson_loss regression_loss centering_loss reward_loss pairwise_accuracy",
         "encoding": "RewardEncoding RewardEncoder RewardCollator RewardMetadata ModelLoadError prepare_tokenizer bind_reward_forward load_reward_backbone",
         "trainer": "RewardConfig RewardTrainer",
-        "inference": "RewardModel",
+        "inference": "RewardModel RewardEnsemble average_reward_models store_normalization",
         "ppo": "PPOConfig PPOTrainer",
         "evaluation": "evaluate_reward_model EvaluationReport wilson_interval write_model_card",
         "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model",

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .data import load_preferences, prompt_key, response_text
 from .encoding import update_card_section
-from .inference import RewardModel
+from .inference import RewardModel, TextScorer
 
 # %% ../nbs/06_evaluation.ipynb #50ff797d
 def pair_outcomes(
@@ -113,12 +113,12 @@ def ranking_agreement(
 
 # %% ../nbs/06_evaluation.ipynb #acc1c7ae
 def as_scorer(
-    model, # RewardModel | folder or hub id | object with .score(prompts, responses) | callable(prompts, responses)
+    model, # RewardModel | RewardEnsemble | folder or hub id | object with .score(prompts, responses) | callable(prompts, responses)
 ): # -> (function(prompts, responses, **template) -> list of rewards or None, name, is_reward_model)
     "One scoring function for anything that scores. Raises TypeError for what does not."
     if isinstance(model, (str, Path)):
         model = RewardModel.from_pretrained(model)
-    if isinstance(model, RewardModel):
+    if isinstance(model, TextScorer):
         return lambda prompts, responses, **template: model.score(prompts, responses, too_long="none", **template), model.__name__, True
     score = getattr(model, "score", model)
     if not callable(score):
@@ -422,7 +422,7 @@ def _data_name(data) -> str:
 
 # %% ../nbs/06_evaluation.ipynb #a05cd689
 def evaluate_reward_model(
-    model, # RewardModel | folder or hub id | object with .score(prompts, responses) | function(prompts, responses) -> list of numbers
+    model, # RewardModel | RewardEnsemble | folder or hub id | object with .score(prompts, responses) | function(prompts, responses) -> list of numbers
     data, # what `load_preferences` takes: path, folder, hub id, dataset, DataFrame, list of dicts, Preferences
     *,
     name: str | None = None, # how the report calls the model; default its own name

@@ -32,8 +32,21 @@ from transformers import (
 )
 
 from reward_kit.data import PreferenceDataError, to_record
-from reward_kit.encoding import ModelLoadError, RewardMetadata, prepare_tokenizer
-from reward_kit.inference import Best, RewardModel, next_batch, read_rows, score_file
+from reward_kit.encoding import ModelLoadError, RewardMetadata, prepare_tokenizer, read_card_section
+from reward_kit.inference import (
+    COMBINATIONS,
+    Best,
+    RewardEnsemble,
+    RewardModel,
+    TextScorer,
+    average_reward_models,
+    combine_rewards,
+    measure_normalization,
+    next_batch,
+    read_rows,
+    score_file,
+    store_normalization,
+)
 
 CHAT = """{{ bos_token }}{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{%- endfor -%}"""
 PROMPTS = ["What is AI?", "Name a prime.", "Say hello to everyone in the room, please, and be kind. " * 3, "Why?"]
@@ -606,6 +619,19 @@ def test_resume_goes_on_and_refuses_what_changed(folders, tmp_path):
     assert rm.score_file(source, out, resume=False).resumed_at == 0
 
 
+def test_resume_refuses_another_scale(rm, folders, tmp_path):
+    one, other = (copy.copy(rm) for _ in range(2))
+    one.metadata, other.metadata = (RewardMetadata(normalization={"mean": mean, "std": 2.0, "n": 9}) for mean in (0.0, 1.0))
+    source, out = write_lines(tmp_path / "in.jsonl", [{"text": f"row {i}"} for i in range(12)]), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="no stored mean and spread"):
+        rm.score_file(source, out, normalize=True)
+    assert list(tmp_path.iterdir()) == [source]
+    interrupted(one, source, out, 1, normalize=True)
+    with pytest.raises(ValueError, match="another normalize.*resume=False"):
+        other.score_file(source, out, normalize=True)
+    assert one.score_file(source, out, normalize=True).resumed_at == 5
+
+
 def test_errors_of_an_earlier_call_are_counted(folders, tmp_path):
     rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
     rows = [{"text": None if i in (3, 17) else f"row {i}"} for i in range(20)]
@@ -656,6 +682,365 @@ def test_constant_memory(rm, tmp_path):
     with pytest.raises(PreferenceDataError, match="in.jsonl:151"):
         rm.score_file(source, tmp_path / "out.jsonl", batch_rows=50)
     assert json.loads((tmp_path / "out.jsonl.part.json").read_text())["rows"] == 150
+
+
+# --- ensembles ----------------------------------------------------------------------------------------------------------------
+
+SCALES = {"llama": (0.5, 2.0), "gpt2": (-1.0, 4.0), "qwen": (0.0, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    "Models of three architectures, with tokenizers and scales of their own."
+    out = []
+    for kind, (mean, std) in SCALES.items():
+        folder = save_own(tmp_path_factory.mktemp(f"member-{kind}"), kind, {"normalization": {"mean": mean, "std": std, "n": 9}})
+        out.append(RewardModel.from_pretrained(folder, device="cpu"))
+    return out
+
+
+def standard_units(members, prompts, responses):
+    "What each member says of each text, on its own scale."
+    return [[(x - mean) / std for x in m.score(prompts, responses)] for m, (mean, std) in zip(members, SCALES.values())]
+
+
+@pytest.mark.parametrize("combine, k, expected", [
+    ("mean", 1.0, [3.0, -1.0]), ("minimum", 1.0, [1.0, -1.0]), ("lower_bound", 1.0, [3.0 - math.sqrt(8 / 3), -1.0]),
+    ("lower_bound", 0.5, [3.0 - math.sqrt(8 / 3) / 2, -1.0]), ("lower_bound", 0.0, [3.0, -1.0])])
+def test_combinations_by_hand(combine, k, expected):
+    "1, 3, 5: mean 3, squared distances 4, 0, 4. Three times -1: no spread."
+    assert combine_rewards([[1.0, -1.0], [3.0, -1.0], [5.0, -1.0]], combine, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_combinations_of_nothing_and_of_none():
+    assert combine_rewards([[], []]) == [] and combine_rewards([[None, 1.0], [2.0, None]]) == [None, None]
+
+
+@pytest.mark.parametrize("combine", sorted(COMBINATIONS))
+def test_ensemble_of_different_tokenizers(members, combine):
+    ensemble = RewardEnsemble(members, combine, k=0.7)
+    assert len({tuple(m.encode(["Why?"], ["So."])[0]) for m in members}) > 1
+    each = standard_units(members, PROMPTS, RESPONSES)
+    columns = list(zip(*each))
+    means = [sum(c) / 3 for c in columns]
+    spreads = [math.sqrt(sum((x - m) ** 2 for x in c) / 3) for c, m in zip(columns, means)]
+    expected = {"mean": means, "minimum": [min(c) for c in columns], "lower_bound": [m - 0.7 * s for m, s in zip(means, spreads)]}[combine]
+    assert ensemble.score(PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-4)
+    assert ensemble.score(PROMPTS, RESPONSES, normalize=True) == pytest.approx(expected, abs=1e-4)
+    for own, theirs in zip(ensemble.score_members(PROMPTS, RESPONSES), each):
+        assert own == pytest.approx(theirs, abs=1e-4)
+    assert ensemble.disagreement(PROMPTS, RESPONSES) == pytest.approx(spreads, abs=1e-4)
+    assert ensemble.disagreement(PROMPTS[0], RESPONSES[0]) == pytest.approx(spreads[0], abs=1e-4)
+    assert ensemble.score_members(PROMPTS[0], RESPONSES[0]) == pytest.approx(columns[0], abs=1e-4)
+    assert ensemble.score(PROMPTS[0], RESPONSES[0]) == pytest.approx(expected[0], abs=1e-4)
+    order = sorted(range(4), key=lambda i: -ensemble.score(PROMPTS[0], RESPONSES[i]))
+    assert [r.index for r in ensemble.rank(PROMPTS[0], RESPONSES)] == order and ensemble.best_of_n(PROMPTS[0], RESPONSES).index == order[0]
+
+
+def test_ensemble_of_raw_rewards(members):
+    raw = RewardEnsemble(members, normalize_members=False)
+    expected = [sum(own) / 3 for own in zip(*(m.score(PROMPTS, RESPONSES) for m in members))]
+    assert raw.score(PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ValueError, match="combines raw rewards .* normalize_members=True"):
+        raw.score(PROMPTS, RESPONSES, normalize=True)
+
+
+@pytest.mark.parametrize("combine", sorted(COMBINATIONS))
+def test_one_member_is_that_member(members, combine):
+    for member in members:
+        alone = RewardEnsemble([member], combine)
+        assert alone.score(PROMPTS, RESPONSES) == member.score(PROMPTS, RESPONSES, normalize=True)
+        assert alone.disagreement(PROMPTS, RESPONSES) == [0.0] * 4
+        assert alone.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[2:]) == pytest.approx(member.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[2:]), abs=1e-6)
+
+
+def test_compare_turns_standard_units_into_log_odds(members, monkeypatch):
+    "Standard deviations 2, 4, 0.5 and temperatures 1, 2, 1: (2 + 2 + 0.5) / 3 = 1.5 log-odds for one standard deviation; 1, 2, 1: (1 + 0.5 + 1) / 3 raw."
+    monkeypatch.setattr(members[1].metadata, "calibration", {"temperature": 2.0})
+    ensemble = RewardEnsemble(members)
+    assert ensemble.temperature == pytest.approx(1 / 1.5) and RewardEnsemble(members, normalize_members=False).temperature == pytest.approx(3 / 2.5)
+    a, b = ensemble.score(PROMPTS[0], RESPONSES[:2])
+    assert ensemble.compare(PROMPTS[0], *RESPONSES[:2]) == pytest.approx(1 / (1 + math.exp(-1.5 * (a - b))), abs=1e-6)
+
+
+def test_a_text_that_one_member_cannot_read(members, tmp_path):
+    narrow = save_own(tmp_path / "narrow", metadata={"normalization": {"mean": 0.0, "std": 1.0, "n": 9}}, max_length=24)
+    ensemble = RewardEnsemble([members[0], RewardModel.from_pretrained(narrow, device="cpu")])
+    long = "blue light " * 20
+    assert math.isfinite(members[0].score("a", long))
+    with pytest.raises(ValueError, match=r"row 1 does not fit in max_length=256.*\(member-llama0\), or does not fit in max_length=24 tokens.*\(narrow\)"):
+        ensemble.score(["a", "b"], ["c", long])
+    assert ensemble(prompts=["a", "b"], completions=["c", long])[1] is None and ensemble(["a"], ["c"])[0] is not None
+    assert ensemble.disagreement(["b"], [long], too_long="none") == [None]
+    assert ensemble.score_members(["b"], [long], too_long="none") == [[None], [None]]
+    with pytest.raises(ValueError, match="row 0 does not fit"):
+        ensemble.disagreement("b", long)
+
+
+def test_ensemble_as_a_reward_function(members):
+    from trl.trainer.utils import get_callable_name
+
+    ensemble = RewardEnsemble(members, name="three")
+    assert get_callable_name(ensemble) == "three" and "mean of member-llama0, member-gpt20, member-qwen0" in repr(ensemble)
+    rewards = ensemble(prompts=PROMPTS, completions=RESPONSES, completion_ids=[[1]] * 4, trainer_state=None)
+    assert rewards == pytest.approx(ensemble.score(PROMPTS, RESPONSES), abs=1e-6)
+
+
+def test_ensemble_scores_files(members, tmp_path):
+    ensemble = RewardEnsemble(members, "minimum")
+    rows = [{"prompt": PROMPTS[i % 4], "response": RESPONSES[i // 4] if i != 5 else None} for i in range(13)]
+    source, out = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    report = ensemble.score_file(source, out, batch_rows=4)
+    written = read_lines(out)
+    assert (report.rows, report.failed) == (13, 1) and "response is None" in written[5]["error"]
+    good = [row for row in written if "error" not in row]
+    assert [row["score"] for row in good] == pytest.approx(ensemble.score([r["prompt"] for r in good], [r["response"] for r in good]), abs=1e-4)
+
+
+def test_another_ensemble_does_not_go_on_with_a_file(members, tmp_path):
+    prints = [RewardEnsemble(members, *how).fingerprint() for how in [(), ("minimum",), ("lower_bound",), ("lower_bound", 2.0)]]
+    prints += [RewardEnsemble(members[:2]).fingerprint(), RewardEnsemble(members, normalize_members=False).fingerprint(), members[0].fingerprint()]
+    assert len(set(prints)) == len(prints) and RewardEnsemble(members).fingerprint() == prints[0]
+
+
+def test_evaluation_takes_an_ensemble(members):
+    from reward_kit.data import load_preferences
+    from reward_kit.evaluation import score_preferences
+    rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [{"prompt": "a", "chosen": "b " * 400, "rejected": "c"}]
+    rewards, name = score_preferences(RewardEnsemble(members), load_preferences(rows, progress=False))
+    assert name == "reward_ensemble" and rewards[4] is None and rewards[0][0] == pytest.approx(RewardEnsemble(members).score(PROMPTS[0], RESPONSES[0]), abs=1e-4)
+
+
+def test_ensemble_errors(rm, members):
+    with pytest.raises(ValueError, match=r"members\[1\] \(.*\) has no stored mean and spread.*store_normalization.*normalize_members=False"):
+        RewardEnsemble([members[0], rm])
+    with pytest.raises(ValueError, match="members is empty"):
+        RewardEnsemble([])
+    with pytest.raises(TypeError, match="members is str; give a list of RewardModels"):
+        RewardEnsemble("reward-model")
+    with pytest.raises(TypeError, match=r"members\[0\] is str; it must be a RewardModel"):
+        RewardEnsemble(["reward-model"])
+    with pytest.raises(TypeError, match="members is RewardModel"):
+        RewardEnsemble(rm)
+    with pytest.raises(TypeError, match="names is 'reward-model'; give a list"):
+        RewardEnsemble.from_pretrained("reward-model")
+    with pytest.raises(ValueError, match="combine='median': choose one of mean, lower_bound, minimum"):
+        RewardEnsemble(members, "median")
+    for k in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"k={k}: it must be a number"):
+            RewardEnsemble(members, "lower_bound", k)
+
+
+def test_ensemble_from_folders(folders, members):
+    ensemble = RewardEnsemble.from_pretrained(list(folders.values()), "minimum", normalize_members=False, device="cpu", batch_tokens=64)
+    assert [m.scorer.batch_tokens for m in ensemble.members] == [64] * 3
+    expected = [min(own) for own in zip(*(m.score(PROMPTS, RESPONSES) for m in members))]
+    assert ensemble.score(PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-4)
+
+
+# --- scale ----------------------------------------------------------------------------------------------------------------------
+
+def test_store_normalization(tmp_path):
+    folder = save_own(tmp_path / "rm", metadata={"loss": {"name": "bradley_terry", "parameters": {}}, "calibration": {"temperature": 2.0}})
+    rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [{"prompt": "a", "chosen": "b " * 400, "rejected": "c"}]
+    rm = store_normalization(folder, rows, device="cpu")
+    rewards = torch.tensor(rm.score(PROMPTS * 2 + ["a"], RESPONSES + ["No."] * 4 + ["c"]), dtype=torch.float64)
+    stored = RewardMetadata.load(folder)
+    assert stored.normalization["mean"] == pytest.approx(rewards.mean().item(), abs=1e-5)
+    assert stored.normalization["std"] == pytest.approx(rewards.var(correction=0).sqrt().item(), abs=1e-5)
+    assert stored.normalization["n"] == 9 and stored.loss["name"] == "bradley_terry" and stored.calibration == {"temperature": 2.0}
+    assert rm.metadata.normalization == stored.normalization and stored.encoding == rm.encoder.encoding
+
+
+def test_store_normalization_of_a_model_made_elsewhere(tmp_path, caplog):
+    tokenizer = toy_tokenizer(**SPECIAL["gpt2"])
+    folder = save_foreign(tmp_path, tiny("gpt2", len(tokenizer), pad_token_id=tokenizer.pad_token_id), tokenizer)
+    rm = RewardModel.from_pretrained(folder, device="cpu")
+    before = rm.score(PROMPTS, RESPONSES)
+    rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)]
+    assert store_normalization(rm, rows) is rm and not (tmp_path / "reward_kit.json").exists()
+    assert len(RewardEnsemble([rm]).score(PROMPTS, RESPONSES)) == 4
+    store_normalization(folder, rows, device="cpu")
+    with caplog.at_level(logging.WARNING):
+        again = RewardModel.from_pretrained(folder, device="cpu")
+    assert "no encoding in its reward_kit.json" in caplog.text
+    assert again.score(PROMPTS, RESPONSES) == before and again.metadata.normalization == rm.metadata.normalization
+
+
+def test_store_normalization_errors(rm, tmp_path):
+    with pytest.raises(ValueError, match="is no folder.*RewardModel.from_pretrained"):
+        store_normalization(tmp_path / "none", [])
+
+    class Constant(TextScorer):
+        def score(self, prompts, responses, **_): return [1.0] * len(prompts)
+
+    with pytest.raises(ValueError, match="preferences gave 2 rewards without a spread"):
+        measure_normalization(Constant(), [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}])
+    with pytest.raises(ValueError, match="has no stored mean and spread"):
+        RewardModel(None, None, None, None, metadata=RewardMetadata(normalization={"mean": 1.0, "std": 0.0, "n": 9})).normalized([1.0])
+
+
+# --- averaged weights -----------------------------------------------------------------------------------------------------------
+
+BASE = {"base": {"id": "toy", "revision": None}, "data_kind": "text"}
+
+
+@pytest.fixture(scope="module")
+def relatives(tmp_path_factory):
+    "Three models that began as one: the same weights with small differences."
+    root, out = tmp_path_factory.mktemp("relatives"), []
+    for i in range(3):
+        extra = {"loss": {"name": "bradley_terry", "parameters": {}}, "data_hash": str(i), "normalization": {"mean": 0.0, "std": 1.0, "n": 5}, "calibration": {"temperature": 2.0}}
+        folder = save_own(root / f"run{i}", metadata={**BASE, **extra})
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        torch.manual_seed(i)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p) * 0.01)
+        model.save_pretrained(folder)
+        out.append(folder)
+    return out
+
+
+def weights_of(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize("copies, weights", [(2, None), (3, None), (3, [0.2, 0.5, 3.0])])
+def test_average_of_a_model_with_itself_is_itself(relatives, tmp_path, copies, weights):
+    out = average_reward_models(relatives[:1] * copies, tmp_path / "out", weights)
+    own, averaged = weights_of(relatives[0]), weights_of(out)
+    assert own.keys() == averaged.keys() and all(torch.equal(own[name], averaged[name]) for name in own)
+    expected = RewardModel.from_pretrained(relatives[0], device="cpu").score(PROMPTS, RESPONSES)
+    assert RewardModel.from_pretrained(out, device="cpu").score(PROMPTS, RESPONSES) == expected
+
+
+@pytest.mark.parametrize("weights, shares", [(None, [1 / 3] * 3), ([1, 1, 2], [0.25, 0.25, 0.5]), ([0, 1, 0], [0, 1, 0])])
+def test_average_of_weights(relatives, tmp_path, weights, shares):
+    averaged = weights_of(average_reward_models(relatives, tmp_path / "out", weights))
+    own = [weights_of(folder) for folder in relatives]
+    for name, tensor in averaged.items():
+        expected = sum(share * state[name].double() for share, state in zip(shares, own)).float()
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, expected), name
+
+
+def test_averaged_folder(relatives, tmp_path, caplog):
+    (tmp_path / "out").mkdir()
+    with caplog.at_level(logging.WARNING):
+        out = average_reward_models([Path(p) for p in relatives], tmp_path / "out")
+        rm = RewardModel.from_pretrained(out, device="cpu")
+    assert out == tmp_path / "out" and not caplog.text
+    assert sorted(p.suffix for p in out.iterdir() if p.suffix not in (".json", ".jinja")) == [".md", ".safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert rm.metadata.normalization is None and rm.metadata.calibration is None and rm.metadata.base == BASE["base"]
+    assert rm.metadata.loss["name"] == "bradley_terry" and rm.metadata.data_kind == "text" and rm.metadata.data_hash is None
+    assert rm.metadata.extra["average"] == {"models": ["run0", "run1", "run2"], "weights": [1 / 3] * 3}
+    assert "| run1 | 0.3333 |" in read_card_section(out, "average") and (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.config.num_labels == 1 and model.config.problem_type == "regression" and model.dtype == torch.float32
+    with torch.no_grad():
+        expected = model(**tokenizer("Why? So.", return_tensors="pt")).logits.item()
+    assert rm.score("Why?", "So.") == pytest.approx(expected, abs=1e-5)
+    scores = RewardEnsemble.from_pretrained(relatives, normalize_members=False, device="cpu").score(PROMPTS, RESPONSES)
+    assert rm.score(PROMPTS, RESPONSES) == pytest.approx(scores, abs=0.1)
+
+
+def test_half_precision_members_are_averaged_in_float32(relatives, tmp_path):
+    halves = []
+    for i, folder in enumerate(relatives[:2]):
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+        halves.append(str(tmp_path / f"half{i}"))
+        model.save_pretrained(halves[i])
+        AutoTokenizer.from_pretrained(folder).save_pretrained(halves[i])
+        RewardMetadata.load(folder).save(halves[i])
+    averaged = weights_of(average_reward_models(halves, tmp_path / "out"))
+    a, b = (AutoModelForSequenceClassification.from_pretrained(h, dtype=torch.float32).state_dict() for h in halves)
+    assert all(torch.equal(averaged[name], (a[name].double() / 2 + b[name].double() / 2).float()) for name in a)
+
+
+def change(folder, target, **fields):
+    "A copy of a model folder with other metadata."
+    import shutil
+    shutil.copytree(folder, target)
+    metadata = RewardMetadata.load(target)
+    for name, value in fields.items():
+        setattr(metadata.encoding if hasattr(metadata.encoding, name) else metadata, name, value)
+    metadata.save(target)
+    return str(target)
+
+
+@pytest.mark.parametrize("fields, part", [
+    ({"base": {"id": "other", "revision": None}}, "base ({'id': 'toy', 'revision': None}, {'id': 'other', 'revision': None})"),
+    ({"max_length": 77}, "encoding.max_length (256, 77)"), ({"separator": ""}, "encoding.separator (None, )"),
+    ({"tokenizer_fingerprint": "0" * 16}, "encoding.tokenizer_fingerprint"), ({"chat_template": "x"}, "encoding.chat_template")])
+def test_average_names_what_differs(relatives, tmp_path, fields, part):
+    other = change(relatives[0], tmp_path / "other", **fields)
+    with pytest.raises(ValueError) as caught:
+        average_reward_models([relatives[0], relatives[1], other], tmp_path / "out")
+    assert part in str(caught.value) and "paths[2] (other)" in str(caught.value) and str(caught.value).count("encoding.") == ("encoding" in part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_average_of_other_architectures(relatives, tmp_path):
+    tokenizer = toy_tokenizer(CHAT, **SPECIAL["llama"])
+    model = tiny("llama", len(tokenizer), num_hidden_layers=3)
+    encoding = prepare_tokenizer(tokenizer, model)
+    other = save_foreign(tmp_path / "deeper", model, tokenizer)
+    with pytest.raises(ValueError, match=r"paths\[1\] \(deeper\) has no encoding in a reward_kit.json"):
+        average_reward_models([relatives[0], other], tmp_path / "out")
+    RewardMetadata(encoding=encoding, **BASE).save(other)
+    with pytest.raises(ValueError, match=r"config.num_hidden_layers \(2, 3\)"):
+        average_reward_models([relatives[0], other], tmp_path / "out")
+
+
+def test_heads_that_were_initialised_apart_are_a_warning(relatives, tmp_path, caplog):
+    model = AutoModelForSequenceClassification.from_pretrained(relatives[1])
+    with torch.no_grad():
+        model.score.weight.copy_(-model.score.weight)
+    other = change(relatives[1], tmp_path / "other")
+    model.save_pretrained(other)
+    with caplog.at_level(logging.WARNING):
+        average_reward_models([relatives[0], other], tmp_path / "out")
+    assert "heads of these models have little in common" in caplog.text and "RewardEnsemble" in caplog.text
+
+
+def test_average_errors(relatives, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with pytest.raises(TypeError, match="paths is '.*'; give a list"):
+        average_reward_models(relatives[0], out)
+    with pytest.raises(ValueError, match="paths has 1 models; give at least two"):
+        average_reward_models(relatives[:1], out)
+    for weights in ([1.0], [0, 0], [1, -1], [1, float("inf")]):
+        with pytest.raises(ValueError, match="weights=.*give 2 finite numbers"):
+            average_reward_models(relatives[:2], out, weights)
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        average_reward_models([relatives[0], str(tmp_path / "none")], out)
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        average_reward_models(relatives, relatives[0])
+    monkeypatch.setattr(RewardMetadata, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        average_reward_models(relatives, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_add_weights_names_the_tensor():
+    from reward_kit.inference import add_weights
+    total = {}
+    add_weights(total, {"w": torch.ones(2), "n": torch.tensor([3])}, 0.5, "a")
+    for state in ({"w": torch.ones(2)}, {"w": torch.ones(2), "n": torch.tensor([4])}):
+        with pytest.raises(ValueError, match="b has another tensor 'n' than the first model"):
+            add_weights(total, state, 0.5, "b")
+    with pytest.raises(ValueError, match="another tensor 'w'"):
+        add_weights(total, {"w": torch.ones(3), "n": torch.tensor([3])}, 0.5, "b")
+    assert total["w"].tolist() == [0.5, 0.5] and total["w"].dtype == torch.float64 and total["n"].tolist() == [3]
+
+
+def test_averaged_model_gets_its_scale_back(relatives, tmp_path):
+    out = average_reward_models(relatives, tmp_path / "out")
+    with pytest.raises(ValueError, match="has no stored mean and spread"):
+        RewardEnsemble.from_pretrained([out, relatives[0]], device="cpu")
+    store_normalization(out, [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)], device="cpu")
+    assert math.isfinite(RewardEnsemble.from_pretrained([out, relatives[0]], device="cpu").score("Why?", "So."))
 
 
 HH = Path(__file__).parents[1].parent / "shared" / "data" / "hh-rlhf-harmless-test.jsonl.gz"
