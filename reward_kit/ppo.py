@@ -776,9 +776,13 @@ class PromptOrder:
         "D11: prompts are shuffled anew in each pass; a batch may span two (N+ section 3)."
         return [self._pass(i // self.n)[i % self.n] for i in range(step * size, (step + 1) * size)]
 
-# %% ../nbs/07_ppo.ipynb #f5da023c
+# %% ../nbs/07_ppo.ipynb #01e21420
 class CollectSteps:
     "How episodes come about."
+    def _autocast(self):
+        "accelerate allows one precision in a program; here each trainer has its own."
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.args.bf16))
+
     def _sampling(self, temperature=None):
         args = self.args
         return Sampling(args.response_length, args.temperature if temperature is None else temperature, args.top_k, args.top_p, self.stop_ids,
@@ -787,7 +791,7 @@ class CollectSteps:
     def _sample(self, rows, encoded, temperature=None):
         "Episodes of prompts, sampled by the policy as it is."
         prompts = [encoded[row] for row in rows]
-        with self.clock("sample"), self.accelerator.autocast():
+        with self.clock("sample"), self._autocast():
             if self.vllm is not None and temperature is None: found = self._sample_with_vllm(prompts)
             else: found = sample_responses(self.policy, prompts, self._sampling(temperature), self.generator, self.critic if self.critic.trunk is None else None)
         return [Episode(row, ids, response, stopped, logprobs, values)
@@ -821,7 +825,7 @@ class CollectSteps:
             if args.missing_eos_penalty is not None and not episode.stopped: episode.score -= args.missing_eos_penalty # D14: an answer that never ends is not an answer (Z)
         return [e for e in episodes if e.score is not None], parts
 
-# %% ../nbs/07_ppo.ipynb #b7df5e01
+# %% ../nbs/07_ppo.ipynb #de4152fe
 class MeasureSteps:
     "What policy, reference and critic say of sampled tokens, without gradients."
     def _in_batches(self, episodes):
@@ -838,10 +842,10 @@ class MeasureSteps:
         differ = args.bf16 or self.vllm is not None
         again = (differ if args.recompute_logprobs is None else args.recompute_logprobs) or episodes[0].logprobs is None
         for part, batch in self._in_batches(episodes):
-            with self.clock("reference"), self.accelerator.autocast(), self._reference() as reference:
+            with self.clock("reference"), self._autocast(), self._reference() as reference:
                 ref_logprobs, _ = evaluate_actions(reference, None, batch, args.temperature)
             logprobs = values = None
-            with self.clock("values"), self.accelerator.autocast():
+            with self.clock("values"), self._autocast():
                 if again: logprobs, values = evaluate_actions(self.policy, self.critic, batch, args.temperature)
                 elif self.critic.trunk is not None: values = self.critic.values(batch)
             for name, table in (("ref_logprobs", ref_logprobs), ("logprobs", logprobs), ("values", values)):
@@ -913,7 +917,7 @@ def make_rollout(
     if args.whiten_advantages: advantages = whiten(advantages, mask) # D17: over all tokens of the whole batch (Z; N+ section 7)
     return Rollout(episodes, mask, logprobs, values, advantages, returns)
 
-# %% ../nbs/07_ppo.ipynb #7940b499
+# %% ../nbs/07_ppo.ipynb #7049d90a
 class UpdateSteps:
     "How a batch of episodes changes the policy and the critic."
     def update(self, episodes: list[Episode], step: int = 0) -> dict: # -> metrics
@@ -949,7 +953,7 @@ class UpdateSteps:
         "Sum over the tokens of some episodes; sums of what is logged."
         args = self.args
         batch, old_logprobs, old_values, advantages, returns = rollout.part(chosen, self.device)
-        with self.accelerator.autocast(): logprobs, values = evaluate_actions(self.policy, self.critic, batch, args.temperature)
+        with self._autocast(): logprobs, values = evaluate_actions(self.policy, self.critic, batch, args.temperature)
         actor, sums = policy_loss(logprobs, old_logprobs, advantages, batch.mask, args.cliprange)
         critic, more = value_loss(values, old_values, returns, batch.mask, args.cliprange_value)
         return actor + args.vf_coef * critic, sums | more | {"policy_loss": actor.detach(), "value_loss": critic.detach()}
@@ -1324,7 +1328,7 @@ class RunSteps:
         self.control = self.callbacks.on_step_end(self.args, self.state, self.control)
         return metrics
 
-# %% ../nbs/07_ppo.ipynb #da523aa4
+# %% ../nbs/07_ppo.ipynb #8d7b78ea
 class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, EvaluateSteps, PPOCheckpointSteps, SavePolicySteps, PPOSetupSteps,
                  InterruptSteps, CheckpointSteps, ResumeSteps):
     """PPO for a causal language model: `PPOTrainer(policy, reward, args, prompts).train()`.
@@ -1353,7 +1357,7 @@ class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, EvaluateStep
         if args.bf16 is None: args.bf16 = default_precision(args.use_cpu) == "bf16"
         transformers.set_seed(args.seed)
         trackers = None if args.report_to in ("none", None, []) else args.report_to
-        self.accelerator = accelerate.Accelerator(mixed_precision="bf16" if args.bf16 else "no", cpu=args.use_cpu, log_with=trackers, project_dir=args.output_dir)
+        self.accelerator = accelerate.Accelerator(cpu=args.use_cpu, log_with=trackers, project_dir=args.output_dir)
         if self.accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
             raise ValueError(f"PPOTrainer holds whole models in each process and cannot run under {self.accelerator.distributed_type}; launch it with plain data parallelism")
         self.device, self.clock = self.accelerator.device, PhaseClock(self.accelerator.device)

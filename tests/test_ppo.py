@@ -1,0 +1,478 @@
+"PPO: invariances, architectures, critics, adapters, resuming, processes, errors. The formulas are pinned in the chapter."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from ppo_world import config, fixed_episodes, make_base, make_trainer, prompts, run_processes, vowels, weights
+from trainer_world import make_tokenizer
+
+from reward_kit.encoding import ModelLoadError, RewardEncoder, RewardMetadata, bind_reward_forward, prepare_tokenizer
+from reward_kit.inference import RewardModel, RowScorer
+from reward_kit.ppo import (
+    Episode,
+    EpisodeBatch,
+    PPOConfig,
+    PPOTrainer,
+    PromptOrder,
+    RewardError,
+    Sampling,
+    encode_prompts,
+    evaluate_actions,
+    load_prompts,
+    log_line,
+    make_critic,
+    make_rollout,
+    sample_responses,
+    sample_table,
+)
+from reward_kit.trainer import CheckpointError, TrainingInterrupted
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory): return make_base(tmp_path_factory.mktemp("policy") / "base")
+
+
+def tiny(name):
+    "A random causal model of an architecture, small."
+    shared = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+    grouped = shared | dict(num_key_value_heads=2, head_dim=8)
+    configs = {
+        "llama": lambda: transformers.LlamaConfig(**shared, num_key_value_heads=2),
+        "qwen3": lambda: transformers.Qwen3Config(**grouped),
+        "mistral": lambda: transformers.MistralConfig(**grouped, sliding_window=6),
+        "gemma2": lambda: transformers.Gemma2Config(**grouped, sliding_window=6, query_pre_attn_scalar=8),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**grouped, sliding_window=6, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"]),
+        "gpt2": lambda: transformers.GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4),
+        "gpt_neox": lambda: transformers.GPTNeoXConfig(**shared),
+        "opt": lambda: transformers.OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32),
+    }
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(configs[name]()).eval()
+    for p in model.parameters(): p.data.mul_(3)  # random weights of the usual size give nearly uniform logits
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt"])
+def test_sampling_and_measuring_agree_for_every_architecture(name):
+    "Cache, left padding, shrinking batches and sliding windows change nothing about log-probabilities and values."
+    model = tiny(name)
+    critic = make_critic("shared", model)
+    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    asked = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16], [17]]
+    found = sample_responses(model, asked, Sampling(12, 0.9, stop_ids=(3, 20, 21, 22, 23, 24, 25, 26), rows=3), torch.Generator().manual_seed(0), critic)
+    episodes = [Episode(i, ids, response, stopped) for i, (ids, (response, _, _, stopped)) in enumerate(zip(asked, found))]
+    assert len({len(e.response_ids) for e in episodes}) > 1, "rows must end at different times for this to test anything"
+    with torch.no_grad():
+        logprobs, values = evaluate_actions(model, critic, EpisodeBatch.of(episodes), 0.9)
+        for row, (response, own_logprobs, own_values, _) in enumerate(found):
+            n = len(response)
+            assert torch.allclose(logprobs[row, :n], torch.tensor(own_logprobs), atol=2e-4)
+            assert torch.allclose(values[row, :n], torch.tensor(own_values), atol=2e-3)
+            single, single_values = evaluate_actions(model, critic, EpisodeBatch.of([episodes[row]]), 0.9)
+            assert torch.allclose(logprobs[row, :n], single[0], atol=2e-4) and torch.allclose(values[row, :n], single_values[0], atol=2e-3)
+
+
+def test_log_probabilities_are_those_of_a_plain_forward_pass():
+    model, episode = tiny("llama"), Episode(0, [5, 6, 7], [8, 9, 3])
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 6, 7, 8, 9, 3]])).logits[0].double() / 0.7
+        expected = [logits.log_softmax(-1)[2 + t, token].item() for t, token in enumerate([8, 9, 3])]
+        found, _ = evaluate_actions(model, None, EpisodeBatch.of([episode]), 0.7)
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_sampling_settings():
+    model = tiny("llama")
+    draws = lambda **how: {tuple(r[0]) for r in sample_responses(model, [[5, 6]] * 40, Sampling(1, **how), torch.Generator().manual_seed(0))}
+    with torch.no_grad(): logits = model(torch.tensor([[5, 6]])).logits[0, -1]
+    best = logits.topk(3).indices.tolist()
+    assert draws(temperature=0) == {(best[0],)} and draws(top_k=3) <= {(b,) for b in best} and len(draws(top_k=3)) > 1
+    assert draws(top_p=1e-6) == {(best[0],)} and len(draws()) > 5
+
+
+def test_a_sample_stops_at_any_stop_token_and_says_so(base):
+    trainer = make_trainer(base, "unused")
+    trainer.policy.generation_config.eos_token_id = [trainer.tokenizer.eos_token_id, 9]
+    from reward_kit.ppo import stop_ids
+    assert stop_ids(trainer.policy, trainer.tokenizer) == (trainer.tokenizer.eos_token_id, 9)
+
+
+# ---------------------------------------------------------------- the update
+
+def test_an_update_does_not_depend_on_how_a_minibatch_is_cut(base, tmp_path):
+    "Micro-batches of 1, 2 and 8 episodes; the order of episodes; what else is in the batch of a forward pass."
+    results = []
+    for size in (1, 2, 8):
+        trainer = make_trainer(base, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, num_mini_batches=1, critic="shared")
+        metrics = trainer.update(fixed_episodes())
+        results.append((weights(trainer), metrics))
+    for other, metrics in results[1:]:
+        for name, value in results[0][0].items(): assert torch.allclose(value, other[name], atol=2e-6), name
+        for name, value in results[0][1].items(): assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_the_first_step_is_the_policy_gradient(base, tmp_path):
+    "Where old and new policy are one, the ratio is 1, nothing is clipped, and the gradient is -A grad log p, token by token."
+    trainer = make_trainer(base, tmp_path, critic="shared", num_mini_batches=1, vf_coef=0.0, max_grad_norm=0.0)
+    episodes, _ = trainer.collect(0)
+    rollout = make_rollout(episodes, trainer.args, trainer.kl.value)
+    loss, sums = trainer._loss(rollout, list(range(len(episodes))))
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in trainer.policy.named_parameters()}
+    trainer.policy.zero_grad()
+    logprobs, _ = evaluate_actions(trainer.policy, None, EpisodeBatch.of(episodes), trainer.args.temperature)
+    (-(rollout.advantages * logprobs * rollout.mask).sum()).backward()
+    for name, p in trainer.policy.named_parameters(): assert torch.allclose(found[name], p.grad, atol=1e-4), name
+    assert sums["clipped"] == 0 and sums["ratio"].item() == pytest.approx(int(rollout.mask.sum()), rel=1e-4)
+
+
+def test_a_minibatch_is_an_optimizer_step(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, num_mini_batches=4, num_ppo_epochs=3)
+    steps = []
+    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.update(fixed_episodes())
+    assert len(steps) == 12
+
+
+def test_rollouts_hold_whitened_advantages_of_real_tokens_only():
+    rollout = make_rollout(fixed_episodes(), PPOConfig(), 0.1)
+    assert rollout.advantages[~rollout.mask].eq(0).all() and rollout.returns[~rollout.mask].eq(0).all()
+    assert rollout.advantages[rollout.mask].mean().item() == pytest.approx(0, abs=1e-6)
+    plain = make_rollout(fixed_episodes(), PPOConfig(whiten_advantages=False, whiten_rewards=True), 0.1)
+    assert plain.advantages[plain.mask].mean().abs() > 1e-4
+
+
+@pytest.mark.parametrize("setting, value", [
+    ("kl_coef", 5.0), ("kl_estimator", "k3"), ("cliprange", 0.001), ("vf_coef", 3.0), ("cliprange_value", 1e-4), ("gamma", 0.5), ("lam", 0.1), ("whiten_rewards", True), ("whiten_advantages", False),
+    ("learning_rate", 1e-4), ("critic_learning_rate", 1e-1), ("adam_beta1", 0.5), ("adam_beta2", 0.5), ("adam_epsilon", 1e-2), ("weight_decay", 0.5), ("max_grad_norm", 1e-4), ("seed", 1), ("num_mini_batches", 1),
+    ("num_ppo_epochs", 1), ("temperature", 0.3)])
+def test_every_setting_of_an_update_has_an_effect(base, tmp_path, setting, value):
+    changed, plain = (make_trainer(base, tmp_path, critic="shared", **given) for given in ({setting: value}, {}))
+    for trainer in (changed, plain):
+        for step in range(2): trainer.update(fixed_episodes(), step)
+    assert any(not torch.equal(w, weights(plain)[name]) for name, w in weights(changed).items())
+
+
+@pytest.mark.parametrize("setting, value", [("response_length", 3), ("temperature", 0.2), ("top_k", 1), ("top_p", 0.01), ("missing_eos_penalty", 2.0), ("score_clip", 0.05), ("seed", 3)])
+def test_every_setting_of_a_rollout_has_an_effect(base, tmp_path, setting, value):
+    changed, plain = (make_trainer(base, tmp_path, **given).collect(0)[0] for given in ({setting: value}, {}))
+    assert [(e.response_ids, e.score) for e in changed] != [(e.response_ids, e.score) for e in plain]
+
+
+def test_recomputed_log_probabilities_are_those_of_sampling(base, tmp_path):
+    plain, again = (make_trainer(base, tmp_path, recompute_logprobs=flag, critic="shared").collect(0)[0] for flag in (False, True))
+    for a, b in zip(plain, again): assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5) and a.values == pytest.approx(b.values, abs=1e-5)
+
+
+def test_gradient_checkpointing_changes_memory_only(base, tmp_path):
+    results = []
+    for flag in (False, True):
+        trainer = make_trainer(base, tmp_path, gradient_checkpointing=flag)
+        trainer.update(fixed_episodes())
+        results.append(weights(trainer))
+    for name, value in results[0].items(): assert torch.allclose(value, results[1][name], atol=1e-6), name
+
+
+def test_bf16_autocast_stays_near_float32(base, tmp_path):
+    full, half = (make_trainer(base, tmp_path, bf16=flag, critic="shared") for flag in (False, True))
+    episodes, _ = full.collect(0)
+    rollout = make_rollout(episodes, full.args, 0.05)
+    losses = [trainer._loss(rollout, list(range(len(episodes))))[0].item() for trainer in (full, half)]
+    assert losses[1] == pytest.approx(losses[0], abs=0.3)
+    assert half.policy.dtype == torch.float32  # weights stay in float32
+    half.train()
+
+
+# ---------------------------------------------------------------- critics and references
+
+def reward_model(folder_or_model, tokenizer, scale=None):
+    model = folder_or_model
+    model.config.num_labels, model.config.pad_token_id = 1, tokenizer.pad_token_id
+    encoding = prepare_tokenizer(tokenizer, model, max_length=64)
+    metadata = RewardMetadata(encoding=encoding, normalization=scale)
+    return RewardModel(bind_reward_forward(model), tokenizer, RewardEncoder(tokenizer, encoding), RowScorer(model, tokenizer.pad_token_id), metadata=metadata)
+
+
+@pytest.fixture(scope="module")
+def judge(base):
+    torch.manual_seed(5)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    return reward_model(model, transformers.AutoTokenizer.from_pretrained(base), {"mean": 2.0, "std": 4.0, "n": 9, "data_hash": None})
+
+
+def test_a_critic_from_the_reward_model_speaks_in_normalised_scores(base, judge, tmp_path):
+    trainer = make_trainer(base, tmp_path, reward=judge, critic="reward")
+    text = Episode(0, judge.encoder.encode(["the cat"], ["sat"]).ids[0][:2], judge.encoder.encode(["the cat"], ["sat"]).ids[0][2:] + [5])
+    values = trainer.critic.values(EpisodeBatch.of([text]))
+    raw = judge.score_ids([(text.prompt_ids + text.response_ids)[:-1]])[0]
+    assert values[0, -1].item() == pytest.approx((raw - 2.0) / 4.0, abs=1e-4)
+    before = judge.score("the cat", "sat")
+    trainer.update(fixed_episodes())
+    assert judge.score("the cat", "sat") == before, "the reward model itself must not be trained"
+
+
+def test_rewards_are_normalised_by_the_stored_scale(base, judge, tmp_path):
+    asked = ["the cat sat", "rain fell"]
+    for given, expected in ((None, lambda r: (r - 2) / 4), (True, lambda r: (r - 2) / 4), (False, lambda r: r)):
+        trainer = make_trainer(base, tmp_path, reward=judge, normalize_reward=given)
+        totals, _ = trainer.rewards(asked, ["on", "it"], {"completion_ids": [[1], [2]]}, [0, 1])
+        assert totals == pytest.approx([expected(r) for r in judge.score(asked, ["on", "it"])])
+
+
+def test_reward_models_and_policies_may_have_different_tokenizers(base, tmp_path):
+    other = make_tokenizer(bos_token="<a>", eos_token="<b>", pad_token="<c>")
+    torch.manual_seed(1)
+    model = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(vocab_size=len(other), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1))
+    judge = reward_model(model, other)
+    trainer = make_trainer(base, tmp_path, reward=[judge, vowels], reward_weights=[1.0, 0.5])
+    episodes, metrics = trainer.collect(0)
+    own = judge.score([trainer.train_rows[e.row]["prompt"] for e in episodes], [e.completion for e in episodes])
+    assert [e.raw_score for e in episodes] == pytest.approx([a + 0.5 * b for a, b in zip(own, vowels([e.completion for e in episodes]))], abs=1e-5)
+    assert "rewards/vowels" in metrics
+    with pytest.raises(ValueError, match="policy's tokenizer; choose critic"): make_trainer(base, tmp_path, reward=judge, critic="reward")
+
+
+def test_separate_critic_leaves_the_policy_alone(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, critic="separate", learning_rate=1e-12, critic_learning_rate=1e-2)
+    before = weights(trainer)
+    trainer.update(fixed_episodes())
+    after = weights(trainer)
+    own = dict(trainer.policy.named_parameters())
+    assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in own)
+    assert not torch.allclose(before["head.weight"], after["head.weight"])
+
+
+def test_reference_is_a_given_model_or_the_beginning(base, tmp_path):
+    other = make_base(tmp_path / "other", seed=3)
+    episodes, metrics = make_trainer(base, tmp_path, ref_model=other).collect(0)
+    assert abs(metrics["objective/kl"]) > 1e-3
+    _, metrics = make_trainer(base, tmp_path).collect(0)
+    assert abs(metrics["objective/kl"]) < 1e-5
+    policy = transformers.AutoModelForCausalLM.from_pretrained(base)
+    with pytest.raises(ValueError, match="ref_model is the policy itself"):
+        PPOTrainer(policy, vowels, config(tmp_path), prompts(4), ref_model=policy, processing_class=transformers.AutoTokenizer.from_pretrained(base))
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_lora_trains_the_adapter_and_saves_merged_weights(base, tmp_path, critic):
+    from peft import LoraConfig, PeftModel
+    trainer = make_trainer(base, tmp_path / "out", critic=critic, learning_rate=1e-2, peft_config=LoraConfig(r=2, target_modules=["q_proj"]), total_episodes=8)
+    frozen = {n: p.clone() for n, p in trainer.policy.named_parameters() if "lora" not in n}
+    trainer.train()
+    assert all(torch.equal(p, frozen[n]) for n, p in trainer.policy.named_parameters() if n in frozen)
+    trainer.save_model()
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "out/adapter")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-5) and torch.allclose(merged(ids).logits, trainer.policy(ids).logits, atol=1e-5)
+        assert not torch.allclose(merged(ids).logits, transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(ids).logits, atol=1e-5)
+    assert str(tmp_path) not in (tmp_path / "out/README.md").read_text() + (tmp_path / "out/adapter/adapter_config.json").read_text()
+
+
+# ---------------------------------------------------------------- runs
+
+def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
+    seen = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs): seen.append(state.global_step)
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs): seen.append("eval")
+
+    trainer = make_trainer(base, tmp_path, total_episodes=320, per_device_train_batch_size=16, gradient_accumulation_steps=2, num_mini_batches=4, learning_rate=3e-3, kl_coef=0.0, eval_steps=5,
+                           eval_dataset=prompts(32, 9), callbacks=[Watch()], num_sample_generations=2)
+    state = trainer.train()
+    logs = [log for log in state.log_history if "objective/scores" in log]
+    assert len(logs) == 10 and seen.count("eval") == 2 and seen[:5] == [1, 2, 3, 4, 5] and len(trainer.samples) == 6
+    wanted = {"objective/scores", "objective/kl", "objective/entropy", "policy/approxkl_avg", "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/explained_variance",
+              "response/length", "response/eos_share", "time/sample", "time/score", "time/reference", "time/update", "memory/peak_gib", "lr", "episode", "epoch"}
+    assert wanted <= set(logs[0])
+    assert all(torch.isfinite(torch.tensor(float(value))) for log in logs for value in log.values())
+    assert logs[-1]["objective/scores"] > logs[0]["objective/scores"] + 0.1
+    assert logs[0]["lr"] > logs[-1]["lr"] > 0
+    assert "score" in log_line(logs[0], 1, 10) and "tokens" not in sample_table(trainer.samples)
+
+
+def test_a_callback_may_stop_the_run(base, tmp_path):
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs): control.should_training_stop = True
+
+    assert make_trainer(base, tmp_path, callbacks=[Stop()]).train().global_step == 1
+
+
+def test_trackers_get_the_metrics(base, tmp_path):
+    pytest.importorskip("tensorboard")
+    trainer = make_trainer(base, tmp_path, report_to="tensorboard", total_episodes=8)
+    trainer.train()
+    assert list(Path(tmp_path).rglob("events.out*"))
+
+
+def test_evaluation_is_repeatable_and_leaves_training_alone(base, tmp_path):
+    trainer, other = (make_trainer(base, tmp_path, eval_dataset=prompts(8, 5)) for _ in range(2))
+    assert trainer.evaluate() == trainer.evaluate()
+    assert [e.response_ids for e in trainer.collect(0)[0]] == [e.response_ids for e in other.collect(0)[0]]
+
+
+def test_conversations_and_other_columns_reach_the_reward(base, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    rows = [{"prompt": [{"role": "user", "content": text}], "answer": i} for i, text in enumerate(prompts(8))]
+    seen = {}
+
+    def judge(prompts, completions, answer, completion_ids, **rest):
+        seen.update(prompts=prompts, completions=completions, answer=answer, ids=completion_ids)
+        return [1.0] * len(prompts)
+
+    trainer = make_trainer(base, tmp_path, reward=judge, data=rows, processing_class=tokenizer)
+    assert all(ids.count(tokenizer.bos_token_id) == 1 for ids in trainer.train_ids)
+    episodes, _ = trainer.collect(0)
+    assert [rows[a]["prompt"] for a in seen["answer"]] == seen["prompts"] and seen["completions"][0][0]["role"] == "assistant" and seen["ids"][0] == episodes[0].response_ids
+
+
+def test_rows_without_a_reward_are_left_out_and_counted(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, reward=lambda prompts, completions: [None if i % 2 else 1.0 for i in range(len(prompts))])
+    episodes, metrics = trainer.collect(0)
+    assert len(episodes) == 4 and metrics["response/left_out"] == 4
+    trainer.update(episodes)
+    with pytest.raises(RewardError, match="no reward function applies to any"): make_trainer(base, tmp_path, reward=lambda prompts, completions: [None] * len(prompts)).train()
+
+
+def test_kl_coefficient_follows_its_target(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, kl_target=1e-6, kl_horizon=10, learning_rate=1e-2)
+    trainer.train()
+    assert trainer.kl.value > trainer.args.kl_coef
+
+
+def test_prompts_are_shuffled_passes():
+    order = PromptOrder(7, seed=1)
+    stream = [row for step in range(7) for row in order.batch(step, 3)]
+    assert all(sorted(stream[i : i + 7]) == list(range(7)) for i in (0, 7, 14)) and stream[:7] != stream[7:14]
+
+
+def test_prompts_come_from_lists_files_and_datasets(tmp_path):
+    import datasets
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a?", "x": 1}\n{"prompt": "b?", "x": 2}\n')
+    for data in (tmp_path / "p.jsonl", str(tmp_path / "p.jsonl"), [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}], datasets.Dataset.from_dict({"prompt": ["a?", "b?"], "x": [1, 2]})):
+        assert load_prompts(data) == [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}]
+    with pytest.raises(TypeError, match="with a length, got generator"): load_prompts(x for x in "ab")
+    with pytest.raises(ValueError, match="has no rows"): load_prompts([])
+
+
+def test_prompts_of_a_prepared_tokenizer_have_no_eos(base):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    prepare_tokenizer(tokenizer)
+    ids = encode_prompts(load_prompts(["the cat"]), tokenizer)[0]
+    assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
+
+
+# ---------------------------------------------------------------- resuming
+
+def test_a_resumed_run_ends_with_the_same_weights(base, tmp_path):
+    settings = dict(total_episodes=40, save_steps=2, save_total_limit=None, kl_target=1.0)
+    whole = make_trainer(base, tmp_path / "a", **settings)
+    whole.train()
+    again = make_trainer(base, tmp_path / "a", **settings)
+    for name in ("checkpoint-4",): __import__("shutil").rmtree(tmp_path / "a" / name)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 5 and len([log for log in again.state.log_history if "objective/kl" in log]) == 5
+    for name, value in weights(whole).items(): assert torch.equal(value, weights(again)[name]), name
+    assert whole.kl.value == again.kl.value
+    with pytest.raises(CheckpointError, match="of a run of 5 batches, this one has 3"):
+        make_trainer(base, tmp_path / "a", **settings | {"total_episodes": 24}).train(resume_from_checkpoint=True)
+
+
+def test_an_adapter_resumes(base, tmp_path):
+    from peft import LoraConfig
+    made = lambda: make_trainer(base, tmp_path / "a", total_episodes=24, save_steps=1, save_total_limit=None, peft_config=LoraConfig(r=2, target_modules=["q_proj"]), critic="shared")
+    whole, again = made(), made()
+    whole.train()
+    for name in ("checkpoint-2", "checkpoint-3"): __import__("shutil").rmtree(tmp_path / "a" / name)
+    again.train(resume_from_checkpoint=True)
+    for name, value in weights(whole).items(): assert torch.equal(value, weights(again)[name]), name
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from ppo_world import make_trainer
+make_trainer({base!r}, {folder!r}, total_episodes=4000, save_steps=1).train()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_goes_on(base, tmp_path, number):
+    code = KILLED.format(tests=str(Path(__file__).parent), base=base, folder=str(tmp_path / "run"))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    deadline = time.time() + 120
+    while not list((tmp_path / "run").glob("checkpoint-*/reward_kit_checkpoint.json")) and time.time() < deadline and process.poll() is None: time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    if number == signal.SIGINT: assert "TrainingInterrupted" in errors and "train(resume_from_checkpoint=True)" in errors
+    trainer = make_trainer(base, tmp_path / "run", total_episodes=4000, save_steps=1)
+
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs): control.should_training_stop = True
+
+    trainer.callbacks.add_callback(Stop())
+    assert trainer.train(resume_from_checkpoint=True).global_step >= 2
+    assert issubclass(TrainingInterrupted, KeyboardInterrupt)
+
+
+def test_two_processes_make_the_update_of_one(base, tmp_path):
+    env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    # on a CPU `accelerate launch` needs MPI for several processes; torchrun is what it uses elsewhere
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(Path(__file__).with_name("ppo_world.py")), base, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    threads = torch.get_num_threads()
+    run_processes(base, tmp_path)
+    torch.set_num_threads(threads)
+    one, two = (torch.load(tmp_path / f"weights_{n}.pt", weights_only=True) for n in (1, 2))
+    for name, value in one.items(): assert torch.allclose(value, two[name], atol=1e-6), name
+    metrics = [json.loads((tmp_path / f"metrics_{n}.json").read_text()) for n in (1, 2)]
+    for name, value in metrics[0].items(): assert metrics[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+# ---------------------------------------------------------------- refusals
+
+def test_a_gradient_that_is_not_a_number_stops_before_the_weights_change(base, tmp_path):
+    trainer = make_trainer(base, tmp_path)
+    before, episodes = weights(trainer), fixed_episodes()
+    episodes[3].logprobs[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="prompts of rows"): trainer.update(episodes)
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+@pytest.mark.parametrize("reward, message", [
+    (lambda completions, **k: [float("nan")] * len(completions), r"gave nan for the prompt of row \d+"),
+    (lambda completions, **k: [1.0], "gave 1 rewards for 8 responses"),
+    (lambda completions, **k: None, "gave NoneType; it must give a list"),
+    (lambda completions, **k: {}["score"], "raised KeyError for the prompts of rows"),
+])
+def test_bad_rewards_name_the_row(base, tmp_path, reward, message):
+    with pytest.raises(RewardError, match=message): make_trainer(base, tmp_path, reward=reward).train()
+
+
+def test_what_cannot_be_a_policy_or_its_settings_is_refused(base, tmp_path):
+    torch.manual_seed(0)
+    transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(tmp_path / "rm")
+    with pytest.raises(ModelLoadError, match="is a reward model, which writes no text"): make_trainer(tmp_path / "rm", tmp_path)
+    with pytest.raises(ModelLoadError, match="does not exist"): make_trainer(tmp_path / "none", tmp_path)
+    with pytest.raises(ModelLoadError, match="is not a reward model"): make_trainer(base, tmp_path, reward=base)
+    with pytest.raises(ValueError, match="the policy's context has 256 tokens"): make_trainer(base, tmp_path, response_length=300)
+    with pytest.raises(TypeError, match="args must be a PPOConfig, got dict"): PPOTrainer(base, vowels, {}, prompts(4))
+    with pytest.raises(ValueError, match="no chat template"): make_trainer(base, tmp_path, data=[[{"role": "user", "content": "hi"}]])
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(base, tmp_path):
+    trainer = make_trainer(base, tmp_path / "run", total_episodes=8)
+    trainer.train()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="the policy could not be saved"): trainer.save_model(tmp_path / "file" / "policy")
