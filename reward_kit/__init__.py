@@ -14,6 +14,7 @@ _EXPORTS = {
         "trainer": "RewardConfig RewardTrainer",
         "inference": "RewardModel",
         "evaluation": "evaluate_reward_model EvaluationReport wilson_interval write_model_card",
+        "serving": "RewardClient RewardServerError ServerLimits make_app serve",
         "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model",
     }.items()
     for name in names.split()
