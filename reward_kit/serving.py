@@ -584,14 +584,15 @@ def make_app(
     add_error_answers(app)
     return app
 
-# %% ../nbs/08_serving.ipynb #e522259f
+# %% ../nbs/08_serving.ipynb #dd060426
 def listen(
     host: str, # name or address
     port: int, # 0: any free one
 ) -> socket.socket:
-    "A socket that listens. Raises OSError that says what is wrong with host or port."
+    "A socket that listens. Raises ValueError or OSError that says what is wrong with host or port."
+    if not 0 <= port <= 65535: raise ValueError(f"port must be 0 to 65535, got {port}")
     try: family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (socket.gaierror, OverflowError) as e: raise OSError(f"cannot listen on {host}, port {port}: {e}") from None
+    except (OSError, UnicodeError) as e: raise OSError(f"cannot listen on {host}, port {port}: {e}") from None
     sock = socket.socket(family, kind)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
