@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['OWN_FIELDS', 'WIRE_FORMATS', 'RequestError', 'ServerLimits', 'cut_ends', 'bare_text', 'Texts', 'Scores', 'check_ids',
-           'longest_text', 'has_half_character', 'encode_request', 'Job', 'Batcher', 'need', 'choice', 'strings',
-           'sigmoid', 'new_answer', 'read_openrlhf', 'write_openrlhf', 'read_llamafactory', 'write_llamafactory',
-           'read_input', 'read_classify', 'write_classify', 'read_pooling', 'write_pooling', 'read_score',
-           'write_score', 'read_rewards', 'write_rewards', 'WireFormat', 'load_optional', 'read_body', 'make_endpoint',
-           'error_answer', 'add_error_answers', 'add_information', 'make_app', 'listen', 'address_of', 'make_server',
-           'background_server', 'serve', 'RewardServerError', 'make_session', 'RewardClient']
+           'longest_text', 'has_half_character', 'encode_request', 'Job', 'encode_job', 'score_jobs', 'BatchWorker',
+           'Batcher', 'need', 'choice', 'strings', 'sigmoid', 'new_answer', 'read_openrlhf', 'write_openrlhf',
+           'read_llamafactory', 'write_llamafactory', 'read_input', 'read_classify', 'write_classify', 'read_pooling',
+           'write_pooling', 'read_score', 'write_score', 'read_rewards', 'write_rewards', 'WireFormat', 'load_optional',
+           'read_body', 'make_endpoint', 'error_answer', 'add_error_answers', 'add_information', 'make_app', 'listen',
+           'address_of', 'make_server', 'background_server', 'serve', 'RewardServerError', 'make_session',
+           'read_answer', 'ServerConnection', 'RewardClient']
 
 # %% ../nbs/08_serving.ipynb #c4428990
 import asyncio
@@ -180,9 +181,38 @@ class Job:
         "Tokens of each text."
         return [len(ids or []) for ids in self.rows]
 
-# %% ../nbs/08_serving.ipynb #7c156119
-class Batcher:
-    "Scores concurrent requests together, in one thread. Used from any number of threads."
+# %% ../nbs/08_serving.ipynb #5b65cfa4
+def encode_job(
+    rm: RewardModel, # whose encoder is used
+    job: Job, # gets its rows, or its answer
+) -> bool: # False: it is answered, or nobody waits for it any more
+    "Encode the texts of one request."
+    if not job.future.set_running_or_notify_cancel(): return False
+    try: job.rows = encode_request(rm, job.texts)
+    except Exception as e:
+        job.future.set_exception(e)
+        return False
+    return True
+
+
+def score_jobs(
+    rm: RewardModel, # scores
+    jobs: list[Job], # encoded
+) -> None:
+    "Score jobs together and answer them; if that fails, each by itself."
+    try: rewards = iter(rm.score_ids([ids for job in jobs for ids in job.rows]))
+    except Exception as e:
+        if len(jobs) == 1: jobs[0].future.set_exception(e)
+        else:
+            for job in jobs: score_jobs(rm, [job])
+        return
+    for job in jobs:
+        own = [next(rewards) for _ in job.rows]
+        job.future.set_result(Scores(rm.normalized(own) if job.texts.normalize else own, job.tokens))
+
+# %% ../nbs/08_serving.ipynb #6954c7eb
+class BatchWorker:
+    "The thread's side: batch after batch out of a queue."
 
     def __init__(
         self,
@@ -191,7 +221,31 @@ class Batcher:
     ):
         self.rm, self.limits = rm, limits or ServerLimits()
         self.queue, self.lock, self.thread, self.closed = queue.Queue(), threading.Lock(), None, False
-        self.requests = self.batches = 0
+        self.batches = 0
+
+    def work(self) -> None:
+        "Score until None comes out of the queue."
+        while (job := self.queue.get()) is not None:
+            jobs, last = self.collect(job)
+            self.batches += bool(jobs)
+            if jobs: score_jobs(self.rm, jobs)
+            if last: return
+
+    def collect(self, job: Job): # -> jobs of one batch, whether they are the last
+        "The first job and those that come while there is room and time."
+        jobs, rows, tokens, until = [], 0, 0, time.monotonic() + self.limits.max_wait_ms / 1000
+        while job is not None:
+            if encode_job(self.rm, job):
+                jobs.append(job)
+                rows, tokens = rows + len(job.rows), tokens + sum(job.tokens)
+            if rows >= self.limits.max_batch_rows or tokens >= self.rm.scorer.batch_tokens: return jobs, False
+            try: job = self.queue.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty: return jobs, False
+        return jobs, True
+
+# %% ../nbs/08_serving.ipynb #e392db94
+class Batcher(BatchWorker):
+    "Scores concurrent requests together, in one thread. Used from any number of threads."
 
     def submit(self, texts: Texts) -> Future:
         "Queue a request; the future gives its `Scores`. Raises RequestError (503) when the queue is full or the server stops."
@@ -201,7 +255,6 @@ class Batcher:
                 raise RequestError("this server is shutting down; send the request again to its successor", 503, 5)
             if self.queue.qsize() >= self.limits.max_queue:
                 raise RequestError(f"the queue is full ({self.limits.max_queue} waiting); send the request again later", 503, 1)
-            self.requests += 1
             self.queue.put(job)
             if self.thread is None:
                 self.thread = threading.Thread(target=self.work, name="reward-kit-scorer", daemon=True)
@@ -214,53 +267,6 @@ class Batcher:
             self.closed = True
             self.queue.put(None)
         if self.thread is not None: self.thread.join()
-
-    def work(self) -> None:
-        "What the thread does: batch after batch, until None comes out of the queue."
-        while (job := self.queue.get()) is not None:
-            jobs, last = self.collect(job)
-            if jobs: self.score(jobs)
-            if last: return
-
-# %% ../nbs/08_serving.ipynb #d8ab97d4
-def _collect(self, job: Job): # -> jobs of one batch, whether they are the last
-    "The first job and those that come while there is room and time. A job that cannot be encoded is answered here."
-    jobs, rows, tokens, until = [], 0, 0, time.monotonic() + self.limits.max_wait_ms / 1000
-    while job is not None:
-        if self.encode(job):
-            jobs.append(job)
-            rows, tokens = rows + len(job.rows), tokens + sum(job.tokens)
-        if rows >= self.limits.max_batch_rows or tokens >= self.rm.scorer.batch_tokens: return jobs, False
-        try: job = self.queue.get(timeout=max(0.0, until - time.monotonic()))
-        except queue.Empty: return jobs, False
-    return jobs, True
-
-
-def _encode(self, job: Job) -> bool:
-    "Encode one job; one that is refused, or that nobody waits for any more, is False."
-    if not job.future.set_running_or_notify_cancel(): return False
-    try: job.rows = encode_request(self.rm, job.texts)
-    except Exception as e:
-        job.future.set_exception(e)
-        return False
-    return True
-
-
-def _score(self, jobs: list[Job]) -> None:
-    "Score jobs together; if that fails, each by itself."
-    self.batches += 1
-    try: rewards = iter(self.rm.score_ids([ids for job in jobs for ids in job.rows]))
-    except Exception as e:
-        if len(jobs) == 1: jobs[0].future.set_exception(e)
-        else:
-            for job in jobs: self.score([job])
-        return
-    for job in jobs:
-        own = [next(rewards) for _ in job.rows]
-        job.future.set_result(Scores(self.rm.normalized(own) if job.texts.normalize else own, job.tokens))
-
-
-Batcher.collect, Batcher.encode, Batcher.score = _collect, _encode, _score
 
 # %% ../nbs/08_serving.ipynb #3f704c51
 def need(
@@ -700,9 +706,28 @@ def make_session(
     for scheme in ("http://", "https://"): session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry, pool_maxsize=32))
     return session
 
-# %% ../nbs/08_serving.ipynb #9ed87f84
-class RewardClient:
-    "Rewards from a score server; callable as a reward function of TRL's trainers."
+# %% ../nbs/08_serving.ipynb #193b7c54
+def read_answer(
+    answer, # `requests.Response`
+    n: int, # rewards that were asked for
+) -> list[float | None]:
+    "The rewards in an answer. Raises RewardServerError that says what it is instead."
+    url, tries = answer.url, len(answer.raw.retries.history) + 1 if answer.raw.retries else 1
+    try: found = answer.json()
+    except ValueError: found = None
+    found = found if isinstance(found, dict) else {}
+    if answer.status_code != 200:
+        error = found.get("error")
+        reason = error["message"] if isinstance(error, dict) and "message" in error else " ".join(answer.text.split())[:200] or answer.reason
+        raise RewardServerError(f"{url} answers {answer.status_code}{f' (after {tries} tries)' if tries > 1 else ''}: {reason}")
+    rewards = found.get("rewards")
+    if not isinstance(rewards, list) or len(rewards) != n:
+        raise RewardServerError(f"{url} is no route of a reward_kit server: it answers {answer.text[:80]!r} instead of {n} rewards")
+    return rewards
+
+# %% ../nbs/08_serving.ipynb #2ffbdafa
+class ServerConnection:
+    "Requests to one server: with a time limit, tried again, checked."
 
     def __init__(
         self,
@@ -720,6 +745,19 @@ class RewardClient:
             raise ValueError(f"timeout={timeout}, retries={retries}, batch_rows={batch_rows}: they must be positive (retries may be 0)")
         self.url, self.timeout, self.retries, self.batch_rows, self.__name__ = url.rstrip("/"), timeout, retries, batch_rows, name
         self.session = make_session(url, retries, max_pause)
+
+    def post(self, body: dict, n: int) -> list[float | None]:
+        "The rewards of one request. Raises RewardServerError."
+        try: answer = self.session.post(f"{self.url}/v1/rewards", json=body, timeout=(min(self.timeout, 10), self.timeout), allow_redirects=False)
+        except OSError as e:  # what requests raises
+            reason = str(getattr(e.args[0] if e.args else e, "reason", e)).rsplit(": ", 1)[-1]
+            raise RewardServerError(f"no answer from the reward server at {self.url} after {self.retries + 1} tries: {reason}; "
+                                    "is it running (reward-kit serve MODEL)?") from e
+        return read_answer(answer, n)
+
+# %% ../nbs/08_serving.ipynb #0d9eb7c5
+class RewardClient(ServerConnection):
+    "Rewards from a score server; callable as a reward function of TRL's trainers."
 
     def score(self, prompts, responses=None, *, normalize: bool = False, too_long: str = "error"):
         "As `RewardModel.score`: a float for one text, else a list. Raises RewardServerError; TypeError or ValueError for what is no text."
@@ -740,39 +778,5 @@ class RewardClient:
             part = slice(start, start + self.batch_rows)
             own = {name: values[part] if isinstance(values, list) and len(values) == len(prompts) else values for name, values in (template or {}).items()}
             rows = {"prompts": prompts[part], "responses": responses[part] if responses is not None else None}
-            found += self.post("/v1/rewards", rows | settings | own, len(rows["prompts"]))
+            found += self.post(rows | settings | own, len(rows["prompts"]))
         return found
-
-# %% ../nbs/08_serving.ipynb #3103256c
-def _post(self, path: str, body: dict, n: int) -> list:
-    "The rewards of one request. Raises RewardServerError."
-    import requests
-
-    try: answer = self.session.post(self.url + path, json=body, timeout=(min(self.timeout, 10), self.timeout), allow_redirects=False)
-    except requests.RequestException as e:
-        reason = getattr(e.args[0] if e.args else e, "reason", e)
-        raise RewardServerError(f"no answer from the reward server at {self.url} after {self.retries + 1} tries: {str(reason).rsplit(': ', 1)[-1]}; "
-                                "is it running (reward-kit serve MODEL)?") from e
-    if answer.status_code != 200:
-        tries = len(answer.raw.retries.history) + 1 if answer.raw.retries else 1
-        again = f" (after {tries} tries)" if tries > 1 else ""
-        raise RewardServerError(f"the reward server at {self.url} answers {answer.status_code}{again}: {_reason(answer)}")
-    rewards = _rewards_of(answer)
-    if rewards is None or len(rewards) != n:
-        raise RewardServerError(f"the server at {self.url} is no reward_kit server: it answers {answer.text[:80]!r} instead of {n} rewards")
-    return rewards
-
-
-def _reason(answer) -> str:
-    "The message of an error, however it is wrapped."
-    try: return answer.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError): return " ".join(answer.text.split())[:200] or answer.reason
-
-
-def _rewards_of(answer) -> list | None:
-    "The rewards in an answer, None if there are none."
-    try: return list(answer.json()["rewards"])
-    except (ValueError, KeyError, TypeError): return None
-
-
-RewardClient.post = _post

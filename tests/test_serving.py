@@ -360,6 +360,9 @@ def test_an_error_nobody_thought_of_is_500_for_those_it_concerns(rm, monkeypatch
     monkeypatch.setattr(rm, "score_ids", fail)
     batcher = Batcher(rm)
     assert "the device is gone" in str(batcher.submit(Texts(["a"])).exception(60))
+    with background_server(rm) as url:
+        got = post(url, "/get_reward", query=["a"])
+    assert got.status_code == 500 and got.json()["error"]["message"] == "RuntimeError: the device is gone"
     monkeypatch.undo()
     assert batcher.submit(Texts(["a"])).result(60).rewards == [pytest.approx(rm.score("a"), abs=1e-5)]
     batcher.close()
@@ -513,7 +516,7 @@ def test_what_may_pass_is_tried_again(steps):
     ((400, {}, '{"error": {"message": "prompts[0] is odd"}}'), "answers 400: prompts[0] is odd"),
     ((500, {}, "<html>\n broken"), "answers 500: <html> broken"),
     ((302, {"Location": "/elsewhere"}, ""), "answers 302: Found"),
-    ((200, {}, "hello"), "is no reward_kit server: it answers 'hello' instead of 1 rewards"),
+    ((200, {}, "hello"), "is no route of a reward_kit server: it answers 'hello' instead of 1 rewards"),
     ((200, {}, '{"rewards": [1, 2]}'), "instead of 1 rewards"),
     ((200, {}, '{"rewards": 3}'), "instead of 1 rewards"),
 ])
