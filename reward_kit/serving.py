@@ -114,7 +114,7 @@ class Scores:
     rewards: list[float | None] # one for each text, in their order
     tokens: list[int] # that were read of each text, 0 where the reward is None
 
-# %% ../nbs/08_serving.ipynb #918de7f4
+# %% ../nbs/08_serving.ipynb #9b7da5b1
 def check_ids(
     rm: RewardModel, # that will read them
     texts: Texts, # with ids
@@ -145,7 +145,7 @@ def has_half_character(
     except UnicodeEncodeError: return True
     return False
 
-
+# %% ../nbs/08_serving.ipynb #69194ea9
 def encode_request(
     rm: RewardModel, # whose encoder is used
     texts: Texts, # of one request
@@ -268,7 +268,7 @@ class Batcher(BatchWorker):
             self.queue.put(None)
         if self.thread is not None: self.thread.join()
 
-# %% ../nbs/08_serving.ipynb #3f704c51
+# %% ../nbs/08_serving.ipynb #b5634511
 def need(
     body: dict, # of a request
     name: str, # of the field
@@ -305,7 +305,7 @@ def strings(
             raise RequestError(f"{name}[{i}] is {json.dumps(row)[:40]}; it must be a string")
     return rows
 
-
+# %% ../nbs/08_serving.ipynb #2aa6769a
 def sigmoid(
     reward: float, # any
 ) -> float: # 0 to 1
@@ -381,7 +381,7 @@ def _write_vllm(body: dict, scores: Scores, rm: RewardModel, kind: str, item) ->
     data = [{"index": i, **item(value)} for i, value in enumerate(values)]
     return {**new_answer(kind), "object": "list", "model": rm.__name__, "data": data, "usage": _usage(scores)}
 
-# %% ../nbs/08_serving.ipynb #dfe09efb
+# %% ../nbs/08_serving.ipynb #1353fe97
 def read_classify(body: dict) -> Texts:  # body: JSON object of the request
     "`/classify` of vLLM, or of SGLang if the body has `text`."
     choice(body, "use_activation", (True, False, None))
@@ -395,7 +395,7 @@ def write_classify(body: dict, scores: Scores, rm: RewardModel):  # body: JSON o
         return rows[0] if isinstance(body["text"], str) else rows
     return _write_vllm(body, scores, rm, "classify", lambda x: {"label": "LABEL_0", "probs": [x], "num_classes": 1})
 
-
+# %% ../nbs/08_serving.ipynb #333fd8fb
 def read_pooling(body: dict) -> Texts:  # body: JSON object of the request
     "As `/classify`; the only task is classify."
     choice(body, "task", ("classify", None))
