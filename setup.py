@@ -36,7 +36,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"peft": cfg["peft_requirements"].split(), "dev": cfg["dev_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("peft", "serve", "dev")},
     entry_points={"console_scripts": cfg["console_scripts"].split("\n")},
     zip_safe=False,
 )

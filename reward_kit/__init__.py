@@ -15,6 +15,7 @@ _EXPORTS = {
         "inference": "RewardModel RewardEnsemble average_reward_models store_normalization",
         "ppo": "PPOConfig PPOTrainer",
         "evaluation": "evaluate_reward_model EvaluationReport wilson_interval write_model_card",
+        "serving": "RewardClient RewardServerError ServerLimits make_app serve",
         "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model",
     }.items()
     for name in names.split()

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'DATA_OPTIONS', 'MODEL_OPTIONS', 'QUIET', 'INSPECT', 'LEARNING_OPTIONS', 'RUN_OPTIONS', 'CONFIG_OPTIONS',
-           'LORA_OPTIONS', 'RESUME', 'TRAIN', 'EVALUATE', 'COMPARE', 'SCORE', 'LLM_GROUPS', 'LLM', 'QUICKSTART',
-           'COMMANDS', 'Option', 'Command', 'Parser', 'with_dashes', 'make_parser', 'grouped', 'read_arguments',
-           'read_config', 'loading_arguments', 'named_columns', 'load_model', 'run_inspect', 'html_page', 'write_file',
-           'lora_arguments', 'run_train', 'next_steps', 'run_evaluate', 'run_compare', 'score_table', 'run_score',
-           'llm_options', 'run_llm', 'run_quickstart', 'write_playground', 'truth_table', 'score_example',
-           'quickstart_files', 'overview', 'quiet_libraries', 'as_options', 'error_line', 'main', 'run_command', 'fail',
-           'broken_pipe']
+           'LORA_OPTIONS', 'RESUME', 'TRAIN', 'EVALUATE', 'COMPARE', 'SCORE', 'SERVER_OPTIONS', 'SERVE', 'LLM_GROUPS',
+           'LLM', 'QUICKSTART', 'COMMANDS', 'Option', 'Command', 'Parser', 'with_dashes', 'make_parser', 'grouped',
+           'read_arguments', 'read_config', 'loading_arguments', 'named_columns', 'load_model', 'run_inspect',
+           'html_page', 'write_file', 'lora_arguments', 'run_train', 'next_steps', 'run_evaluate', 'run_compare',
+           'score_table', 'run_score', 'run_serve', 'llm_options', 'run_llm', 'run_quickstart', 'write_playground',
+           'truth_table', 'score_example', 'quickstart_files', 'overview', 'quiet_libraries', 'as_options',
+           'error_line', 'main', 'run_command', 'fail', 'broken_pipe']
 
 # %% ../nbs/11_cli.ipynb #532309d5
 import argparse
@@ -547,6 +547,37 @@ SCORE = Command(
     "run the same command again to go on where it stopped",
 )
 
+# %% ../nbs/11_cli.ipynb #9ed77df3
+SERVER_OPTIONS = grouped("what it takes on", (
+    Option("max_batch_tokens", int, 16384, "tokens computed at once; lower it when memory runs out", metavar="TOKENS"),
+    Option("max_wait_ms", float, 5.0, "milliseconds that the first request of a batch waits for others"),
+    Option("max_rows", int, 1024, "most texts of one request"),
+    Option("max_queue", int, 1024, "most requests that wait; further ones are answered with 503"),
+    Option("max_body_bytes", int, 32 * 2**20, "largest request"),
+))
+
+
+def run_serve(args):  # args: SimpleNamespace
+    "Serves rewards until Ctrl-C or SIGTERM, then answers what was accepted."
+    from reward_kit.serving import ServerLimits, serve
+
+    try: limits = ServerLimits(**{name: getattr(args, name) for name in ("max_wait_ms", "max_rows", "max_queue", "max_body_bytes")})
+    except ValueError as e:
+        name, rest = str(e).split(" ", 1)
+        raise ParameterError(f"{flag(name)} {rest}") from e
+    if args.max_batch_tokens < 1: raise ParameterError(f"--max-batch-tokens must be positive, got {args.max_batch_tokens}")
+    loading = {"device": args.device, "max_length": args.max_length, "batch_tokens": args.max_batch_tokens}
+    serve(args.model, args.host, args.port, limits=limits, access_log=args.access_log, say=lambda line: print(line, flush=True), **loading)
+
+
+SERVE = Command("serve", "Serve rewards over HTTP, to OpenRLHF, verl, LLaMA-Factory, TRL and clients of vLLM or SGLang.", (
+    Option("model", positional=True, required=True, help="reward model: folder or hub id"),
+    Option("host", str, "127.0.0.1", "address to listen on; 0.0.0.0 lets every machine of the network in"),
+    Option("port", int, 8000, "port to listen on; 0: any free one"),
+    Option("access_log", bool, False, "print a line for every request"),
+    *SERVER_OPTIONS, MODEL_OPTIONS[0], MODEL_OPTIONS[2],
+), "reward-kit serve ./reward-model --port 8000", run_serve)
+
 # %% ../nbs/11_cli.ipynb #8967e1c3
 def llm_options():  # -> tuple of Option
     "The options of `reward-kit llm`, made from the parameters."
@@ -599,7 +630,7 @@ LLM = Command(
     | {
         name: f"use reward-kit {use}"
         for name, use in (
-            ("deploy", "score"),
+            ("deploy", "serve"),
             ("inference", "score"),
             ("interactive", "llm --help"),
             ("help_trainer", "llm --help"),
@@ -699,7 +730,7 @@ QUICKSTART = Command(
 )
 
 # %% ../nbs/11_cli.ipynb #7a320a9d
-COMMANDS = {c.name: c for c in (QUICKSTART, INSPECT, TRAIN, EVALUATE, SCORE, COMPARE, LLM)}
+COMMANDS = {c.name: c for c in (QUICKSTART, INSPECT, TRAIN, EVALUATE, SCORE, COMPARE, SERVE, LLM)}
 
 
 def overview():  # -> text

@@ -8,8 +8,8 @@ import pytest
 
 import reward_kit
 
-HEAVY = ["torch", "trl", "transformers", "datasets", "pandas", "pyarrow", "accelerate", "peft", "matplotlib", "ipywidgets", "numpy"]
-COMMANDS = [[], ["quickstart"], ["inspect"], ["train"], ["evaluate"], ["score"], ["compare"], ["llm"]]
+HEAVY = ["torch", "trl", "transformers", "datasets", "pandas", "pyarrow", "accelerate", "peft", "matplotlib", "ipywidgets", "numpy", "fastapi", "uvicorn"]
+COMMANDS = [[], ["quickstart"], ["inspect"], ["train"], ["evaluate"], ["score"], ["compare"], ["serve"], ["llm"]]
 REPORT = f"import sys; print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
 
 

@@ -71,7 +71,7 @@ def test_constraints_satisfy_the_requirements(readme):
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     pins = {k.lower().replace("_", "-"): v for k, v in pins.items()}
     cfg = readme.settings()
-    for text in (cfg["requirements"] + " " + cfg["peft_requirements"] + " " + cfg["dev_requirements"]).split():
+    for text in (cfg["requirements"] + " " + cfg["peft_requirements"] + " " + cfg["serve_requirements"] + " " + cfg["dev_requirements"]).split():
         req = Requirement(text)
         assert req.name.lower() in pins, f"{req.name} is not pinned in constraints.txt"
         assert req.specifier.contains(pins[req.name.lower()]), f"{text} against {pins[req.name.lower()]}"
