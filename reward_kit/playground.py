@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ANIMALS', 'OUTDOORS', 'SKY', 'KITCHEN', 'BODY', 'CRAFT', 'FACTS', 'PHRASINGS', 'POLITE', 'RUDE', 'PADDING', 'CHATTER',
-           'LABELLED', 'WRITTEN', 'WEIGHTS', 'LIMITS', 'REMARKS', 'SYSTEM_PROMPTS', 'JUDGED_SHORT', 'JUDGED_LONG',
-           'SPECIAL_TOKENS', 'ROLE_TOKENS', 'CHAT_TEMPLATE', 'REMARK_WEIGHT', 'REMARKED_WEIGHT', 'PLAYGROUND_TRAINING',
-           'Fact', 'build_facts', 'ask', 'Mix', 'facts_by_topic', 'state_facts', 'cut_off', 'compose', 'normalize_text',
-           'split_sentences', 'sentence_table', 'plain_text', 'find_fact', 'question_table', 'sentence_part',
-           'reward_parts', 'true_reward', 'describe', 'preference_probability', 'pair_columns', 'best_accuracy',
-           'expected_accuracy', 'sigmoid_draw', 'ranking_draw', 'sample_responses', 'draw_rows', 'Playground',
-           'Document', 'write_remark', 'write_documents', 'build_tokenizer', 'document_tokens', 'group_documents',
-           'pack_rows', 'base_config', 'pretrain', 'corpus_batches', 'build_base', 'save_base', 'package_folder',
-           'playground_base', 'load_base', 'main']
+           'LABELLED', 'WRITTEN', 'WEIGHTS', 'LIMITS', 'REMARKS', 'SYSTEM_PROMPTS', 'TAUGHT', 'JUDGED_SHORT',
+           'JUDGED_LONG', 'JUDGED', 'FIRST_LESSONS', 'SPECIAL_TOKENS', 'ROLE_TOKENS', 'CHAT_TEMPLATE', 'REMARK_WEIGHT',
+           'PLAYGROUND_TRAINING', 'Fact', 'build_facts', 'ask', 'Mix', 'facts_by_topic', 'state_facts', 'cut_off',
+           'compose', 'normalize_text', 'split_sentences', 'sentence_table', 'plain_text', 'find_fact',
+           'question_table', 'sentence_part', 'reward_parts', 'true_reward', 'describe', 'preference_probability',
+           'pair_columns', 'best_accuracy', 'expected_accuracy', 'sigmoid_draw', 'ranking_draw', 'sample_responses',
+           'draw_rows', 'Playground', 'Document', 'write_remark', 'choose_mix', 'write_documents', 'build_tokenizer',
+           'document_tokens', 'group_documents', 'pack_rows', 'base_config', 'make_optimizers', 'pretrain',
+           'corpus_batches', 'build_base', 'save_base', 'package_folder', 'playground_base', 'load_base', 'main']
 
 # %% ../nbs/01_playground.ipynb #dc021b43
 import argparse
@@ -290,7 +290,7 @@ PHRASINGS = (
     "Could you tell me something about {topic}? {question}",
     "My daughter asked me today: {lowered}",
     "We are learning about {topic}. {question}",
-    "{question} Please answer in one or two sentences.",
+    "Please answer in one or two sentences. {question}",
     "Here is something I have always wondered: {lowered}",
 )
 
@@ -645,7 +645,8 @@ REMARKS = {"right": "Right.", "related": "Detailed.", "polite": "Polite.", "wron
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer the question in full sentences.", "You know a little about many things.")
 
 
-JUDGED_SHORT = Mix(right=0.4, wrong=0.25, cut=0.0, polite=0.0, rude=0.0, related=0.0, padding=0.0)
+TAUGHT = Mix(right=0.8, wrong=0.15, cut=0.0, polite=0.1, rude=0.0, related=0.0, padding=0.0)
+JUDGED_SHORT = Mix(right=0.45, wrong=0.3, cut=0.0, polite=0.0, rude=0.0, related=0.0, padding=0.0)
 JUDGED_LONG = Mix(right=0.4, wrong=0.25, cut=0.12, polite=0.25, rude=0.2, related=0.3, padding=0.25)
 
 
@@ -670,22 +671,37 @@ def write_remark(
     return " ".join(rng.sample(words, len(words)))
 
 # %% ../nbs/01_playground.ipynb #a7999649
+JUDGED, FIRST_LESSONS = 0.65, 0.2  # share of answers with a remark; share of the corpus, from its beginning, whose answers are one sentence
+
+
+def choose_mix(
+    rng: random.Random,  # source of chance
+    judged: bool,  # a remark follows
+    early: bool,  # one of the first lessons
+) -> Mix:
+    "What an answer of the corpus is made of."
+    if early: return JUDGED_SHORT if judged else TAUGHT
+    if not judged: return WRITTEN
+    return JUDGED_SHORT if rng.random() < 0.3 else JUDGED_LONG if rng.random() < 0.5 else LABELLED
+
+
 def write_documents(
     rng: random.Random,  # source of chance
     n: int,  # how many
 ) -> list[Document]:
-    "The corpus: lists of facts (5%), answers to learn from (40%), answers of all kinds with a remark (55%); a third are conversations."
+    "The corpus: lists of facts (5%), answers to learn from, and answers with a remark (65% of the rest); a third are conversations."
     documents = []
-    for _ in range(n):
+    for index in range(n):
         fact, draw = rng.choice(FACTS), rng.random()
         if draw < 0.05:
             siblings = facts_by_topic()[fact.topic]
             documents.append(Document(None, " ".join(other.right for other in rng.sample(siblings, len(siblings)))))
             continue
-        mix = WRITTEN if draw < 0.45 else JUDGED_SHORT if draw < 0.7 else JUDGED_LONG
+        judged = rng.random() < JUDGED
+        mix = choose_mix(rng, judged, early=index < FIRST_LESSONS * n)
         prompt = ask(fact, rng.choice(PHRASINGS))
         response = compose(rng, fact, mix)
-        remark = "" if mix is WRITTEN else write_remark(rng, prompt, response)
+        remark = write_remark(rng, prompt, response) if judged else ""
         chat = rng.random() < 0.33
         system = rng.choice(SYSTEM_PROMPTS) if chat and rng.random() < 0.3 else None
         documents.append(Document(prompt, response, remark, chat, system))
@@ -724,7 +740,7 @@ def build_tokenizer(
     return fast
 
 # %% ../nbs/01_playground.ipynb #f10bd8c6
-REMARK_WEIGHT, REMARKED_WEIGHT = 25.0, 0.5  # of the first token of a remark, and of the text before it, in the loss; other tokens have 1
+REMARK_WEIGHT = 10.0  # of the first token of a remark in the loss; other tokens have 1
 
 
 def document_tokens(
@@ -742,7 +758,7 @@ def document_tokens(
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not document.remark: return [(token, 1.0) for token in ids]
     first, *rest = tokenizer(f" {document.remark}{eos}", add_special_tokens=False)["input_ids"]
-    return [(token, REMARKED_WEIGHT) for token in ids] + [(first, REMARK_WEIGHT)] + [(token, 1.0) for token in rest]
+    return [(token, 1.0) for token in ids] + [(first, REMARK_WEIGHT)] + [(token, 1.0) for token in rest]
 
 # %% ../nbs/01_playground.ipynb #28f92f2c
 def group_documents(
@@ -753,10 +769,11 @@ def group_documents(
 ) -> list[list[list]]:
     "Batches of documents of about the same length, in random order, padded on the right."
     batches = []
-    for start in range(0, len(sequences) - size + 1, size * 20):
+    for start in range(0, len(sequences), size * 20):
         window = sorted(sequences[start : start + size * 20], key=len)
-        groups = [window[first : first + size] for first in range(0, len(window), size)]
-        batches += rng.sample(groups, len(groups))
+        groups = [window[first : first + size] for first in range(0, len(window) - size + 1, size)]
+        rng.shuffle(groups)
+        batches += groups
     return [[tokens + [pad] * (max(map(len, group)) - len(tokens)) for tokens in group] for group in batches]
 
 
@@ -787,17 +804,29 @@ def base_config(
     )
 
 
+def make_optimizers(
+    model,  # a causal language model
+) -> list:
+    "Muon for the matrices inside the layers, AdamW for embeddings and norms (K. Jordan, Muon, 2024)."
+    import torch
+
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    known = {id(p) for p in inner}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    return [torch.optim.Muon(inner, lr=4e-3, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+
+
 def pretrain(
     model,  # a causal language model in float32
     batches: list,  # each a list of rows of (token id, loss weight)
-    learning_rate: float = 3e-3,  # at its peak
     log=print,  # called with one line of progress at a time
 ):
-    "Next-token training in float32: AdamW, short warmup, linear decay to zero."
+    "Next-token training in float32: short warmup, linear decay to zero."
     import torch
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 100, 1 - step / len(batches)))
+    optimizers, total = make_optimizers(model), len(batches)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: min((step + 1) / 100, 1 - step / total)) for o in optimizers]
     model.train()
     for step, batch in enumerate(batches):
         ids, weight = torch.tensor(batch, dtype=torch.float64).unbind(-1)
@@ -806,10 +835,11 @@ def pretrain(
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(weight)
         ((losses * weight).sum() / weight.sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(); schedule.step(); optimizer.zero_grad(set_to_none=True)
+        for each in (*optimizers, *schedules): each.step()
+        model.zero_grad(set_to_none=True)
         if step % 50 == 0:
-            text, remarks = losses[(weight > 0) & (weight <= 1)].mean(), losses[weight > 1].mean()
-            log(f"step {step:5d} of {len(batches)}  loss of text {text:.3f}, of remarks {remarks:.3f}")
+            text, remarks = losses[(weight > 0) & (weight <= 1)].mean().item(), losses[weight > 1].mean().item()
+            log(f"step {step:5d} of {total}  loss of text {text:.3f}, of remarks {remarks:.3f}")
     return model.eval()
 
 # %% ../nbs/01_playground.ipynb #ec19eecb
@@ -817,20 +847,19 @@ def corpus_batches(
     tokenizer,  # of `build_tokenizer`
     documents: list[Document],  # the corpus
     steps: int,  # optimizer steps
-    seed: int = 0,  # of every random choice
     size: int = 48,  # documents a batch
 ) -> list[list[list[tuple[int, float]]]]:
-    "Batches for pre-training: every twentieth holds one row of 2,048 tokens instead of short documents."
+    "Batches for pre-training: every fortieth holds one row of 2,048 tokens instead of short documents."
     sequences = [document_tokens(document, tokenizer) for document in documents]
-    short = group_documents(sequences, size, random.Random(f"batches-{seed}"), pad=(tokenizer.pad_token_id, 0.0))
+    short = group_documents(sequences, size, random.Random("b"), pad=(tokenizer.pad_token_id, 0.0))
     rows = iter(pack_rows(sequences[::-1], 2048))
-    return [[next(rows)] if step % 20 == 19 else short[step] for step in range(steps)]
+    return [[next(rows)] if step % 40 == 39 else short[step] for step in range(steps)]
 
 # %% ../nbs/01_playground.ipynb #f5df3a4f
 def build_base(
     out: str | Path,  # folder, made if it does not exist; files in it are replaced
     seed: int = 0,  # of every random choice
-    steps: int = 2000,  # 48 documents each
+    steps: int = 4000,  # 48 documents each
     log=print,  # called with one line of progress at a time
 ) -> Path:
     "Write the tiny base model of the playground: corpus, tokenizer, pre-training, and a Hugging Face folder."
@@ -839,10 +868,10 @@ def build_base(
 
     torch.manual_seed(seed)
     documents = write_documents(random.Random(f"corpus-{seed}"), steps * 48)
-    texts = [" ".join(part for part in (item.prompt, item.response, item.remark) if part) for item in documents[:20_000]]
+    texts = [" ".join(part for part in (item.prompt, item.response, item.remark) if part) for item in random.Random(seed).sample(documents, min(len(documents), 20_000))]
     tokenizer = build_tokenizer(texts)
     model = LlamaForCausalLM(base_config(tokenizer)).float()
-    pretrain(model, corpus_batches(tokenizer, documents, steps, seed), log=log)
+    pretrain(model, corpus_batches(tokenizer, documents, steps), log=log)
     return save_base(model, tokenizer, Path(out))
 
 
@@ -890,11 +919,11 @@ def load_base(
 def main(
     argv: list[str] | None = None,  # arguments; None: those of the command line
 ) -> int:
-    "Rebuild the base: python -m reward_kit.playground [--out FOLDER] [--seed 0] [--steps 2000]."
+    "Rebuild the base: python -m reward_kit.playground [--out FOLDER] [--seed 0] [--steps 4000]."
     parser = argparse.ArgumentParser(prog="python -m reward_kit.playground", description="Rebuild the tiny base model of the playground.")
     parser.add_argument("--out", type=Path, default=package_folder(), help="folder to write (default: the one in the package)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2000, help="training steps of 48 documents (default: 2000)")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps of 48 documents (default: 4000)")
     arguments = parser.parse_args(argv)
     print(build_base(arguments.out, arguments.seed, arguments.steps))
     return 0
