@@ -1,0 +1,118 @@
+"""How true and proxy reward move with KL on the playground: best-of-n and PPO, reward models of 100, 500 and 2,000 pairs, KL coefficients, ensembles.
+
+    python benchmarks/over_optimisation.py [--batches 30] [--seed 0] [--output nbs/tutorials/over_optimisation.json]
+
+A Bradley-Terry reward is a log-odds like the true one, so differences from the start are in the same unit and can be drawn in one picture. Each PPO run
+is one seed; each point is the mean over one response to each of 200 held-out prompts.
+"""
+import argparse
+import json
+import tempfile
+from math import comb, log
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from reward_kit.autotrain import train_reward_model
+from reward_kit.data import load_preferences
+from reward_kit.inference import RewardEnsemble, RewardModel
+from reward_kit.playground import Playground, load_base
+from reward_kit.ppo import PPOConfig, PPOTrainer, Sampling, encode_prompts, load_prompts, sample_responses
+
+HELD_OUT, SAMPLES, MEMBERS = 200, 64, 4
+
+
+def reward_model(pairs: list, held_out, folder: str, seed: int) -> RewardModel:
+    "A playground reward model of some pairs."
+    train_reward_model("playground", load_preferences(pairs, progress=False), folder, eval_data=held_out, progress=False, say=lambda *_: None, config={"seed": seed})
+    return RewardModel.from_pretrained(folder)
+
+
+def best_of_n(proxy: list[float], true: list[float], n: int) -> tuple[float, float]:
+    "Expected proxy and true reward of the best of n of these samples by proxy: every subset of n counts the same."
+    order = sorted(range(len(proxy)), key=lambda i: -proxy[i])
+    chance = [comb(len(proxy) - 1 - place, n - 1) / comb(len(proxy), n) for place in range(len(proxy) - n + 1)]
+    return tuple(sum(c * values[i] for c, i in zip(chance, order)) for values in (proxy, true))
+
+
+def base_samples(prompts: list[str]) -> list[list[str]]:
+    "SAMPLES responses of the base to each prompt."
+    model, tokenizer = load_base()
+    ids = [row for row in encode_prompts(load_prompts(prompts), tokenizer) for _ in range(SAMPLES)]
+    how = Sampling(64, stop_ids=(tokenizer.eos_token_id,), rows=256)
+    texts = [tokenizer.decode(r[0], skip_special_tokens=True) for r in sample_responses(model, ids, how, torch.Generator().manual_seed(0))]
+    return [texts[i : i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
+
+
+def selection_curve(score, prompts: list[str], samples: list[list[str]]) -> list[dict]:
+    "Proxy and true reward of best-of-n for n = 1, 2, 4, ..., against the exact KL, log n - (n - 1) / n."
+    flat = [prompt for prompt, group in zip(prompts, samples) for _ in group]
+    texts = [text for group in samples for text in group]
+    tables = [[values[i : i + SAMPLES] for i in range(0, len(flat), SAMPLES)] for values in (score(flat, texts), Playground.true_reward(flat, texts))]
+    points = []
+    for n in (2**k for k in range(SAMPLES.bit_length())):
+        found = [best_of_n(p, t, n) for p, t in zip(*tables)]
+        points.append({"n": n, "kl": log(n) - (n - 1) / n, "proxy": mean(p for p, _ in found), "true": mean(t for _, t in found)})
+    return points
+
+
+def ppo_curve(reward, prompts: list[str], held_out: list[str], batches: int, kl_coef: float, seed: int) -> list[dict]:
+    "Proxy and true reward on held-out prompts against the KL, from the start of a run to its end."
+    with tempfile.TemporaryDirectory() as folder:
+        args = PPOConfig(folder, total_episodes=64 * batches, kl_coef=kl_coef, normalize_reward=False, missing_eos_penalty=None, eval_steps=3, save_steps=0, seed=seed,
+                         disable_tqdm=True, num_sample_generations=0)
+        trainer, points = PPOTrainer("playground", reward, args, prompts, held_out), []
+        original = trainer.evaluate
+
+        def evaluate():
+            metrics = original()
+            true = Playground.true_reward([held_out[e.row] for e in trainer.eval_episodes], [e.completion for e in trainer.eval_episodes])
+            points.append({"step": trainer.state.global_step, "kl": max(metrics["eval_kl"], 0.0), "proxy": metrics["eval_score"], "true": mean(true), "length": metrics["eval_length"]})
+            return metrics
+
+        trainer.evaluate = evaluate
+        trainer.evaluate()
+        trainer.train()
+    return points
+
+
+def raw_mean(members: list[RewardModel]):
+    "The mean of raw rewards: members trained alike are on one scale already."
+    return RewardEnsemble(members, combine="mean", normalize_members=False)
+
+
+def measure(batches: int, seed: int) -> dict:
+    "Every curve, by name."
+    world = Playground(seed=seed)
+    prompts, rows = world.prompts(), world.preferences(2600)
+    held_out, prompts = prompts[:HELD_OUT], prompts[HELD_OUT:]
+    pairs, judged = [rows[i] for i in range(2000)], load_preferences([rows[i] for i in range(2000, 2400)], progress=False)
+    samples, out = base_samples(held_out[:100]), {"batches": batches, "seed": seed, "best_of_n": {}, "ppo": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        models = {n: reward_model(pairs[:n], judged, f"{folder}/{n}", seed) for n in (100, 500, 2000)}
+        others = [reward_model(pairs[:100], judged, f"{folder}/100-{k}", seed + k) for k in range(1, MEMBERS)]
+        ensemble = [models[100], *others]
+        runs = {f"{n} pairs": (rm, 0.01) for n, rm in models.items()}
+        runs |= {f"100 pairs, KL coefficient {c:g}": (models[100], c) for c in (0.05, 0.2)}
+        runs |= {f"{MEMBERS} x 100 pairs, mean": (raw_mean(ensemble), 0.01),
+                 f"{MEMBERS} x 100 pairs, mean - sd": (RewardEnsemble(ensemble, combine="lower_bound", k=1.0, normalize_members=False), 0.01)}
+        for name, (reward, kl_coef) in runs.items():
+            if "KL" not in name: out["best_of_n"][name] = selection_curve(reward.score, held_out[:100], samples)
+            out["ppo"][name] = ppo_curve(reward, prompts, held_out, batches, kl_coef, seed)
+            print(name, {k: round(v, 2) for k, v in out["ppo"][name][-1].items()}, "best true", round(max(p["true"] for p in out["ppo"][name]), 2), flush=True)
+    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    found = measure(args.batches, args.seed)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        shorten = lambda value: round(value, 3) if isinstance(value, float) else value
+        text = json.loads(json.dumps(found), parse_float=lambda number: shorten(float(number)))
+        args.output.write_text(json.dumps(text, indent=1) + "\n")
