@@ -8,12 +8,12 @@ __all__ = ['logger', 'KL_ESTIMATORS', 'CRITICS', 'PLAYGROUND_PPO', 'LOG_COLUMNS'
            'EpisodeBatch', 'causal_logits', 'sampled_logprobs', 'Critic', 'evaluate_actions', 'trunk_of', 'make_critic',
            'Sampling', 'SamplingState', 'sample_batch', 'sample_responses', 'RewardError', 'reward_functions',
            'function_name', 'call_reward', 'RewardMix', 'load_prompts', 'encode_prompts', 'PPOConfig',
-           'check_ppo_config', 'load_policy', 'stop_ids', 'freeze_dropout', 'PhaseClock', 'PromptOrder', 'CollectSteps',
-           'MeasureSteps', 'Rollout', 'make_rollout', 'UpdateSteps', 'masked_variance', 'EvaluateSteps', 'log_line',
-           'sample_table', 'PPOCheckpointSteps', 'load_trained_weights', 'plot_ppo', 'policy_card', 'SavePolicySteps',
-           'PPOSetupSteps', 'freeze_dropout_of_critic', 'RunSteps', 'PPOTrainer']
+           'check_ppo_config', 'load_policy', 'stop_ids', 'freeze_dropout', 'PhaseClock', 'peak_memory', 'PromptOrder',
+           'CollectSteps', 'MeasureSteps', 'Rollout', 'make_rollout', 'UpdateSteps', 'masked_variance', 'EvaluateSteps',
+           'log_line', 'sample_table', 'PPOCheckpointSteps', 'load_trained_weights', 'plot_ppo', 'policy_card',
+           'SavePolicySteps', 'PPOSetupSteps', 'freeze_dropout_of_critic', 'RunSteps', 'PPOTrainer']
 
-# %% ../nbs/07_ppo.ipynb #fd7b1c30
+# %% ../nbs/07_ppo.ipynb #f3fb46a0
 import copy
 import dataclasses
 import inspect
@@ -21,7 +21,6 @@ import json
 import logging
 import math
 import os
-import resource
 import shutil
 import sys
 import time
@@ -431,18 +430,19 @@ def sample_responses(
         for i, result in zip(now, sample_batch(model, [prompts[i] for i in now], how, generator, critic), strict=True): results[i] = result
     return results
 
-# %% ../nbs/07_ppo.ipynb #7a1d56db
+# %% ../nbs/07_ppo.ipynb #e89a53c6
 class RewardError(ValueError):
     "A reward function gave something that cannot be trained on; the message names the function and the prompt's row."
 
 
 def reward_functions(
     reward, # RewardModel, path, callable, or a list of them
+    device=None, # of models that are loaded from a path; None: the first accelerator there is
 ) -> list: # of callables
     "What scores the responses. TypeError for something else, ModelLoadError for a path without a reward model."
     items = reward if isinstance(reward, (list, tuple)) else [reward]
     if not items: raise TypeError("reward is an empty list; give a reward model, its path, or a function")
-    functions = [RewardModel.from_pretrained(item) if isinstance(item, (str, os.PathLike)) else item for item in items]
+    functions = [RewardModel.from_pretrained(item, device=device) if isinstance(item, (str, os.PathLike)) else item for item in items]
     for item in functions:
         if not callable(item): raise TypeError(f"reward must be a RewardModel, a path or a function, got {type(item).__name__}")
     return functions
@@ -484,7 +484,7 @@ def _checked(value, name, row):
     if not math.isfinite(number): raise RewardError(f"reward function {name} gave {number} for the prompt of row {row}; nothing can be learned from it")
     return number
 
-# %% ../nbs/07_ppo.ipynb #b1051f42
+# %% ../nbs/07_ppo.ipynb #e7328727
 class RewardMix:
     "Several reward functions with weights, each on its own scale."
 
@@ -493,8 +493,9 @@ class RewardMix:
         reward, # RewardModel, path, callable, or a list of them
         weights: list[float] | None = None, # one for each; None: all 1
         normalize: bool | None = None, # by the stored mean and spread; None: where a model has them
+        device=None, # of models that are loaded from a path
     ):
-        self.functions = reward_functions(reward)
+        self.functions = reward_functions(reward, device)
         self.weights = [1.0] * len(self.functions) if weights is None else list(weights)
         if len(self.weights) != len(self.functions): raise ValueError(f"reward_weights has {len(self.weights)} entries for {len(self.functions)} reward functions")
         self.scales = [self._scale(function, normalize) for function in self.functions]
@@ -731,7 +732,7 @@ def freeze_dropout(model: nn.Module) -> None: # changed in place
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float): module.attention_dropout = 0.0
 
-# %% ../nbs/07_ppo.ipynb #2b509890
+# %% ../nbs/07_ppo.ipynb #62e0f1f2
 class PhaseClock:
     "Seconds spent in each phase since the last report."
 
@@ -753,9 +754,19 @@ class PhaseClock:
     def report(self) -> dict: # {"time/phase": seconds, "memory/peak_gib": ...}
         "What was measured, and begin again."
         out, self.seconds = {f"time/{name}": value for name, value in self.seconds.items()}, {}
-        if self.device.type == "cuda": peak = torch.cuda.max_memory_allocated()
-        else: peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return out | {"memory/peak_gib": peak / 2**30}
+        return out | {"memory/peak_gib": peak_memory(self.device) / 2**30}
+
+
+def peak_memory(
+    device: torch.device, # of the computation
+) -> int: # bytes
+    "The most that was in use so far: of an accelerator's memory, or of the process."
+    if device.type == "cuda": return torch.cuda.max_memory_allocated()
+    try: import resource
+    except ImportError: # Windows
+        import psutil
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 # %% ../nbs/07_ppo.ipynb #9ac1011e
 class PromptOrder:
@@ -1328,7 +1339,7 @@ class RunSteps:
         self.control = self.callbacks.on_step_end(self.args, self.state, self.control)
         return metrics
 
-# %% ../nbs/07_ppo.ipynb #8d7b78ea
+# %% ../nbs/07_ppo.ipynb #64ca48cc
 class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, EvaluateSteps, PPOCheckpointSteps, SavePolicySteps, PPOSetupSteps,
                  InterruptSteps, CheckpointSteps, ResumeSteps):
     """PPO for a causal language model: `PPOTrainer(policy, reward, args, prompts).train()`.
@@ -1361,7 +1372,7 @@ class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, EvaluateStep
         if self.accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
             raise ValueError(f"PPOTrainer holds whole models in each process and cannot run under {self.accelerator.distributed_type}; launch it with plain data parallelism")
         self.device, self.clock = self.accelerator.device, PhaseClock(self.accelerator.device)
-        self.rewards = RewardMix(reward, args.reward_weights, args.normalize_reward)
+        self.rewards = RewardMix(reward, args.reward_weights, args.normalize_reward, self.device)
         self._prepare_models(model, processing_class, ref_model, peft_config)
         self._prepare_data(train_dataset, eval_dataset)
         self._prepare_optimizer()

@@ -489,3 +489,30 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(base, tmp_path):
     trainer.train()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="the policy could not be saved"): trainer.save_model(tmp_path / "file" / "policy")
+
+
+def test_vllm_is_a_switch(base, tmp_path, monkeypatch):
+    "Sampling goes to TRL's VLLMGeneration, which gets new weights after each update; what it sampled is measured here."
+    calls = []
+
+    class Fake:
+        def __init__(self, model, accelerator, processing_class, **settings): calls.append(settings)
+        def sync_weights(self): calls.append("sync")
+        def generate(self, prompts, images, num_generations): return prompts, [[7, 8, 9] for _ in prompts], None, None
+
+    import trl.generation.vllm_generation
+    monkeypatch.setattr(trl.generation.vllm_generation, "VLLMGeneration", Fake)
+    trainer = make_trainer(base, tmp_path, use_vllm=True, vllm_kwargs={"mode": "server"}, temperature=0.9, total_episodes=16)
+    trainer.train()
+    assert calls[0]["mode"] == "server" and calls[0]["temperature"] == 0.9 and calls[0]["max_completion_length"] == 8 and calls.count("sync") == 2
+    episodes, _ = trainer.collect(0)
+    logprobs, _ = evaluate_actions(trainer.policy, None, EpisodeBatch.of(episodes), 0.9)
+    assert episodes[0].logprobs == pytest.approx(logprobs[0, :3].tolist(), abs=1e-5)
+
+
+def test_a_tokenizer_without_a_pad_token_will_do(base, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = None
+    make_trainer(base, tmp_path, processing_class=tokenizer, total_episodes=8).train()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="has no EOS token"): make_trainer(base, tmp_path, processing_class=tokenizer)
