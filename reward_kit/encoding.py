@@ -839,6 +839,9 @@ def bind_reward_forward(
     inner = innermost_model(model)
     if getattr(inner.config, "is_encoder_decoder", False):
         raise ValueError(f"{type(inner).__name__} is an encoder-decoder: reward_kit uses decoders and encoders")
+    if type(inner).__name__.endswith("ForCausalLM") or hasattr(inner, "lm_head"):
+        raise ValueError(f"{type(inner).__name__} is a causal language model, which has no reward head: pass its name or folder, and a head is added, "
+                         "or load it with AutoModelForSequenceClassification and num_labels=1")
     if getattr(inner.config, "num_labels", None) != 1:
         raise ValueError(f"{type(inner).__name__} has {inner.config.num_labels} labels: a reward model has num_labels=1")
     current = inner.__dict__.get("forward")

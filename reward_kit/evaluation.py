@@ -330,13 +330,19 @@ class EvaluationReport:
         return _save_report(self, folder)
 
 # %% ../nbs/06_evaluation.ipynb #bbaca8ff
+def _bootstrap_text(report: EvaluationReport) -> str:
+    "The interval, or why it says nothing: where every pair came out alike, every draw of them does."
+    low, high = report.bootstrap
+    return "says nothing where all pairs came out alike" if low == high else f"{percent(low)} to {percent(high)}"
+
+
 def _report_rows(report: EvaluationReport) -> list[tuple[str, str]]:
     "The measures of a report as (name, value) texts."
     r, level = report, f"{100 * report.level:g}%"
     rows = [
         ("accuracy (tied rewards count half)", percent(r.accuracy)),
         (f"{level} interval, pairs independent (Wilson)", f"{percent(r.wilson[0])} to {percent(r.wilson[1])}"),
-        (f"{level} interval, prompts drawn anew (bootstrap)", f"{percent(r.bootstrap[0])} to {percent(r.bootstrap[1])}"),
+        (f"{level} interval, prompts drawn anew (bootstrap)", _bootstrap_text(r)),
         ("strictly ordered pairs", f"{r.n_pairs:,} from {r.n_prompts:,} prompts"),
         ("pairs with tied rewards", f"{r.n_tied_rewards:,}"),
         ("records left out as too long", f"{r.n_too_long:,} of {r.n_records:,}"),

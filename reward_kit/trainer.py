@@ -849,7 +849,7 @@ def is_write_error(
 ) -> bool:
     "Whether writing a file failed; torch and safetensors wrap the system's error."
     if isinstance(error, OSError): return True
-    signs = ("No space left", "PytorchStreamWriter", "Disk quota", "I/O error", "IoError", "File too large")
+    signs = ("No space left", "PytorchStreamWriter", "inline_container", "Disk quota", "I/O error", "IoError", "File too large")
     return any(sign in str(error) for sign in signs) or (error.__context__ is not None and is_write_error(error.__context__))
 
 
@@ -857,7 +857,7 @@ def write_problem(
     error: BaseException, # an `is_write_error`
 ) -> str:
     "What went wrong, in a few words."
-    signs = ("No space left", "PytorchStreamWriter")
+    signs = ("No space left", "PytorchStreamWriter", "inline_container") # torch checks its own archive and says where, not why
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in signs): return "the disk is full"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -968,6 +968,7 @@ def move_into(
     for path in sorted(source.rglob("*"), key=lambda path: path.name == "reward_kit.json"):
         if path.is_dir(): continue
         (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o644) # safetensors writes for its owner alone, and a served model is read by others
         sync_to_disk(path)
         os.replace(path, target / path.relative_to(source))
     sync_to_disk(target)

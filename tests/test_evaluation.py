@@ -299,3 +299,8 @@ def test_card_for_a_folder_without_one(tmp_path):
     assert data["tags"] == ["reward-model"] and data["library_name"] == "transformers"
     with pytest.raises(FileNotFoundError, match="no model folder"):
         write_model_card(tmp_path / "none", evaluate_reward_model(by_length, pairs()))
+
+
+def test_a_bootstrap_without_variation_says_so():
+    report = evaluate_reward_model(by_length, load_preferences([{"prompt": f"question {i}", "chosen": f"a long answer {i}", "rejected": f"no {i}"} for i in range(6)], progress=False))
+    assert report.accuracy == 1 and dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing where all pairs came out alike"

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from trainer_world import make_base, make_dataset, make_pairs, make_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EarlyStoppingCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, EarlyStoppingCallback
 
 import reward_kit.trainer as module
 from reward_kit.encoding import RewardMetadata
@@ -359,6 +359,17 @@ def test_a_full_disk_leaves_the_former_model(base, config, tmp_path, monkeypatch
     assert [p.name for p in tmp_path.iterdir() if "saving" in p.name] == []
 
 
+def test_everybody_may_read_the_saved_model(base, config, tmp_path):
+    trainer = RewardTrainer(base, config(max_steps=1), train_dataset=make_dataset(8))
+    trainer.save_model(str(tmp_path / "final"))
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "final").iterdir() if p.is_file()} == {0o644}
+
+
+def test_a_causal_language_model_is_called_so(base, config):
+    with pytest.raises(ValueError, match="LlamaForCausalLM is a causal language model, which has no reward head"):
+        RewardTrainer(AutoModelForCausalLM.from_pretrained(base), config(), processing_class=AutoTokenizer.from_pretrained(base), train_dataset=make_dataset(8))
+
+
 # ---- checkpoints
 
 def test_a_full_disk_leaves_the_former_checkpoint(base, config, tmp_path, monkeypatch):
@@ -366,7 +377,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(base, config, tmp_path, monkey
     write, calls = torch.save, []
     def limited(*args, **kwargs):
         calls.append(1)
-        if trainer.state.global_step == 4: raise RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/1: file write failed")
+        if trainer.state.global_step == 4: raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 11421056 vs 11420944")
         return write(*args, **kwargs)
     monkeypatch.setattr(torch, "save", limited)
     with pytest.raises(CheckpointError, match="checkpoint-4 could not be written .*the disk is full; checkpoint-2 is complete") as caught: trainer.train()
