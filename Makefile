@@ -1,4 +1,4 @@
-# Two commands are enough: `make quickstart` (set up, train, evaluate, score) and `make test` (set up, pass every test).
+# Two commands are enough: `make quickstart` (set up, train, evaluate, score, PPO) and `make test` (set up, pass every test).
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -20,7 +20,7 @@ $(STAMP): constraints.txt settings.ini setup.py
 
 setup: $(STAMP)      ## create .venv and install the tested versions
 
-quickstart: $(STAMP) ## train a reward model on the playground, evaluate it, score text with it
+quickstart: $(STAMP) ## train a reward model on the playground, evaluate it, score text with it, train a policy against it
 	$(BIN)/reward-kit quickstart --output quickstart
 
 test: $(STAMP)       ## export and clean leave no diff, ruff, every notebook, pytest
@@ -33,8 +33,9 @@ docs: $(STAMP)       ## the site, with Quarto, into _docs
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.7 or newer: https://quarto.org/docs/get-started (everything else works without it)"; exit 1; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs
 
-bench: $(STAMP)      ## measure accuracy on the playground and, where present, on real data
+bench: $(STAMP)      ## measure accuracy and PPO on the playground (half an hour on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/playground_accuracy.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/playground_ppo.py
 
 clean:               ## remove what the other targets made
 	rm -rf $(VENV) quickstart _proc _docs build dist *.egg-info .pytest_cache .ruff_cache
