@@ -3,10 +3,10 @@
     pip install --no-deps --target trl-1.12 trl==1.12.0
     python benchmarks/ppo_curves.py --trl-folder trl-1.12 [--reward REWARD_MODEL] [--output benchmarks/results/ppo_curves.md]
 
-Both begin with the playground's base and a critic of their own that is a copy of it with a head of zeros, learn from one reward model (--reward,
-or trained here on 2,400 pairs), and see the same prompts in the same order with the same settings. Before the run, every few steps and after
-it one function samples responses to prompts held out from the run and gives their true reward. A picture goes beside --output, as .png.
-Takes about 15 minutes on two cores.
+Both begin with the playground's base and a critic of their own that is a copy of it with a head of zeros, learn from one reward model
+(--reward, or trained here on 2,400 pairs), and see the same prompts in the same order with the same settings. Before the run, every few
+steps and after it one function samples responses to prompts held out from the run and gives their true reward. A picture goes beside
+--output, as .png. Takes about 15 minutes on two cores.
 """
 import argparse
 import json
@@ -49,7 +49,8 @@ def held_out_reward(policy, tokenizer, prompts: list[str], length: int, seed: in
     written = rows[:, ids["input_ids"].shape[1]:]
     rewards = Playground.true_reward(prompts, [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)])
     ended = (written == tokenizer.eos_token_id).any(1).float().mean().item()
-    return {"reward": mean(rewards), "rewards": list(rewards), "ended": ended, "length": (written != tokenizer.pad_token_id).sum(1).float().mean().item()}
+    length = (written != tokenizer.pad_token_id).sum(1).float().mean().item()
+    return {"reward": mean(rewards), "ended": ended, "length": length}
 
 
 class Curve:
@@ -75,7 +76,8 @@ class Curve:
                 curve.measure(getattr(model, "policy", model), 0)
 
             def on_step_end(self, args, state, control, model=None, **kwargs):
-                if state.global_step % curve.every == 0 or state.global_step == curve.last: curve.measure(getattr(model, "policy", model), state.global_step)
+                due = state.global_step % curve.every == 0 or state.global_step == curve.last
+                if due: curve.measure(getattr(model, "policy", model), state.global_step)
 
         return Measures()
 
@@ -155,18 +157,21 @@ def report(args, runs: dict[str, list[dict]], settings: dict, versions: dict) ->
     steps, first = [point["step"] for point in runs["ours"][0]["points"]], runs["ours"][0]["points"][0]
     at = lambda run, i: run["points"][i]["reward"]
     n, named = len(args.seeds), ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [f"PPO from the playground's base with a separate critic, {n} seeds; mean and 95% interval (Student's t over seeds) of the true reward "
-             f"of one sampled response to each of {args.held_out} prompts that are not trained on.", "",
-             "| episodes | " + " | ".join(SIDES[side] for side in runs) + " | reward_kit minus TRL, by seed |", "|---|" + "---|" * (len(runs) + 1)]
+    lines = [f"PPO from the playground's base with a separate critic, {n} seeds; mean and 95% interval (Student's t over seeds) of the "
+             f"true reward of one sampled response to each of {args.held_out} prompts that are not trained on.", "",
+             "| episodes | " + " | ".join(SIDES[side] for side in runs) + " | reward_kit minus TRL, by seed |",
+             "|---|" + "---|" * (len(runs) + 1)]
     for i, step in enumerate(steps):
         gap = [at(a, i) - at(b, i) for a, b in zip(runs["ours"], runs["theirs"])]
-        lines.append(f"| {step * args.batch} | " + " | ".join(shown([at(run, i) for run in own]) for own in runs.values()) + f" | {shown(gap)} |")
+        cells = [shown([at(run, i) for run in own]) for own in runs.values()]
+        lines.append(f"| {step * args.batch} | " + " | ".join([*cells, shown(gap)]) + " |")
     whole = {side: [mean(at(run, i) for i in range(1, len(steps))) for run in own] for side, own in runs.items()}
     lines.append("| mean of the curve | " + " | ".join(map(shown, whole.values()))
                  + f" | {shown([a - b for a, b in zip(whole['ours'], whole['theirs'])])} |")
     lines += ["", "| at the end | " + " | ".join(SIDES[side] for side in runs) + " |", "|---|" + "---|" * len(runs)]
     for name, get in (("true reward, each seed", None), ("rise of the true reward", lambda run: at(run, -1) - at(run, 0)),
-                      ("reward model's score, last 5 batches", lambda run: run["scores"]), ("KL to the base, nats a response, last 5 batches", lambda run: run["kl"]),
+                      ("reward model's score, last 5 batches", lambda run: run["scores"]),
+                      ("KL to the base, nats a response, last 5 batches", lambda run: run["kl"]),
                       ("held-out responses that end, %", lambda run: 100 * run["points"][-1]["ended"]),
                       ("held-out response length, tokens", lambda run: run["points"][-1]["length"]),
                       ("optimizer steps", None), ("training, s (without measuring)", lambda run: run["seconds"])):
@@ -175,11 +180,12 @@ def report(args, runs: dict[str, list[dict]], settings: dict, versions: dict) ->
         else: cells = [shown([get(run) for run in own]) if n > 1 else f"{get(own[0]):.2f}" for own in runs.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     same = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "seed")
-    lines += ["", f"Before training the base has {first['reward']:.2f} (the same for both: same weights, prompts and random numbers). The same for both: {same}; "
-              "no gradient clipping, scores as the reward model gives them.",
-              "", "What differs: the reward model reads text with EOS on our side, the policy's ids on TRL's (the same where the response ended); TRL gives the score of "
-              "an ended response one position after its EOS and also trains the critic there; TRL means the loss within a micro-batch first, so that a "
-              "token of a micro-batch with short responses weighs more; our critic's head has a bias; sampling draws from other streams of chance.",
+    lines += ["", f"Before training the base has {first['reward']:.2f} (the same for both: same weights, prompts and random numbers). "
+              f"The same for both: {same}; no gradient clipping, scores as the reward model gives them.",
+              "", "What differs: the reward model reads text with EOS on our side, the policy's ids on TRL's (the same where the response "
+              "ended); TRL gives the score of an ended response one position after its EOS and also trains the critic there; TRL averages "
+              "the loss within a micro-batch first, so that a token of a micro-batch with short responses weighs more; our critic's head "
+              "has a bias; sampling draws from other streams of chance.",
               "", f"CPU, {args.threads} threads, float32; {named}; TRL's trainer: {VERSION}."]
     return "\n".join(lines)
 
@@ -191,8 +197,8 @@ def arguments():
     parser.add_argument("--reward", type=Path, help="a playground reward model; default: trained here")
     parser.add_argument("--pairs", type=int, default=2400, help="that the reward model is trained on, where it is trained here")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=30, help="batches of rollouts")
-    parser.add_argument("--every", type=int, default=5, help="steps between points of the curve")
+    parser.add_argument("--steps", type=int, default=40, help="batches of rollouts")
+    parser.add_argument("--every", type=int, default=8, help="steps between points of the curve")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=4, help="PPO epochs, one optimizer step each")
@@ -212,13 +218,15 @@ def arguments():
 def main(args) -> None:
     "Both sides with each seed, in processes of their own, in alternating order."
     work = Path(tempfile.mkdtemp(prefix="ppo-curves-"))
-    started, call = perf_counter(), lambda side: [__file__, ["--worker", side, "--work", work, "--trl-folder", args.trl_folder, "--pairs", args.pairs], args.threads]
+    shared, started = ["--work", work, "--trl-folder", args.trl_folder, "--pairs", args.pairs], perf_counter()
+    call = lambda side: [__file__, ["--worker", side, *shared], args.threads]
     try:
         if args.reward is None: run_worker(*call("reward"), work / "reward.log")
         settings = {"total_episodes": args.batch * args.steps, "per_device_train_batch_size": args.micro_batch,
                     "gradient_accumulation_steps": args.batch // args.micro_batch, "num_mini_batches": 1, "num_ppo_epochs": args.epochs,
-                    "local_rollout_forward_batch_size": args.batch, "response_length": args.response, "temperature": 1.0, "kl_coef": 0.05, "vf_coef": 0.5,
-                    "learning_rate": args.learning_rate, "adam_epsilon": 1e-5, "weight_decay": 0.0, "missing_eos_penalty": 1.0}
+                    "local_rollout_forward_batch_size": args.batch, "response_length": args.response, "temperature": 1.0, "kl_coef": 0.05,
+                    "vf_coef": 0.5, "learning_rate": args.learning_rate, "adam_epsilon": 1e-5, "weight_decay": 0.0,
+                    "missing_eos_penalty": 1.0}
         runs = {side: [] for side in SIDES}
         for i, seed in enumerate(args.seeds):
             for side in list(SIDES)[:: -1 if i % 2 else 1]:
@@ -230,7 +238,8 @@ def main(args) -> None:
                 print(f"seed {seed}, {SIDES[side]:12}: true reward " + " ".join(f"{p['reward']:.2f}" for p in runs[side][-1]["points"])
                       + f"  ({runs[side][-1]['seconds']:.0f} s, {perf_counter() - started:.0f} s so far)", flush=True)
     finally: shutil.rmtree(work, ignore_errors=True)
-    if len({run["points"][0]["reward"] for own in runs.values() for run in own}) != 1: raise RuntimeError("the sides did not begin with the same policy")
+    first = {run["points"][0]["reward"] for own in runs.values() for run in own}
+    if len(first) != 1: raise RuntimeError("the sides did not begin with the same policy")
     from reward_kit.encoding import library_versions
     text = report(args, runs, settings, library_versions())
     print(f"\n{text}")

@@ -1,12 +1,13 @@
-"""Episodes per second and peak memory of PPO: ours (separate and shared critic) beside TRL 1.12's, on the same work, in alternating processes.
+"""Episodes per second and peak memory of PPO: ours (separate and shared critic) beside TRL 1.12's, on the same work.
 
     pip install --no-deps --target trl-1.12 trl==1.12.0
     python benchmarks/ppo_speed.py --trl-folder trl-1.12 --data hh-rlhf-harmless-test.jsonl.gz [--output benchmarks/results/ppo_speed.md]
 
-The prompts are those of real transcripts at their natural lengths (longer ones than --longest tokens are left out), the same in the same order
-for all. The policy is a Qwen3-shaped decoder of 33 million parameters with random weights, read by all from one folder, and so is the reward
-model. Each process does one training step to warm up, then --steps whole steps that are timed, from the end of a step to the end of the
-next. `local_rollout_forward_batch_size` is first tuned for each side (--rollout-batches). Takes about half an hour on two cores.
+The prompts are those of real transcripts at their natural lengths (longer ones than --longest tokens are left out), the same in the same
+order for all. The policy is a Qwen3-shaped decoder of 33 million parameters with random weights, read by all from one folder, and so is
+the reward model. Each process does one training step to warm up, then --steps whole steps that are timed, from the end of a step to the
+end of the next. `local_rollout_forward_batch_size` is first tuned for each side (--rollout-batches). Takes about half an hour on two
+cores.
 """
 import argparse
 import hashlib
@@ -24,8 +25,8 @@ from time import perf_counter
 from trl_ppo import VERSION, InOrder, peer_trainer, run_worker, trl_folder, use_folder
 
 SIDES = {"ours": "reward_kit, separate critic", "theirs": f"TRL {VERSION}", "shared": "reward_kit, shared critic"}
-SHAPES = {"33m": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4},
-          "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}}
+NUMBERS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SHAPES = {"33m": dict(zip(NUMBERS, (512, 1536, 8, 8, 4))), "tiny": dict(zip(NUMBERS, (64, 128, 2, 2, 1)))}
 PHASES = ("sample", "score", "reference", "values", "update")
 
 
@@ -44,7 +45,8 @@ def prepare(work: Path, data: str, n: int, longest: int, shape: str, vocabulary:
     tokenizer = build_tokenizer([write(row["prompt"] + response) for row in rows for response in row["responses"]], vocabulary)
     texts = list(dict.fromkeys(write(row["prompt"]) + "\n\nAssistant:" for row in rows))
     prompts = [(text, ids) for text, ids in zip(texts, tokenizer(texts)["input_ids"]) if len(ids) <= longest]
-    if len(prompts) < n: raise SystemExit(f"{n} prompts of at most {longest} tokens are needed, {data} has {len(prompts)}; fewer --steps do")
+    if len(prompts) < n:
+        raise SystemExit(f"{n} prompts of at most {longest} tokens are needed, {data} has {len(prompts)}; fewer --steps do")
     torch.manual_seed(seed)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = Qwen3Config(vocab_size=len(tokenizer), head_dim=SHAPES[shape]["hidden_size"] // SHAPES[shape]["num_attention_heads"],
@@ -59,9 +61,9 @@ def prepare(work: Path, data: str, n: int, longest: int, shape: str, vocabulary:
     tokenizer.save_pretrained(work / "reward")
     RewardMetadata(encoding=encoding).save(work / "reward")
     parameters, embeddings = sum(p.numel() for p in policy.parameters()), policy.get_input_embeddings().weight.numel()
-    facts = {"parameters": parameters, "without embeddings": parameters - embeddings, "vocabulary": len(tokenizer), "versions": library_versions()}
+    facts = {"parameters": parameters, "without embeddings": parameters - embeddings, "vocabulary": len(tokenizer)}
     lengths = [len(ids) for _, ids in prompts[:n]]
-    facts |= {"prompts": n, "mean prompt": sum(lengths) / n, "longest prompt": max(lengths)}
+    facts |= {"versions": library_versions(), "prompts": n, "mean prompt": sum(lengths) / n, "longest prompt": max(lengths)}
     (work / "facts.json").write_text(json.dumps(facts))
     (work / "prompts.json").write_text(json.dumps(prompts[:n]))
 
@@ -125,8 +127,8 @@ def run_ours(work: Path, settings: dict, critic: str) -> dict:
     from reward_kit.ppo import PPOConfig, PPOTrainer
     started, meter = peak_gib(), Meter()
     texts = [text for text, _ in json.loads((work / "prompts.json").read_text())]
-    args = PPOConfig(str(work / "out"), critic=critic, bf16=False, use_cpu=True, max_grad_norm=0, save_steps=0, num_sample_generations=0, disable_tqdm=True,
-                     **settings)
+    args = PPOConfig(str(work / "out"), critic=critic, bf16=False, use_cpu=True, max_grad_norm=0, save_steps=0,
+                     num_sample_generations=0, disable_tqdm=True, **settings)
     with quiet_transformers():
         trainer = PPOTrainer(str(work / "policy"), str(work / "reward"), args, texts, callbacks=[meter.callback()])
     trainer.order, collect = InOrder(), trainer.collect
@@ -203,7 +205,8 @@ class Bench:
                    self.work / f"{self.count}-{side}.log")
         result = json.loads(answer.read_text())
         result["speed"] = a.batch * len(result["seconds"]) / sum(result["seconds"])
-        print(f"{SIDES[side]:28} rollout batch {rollout:3}: {result['speed']:.3f} episodes/s, peak {result['peak_gib']:.2f} GiB", flush=True)
+        measured = f"{result['speed']:.3f} episodes/s, peak {result['peak_gib']:.2f} GiB"
+        print(f"{SIDES[side]:28} rollout batch {rollout:3}: {measured}", flush=True)
         return result
 
     def tune(self) -> dict[str, dict[int, dict]]:
@@ -221,7 +224,8 @@ class Bench:
             print(f"Round {i + 1} of {self.args.rounds}:", flush=True)
             for side in (names[i % 3:] + names[: i % 3])[:: -1 if i % 2 else 1]:
                 found[side].append(self.once(side, self.args.steps, self.rollout[side]))
-        if len({tuple(run["digests"]) for runs in found.values() for run in runs}) != 1: raise RuntimeError("the sides were not given the same prompts")
+        given = {tuple(run["digests"]) for runs in found.values() for run in runs}
+        if len(given) != 1: raise RuntimeError("the sides were not given the same prompts")
         return found
 
 
@@ -236,8 +240,8 @@ def middle(runs: list[dict], *keys) -> float:
 
 def speed_table(found: dict[str, list[dict]], rollout: dict) -> list[str]:
     "One row a side."
-    lines = ["| | episodes/s, median (each round) | of TRL's speed | peak memory, GiB (before models are read) | of TRL's memory | rollout batch |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| | episodes/s, median (each round) | of TRL's speed | peak memory, GiB (before models are read) | of TRL's memory "
+             "| rollout batch |", "|---|---|---|---|---|---|"]
     speed, memory = ({side: middle(runs, key) for side, runs in found.items()} for key in ("speed", "peak_gib"))
     for side, runs in found.items():
         each = ", ".join(f"{run['speed']:.3f}" for run in runs)
@@ -273,29 +277,38 @@ def tuning_table(tuned: dict[str, dict[int, dict]]) -> list[str]:
                     for side, own in tuned.items()]
 
 
-DIFFERENCES = """The same on all sides: prompts and their order, policy, reward model, response length, temperature, KL coefficient (k1 estimator), PPO
-epochs, one optimizer step in an epoch, micro-batch, AdamW with its rates, float32, no gradient checkpointing, nothing saved. The policy is random:
-the chance of EOS is about one in the size of the vocabulary at each token, so nearly all responses have full length (see response tokens).
+DIFFERENCES = """The same on all sides: prompts and their order, policy, reward model, response length, temperature, KL coefficient
+(k1 estimator), PPO epochs, one optimizer step in an epoch, micro-batch, AdamW with its rates, float32, no gradient checkpointing, nothing
+saved. The policy is random: the chance of EOS is about one in the size of the vocabulary at each token, so nearly all responses have full
+length (see response tokens). Peak memory is the largest resident set of a process.
+
+TRL runs at its best setting that does the same: stop_token='eos'; gradient checkpointing, bfloat16, sample generations and saving off;
+prompts padded to the longest of a batch.
 
 What differs:
 
-- The reward model reads text on our side (decoded, encoded again with its own tokenizer, EOS added), the policy's token ids on TRL's; random
-  tokens are not always what their text encodes to, so the lengths differ a little.
+- The reward model reads text on our side (decoded, encoded again with its own tokenizer, EOS added), the policy's token ids on TRL's;
+  random tokens are not always what their text encodes to, so the lengths differ a little.
 - TRL pads a batch of rollouts to its longest prompt everywhere; we sort by length and pad to what is side by side.
 - TRL projects every position to the vocabulary, prompts and padding included, and keeps all hidden states; we project what was sampled.
-- TRL also logs the entropy of the whole distribution in each micro-batch; ours is estimated from the sampled tokens. We log gradient norms
-  (clipping is off on both sides; TRL has none).
-- TRL means the loss over a micro-batch and then over micro-batches; we divide by the tokens of the minibatch. With full lengths it is the same.
-- TRL's score head has no bias, and where a response ends in EOS it gives the score one position later. Sampling draws from other streams of chance."""
+  It also collects garbage twice in a step.
+- TRL also logs the entropy of the whole distribution in each micro-batch; ours is estimated from the sampled tokens. We log gradient
+  norms (clipping is off on both sides; TRL has none).
+- TRL averages the loss over a micro-batch and then over micro-batches; we divide by the tokens of the minibatch. With full lengths it
+  is the same.
+- TRL's score head has no bias, and where a response ends in EOS it gives the score one position later. Sampling draws from other
+  streams of chance."""
 
 
 def report(args, facts: dict, tuned: dict, found: dict, rollout: dict) -> str:
     "All of it as Markdown."
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    say = [f"PPO on {facts['prompts']} prompts of real transcripts ({facts['mean prompt']:.0f} tokens on average, at most {facts['longest prompt']}), "
-           f"{args.response} response tokens, batches of {args.batch} episodes, micro-batches of {args.micro_batch}, {args.epochs} PPO epochs. "
-           f"Policy and reward model: {facts['parameters'] / 1e6:.1f}M parameters each ({facts['without embeddings'] / 1e6:.1f}M without embeddings, "
-           f"vocabulary {facts['vocabulary']:,}). {args.rounds} rounds of alternating processes, each a step to warm up and {args.steps} timed "
+    size, inner = (f"{facts[name] / 1e6:.1f}M" for name in ("parameters", "without embeddings"))
+    say = [f"PPO on {facts['prompts']} prompts of real transcripts ({facts['mean prompt']:.0f} tokens on average, at most "
+           f"{facts['longest prompt']}), {args.response} response tokens, batches of {args.batch} episodes, micro-batches of "
+           f"{args.micro_batch}, {args.epochs} PPO epochs. Policy and reward model: {size} parameters each ({inner} without embeddings, "
+           f"vocabulary {facts['vocabulary']:,}). Rounds of alternating processes: {args.rounds}; in each process a step to warm up and "
+           f"{args.steps} timed "
            f"({args.batch * args.steps} episodes).", "", f"CPU, {args.threads} threads, float32; {versions}; TRL's trainer: {VERSION}.", ""]
     return "\n".join([*say, *speed_table(found, rollout), "", *work_table(found), *tuning_table(tuned), "", DIFFERENCES])
 
@@ -319,6 +332,7 @@ def arguments():
     parser.add_argument("--output", type=Path, help="Markdown file")
     parser.add_argument("--worker", choices=[*SIDES, "prepare"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--prompts", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is None and not args.data: parser.error("--data is missing: the file of transcripts")
     if args.batch % args.micro_batch: parser.error(f"--micro-batch {args.micro_batch} must divide --batch {args.batch}")
@@ -329,9 +343,11 @@ def main(args) -> None:
     "Prepare, tune, measure, report. This process stays small: a child's peak memory may begin with its parent's."
     work = Path(tempfile.mkdtemp(prefix="ppo-speed-"))
     try:
-        n = args.batch * (max(args.steps, 1) + 2) # TRL ends gradient accumulation early in the last batch of a pass: it must never come
-        run_worker(__file__, ["--worker", "prepare", "--work", work, "--trl-folder", args.trl_folder, "--data", args.data, "--batch", n,
-                              "--micro-batch", 1, "--longest", args.longest, "--shape", args.shape, "--vocabulary", args.vocabulary], args.threads, work / "0.log")
+        # One batch more than is used: in the last batch of a pass over the data TRL takes an optimizer step at each micro-batch.
+        n = args.batch * (args.steps + 2)
+        call = ["--worker", "prepare", "--work", work, "--trl-folder", args.trl_folder, "--data", args.data, "--prompts", n]
+        call += ["--longest", args.longest, "--shape", args.shape, "--vocabulary", args.vocabulary]
+        run_worker(__file__, call, args.threads, work / "0.log")
         bench = Bench(args, work)
         tuned = bench.tune()
         found = bench.rounds()
@@ -346,7 +362,7 @@ def main(args) -> None:
 if __name__ == "__main__":
     args = arguments()
     if args.worker is None: main(args)
-    elif args.worker == "prepare": prepare(args.work, args.data, args.batch, args.longest, args.shape, args.vocabulary)
+    elif args.worker == "prepare": prepare(args.work, args.data, args.prompts, args.longest, args.shape, args.vocabulary)
     else:
         answer = work_once(args.worker, json.loads((args.work / "settings.json").read_text()), args.work, args.trl_folder, args.threads)
         (args.work / "answer.json").write_text(json.dumps(answer))

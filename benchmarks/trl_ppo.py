@@ -34,8 +34,8 @@ def use_folder(folder: Path):
 def peer_trainer(policy_folder, reward_folder, prompts: list[list[int]], settings: dict, output_dir, callbacks):
     """Their trainer in the state that our settings describe; `use_folder` comes first.
 
-    A setting has the same name on both sides. The critic starts as a copy of the policy with a head of zeros and the batches hold the prompts
-    in the order given, both as on our side; the rest is as released."""
+    A setting has the same name on both sides. The critic starts as a copy of the policy with a head of zeros and the batches hold
+    the prompts in the order given, both as on our side; the rest is as released."""
     import torch
     import transformers
     from datasets import Dataset
