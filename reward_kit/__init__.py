@@ -15,7 +15,7 @@ _EXPORTS = {
         "inference": "RewardModel RewardEnsemble average_reward_models store_normalization",
         "ppo": "PPOConfig PPOTrainer",
         "evaluation": "evaluate_reward_model EvaluationReport wilson_interval write_model_card",
-        "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model",
+        "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model train_ppo_policy",
     }.items()
     for name in names.split()
 }

@@ -9,7 +9,7 @@ import pytest
 import reward_kit
 
 HEAVY = ["torch", "trl", "transformers", "datasets", "pandas", "pyarrow", "accelerate", "peft", "matplotlib", "ipywidgets", "numpy"]
-COMMANDS = [[], ["quickstart"], ["inspect"], ["train"], ["evaluate"], ["score"], ["compare"], ["llm"]]
+COMMANDS = [[], ["quickstart"], ["inspect"], ["train"], ["evaluate"], ["score"], ["compare"], ["ppo"], ["llm"]]
 REPORT = f"import sys; print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
 
 
