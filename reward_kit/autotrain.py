@@ -15,8 +15,8 @@ __all__ = ['POSITIVE', 'NOT_NEGATIVE', 'FRACTION', 'PROBABILITY', 'KIND_NAMES', 
            'library_bars', 'log_line', 'with_log_lines', 'build_trainer', 'run_training', 'evaluate_output',
            'drop_checkpoints', 'find_split', 'run_arguments', 'ppo_prompt_column', 'prompt_rows', 'split_prompts',
            'load_prompt_sets', 'paired_difference', 'TrainedPolicy', 'train_ppo_policy', 'ppo_arguments',
-           'check_resume', 'ppo_settings', 'build_policy_trainer', 'policy_tokenizer', 'policy_lines', 'ppo_plan',
-           'run_ppo', 'held_out_answers', 'finish_policy', 'ppo_run_arguments', 'AutoTrainProject', 'hub_token',
+           'check_resume', 'ppo_settings', 'build_policy_trainer', 'policy_tokenizer', 'ppo_plan', 'watch_policy',
+           'held_out_answers', 'run_ppo', 'finish_policy', 'ppo_run_arguments', 'AutoTrainProject', 'hub_token',
            'push_folder']
 
 # %% ../nbs/10_autotrain.ipynb #039fdc94
@@ -27,6 +27,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import tempfile
 import types
@@ -114,7 +115,7 @@ class DataParams:
     )
     max_samples: int | None = param(None, "train on at most this many rows", limits=POSITIVE, becomes="the first rows of the training data")
     prompt_text_column: str | None = param(
-        None, "column that holds the prompt; trainer reward needs it named", becomes="`columns['prompt']`"
+        None, "column that holds the prompt; trainer reward needs it named, trainer ppo takes prompt or text by itself", becomes="`columns['prompt']`"
     )
     text_column: str | None = param(
         None, "column that holds the chosen response; trainer reward needs it named", becomes="`columns['chosen']`"
@@ -267,7 +268,7 @@ UNSUPPORTED = {
         ("warmup_steps", "this interface has warmup_ratio"),
         ("evaluation_strategy", "its present name is eval_strategy"),
         ("gradient_accumulation_steps", "this interface calls it gradient_accumulation"),
-        ("max_prompt_length max_completion_length", "block_size limits the whole text; the oldest part of the prompt is cut first"),
+        ("max_prompt_length max_completion_length", "block_size limits the whole text (the oldest part of the prompt is cut first), and rl_max_new_tokens the responses of PPO"),
         ("model_ref dpo_beta", "it belongs to DPO, which reward_kit does not train"),
         ("wandb_token", "set WANDB_API_KEY in the environment"),
         ("wandb_visualizer wandb_sweep wandb_sweep_project wandb_sweep_entity wandb_sweep_id wandb_run_id", "use log=wandb alone"),
@@ -285,7 +286,7 @@ UNSUPPORTED = {
         ("custom_loss custom_loss_weights custom_metrics", "use RewardTrainer with RewardConfig(loss_type=...)"),
         ("use_forward_backward forward_backward_loss_fn forward_backward_custom_fn", "use RewardTrainer and subclass it"),
         ("manual_optimizer_control optimizer_step_frequency grad_clip_value", "use gradient_accumulation and max_grad_norm"),
-        ("sample_every_n_steps sample_prompts sample_temperature sample_top_k sample_top_p", "a reward model writes no text to sample"),
+        ("sample_every_n_steps sample_prompts sample_temperature sample_top_k sample_top_p", "a reward model writes no text; what a policy writes is in held_out.jsonl"),
         ("manual_checkpoint_control save_state_every_n_steps load_state_from", "use save_strategy; an interrupted run resumes by itself"),
         ("inference_prompts inference_max_tokens inference_temperature", "use `reward-kit score`"),
         ("inference_top_p inference_top_k inference_output", "use `reward-kit score`"),
@@ -1066,7 +1067,8 @@ def load_prompt_sets(
         name = Path(data).name if isinstance(data, (str, os.PathLike)) else name
         rows = prompt_rows(data, split)
         if not rows: raise ValueError(f"{name} has no rows; give at least one prompt")
-        return load_prompts(rows, ppo_prompt_column(list(rows[0]), column), name)
+        rows = load_prompts(rows, ppo_prompt_column(list(rows[0]), column), name)
+        return [row | {"origin": f"{name}, row {i}"} for i, row in enumerate(rows)]  # for messages, since rows are dealt out below
 
     rows = read(prompts, split, "prompts")[:max_samples]
     if eval_prompts is not None: return rows, read(eval_prompts, eval_split, "eval_prompts")
@@ -1139,7 +1141,7 @@ def train_ppo_policy(
     settings = ppo_settings(model, reward, reward_weights, rows, held_out, config, peft_config, chat_template)
     check_resume(output, resume, overwrite)
     with fresh_folder(output), library_bars(progress):
-        trainer = build_policy_trainer(model, reward, args, rows, held_out, peft_config, chat_template, progress, say)
+        trainer = build_policy_trainer(model, reward, args, rows, held_out, peft_config, chat_template)
         if is_main_process(): prepare_output(output, settings, overwrite=overwrite)
         say(ppo_plan(trainer, model, reward))
         result = run_ppo(trainer, output, settings, say)
@@ -1159,7 +1161,11 @@ def ppo_arguments(output, config, reward_weights, progress):  # -> PPOConfig
     return PPOConfig(**values)
 
 
-def check_resume(output, resume, overwrite):
+def check_resume(
+    output,  # folder of the run
+    resume,  # whether there must be a run to go on with
+    overwrite,  # whether the folder is cleared
+):
     "Raises `ParameterError` where there is no run to go on with, but there should be."
     if not resume: return
     if overwrite: raise ParameterError("resume goes on with a run and overwrite clears it: give one of them")
@@ -1171,7 +1177,8 @@ def ppo_settings(model, reward, reward_weights, rows, held_out, config, peft_con
     "What decides the weights, for the record."
     from reward_kit import __version__
 
-    key = lambda data: hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    plain = lambda data: data and [{k: v for k, v in row.items() if k != "origin"} for row in data]
+    key = lambda data: hashlib.sha256(json.dumps(plain(data), sort_keys=True, default=str).encode()).hexdigest()[:16]
     adapter = peft_config if isinstance(peft_config, dict | None) else peft_config.to_dict()
     rewards = ", ".join(_reward_setting(r) for r in (reward if isinstance(reward, (list, tuple)) else [reward]))
     settings = {"training": "ppo", "model": _model_setting(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__, "reward": rewards}
@@ -1187,7 +1194,7 @@ def _reward_setting(reward):
     return _model_setting(reward) + (f", weights {hashlib.sha256(repr(weights).encode()).hexdigest()[:8]}" if weights else "")
 
 # %% ../nbs/10_autotrain.ipynb #99f6f6bb
-def build_policy_trainer(model, reward, args, rows, held_out, peft_config, chat_template, progress, say):  # -> PPOTrainer
+def build_policy_trainer(model, reward, args, rows, held_out, peft_config, chat_template):  # -> PPOTrainer
     "The trainer of a run; loads the reward and then the policy."
     from reward_kit.ppo import PPOTrainer, reward_functions
     from reward_kit.encoding import quiet_transformers
@@ -1195,9 +1202,17 @@ def build_policy_trainer(model, reward, args, rows, held_out, peft_config, chat_
     with quiet_transformers():
         functions = reward_functions([os.fspath(r) if isinstance(r, os.PathLike) else r for r in (reward if isinstance(reward, (list, tuple)) else [reward])])
         tokenizer = policy_tokenizer(model, chat_template)
-        trainer = PPOTrainer(model, functions, args, rows, held_out, processing_class=tokenizer, peft_config=lora_config(peft_config, "CAUSAL_LM"))
-    trainer.callbacks.add_callback(policy_lines(say, progress))
-    return trainer
+        try: return PPOTrainer(model, functions, args, rows, held_out, processing_class=tokenizer, peft_config=lora_config(peft_config, "CAUSAL_LM"))
+        except ValueError as error: raise _with_origin(error, rows, held_out) from None
+
+
+def _with_origin(error, rows, held_out):
+    "An error that names the row of the data as it was given, not as it was dealt out."
+    text = str(error)
+    found = re.match(r"(train|eval)_dataset, row (\d+)", text)
+    if not found: return error
+    row = (rows if found[1] == "train" else held_out)[int(found[2])]
+    return type(error)(row["origin"] + text[found.end() :])
 
 
 def policy_tokenizer(model, chat_template):  # -> tokenizer, or None for the policy's own as it is
@@ -1213,27 +1228,6 @@ def policy_tokenizer(model, chat_template):  # -> tokenizer, or None for the pol
     tokenizer.chat_template = template
     return tokenizer
 
-
-def policy_lines(say, progress):  # -> TrainerCallback
-    "Says the lines of the log where no bar shows them, and keeps the evaluation before the training in the history."
-    from transformers import TrainerCallback
-
-    from reward_kit.ppo import log_line as ppo_line
-
-    class PolicyLines(TrainerCallback):
-        first = None  # metrics of the evaluation before the training
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            if self.first and not state.log_history: state.log_history.append({**self.first, "step": 0})
-
-        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-            if self.first is None: self.first = metrics
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if not progress and state.is_world_process_zero: say(ppo_line(logs, state.global_step, state.max_steps))
-
-    return PolicyLines()
-
 # %% ../nbs/10_autotrain.ipynb #a9cd50b6
 def ppo_plan(trainer, model, reward):  # -> text
     "What is about to happen."
@@ -1241,41 +1235,70 @@ def ppo_plan(trainer, model, reward):  # -> text
     args, rewards = trainer.args, ", ".join(map(name, reward if isinstance(reward, (list, tuple)) else [reward]))
     batch = args.local_batch_size * args.world_size
     held_out = f"{len(trainer.eval_rows):,} held out" if trainer.eval_rows is not None else "none held out"
+    scaled = " Scores have mean 0 and standard deviation 1 on the reward model's own evaluation set." if trainer.rewards.scales != [(0.0, 1.0)] * len(trainer.rewards.scales) else ""
+    steps = trainer.total_steps()
     return (f"PPO on {name(model)}, judged by {rewards}: {len(trainer.train_rows):,} prompts to train on, {held_out}.\n"
-            f"{trainer.total_steps():,} batches of {batch:,} responses of at most {args.response_length} tokens, "
-            f"{args.num_ppo_epochs} passes of {args.num_mini_batches} steps over each; KL coefficient {args.kl_coef:g}, learning rate {args.learning_rate:g}.")
+            f"{steps:,} {'batch' if steps == 1 else 'batches'} of {batch:,} responses of at most {args.response_length} tokens, "
+            f"{args.num_ppo_epochs} passes of {args.num_mini_batches} steps over each; KL coefficient {args.kl_coef:g}, learning rate {args.learning_rate:g}.{scaled}")
+
+# %% ../nbs/10_autotrain.ipynb #3e3ddb7a
+def watch_policy(trainer, say):  # -> TrainerCallback with `answers`, those of the last evaluation
+    "Says the lines of the log where no bar shows them, and keeps what was answered to the held-out prompts."
+    from transformers import TrainerCallback
+
+    from reward_kit.ppo import log_line as ppo_line
+
+    class WatchPolicy(TrainerCallback):
+        first, answers = None, []  # metrics of the evaluation before the training
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            if self.first and not state.log_history: state.log_history.append({**self.first, "step": 0})
+
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            if self.first is None: self.first = metrics
+            self.answers = held_out_answers(trainer)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if args.disable_tqdm and state.is_world_process_zero: say(ppo_line(logs, state.global_step, state.max_steps))
+
+    return WatchPolicy()
 
 
+def held_out_answers(trainer):  # PPOTrainer that has just evaluated -> list of dict, by row
+    "What the policy answered to the held-out prompts, from all processes."
+    from accelerate.utils import gather_object
+
+    text = lambda completion: completion if isinstance(completion, str) else completion[-1]["content"]
+    own = [{"row": e.row, "prompt": trainer.eval_rows[e.row]["prompt"], "answer": text(e.completion), "score": e.raw_score,
+            "kl": sum(e.logprobs) - sum(e.ref_logprobs), "tokens": len(e.response_ids)} for e in trainer.eval_episodes]
+    return sorted(gather_object(own), key=lambda a: a["row"])
+
+# %% ../nbs/10_autotrain.ipynb #ad270610
 def run_ppo(trainer, output, settings, say):  # -> TrainedPolicy
     "Answers the held-out prompts, trains, from the newest complete checkpoint where there is one, and answers them again."
     from reward_kit.inference import is_conversation
     from reward_kit.trainer import complete_checkpoints
 
     trainer.accelerator.wait_for_everyone()  # the main process may have cleared the folder
-    found = complete_checkpoints(output)
+    found, watch = complete_checkpoints(output), watch_policy(trainer, say)
     say(f"Resuming from {found[-1].name}, the newest complete checkpoint in {output}." if found else f"Starting a new run in {output}.")
     if is_main_process(): write_run_record(output, settings, finished=False)
+    trainer.callbacks.add_callback(watch)
     trainer.state.max_steps = trainer.total_steps()  # for the line of the first evaluation
-    before = held_out_answers(trainer) if trainer.eval_rows is not None else []
+    if trainer.eval_rows is not None: trainer.evaluate()
+    before = watch.answers
     state = trainer.train(resume_from_checkpoint=bool(found))
-    after = held_out_answers(trainer, again=False) if trainer.eval_rows is not None else []
-    rows = {a["row"] for a in before} & {a["row"] for a in after}  # those that were scored both times
-    before, after = ([a for a in answers if a["row"] in rows] for answers in (before, after))
+    rows = {a["row"] for a in before} & {a["row"] for a in watch.answers}  # those that were scored both times
+    before, after = ([a for a in answers if a["row"] in rows] for answers in (before, watch.answers))
     return TrainedPolicy(Path(output), before, after, state.log_history, bool(found), is_conversation(trainer.train_rows[0]["prompt"]))
 
-
-def held_out_answers(trainer, again=True):  # again: False where the trainer has just evaluated -> list of dict, by row
-    "What the policy answers to the held-out prompts, from all processes."
-    from accelerate.utils import gather_object
-
-    if again: trainer.evaluate()
-    text = lambda completion: completion if isinstance(completion, str) else completion[-1]["content"]
-    own = [{"row": e.row, "prompt": trainer.eval_rows[e.row]["prompt"], "answer": text(e.completion), "score": e.raw_score,
-            "kl": sum(e.logprobs) - sum(e.ref_logprobs), "tokens": len(e.response_ids)} for e in trainer.eval_episodes]
-    return sorted(gather_object(own), key=lambda a: a["row"])
-
 # %% ../nbs/10_autotrain.ipynb #0edb1e1e
-def finish_policy(trainer, result, settings, say):
+def finish_policy(
+    trainer,  # PPOTrainer after the training
+    result,  # TrainedPolicy
+    settings,  # for the record
+    say,  # where the lines for people go
+):
     "Saves the policy with its card, writes what it answered to the held-out prompts, and closes the record."
     from reward_kit.encoding import update_card_section, write_text_atomic
 

@@ -785,7 +785,7 @@ def ppo_part(world, folder, args):  # world: Playground, args: SimpleNamespace -
     from reward_kit.ppo import PLAYGROUND_PPO, PPOConfig
     from reward_kit.trainer import fill_config
 
-    print("5. PPO: the base answers questions, the reward model judges, and what it likes becomes likelier.\n")
+    print("\n5. PPO: the base answers questions, the reward model judges, and what it likes becomes likelier.\n")
     prompts = world.prompts()
     batch = fill_config(PPOConfig(), PLAYGROUND_PPO).local_batch_size
     trained = train_ppo_policy(
@@ -793,7 +793,7 @@ def ppo_part(world, folder, args):  # world: Playground, args: SimpleNamespace -
         overwrite=True, progress=args.progress,
         config={"seed": args.seed, "total_episodes": args.ppo_batches * batch, "num_sample_generations": 0},
     )
-    return "\n" + improvement_table(world, trained) + "\n\n" + answer_pairs(world, trained, 2)
+    return improvement_table(world, trained) + "\n\n" + answer_pairs(world, trained, 2)
 
 
 HELD_OUT = 128  # prompts that PPO does not train on
@@ -808,12 +808,12 @@ def improvement_table(world, trained):  # world: Playground, trained: TrainedPol
         "reward model's score": [[a["score"] for a in answers] for answers in (trained.before, trained.after)],
         "true reward": [truth(trained.before), truth(trained.after)],
     }
-    lines = [f"  on {len(trained.before)} prompts it has not seen    before    after   difference (95% interval)"]
+    lines = [f"  {f'on {len(trained.before)} prompts it has not seen':<32}{'before':>7}  {'after':>7}   difference (95% interval)"]
     for name, (before, after) in both.items():
         mean, low, high = paired_difference(before, after)
         lines.append(f"  {name:<32}{sum(before) / len(before):7.2f}  {sum(after) / len(after):7.2f}   {mean:+.2f} ({low:+.2f} to {high:+.2f})")
     kl = [sum(a["kl"] for a in answers) / len(answers) for answers in (trained.before, trained.after)]
-    return "\n".join([*lines, f"  {'KL from the base, nats a response':<32}{abs(kl[0]):6.2f}  {kl[1]:7.2f}"])
+    return "\n".join([*lines, f"  {'KL from the base, nats':<32}{abs(kl[0]):7.2f}  {kl[1]:7.2f}"])
 
 
 def answer_pairs(world, trained, n):  # n: prompts -> text
@@ -853,7 +853,7 @@ QUICKSTART = Command(
         Option("seed", int, 0, "seed of the world and the training"),
         Option("pairs", int, 2400, "preferences to train and evaluate on"),
         Option("epochs", float, None, "passes over them (default: what the playground needs)"),
-        Option("ppo_batches", int, 12, "batches of responses that the policy learns from; 0: no PPO"),
+        Option("ppo_batches", int, 15, "batches of responses that the policy learns from; 0: no PPO"),
         QUIET,
     ),
     "reward-kit quickstart --output quickstart",

@@ -1284,8 +1284,7 @@ class RunSteps:
         steps = self.total_steps()
         self.state.max_steps, self.state.global_step, self.state.log_history = steps, 0, []
         # D23: the learning rate falls to 0 over the run, a step for each batch of rollouts (Z; N+ section 7)
-        warmup = math.ceil(args.warmup_steps if args.warmup_steps >= 1 else args.warmup_steps * steps)
-        self.scheduler = transformers.get_scheduler(args.lr_scheduler_type, self.optimizer, warmup, steps)
+        self.scheduler = transformers.get_scheduler(args.lr_scheduler_type, self.optimizer, math.ceil(args.warmup_steps * (1 if args.warmup_steps >= 1 else steps)), steps)
         if checkpoint: self._load_state(checkpoint)
         self.accelerator.init_trackers(args.run_name, config={k: v for k, v in args.to_dict().items() if isinstance(v, (int, float, str, bool))})
         self.control = self.callbacks.on_train_begin(args, self.state, self.control)

@@ -678,6 +678,7 @@ def test_given_held_out_prompts_and_none(base, reward_model, tmp_path):
         ({"reward": "/no/reward-model"}, ValueError, "does not exist"),
         ({"prompts": []}, ValueError, "prompts has no rows"),
         ({"prompts": ["A?", " "]}, ValueError, "prompts, row 1: the prompt is empty"),
+        ({"prompts": ["A?"] * 3 + ["A? " * 200], "eval_fraction": 0.5}, ValueError, "prompts, row 3: the prompt has .* tokens"),
         ({"prompts": [{"question": "A?"}]}, ParameterError, "no column prompt or text; the columns are: question"),
         ({"prompts": ["A?"]}, ValueError, "none to hold out"),
         ({"prompt_column": "quest"}, ParameterError, "no column 'quest'"),
@@ -704,3 +705,21 @@ def test_a_failed_start_leaves_the_policy_that_was_there(base, reward_model, tmp
     assert (tmp_path / "out" / "model.safetensors").exists()
     result, said = teach(base, reward_model, ["A?", "B?"], tmp_path / "out", config=SMALL | {"total_episodes": 16}, overwrite=True)
     assert "Starting a new run" in said and not result.resumed
+
+
+@pytest.mark.slow
+def test_two_processes_answer_and_save_together(base, tmp_path):
+    (tmp_path / "run.py").write_text(
+        "from reward_kit.autotrain import train_ppo_policy\n"
+        "def brevity(completions, **columns): return [-len(text) / 10 for text in completions]\n"
+        f"result = train_ppo_policy({base!r}, brevity, [f'Question {{i}}?' for i in range(20)], {str(tmp_path / 'out')!r}, eval_fraction=0.25,\n"
+        f"                          config={SMALL | {'use_cpu': True}!r}, progress=False)\n"
+        "print('rows', [a['row'] for a in result.before], [a['row'] for a in result.after])\n"
+    )
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py")]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(autotrain.__file__).parents[1])}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("rows [0, 1, 2, 3, 4] [0, 1, 2, 3, 4]") == 2 and done.stdout.count("Starting a new run") == 1
+    assert "3 batches of 16 responses" in done.stdout and len((tmp_path / "out" / "held_out.jsonl").read_text().splitlines()) == 5
+    assert autotrain.read_run_record(tmp_path / "out")["finished"] and checkpoints(tmp_path / "out") == []
