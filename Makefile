@@ -20,7 +20,7 @@ $(STAMP): constraints.txt settings.ini setup.py
 
 setup: $(STAMP)      ## create .venv and install the tested versions
 
-quickstart: $(STAMP) ## train a reward model on the playground, evaluate it, score text with it, train a policy against it
+quickstart: $(STAMP) ## train a reward model on the playground, evaluate it, score text with it, teach a policy with it
 	$(BIN)/reward-kit quickstart --output quickstart
 
 test: $(STAMP)       ## export and clean leave no diff, ruff, every notebook, pytest

@@ -16,7 +16,7 @@ _EXPORTS = {
         "ppo": "PPOConfig PPOTrainer",
         "evaluation": "evaluate_reward_model EvaluationReport wilson_interval write_model_card",
         "serving": "RewardClient RewardServerError ServerLimits make_app serve",
-        "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model",
+        "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model train_ppo_policy",
     }.items()
     for name in names.split()
 }

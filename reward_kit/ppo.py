@@ -602,7 +602,7 @@ class PPOConfig(RemembersGiven):
     learning_rate: float = setting(3e-6, "Peak learning rate of the policy.")
     critic_learning_rate: float | None = setting(None, "Peak learning rate of the critic. None: that of the policy.")
     lr_scheduler_type: str = setting("linear", "Schedule over the batches of rollouts, by transformers' names.")
-    warmup_steps: int = setting(0, "Batches of rollouts over which the learning rate rises.")
+    warmup_steps: float = setting(0, "Batches of rollouts over which the learning rate rises; below 1: a part of the run.")
     adam_beta1: float = setting(0.9, "AdamW's decay of the mean.")
     adam_beta2: float = setting(0.999, "AdamW's decay of the square.")
     adam_epsilon: float = setting(1e-5, "AdamW's epsilon (N+ section 7: TensorFlow's Adam, with which PPO was tuned, has a larger one in effect).")
@@ -1299,7 +1299,7 @@ class RunSteps:
         steps = self.total_steps()
         self.state.max_steps, self.state.global_step, self.state.log_history = steps, 0, []
         # D23: the learning rate falls to 0 over the run, a step for each batch of rollouts (Z; N+ section 7)
-        self.scheduler = transformers.get_scheduler(args.lr_scheduler_type, self.optimizer, args.warmup_steps, steps)
+        self.scheduler = transformers.get_scheduler(args.lr_scheduler_type, self.optimizer, math.ceil(args.warmup_steps * (1 if args.warmup_steps >= 1 else steps)), steps)
         if checkpoint: self._load_state(checkpoint)
         self.accelerator.init_trackers(args.run_name, config={k: v for k, v in args.to_dict().items() if isinstance(v, (int, float, str, bool))})
         self.control = self.callbacks.on_train_begin(args, self.state, self.control)

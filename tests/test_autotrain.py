@@ -1,6 +1,9 @@
 "The aitraining-compatible interface: every parameter takes effect or is refused, and a run works end to end."
 import json
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,12 +15,13 @@ from reward_kit.autotrain import (
     AutoTrainProject,
     LLMTrainingParams,
     ParameterError,
-    PPONotYet,
-    data_columns,
     find_split,
     lora_values,
     parameter_names,
     parameter_table,
+    ppo_config_values,
+    ppo_run_arguments,
+    prompt_rows,
     reward_config_values,
     run_arguments,
 )
@@ -218,33 +222,157 @@ def test_push_uploads_without_checkpoints(monkeypatch, tmp_path):
         autotrain.push_folder(tmp_path / "rm", params(push_to_hub=True, repo_id="org/rm"))
 
 
-def test_ppo_is_checked_in_full_and_says_that_it_follows(tmp_path):
-    data = tmp_path / "prompts.jsonl"
-    data.write_text(json.dumps({"question": "What is AI?"}) + "\n")
-    given = PPO | {"data_path": str(data), "project_name": str(tmp_path / "out")}
-    with pytest.raises(ParameterError, match="--rl-reward-model-path"):
-        LLMTrainingParams(**{k: v for k, v in given.items() if k != "rl_reward_model_path"})
-    with pytest.raises(ParameterError, match="--prompt-text-column"):
-        AutoTrainProject(params=LLMTrainingParams(**given)).create()
-    with pytest.raises(FileNotFoundError, match="no reward model"):
-        AutoTrainProject(params=LLMTrainingParams(**(given | {"prompt_text_column": "question", "rl_reward_model_path": "./none"}))).create()
-    with pytest.raises(PPONotYet, match="next release"):
-        AutoTrainProject(params=LLMTrainingParams(**given, prompt_text_column="question", rl_kl_coef="0.2")).create()
-    assert not (tmp_path / "out").exists()
+# --- what the parameters become with trainer ppo
+
+
+def ppo_params(**more):
+    return LLMTrainingParams(**(PPO | {"data_path": "org/prompts"} | more))
+
+
+def ppo_config(**more):
+    from reward_kit.ppo import PPOConfig
+
+    return PPOConfig(**ppo_config_values(ppo_params(**more)))
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, {"output_dir": "out", "gamma": 0.99, "lam": 0.95, "kl_coef": 0.1, "vf_coef": 1.0, "cliprange": 0.2, "cliprange_value": 0.2, "num_ppo_epochs": 4}),
+        ({}, {"local_batch_size": 128, "num_mini_batches": 16, "response_length": 128, "top_k": 50, "top_p": 1.0, "temperature": 1.0, "report_to": "none"}),
+        ({}, {"per_device_train_batch_size": 2, "learning_rate": 3e-5, "warmup_steps": 0.1, "bf16": None, "gradient_checkpointing": True, "logging_steps": 1}),
+        ({}, {"save_steps": 0.1, "eval_steps": 0.9999, "save_total_limit": 1, "local_rollout_forward_batch_size": 64}),
+        ({"rl_gamma": 0.9}, {"gamma": 0.9}),
+        ({"rl_gae_lambda": 0.8}, {"lam": 0.8}),
+        ({"rl_kl_coef": "0.3"}, {"kl_coef": 0.3}),
+        ({"rl_value_loss_coef": 0.4}, {"vf_coef": 0.4}),
+        ({"rl_clip_range": 0.1}, {"cliprange": 0.1}),
+        ({"rl_value_clip_range": 0.3}, {"cliprange_value": 0.3}),
+        ({"rl_num_ppo_epochs": 2}, {"num_ppo_epochs": 2}),
+        ({"rl_max_new_tokens": 17}, {"response_length": 17}),
+        ({"rl_top_k": 5}, {"top_k": 5}),
+        ({"rl_top_p": 0.9}, {"top_p": 0.9}),
+        ({"rl_temperature": 0.5}, {"temperature": 0.5}),
+        ({"rl_chunk_size": 32}, {"local_batch_size": 32, "num_mini_batches": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 16}),
+        ({"rl_mini_batch_size": 64}, {"local_batch_size": 128, "num_mini_batches": 2}),
+        ({"rl_chunk_size": 12, "rl_mini_batch_size": 6, "batch_size": 3}, {"gradient_accumulation_steps": 4, "num_mini_batches": 2}),
+        ({"rl_chunk_size": 21}, {"per_device_train_batch_size": 1, "num_mini_batches": 21}),  # what is not named adapts
+        ({"batch_size": 16}, {"per_device_train_batch_size": 16, "local_batch_size": 128}),
+        ({"eval_batch_size": 32}, {"local_rollout_forward_batch_size": 32}),
+        ({"epochs": 4}, {"num_train_epochs": 4, "eval_steps": 0.25}),
+        ({"lr": 1e-6}, {"learning_rate": 1e-6}),
+        ({"warmup_ratio": 0.2}, {"warmup_steps": 0.2}),
+        ({"scheduler": "cosine"}, {"lr_scheduler_type": "cosine"}),
+        ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
+        ({"max_grad_norm": 0.5}, {"max_grad_norm": 0.5}),
+        ({"seed": 9}, {"seed": 9}),
+        ({"logging_steps": 5}, {"logging_steps": 5}),
+        ({"save_total_limit": 3}, {"save_total_limit": 3}),
+        ({"log": "tensorboard"}, {"report_to": "tensorboard"}),
+        ({"mixed_precision": "bf16"}, {"bf16": True}),
+        ({"mixed_precision": "no"}, {"bf16": False}),
+        ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
+        ({"use_flash_attention_2": True}, {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}}),
+        ({"attn_implementation": "eager"}, {"model_init_kwargs": {"attn_implementation": "eager"}}),
+        ({"eval_strategy": "no"}, {"eval_steps": None}),
+        ({"eval_strategy": "steps", "save_steps": 3}, {"eval_steps": 3, "save_steps": 3}),
+        ({"save_strategy": "no"}, {"save_steps": 0}),
+        ({"save_strategy": "epoch", "epochs": 2}, {"save_steps": 0.5}),
+    ],
+)
+def test_parameters_reach_the_ppo_config(given, expected):
+    made = ppo_config(**given)
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+# parameters that do the same with either trainer, and are tested there or are refused for both
+SHARED = {"add_eos_token", "padding", "merge_adapter", "push_to_hub", "username", "repo_id", "hub_private", "token"}
+OTHER_VALUE = {
+    "model": "m", "project_name": "o", "data_path": "d", "train_split": "t", "valid_split": "v", "eval_dataset_path": "e", "max_samples": 3,
+    "prompt_text_column": "q", "text_column": "c", "rejected_text_column": "r", "block_size": 99, "model_max_length": 99, "max_length": 99, "chat_template": "chatml",
+    "epochs": 2, "batch_size": 4, "eval_batch_size": 4, "gradient_accumulation": 2, "lr": 1e-6, "warmup_ratio": 0.2, "scheduler": "cosine", "optimizer": "adafactor",
+    "weight_decay": 0.1, "max_grad_norm": 0.5, "seed": 1, "mixed_precision": "no", "disable_gradient_checkpointing": True, "auto_find_batch_size": True,
+    "use_flash_attention_2": True, "attn_implementation": "eager", "logging_steps": 7, "eval_strategy": "no", "save_strategy": "no", "save_steps": 7,
+    "save_total_limit": 2, "skip_broken_rows": True, "keep_checkpoints": True, "log": "wandb", "overwrite": True, "peft": True, "lora_r": 2, "lora_alpha": 3,
+    "lora_dropout": 0.3, "target_modules": "q_proj", "quantization": "int8", "rl_reward_model_path": "r", "rl_gamma": 0.5, "rl_gae_lambda": 0.5, "rl_kl_coef": 0.5,
+    "rl_value_loss_coef": 0.5, "rl_clip_range": 0.5, "rl_value_clip_range": 0.5, "rl_num_ppo_epochs": 2, "rl_chunk_size": 64, "rl_mini_batch_size": 4,
+    "rl_max_new_tokens": 9, "rl_temperature": 0.5, "rl_top_k": 3, "rl_top_p": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(parameter_names()) - SHARED - {"trainer"}))
+def test_every_parameter_changes_a_ppo_run_or_is_refused(name):
+    more = {"peft": True} if name.startswith("lora_") or name in ("target_modules", "quantization") else {}
+    if name in autotrain.NOT_FOR_PPO:
+        with pytest.raises(ParameterError, match=f"{name} is not supported by trainer ppo: "):
+            ppo_params(**more, **{name: OTHER_VALUE[name]})
+    else:
+        assert ppo_run_arguments(ppo_params(**more)) != ppo_run_arguments(ppo_params(**more, **{name: OTHER_VALUE[name]}))
+
+
+def test_each_parameter_has_one_fate_with_ppo():
+    tables = [autotrain.PPO_FIELDS, autotrain.PPO_BECOMES, autotrain.NOT_FOR_PPO]
+    both = {"keep_checkpoints", "overwrite", "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules"} | SHARED
+    assert sorted([*both, *(name for table in tables for name in table)]) == sorted(parameter_names())
+
+
+def test_the_playground_keeps_its_own_ppo_settings_unless_they_are_named():
+    from reward_kit.ppo import PLAYGROUND_PPO, PPOConfig
+    from reward_kit.trainer import fill_config
+
+    values = ppo_config_values(ppo_params(model="playground"))
+    assert not PLAYGROUND_PPO.keys() & values.keys()
+    own = fill_config(PPOConfig(**values), PLAYGROUND_PPO)
+    assert {name: getattr(own, name) for name in PLAYGROUND_PPO} == PLAYGROUND_PPO
+    named = fill_config(PPOConfig(**ppo_config_values(ppo_params(model="playground", rl_kl_coef=0.1, lr=3e-5, rl_mini_batch_size=8))), PLAYGROUND_PPO)
+    assert (named.kl_coef, named.learning_rate, named.local_batch_size // named.num_mini_batches) == (0.1, 3e-5, 8)
+    assert named.local_batch_size == own.local_batch_size and named.temperature == own.temperature
+
+
+def test_lora_of_a_policy():
+    pytest.importorskip("peft")
+    made = autotrain.lora_config(ppo_run_arguments(ppo_params(peft=True, lora_r=3))["peft_config"])
+    assert (made.task_type, made.r) == ("CAUSAL_LM", 3)
+    assert autotrain.lora_config({"r": 2}, "CAUSAL_LM").task_type == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"rl_reward_model_path": None}, "--rl-reward-model-path"),
+        ({"rl_mini_batch_size": 48}, "rl_mini_batch_size=48 does not divide the 128 responses"),
+        ({"rl_chunk_size": 10, "batch_size": 4}, "batch_size=4 does not divide the 10 responses"),
+        ({"model": "playground", "batch_size": 7}, "batch_size=7 does not divide"),
+        ({"gradient_accumulation": 4}, "gradient_accumulation is not supported by trainer ppo: rl_chunk_size"),
+        ({"mixed_precision": "fp16"}, "choose bf16 or no"),
+        ({"text_column": "chosen"}, "reads prompts only"),
+        ({"rl_temperature": 0}, "rl_temperature must be above 0"),
+        ({"rl_reward_fn": "f"}, "the reward of PPO is rl_reward_model_path"),
+    ],
+)
+def test_what_ppo_cannot_honour_is_refused(given, message):
+    with pytest.raises(ParameterError, match=message):
+        ppo_params(**given)
 
 
 @pytest.mark.parametrize("name, text", [("a.csv", "prompt,x\n1,2\n"), ("a.tsv", "prompt\tx\n1\t2\n"), ("a.json", '[{"prompt": "a", "x": 1}]')])
-def test_columns_of_files(tmp_path, name, text):
+def test_prompts_of_files(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert data_columns(str(tmp_path / name)) == ["prompt", "x"]
+    assert [list(row) for row in prompt_rows(str(tmp_path / name))] == [["prompt", "x"]]
+    assert [list(row) for row in prompt_rows(str(tmp_path))] == [["prompt", "x"]]
 
 
-def test_columns_of_what_cannot_be_read(tmp_path):
+def test_prompts_of_what_cannot_be_read(tmp_path):
     (tmp_path / "a.jsonl").write_text("not json\n")
-    with pytest.raises(ValueError, match="a.jsonl:1: not JSON"):
-        data_columns(str(tmp_path / "a.jsonl"))
-    with pytest.raises(FileNotFoundError):
-        data_columns(str(tmp_path / "none.jsonl"))
+    (tmp_path / "b.jsonl").write_text("")
+    (tmp_path / "c.txt").write_text("prompt\n")
+    (tmp_path / "empty").mkdir()
+    for name, error, message in (("a.jsonl", ValueError, "a.jsonl:1: not JSON"), ("b.jsonl", ValueError, "holds no rows"), ("c.txt", ParameterError, "not a file of prompts"),
+                                 ("none.jsonl", FileNotFoundError, "no data"), ("empty", FileNotFoundError, "holds no data file")):
+        with pytest.raises(error, match=message):
+            prompt_rows(str(tmp_path / name))
+    with pytest.raises(ParameterError, match="no split 'test'; its files are: a.jsonl, b.jsonl"):
+        prompt_rows(str(tmp_path), "test")
 
 
 # --- a run
@@ -436,3 +564,162 @@ def test_process_false_makes_one_bad_row_an_error(base, tmp_path):
     strict = params(model=base, data_path=data, project_name=str(tmp_path / "out"))
     with pytest.raises(ValueError, match="strict"):
         AutoTrainProject(params=strict, process=False).create(progress=False, say=lambda text: None)
+
+
+# --- a run of PPO
+
+
+def write_prompts(path, n=24, name="prompt"):
+    path.write_text("".join(json.dumps({name: f"Question {i}?"}) + "\n" for i in range(n)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def reward_model(documented):
+    return str(documented["folder"] / "reward-model")
+
+
+SMALL = {"total_episodes": 40, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_ppo_epochs": 1, "response_length": 8, "learning_rate": 1e-3}
+
+
+def teach(base, reward, prompts, out, **more):
+    said = []
+    options = {"progress": False, "say": lambda text: said.append(str(text)), "config": SMALL} | more
+    return autotrain.train_ppo_policy(base, reward, prompts, out, **options), "\n".join(said)
+
+
+def test_ppo_leaves_a_policy_that_writes(base, reward_model, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result, said = teach(base, reward_model, write_prompts(tmp_path / "p.jsonl"), tmp_path / "out")
+    for line in ("22 prompts to train on, 2 held out", "5 batches of 8 responses of at most 8 tokens", "batch 0/5  held-out score", "batch 5/5  score", "95% interval"):
+        assert line in said
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "ppo_curve.png", "held_out.jsonl", "training_run.json"} <= names
+    assert not any(name.startswith("checkpoint-") for name in names) and not list(tmp_path.glob(".*"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(result.path), AutoTokenizer.from_pretrained(result.path)
+    ids = tokenizer("Question 1?", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids["input_ids"].shape[1] + 4
+    assert not torch.equal(model.get_input_embeddings().weight, AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight)
+    assert [a["row"] for a in result.before] == [a["row"] for a in result.after] == [0, 1] and abs(result.before[0]["kl"]) < 1e-4
+    rows = [json.loads(line) for line in (tmp_path / "out" / "held_out.jsonl").read_text().splitlines()]
+    assert [row["score_after"] - row["score_before"] for row in rows] == pytest.approx([b["score"] - a["score"] for a, b in zip(result.before, result.after)])
+    assert "## Held-out prompts" in (tmp_path / "out" / "README.md").read_text() and [log["step"] for log in result.history if "eval_score" in log] == [0, 5]
+    texts = [path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".md", ".jsonl")]
+    assert not any(str(Path(base).parent) in text or str(Path(reward_model).parent) in text for text in texts)
+    with pytest.raises(FileExistsError, match="finished.*--overwrite"):
+        teach(base, reward_model, str(tmp_path / "p.jsonl"), tmp_path / "out")
+    with pytest.raises(FileExistsError, match="kl_coef None -> 0.2"):
+        teach(base, reward_model, str(tmp_path / "p.jsonl"), tmp_path / "out", config=SMALL | {"kl_coef": 0.2})
+    with pytest.raises(ParameterError, match="no unfinished run"):
+        teach(base, reward_model, str(tmp_path / "p.jsonl"), tmp_path / "out", resume=True)
+
+
+def test_a_killed_ppo_run_ends_with_the_same_policy(base, reward_model, tmp_path):
+    import torch
+
+    data, threads = write_prompts(tmp_path / "p.jsonl"), torch.get_num_threads()
+    code = (
+        "import os, signal, torch; torch.set_num_threads(1)\n"
+        "from reward_kit.autotrain import train_ppo_policy\n"
+        "die = lambda text: str(text).startswith('batch 4/5') and os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"train_ppo_policy({base!r}, {reward_model!r}, {data!r}, {str(tmp_path / 'out')!r}, config={SMALL!r}, progress=False, say=die)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoints(tmp_path / "out")[-1] == "checkpoint-3" and not autotrain.read_run_record(tmp_path / "out")["finished"]
+    torch.set_num_threads(1)
+    try:
+        parts, said = teach(base, reward_model, data, tmp_path / "out", resume=True)
+        whole, _ = teach(base, reward_model, data, tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    assert parts.resumed and "Resuming from checkpoint-3" in said and checkpoints(tmp_path / "out") == []
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (parts.before, parts.after) == (whole.before, whole.after)
+
+
+def test_conversations_lora_and_two_weighted_rewards(base, reward_model, tmp_path):
+    pytest.importorskip("peft")
+    from transformers import AutoTokenizer
+
+    rows = [{"text": [{"role": "user", "content": f"Question {i}?"}]} for i in range(12)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = []
+
+    def brevity(prompts, completions, **columns):
+        seen.append((prompts[0], completions[0]))
+        return [-len(c[0]["content"]) / 10 for c in completions]
+
+    more = {"peft_config": {"r": 2, "target_modules": ["q_proj"]}, "config": SMALL | {"total_episodes": 8}, "reward_weights": [1.0, 0.5], "keep_checkpoints": True}
+    with pytest.raises(ValueError, match="chat template"):
+        teach(base, reward_model, str(tmp_path / "p.jsonl"), tmp_path / "none", config=SMALL)
+    result, said = teach(base, [reward_model, brevity], str(tmp_path / "p.jsonl"), tmp_path / "out", chat_template="chatml", **more)
+    assert result.chat and "judged by" in said and "brevity" in said and not (tmp_path / "none").exists()
+    assert seen[0][0][0]["role"] == "user" and seen[0][1][0]["role"] == "assistant"
+    assert "<|im_start|>" in AutoTokenizer.from_pretrained(result.path).chat_template and (tmp_path / "out" / "adapter").is_dir()
+    assert checkpoints(tmp_path / "out") == ["checkpoint-1"]
+
+
+def test_given_held_out_prompts_and_none(base, reward_model, tmp_path):
+    one_batch = SMALL | {"total_episodes": 8}
+    result, said = teach(base, reward_model, ["A?", "B?"], tmp_path / "a", eval_prompts=["C?", "D?", "E?"], config=one_batch)
+    assert [a["prompt"] for a in result.before] == ["C?", "D?", "E?"] and "3 held out" in said
+    result, said = teach(base, reward_model, ["A?"], tmp_path / "b", eval_fraction=0, config=one_batch)
+    assert result.before == [] and "none held out" in said and "No prompts were held out." in said
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        ({"model": "reward"}, ValueError, "is a reward model, which writes no text"),
+        ({"reward": "base"}, ValueError, "not a reward model"),
+        ({"reward": "/no/reward-model"}, ValueError, "does not exist"),
+        ({"prompts": []}, ValueError, "prompts has no rows"),
+        ({"prompts": ["A?", " "]}, ValueError, "prompts, row 1: the prompt is empty"),
+        ({"prompts": ["A?"] * 3 + ["A? " * 200], "eval_fraction": 0.5}, ValueError, "prompts, row 3: the prompt has .* tokens"),
+        ({"prompts": [{"question": "A?"}]}, ParameterError, "no column prompt or text; the columns are: question"),
+        ({"prompts": ["A?"]}, ValueError, "none to hold out"),
+        ({"prompt_column": "quest"}, ParameterError, "no column 'quest'"),
+        ({"config": {"kl_coeff": 1}}, ParameterError, "Did you mean kl_coef?"),
+        ({"config": {"gamma": 2}}, ValueError, "gamma must be between 0 and 1"),
+        ({"resume": True}, ParameterError, "holds no unfinished run"),
+        ({"resume": True, "overwrite": True}, ParameterError, "give one of them"),
+        ({"reward_weights": [1, 2]}, ValueError, "2 entries for 1 reward"),
+        ({"chat_template": "chatmi"}, ParameterError, "chat_template must be"),
+    ],
+)
+def test_bad_input_of_ppo_leaves_nothing_behind(base, reward_model, tmp_path, given, error, message):
+    names = {"base": base, "reward": reward_model}
+    given = {"model": base, "reward": reward_model, "prompts": ["A?", "B?"]} | {k: names.get(v, v) if isinstance(v, str) else v for k, v in given.items()}
+    with pytest.raises(error, match=message) as caught:
+        teach(given.pop("model"), given.pop("reward"), given.pop("prompts"), tmp_path / "out", **given)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_failed_start_leaves_the_policy_that_was_there(base, reward_model, tmp_path):
+    teach(base, reward_model, ["A?", "B?"], tmp_path / "out", config=SMALL | {"total_episodes": 8})
+    with pytest.raises(ValueError, match="does not exist"):
+        teach(base, str(tmp_path / "none"), ["A?", "B?"], tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    result, said = teach(base, reward_model, ["A?", "B?"], tmp_path / "out", config=SMALL | {"total_episodes": 16}, overwrite=True)
+    assert "Starting a new run" in said and not result.resumed
+
+
+@pytest.mark.slow
+def test_two_processes_answer_and_save_together(base, tmp_path):
+    (tmp_path / "run.py").write_text(
+        "from reward_kit.autotrain import train_ppo_policy\n"
+        "def brevity(completions, **columns): return [-len(text) / 10 for text in completions]\n"
+        f"result = train_ppo_policy({base!r}, brevity, [f'Question {{i}}?' for i in range(20)], {str(tmp_path / 'out')!r}, eval_fraction=0.25,\n"
+        f"                          config={SMALL | {'use_cpu': True}!r}, progress=False)\n"
+        "print('rows', [a['row'] for a in result.before], [a['row'] for a in result.after])\n"
+    )
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py")]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(autotrain.__file__).parents[1])}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("rows [0, 1, 2, 3, 4] [0, 1, 2, 3, 4]") == 2 and done.stdout.count("Starting a new run") == 1
+    assert "3 batches of 16 responses" in done.stdout and len((tmp_path / "out" / "held_out.jsonl").read_text().splitlines()) == 5
+    assert autotrain.read_run_record(tmp_path / "out")["finished"] and checkpoints(tmp_path / "out") == []

@@ -9,14 +9,15 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
-from test_autotrain import base, write_pairs  # noqa: F401  (a fixture and a helper)
+from test_autotrain import base, write_pairs, write_prompts  # noqa: F401  (a fixture and helpers)
 
 from reward_kit import cli
-from reward_kit.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, main, read_arguments
+from reward_kit.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, PPO_OPTIONS, main, read_arguments
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.cli import main; raise SystemExit(main())"]
 LLM = ["llm", "--train", "--model", "playground", "--trainer", "reward"]
+PPO_LLM = ["llm", "--train", "--model", "m", "--trainer", "ppo", "--data-path", "d", "--project-name", "p", "--rl-reward-model-path", "r"]
 COLUMNS = ["--prompt-text-column", "prompt", "--text-column", "chosen", "--rejected-text-column", "rejected"]
 
 
@@ -78,6 +79,21 @@ def test_training_options_are_those_of_the_config():
         assert default is not MISSING, option.name
         if option.name != "optim":  # depends on the torch version
             assert getattr(default, "value", default) == option.default, option.name
+
+
+def test_ppo_options_are_those_of_the_config():
+    import typing
+
+    from reward_kit.ppo import CRITICS, KL_ESTIMATORS, PPOConfig
+
+    config, kinds = {f.name: f for f in fields(PPOConfig)}, typing.get_type_hints(PPOConfig)
+    by_another_name = {"output_dir", "disable_tqdm", "reward_weights", "model_init_kwargs", "vllm_kwargs"}  # --output, --progress, --reward-weight; Python only
+    assert {o.name for o in PPO_OPTIONS} == set(config) - by_another_name
+    choices = {o.name: o.choices for o in PPO_OPTIONS}
+    assert set(choices["critic"]) == set(CRITICS) and set(choices["kl_estimator"]) == set(KL_ESTIMATORS)
+    for option in PPO_OPTIONS:
+        assert config[option.name].default == option.default, option.name
+        assert option.kind in (kinds[option.name], *typing.get_args(kinds[option.name])), option.name
 
 
 def test_lora_options_are_those_of_peft():
@@ -145,6 +161,12 @@ def test_config_of_llm(tmp_path, capsys):
         ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS, "--unsloth"], "known but not supported"),
         ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS, "--rl-kl-coef", "1"], "belongs to trainer ppo"),
         ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS, "--backend", "spaces"], "backend must be local"),
+        (["ppo", "--model", "m", "--data", "d"], "required and missing: --reward, --output"),
+        (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--kl-coeff", "1"], "Did you mean --kl-coef?"),
+        (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--critic", "big"], "separate, shared, reward"),
+        (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--quantization", "int4"], "unknown option --quantization"),
+        ([*PPO_LLM, "--rl-mini-batch-size", "48"], "rl_mini_batch_size=48 does not divide"),
+        ([*PPO_LLM, "--block-size", "512"], "block_size is not supported by trainer ppo"),
     ],
 )
 def test_wrong_calls_exit_with_2(argv, message, capsys):
@@ -241,22 +263,87 @@ def test_llm_through_the_command(base, tmp_path, capsys, monkeypatch):  # noqa: 
     argv = ["llm", "--train", "--model", base, "--data-path", "./preferences.jsonl", "--project-name", "reward-model", "--trainer", "reward", *COLUMNS]
     assert "reward-kit score reward-model" in output(capsys, *argv, "--lr", "1e-3")
     assert (tmp_path / "reward-model" / "reward_kit.json").exists()
-    ppo = ["llm", "--train", "--model", base, "--data-path", "./preferences.jsonl", "--project-name", "ppo-model", "--trainer", "ppo"]
-    assert "--rl-reward-model-path" in fails(capsys, 2, *ppo)
-    assert "next release" in fails(capsys, 1, *ppo, "--rl-reward-model-path", "./reward-model")
-    assert "no column 'question'" in fails(capsys, 2, *ppo, "--rl-reward-model-path", "./reward-model", "--prompt-text-column", "question")
-    assert not (tmp_path / "ppo-model").exists()
+
+
+def test_the_documented_ppo_command(base, model, tmp_path):  # noqa: F811
+    "In a process of its own, with the interface's defaults."
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (tmp_path / "reward-model").symlink_to(model)
+    write_prompts(tmp_path / "prompts.jsonl", 12, "text")
+    argv = ["llm", "--train", "--model", base, "--data-path", "./prompts.jsonl", "--project-name", "ppo-model", "--trainer", "ppo", "--rl-reward-model-path", "./reward-model"]
+    done = subprocess.run([*RUN, *argv], capture_output=True, text=True, env=ENV, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in ("judged by ./reward-model: 11 prompts to train on, 1 held out", "1 batch of 128 responses of at most 128 tokens, 4 passes of 16 steps", "batch 1/1  score",
+                 "95% interval", "The policy is in ppo-model", "from transformers import pipeline"):
+        assert line in done.stdout, done.stdout
+    policy, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "ppo-model"), AutoTokenizer.from_pretrained(tmp_path / "ppo-model")
+    ids = tokenizer("Question 1?", return_tensors="pt")
+    assert policy.generate(**ids, max_new_tokens=3, min_new_tokens=3).shape[1] == ids["input_ids"].shape[1] + 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ppo-model", "prompts.jsonl", "reward-model"]
+
+
+def ppo(base, model, data, out, *more):  # noqa: F811
+    small = ["--batch-size", "4", "--gradient-accumulation", "2", "--total-episodes", "16", "--max-new-tokens", "6", "--num-ppo-epochs", "1", "--no-progress"]
+    return ["ppo", "--model", base, "--reward", model, "--data", data, "--output", out, *small, *more]
+
+
+def test_ppo_through_the_command(base, model, tmp_path, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": [{"role": "user", "content": f"Question {i}?"}]} for i in range(10)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.yaml").write_text("chat-template: chatml\nprompt-column: question\nlr: 1e-3\nkl_coef: 0.3\nseed: 4\n")
+    text = output(capsys, *ppo(base, model, "chat.jsonl", "policy", "--config", "run.yaml", "--kl-coef", "0.2", "--lora", "--lora-r", "2"))
+    assert (tmp_path / "policy" / "adapter").is_dir() and "KL coefficient 0.2, learning rate 0.001" in text and "2 batches of 8 responses of at most 6 tokens" in text
+    code = [line.strip() for line in text.splitlines() if "pipeline" in line]
+    assert len(code) == 2 and '[{"role": "user"' in code[1]
+    exec("\n".join(code), {})  # the two lines it prints
+    record = json.loads((tmp_path / "policy" / "training_run.json").read_text())
+    assert record["finished"] and record["settings"]["seed"] == 4 and record["settings"]["kl_coef"] == 0.2
+    assert "holds this very run, finished" in fails(capsys, 1, *ppo(base, model, "chat.jsonl", "policy", "--config", "run.yaml", "--kl-coef", "0.2", "--lora", "--lora-r", "2"))
+    assert "holds no unfinished run" in fails(capsys, 2, *ppo(base, model, "chat.jsonl", "policy", "--config", "run.yaml", "--resume"))
+
+
+def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
+    data, out = write_prompts(tmp_path / "p.jsonl", 4), tmp_path / "out"
+    write_prompts(tmp_path / "q.jsonl", 4, "question")
+    for name, text in (("empty", ""), ("null", '{"prompt": null}\n'), ("broken", "once upon a time\n"), ("blank", '{"prompt": "A?"}\n{"prompt": ""}\n')):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    for code, model_, reward, prompts, message in (
+        (1, base, tmp_path / "none", data, "does not exist"),
+        (1, base, base, data, "not a reward model"),
+        (1, model, model, data, "is a reward model, which writes no text"),
+        (1, tmp_path / "none", model, data, "does not exist"),
+        (2, base, model, tmp_path / "q.jsonl", "no column prompt or text; the columns are: question"),
+        (1, base, model, tmp_path / "none.jsonl", "no data at"),
+        (1, base, model, tmp_path / "empty.jsonl", "holds no rows"),
+        (1, base, model, tmp_path / "null.jsonl", "null.jsonl, row 0"),
+        (1, base, model, tmp_path / "blank.jsonl", "blank.jsonl, row 1: the prompt is empty"),
+        (1, base, model, tmp_path / "broken.jsonl", "broken.jsonl:1: not JSON"),
+    ):
+        assert message in fails(capsys, code, *ppo(model_, reward, prompts, out))
+    (tmp_path / "file").write_text("")
+    assert "is a file" in fails(capsys, 1, *ppo(base, model, data, tmp_path / "file" / "out"))
+    assert "--column" not in fails(capsys, 2, *ppo(base, model, data, out, "--prompt-text-column", "question")) and not out.exists()
+    assert "gamma must be between 0 and 1" in fails(capsys, 1, *ppo(base, model, data, out, "--gamma", "2"))
+    llm = ["llm", "--train", "--model", base, "--data-path", data, "--project-name", out, "--trainer", "ppo"]
+    assert "--rl-reward-model-path" in fails(capsys, 2, *llm)
+    assert "does not exist" in fails(capsys, 1, *llm, "--rl-reward-model-path", tmp_path / "none")
+    assert "no column 'question'" in fails(capsys, 2, *llm, "--rl-reward-model-path", model, "--prompt-text-column", "question")
+    assert not out.exists()
 
 
 @pytest.mark.slow
 def test_quickstart_twice(tmp_path, capsys):
     "The quickstart on a tenth of its data; `make quickstart` runs all of it."
-    argv = ["quickstart", "--output", tmp_path / "q", "--pairs", "240", "--epochs", "0.1"]
+    argv = ["quickstart", "--output", tmp_path / "q", "--pairs", "240", "--epochs", "0.1", "--ppo-batches", "1"]
     for _ in range(2):
         text = output(capsys, *argv)
-    for part in ("the best any model can reach", "Scored:", "preferences.jsonl", "reward-model/README.md", "reward-kit train --model"):
+    for part in ("the best any model can reach", "Scored:", "preferences.jsonl", "reward-model/README.md", "reward-kit train --model",
+                 "true reward", "KL from the base", "before", "ppo-model/ppo_curve.png", "6. In "):
         assert part in text
     assert sum(1 for _ in open(tmp_path / "q" / "preferences.jsonl")) == 240
+    assert sum(1 for _ in open(tmp_path / "q" / "ppo-model" / "held_out.jsonl")) == cli.HELD_OUT
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     assert "holds other files" in fails(capsys, 1, "quickstart", "--output", tmp_path / "other")
