@@ -578,7 +578,7 @@ class PPOConfig(RemembersGiven):
     gradient_accumulation_steps: int = setting(8, "Such passes in a batch of rollouts: a batch has this times per_device_train_batch_size responses in each process.")
     num_mini_batches: int = setting(1, "Optimizer steps in one pass over a batch of rollouts.")
     num_ppo_epochs: int = setting(4, "Passes over a batch of rollouts.")
-    local_rollout_forward_batch_size: int = setting(64, "Responses sampled at once, and measured without gradients at once, in one process.")
+    local_rollout_forward_batch_size: int = setting(64, "Prompts that one process samples at once: more is faster, and takes more memory for the cache.")
     response_length: int = setting(53, "Longest response in tokens.")
     temperature: float = setting(0.7, "Sampling temperature; log-probabilities are of the same distribution.")
     top_k: int = setting(0, "Sample among the k likeliest tokens; 0: all, as the theory wants.")
@@ -840,8 +840,8 @@ class CollectSteps:
 class MeasureSteps:
     "What policy, reference and critic say of sampled tokens, without gradients."
     def _in_batches(self, episodes):
-        "Episodes of similar length together, as wide as they need to be."
-        order, size = sorted(episodes, key=lambda e: e.length), self.args.local_rollout_forward_batch_size
+        "Episodes of similar length together, as wide as they need to be; as many as in training, since small batches hold little padding."
+        order, size = sorted(episodes, key=lambda e: e.length), self.args.per_device_train_batch_size
         for start in range(0, len(order), size):
             part = order[start : start + size]
             yield part, EpisodeBatch.of(part, self.device)
@@ -951,8 +951,7 @@ class UpdateSteps:
         tokens, sums = sum(len(rollout.episodes[i].response_ids) for i in minibatch), {}
         own = sorted(minibatch, key=lambda i: (rollout.episodes[i].length, i))[rank::world] # D19: episodes of similar length together, padding cut
         for start in range(0, len(own), args.per_device_train_batch_size):
-            loss, part = self._loss(rollout, own[start : start + args.per_device_train_batch_size])
-            (loss / tokens).backward()
+            part = self._backward(rollout, own[start : start + args.per_device_train_batch_size], tokens)
             for name, value in part.items(): sums[name] = sums.get(name, 0.0) + value.item()
         self._share_gradients()
         sums["grad_norm"], sums["steps"] = self._clip_gradients(rollout, minibatch), 1
@@ -960,14 +959,18 @@ class UpdateSteps:
         self.optimizer.zero_grad(set_to_none=True)
         return sums | {"tokens": tokens}
 
-    def _loss(self, rollout, chosen):
-        "Sum over the tokens of some episodes; sums of what is logged."
-        args = self.args
+    def _backward(self, rollout, chosen, tokens):
+        "Gradients of some episodes of a minibatch of so many tokens; sums of what is logged."
+        args, apart = self.args, self.critic.trunk is not None # a critic with its own trunk goes after the policy, so that one graph is held at a time
         batch, old_logprobs, old_values, advantages, returns = rollout.part(chosen, self.device)
-        with self._autocast(): logprobs, values = evaluate_actions(self.policy, self.critic, batch, args.temperature)
+        with self._autocast(): logprobs, values = evaluate_actions(self.policy, None if apart else self.critic, batch, args.temperature)
         actor, sums = policy_loss(logprobs, old_logprobs, advantages, batch.mask, args.cliprange)
+        if apart:
+            (actor / tokens).backward()
+            with self._autocast(): values = self.critic.values(batch)
         critic, more = value_loss(values, old_values, returns, batch.mask, args.cliprange_value)
-        return actor + args.vf_coef * critic, sums | more | {"policy_loss": actor.detach(), "value_loss": critic.detach()}
+        (args.vf_coef * critic / tokens if apart else (actor + args.vf_coef * critic) / tokens).backward()
+        return sums | more | {"policy_loss": actor.detach(), "value_loss": critic.detach()}
 
     def _share_gradients(self):
         "D20: gradients are sums over tokens, divided by all of them, so processes add theirs up."
