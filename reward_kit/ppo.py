@@ -7,13 +7,15 @@ __all__ = ['logger', 'KL_ESTIMATORS', 'CRITICS', 'PLAYGROUND_PPO', 'LOG_COLUMNS'
            'token_rewards', 'gae', 'policy_loss', 'value_loss', 'KLController', 'Episode', 'left_pad', 'right_pad',
            'EpisodeBatch', 'causal_logits', 'sampled_logprobs', 'Critic', 'evaluate_actions', 'trunk_of', 'make_critic',
            'Sampling', 'SamplingState', 'sample_batch', 'sample_responses', 'RewardError', 'reward_functions',
-           'function_name', 'call_reward', 'RewardMix', 'load_prompts', 'encode_prompts', 'PPOConfig',
-           'check_ppo_config', 'load_policy', 'stop_ids', 'freeze_dropout', 'PhaseClock', 'peak_memory', 'PromptOrder',
-           'CollectSteps', 'MeasureSteps', 'Rollout', 'make_rollout', 'UpdateSteps', 'masked_variance', 'EvaluateSteps',
-           'log_line', 'sample_table', 'PPOCheckpointSteps', 'load_trained_weights', 'plot_ppo', 'policy_card',
-           'SavePolicySteps', 'PPOSetupSteps', 'freeze_dropout_of_critic', 'RunSteps', 'PPOTrainer']
+           'function_name', 'call_reward', 'RewardMix', 'load_prompts', 'encode_prompts', 'RolloutSettings',
+           'UpdateSettings', 'PPOConfig', 'check_ppo_config', 'load_policy', 'stop_ids', 'freeze_dropout', 'PhaseClock',
+           'peak_memory', 'PromptOrder', 'CollectSteps', 'MeasureSteps', 'Rollout', 'make_rollout', 'UpdateSteps',
+           'masked_variance', 'UpdateMetrics', 'log_line', 'sample_table', 'EvaluateSteps', 'PPOCheckpointSteps',
+           'load_trained_weights', 'plot_ppo', 'policy_card', 'SavePolicySteps', 'PPOSetupSteps',
+           'freeze_dropout_of_critic', 'PPODataSteps', 'RunSteps', 'PPOTrainer']
 
 # %% ../nbs/07_ppo.ipynb #f3fb46a0
+import atexit
 import copy
 import dataclasses
 import inspect
@@ -560,24 +562,15 @@ def encode_prompts(
         encoded.append(ids)
     return encoded
 
-# %% ../nbs/07_ppo.ipynb #11c739b7
+# %% ../nbs/07_ppo.ipynb #a1c0ffee
 @dataclass
-class PPOConfig(RemembersGiven):
-    """Settings of `PPOTrainer`. Those that TRL's PPOConfig has keep their names; what differs, with the reason:
-
-    - a minibatch is one optimizer step, whatever `gradient_accumulation_steps` is (in TRL 1.12 fewer steps are taken than minibatches are cut).
-    - `gradient_checkpointing` off and precision by the hardware, as in `RewardConfig`.
-    - `response_length` counts at most so many tokens; a response always stops at EOS.
-
-    ValueError: a setting outside its range.
-    """
+class RolloutSettings:
+    "Where it goes, what is sampled, and what it is worth."
     output_dir: str = setting("ppo-model", "Folder of the trained policy and its checkpoints.")
     total_episodes: int | None = setting(None, "Responses to sample in the whole run. None: num_train_epochs times the prompts.")
     num_train_epochs: float = setting(1.0, "Passes over the prompts, where total_episodes is not given.")
     per_device_train_batch_size: int = setting(8, "Responses in one forward and backward pass of one process.")
     gradient_accumulation_steps: int = setting(8, "Such passes in a batch of rollouts: a batch has this times per_device_train_batch_size responses in each process.")
-    num_mini_batches: int = setting(1, "Optimizer steps in one pass over a batch of rollouts.")
-    num_ppo_epochs: int = setting(4, "Passes over a batch of rollouts.")
     local_rollout_forward_batch_size: int = setting(64, "Prompts that one process samples at once: more is faster, and takes more memory for the cache.")
     response_length: int = setting(53, "Longest response in tokens.")
     temperature: float = setting(0.7, "Sampling temperature; log-probabilities are of the same distribution.")
@@ -587,6 +580,16 @@ class PPOConfig(RemembersGiven):
     reward_weights: list | None = setting(None, "Weights of several reward functions. None: all 1.")
     normalize_reward: bool | None = setting(None, "Subtract the reward model's stored mean and divide by its spread. None: where it has them.")
     score_clip: float | None = setting(None, "Scores are cut to plus and minus this, after normalisation.")
+    recompute_logprobs: bool | None = setting(None, "Measure sampled tokens by a second forward pass. None: where sampling and training differ (bfloat16, vLLM).")
+    use_vllm: bool = setting(False, "Sample with vLLM, through TRL's VLLMGeneration.")
+    vllm_kwargs: dict | None = setting(None, "Its arguments, e.g. {'mode': 'server', 'server_base_url': 'http://127.0.0.1:8000'}.")
+
+
+@dataclass
+class UpdateSettings:
+    "What is learned from it, and how fast."
+    num_mini_batches: int = setting(1, "Optimizer steps in one pass over a batch of rollouts.")
+    num_ppo_epochs: int = setting(4, "Passes over a batch of rollouts.")
     whiten_rewards: bool = setting(False, "Divide the rewards of tokens by their spread in the batch.")
     whiten_advantages: bool = setting(True, "Give the advantages of a batch mean 0 and spread 1.")
     kl_coef: float = setting(0.05, "Weight of the KL penalty, beta.")
@@ -608,13 +611,22 @@ class PPOConfig(RemembersGiven):
     adam_epsilon: float = setting(1e-5, "AdamW's epsilon (N+ section 7: TensorFlow's Adam, with which PPO was tuned, has a larger one in effect).")
     weight_decay: float = setting(0.0, "AdamW's weight decay.")
     max_grad_norm: float = setting(1.0, "Gradients longer than this are cut to it; 0: none.")
+
+# %% ../nbs/07_ppo.ipynb #11c739b7
+@dataclass
+class PPOConfig(RemembersGiven, UpdateSettings, RolloutSettings):
+    """Settings of `PPOTrainer`. Those that TRL's PPOConfig has keep their names; what differs, with the reason:
+
+    - a minibatch is one optimizer step, whatever `gradient_accumulation_steps` is (in TRL 1.12 fewer steps are taken than minibatches are cut).
+    - `gradient_checkpointing` off and precision by the hardware, as in `RewardConfig`.
+    - `response_length` counts at most so many tokens; a response always stops at EOS.
+
+    ValueError: a setting outside its range.
+    """
     seed: int = setting(42, "Seed of the prompts' order and of sampling.")
     bf16: bool | None = setting(None, "Compute in bfloat16; weights stay as they are. None: where the hardware has it.")
     use_cpu: bool = setting(False, "Train on the CPU even if there is an accelerator.")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower.")
-    recompute_logprobs: bool | None = setting(None, "Measure sampled tokens by a second forward pass. None: where sampling and training differ (bfloat16, vLLM).")
-    use_vllm: bool = setting(False, "Sample with vLLM, through TRL's VLLMGeneration.")
-    vllm_kwargs: dict | None = setting(None, "Its arguments, e.g. {'mode': 'server', 'server_base_url': 'http://127.0.0.1:8000'}.")
     logging_steps: int = setting(1, "Batches of rollouts between two logs.")
     eval_steps: float | None = setting(None, "Batches between evaluations; below 1: a part of the run. None: at the end, if there is an eval_dataset.")
     save_steps: float = setting(0.1, "Batches between checkpoints; below 1: a part of the run; 0: none.")
@@ -987,6 +999,17 @@ class UpdateSteps:
             raise FloatingPointError(f"the gradient of step {self.state.global_step + 1} is {norm} (prompts of rows {_few(rows)}); lower learning_rate, or train in float32")
         return norm
 
+# %% ../nbs/07_ppo.ipynb #a1c0ffe1
+def masked_variance(
+    values: torch.Tensor, # (b, t)
+    mask: torch.Tensor, # (b, t) bool, True = keep
+) -> float:
+    "Variance over the kept tokens."
+    return masked_mean((values - masked_mean(values, mask)).square(), mask).item()
+
+
+class UpdateMetrics:
+    "What an update was like."
     def _update_metrics(self, rollout, sums):
         "Means over tokens of all passes."
         if self.accelerator.num_processes > 1:
@@ -999,13 +1022,29 @@ class UpdateSteps:
                 "loss/value_avg": sums["value_loss"] / tokens, "val/clipfrac_avg": sums["value_clipped"] / tokens, "val/ratio": sums["ratio"] / tokens,
                 "val/explained_variance": 1 - error / spread if spread > 0 else 0.0, "policy/grad_norm": sums["grad_norm"] / sums["steps"]}
 
+# %% ../nbs/07_ppo.ipynb #a1c0ffe2
+LOG_COLUMNS = (("objective/scores", "score", "{:.3f}"), ("objective/kl", "KL", "{:.2f}"), ("response/length", "length", "{:.0f}"), ("response/eos_share", "ended", "{:.0%}"),
+               ("policy/clipfrac_avg", "clipped", "{:.1%}"), ("val/explained_variance", "explained", "{:.2f}"), ("eval_score", "held-out score", "{:.3f}"), ("eval_kl", "KL", "{:.2f}"))
 
-def masked_variance(
-    values: torch.Tensor, # (b, t)
-    mask: torch.Tensor, # (b, t) bool, True = keep
-) -> float:
-    "Variance over the kept tokens."
-    return masked_mean((values - masked_mean(values, mask)).square(), mask).item()
+
+def log_line(
+    metrics: dict, # of a log
+    step: int, # batches so far
+    total: int, # batches of the run
+) -> str:
+    "The metrics one reads while it runs."
+    shown = [f"{title} {form.format(metrics[name])}" for name, title, form in LOG_COLUMNS if name in metrics]
+    return f"batch {step}/{total}  " + "  ".join(shown)
+
+
+def sample_table(
+    samples: list[dict], # step, prompt, completion, score
+    width: int = 90, # characters of a text
+) -> str:
+    "Prompts, responses and scores, one below the other."
+    text = lambda value: " ".join((value if isinstance(value, str) else value[-1]["content"]).split())
+    cut = lambda value: value if len(value) <= width else value[: width - 3] + "..."
+    return "\n".join(f"  {s['score']:+.2f}  {cut(text(s['prompt']))}\n         {cut(text(s['completion']))}" for s in samples)
 
 # %% ../nbs/07_ppo.ipynb #ee5c455b
 class EvaluateSteps:
@@ -1047,30 +1086,6 @@ class EvaluateSteps:
         table = [{"step": step, "prompt": self.train_rows[e.row]["prompt"], "completion": e.completion, "score": e.raw_score, "tokens": len(e.response_ids)} for e in episodes[:3]]
         self.samples += table
         self._write_line(sample_table(table))
-
-
-LOG_COLUMNS = (("objective/scores", "score", "{:.3f}"), ("objective/kl", "KL", "{:.2f}"), ("response/length", "length", "{:.0f}"), ("response/eos_share", "ended", "{:.0%}"),
-               ("policy/clipfrac_avg", "clipped", "{:.1%}"), ("val/explained_variance", "explained", "{:.2f}"), ("eval_score", "held-out score", "{:.3f}"), ("eval_kl", "KL", "{:.2f}"))
-
-
-def log_line(
-    metrics: dict, # of a log
-    step: int, # batches so far
-    total: int, # batches of the run
-) -> str:
-    "The metrics one reads while it runs."
-    shown = [f"{title} {form.format(metrics[name])}" for name, title, form in LOG_COLUMNS if name in metrics]
-    return f"batch {step}/{total}  " + "  ".join(shown)
-
-
-def sample_table(
-    samples: list[dict], # step, prompt, completion, score
-    width: int = 90, # characters of a text
-) -> str:
-    "Prompts, responses and scores, one below the other."
-    text = lambda value: " ".join((value if isinstance(value, str) else value[-1]["content"]).split())
-    cut = lambda value: value if len(value) <= width else value[: width - 3] + "..."
-    return "\n".join(f"  {s['score']:+.2f}  {cut(text(s['prompt']))}\n         {cut(text(s['completion']))}" for s in samples)
 
 # %% ../nbs/07_ppo.ipynb #24b30186
 class PPOCheckpointSteps:
@@ -1236,13 +1251,35 @@ class PPOSetupSteps:
         from peft import get_peft_model
         config = copy.deepcopy(peft_config)
         config.task_type, config.inference_mode = config.task_type or "CAUSAL_LM", False
-        return get_peft_model(self.policy, config)
+        adapted = get_peft_model(self.policy, config)
+        freeze_dropout(adapted) # the adapter brings its own
+        return adapted
 
     def _checkpoint_gradients(self):
         for module in (self.policy, self.critic.trunk):
             if module is None: continue
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if hasattr(module, "peft_config"): module.enable_input_require_grads()
+
+
+def freeze_dropout_of_critic(critic: Critic) -> None: # changed in place
+    "D10 again, for the critic's own trunk."
+    if critic.trunk is not None: freeze_dropout(critic.trunk)
+
+# %% ../nbs/07_ppo.ipynb #a1c0ffe3
+class PPODataSteps:
+    "Prompts, optimizer, chance, and the length of the run."
+    def is_world_process_zero(self) -> bool:
+        "Whether this process speaks for all."
+        return self.accelerator.is_main_process
+
+    def _say(self, text):
+        if self.is_world_process_zero(): print(text, flush=True)
+
+    def total_steps(self) -> int:
+        "Batches of rollouts in the run."
+        episodes = self.args.total_episodes or math.ceil(self.args.num_train_epochs * len(self.train_rows))
+        return math.ceil(episodes / (self.args.local_batch_size * self.accelerator.num_processes))
 
     def _prepare_data(self, train_dataset, eval_dataset):
         "Rows and token ids of the prompts, all checked."
@@ -1275,26 +1312,9 @@ class PPOSetupSteps:
         return VLLMGeneration(self.policy, self.accelerator, self.tokenizer, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
                               max_completion_length=args.response_length, **(args.vllm_kwargs or {}))
 
-
-def freeze_dropout_of_critic(critic: Critic) -> None: # changed in place
-    "D10 again, for the critic's own trunk."
-    if critic.trunk is not None: freeze_dropout(critic.trunk)
-
 # %% ../nbs/07_ppo.ipynb #0711a4a4
 class RunSteps:
     "The run."
-    def is_world_process_zero(self) -> bool:
-        "Whether this process speaks for all."
-        return self.accelerator.is_main_process
-
-    def _say(self, text):
-        if self.is_world_process_zero(): print(text, flush=True)
-
-    def total_steps(self) -> int:
-        "Batches of rollouts in the run."
-        episodes = self.args.total_episodes or math.ceil(self.args.num_train_epochs * len(self.train_rows))
-        return math.ceil(episodes / (self.args.local_batch_size * self.accelerator.num_processes))
-
     def train(self, resume_from_checkpoint=None) -> transformers.TrainerState:
         "The whole run; `resume_from_checkpoint=True` goes on from the newest complete checkpoint. TrainingInterrupted: Ctrl-C."
         args = self.args
@@ -1308,7 +1328,7 @@ class RunSteps:
         self.control = self.callbacks.on_train_begin(args, self.state, self.control)
         with self._stop_on_interrupt(): self._run(steps)
         self.control = self.callbacks.on_train_end(args, self.state, self.control)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers: tracker.finish() # `end_training` would also end the process group, which callers may still need
         return self.state
 
     def _run(self, steps):
@@ -1343,7 +1363,7 @@ class RunSteps:
         return metrics
 
 # %% ../nbs/07_ppo.ipynb #64ca48cc
-class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, EvaluateSteps, PPOCheckpointSteps, SavePolicySteps, PPOSetupSteps,
+class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, UpdateMetrics, EvaluateSteps, PPOCheckpointSteps, SavePolicySteps, PPOSetupSteps, PPODataSteps,
                  InterruptSteps, CheckpointSteps, ResumeSteps):
     """PPO for a causal language model: `PPOTrainer(policy, reward, args, prompts).train()`.
 
@@ -1362,7 +1382,7 @@ class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, EvaluateStep
         eval_dataset=None, # held-out prompts, likewise
         processing_class=None, # tokenizer of the policy; None: the model's
         ref_model=None, # reference: path or model; None: the policy as it is now
-        peft_config=None, # e.g. peft.LoraConfig(); the base under the adapter is the reference
+        peft_config=None, # e.g. peft.LoraConfig(); the base under the adapter is the reference; its dropout is switched off
         callbacks=None, # of transformers.TrainerCallback
     ):
         self.args = args = copy.copy(args) if args is not None else PPOConfig()
@@ -1374,6 +1394,7 @@ class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, EvaluateStep
         self.accelerator = accelerate.Accelerator(cpu=args.use_cpu, log_with=trackers, project_dir=args.output_dir)
         if self.accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
             raise ValueError(f"PPOTrainer holds whole models in each process and cannot run under {self.accelerator.distributed_type}; launch it with plain data parallelism")
+        if self.accelerator.num_processes > 1: atexit.register(accelerate.PartialState().destroy_process_group) # not at the end of a run: callers may still gather
         self.device, self.clock = self.accelerator.device, PhaseClock(self.accelerator.device)
         self.rewards = RewardMix(reward, args.reward_weights, args.normalize_reward, self.device)
         self._prepare_models(model, processing_class, ref_model, peft_config)
