@@ -1145,13 +1145,14 @@ def plot_ppo(
     "Score, KL, response length and the critic's explained variance against the batch of rollouts."
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6.4, 3.8), dpi=100, layout="constrained")
-    panels = (("objective/scores", "eval_score", "score"), ("objective/kl", "eval_kl", "KL from the reference (nats a response)"),
-              ("response/length", "eval_length", "response length (tokens)"), ("val/explained_variance", None, "variance explained by the critic"))
+    panels = (("objective/scores", "eval_score", "score"), ("objective/kl", "eval_kl", "KL (nats a response)"),
+              ("response/length", "eval_length", "response length (tokens)"), ("val/explained_variance", None, "critic: explained variance"))
     for axis, (name, held_out, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for key, style, title in ((name, "-", "training prompts"), (held_out, "o--", "held-out prompts")):
             points = [(log["step"], log[key]) for log in history if key in log]
             if points: axis.plot(*zip(*points, strict=True), style, markersize=4, label=title, color="#0072B2" if style == "-" else "#D55E00")
-        axis.set_xlabel("batch of rollouts"); axis.set_ylabel(label, fontsize=8); axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlabel("batch of rollouts", fontsize=8); axis.set_ylabel(label, fontsize=8); axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     handles = [line for axis in figure.axes for line in axis.lines]
     if handles: figure.axes[0].legend(fontsize=7)
     return figure
@@ -1320,7 +1321,8 @@ class RunSteps:
         args = self.args
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
         steps = self.total_steps()
-        self.state.max_steps, self.state.global_step, self.state.log_history = steps, 0, []
+        self.state.max_steps, self.state.global_step = steps, 0
+        self.state.log_history = [log for log in self.state.log_history if log["step"] == 0] # an evaluation before the start
         # D23: the learning rate falls to 0 over the run, a step for each batch of rollouts (Z; N+ section 7)
         self.scheduler = transformers.get_scheduler(args.lr_scheduler_type, self.optimizer, math.ceil(args.warmup_steps * (1 if args.warmup_steps >= 1 else steps)), steps)
         if checkpoint: self._load_state(checkpoint)
