@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POSITIVE', 'NOT_NEGATIVE', 'FRACTION', 'PROBABILITY', 'KIND_NAMES', 'UNSUPPORTED', 'TRAINERS', 'OTHER_TRAINERS',
-           'COLUMN_PARAMETERS', 'RUN_RECORD', 'BROKEN', 'NOT_SETTINGS', 'CHAT_TEMPLATES', 'DATA_SUFFIXES',
-           'ParameterError', 'param', 'convert_value', 'DataParams', 'TrainingParams', 'AdapterParams', 'PPOParams',
-           'LLMTrainingParams', 'parameter_names', 'flag', 'nearest', 'check_names', 'check_value', 'check_combination',
+           'COLUMN_PARAMETERS', 'RUN_RECORD', 'NOT_SETTINGS', 'CHAT_TEMPLATES', 'DATA_SUFFIXES', 'ParameterError',
+           'param', 'convert_value', 'DataParams', 'TrainingParams', 'AdapterParams', 'PPOParams', 'LLMTrainingParams',
+           'parameter_names', 'flag', 'nearest', 'check_names', 'check_value', 'check_combination',
            'reward_config_values', 'lora_values', 'parameter_table', 'check_writable', 'read_run_record',
            'write_run_record', 'changed_settings', 'prepare_output', 'clear_run', 'TrainedRewardModel',
            'train_reward_model', 'broken_rows', 'refuse_broken_rows', 'is_main_process', 'load_both', 'run_settings',
@@ -571,14 +571,11 @@ def train_reward_model(
     return TrainedRewardModel(Path(output), evaluation, report, held_out, resumed)
 
 # %% ../nbs/10_autotrain.ipynb #80a03c1b
-BROKEN = ("malformed JSON", "line is not a JSON object", "row is not a", "wrong number of cells", "null ", "missing ")
-
-
 def broken_rows(
     report,  # DataReport
 ):  # -> {reason: {"count", "examples"}}
-    "The rows that were dropped because the file is broken, not because they teach nothing."
-    return {reason: found for reason, found in report.dropped.items() if reason.startswith(BROKEN) or reason.endswith(" is not text")}
+    "The rows that were dropped because the file is broken, not because they teach nothing (chapter 00 says which)."
+    return report.broken
 
 
 def refuse_broken_rows(

@@ -215,9 +215,15 @@ def test_strict_refuses_contradictions_and_accepts_clean_data():
     ("empty.csv", b"prompt,chosen,rejected\n", "empty.csv: empty"),
     ("bad.jsonl", b"no\nneither\n", r"bad.jsonl: none of the 2 rows can be used: malformed JSON 2; first: bad.jsonl:1"),
     ("latin.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}'.encode("latin-1"), r"latin.jsonl:2: not UTF-8"),
-    ("utf16.jsonl", '{"prompt": "p"}'.encode("utf-16"), r"utf16.jsonl:1: not UTF-8"),
+    ("utf16.jsonl", '{"prompt": "p"}\n'.encode("utf-16") + b"x", r"utf16.jsonl: begins as UTF-16 but is not"),
     ("latin.json", '[{"prompt": "p",\n"chosen": "\xe9"}]'.encode("latin-1"), r"latin.json:2: not UTF-8"),
-    ("utf16.csv", "prompt,chosen\n".encode("utf-16"), r"utf16.csv:1: not UTF-8"),
+    ("utf16.csv", "prompt,chosen\np,a\n".encode("utf-16"), r"utf16.csv: no column for 'rejected'"),
+    ("twice.json", b'[{"chosen": "a", "chosen": "b", "rejected": "c"}]', r"twice.json row 1: malformed JSON: the key 'chosen' occurs twice"),
+    ("twice-in-one.json", b'{"chosen": "a", "chosen": "b"}', r"twice-in-one.json: malformed JSON: the key 'chosen' occurs twice"),
+    ("pretty.jsonl", b'{\n "prompt": "p",\n "chosen": "a", "rejected": "b"\n}\n{\n}', r"pretty.jsonl:1: JSON that is spread over several lines; .*json.dumps"),
+    ("array.jsonl", b'[\n{"prompt": "p"}\n]', r"array.jsonl:1: JSON that is spread over several lines"),
+    ("open.csv", b'prompt,chosen,rejected\np,a,b\nq,"a,b\nr,a,b\ns,"a",b\n', r"open.csv:3: malformed table \(a quote is not closed\)"),
+    ("header.csv", b'"prompt" x,chosen,rejected\np,a,b\n', r"header.csv:1: the header cannot be read"),
     ("object.json", b'{"prompt": "p",\n "chosen": }', r"object.json:2: malformed JSON"),
     ("quote.csv", b'prompt,chosen,rejected\n"open,a,b\n', r"quote.csv:2: malformed table"),
     ("twice.csv", b"chosen,chosen,rejected\na,b,c\n", r"twice.csv:1: two columns have the same name"),
@@ -283,9 +289,15 @@ def test_labels(label, ranks):
     assert record["ranks"] == ranks and record["responses"] == (["y", "x"] if label == "B" else ["x", "y"])
 
 
-@pytest.mark.parametrize("label", [0, 1, "1", None, "", "c", 0.5, True])
+@pytest.mark.parametrize("label", [0, 1, "1", -1, 0.5, True, "False"])
 def test_labels_that_could_mean_either(label):
-    with pytest.raises(UnusableRow, match="label"): to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
+    with pytest.raises(PreferenceDataError, match=r"the labels in 'label' are \S+, which could name either response; .*labels="):
+        to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
+
+
+@pytest.mark.parametrize("label", [None, "", "c", float("nan")])
+def test_labels_that_cannot_be_read(label):
+    with pytest.raises(UnusableRow, match="null or unreadable label"): to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
 
 
 def test_rankings():
