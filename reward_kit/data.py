@@ -296,7 +296,7 @@ def _flat_items(row):
                 return row | rest | {column: [item.get(key) for item in items]}
     return row
 
-
+# %% ../nbs/00_data.ipynb #a3058851
 def _texts(cell):
     "A list of texts (nulls allowed), also as JSON; None where the cell is something else."
     if isinstance(cell, str) and cell[:1] == "[":
@@ -475,7 +475,7 @@ def _hold_transcripts(name, rows, found):
         return name == "transcript"
     return _are_transcripts(list(_cells_of(rows, found, FORMATS[name])))
 
-
+# %% ../nbs/00_data.ipynb #de9ff9d0
 def _find_format(rows, columns=None, format="auto"):
     "Format and columns of a source; what its labels mean is still open."
     if format not in ("auto", *FORMATS):
@@ -620,7 +620,7 @@ def _response(value, name, full):
         return value
     return parse_transcript(clean_text(value, name)) if full else clean_text(value, name).strip()
 
-
+# %% ../nbs/00_data.ipynb #bc42b9d1
 def _prompt_and_responses(row, fmt, responses, names):
     "Prompt and responses of a row, as texts or as messages."
     prompt, full = _given_prompt(row, fmt), None
@@ -738,7 +738,7 @@ def _labelled_order(row, fmt):
         winner = None if first == second else int(second > first)
     return [fmt.get(row, n) for n in names], names, [1, 1] if winner is None else [1 + (winner == 1), 1 + (winner == 0)], scores
 
-
+# %% ../nbs/00_data.ipynb #69edd7c4
 def _order(row, fmt):
     "Responses as they stand in the row, the names of their cells, their ranks (any integers, lower is better) and scores or None."
     if fmt.name == "labelled":
@@ -746,7 +746,7 @@ def _order(row, fmt):
     if fmt.name == "ranking":
         return _ranked_order(row, fmt)
     if fmt.name == "scored":
-        raise UnusableRow("fewer than two responses", "one response to a row; rows of one prompt must follow each other")
+        raise UnusableRow("fewer than two responses", "one response in a row; rows of one prompt are grouped by load_preferences")
     scores = [_number(fmt.get(row, f"score_{side}"), "score") for side in ("chosen", "rejected")]
     return [fmt.get(row, "chosen"), fmt.get(row, "rejected")], ["chosen", "rejected"], [1, 2], None if None in scores else scores
 
@@ -782,13 +782,13 @@ def _read_numbers(row, fmt):
         margin = abs(_number(fmt.get(row, "strength"), "strength"))
     return {"margin": margin, "weight": 1.0 if weight is None else weight}
 
-
+# %% ../nbs/00_data.ipynb #02dc849e
 def _read_record(row, fmt):
     "One row as a record; raises `UnusableRow`. `first_won` (transient) says whether a labelled row's first response won."
     row = fmt.flat(row)
     responses, names, ranks, scores = _order(row, fmt)
     if len(responses) < 2:
-        raise UnusableRow("fewer than two responses", "rows of one prompt must follow each other" if "score" in row else "")
+        raise UnusableRow("fewer than two responses")
     prompt, responses = _prompt_and_responses(row, fmt, responses, names)
     _refuse_equal(responses, ranks, names)
     order = sorted(range(len(ranks)), key=ranks.__getitem__)
@@ -930,7 +930,7 @@ def _parse_line(raw, origin):
         raise UnusableRow("line is not a JSON object", f"found {type(row).__name__}")
     return row
 
-
+# %% ../nbs/00_data.ipynb #d28a0844
 def _jsonl_rows(path, name):
     with _open_text(path) as stream:
         started = False
@@ -1071,7 +1071,7 @@ def _table_lines(reader, name):
             return
         yield f"{name}:{reader.line_num}", cells
 
-
+# %% ../nbs/00_data.ipynb #558bc662
 def _csv_rows(path, name):
     "The rows of a table with a header; a row with too many or too few cells is set aside."
     csv.field_size_limit(1 << 30)
@@ -1215,7 +1215,7 @@ def _files_below(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(place, name) for name in files)
 
-
+# %% ../nbs/00_data.ipynb #a3b4274a
 def _split_of(path, base):
     "The split a file's name or folder says it belongs to, None where it says none."
     words = re.split(r"[^a-z]+", Path(path).relative_to(base).as_posix().lower())
@@ -1263,7 +1263,7 @@ def _path_source(name, split):
     hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else "" if path.parent.is_dir() else f"; there is no folder {str(path.parent)!r} either"
     raise PreferenceDataError(f"{name}: no such file or folder{hint} (a hub id has the form owner/name)")
 
-
+# %% ../nbs/00_data.ipynb #8a34dab0
 def _hub_source(name, split, revision, cache_dir):
     "A source from the Hugging Face hub; every failure is one line."
     try:
@@ -2058,7 +2058,7 @@ def _kind(job, rows):
             continue
     return "text"
 
-
+# %% ../nbs/00_data.ipynb #a653bdd1
 def _plan(first, items, columns, format, labels, tokenizer):
     "How to read, from the first rows: the job, the source's own format, the stream of all rows, and the names of all columns."
     rows = _first_rows(first)
@@ -2082,6 +2082,13 @@ def _grouped_format(fmt):
     return RowFormat("ranking", {name: name for name in (*names, "responses", "scores")}, fmt.transcript)
 
 
+def _group_row(group):
+    "The row of a group, or why it is none."
+    if len(group["responses"]) < 2:
+        return UnusableRow("only one response to its prompt", "rows of one prompt must follow each other")
+    return group
+
+
 def _grouped(items, fmt):
     "The rows of each run of one prompt as one ranking; broken rows pass."
     names, group, at = _grouped_format(fmt).columns, None, None
@@ -2097,12 +2104,12 @@ def _grouped(items, fmt):
             continue
         if group is None or group.get("prompt") != fmt.get(row, "prompt"):
             if group is not None:
-                yield at, group
+                yield at, _group_row(group)
             group, at = {name: fmt.get(row, name) for name in names} | {"responses": [], "scores": []}, origin
         group["responses"].append(fmt.get(row, "response"))
         group["scores"].append(fmt.get(row, "score"))
     if group is not None:
-        yield at, group
+        yield at, _group_row(group)
 
 # %% ../nbs/00_data.ipynb #33267a25
 class _Collector:
@@ -2205,10 +2212,10 @@ def _merge_starts(preferences):
     keys = preferences.measures.rows["prompt"]
     starts = set(keys.tolist()) - {prompt_key("")}
     merged = keys.copy()
-    for n, record in enumerate(preferences if starts else ()):
-        if record["prompt"] == "":
-            words = _shared_start([_words(response) for response in record["responses"]])
-            merged[n] = next((key for key in _start_keys(words) if key in starts), merged[n])
+    batches = preferences.dataset.select_columns("responses").with_format(None).iter(1000) if starts else ()
+    for n, responses in enumerate(responses for batch in batches for responses in batch["responses"]):
+        shared = _words(os.path.commonprefix([response.lower() for response in responses]))[:-1]  # shorter starts than its own, by one word or more
+        merged[n] = next((key for key in _start_keys(shared) if key in starts), merged[n])
     moved = np.flatnonzero(merged != keys)
     found, place, counts = np.unique(merged[moved], return_inverse=True, return_counts=True)
     for n in np.flatnonzero(counts > len(keys) / 10).tolist():
