@@ -480,6 +480,8 @@ def test_lists_of_turns_are_conversations():
     assert good[0]["prompt"] == [USER("q")] and good[0]["responses"][0] == [BOT("a"), USER("r"), BOT("c")] and good[0]["ranks"] == [1, 1]
     assert good[1]["responses"] == [[BOT("a")], [BOT("b")]]
     assert reasons(load([row, {**row, "response_b": '["b", "d"]'}])) == {"null response_b": 1}
+    found = load([row | {"response_b": '["b", "d"]'}, {**row, "prompt": "plain", "response_a": "a", "response_b": "b"}, row | {"response_b": '["b", "e"]'}])
+    assert {k: v["examples"] for k, v in found.report.broken.items()} == {"row is not nested as the first rows are": ["row 2: no lists of turns in prompt and responses"]}
 
 
 def test_rows_of_one_response_are_grouped_by_prompt(tmp_path):
