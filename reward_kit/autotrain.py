@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POSITIVE', 'NOT_NEGATIVE', 'FRACTION', 'PROBABILITY', 'KIND_NAMES', 'PPO_FIELDS', 'PPO_BECOMES', 'NOT_FOR_PPO',
-           'UNSUPPORTED', 'TRAINERS', 'OTHER_TRAINERS', 'COLUMN_PARAMETERS', 'RUN_RECORD', 'HELD_OUT_FILE', 'BROKEN',
+           'UNSUPPORTED', 'TRAINERS', 'OTHER_TRAINERS', 'COLUMN_PARAMETERS', 'RUN_RECORD', 'HELD_OUT_FILE',
            'NOT_SETTINGS', 'CHAT_TEMPLATES', 'DATA_SUFFIXES', 'MOST_HELD_OUT', 'ParameterError', 'param',
            'convert_value', 'DataParams', 'TrainingParams', 'AdapterParams', 'PPOParams', 'LLMTrainingParams',
            'parameter_names', 'flag', 'nearest', 'check_names', 'check_value', 'check_combination',
@@ -674,14 +674,11 @@ def train_reward_model(
     return TrainedRewardModel(Path(output), evaluation, report, held_out, resumed)
 
 # %% ../nbs/10_autotrain.ipynb #80a03c1b
-BROKEN = ("malformed JSON", "line is not a JSON object", "row is not a", "wrong number of cells", "null ", "missing ")
-
-
 def broken_rows(
     report,  # DataReport
 ):  # -> {reason: {"count", "examples"}}
-    "The rows that were dropped because the file is broken, not because they teach nothing."
-    return {reason: found for reason, found in report.dropped.items() if reason.startswith(BROKEN) or reason.endswith(" is not text")}
+    "The rows that were dropped because the file is broken, not because they teach nothing (chapter 00 says which)."
+    return report.broken
 
 
 def refuse_broken_rows(

@@ -215,9 +215,15 @@ def test_strict_refuses_contradictions_and_accepts_clean_data():
     ("empty.csv", b"prompt,chosen,rejected\n", "empty.csv: empty"),
     ("bad.jsonl", b"no\nneither\n", r"bad.jsonl: none of the 2 rows can be used: malformed JSON 2; first: bad.jsonl:1"),
     ("latin.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}'.encode("latin-1"), r"latin.jsonl:2: not UTF-8"),
-    ("utf16.jsonl", '{"prompt": "p"}'.encode("utf-16"), r"utf16.jsonl:1: not UTF-8"),
+    ("utf16.jsonl", '{"prompt": "p"}\n'.encode("utf-16") + b"x", r"utf16.jsonl: begins as UTF-16 but is not"),
     ("latin.json", '[{"prompt": "p",\n"chosen": "\xe9"}]'.encode("latin-1"), r"latin.json:2: not UTF-8"),
-    ("utf16.csv", "prompt,chosen\n".encode("utf-16"), r"utf16.csv:1: not UTF-8"),
+    ("utf16.csv", "prompt,chosen\np,a\n".encode("utf-16"), r"utf16.csv: no column for 'rejected'"),
+    ("twice.json", b'[{"chosen": "a", "chosen": "b", "rejected": "c"}]', r"twice.json row 1: malformed JSON: the key 'chosen' occurs twice"),
+    ("twice-in-one.json", b'{"chosen": "a", "chosen": "b"}', r"twice-in-one.json: malformed JSON: the key 'chosen' occurs twice"),
+    ("pretty.jsonl", b'{\n "prompt": "p",\n "chosen": "a", "rejected": "b"\n}\n{\n}', r"pretty.jsonl:1: JSON that is spread over several lines; .*json.dumps"),
+    ("array.jsonl", b'[\n{"prompt": "p"}\n]', r"array.jsonl:1: JSON that is spread over several lines"),
+    ("open.csv", b'prompt,chosen,rejected\np,a,b\nq,"a,b\nr,a,b\ns,"a",b\n', r"open.csv:3: malformed table \(a quote is not closed\)"),
+    ("header.csv", b'"prompt" x,chosen,rejected\np,a,b\n', r"header.csv:1: the header cannot be read"),
     ("object.json", b'{"prompt": "p",\n "chosen": }', r"object.json:2: malformed JSON"),
     ("quote.csv", b'prompt,chosen,rejected\n"open,a,b\n', r"quote.csv:2: malformed table"),
     ("twice.csv", b"chosen,chosen,rejected\na,b,c\n", r"twice.csv:1: two columns have the same name"),
@@ -231,6 +237,66 @@ def test_faults_of_whole_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PreferenceDataError, match=message) as error: load(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_a_repeated_key_breaks_its_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "chosen": "a", "chosen": "b", "rejected": "c"}\n')
+    found = load(tmp_path / "a.jsonl")
+    assert found.report.broken["malformed JSON"]["examples"] == ["a.jsonl:2: the key 'chosen' occurs twice in one object"] and len(found) == 1
+
+
+@pytest.mark.parametrize("separator", ",;\t")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_spreadsheets_save_them(tmp_path, separator, encoding):
+    rows = [*pairs(3), {"prompt": "a; b, c\td", "chosen": "über\nzwei\u2028Zeilen", "rejected": 'with "quotes"'}]
+    text = pd.DataFrame(rows).to_csv(index=False, sep=separator, lineterminator="\r\n")
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    assert load(tmp_path / "a.csv").fingerprint == load(rows).fingerprint
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_in_utf16(tmp_path, name):
+    rows = [*pairs(3), {"prompt": "\u2028 \x0b", "chosen": "über", "rejected": "🙂"}]
+    (tmp_path / name).write_bytes(("\n".join(json.dumps(r, ensure_ascii=False) for r in rows) if name == "a.jsonl" else json.dumps(rows)).encode("utf-16"))
+    assert load(tmp_path / name).fingerprint == load(rows).fingerprint
+
+
+def test_empty_columns_and_stray_quotes_of_tables(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,chosen,rejected,,\np,a,b,,\nq,"Yes" he said,b,,\nr,a "b" c,b,,\ns,a,b,x,\n')
+    found = load(tmp_path / "a.csv")
+    assert [r["responses"][0] for r in found] == ["a", 'a "b" c'] and reasons(found) == {"malformed table row": 1, "wrong number of cells": 1}
+    assert found.report.broken["malformed table row"]["examples"] == ["a.csv:3: a quote within a quoted cell; it must be doubled"]
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "records", "split"])
+def test_json_as_pandas_writes_it(tmp_path, orient):
+    rows = [*pairs(12), {"prompt": [USER("q")], "chosen": [BOT("a")], "rejected": [BOT("b")]}]
+    for part in (rows[:12], rows[12:]):
+        pd.DataFrame(part).to_json(tmp_path / "a.json", orient=orient)
+        assert load(tmp_path / "a.json").fingerprint == load(part).fingerprint
+
+
+def test_json_with_splits(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"train": pairs(6), "test": pairs(9)[5:]}, indent=1))
+    found = load(tmp_path / "a.json")
+    assert len(found) == 6 and found.report.overlaps["test"]["shared"] == 1 and found[0]["origin"] == "a.json train row 1"
+    assert len(load(tmp_path / "a.json", split="test")) == 4
+    with pytest.raises(PreferenceDataError, match="no split 'dev'; there are 'train', 'test'"): load(tmp_path / "a.json", split="dev")
+    with pytest.raises(PreferenceDataError, match="a.json: holds the splits 'train', 'test'; read this file by itself"): load(tmp_path)
+
+
+def test_a_folder_leaves_out_models_and_records_of_training(tmp_path):
+    jsonl(tmp_path / "data.jsonl", pairs(4))
+    for name in ("training_run.json", "trainer_state.json.gz", "config.json"): (tmp_path / name).write_text("{}")
+    for folder, names in {"out": ["reward_kit.json", "preferences.json"], "hub": ["config.json", "model.safetensors", "labels.json"], "adapter": ["adapter_config.json", "a.safetensors"],
+                          "out/checkpoint-10": ["trainer_state.json", "scores.jsonl"]}.items():
+        (tmp_path / folder).mkdir()
+        for name in names: (tmp_path / folder / name).write_text('{"a": 1}')
+    (tmp_path / "trainer_state.json.gz").unlink()
+    assert len(load(tmp_path)) == 4 == len(load(str(tmp_path / "*.js*")))
+    with pytest.raises(PreferenceDataError, match="no data file found; this is the folder of a model"): load(tmp_path / "out")
+    for name in ("a.jsonl", "data.jsonl"): (tmp_path / name).write_text('{"name": "x"}\n')
+    with pytest.raises(PreferenceDataError, match=rf"^{tmp_path}: a.jsonl: no column for 'chosen' and 'rejected'; present are 'name'"): load(tmp_path)
 
 
 def test_csv_rows_of_the_wrong_width(tmp_path):
@@ -283,9 +349,163 @@ def test_labels(label, ranks):
     assert record["ranks"] == ranks and record["responses"] == (["y", "x"] if label == "B" else ["x", "y"])
 
 
-@pytest.mark.parametrize("label", [0, 1, "1", None, "", "c", 0.5, True])
+@pytest.mark.parametrize("label", [0, 1, "1", -1, 0.5, True, "False"])
 def test_labels_that_could_mean_either(label):
-    with pytest.raises(UnusableRow, match="label"): to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
+    with pytest.raises(PreferenceDataError, match=r"the labels in 'label' are \S+, which could name either response; .*labels="):
+        to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
+
+
+@pytest.mark.parametrize("label", [None, "", "c", float("nan")])
+def test_labels_that_cannot_be_read(label):
+    with pytest.raises(UnusableRow, match="null or unreadable label"): to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
+
+
+TWO = {"prompt": "q", "response_1": "x", "response_2": "y"}
+
+
+def labelled(values, **names):
+    "Rows with different prompts and one label each; `x` is the first response."
+    row = names or TWO
+    return [{**row, "prompt": f"q{n}", "preference": value} for n, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("names", [("response_1", "response_2"), ("response_a", "response_b"), ("response_0", "response_1"), ("Answer A", "answer-b")])
+@pytest.mark.parametrize("values,expected", [(("left", "right", "both"), "xy="), (("first", "Second", "tie (bothbad)"), "xy="), (("model_a", "model_b", "equal"), "xy="),
+                                             (("A", "b", "neither"), "xy="), (("answer_a", "option B", "draw"), "xy=")])
+def test_words_are_clear_beside_any_names(names, values, expected):
+    found = load(labelled(values, **dict(zip(names, "xy"))))
+    assert ["=" if r["ranks"] == [1, 1] else r["responses"][0] for r in found] == list(expected)
+
+
+@pytest.mark.parametrize("names,values,expected", [
+    (("response_1", "response_2"), (1, 2, 1), "xyx"), (("response_1", "response_2"), ("2.0", "1.0"), "yx"), (("response_a", "response_b"), (2, 1), "yx"),
+    (("response_0", "response_1"), (0, 1.0, "0"), "xyx"), (("response_0", "response_1"), (1, 1), "yy"), (("response_1", "response_2"), (2, 2), "yy"),
+    (("response_1", "response_2"), (0, 1), "0, 1"), (("response_1", "response_2"), (1, -1), "-1, 1"), (("response_1", "response_2"), (0, 1, 2), "0, 1, 2"),
+    (("response_a", "response_b"), (0, 1), "0, 1"), (("response_a", "response_b"), (True, False), "false, true"), (("response_a", "response_b"), (1, 1), "1"),
+    (("response_0", "response_1"), (1, 2), "1, 2"), (("response_0", "response_1"), (1.0, 0.5, 0.0), "0, 0.5, 1"), (("response_1", "response_2"), (1, 1), "1"),
+])
+def test_numbers_are_read_by_the_whole_column_or_refused(names, values, expected):
+    rows = labelled(values, **dict(zip(names, "xy")))
+    if expected.isalpha():
+        found = load(rows)
+        assert "".join(r["responses"][0] for r in found) == expected and found.report.notes[0].startswith("labels are read as ")
+    else:
+        with pytest.raises(PreferenceDataError, match=rf"^list: the labels in 'preference' are {expected}, which could name either response; .*'a' is '{names[0]}'") as error:
+            load(rows)
+        assert "labels={" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_coding_is_decided_before_the_first_row_and_then_kept():
+    late = load(labelled([2] * 3000 + [1] * 3000))
+    assert [late[i]["responses"][0] for i in (0, 3500)] == ["y", "x"]
+    with pytest.raises(PreferenceDataError, match="are 0, 1, which"): load(labelled([1] * 3000 + [0] * 10))
+    odd = labelled([1, 2] * 3000 + [0, -1, None, "c"])
+    found = load(odd)
+    assert reasons(found) == {"null or unreadable label": 4} == {k: v["count"] for k, v in found.report.broken.items()}
+    assert found.report.dropped["null or unreadable label"]["examples"][0] == "row 6001: found 0; say what it means with labels={'0': 'a'}"
+    with pytest.raises(PreferenceDataError, match="strict reading found null or unreadable label 4"): load(odd, strict=True)
+    assert load(odd, num_proc=2).fingerprint == found.fingerprint
+
+
+def test_the_caller_says_what_labels_mean(tmp_path):
+    rows = labelled([0, 1, 2, "1"])
+    found = load(rows, labels={"0": "b", 1: "a", 2.0: "tie"})
+    assert [(r["responses"][0], r["ranks"]) for r in found] == [("y", [1, 2]), ("x", [1, 2]), ("x", [1, 1]), ("x", [1, 2])]
+    assert load(labelled([True, False]), labels={True: "a", False: "b"})[1]["responses"] == ["y", "x"]
+    assert reasons(load(labelled(["good", "tie"]), labels={"good": "a"})) == {"null or unreadable label": 1}
+    assert to_record(rows[0], labels={"0": "b"})["responses"] == ["y", "x"]
+    pd.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
+    assert load(tmp_path / "a.csv", labels={"0": "b", "1": "a", "2": "tie"}).fingerprint == found.fingerprint
+
+
+FLAGS = {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 0}
+PUBLISHED = [
+    ({"history": "q", "human_ref_A": "b", "human_ref_B": "a", "labels": 0, "score_A": 9, "score_B": 1}, "labelled"),
+    ({"prompt": "q", "response_0": "b", "response_1": "a", "safer_response_id": 1}, "labelled"),
+    ({"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -1}, "labelled"),
+    ({"question": {"full_text": "q", "dataset": "eli5"}, "answer_0": "b", "answer_1": "a", "score_0": -1.0, "score_1": 1.0}, "labelled"),
+    ({"question": "q", "answer_0": "b", "answer_1": "a", "score_0": "-1", "score_1": "1"}, "labelled"),
+    ({"prompt": "q", "response_a": "b", "response_b": "a", **FLAGS, "winner_model_b": 1}, "labelled"),
+    ({"info": {"post": "q", "id": "t3"}, "summaries": [{"text": "b", "note": None}, {"text": "a", "note": None}], "choice": 1}, "ranking"),
+    ({"info": {"article": "q"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}, "ranking"),
+    ({"instruction": "q", "completions": [{"response": "b", "overall_score": 1}, {"response": "a", "overall_score": 4}]}, "ranking"),
+    ({"prompt": "q", "answers": [{"answer": "b", "rank": 2.0, "model": "m"}, {"answer": "a", "rank": 1.0, "model": "n"}]}, "ranking"),
+    ({"prompt": "q", "chosen": ["a"], "rejected": ["b"]}, "ranking"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": 5, "rejected-rating": 2}, "pairs"),
+    ({"fields": {"prompt": "q", "response-1": "b", "response-2": "a"}, "responses": {"best": [{"value": "response-2"}]}}, "labelled"),
+    ({"fields": {"prompt": "q", "response1": "b", "response2": "a"}, "responses": {}, "suggestions": {"best": {"value": "response2", "score": None}}}, "labelled"),
+    ({"fields": {"prompt": "q", "x": "b", "y": "a"}, "responses": {"order": [{"value": [{"value": "y", "rank": 1}, {"value": "x", "rank": 2}]}]}}, "ranking"),
+    ({" Prompt": "q", "CHOSEN ": "a", "rejected": "b"}, "pairs"),
+    ({"question": "q", "response_j": "a", "response_k": "b"}, "pairs"),
+]
+
+
+@pytest.mark.parametrize("row,name", PUBLISHED, ids=range(len(PUBLISHED)))
+def test_published_shapes(row, name, tmp_path):
+    found = load(jsonl(tmp_path / "a.jsonl", [row]))
+    assert found.report.format == name and found[0]["prompt"] == "q" and found[0]["responses"] == ["a", "b"] and found[0]["ranks"] == [1, 2]
+    assert to_record(row)["responses"] == ["a", "b"] and load(pd.DataFrame([row])).fingerprint == found.fingerprint
+
+
+def test_published_shapes_carry_scores_and_margins():
+    assert [to_record(PUBLISHED[n][0])["scores"] for n in (3, 8, 11)] == [[1.0, -1.0], [4, 1], [5, 2]]
+    strengths = load([{"prompt": f"{n}", "response_1": "x", "response_2": "y", "preference_strength": n} for n in (-3, 0, 2)])
+    assert [(r["responses"][0], r["ranks"], r["margin"]) for r in strengths] == [("x", [1, 2], 3.0), ("x", [1, 1], 0.0), ("y", [1, 2], 2.0)]
+    other = [{"prompt": "q", "completions": [{"response": "a", "overall_score": 1, "fine-grained_score": 9}, {"response": "b", "overall_score": 4, "fine-grained_score": 3}]}]
+    assert load(other)[0]["responses"] == ["b", "a"] and load(other, columns={"scores": "fine-grained_score"})[0]["responses"] == ["a", "b"]
+    both = [{"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 0, "safer_response_id": 1}]
+    assert load(both)[0]["responses"][0] == "x" and load(both, columns={"label": "safer_response_id"})[0]["responses"][0] == "y"
+
+
+@pytest.mark.parametrize("row,reason", [
+    ({"prompt": "q", "response_a": "x", "response_b": "y", **FLAGS}, "null or unreadable label"),
+    ({"prompt": "q", "response_a": "x", "response_b": "y", "score_a": 1, "score_b": None}, "null score"),
+    ({"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": "much"}, "strength is not a finite number"),
+    ({"prompt": "q", "responses": ["a", "b"], "choice": 2}, "null or unreadable label"),
+    ({"prompt": "q", "responses": "['a', 'b']", "scores": [1, 2]}, "responses is not a list"),
+    ({"fields": {"prompt": "q", "response1": "a", "response2": "b"}, "responses": {}}, "null or unreadable label"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -0.5}, "negative margin"),
+])
+def test_rows_that_decide_nothing_are_broken(row, reason):
+    good = {**row, "prompt": "r"} if "prompt" in row else {**row, "fields": row["fields"] | {"prompt": "r"}}
+    good |= {k: v for k, v in {"winner_tie": 1, "score_b": 2, "preference_strength": 1, "choice": 1, "margin": 1}.items() if k in row}
+    good |= {"responses": {"best": [{"value": "response1"}]}} if "fields" in row else {"responses": ["a", "b"]} if "responses" in row else {}
+    found = load([good, row])
+    assert len(found) == 1 and {k: v["count"] for k, v in found.report.broken.items()} == {reason: 1}
+
+
+def test_lists_of_turns_are_conversations():
+    row = {"id": 1, "prompt": '["q", "r"]', "response_a": '["a", "c"]', "response_b": '["b", null]', **FLAGS, "winner_tie": 1}
+    good = load([row | {"response_b": '["b", "d"]'}, {**row, "id": 2, "prompt": ["s"], "response_a": ["a"], "response_b": ["b"], "winner_model_a": 1, "winner_tie": 0}])
+    assert good[0]["prompt"] == [USER("q")] and good[0]["responses"][0] == [BOT("a"), USER("r"), BOT("c")] and good[0]["ranks"] == [1, 1]
+    assert good[1]["responses"] == [[BOT("a")], [BOT("b")]]
+    assert reasons(load([row, {**row, "response_b": '["b", "d"]'}])) == {"null response_b": 1}
+    found = load([row | {"response_b": '["b", "d"]'}, {**row, "prompt": "plain", "response_a": "a", "response_b": "b"}, row | {"response_b": '["b", "e"]'}])
+    assert {k: v["examples"] for k, v in found.report.broken.items()} == {"row is not nested as the first rows are": ["row 2: no lists of turns in prompt and responses"]}
+
+
+def test_rows_of_one_response_are_grouped_by_prompt(tmp_path):
+    rows = [{"prompt": f"q{n // 3}", "response": f"r{n}", "helpfulness": n % 3, "verbosity": 4} for n in range(3000)]
+    path = jsonl(tmp_path / "a.jsonl", [*rows, {"prompt": "alone", "response": "r", "helpfulness": 1}, {"prompt": "x", "response": "r", "helpfulness": None}])
+    found = load(path)
+    assert found.report.format == "scored" and len(found) == 1000 and found[999]["responses"] == ["r2999", "r2998", "r2997"] and found[999]["scores"] == [2, 1, 0]
+    assert reasons(found) == {"only one response to its prompt": 1, "null score": 1} and found[1]["origin"] == "a.jsonl:4" and "'helpfulness'" in found.report.notes[0]
+    assert load(path, num_proc=2).fingerprint == found.fingerprint
+    assert load(rows[:3], columns={"score": "verbosity"})[0]["ranks"] == [1, 1, 1]
+    with pytest.raises(PreferenceDataError, match="rows of one prompt must follow each other"): load([rows[0], rows[3]])
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "data": {}, "annotations": []}, {"prompt": "q", "response_1": "x", "response_2": "y", "remarks": "z"},
+    {"prompt": "q", "text": "a"}, {"question": "q", "essay": "a", "grade": 1},
+])
+def test_a_shape_that_is_not_understood_gets_no_made_up_column(row):
+    with pytest.raises(PreferenceDataError, match=r"no column for .*; present are .* say columns=\{'\w+': '...'\}"): load([row])
+
+
+def test_one_column_cannot_be_two():
+    with pytest.raises(PreferenceDataError, match="column 'text' is named twice, for 'prompt' and for 'chosen'"):
+        load([{"text": "q", "rejected": "b"}], columns={"prompt": "text", "chosen": "text"})
 
 
 def test_rankings():
@@ -309,6 +529,25 @@ def test_turns_begin_only_after_a_blank_line():
     assert parse_transcript(text) == [USER('She wrote "Human: no"\nAssistant: this is a quote'), BOT("Human: yes")]
     with pytest.raises(UnusableRow, match="not a transcript"): parse_transcript("Hello\n\nHuman: a\n\nAssistant: b")
     with pytest.raises(UnusableRow, match="not a transcript"): parse_transcript("")
+
+
+@pytest.mark.parametrize("template", ["Human: {q}\nAssistant: {a}", "\r\n\r\nHuman: {q}\r\n\r\nAssistant: {a}\r\n", "\n\nHuman: {q} \n\n  Assistant: {a}",
+                                      "\n\nHuman: {q}\n\n\n\nAssistant: {a}", "Human:{q}\n \nAssistant :{a}", "  Human: {q}\r\nAssistant: {a}"])
+def test_transcripts_as_people_type_them(template):
+    found = load([{"chosen": template.format(q=q, a="a"), "rejected": template.format(q=q, a="b")} for q in ("q", "Is it \"Human: x\"?")])
+    assert found.report.format == "transcript" and found[0]["prompt"] == [USER("q")] and found[0]["responses"] == [[BOT("a")], [BOT("b")]]
+    assert found[1]["prompt"] == [USER('Is it "Human: x"?')] and found.report.notes == []
+
+
+def test_a_transcript_may_begin_with_a_system_turn():
+    found = load([{"chosen": f"System: Be {n}.\n\nHuman: q\n\nAssistant: a", "rejected": f"System: Be {n}.\n\nHuman: q\n\nAssistant: b"} for n in range(2)])
+    assert found[1]["prompt"] == [{"role": "system", "content": "Be 1."}, USER("q")] and found[1]["responses"][0] == [BOT("a")]
+    assert parse_transcript("\n\nHuman: q\n\nSystem: x\n\nAssistant: a") == [USER("q\n\nSystem: x"), BOT("a")]
+
+
+def test_a_transcript_as_the_prompt_of_a_ranking():
+    record = to_record({"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "b", "rank": 2}, {"answer": "a", "rank": 1}]})
+    assert record["prompt"] == [USER("q")] and record["responses"] == [[BOT("a")], [BOT("b")]]
 
 
 def transcript(*turns):
@@ -366,6 +605,64 @@ def test_conversations_in_every_shape_are_the_same_record(row, tmp_path):
     cells = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
     pd.DataFrame([cells]).to_csv(tmp_path / "a.csv", index=False)
     assert load(tmp_path / "a.csv")[0]["responses"] == record["responses"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.json"])
+def test_messages_stored_as_text(tmp_path, name):
+    rows = [{"prompt": f"q{n}", "chosen": json.dumps([USER(f"q{n}"), BOT("a")]), "rejected": json.dumps([USER(f"q{n}"), BOT("b")])} for n in range(3)]
+    WRITERS[name](tmp_path / name, rows)
+    found = load(tmp_path / name)
+    assert found.report.format == "messages" and found[2]["prompt"] == [USER("q2")] and found[2]["responses"] == [[BOT("a")], [BOT("b")]]
+
+
+def test_text_that_only_looks_like_messages_stays_text():
+    for text in ('[{"role": "user"}]', '{"role": "user", "content": "x"', '[{"role": "user", "content": "x"}] is JSON', "[{'role': 1}", "{'a': 'b'}", '[{"role": "user", "content": "x"}, 1]'):
+        try: assert to_record({"prompt": "q", "chosen": text, "rejected": "b"})["responses"][0] == text
+        except UnusableRow as error: assert error.reason.endswith("not as JSON") and text.startswith("[{'role'")
+
+
+def test_messages_written_by_str_are_refused_never_evaluated(tmp_path):
+    bad = pd.DataFrame([{"prompt": "q", "chosen": [USER("q"), BOT("it's")], "rejected": [USER("q"), BOT("b")]}] * 2)
+    bad.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(PreferenceDataError, match=r"^a.csv: none .* chosen is written by Python's str\(\), not as JSON 2; first: a.csv:2: write messages with json.dumps") as error:
+        load(tmp_path / "a.csv")
+    assert "\n" not in str(error.value)
+    found = load([*pairs(3), {"prompt": "q", "chosen": f"[{BOT('x')}\n {BOT('y')}]", "rejected": "b"}])
+    assert list(found.report.broken) == ["chosen is written by Python's str(), not as JSON"] and len(found) == 3
+
+
+@pytest.mark.parametrize("row", [
+    {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"}, {"system_prompt": "s", "chosen": [USER("q"), BOT("a")], "rejected": [USER("q"), BOT("b")]},
+    {"system": " s ", "conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+    {"system": "s", "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    {"system": "ignored", "prompt": [{"role": "System", "content": "s"}, {"role": "User", "content": "q"}], "chosen": "a", "rejected": "b"},
+    {"system": "s", "question": "q", "response_a": "a", "response_b": "b", "label": "a"},
+])
+def test_a_system_column_is_the_first_turn(row):
+    found = load([row])
+    assert found[0]["prompt"] == [{"role": "system", "content": "s"}, USER("q")] and found[0]["responses"] == [[BOT("a")], [BOT("b")]]
+    assert "first turn" in found.report.notes[-1]
+
+
+def test_a_system_column_without_use():
+    row = {"system": "", "prompt": "q", "chosen": "a", "rejected": "b"}
+    found = load([row])
+    assert found.kind == "text" and found.report.notes == ["the column 'system' is not used, since it is empty in the first rows"]
+    mixed = load([row, row | {"system": "s"}])
+    assert mixed[0]["prompt"] == [USER("q")] and mixed[1]["prompt"][0]["role"] == "system"
+    full = load([{"system": "s", "chosen": "a text", "rejected": "b text"}])
+    assert full.kind == "text" and full.report.notes[-1] == "the column 'system' is not used: full texts have no place for it"
+
+
+@pytest.mark.parametrize("user,bot", [("User", "Assistant"), ("Human", "ASSISTANT"), ("human", "GPT"), (" user", "Bot")])
+def test_roles_in_any_case(user, bot):
+    record = to_record({"chosen": [{"role": user, "content": "q"}, {"role": bot, "content": "a"}], "rejected": [{"role": user, "content": "q"}, {"role": bot, "content": "b"}]})
+    assert record["prompt"] == [USER("q")] and record["responses"] == [[BOT("a")], [BOT("b")]]
+
+
+def test_the_note_about_full_texts_is_true():
+    for row in CONVERSATIONAL: assert load([row]).report.notes == []
+    assert "full texts" in load([{"chosen": "a", "rejected": "b"}]).report.notes[0]
 
 
 @pytest.mark.parametrize("change,reason", [
@@ -562,6 +859,26 @@ def test_texts_without_prompt_are_split_by_their_responses():
     train, held = split_by_prompt(load(rows), 0.25)
     number = lambda part: {r["responses"][0].split()[0] for r in part}
     assert len(held) == 20 and not number(train) & number(held)
+
+
+def test_full_texts_are_split_by_what_both_sides_begin_with():
+    "Also where the responses to one prompt share more words in one record than in another."
+    ends = [("It is good.", "No idea."), ("It is good.", "It is bad."), ("The best of all is it.", "The worst is it."), ("no IDEA at all", "It is fine")]
+    questions = [f"Tell me about {noun} number {n}" for n in range(30) for noun in ("rivers", "kilns")]
+    rows = [{"chosen": f"{q} {a}", "rejected": f"{q} {b}"} for q in questions for a, b in ends]
+    found = load(random.Random(0).sample(rows, len(rows)))
+    number = lambda part: {" ".join(r["responses"][0].split()[:6]) for r in part}
+    train, held = split_by_prompt(found, 0.25)
+    assert found.report.stats["prompts"] == 60 and len(held) == 60 and len(number(held)) == 15 and not number(train) & number(held)
+    assert prompt_overlap(train, held)["shared"] == 0 and prompt_overlap(found, held) == {"shared": 15, "prompts": 15, "records": 60}
+    assert "begin with" in found.report.notes[0]
+
+
+def test_a_common_preamble_is_not_a_prompt():
+    preamble = "Below is an instruction. Write an answer."
+    rows = [{"chosen": f"{preamble} Count to {n}. {n}", "rejected": f"{preamble} Count to {n}. No."} for n in range(100)]
+    rows.append({"chosen": f"{preamble} One", "rejected": f"{preamble} Two"})
+    assert load(rows).report.stats["prompts"] == 101 and len(split_by_prompt(load(rows), 0.1)[1]) == 10
 
 
 # ---------------------------------------------------------------- writing
