@@ -10,8 +10,8 @@ __all__ = ['logger', 'KL_ESTIMATORS', 'CRITICS', 'PLAYGROUND_PPO', 'LOG_COLUMNS'
            'function_name', 'call_reward', 'RewardMix', 'load_prompts', 'encode_prompts', 'RolloutSettings',
            'UpdateSettings', 'PPOConfig', 'check_ppo_config', 'load_policy', 'stop_ids', 'freeze_dropout', 'PhaseClock',
            'peak_memory', 'PromptOrder', 'CollectSteps', 'MeasureSteps', 'Rollout', 'make_rollout', 'UpdateSteps',
-           'masked_variance', 'UpdateMetrics', 'log_line', 'sample_table', 'EvaluateSteps', 'PPOCheckpointSteps',
-           'load_trained_weights', 'plot_ppo', 'policy_card', 'SavePolicySteps', 'PPOSetupSteps',
+           'masked_variance', 'UpdateMetrics', 'show_number', 'log_line', 'sample_table', 'EvaluateSteps',
+           'PPOCheckpointSteps', 'load_trained_weights', 'plot_ppo', 'policy_card', 'SavePolicySteps', 'PPOSetupSteps',
            'freeze_dropout_of_critic', 'PPODataSteps', 'RunSteps', 'PPOTrainer']
 
 # %% ../nbs/07_ppo.ipynb #f3fb46a0
@@ -1027,13 +1027,22 @@ LOG_COLUMNS = (("objective/scores", "score", "{:.3f}"), ("objective/kl", "KL", "
                ("policy/clipfrac_avg", "clipped", "{:.1%}"), ("val/explained_variance", "explained", "{:.2f}"), ("eval_score", "held-out score", "{:.3f}"), ("eval_kl", "KL", "{:.2f}"))
 
 
+def show_number(
+    form: str, # of str.format, e.g. "{:.2f}"
+    value: float, # what is shown
+) -> str:
+    "A number as text, without the sign of a zero."
+    text = form.format(value)
+    return text.removeprefix("-") if not text.strip("-0.%") else text
+
+
 def log_line(
     metrics: dict, # of a log
     step: int, # batches so far
     total: int, # batches of the run
 ) -> str:
     "The metrics one reads while it runs."
-    shown = [f"{title} {form.format(metrics[name])}" for name, title, form in LOG_COLUMNS if name in metrics]
+    shown = [f"{title} {show_number(form, metrics[name])}" for name, title, form in LOG_COLUMNS if name in metrics]
     return f"batch {step}/{total}  " + "  ".join(shown)
 
 
@@ -1216,7 +1225,7 @@ class SavePolicySteps:
     def _write_policy_card(self, folder, name):
         args, logs = self.args, [log for log in self.state.log_history if "objective/scores" in log]
         part = max(1, len(logs) // 10)
-        change = lambda key, form: f"{form} -> {form}".format(*(sum(log[key] for log in some) / part for some in (logs[:part], logs[-part:]))) if logs else None
+        change = lambda key, form: " -> ".join(show_number(form, sum(log[key] for log in some) / part) for some in (logs[:part], logs[-part:])) if logs else None
         settings = {"base": self.base, "reward": ", ".join(map(function_name, self.rewards.functions)), "prompts": f"{len(self.train_rows):,}",
                     "batches": f"{self.state.global_step} of {args.local_batch_size * args.world_size} responses", "KL coefficient": f"{self.kl.value:.4g}",
                     "critic": args.critic, "learning rate": f"{args.learning_rate:g}", "temperature": args.temperature, "seed": args.seed}
