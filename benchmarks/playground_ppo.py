@@ -77,4 +77,4 @@ if __name__ == "__main__":
         print(lines[-1], flush=True)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text("\n".join([*lines, "", f"{args.pairs:,} pairs, {args.episodes:,} episodes, {torch.get_num_threads()} threads, 200 held-out prompts."]) + "\n")
+        args.output.write_text("\n".join([*lines, "", f"{args.pairs:,} pairs, {args.episodes:,} episodes, threads: {torch.get_num_threads()}, 200 held-out prompts."]) + "\n")
