@@ -274,7 +274,7 @@ def test_generation_is_the_same_alone_and_in_a_batch(base):
 
 
 def test_base_holds_what_a_reader_notices(base):
-    "A linear reward on the frozen last state, fitted to noisy labels, judges new prompts far better than on the state of an untrained twin."
+    "A linear reward on the frozen last state, fitted to noisy labels, comes near the best reachable on new prompts; on an untrained twin it does not."
     import torch
     from transformers import LlamaForCausalLM
 
@@ -311,7 +311,8 @@ def test_base_holds_what_a_reader_notices(base):
         return world.expected_accuracy(test, [(score, 0.0) for score in (difference(model, test) @ w).tolist()])
 
     found = accuracy(trained), accuracy(untrained)
-    assert found[0] > 0.7 and found[0] > found[1] + 0.05, found
+    best = world.best_accuracy(test)
+    assert found[0] > best - 0.05 and found[1] < best - 0.08, (found, best)
 
 
 def test_remarks_weigh_most_in_the_loss(base):
