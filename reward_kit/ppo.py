@@ -608,7 +608,7 @@ class UpdateSettings:
     warmup_steps: float = setting(0, "Batches of rollouts over which the learning rate rises; below 1: a part of the run.")
     adam_beta1: float = setting(0.9, "AdamW's decay of the mean.")
     adam_beta2: float = setting(0.999, "AdamW's decay of the square.")
-    adam_epsilon: float = setting(1e-5, "AdamW's epsilon (N+ section 7: TensorFlow's Adam, with which PPO was tuned, has a larger one in effect).")
+    adam_epsilon: float = setting(1e-5, "AdamW's epsilon, as in the code of N+ (TensorFlow's Adam, with which the first such runs were tuned, has a larger one in effect).")
     weight_decay: float = setting(0.0, "AdamW's weight decay.")
     max_grad_norm: float = setting(1.0, "Gradients longer than this are cut to it; 0: none.")
 
@@ -736,7 +736,7 @@ def stop_ids(
 
 
 def freeze_dropout(model: nn.Module) -> None: # changed in place
-    "D10: no dropout, or the ratio is not 1 before the first step (Z; N+ section 4)."
+    "D10: no dropout, or the ratio is not 1 before the first step (Z; N+)."
     for module in model.modules():
         if isinstance(module, nn.Dropout): module.p = 0.0
     for config in {id(c): c for c in (innermost_model(model).config, innermost_model(model).config.get_text_config())}.values():
@@ -796,7 +796,7 @@ class PromptOrder:
         return self.passes[epoch]
 
     def batch(self, step: int, size: int) -> list[int]: # rows of batch `step` (from 0)
-        "D11: prompts are shuffled anew in each pass; a batch may span two (N+ section 3)."
+        "D11: prompts are shuffled anew in each pass; a batch may span two (N+)."
         return [self._pass(i // self.n)[i % self.n] for i in range(step * size, (step + 1) * size)]
 
 # %% ../nbs/07_ppo.ipynb #01e21420
@@ -844,8 +844,8 @@ class CollectSteps:
         for episode, total in zip(episodes, totals, strict=True):
             episode.raw_score = episode.score = total
             if total is None: continue
-            if args.score_clip is not None: episode.score = min(max(total, -args.score_clip), args.score_clip) # D13: score clipping (N+ section 7)
-            if args.missing_eos_penalty is not None and not episode.stopped: episode.score -= args.missing_eos_penalty # D14: an answer that never ends is not an answer (Z)
+            if args.score_clip is not None: episode.score = min(max(total, -args.score_clip), args.score_clip) # D13: one absurd score must not decide a batch
+            if args.missing_eos_penalty is not None and not episode.stopped: episode.score -= args.missing_eos_penalty # D14: an answer that never ends is not an answer (Z and N+ set its score to a constant)
         return [e for e in episodes if e.score is not None], parts
 
 # %% ../nbs/07_ppo.ipynb #de4152fe
