@@ -6,10 +6,11 @@
 __all__ = ['COMMON', 'DATA_OPTIONS', 'MODEL_OPTIONS', 'QUIET', 'INSPECT', 'LEARNING_OPTIONS', 'RUN_OPTIONS', 'CONFIG_OPTIONS',
            'LORA_OPTIONS', 'RESUME', 'TRAIN', 'PPO_BATCHES', 'PPO_ALGORITHM', 'PPO_OPTIMISER', 'PPO_OPTIONS', 'PPO',
            'EVALUATE', 'COMPARE', 'SCORE', 'SERVER_OPTIONS', 'SERVE', 'LLM_GROUPS', 'LLM', 'HELD_OUT', 'QUICKSTART',
-           'COMMANDS', 'Option', 'Command', 'Parser', 'with_dashes', 'make_parser', 'grouped', 'read_arguments',
-           'read_config', 'loading_arguments', 'named_columns', 'load_model', 'run_inspect', 'html_page', 'write_file',
-           'lora_arguments', 'run_train', 'next_steps', 'run_ppo', 'policy_steps', 'run_evaluate', 'run_compare',
-           'score_table', 'run_score', 'run_serve', 'llm_options', 'run_llm', 'run_quickstart', 'write_playground',
+           'COMMANDS', 'PYTHON_WORDS', 'Option', 'Command', 'Parser', 'with_dashes', 'make_parser', 'grouped',
+           'read_arguments', 'read_config', 'loading_arguments', 'named_columns', 'load_model', 'run_inspect',
+           'html_page', 'write_file', 'lora_arguments', 'run_train', 'next_steps', 'shell_line', 'column_words',
+           'run_ppo', 'policy_steps', 'run_evaluate', 'as_trained', 'run_compare', 'score_table', 'run_score',
+           'run_serve', 'llm_options', 'run_llm', 'evaluation_words', 'run_quickstart', 'write_playground',
            'truth_table', 'score_example', 'ppo_part', 'improvement_table', 'answer_pairs', 'quickstart_files',
            'overview', 'quiet_libraries', 'as_options', 'error_line', 'main', 'run_command', 'fail', 'broken_pipe']
 
@@ -19,6 +20,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 import traceback
@@ -35,6 +37,8 @@ from reward_kit.autotrain import (
     LLMTrainingParams,
     ParameterError,
     PPOParams,
+    SCHEDULERS,
+    SETTING_LIMITS,
     TrainingParams,
     UNSUPPORTED,
     convert_value,
@@ -173,7 +177,7 @@ def _unknown(rest, options, unsupported):
 
 # %% ../nbs/11_cli.ipynb #8cfb1e29
 def _value(option, value):
-    "One value in the option's type, checked against its choices."
+    "One value in the option's type, checked against its choices and limits."
     if option.many:
         return [_value(Option(option.name, option.kind, choices=option.choices), v) for v in ([value] if isinstance(value, str) else value)]
     value = convert_value(
@@ -185,6 +189,8 @@ def _value(option, value):
         raise ParameterError(
             f"{flag(option.name)} must be one of {', '.join(option.choices)}, got {value!r}.{nearest(str(value), option.choices)}"
         )
+    text, holds = SETTING_LIMITS.get(option.name, ("", None))
+    if holds and isinstance(value, (int, float)) and not holds(value): raise ParameterError(f"{flag(option.name)} must be {text}, got {value}")
     return value
 
 # %% ../nbs/11_cli.ipynb #123a692a
@@ -221,7 +227,7 @@ DATA_OPTIONS = grouped("reading the data", (
     Option("prompt_column", help="column that holds the prompt", metavar="COLUMN"),
     Option("chosen_column", help="column that holds the chosen response", metavar="COLUMN"),
     Option("rejected_column", help="column that holds the rejected response", metavar="COLUMN"),
-    Option("column", many=True, help="any other column as name=column, for example scores=ratings; may be repeated", metavar="NAME=COLUMN"),
+    Option("column", many=True, help="any other column as name=column, for example scores=ratings, or name= where there is none; may be repeated", metavar="NAME=COLUMN"),
     Option("strict", bool, False, "make the first unusable row an error instead of dropping and counting it"),
 ))
 MODEL_OPTIONS = grouped("running the model", (
@@ -233,17 +239,23 @@ QUIET = Option("progress", bool, None, "show progress bars (default: in a termin
 
 
 def loading_arguments(args):  # args: SimpleNamespace -> keyword arguments of `load_preferences`
-    "Columns, format and the rest. Raises `ParameterError` for a column that is not name=column."
+    "Columns, format and the rest. Raises `ParameterError` for a column that is not name=column, or is named twice."
     named = {"prompt": args.prompt_column, "chosen": args.chosen_column, "rejected": args.rejected_column}
-    columns = {name: column for name, column in (named | named_columns(args.column)).items() if column}
+    columns = {name: column for name, column in named.items() if column} | named_columns(args.column, absent=True)
+    for column in columns.values():
+        same = [n for n, other in columns.items() if other == column and column]
+        if len(same) > 1: raise ParameterError(f"{' and '.join(same)} name the same column {column!r}; each has a column of its own")
     return {"columns": columns or None, "format": args.format, "split": args.split, "strict": args.strict, "progress": args.progress}
 
 
-def named_columns(pairs):  # ["response=answer", ...] -> {"response": "answer"}
+def named_columns(
+    pairs,  # ["response=answer", ...]
+    absent=False,  # True: "prompt=" says that there is none
+):  # -> {"response": "answer"}; None: there is none
     "The values of --column. Raises `ParameterError` for one that is not name=column."
-    for text in pairs:
-        if not all(text.partition("=")): raise ParameterError(f"--column must be name=column, got {text!r}")
-    return dict(text.split("=", 1) for text in pairs)
+    for name, sign, column in (text.partition("=") for text in pairs):
+        if not name or not sign or not (column or absent): raise ParameterError(f"--column must be name=column, got {name + sign + column!r}")
+    return {name: column or None for name, _, column in (text.partition("=") for text in pairs)}
 
 
 def load_model(args):  # args: SimpleNamespace -> RewardModel
@@ -306,7 +318,7 @@ LEARNING_OPTIONS = grouped("training (RewardConfig)", (
     Option("loss_type", str, "bradley_terry", "loss", ("bradley_terry", "plackett_luce", "davidson", "regression")),
     Option("center_rewards_coefficient", float, None, "pull rewards towards mean zero; 0.01 is usual"),
     Option("warmup_steps", float, 0, "steps in which the learning rate rises; below 1: a part of all steps"),
-    Option("lr_scheduler_type", str, "linear", "learning rate schedule: linear, cosine, constant, ...", alias="scheduler"),
+    Option("lr_scheduler_type", str, "linear", "learning rate schedule: linear, cosine, constant, ...", SCHEDULERS, alias="scheduler", metavar="NAME"),
     Option("optim", str, None, "optimizer, a name transformers knows (default: adamw_torch_fused)", alias="optimizer"),
     Option("weight_decay", float, 0.0, "weight decay"),
     Option("max_grad_norm", float, 1.0, "gradients are clipped to this norm"),
@@ -378,24 +390,33 @@ def run_train(args):  # args: SimpleNamespace
         keep_checkpoints=args.keep_checkpoints,
         **loading_arguments(args),
     )
-    print(next_steps(args.output, args.data))
+    print(next_steps(args.output, args.eval_data and [args.eval_data, *column_words(args)]))
 
 # %% ../nbs/11_cli.ipynb #b2453398
 def next_steps(
     folder,  # of the reward model
-    data=None,  # what it was trained on; None: evaluating on other data is not mentioned
-    example=("What is AI?", "AI is the study of machines that act intelligently."),  # prompt and response to score
+    data=None,  # words that name data to evaluate on, with its options; None: there is none beside the training data
+    example=("What is AI?", "AI is the study of machines that act intelligently.", "No idea."),  # prompt, and two responses to score
 ):  # -> text
-    "What to do with a reward-model folder."
-    lines = [
-        f"The reward model is in {folder} (README.md is its card, evaluation/ the full report). Next:",
-        f'  reward-kit score {folder} --prompt "{example[0]}" --response "{example[1]}"',
-        f'  reward-kit compare {folder} --prompt "..." --a "..." --b "..."',
-    ]
-    if data: lines.append(f"  reward-kit evaluate {folder} other-preferences.jsonl")
-    return "\n".join(lines)
+    "What to do with a reward-model folder, as commands that can be copied."
+    prompt, a, b = example
+    commands = [["score", folder, "--prompt", prompt, "--response", a], ["compare", folder, "--prompt", prompt, "--a", a, "--b", b]]
+    if data: commands.append(["evaluate", folder, *data])
+    heading = f"The reward model is in {folder} (README.md is its card, evaluation/ the full report). Next:"
+    return "\n".join([heading, *("  " + shell_line(["reward-kit", *words]) for words in commands)])
 
 
+def shell_line(words):  # words: list -> a command line that a shell reads as these words
+    "Double quotes where they change nothing, since they read better; else those of `shlex`."
+    return " ".join(f'"{w}"' if shlex.quote(w) != w and re.fullmatch(r"[\w .,;:?()/'+-]+", w) else shlex.quote(w) for w in map(str, words))
+
+
+def column_words(args):  # args: SimpleNamespace -> list of words
+    "The options that say how the data is read, as they were given."
+    named = [o.name for o in DATA_OPTIONS if o.name in args.given and o.name in ("format", "prompt_column", "chosen_column", "rejected_column")]
+    return [word for name in named for word in (flag(name), getattr(args, name))] + [word for pair in args.column for word in ("--column", pair)]
+
+# %% ../nbs/11_cli.ipynb #34b46ead
 RESUME = "run the same command again to go on from the newest checkpoint"
 TRAIN = Command("train", "Train a reward model on preferences and evaluate it on prompts it has not seen.", (
     Option("model", required=True, help="base model: a hub id, a folder, or playground (the tiny built-in base, with settings of its own)"),
@@ -447,7 +468,7 @@ PPO_ALGORITHM = grouped("reward, KL and losses (PPOConfig)", (
 PPO_OPTIMISER = grouped("optimizer and run (PPOConfig)", (
     Option("learning_rate", float, 3e-6, "peak learning rate of the policy", alias="lr"),
     Option("critic_learning_rate", float, None, "peak learning rate of the critic (default: that of the policy)"),
-    Option("lr_scheduler_type", str, "linear", "schedule over the batches of rollouts, by transformers' names", alias="scheduler"),
+    Option("lr_scheduler_type", str, "linear", "schedule over the batches of rollouts, by transformers' names", SCHEDULERS, alias="scheduler", metavar="NAME"),
     Option("warmup_steps", float, 0, "batches of rollouts over which the learning rate rises; below 1: a part of the run"),
     Option("adam_beta1", float, 0.9, "AdamW's decay of the mean"),
     Option("adam_beta2", float, 0.999, "AdamW's decay of the square"),
@@ -490,11 +511,12 @@ def policy_steps(
     chat=False,  # whether it was trained on conversations
 ):  # -> text
     "Where a policy is, and the two lines of Python that use it."
+    name = json.dumps(str(folder), ensure_ascii=False)
     prompt = '[{"role": "user", "content": "What is AI?"}]' if chat else '"What is AI?"'
     return "\n".join([
         f"The policy is in {folder} (README.md is its card, held_out.jsonl what it answered before and after). Two lines of Python use it:",
         "  from transformers import pipeline",
-        f'  print(pipeline("text-generation", "{folder}")({prompt}, max_new_tokens=64, return_full_text=False)[0]["generated_text"])',
+        f'  print(pipeline("text-generation", {name})({prompt}, max_new_tokens=64, return_full_text=False)[0]["generated_text"])',
     ])
 
 # %% ../nbs/11_cli.ipynb #3ed01206
@@ -550,11 +572,22 @@ EVALUATE = Command(
 )
 
 # %% ../nbs/11_cli.ipynb #ebf1d41b
+def as_trained(
+    model,  # RewardModel
+    prompt,  # text, or None: the responses are full texts
+    responses,  # list of texts
+):  # -> (prompt, responses) as the model was trained on them
+    "Texts of the command line; a model trained on conversations gets a user's and an assistant's message."
+    if prompt is None or getattr(model.metadata, "data_kind", None) != "messages": return prompt, responses
+    return [{"role": "user", "content": prompt}], [[{"role": "assistant", "content": text}] for text in responses]
+
+
 def run_compare(args):  # args: SimpleNamespace
     "Prints both scores and the probability that A is preferred."
     model = load_model(args)
-    a, b = model.score([args.prompt] * 2, [args.a, args.b])
-    chance = model.compare(args.prompt, args.a, args.b)
+    prompt, (first, second) = as_trained(model, args.prompt, [args.a, args.b])
+    a, b = model.score([prompt] * 2, [first, second])
+    chance = model.compare(prompt, first, second)
     if args.json: print(json.dumps({"a": a, "b": b, "a_preferred": chance}))
     else: print(score_table([("A", a, args.a), ("B", b, args.b)], "") + f"\nA is preferred with probability {chance:.1%}.")
 
@@ -589,6 +622,7 @@ def run_score(args):  # args: SimpleNamespace
     if bool(args.input) == bool(args.response): raise ParameterError("give either a file to score, or --response (with --prompt)")
     if args.input and (args.prompt is not None or args.json):
         raise ParameterError("--prompt and --json go with --response; a file brings its own prompts")
+    if args.response and args.score_column is not None: raise ParameterError("--score-column goes with a file to score")
     if args.response and args.output: raise ParameterError("--output goes with a file to score; one response is printed")
     return _score_file(args) if args.input else _score_texts(args)
 
@@ -596,21 +630,14 @@ def run_score(args):  # args: SimpleNamespace
 def _score_texts(args):
     "Best first, as a table or JSON."
     model = load_model(args)
-    prompts = None if args.prompt is None else [args.prompt] * len(args.response)
-    scores = (
-        model.score(args.response, normalize=args.normalize)
-        if prompts is None
-        else model.score(prompts, args.response, normalize=args.normalize)
-    )
-    ranked = sorted(zip(scores, args.response), key=lambda r: -r[0])
+    prompt, responses = as_trained(model, args.prompt, args.response)
+    texts = (responses,) if prompt is None else ([prompt] * len(responses), responses)
+    ranked = sorted(zip(model.score(*texts, normalize=args.normalize), args.response), key=lambda r: -r[0])
     if args.json:
         print(json.dumps([{"response": text, "score": score} for score, text in ranked], ensure_ascii=False))
-    else:
-        print(
-            score_table(
-                [(str(i), score, text) for i, (score, text) in enumerate(ranked, 1)], f"Prompt: {args.prompt}" if args.prompt else ""
-            )
-        )
+        return
+    rows = [(str(i), score, text) for i, (score, text) in enumerate(ranked, 1)]
+    print(score_table(rows, f"Prompt: {args.prompt}" if args.prompt else ""))
 
 # %% ../nbs/11_cli.ipynb #ac6882b9
 def _score_file(args):
@@ -622,7 +649,8 @@ def _score_file(args):
     output = Path(args.output) if args.output else source.with_name(f"{source.name.removesuffix('.gz').rpartition('.')[0]}.scored.jsonl")
     check_writable(output.parent)
     if output.resolve() == source.resolve(): raise ParameterError("--output is the file that is scored; give another name")
-    print(load_model(args).score_file(source, output, columns=named_columns(args.column), normalize=args.normalize, progress=args.progress))
+    options = {"columns": named_columns(args.column), "score_column": args.score_column or "score", "normalize": args.normalize}
+    print(load_model(args).score_file(source, output, progress=args.progress, **options))
     print(f"Wrote {output}", file=sys.stderr)
 
 # %% ../nbs/11_cli.ipynb #29e1428b
@@ -645,6 +673,7 @@ SCORE = Command(
             help="a column of the file as name=column, for example response=answer; may be repeated",
             metavar="NAME=COLUMN",
         ),
+        Option("score_column", help="column of the output that takes the scores (default: score)", metavar="NAME"),
         *MODEL_OPTIONS,
         QUIET,
     ),
@@ -698,7 +727,8 @@ def llm_options():  # -> tuple of Option
 def _metavar(f):
     "The word that stands for a parameter's value."
     kind = next(k for k in (int, float, str) if k in (f.type, *typing.get_args(f.type)) or f.type is bool)
-    return "|".join(f.metadata["choices"] or ()) or {int: "N", float: "X", str: f.name.split("_")[-1].upper()}[kind]
+    choices = f.metadata["choices"] or ()
+    return "|".join(choices if len(choices) < 5 else ()) or {int: "N", float: "X", str: f.name.split("_")[-1].upper()}[kind]
 
 
 LLM_GROUPS = {
@@ -717,7 +747,17 @@ def run_llm(args):  # args: SimpleNamespace
     given = {name: getattr(args, name) for name in args.given if name in parameter_names()}
     project = AutoTrainProject(params=LLMTrainingParams(**given), backend=args.backend, process=True)
     project.create(progress=args.progress)
-    print(policy_steps(project.path, project.result.chat) if project.params.trainer == "ppo" else next_steps(project.path))
+    print(policy_steps(project.path, project.result.chat) if project.params.trainer == "ppo" else next_steps(project.path, evaluation_words(project.params)))
+
+
+def evaluation_words(params):  # params: LLMTrainingParams -> list of words, or None without evaluation data
+    "What `reward-kit evaluate` is given to read a project's evaluation data."
+    from reward_kit.autotrain import run_arguments
+
+    arguments = run_arguments(params)
+    if not arguments["eval_data"]: return None
+    split = ["--split", arguments["eval_split"]] if arguments["eval_split"] else []
+    return [arguments["eval_data"], *split, *(word for name, column in arguments["columns"].items() for word in (f"--{name}-column", column))]
 
 
 LLM = Command(
@@ -870,10 +910,13 @@ def quickstart_files(folder, number=5):  # number: of this step -> text
     }
     width = max(len(n) for n in names) + 2
     there = [f"  {name:<{width}}{what}" for name, what in names.items() if (Path(folder) / name).exists()]
-    steps = next_steps(f"{folder}/reward-model", example=("What is the front of a ship called?", "The front of a ship is called the bow."))
-    return "\n".join([f"{number}. In {folder}/", *there, "", "Next:", steps.split("\n", 1)[1], "  reward-kit inspect your-preferences.jsonl",
-                      "  reward-kit train --model Qwen/Qwen3-0.6B --data your-preferences.jsonl --output my-reward-model",
-                      "  reward-kit ppo --model Qwen/Qwen3-0.6B --reward my-reward-model --data your-prompts.jsonl --output my-policy"])
+    bow = ("What is the front of a ship called?", "The front of a ship is called the bow.", "Go away.")
+    steps = next_steps(f"{folder}/reward-model", example=bow).split("\n", 1)[1]
+    data, model, policy = (f"{folder}/{name}" for name in ("preferences.jsonl", "reward-model", "my-policy"))
+    own = [["inspect", data], ["train", "--model", "playground", "--data", data, "--output", f"{folder}/my-reward-model"],
+           ["ppo", "--model", "playground", "--reward", model, "--data", data, "--output", policy]]
+    yours = f"The same with data and a model of your own: your file in place of {data}, and in place of playground a base such as Qwen/Qwen3-0.6B."
+    return "\n".join([f"{number}. In {folder}/", *there, "", "Next:", steps, *("  " + shell_line(["reward-kit", *words]) for words in own), "", yours])
 
 
 QUICKSTART = Command(
@@ -925,20 +968,41 @@ def quiet_libraries(debug=False):  # debug: leave the libraries as they are
         if not debug: warnings.simplefilter("ignore")
         yield
 
+# %% ../nbs/11_cli.ipynb #87ae7d07
+def as_options(
+    text,  # an error message that names Python arguments
+    command=None,  # Command that was called; None: one with the columns of the data
+):  # -> the same, naming options
+    "Python arguments as the options of a command."
+    text = re.sub(r"columns=\{([^{}]*)\}", lambda found: " ".join(_column_options(found[1], command)) or found[0], text)
+    for python, words in PYTHON_WORDS.items(): text = text.replace(python, words)
+    if command is None or command.name == "llm": return text.replace("skip_broken_rows=True", "--skip-broken-rows")  # llm has the parameters' names
+    names = {name for o in command.options for name in (o.name, o.alias)}
+    word = r"(?<![\w('\"./-])([a-z]+(?:_[a-z0-9]+)+)(=True)?(?![\w.'\"/-])"
+    return re.sub(word, lambda found: flag(found[1]) if found[1] in names else found[0], text)
 
-def as_options(text):  # an error message that names Python arguments -> the same, naming options
-    "Messages come from the Python functions; people at a terminal want to know the option."
-    def column(found):
-        name, value = found.groups()
-        return f"--{name}-column {value}" if name in ("prompt", "chosen", "rejected") else f"--column {name}={value}"
 
-    return re.sub(r"columns=\{'(\w+)': '([^']*)'\}", column, text).replace("skip_broken_rows=True", "--skip-broken-rows")
+PYTHON_WORDS = {
+    "begin again with resume=False": "begin again by removing the .part files", "normalize=True": "--normalize", "overwrite (--overwrite)": "--overwrite",
+    "eval_prompts has": "--eval-data has",
+}
 
 
-def error_line(error):  # error: exception -> one line
+def _column_options(pairs, command):
+    "The options for the inside of `columns={...}`."
+    names = {o.name for o in command.options} if command else {"prompt_column", "chosen_column", "rejected_column"}
+    interface = {"prompt": "prompt_text_column", "chosen": "text_column", "rejected": "rejected_text_column"}
+    for name, value, quoted in re.findall(r"""['"](\w+)['"]: (None|(['"]).*?\3)""", pairs):
+        column = shlex.quote(value[1:-1]) if quoted else ""
+        option = interface.get(name, "") if command and command.name == "llm" else f"{name}_column"
+        yield f"{flag(option)} {column}" if column and option in names else f"--column {name}={column}"
+
+
+def error_line(error, command=None):  # error: exception, command: Command or None -> one line
     "An exception as one line for people."
     if isinstance(error, OSError) and error.strerror and error.filename: text = f"{error.filename}: {error.strerror}"
-    else: text = as_options(" ".join(str(error).split()))
+    else: text = " ".join(str(error).split())
+    if not text.startswith("--config"): text = as_options(text, command)  # a key of a file is named as it stands there
     expected = isinstance(error, (ValueError, OSError, RuntimeError)) and text
     return f"reward-kit: error: {text if expected else f'{type(error).__name__}: {text}'}"
 
@@ -963,7 +1027,7 @@ def main(
     except Exception as e:
         if debug: traceback.print_exc()
         hint = f" (reward-kit {command.name} --help)" if isinstance(e, ParameterError) and command else ""
-        return fail(error_line(e) + hint, 2 if isinstance(e, ParameterError) else 1)
+        return fail(error_line(e, command) + hint, 2 if isinstance(e, ParameterError) else 1)
 
 # %% ../nbs/11_cli.ipynb #604caf2b
 def run_command(command, argv, debug):  # argv: what follows the command's name

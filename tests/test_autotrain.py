@@ -174,6 +174,10 @@ def test_each_missing_column_parameter_is_named(missing):
         ({"push_to_hub": True}, "--username"),
         ({"valid_split": "v", "eval_dataset_path": "e"}, "not both"),
         ({"logging_steps": 0}, "logging_steps"),
+        ({"lora_r": 99}, "only with --peft \\(peft\\), .*: --lora-r \\(lora_r\\)"),
+        ({"lora_alpha": 2, "lora_dropout": 0.1, "target_modules": "q_proj"}, "lora_alpha.*lora_dropout.*target_modules"),
+        ({"text_column": "prompt"}, "prompt_text_column and text_column name the same column 'prompt'"),
+        ({"scheduler": "cosin"}, "Did you mean cosine"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(given, message):
@@ -348,6 +352,7 @@ def test_lora_of_a_policy():
         ({"text_column": "chosen"}, "reads prompts only"),
         ({"rl_temperature": 0}, "rl_temperature must be above 0"),
         ({"rl_reward_fn": "f"}, "the reward of PPO is rl_reward_model_path"),
+        ({"lora_r": 2}, "only with --peft"),
     ],
 )
 def test_what_ppo_cannot_honour_is_refused(given, message):
@@ -548,6 +553,43 @@ def test_a_broken_row_stops_the_run_unless_it_may_be_left_out(base, tmp_path):
         run(base, data, tmp_path / "out")
     assert "\n" not in str(caught.value) and "empty" not in str(caught.value) and not (tmp_path / "out").exists()
     assert autotrain.load_both(data, None, 0.1, None, None, None, 0, True, False, {}, lambda text: None)[2].rows_dropped == 3
+
+
+def test_shared_prompts_are_counted_said_and_written_into_the_card(base, tmp_path):
+    data = write_pairs(tmp_path / "p.jsonl", 24)
+    lines = Path(data).read_text().splitlines(keepends=True)
+    (tmp_path / "e.jsonl").write_text("".join(lines[:2]) + lines[2].replace("Question", "Another question"))
+    result, said = run(base, data, tmp_path / "out", eval_data=str(tmp_path / "e.jsonl"), config={"max_steps": 1})
+    overlap = result.data_report.overlaps["e.jsonl"]
+    assert overlap["prompts"] == 3 and f"Warning: {overlap['shared']} of the 3 evaluation prompts" in said
+    verdict = next(v for v in result.data_report.verdicts if v.practice == "no prompts across splits")
+    assert verdict.status == "fail" and verdict.measured in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_same_full_texts_are_noticed():
+    from reward_kit.data import load_preferences
+
+    rows = [{"chosen": f"Text {i} is good.", "rejected": f"Text {i}."} for i in range(3)]
+    train, other = (load_preferences(part, progress=False) for part in (rows, rows[:2]))
+    assert "is the training data" in autotrain.with_overlap(train.report, train, train)[1]
+    assert autotrain.with_overlap(train.report, train, other) == (train.report, None)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"eval_fraction": 2}, "eval_fraction must be in \\(0, 1\\), got 2"),
+        ({"max_samples": 0}, "max_samples must be above 0"),
+        ({"config": {"learning_rate": -1}}, "learning_rate must be above 0, got -1"),
+        ({"config": {"learning_rat": 1}}, "RewardConfig has no learning_rat. Did you mean learning_rate"),
+        ({"config": {"lr_scheduler_type": "foo"}}, "foo"),
+        ({"chat_template": "foo"}, "chat_template must be"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_is_read(base, tmp_path, given, message):
+    with pytest.raises(ParameterError, match=message):
+        run(base, str(tmp_path / "none.jsonl"), tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(tmp_path):

@@ -18,6 +18,7 @@ ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.cli import main; raise SystemExit(main())"]
 LLM = ["llm", "--train", "--model", "playground", "--trainer", "reward"]
 PPO_LLM = ["llm", "--train", "--model", "m", "--trainer", "ppo", "--data-path", "d", "--project-name", "p", "--rl-reward-model-path", "r"]
+TRAIN_WORDS = ["train", "--model", "m", "--data", "d", "--output", "o"]
 COLUMNS = ["--prompt-text-column", "prompt", "--text-column", "chosen", "--rejected-text-column", "rejected"]
 
 
@@ -167,10 +168,69 @@ def test_config_of_llm(tmp_path, capsys):
         (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--quantization", "int4"], "unknown option --quantization"),
         ([*PPO_LLM, "--rl-mini-batch-size", "48"], "rl_mini_batch_size=48 does not divide"),
         ([*PPO_LLM, "--block-size", "512"], "block_size is not supported by trainer ppo"),
+        ([*PPO_LLM, "--lora-r", "8"], "only with --peft (peft), which trains LoRA adapters: --lora-r (lora_r)"),
+        ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS, "--lora-r", "8", "--lora-alpha", "4"], "--lora-r (lora_r), --lora-alpha (lora_alpha)"),
+        ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS[:4], "--rejected-text-column", "chosen"], "text_column and rejected_text_column name the same column"),
+        ([*TRAIN_WORDS, "--prompt-column", "p", "--chosen-column", "p"], "prompt and chosen name the same column 'p'"),
+        (["score", "m", "--response", "r", "--score-column", "s"], "--score-column goes with a file"),
+        (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--lora-r", "8"], "--lora-r: only with --lora"),
     ],
 )
 def test_wrong_calls_exit_with_2(argv, message, capsys):
     assert message in fails(capsys, 2, *argv)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--eval-fraction 2", "--eval-fraction must be in (0, 1), got 2.0"),
+        ("--eval-fraction 0", "--eval-fraction must be in (0, 1), got 0.0"),
+        ("--lr-scheduler-type foo", "--lr-scheduler-type must be one of linear, cosine"),
+        ("--seed -1", "--seed must be in [0, 2**32), got -1"),
+        ("--max-length 1", "--max-length must be 3 or more, got 1"),
+        ("--batch-size 0", "--per-device-train-batch-size must be above 0, got 0"),
+        ("--learning-rate -1", "--learning-rate must be above 0, got -1.0"),
+        ("--epochs -3", "--num-train-epochs must be above 0, got -3.0"),
+        ("--max-samples 0", "--max-samples must be above 0, got 0"),
+        ("--max-steps 0", "--max-steps must be above 0, or -1, got 0"),
+        ("--optim foo", "foo"),
+        ("--load-best-model-at-end", "--load_best_model_at_end requires"),
+        ("--chat-template foo", "--chat-template must be tokenizer, chatml, zephyr"),
+        ("--lora", "LoRA needs peft"),
+        ("--lora --lora-dropout 1", "--lora-dropout must be in [0, 1), got 1.0"),
+    ],
+)
+def test_bad_values_are_found_before_anything_is_read(base, tmp_path, capsys, monkeypatch, words, message):  # noqa: F811
+    if words == "--lora":
+        monkeypatch.setitem(sys.modules, "peft", None)
+    said = fails(capsys, 2, "train", "--model", base, "--data", tmp_path / "none.jsonl", "--output", tmp_path / "out", *words.split())
+    assert message in said and not list(tmp_path.iterdir())
+
+
+def test_bad_values_of_ppo_and_the_interface_are_found_before_anything_is_read(base, tmp_path, capsys):  # noqa: F811
+    none, out = tmp_path / "none.jsonl", tmp_path / "out"
+    for words, message in (("--eval-fraction 1", "--eval-fraction must be in [0, 1)"), ("--seed -1", "--seed must be"), ("--gamma 2", "gamma must be between 0 and 1"),
+                           ("--lr-scheduler-type foo", "must be one of linear")):
+        assert message in fails(capsys, 2, "ppo", "--model", base, "--reward", base, "--data", none, "--output", out, *words.split())
+    llm = ["llm", "--train", "--model", base, "--data-path", none, "--project-name", out, "--trainer", "reward", *COLUMNS]
+    for words, message in (("--scheduler foo", "scheduler must be one of linear"), ("--block-size 1", "max_length must be 3 or more"), ("--optimizer foo", "foo")):
+        assert message in fails(capsys, 2, *llm, *words.split())
+
+
+def test_a_model_that_is_not_there_is_found_before_the_data_is_read(pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["train", "--model", "./nope", "--data", str(pairs), "--output", "out"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "./nope does not exist" in said.err and len(said.err.splitlines()) == 1
+
+
+def test_the_schedules_are_those_of_transformers():
+    from transformers.trainer_utils import SchedulerType
+
+    from reward_kit.autotrain import SCHEDULERS
+
+    assert set(SCHEDULERS) == {kind.value for kind in SchedulerType}
 
 
 def test_debug_shows_the_traceback(capsys, monkeypatch):
@@ -243,6 +303,93 @@ def test_score_a_file(model, tmp_path, capsys):
     scored = [json.loads(line) for line in (tmp_path / "in.scored.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in scored] == [row["answer"] for row in rows] and all(isinstance(row["score"], float) for row in scored)
     assert "no file" in fails(capsys, 1, "score", model, tmp_path / "none.jsonl")
+
+
+def test_the_score_column_can_be_named(model, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"question": "Q?", "answer": "A", "score": 5}\n')
+    said = fails(capsys, 1, "score", model, tmp_path / "in.jsonl")
+    assert "already has a column 'score'; choose another name with --score-column (now 'score')" in said
+    output(capsys, "score", model, tmp_path / "in.jsonl", "--score-column", "reward")
+    row = json.loads((tmp_path / "in.scored.jsonl").read_text())
+    assert row["score"] == 5 and isinstance(row["reward"], float)
+    single = json.loads(output(capsys, "score", model, "--prompt", "Q?", "--response", "A", "--json"))
+    assert row["reward"] == pytest.approx(single[0]["score"], abs=1e-5)
+    (tmp_path / "other.jsonl").write_text('{"frage": "Q?", "antwort": "A"}\n')
+    assert "--column prompt=question" in fails(capsys, 1, "score", model, tmp_path / "other.jsonl")
+
+
+def conversations(path, n=24):
+    turn = lambda role, text: [{"role": role, "content": text}]
+    rows = [{"prompt": turn("user", f"Question {i}?"), "chosen": turn("assistant", f"It is {i}."), "rejected": turn("assistant", "No.")} for i in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_model_of_conversations_reads_texts_as_messages(base, tmp_path, capsys, caplog):  # noqa: F811
+    from reward_kit.inference import RewardModel
+
+    argv = ["train", "--model", base, "--data", conversations(tmp_path / "c.jsonl"), "--output", tmp_path / "rm", "--epochs", "1", "--chat-template", "chatml"]
+    output(capsys, *argv)
+    caplog.clear()
+    scored = json.loads(output(capsys, "score", tmp_path / "rm", "--prompt", "Q?", "--response", "A", "--response", "No.", "--json"))
+    compared = json.loads(output(capsys, "compare", tmp_path / "rm", "--prompt", "Q?", "--a", "A", "--b", "No.", "--json"))
+    assert "plain strings" not in caplog.text
+    rm, prompt = RewardModel.from_pretrained(tmp_path / "rm"), [{"role": "user", "content": "Q?"}]
+    expected = rm.score([prompt] * 2, [[{"role": "assistant", "content": text}] for text in ("A", "No.")])
+    assert [{row["response"]: row["score"] for row in scored}[text] for text in ("A", "No.")] == pytest.approx(expected, abs=1e-5)
+    assert [compared["a"], compared["b"]] == pytest.approx(expected, abs=1e-5)
+    assert rm.score("Q?", "A") != pytest.approx(expected[0], abs=1e-5)
+
+
+def test_the_same_data_for_training_and_evaluation_is_said(base, pairs, tmp_path, capsys):  # noqa: F811
+    text = output(capsys, *train(base, pairs, tmp_path / "out"), "--eval-data", pairs, "--max-steps", "1")
+    assert "Warning: 30 of the 30 evaluation prompts (100.0%) are trained on" in text
+    assert any("no prompts across splits" in line and "fail" in line and "30 of 30" in line for line in text.splitlines())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert any("no prompts across splits" in line and "fail" in line and "100.0%" in line for line in card.splitlines())
+
+
+def commands_in(text):
+    "The reward-kit commands that a text tells its reader to run, as their words."
+    import shlex
+
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("  reward-kit ")]
+
+
+def test_printed_next_steps_work_as_printed(base, tmp_path, capsys, monkeypatch):  # noqa: F811
+    "Also in a folder whose name needs quotes, and with columns under other names."
+    monkeypatch.chdir(tmp_path)
+    rows = [{"q": f"Question {i}?", "good": f"It is {i}.", "chosen": "x", "rejected": "No."} for i in range(20)]
+    for name in ("a.jsonl", "it's b.jsonl"):
+        Path(name).write_text("".join(json.dumps(row | {"q": name + row["q"]}) + "\n" for row in rows))
+    columns = ["--prompt-column", "q", "--column", "chosen=good"]
+    text = output(capsys, "train", "--model", base, "--data", "a.jsonl", "--eval-data", "it's b.jsonl", "--output", "my $model", "--max-steps", "1", *columns)
+    commands = commands_in(text)
+    assert [words[:2] for words in commands] == [["score", "my $model"], ["compare", "my $model"], ["evaluate", "my $model"]]
+    for words in commands:
+        assert output(capsys, *words)
+    interface = ["--prompt-text-column", "q", "--text-column", "good", "--rejected-text-column", "rejected"]
+    llm = ["llm", "--train", "--model", base, "--data-path", "a.jsonl", "--eval-dataset-path", "it's b.jsonl", "--project-name", "other", "--trainer", "reward"]
+    commands = commands_in(output(capsys, *llm, *interface, "--epochs", "0.1"))
+    assert [words[0] for words in commands] == ["score", "compare", "evaluate"] and output(capsys, *commands[2])
+
+
+def test_half_precision_on_a_cpu(base, pairs, tmp_path, capsys):  # noqa: F811
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    output(capsys, *train(base, pairs, tmp_path / "a"), "--bf16", "--max-steps", "1")
+    llm = ["llm", "--train", "--model", base, "--data-path", pairs, "--trainer", "reward", *COLUMNS]
+    output(capsys, *llm, "--project-name", tmp_path / "b", "--mixed-precision", "bf16", "--epochs", "0.1")
+    for argv in ([*train(base, pairs, tmp_path / "c"), "--fp16"], [*llm, "--project-name", tmp_path / "c", "--mixed-precision", "fp16"]):
+        assert "fp16 needs a GPU" in fails(capsys, 1, *argv) and not (tmp_path / "c").exists()
+
+
+def test_regression_on_pairs_says_what_to_do(base, pairs, tmp_path, capsys):  # noqa: F811
+    said = fails(capsys, 1, *train(base, pairs, tmp_path / "out"), "--loss-type", "regression")
+    assert "--loss-type=regression learns the score of each response" in said and "--column scores=..." in said and "choose another --loss-type" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_writes_a_report(model, pairs, tmp_path, capsys):
@@ -325,7 +472,7 @@ def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
     (tmp_path / "file").write_text("")
     assert "is a file" in fails(capsys, 1, *ppo(base, model, data, tmp_path / "file" / "out"))
     assert "--column" not in fails(capsys, 2, *ppo(base, model, data, out, "--prompt-text-column", "question")) and not out.exists()
-    assert "gamma must be between 0 and 1" in fails(capsys, 1, *ppo(base, model, data, out, "--gamma", "2"))
+    assert "gamma must be between 0 and 1" in fails(capsys, 2, *ppo(base, model, data, out, "--gamma", "2"))
     llm = ["llm", "--train", "--model", base, "--data-path", data, "--project-name", out, "--trainer", "ppo"]
     assert "--rl-reward-model-path" in fails(capsys, 2, *llm)
     assert "does not exist" in fails(capsys, 1, *llm, "--rl-reward-model-path", tmp_path / "none")
@@ -342,6 +489,10 @@ def test_quickstart_twice(tmp_path, capsys):
     for part in ("the best any model can reach", "Scored:", "preferences.jsonl", "reward-model/README.md", "reward-kit train --model",
                  "true reward", "KL from the base", "before", "ppo-model/ppo_curve.png", "6. In "):
         assert part in text
+    commands = commands_in(text)
+    assert [words[0] for words in commands] == ["score", "compare", "inspect", "train", "ppo"]
+    for words in commands:
+        assert output(capsys, *words)
     assert sum(1 for _ in open(tmp_path / "q" / "preferences.jsonl")) == 240
     assert sum(1 for _ in open(tmp_path / "q" / "ppo-model" / "held_out.jsonl")) == cli.HELD_OUT
     (tmp_path / "other").mkdir()
@@ -390,6 +541,11 @@ def test_messages_name_options_not_python(tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text('{"prompt": "p", "chosen": "c"}\n')
     said = fails(capsys, 1, "inspect", tmp_path / "p.jsonl")
     assert "--rejected-column ..." in said and "columns=" not in said
+    (tmp_path / "q.jsonl").write_text('{"promt": "p", "chosen": "c", "rejected": "r"}\n')
+    assert "say --prompt-column promt (or --column prompt= for texts" in fails(capsys, 1, "inspect", tmp_path / "q.jsonl")
+    assert "rows kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--column", "prompt=")
+    assert cli.as_options('name them with columns={"prompt": "my question"}', COMMANDS["score"]) == "name them with --column prompt='my question'"
+    assert cli.as_options("columns={'chosen': 'c', 'rejected': 'r'}", COMMANDS["llm"]) == "--text-column c --rejected-text-column r"
     assert cli.as_options("say columns={'scores': 'ratings'} or skip_broken_rows=True") == "say --column scores=ratings or --skip-broken-rows"
 
 
