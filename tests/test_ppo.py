@@ -116,7 +116,8 @@ def test_an_update_does_not_depend_on_how_a_minibatch_is_cut(base, tmp_path):
         results.append((weights(trainer), metrics))
     for other, metrics in results[1:]:
         for name, value in results[0][0].items(): assert torch.allclose(value, other[name], atol=2e-6), name
-        for name, value in results[0][1].items(): assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+        for name, value in results[0][1].items():  # a token at the edge of the clip range may fall on either side
+            assert metrics[name] == pytest.approx(value, rel=1e-3, abs=0.05 if "clipfrac" in name else 1e-5), name
 
 
 def test_the_first_step_is_the_policy_gradient(base, tmp_path):
