@@ -7,10 +7,10 @@ __all__ = ['COMMON', 'DATA_OPTIONS', 'MODEL_OPTIONS', 'QUIET', 'INSPECT', 'LEARN
            'LORA_OPTIONS', 'RESUME', 'TRAIN', 'PPO_BATCHES', 'PPO_ALGORITHM', 'PPO_OPTIMISER', 'PPO_OPTIONS', 'PPO',
            'EVALUATE', 'COMPARE', 'SCORE', 'SERVER_OPTIONS', 'SERVE', 'LLM_GROUPS', 'LLM', 'HELD_OUT', 'QUICKSTART',
            'COMMANDS', 'PYTHON_WORDS', 'Option', 'Command', 'Parser', 'with_dashes', 'make_parser', 'grouped',
-           'read_arguments', 'read_config', 'loading_arguments', 'named_columns', 'load_model', 'run_inspect',
-           'html_page', 'write_file', 'lora_arguments', 'run_train', 'next_steps', 'shell_line', 'column_words',
-           'run_ppo', 'policy_steps', 'run_evaluate', 'as_trained', 'run_compare', 'score_table', 'run_score',
-           'run_serve', 'llm_options', 'run_llm', 'evaluation_words', 'run_quickstart', 'write_playground',
+           'read_arguments', 'read_config', 'loading_arguments', 'named_labels', 'named_columns', 'load_model',
+           'run_inspect', 'html_page', 'write_file', 'lora_arguments', 'run_train', 'next_steps', 'shell_line',
+           'column_words', 'run_ppo', 'policy_steps', 'run_evaluate', 'as_trained', 'run_compare', 'score_table',
+           'run_score', 'run_serve', 'llm_options', 'run_llm', 'evaluation_words', 'run_quickstart', 'write_playground',
            'truth_table', 'score_example', 'ppo_part', 'improvement_table', 'answer_pairs', 'quickstart_files',
            'overview', 'quiet_libraries', 'as_options', 'error_line', 'main', 'run_command', 'fail', 'broken_pipe']
 
@@ -228,6 +228,7 @@ DATA_OPTIONS = grouped("reading the data", (
     Option("chosen_column", help="column that holds the chosen response", metavar="COLUMN"),
     Option("rejected_column", help="column that holds the rejected response", metavar="COLUMN"),
     Option("column", many=True, help="any other column as name=column, for example scores=ratings, or name= where there is none; may be repeated", metavar="NAME=COLUMN"),
+    Option("label", many=True, help="what a value of the label column means: VALUE=a, VALUE=b or VALUE=tie, where a and b are the two responses in their order; may be repeated", metavar="VALUE=SIDE"),
     Option("strict", bool, False, "make the first unusable row an error instead of dropping and counting it"),
 ))
 MODEL_OPTIONS = grouped("running the model", (
@@ -245,7 +246,17 @@ def loading_arguments(args):  # args: SimpleNamespace -> keyword arguments of `l
     for column in columns.values():
         same = [n for n, other in columns.items() if other == column and column]
         if len(same) > 1: raise ParameterError(f"{' and '.join(same)} name the same column {column!r}; each has a column of its own")
-    return {"columns": columns or None, "format": args.format, "split": args.split, "strict": args.strict, "progress": args.progress}
+    labels = named_labels(args.label)
+    return {"columns": columns or None, "labels": labels, "format": args.format, "split": args.split, "strict": args.strict, "progress": args.progress}
+
+
+def named_labels(
+    pairs,  # ["1=a", "0=b", ...]
+):  # -> {"1": "a", "0": "b"}; None: none was given
+    "The values of --label. Raises `ParameterError` for one that is not value=a, value=b or value=tie."
+    for value, sign, side in (text.rpartition("=") for text in pairs):
+        if not value or not sign or side not in ("a", "b", "tie"): raise ParameterError(f"--label must be VALUE=a, VALUE=b or VALUE=tie, got {value + sign + side!r}")
+    return {value: side for value, _, side in (text.rpartition("=") for text in pairs)} or None
 
 
 def named_columns(
@@ -975,6 +986,7 @@ def as_options(
 ):  # -> the same, naming options
     "Python arguments as the options of a command."
     text = re.sub(r"columns=\{([^{}]*)\}", lambda found: " ".join(_column_options(found[1], command)) or found[0], text)
+    text = re.sub(r"labels=\{([^{}]*)\}", lambda found: " ".join(f"--label {value}={side}" for value, side in re.findall(r"'([^']*)': '(\w+)'", found[1])) or found[0], text)
     for python, words in PYTHON_WORDS.items(): text = text.replace(python, words)
     if command is None or command.name == "llm": return text.replace("skip_broken_rows=True", "--skip-broken-rows")  # llm has the parameters' names
     names = {name for o in command.options for name in (o.name, o.alias)}

@@ -398,6 +398,15 @@ def test_evaluate_writes_a_report(model, pairs, tmp_path, capsys):
     assert json.loads(output(capsys, "evaluate", model, pairs, "--json"))
 
 
+def test_labels_that_could_mean_either_response_are_explained_by_options(tmp_path, capsys):
+    file = tmp_path / "labelled.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"question {i} about tea?", "response_a": f"a long answer {i}", "response_b": f"short {i}", "preference": i % 2}) + "\n" for i in range(10)))
+    assert "say what each means, for example --label 0=a --label 1=b" in fails(capsys, 1, "inspect", file)
+    assert "--label must be VALUE=a, VALUE=b or VALUE=tie, got '0=x'" in fails(capsys, 2, "inspect", file, "--label", "0=x")
+    assert main(["inspect", str(file), "--json", "--label", "0=b", "--label", "1=a"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows_kept"] == 10
+
+
 def test_inspect_writes_a_page_and_a_picture(pairs, tmp_path, capsys):
     text = output(capsys, "inspect", pairs, "--html", tmp_path / "r.html", "--plot", tmp_path / "r.png")
     assert "rows read" in text and "<table" in (tmp_path / "r.html").read_text() and (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
