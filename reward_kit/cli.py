@@ -451,7 +451,7 @@ PPO_BATCHES = grouped("rollouts and updates (PPOConfig)", (
     Option("gradient_accumulation_steps", int, 8, "such passes in a batch of rollouts", alias="gradient_accumulation"),
     Option("num_mini_batches", int, 1, "optimizer steps in one pass over a batch of rollouts"),
     Option("num_ppo_epochs", int, 4, "passes over a batch of rollouts"),
-    Option("local_rollout_forward_batch_size", int, 64, "responses sampled at once, and measured without gradients at once, in one process"),
+    Option("local_rollout_forward_batch_size", int, 64, "prompts sampled at once in one process"),
     Option("response_length", int, 53, "longest response in tokens", alias="max_new_tokens"),
     Option("temperature", float, 0.7, "sampling temperature"),
     Option("top_k", int, 0, "sample among the k likeliest tokens; 0: all"),

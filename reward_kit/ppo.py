@@ -194,7 +194,7 @@ class Episode:
     values: list[float] | None = None # the critic's predictions before each token
     ref_logprobs: list[float] | None = None # under the reference
     score: float | None = None # after normalisation, clipping and penalty
-    raw_score: float | None = None # as the reward functions gave it, weighted and added up
+    raw_score: float | None = None # of the reward functions, each normalised, weighted and added up
     completion: str | list[dict] = "" # the response as text, or as messages
 
     @property
@@ -262,7 +262,7 @@ def sampled_logprobs(
     token_ids: torch.Tensor, # (b, t)
     temperature: float, # of sampling
 ) -> torch.Tensor: # (b, t) float32
-    "Log-probabilities of the tokens in the distribution they were sampled from."
+    "Log-probabilities of the tokens at the temperature they were sampled with; top-k and top-p are not in them."
     logits = logits.float() / temperature # D4: the temperature of sampling also in the log-probabilities (Z), or KL and ratio are of another policy
     return -F.cross_entropy(logits.flatten(0, 1), token_ids.flatten(), reduction="none").view_as(token_ids)
 
@@ -336,7 +336,7 @@ def _critic_from_reward(reward_model, scale, tokenizer):
     "D7: the reward model's trunk and head, on the scale of the scores (N+ section 7)."
     if reward_model is None or not hasattr(reward_model.model, "score"):
         raise ValueError("critic='reward' needs the reward to be one reward model that is a decoder; choose critic='separate' or 'shared'")
-    if reward_model.tokenizer.get_vocab() != tokenizer.get_vocab():
+    if not tokenizer.get_vocab().items() <= reward_model.tokenizer.get_vocab().items(): # it may know more tokens, such as a pad token of its own
         raise ValueError("critic='reward' needs a reward model with the policy's tokenizer; choose critic='separate' or 'shared'")
     model = copy.deepcopy(innermost_model(reward_model.model)).float().requires_grad_(True)
     head = nn.Linear(model.score.in_features, 1)
@@ -525,6 +525,7 @@ def load_prompts(
 ) -> list[dict]: # rows with `prompt` and what else there was
     "Rows of prompts. ValueError names the row that holds no prompt, or the columns present; TypeError for what is not data."
     data = getattr(data, "dataset", data)
+    if isinstance(data, dict): raise ValueError(f"{name} holds several sets ({', '.join(map(str, data))}); give one of them")
     if isinstance(data, (str, os.PathLike)): data = [row for row, _ in read_rows(data)]
     if isinstance(data, datasets.IterableDataset) or not hasattr(data, "__len__"):
         raise TypeError(f"{name} must be a list, a file or a dataset with a length, got {type(data).__name__}")
@@ -573,7 +574,7 @@ class RolloutSettings:
     gradient_accumulation_steps: int = setting(8, "Such passes in a batch of rollouts: a batch has this times per_device_train_batch_size responses in each process.")
     local_rollout_forward_batch_size: int = setting(64, "Prompts that one process samples at once: more is faster, and takes more memory for the cache.")
     response_length: int = setting(53, "Longest response in tokens.")
-    temperature: float = setting(0.7, "Sampling temperature; log-probabilities are of the same distribution.")
+    temperature: float = setting(0.7, "Sampling temperature, also of the log-probabilities (which top_k and top_p do not change).")
     top_k: int = setting(0, "Sample among the k likeliest tokens; 0: all, as the theory wants.")
     top_p: float = setting(1.0, "Sample among the likeliest tokens of this total probability; 1: all.")
     missing_eos_penalty: float | None = setting(None, "Subtracted from the score of a response that does not end.")
@@ -680,6 +681,11 @@ def check_ppo_config(args: PPOConfig) -> None: # settings
             if getattr(args, name) < least: raise ValueError(f"{name} must be at least {least}, got {getattr(args, name)!r}")
     for name in _ABOVE_ZERO:
         if getattr(args, name) <= 0: raise ValueError(f"{name} must be above 0, got {getattr(args, name)!r}")
+    for name in ("total_episodes", "kl_target", "score_clip", "critic_learning_rate", "eval_steps", "save_total_limit"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0: raise ValueError(f"{name} must be above 0 or None, got {getattr(args, name)!r}")
+    if (args.missing_eos_penalty or 0) < 0: raise ValueError(f"missing_eos_penalty is subtracted, so it must be at least 0, got {args.missing_eos_penalty!r}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value): raise ValueError(f"{name} must be a finite number, got {value!r}")
     for name in ("gamma", "lam", "top_p"):
         if not 0 <= getattr(args, name) <= 1: raise ValueError(f"{name} must be between 0 and 1, got {getattr(args, name)!r}")
     if args.local_batch_size % args.num_mini_batches: raise ValueError(
@@ -737,12 +743,12 @@ def stop_ids(
 
 def freeze_dropout(model: nn.Module) -> None: # changed in place
     "D10: no dropout, or the ratio is not 1 before the first step (Z; N+)."
+    inner = innermost_model(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout): module.p = 0.0
-    for config in {id(c): c for c in (innermost_model(model).config, innermost_model(model).config.get_text_config())}.values():
-        if getattr(config, "attention_dropout", None): config.attention_dropout = 0.0
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float): module.attention_dropout = 0.0
+    for holder in (*model.modules(), inner.config, inner.config.get_text_config()): # some models keep a rate and call the function
+        for name, value in list(vars(holder).items()):
+            if "drop" in name and isinstance(value, float): setattr(holder, name, 0.0)
 
 # %% ../nbs/07_ppo.ipynb #62e0f1f2
 class PhaseClock:
@@ -836,6 +842,7 @@ class CollectSteps:
 
     def _score(self, episodes, data):
         "Rewards of the responses; those to which no reward function applies are left out."
+        if not episodes: return [], {} # more processes than held-out prompts
         self._write_completions(episodes, data)
         rows, args = [e.row for e in episodes], self.args
         columns = {name: [data[row].get(name) for row in rows] for name in data[rows[0]] if name not in ("prompt", "completion", "completions", "completion_ids")}
@@ -899,7 +906,7 @@ class MeasureSteps:
         n, raw = len(episodes), [e.raw_score for e in episodes]
         kl = sum(sum(a - b for a, b in zip(e.logprobs, e.ref_logprobs, strict=True)) for e in episodes) / n
         entropy = -sum(sum(e.logprobs) for e in episodes) / sum(len(e.logprobs) for e in episodes)
-        names = {name: [r for part in parts for r in part.get(name, ()) if r is not None] for name in parts[0]}
+        names = {name: [r for part in parts for r in part.get(name, ()) if r is not None] for name in dict.fromkeys(name for part in parts for name in part)}
         metrics = {f"rewards/{name}": sum(own) / len(own) for name, own in names.items() if own and len(names) > 1}
         return metrics | {
             "objective/scores": sum(raw) / n, "objective/scores_std": (sum((r - sum(raw) / n) ** 2 for r in raw) / n) ** 0.5, "objective/kl": kl,
@@ -960,7 +967,8 @@ class UpdateSteps:
     def _optimizer_step(self, rollout, minibatch):
         "One step on one minibatch; sums over its tokens."
         args, rank, world = self.args, self.accelerator.process_index, self.accelerator.num_processes
-        tokens, sums = sum(len(rollout.episodes[i].response_ids) for i in minibatch), {}
+        tokens = sum(len(rollout.episodes[i].response_ids) for i in minibatch)
+        sums = dict.fromkeys(("clipped", "kl", "ratio", "value_clipped", "policy_loss", "value_loss"), 0.0) # a process may hold no episode
         own = sorted(minibatch, key=lambda i: (rollout.episodes[i].length, i))[rank::world] # D19: episodes of similar length together, padding cut
         for start in range(0, len(own), args.per_device_train_batch_size):
             part = self._backward(rollout, own[start : start + args.per_device_train_batch_size], tokens)
@@ -1243,18 +1251,32 @@ class PPOSetupSteps:
         self.policy, self.tokenizer, self.base = load_policy(model, tokenizer, args)
         self.stop_ids = stop_ids(self.policy, self.tokenizer)
         freeze_dropout(self.policy)
-        is_adapter = peft_config is not None or hasattr(self.policy, "peft_config")
         if ref_model is not None: self.ref_policy = _read_policy(ref_model, args)[0] if isinstance(ref_model, (str, os.PathLike)) else ref_model
-        else: self.ref_policy = None if is_adapter else copy.deepcopy(self.policy)
-        if self.ref_policy is self.policy: raise ValueError("ref_model is the policy itself, which changes; leave ref_model out, and a copy is made")
-        if peft_config is not None: self.policy = self._with_adapter(peft_config)
+        else: self.ref_policy = None if peft_config is not None else copy.deepcopy(self.policy) # an adapter that is given already is part of the beginning
+        self._check_models(peft_config)
         only = self.rewards.functions[0] if len(self.rewards.functions) == 1 and isinstance(self.rewards.functions[0], RewardModel) else None
-        self.critic = make_critic(args.critic, self.policy if not is_adapter else innermost_model(self.policy), only, self.rewards.scales[0], self.tokenizer)
+        mean, std = self.rewards.scales[0]
+        self.critic = make_critic(args.critic, self.policy, only, (mean, std / (self.rewards.weights[0] or 1.0)), self.tokenizer)
+        if peft_config is not None: self.policy = self._with_adapter(peft_config)
+        self._check_precision()
         if args.gradient_checkpointing: self._checkpoint_gradients()
         for module in (self.policy, self.ref_policy, self.critic):
             if module is not None: module.to(self.device)
         if self.ref_policy is not None: self.ref_policy.eval().requires_grad_(False)
         freeze_dropout_of_critic(self.critic)
+
+    def _check_models(self, peft_config):
+        "ValueError for a reference or an adapter that cannot be what is meant."
+        if self.ref_policy is self.policy: raise ValueError("ref_model is the policy itself, which changes; leave ref_model out, and a copy is made")
+        if peft_config is not None and hasattr(self.policy, "peft_config"):
+            raise ValueError("the policy has an adapter already, and peft_config asks for another: leave peft_config out to train the one it has, or merge it first (merge_and_unload)")
+        sizes = [innermost_model(m).config.get_text_config().vocab_size for m in (self.policy, self.ref_policy) if m is not None]
+        if len(set(sizes)) > 1: raise ValueError(f"ref_model has a vocabulary of {sizes[1]} tokens, the policy one of {sizes[0]}: the reference must read the policy's tokens")
+
+    def _check_precision(self):
+        "ValueError for trained weights in 16 bits, in which a step of PPO is lost."
+        low = next((p.dtype for p in self.policy.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)), None)
+        if low is not None: raise ValueError(f"the policy's weights are {low}, in which PPO's small steps are lost: load it with dtype=torch.float32 (bf16=True then computes in bfloat16), or give a peft_config")
 
     def _with_adapter(self, peft_config):
         "LoRA on the policy; the base under it is the reference."
@@ -1348,7 +1370,7 @@ class RunSteps:
         evaluated, pending = -1, []
         for step in tqdm(range(self.state.global_step, steps), initial=self.state.global_step, total=steps, desc="PPO", disable=self.args.disable_tqdm or not self.is_world_process_zero()):
             pending.append(self._step(step))
-            if due(self.args.logging_steps) or self.control.should_log:
+            if due(self.args.logging_steps) or self.control.should_log or step == steps - 1:
                 self._log({name: sum(m[name] for m in pending if name in m) / sum(name in m for m in pending) for name in pending[-1]} | self.clock.report())
                 pending, self.control.should_log = [], False
             if self.eval_rows is not None and (due(self.args.eval_steps) or self.control.should_evaluate):

@@ -53,7 +53,7 @@ def weights(trainer):
 def run_processes(base, folder):
     "One update on the same episodes, in as many processes as there are; then a batch of rollouts that processes share."
     torch.set_num_threads(1)
-    trainer = make_trainer(base, Path(folder) / "run", gradient_accumulation_steps=2, per_device_train_batch_size=2, num_mini_batches=1, critic="shared")
+    trainer = make_trainer(base, Path(folder) / "run", gradient_accumulation_steps=2, per_device_train_batch_size=2, num_mini_batches=1, critic="shared", eval_dataset=prompts(1, 3))
     metrics = trainer.update(fixed_episodes())
     if trainer.is_world_process_zero():
         torch.save(weights(trainer), Path(folder) / f"weights_{trainer.accelerator.num_processes}.pt")
@@ -61,7 +61,8 @@ def run_processes(base, folder):
     episodes, rollout = trainer.collect(0)
     rows = [e.row for e in episodes]
     assert sorted(rows) == sorted(trainer.order.batch(0, 4 * trainer.accelerator.num_processes)) and rollout["response/length"] > 0
-    trainer.train()
+    trainer.train()  # with one held-out prompt, so that a second process has none
+    trainer.update(fixed_episodes(1))  # nor an episode
     return trainer
 
 

@@ -52,6 +52,7 @@ def tiny(name):
         "gemma3": lambda: transformers.Gemma3TextConfig(**grouped, sliding_window=6, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"]),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(**shared),
+        "falcon": lambda: transformers.FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, hidden_dropout=0.1, attention_dropout=0.1, alibi=False),
         "opt": lambda: transformers.OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32),
     }
     torch.manual_seed(0)
@@ -191,6 +192,18 @@ def test_bf16_autocast_stays_near_float32(base, tmp_path):
     half.train()
 
 
+@pytest.mark.parametrize("name", ["opt", "falcon", "gpt2"])
+def test_no_dropout_of_any_kind_is_left(name, base, tmp_path):
+    "Models keep their rates in layers, in plain attributes, or in the configuration."
+    tokenizer = make_tokenizer()
+    model = tiny(name)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    trainer = make_trainer(model, tmp_path, processing_class=tokenizer, num_ppo_epochs=1, num_mini_batches=1)
+    episodes, _ = trainer.collect(0)
+    metrics = trainer.update(episodes)
+    assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-8
+
+
 # ---------------------------------------------------------------- critics and references
 
 def reward_model(folder_or_model, tokenizer, scale=None):
@@ -259,6 +272,24 @@ def test_reference_is_a_given_model_or_the_beginning(base, tmp_path):
     policy = transformers.AutoModelForCausalLM.from_pretrained(base)
     with pytest.raises(ValueError, match="ref_model is the policy itself"):
         PPOTrainer(policy, vowels, config(tmp_path), prompts(4), ref_model=policy, processing_class=transformers.AutoTokenizer.from_pretrained(base))
+
+
+def test_an_adapter_that_is_given_is_part_of_the_reference(base, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    policy = get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    for name, p in policy.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    _, metrics = make_trainer(policy, tmp_path, processing_class=tokenizer).collect(0)
+    assert abs(metrics["objective/kl"]) < 1e-5
+    with pytest.raises(ValueError, match="has an adapter already"):
+        make_trainer(policy, tmp_path, processing_class=tokenizer, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+def test_a_critic_from_a_weighted_reward_is_on_its_scale(base, judge, tmp_path):
+    text = EpisodeBatch.of([Episode(0, [5, 6], [7, 8])])
+    one, five = (make_trainer(base, tmp_path, reward=judge, critic="reward", reward_weights=[w]).critic.values(text) for w in (1.0, 5.0))
+    assert torch.allclose(five, 5 * one, atol=1e-5)
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
@@ -376,6 +407,7 @@ def test_prompts_come_from_lists_files_and_datasets(tmp_path):
         assert load_prompts(data) == [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}]
     with pytest.raises(TypeError, match="with a length, got generator"): load_prompts(x for x in "ab")
     with pytest.raises(ValueError, match="has no rows"): load_prompts([])
+    with pytest.raises(ValueError, match=r"holds several sets \(train, test\); give one of them"): load_prompts(datasets.DatasetDict(train=data, test=data))
 
 
 def test_prompts_of_a_prepared_tokenizer_have_no_eos(base):
@@ -480,6 +512,11 @@ def test_what_cannot_be_a_policy_or_its_settings_is_refused(base, tmp_path):
     with pytest.raises(ModelLoadError, match="does not exist"): make_trainer(tmp_path / "none", tmp_path)
     with pytest.raises(ModelLoadError, match="is not a reward model"): make_trainer(base, tmp_path, reward=base)
     with pytest.raises(ValueError, match="the policy's context has 256 tokens"): make_trainer(base, tmp_path, response_length=300)
+    half = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="weights are torch.bfloat16, in which PPO's small steps are lost"): make_trainer(half, tmp_path, processing_class=transformers.AutoTokenizer.from_pretrained(base))
+    with pytest.raises(ValueError, match="ref_model has a vocabulary of"): make_trainer(base, tmp_path, ref_model=tiny("llama"))
+    for wrong in ({"total_episodes": -5}, {"score_clip": -1.0}, {"kl_target": 0.0}, {"missing_eos_penalty": -3.0}, {"cliprange": float("nan")}, {"temperature": float("inf")}):
+        with pytest.raises(ValueError, match=next(iter(wrong))): PPOConfig(**wrong)
     with pytest.raises(TypeError, match="args must be a PPOConfig, got dict"): PPOTrainer(base, vowels, {}, prompts(4))
     with pytest.raises(ValueError, match="no chat template"): make_trainer(base, tmp_path, data=[[{"role": "user", "content": "hi"}]])
 
