@@ -1315,13 +1315,12 @@ def _reward_setting(reward):
 # %% ../nbs/10_autotrain.ipynb #99f6f6bb
 def build_policy_trainer(model, reward, args, rows, held_out, peft_config, chat_template):  # -> PPOTrainer
     "The trainer of a run; loads the reward and then the policy."
-    from reward_kit.ppo import PPOTrainer, reward_functions
+    from reward_kit.ppo import PPOTrainer
     from reward_kit.encoding import quiet_transformers
 
     with quiet_transformers():
-        functions = reward_functions([os.fspath(r) if isinstance(r, os.PathLike) else r for r in (reward if isinstance(reward, (list, tuple)) else [reward])])
         tokenizer = policy_tokenizer(model, chat_template)
-        try: return PPOTrainer(model, functions, args, rows, held_out, processing_class=tokenizer, peft_config=peft_config)
+        try: return PPOTrainer(model, reward, args, rows, held_out, processing_class=tokenizer, peft_config=peft_config)
         except ValueError as error: raise _with_origin(error, rows, held_out) from None
 
 

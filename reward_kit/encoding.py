@@ -8,10 +8,11 @@ __all__ = ['logger', 'OVERFLOW_POLICIES', 'PLAIN_TEMPLATE', 'WRAPPER_MARK', 'FIX
            'find_inserted', 'ensure_pad_token', 'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers',
            'model_positions', 'choose_max_length', 'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch',
            'RewardEncoder', 'encode_texts', 'OverflowReport', 'encode_dataset', 'reward_positions', 'batch_labels',
-           'RewardCollator', 'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'bind_reward_forward',
-           'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error', 'reward_head', 'init_reward_head',
-           'check_reward_config', 'load_reward_backbone', 'write_text_atomic', 'library_versions', 'RewardMetadata',
-           'read_metadata', 'without_scale', 'render_card_section', 'read_card_section', 'update_card_section']
+           'RewardCollator', 'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'accepts',
+           'bind_reward_forward', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error',
+           'reward_head', 'init_reward_head', 'check_reward_config', 'load_reward_backbone', 'write_text_atomic',
+           'library_versions', 'RewardMetadata', 'read_metadata', 'without_scale', 'render_card_section',
+           'read_card_section', 'update_card_section']
 
 # %% ../nbs/03_encoding.ipynb #b7c7f326
 import contextlib
@@ -804,7 +805,11 @@ def is_reward_decoder(
 
 # %% ../nbs/03_encoding.ipynb #8061efc9
 @cache
-def _accepts(cls, name):
+def accepts(
+    cls: type,  # of a model
+    name: str,  # of an argument
+) -> bool:
+    "Whether a model's forward takes an argument by name."
     return name in inspect.signature(cls.forward).parameters
 
 
@@ -825,8 +830,8 @@ def _reward_forward(self, *args, reward_index=None, segment_ids=None, **kwargs):
     if not is_reward_decoder(self): rewards = _encoder_rewards(self, original, inputs, index)
     else:
         base = getattr(self, self.base_model_prefix)
-        if not _accepts(type(base), "position_ids"): inputs.pop("position_ids", None)
-        if _accepts(type(base), "use_cache"): inputs["use_cache"] = False
+        if not accepts(type(base), "position_ids"): inputs.pop("position_ids", None)
+        if accepts(type(base), "use_cache"): inputs["use_cache"] = False
         hidden = base(**inputs).last_hidden_state
         rewards = apply_head_float32(self.score, hidden.reshape(-1, hidden.shape[-1])[index]).squeeze(-1)
     return SequenceClassifierOutput(logits=rewards.masked_fill(reward_index < 0, 0.0))

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['logger', 'KL_ESTIMATORS', 'CRITICS', 'PLAYGROUND_PPO', 'LOG_COLUMNS', 'masked_mean', 'whiten', 'kl_estimate',
            'token_rewards', 'gae', 'policy_loss', 'value_loss', 'KLController', 'Episode', 'left_pad', 'right_pad',
-           'EpisodeBatch', 'causal_logits', 'sampled_logprobs', 'Critic', 'evaluate_actions', 'trunk_of', 'make_critic',
-           'Sampling', 'SamplingState', 'sample_batch', 'sample_responses', 'RewardError', 'reward_functions',
-           'function_name', 'call_reward', 'RewardMix', 'load_prompts', 'encode_prompts', 'RolloutSettings',
-           'UpdateSettings', 'PPOConfig', 'check_ppo_config', 'load_policy', 'stop_ids', 'freeze_dropout', 'PhaseClock',
-           'peak_memory', 'PromptOrder', 'CollectSteps', 'MeasureSteps', 'Rollout', 'make_rollout', 'UpdateSteps',
-           'masked_variance', 'UpdateMetrics', 'show_number', 'log_line', 'sample_table', 'EvaluateSteps',
-           'PPOCheckpointSteps', 'load_trained_weights', 'plot_ppo', 'policy_card', 'SavePolicySteps', 'PPOSetupSteps',
-           'freeze_dropout_of_critic', 'PPODataSteps', 'RunSteps', 'PPOTrainer']
+           'response_mask', 'EpisodeBatch', 'causal_logits', 'sampled_logprobs', 'Critic', 'evaluate_actions',
+           'trunk_of', 'make_critic', 'Sampling', 'SamplingState', 'sample_batch', 'sample_responses', 'RewardError',
+           'reward_functions', 'function_name', 'call_reward', 'RewardMix', 'load_prompts', 'encode_prompts',
+           'RolloutSettings', 'UpdateSettings', 'PPOConfig', 'check_ppo_config', 'load_policy', 'stop_ids',
+           'freeze_dropout', 'PhaseClock', 'peak_memory', 'PromptOrder', 'CollectSteps', 'MeasureSteps', 'Rollout',
+           'make_rollout', 'UpdateSteps', 'masked_variance', 'UpdateMetrics', 'show_number', 'log_line', 'sample_table',
+           'EvaluateSteps', 'PPOCheckpointSteps', 'load_trained_weights', 'plot_ppo', 'policy_card', 'SavePolicySteps',
+           'PPOSetupSteps', 'PPODataSteps', 'RunSteps', 'PPOTrainer']
 
 # %% ../nbs/07_ppo.ipynb #f3fb46a0
 import atexit
@@ -40,7 +40,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from .encoding import ModelLoadError, apply_head_float32, explain_load_error, hub_reachable, innermost_model, quiet_transformers, resolve_model, write_text_atomic
+from .encoding import ModelLoadError, accepts, apply_head_float32, explain_load_error, hub_reachable, innermost_model, quiet_transformers, resolve_model, write_text_atomic
 from .inference import RewardModel, check_text, is_conversation, read_rows
 from .playground import load_base
 from reward_kit.trainer import (
@@ -205,11 +205,10 @@ class Episode:
 # %% ../nbs/07_ppo.ipynb #c33ae8a2
 def left_pad(
     rows: list[list[int]], # token ids
-    fill: int, # id at padded places; masked, so its value does not matter
-) -> tuple[torch.Tensor, torch.Tensor]: # ids and mask (True = token), both (b, longest)
+) -> tuple[torch.Tensor, torch.Tensor]: # ids (0 at padded places) and mask (True = token), both (b, longest)
     "Rows that end at the same column."
     width = max(map(len, rows))
-    ids = torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows])
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
     return ids, torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
 
 
@@ -220,6 +219,14 @@ def right_pad(
     "Rows that start at the same column."
     width = max(map(len, rows))
     return torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], dtype=dtype)
+
+
+def response_mask(
+    episodes: list[Episode], # b of them
+) -> torch.Tensor: # (b, t) bool, True = sampled token
+    "Where rows of `right_pad` hold a token of a response."
+    lengths = torch.tensor([len(e.response_ids) for e in episodes])
+    return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
 @dataclass
@@ -234,9 +241,9 @@ class EpisodeBatch:
     @classmethod
     def of(cls, episodes: list[Episode], device="cpu") -> "EpisodeBatch":
         "Only as wide as these episodes need."
-        prompts, prompt_mask = left_pad([e.prompt_ids for e in episodes], 0)
+        prompts, prompt_mask = left_pad([e.prompt_ids for e in episodes])
         responses = right_pad([e.response_ids for e in episodes], torch.long)
-        mask = torch.arange(responses.shape[1]) < torch.tensor([len(e.response_ids) for e in episodes])[:, None]
+        mask = response_mask(episodes)
         attention = torch.cat([prompt_mask, mask], 1).long()
         parts = torch.cat([prompts, responses], 1), attention, (attention.cumsum(1) - 1).clamp(min=0), responses, mask
         return cls(*(part.to(device) for part in parts))
@@ -251,7 +258,7 @@ def causal_logits(
     found = {}
     projection = innermost_model(model).get_output_embeddings()
     handle = projection.register_forward_pre_hook(lambda module, args: found.update(hidden=args[0]))
-    if "logits_to_keep" in inspect.signature(type(innermost_model(model)).forward).parameters: inputs["logits_to_keep"] = keep
+    if accepts(type(innermost_model(model)), "logits_to_keep"): inputs["logits_to_keep"] = keep
     try: output = model(**inputs)
     finally: handle.remove()
     return output.logits[:, -keep:], output, found["hidden"][:, -keep:]
@@ -285,8 +292,8 @@ class Critic(nn.Module):
     def values(self, batch: EpisodeBatch) -> torch.Tensor: # (b, t)
         "Predictions of a separate trunk before each sampled token."
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids, "use_cache": False}
-        known = inspect.signature(type(innermost_model(self.trunk)).forward).parameters
-        hidden = self.trunk(**{name: value for name, value in inputs.items() if name in known}).last_hidden_state
+        kind = type(innermost_model(self.trunk))
+        hidden = self.trunk(**{name: value for name, value in inputs.items() if accepts(kind, name)}).last_hidden_state
         t = batch.response_ids.shape[1]
         return self(hidden[:, -t - 1 : -1]) # D5: the value before a token is read where its logits are, one position earlier
 
@@ -372,7 +379,7 @@ class SamplingState:
         prompts: list[list[int]], # token ids
         device, # of the model
     ):
-        ids, mask = left_pad(prompts, 0)
+        ids, mask = left_pad(prompts)
         self.ids, self.mask, self.cache = ids.to(device), mask.long().to(device), None
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
         self.rows = torch.arange(len(prompts), device=device)
@@ -618,6 +625,7 @@ class UpdateSettings:
 class PPOConfig(RemembersGiven, UpdateSettings, RolloutSettings):
     """Settings of `PPOTrainer`. Those that TRL's PPOConfig has keep their names; what differs, with the reason:
 
+    - `gradient_accumulation_steps` 8 (TRL: 1), so that a batch of rollouts has 64 responses.
     - a minibatch is one optimizer step, whatever `gradient_accumulation_steps` is (in TRL 1.12 fewer steps are taken than minibatches are cut).
     - `gradient_checkpointing` off and precision by the hardware, as in `RewardConfig`.
     - `response_length` counts at most so many tokens; a response always stops at EOS.
@@ -738,7 +746,8 @@ def stop_ids(
 ) -> tuple[int, ...]:
     "Tokens that end a response: the tokenizer's EOS, and those of the model's generation settings (end of turn)."
     found = getattr(getattr(innermost_model(model), "generation_config", None), "eos_token_id", None)
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *(found if isinstance(found, (list, tuple)) else [found])] if found is not None else [tokenizer.eos_token_id]))
+    more = found if isinstance(found, (list, tuple)) else [] if found is None else [found]
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
 def freeze_dropout(model: nn.Module) -> None: # changed in place
@@ -812,17 +821,16 @@ class CollectSteps:
         "accelerate allows one precision in a program; here each trainer has its own."
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.args.bf16))
 
-    def _sampling(self, temperature=None):
+    def _sampling(self):
         args = self.args
-        return Sampling(args.response_length, args.temperature if temperature is None else temperature, args.top_k, args.top_p, self.stop_ids,
-                        args.local_rollout_forward_batch_size)
+        return Sampling(args.response_length, args.temperature, args.top_k, args.top_p, self.stop_ids, args.local_rollout_forward_batch_size)
 
-    def _sample(self, rows, encoded, temperature=None):
+    def _sample(self, rows, encoded):
         "Episodes of prompts, sampled by the policy as it is."
         prompts = [encoded[row] for row in rows]
         with self.clock("sample"), self._autocast():
-            if self.vllm is not None and temperature is None: found = self._sample_with_vllm(prompts)
-            else: found = sample_responses(self.policy, prompts, self._sampling(temperature), self.generator, self.critic if self.critic.trunk is None else None)
+            if self.vllm is not None: found = self._sample_with_vllm(prompts)
+            else: found = sample_responses(self.policy, prompts, self._sampling(), self.generator, self.critic if self.critic.trunk is None else None)
         return [Episode(row, ids, response, stopped, logprobs, values)
                 for row, ids, (response, logprobs, values, stopped) in zip(rows, prompts, found, strict=True)]
 
@@ -902,7 +910,8 @@ class MeasureSteps:
         return scored, self._rollout_metrics(scored, sampled, parts)
 
     def _rollout_metrics(self, episodes, sampled, parts):
-        "What a batch of rollouts is like, in the names of TRL's PPO where it has one."
+        """What a batch of rollouts is like. Where TRL's PPO has the name: `entropy` is a mean over tokens, `scores` come before the penalty for a missing EOS
+        (`rlhf_reward` after it), and `kl` is k1 whatever the penalty uses."""
         n, raw = len(episodes), [e.raw_score for e in episodes]
         kl = sum(sum(a - b for a, b in zip(e.logprobs, e.ref_logprobs, strict=True)) for e in episodes) / n
         entropy = -sum(sum(e.logprobs) for e in episodes) / sum(len(e.logprobs) for e in episodes)
@@ -939,7 +948,7 @@ def make_rollout(
 ) -> Rollout:
     "Rewards of tokens, advantages and returns of a batch."
     logprobs, ref, values = (right_pad([getattr(e, name) for e in episodes]) for name in ("logprobs", "ref_logprobs", "values"))
-    mask = torch.arange(logprobs.shape[1]) < torch.tensor([len(e.response_ids) for e in episodes])[:, None]
+    mask = response_mask(episodes)
     kl = kl_estimate(logprobs, ref, args.kl_estimator)
     rewards = token_rewards(torch.tensor([e.score for e in episodes]), kl, mask, kl_coef)
     if args.whiten_rewards: rewards = whiten(rewards, mask, shift_mean=False) # D16: optional; the mean stays, since it says what is good (N+ section 7)
@@ -1127,17 +1136,17 @@ class PPOCheckpointSteps:
     def _load_state(self, folder):
         "Continue where a checkpoint was written. CheckpointError: it is of a run with other settings."
         folder, rank = Path(folder), self.accelerator.process_index
+        saved, steps = transformers.TrainerState.load_from_json(str(folder / "trainer_state.json")), self.state.max_steps
+        if saved.max_steps != steps: raise CheckpointError(f"{folder.name} is of a run of {saved.max_steps} batches, this one has {steps}; give the same settings and prompts")
         load_trained_weights(self.policy, folder)
         self.critic.load_state_dict(load_file(folder / "critic.safetensors"))
         read = lambda name: torch.load(folder / name, weights_only=True)
         self.optimizer.load_state_dict(read("optimizer.pt"))
         more, random = read("scheduler.pt"), read(f"random_{rank}.pt")
         self.scheduler.load_state_dict(more["scheduler"])
-        self.kl.value, steps = more["kl_coef"], self.state.max_steps
+        self.kl.value = more["kl_coef"]
         self.generator.set_state(random["generator"])
         torch.set_rng_state(random["torch"])
-        saved = transformers.TrainerState.load_from_json(str(folder / "trainer_state.json"))
-        if saved.max_steps != steps: raise CheckpointError(f"{folder.name} is of a run of {saved.max_steps} batches, this one has {steps}; give the same settings and prompts")
         self.state.global_step, self.state.log_history, self.state.epoch = saved.global_step, saved.log_history, saved.epoch
 
 
@@ -1263,7 +1272,7 @@ class PPOSetupSteps:
         for module in (self.policy, self.ref_policy, self.critic):
             if module is not None: module.to(self.device)
         if self.ref_policy is not None: self.ref_policy.eval().requires_grad_(False)
-        freeze_dropout_of_critic(self.critic)
+        if self.critic.trunk is not None: freeze_dropout(self.critic.trunk) # the reward model's has its own
 
     def _check_models(self, peft_config):
         "ValueError for a reference or an adapter that cannot be what is meant."
@@ -1292,11 +1301,6 @@ class PPOSetupSteps:
             if module is None: continue
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if hasattr(module, "peft_config"): module.enable_input_require_grads()
-
-
-def freeze_dropout_of_critic(critic: Critic) -> None: # changed in place
-    "D10 again, for the critic's own trunk."
-    if critic.trunk is not None: freeze_dropout(critic.trunk)
 
 # %% ../nbs/07_ppo.ipynb #a1c0ffe3
 class PPODataSteps:
