@@ -292,7 +292,7 @@ UNSUPPORTED = {
     for names, reason in (
         ("unsloth", "it replaces the model code; train without it"),
         ("distributed_backend", "start the same command with `accelerate launch` instead"),
-        ("packing", "the packed layout follows in a later release; leave it out"),
+        ("packing", "pairs are packed wherever the model can read them so; leave it out"),
         ("learning_rate", "this interface calls it lr"),
         ("num_epochs num_train_epochs", "this interface calls it epochs"),
         ("warmup_steps", "this interface has warmup_ratio"),

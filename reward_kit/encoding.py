@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['logger', 'OVERFLOW_POLICIES', 'PLAIN_TEMPLATE', 'WRAPPER_MARK', 'FIXED_DATE', 'PAD_CANDIDATES', 'DEFAULT_MAX_LENGTH',
-           'TEXT_COLUMNS', 'COUNT_COLUMNS', 'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template',
-           'find_inserted', 'ensure_pad_token', 'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers',
-           'model_positions', 'choose_max_length', 'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch',
-           'RewardEncoder', 'encode_texts', 'OverflowReport', 'encode_dataset', 'reward_positions', 'batch_labels',
-           'RewardCollator', 'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'accepts',
-           'bind_reward_forward', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error',
-           'reward_head', 'init_reward_head', 'check_reward_config', 'load_reward_backbone', 'write_text_atomic',
-           'library_versions', 'RewardMetadata', 'read_metadata', 'without_scale', 'render_card_section',
-           'read_card_section', 'update_card_section']
+           'TEXT_COLUMNS', 'COUNT_COLUMNS', 'LAYOUTS', 'MIN_SHARED', 'PACKED_ATTENTION', 'LAYOUT_CHOICES',
+           'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template', 'find_inserted', 'ensure_pad_token',
+           'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers', 'model_positions', 'choose_max_length',
+           'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch', 'RewardEncoder', 'encode_texts',
+           'OverflowReport', 'encode_dataset', 'shared_length', 'pack_sequences', 'pad_sequences', 'reward_positions',
+           'batch_labels', 'RewardCollator', 'segment_table', 'attend_by_segments', 'attend_on_cuda', 'varlen_parts',
+           'segment_attention', 'last_feed_forward', 'end_packing', 'packed_forward', 'innermost_model',
+           'apply_head_float32', 'is_reward_decoder', 'accepts', 'bind_reward_forward', 'packing_problem',
+           'choose_layout', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error', 'reward_head',
+           'init_reward_head', 'check_reward_config', 'load_reward_backbone', 'write_text_atomic', 'library_versions',
+           'RewardMetadata', 'read_metadata', 'without_scale', 'render_card_section', 'read_card_section',
+           'update_card_section']
 
 # %% ../nbs/03_encoding.ipynb #b7c7f326
 import contextlib
@@ -41,7 +44,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub.utils import logging as hub_logging
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging as transformers_logging
 
@@ -715,15 +718,59 @@ def _encode_and_count(rows, indices, encoder, report, columns):
     return {name: [values[i] for i in kept] for name, values in out.items() if name not in COUNT_COLUMNS}
 
 # %% ../nbs/03_encoding.ipynb #4d2c8da8
+LAYOUTS = ("padded", "packed")
+MIN_SHARED = 8  # tokens; a shorter common prefix is cheaper to compute again than to attend to from elsewhere
+
+
+def shared_length(
+    first: Sequence[int],  # token ids
+    other: Sequence[int],  # token ids
+) -> int:  # 0 where it is below MIN_SHARED
+    "Tokens at the start of both sequences; at least the last one of `other` is its own."
+    n = min(len(first), len(other) - 1)
+    differ = np.flatnonzero(np.asarray(first[:n]) != np.asarray(other[:n]))
+    shared = int(differ[0]) if len(differ) else n
+    return shared if shared >= MIN_SHARED else 0
+
+
+def pack_sequences(
+    groups: Sequence[Sequence[Sequence[int]]],  # b examples of up to K sequences
+) -> tuple[dict, torch.Tensor]:  # (input_ids, attention_mask, position_ids (1, T) and segments (n, 3); last places (n,))
+    "One line of all sequences. `segments`: own tokens of each sequence, where its shared tokens begin, and how many those are."
+    ids, positions, segments = [], [], []
+    for group in groups:
+        start = len(ids)
+        for i, sequence in enumerate(group):
+            shared = shared_length(group[0], sequence) if i else 0
+            segments.append((len(sequence) - shared, start if shared else 0, shared))
+            ids.extend(sequence[shared:])
+            positions.extend(range(shared, len(sequence)))
+    segments = torch.tensor(segments)
+    batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long), "position_ids": torch.tensor([positions])}
+    return batch | {"segments": segments}, segments[:, 0].cumsum(0) - 1
+
+
+def pad_sequences(
+    lines: Sequence[Sequence[int]],  # n sequences
+    pad_token_id: int,  # fills the lines
+    length: int,  # L
+) -> tuple[dict, torch.Tensor]:  # (input_ids, attention_mask, position_ids (n, L); last places (n,))
+    "One line a sequence."
+    lengths, position = torch.tensor([len(ids) for ids in lines]), torch.arange(length).expand(len(lines), length)
+    keep, input_ids = position < lengths[:, None], torch.full((len(lines), length), pad_token_id)
+    input_ids[keep] = torch.tensor([i for ids in lines for i in ids])
+    batch = {"input_ids": input_ids, "attention_mask": keep.long(), "position_ids": position * keep}
+    return batch, torch.arange(len(lines)) * length + lengths - 1
+
+# %% ../nbs/03_encoding.ipynb #4d2c8da9
 def reward_positions(
-    groups: Sequence[Sequence[Sequence[int]]],  # b rows of up to K sequences
-    length: int,  # L, tokens of a line
+    sizes: Sequence[int],  # responses of each of b examples
+    last: torch.Tensor,  # (n,) place of the last token of every response
 ) -> dict:  # reward_index and mask, both (b, K)
-    "Where each response's last token is, as row * L + column; -1 where a row has fewer responses than the widest."
-    sizes, lengths = [len(group) for group in groups], torch.tensor([len(ids) for group in groups for ids in group])
+    "The places as a table; -1 where an example has fewer responses than the widest."
     mask = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
     index = torch.full(mask.shape, -1)
-    index[mask] = torch.arange(len(lengths)) * length + lengths - 1
+    index[mask] = last
     return {"reward_index": index, "mask": mask}
 
 
@@ -746,32 +793,193 @@ def batch_labels(
 # %% ../nbs/03_encoding.ipynb #65e14649
 @dataclass
 class RewardCollator:
-    "Encoded rows to tensors, one line a sequence."
-    pad_token_id: int  # fills input_ids behind the last token of a line; masked, so the rewards do not depend on it
-    layout: str = "padded"  # the only one of this version: one sequence a line, padded to the longest
-    pad_to_multiple_of: int | None = None  # round L up, for tensor cores
+    "Encoded rows to tensors."
+    pad_token_id: int  # fills the lines of the padded layout; masked, so the rewards do not depend on it
+    layout: str = "padded"  # one of LAYOUTS; `choose_layout` says what a model can
+    pad_to_multiple_of: int | None = None  # round L up, for tensor cores; the padded layout only
 
     def __post_init__(self):
-        if self.layout != "padded": raise ValueError(f"layout={self.layout!r}: this version lays out batches as 'padded'")
+        if self.layout not in LAYOUTS: raise ValueError(f"layout={self.layout!r}: choose one of {', '.join(LAYOUTS)}")
 
     def __call__(
         self,
         examples: Sequence[dict],  # rows of `encode_dataset`, or with `chosen_ids` and `rejected_ids`
-    ) -> dict:  # input_ids, attention_mask, position_ids, segment_ids (n, L); reward_index, mask, ranks (b, K); weight (b,); ...
+    ) -> dict:  # input_ids, attention_mask, position_ids (n, L) or (1, T); segments (n, 3) if packed; reward_index, mask, ranks (b, K); weight (b,); ...
         "The batch. Raises ValueError for an empty one or an empty sequence."
         groups = [e["sequences"] if e.get("sequences") is not None else [e["chosen_ids"], e["rejected_ids"]] for e in examples]
         lines = [ids for group in groups for ids in group]
         if min(map(len, lines), default=0) == 0:
             raise ValueError("a batch needs at least one sequence, and every sequence at least one token")
         length, step = max(map(len, lines)), self.pad_to_multiple_of or 1
-        length = -(-length // step) * step
-        position = torch.arange(length).expand(len(lines), length)
-        keep = position < torch.tensor([len(ids) for ids in lines])[:, None]
-        input_ids = torch.full(keep.shape, self.pad_token_id)
-        input_ids[keep] = torch.tensor([i for ids in lines for i in ids])
-        batch = {"input_ids": input_ids, "attention_mask": keep.long(), "position_ids": position * keep, "segment_ids": keep.long() - 1}
-        batch |= reward_positions(groups, length)
+        batch, last = pack_sequences(groups) if self.layout == "packed" else pad_sequences(lines, self.pad_token_id, -(-length // step) * step)
+        batch |= reward_positions([len(group) for group in groups], last)
         return batch | batch_labels(examples, batch["mask"])
+
+# %% ../nbs/03_encoding.ipynb #ab5e1001
+def segment_table(
+    segments: torch.Tensor,  # (n, 3) of `pack_sequences`
+) -> torch.Tensor:  # (1, 1, n, 3) on the CPU, with a `masks` dictionary that lives as long as it does
+    "Segments in the shape of an attention mask, which models pass on to their layers as it is."
+    table = segments.detach().cpu()[None, None]
+    table.masks = {}
+    return table
+
+
+def _causal_mask(masks, n, total, window, like):
+    "(n, total) additive mask: the last n of `total` places, each seeing those before it, at most `window` back with itself."
+    key = n, total, window, like.dtype
+    if key not in masks:
+        back = torch.arange(total - n, total, device=like.device)[:, None] - torch.arange(total, device=like.device)
+        hidden = (back < 0) if window is None else (back < 0) | (back >= window)
+        masks[key] = torch.zeros(n, total, dtype=like.dtype, device=like.device).masked_fill(hidden, -torch.inf)
+    return masks[key]
+
+
+def _attend(query, key, value, masks, window, softcap, dropout, scaling):
+    "Attention of one sequence's last places (1, heads, n, d) to all of it (1, heads, total, d)."
+    n, total = query.shape[2], key.shape[2]
+    window = window if window is not None and window < total else None
+    if softcap is None and n == total and window is None:
+        return nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
+    mask = _causal_mask(masks, n, total, window, query)
+    if softcap is None: return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
+    weights = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    weights = (softcap * torch.tanh(weights / softcap) + mask).softmax(-1)
+    return nn.functional.dropout(weights, dropout) @ value
+
+# %% ../nbs/03_encoding.ipynb #ab5e1002
+PACKED_ATTENTION = "reward_kit_segments"  # the name under which transformers finds it
+
+
+def attend_by_segments(
+    query: torch.Tensor,  # (1, heads, T, d)
+    key: torch.Tensor,  # (1, heads, T, d)
+    value: torch.Tensor,  # (1, heads, T, d)
+    table: torch.Tensor,  # (1, 1, n, 3) of `segment_table`
+    *options,  # window, softcap, dropout, scaling
+) -> torch.Tensor:  # (1, heads, T, d)
+    "Attention of each segment to its shared part and itself, one segment after another."
+    segments = table[0, 0].tolist()
+    sizes = [own for own, _, _ in segments]
+    starts, out = {start: i for i, start in enumerate(np.cumsum([0, *sizes[:-1]]).tolist())}, []
+    queries, keys, values = (part.split(sizes, 2) for part in (query, key, value))  # `split` has one backward pass for all parts; slices have one each
+    for i, (_, start, shared) in enumerate(segments):
+        mine = keys[i], values[i]
+        if shared: mine = [torch.cat([every[starts[start]][:, :, :shared], own], 2) for every, own in zip((keys, values), mine, strict=True)]
+        out.append(_attend(queries[i], *mine, table.masks, *options))
+    return torch.cat(out, 2)
+
+
+def attend_on_cuda(query, key, value, table, window, softcap, dropout, scaling) -> torch.Tensor | None:
+    "The same by torch's variable-length flash attention, one kernel for all segments; None where it does not apply."
+    fits = query.dtype in (torch.float16, torch.bfloat16) and softcap is None and not dropout and query.shape[-1] <= 256
+    if not fits or query.device.type != "cuda" or torch.cuda.get_device_capability(query.device)[0] < 8: return None
+    from torch.nn.attention.varlen import varlen_attn
+    if "varlen" not in table.masks: table.masks["varlen"] = varlen_parts(table[0, 0], query.device)
+    places, *lengths = table.masks["varlen"]
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    out = varlen_attn(query.contiguous(), key[places], value[places], *lengths, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
+    return out.transpose(0, 1)[None]
+
+
+def varlen_parts(
+    segments: torch.Tensor,  # (n, 3) on the CPU
+    device,  # of the result
+) -> tuple:  # places of the keys (k,); where queries and keys of each segment begin (n + 1,), int32; longest of both
+    "The keys of all segments behind each other, shared parts repeated, as variable-length attention wants them."
+    own, start, shared = segments.T
+    ends, total = own.cumsum(0), own + shared
+    places = torch.cat([torch.cat([torch.arange(s, s + n), torch.arange(end - m, end)])
+                        for m, s, n, end in zip(own.tolist(), start.tolist(), shared.tolist(), ends.tolist(), strict=True)])
+    begin = lambda sizes: nn.functional.pad(sizes.cumsum(0), (1, 0)).to(device, torch.int32)
+    return places.to(device), begin(own), begin(total), int(own.max()), int(total.max())
+
+# %% ../nbs/03_encoding.ipynb #ab5e1003
+def segment_attention(
+    module: nn.Module,  # the attention layer
+    query: torch.Tensor,  # (1, heads, T, d)
+    key: torch.Tensor,  # (1, heads that share keys, T, d)
+    value: torch.Tensor,  # (1, heads that share keys, T, d)
+    attention_mask: torch.Tensor,  # (1, 1, n, 3) of `segment_table`
+    dropout: float = 0.0,  # of attention weights
+    scaling: float | None = None,  # of query times key; None: 1 / sqrt(d)
+    sliding_window: int | None = None,  # places a token sees, itself included
+    softcap: float | None = None,  # Gemma 2: bound of the logits
+    **kwargs,  # of other attention functions
+) -> tuple[torch.Tensor, None]:  # (1, T, heads, d)
+    "An attention function of transformers for packed lines. NotImplementedError for attention it does not compute."
+    foreign = [name for name in ("s_aux", "position_bias", "head_mask") if kwargs.get(name) is not None]
+    if foreign: raise NotImplementedError(f"{type(module).__name__} passes {', '.join(foreign)} to its attention")
+    groups, dtype = query.shape[1] // key.shape[1], query.dtype
+    options = sliding_window, softcap, dropout, scaling
+    if groups > 1: key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
+    with torch.autocast(query.device.type, enabled=False):
+        out = attend_on_cuda(query, key, value, attention_mask, *options)
+        if out is None and query.device.type == "cpu": query, key, value = (part.float() if part.dtype.itemsize == 2 else part for part in (query, key, value))  # its 16-bit kernel is slower
+        if out is None: out = attend_by_segments(query, key, value, attention_mask, *options)
+    return out.transpose(1, 2).to(dtype), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, segment_attention)
+
+# %% ../nbs/03_encoding.ipynb #ab5e1005
+def last_feed_forward(
+    base,  # transformers model without its head
+) -> nn.Module | None:
+    "The feed-forward part of the last layer, after which no token sees another; None where it is not found, or routes tokens to experts."
+    lists = [child for child in base.children() if isinstance(child, nn.ModuleList) and len(child)]
+    part = getattr(lists[0][-1], "mlp", None) if len(lists) == 1 else None
+    return None if part is None or any("expert" in name or "router" in name for name, _ in part.named_modules()) else part
+
+
+def _feed_forward_at(self, hidden, *args, **kwargs):
+    "The module's own forward where `_places` says, zeros elsewhere."
+    places = self.__dict__.get("_places")
+    if places is None or args or kwargs: return type(self).forward(self, hidden, *args, **kwargs)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    found = type(self).forward(self, flat[places][None])[0]
+    return torch.zeros(flat.shape, dtype=found.dtype, device=found.device).index_put((places,), found).view(hidden.shape)
+
+
+def _set_places(base, places):
+    part = last_feed_forward(base)
+    if part is None or part.__dict__.get("forward") is not None and part.forward.__func__ is not _feed_forward_at: return
+    part._places = places
+    if places is None: part.__dict__.pop("forward", None)
+    else: part.forward = MethodType(_feed_forward_at, part)
+
+
+def _set_attention(base, packed):
+    "Our attention function, or again the model's own."
+    own = base.__dict__.pop("_own_attention", None)
+    for config, name in own or (): config._attn_implementation = name
+    if not packed: return
+    configs = {id(m.config): m.config for m in base.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")}
+    base._own_attention = [(config, config._attn_implementation) for config in configs.values()]
+    for config in configs.values(): config._attn_implementation = PACKED_ATTENTION
+
+
+def end_packing(
+    base,  # transformers model without its head, after `packed_forward`
+) -> None:
+    "The model as it was."
+    _set_attention(base, False)
+    _set_places(base, None)
+
+
+@contextlib.contextmanager
+def packed_forward(
+    base,  # transformers model without its head
+    packed: bool,  # whether the line is packed
+    places: torch.Tensor | None = None,  # (m,) of the flattened line that are read; None: all
+):
+    "While it lasts the model reads packed lines, and computes the end of its last layer at some places alone."
+    end_packing(base)
+    _set_attention(base, packed)
+    _set_places(base, places)
+    try: yield
+    finally:
+        if not (torch.is_grad_enabled() and getattr(base, "is_gradient_checkpointing", False)): end_packing(base)
 
 # %% ../nbs/03_encoding.ipynb #528a5178
 def innermost_model(
@@ -820,20 +1028,28 @@ def _encoder_rewards(model, original, inputs, index):
     return original(**inputs).logits.float().reshape(-1)[index // line]
 
 
-def _reward_forward(self, *args, reward_index=None, segment_ids=None, **kwargs):
+def _decoder_rewards(model, inputs, reward_index, segments):
+    "The head at the places of the index, in the layout of the batch."
+    base = getattr(model, model.base_model_prefix)
+    if not accepts(type(base), "position_ids"): inputs.pop("position_ids", None)
+    if accepts(type(base), "use_cache"): inputs["use_cache"] = False
+    if segments is not None: inputs["attention_mask"] = segment_table(segments)
+    with packed_forward(base, segments is not None, reward_index[reward_index >= 0]): hidden = base(**inputs).last_hidden_state
+    return apply_head_float32(model.score, hidden.reshape(-1, hidden.shape[-1])[reward_index.clamp(min=0)]).squeeze(-1)
+
+
+def _reward_forward(self, *args, reward_index=None, segments=None, **kwargs):
     "Rewards (b, K) where `reward_index` (b, K) is given, 0 where it is -1; else the model's own forward."
     original = self.__dict__.get("_forward_before_reward") or partial(type(self).forward, self)
-    if reward_index is None: return original(*args, **kwargs)
+    if reward_index is None:
+        if is_reward_decoder(self): end_packing(getattr(self, self.base_model_prefix))
+        return original(*args, **kwargs)
     if args: kwargs["input_ids"] = args[0]
     known = ("input_ids", "attention_mask", "inputs_embeds", "position_ids", "token_type_ids")
-    inputs, index = {name: kwargs[name] for name in known if kwargs.get(name) is not None}, reward_index.clamp(min=0)
-    if not is_reward_decoder(self): rewards = _encoder_rewards(self, original, inputs, index)
-    else:
-        base = getattr(self, self.base_model_prefix)
-        if not accepts(type(base), "position_ids"): inputs.pop("position_ids", None)
-        if accepts(type(base), "use_cache"): inputs["use_cache"] = False
-        hidden = base(**inputs).last_hidden_state
-        rewards = apply_head_float32(self.score, hidden.reshape(-1, hidden.shape[-1])[index]).squeeze(-1)
+    inputs = {name: kwargs[name] for name in known if kwargs.get(name) is not None}
+    if is_reward_decoder(self): rewards = _decoder_rewards(self, inputs, reward_index, segments)
+    elif segments is None: rewards = _encoder_rewards(self, original, inputs, reward_index.clamp(min=0))
+    else: raise ValueError(f"{type(self).__name__} is an encoder, which cannot read packed lines: use layout='padded'")
     return SequenceClassifierOutput(logits=rewards.masked_fill(reward_index < 0, 0.0))
 
 # %% ../nbs/03_encoding.ipynb #908b788f
@@ -854,6 +1070,64 @@ def bind_reward_forward(
         if current is not None: inner._forward_before_reward = current
         inner.forward = MethodType(_reward_forward, inner)
     return model
+
+# %% ../nbs/03_encoding.ipynb #ab5e1007
+LAYOUT_CHOICES = ("auto", *LAYOUTS)
+_LONGEST_WINDOW = 1024  # tokens; longer sliding windows are not exceeded by the probe, only by the same code with shorter ones
+
+
+def _probe_groups(config):
+    "Two examples of made-up tokens: a pair that shares its prompt, longer than the window, and a ranking that shares little."
+    windows = [w for w in (getattr(config, name, None) for name in ("sliding_window", "attention_window", "window_size")) if isinstance(w, int)]
+    shared = max([24, *(w + 8 for w in windows if w <= _LONGEST_WINDOW)])
+    positions = getattr(config, "max_position_embeddings", None) or shared + 12
+    draw, shared = np.random.default_rng(0), min(shared, positions - 12)
+    tokens = lambda n: draw.integers(min(8, config.vocab_size - 1), config.vocab_size, n).tolist()
+    prompt, opening = tokens(shared), tokens(MIN_SHARED)
+    return [[prompt + tokens(9), prompt + tokens(12)], [opening + tokens(5), tokens(7), opening + tokens(3)]]
+
+
+@torch.no_grad()
+def _probe_states(base, groups, layout):
+    "Hidden states (n, h) at the last token of each sequence."
+    device, sequences = next(base.parameters()).device, [ids for group in groups for ids in group]
+    batch, last = pack_sequences(groups) if layout == "packed" else pad_sequences(sequences, 0, max(map(len, sequences)))
+    inputs = {name: value.to(device) for name, value in batch.items() if name == "input_ids" or accepts(type(base), name)}
+    if layout == "packed": inputs["attention_mask"] = segment_table(batch["segments"])
+    if accepts(type(base), "use_cache"): inputs["use_cache"] = False
+    with packed_forward(base, layout == "packed", last.to(device)): return base(**inputs).last_hidden_state.flatten(0, 1)[last].float()
+
+# %% ../nbs/03_encoding.ipynb #ab5e1008
+def packing_problem(
+    model,  # *ForSequenceClassification or causal language model, not yet wrapped for several devices; left as it is
+) -> str | None:  # None: packed and padded are the same
+    "Why a model cannot read packed lines, in words."
+    inner = innermost_model(model)
+    name, base = type(inner).__name__, getattr(inner, inner.base_model_prefix, None)
+    if not is_reward_decoder(inner) and inner.get_output_embeddings() is None: return f"{name} is an encoder"
+    if not accepts(type(base), "position_ids"): return f"{name} takes no position_ids"
+    if getattr(inner, "_is_stateful", False): return f"{name} has layers that carry a state from token to token"
+    if any(hasattr(p, "ds_id") for p in inner.parameters()): return "its weights are spread over processes, so it cannot be tried"
+    groups, training = _probe_groups(inner.config.get_text_config()), inner.training
+    try:
+        with torch.autocast(next(base.parameters()).device.type, enabled=False):
+            packed, padded = (_probe_states(base.eval(), groups, layout) for layout in ("packed", "padded"))
+    except Exception as error:
+        return f"{name} cannot run them ({type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:150]})"
+    finally: inner.train(training)
+    gap = ((packed - padded).abs().max() / padded.std()).item()
+    tolerance = 2e-4 if next(base.parameters()).dtype == torch.float32 else 0.1
+    return None if gap < tolerance else f"{name} gives other hidden states in a packed line (by {gap:.2g} of their spread)"
+
+
+def choose_layout(
+    layout: str,  # one of LAYOUT_CHOICES
+    problem: str | None,  # of `packing_problem`
+) -> str:  # one of LAYOUTS
+    "The layout of batches. ValueError: 'packed' where there is a problem, or no such layout."
+    if layout not in LAYOUT_CHOICES: raise ValueError(f"layout={layout!r}: choose one of {', '.join(LAYOUT_CHOICES)}")
+    if problem and layout == "packed": raise ValueError(f"layout='packed': {problem}; use layout='padded' or 'auto'")
+    return "padded" if problem or layout == "padded" else "packed"
 
 # %% ../nbs/03_encoding.ipynb #d21e9177
 class ModelLoadError(ValueError, OSError):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['logger', 'FILE_FORMS', 'FILE_ALIASES', 'COMBINATIONS', 'is_conversation', 'check_text', 'as_list', 'as_rows',
-           'next_batch', 'foreign_ids', 'ForeignEncoder', 'pick_device', 'RowScorer', 'Ranked', 'Best', 'has_strings',
-           'TextScorer', 'TextRanker', 'ModelScorer', 'RewardModel', 'best_of_n', 'find_metadata', 'check_labels',
-           'load_reward_model', 'read_rows', 'FileForm', 'file_form', 'model_fingerprint', 'ScoreFileReport',
-           'PartialFile', 'score_file', 'measure_normalization', 'store_normalization', 'member_spread', 'over_members',
-           'combine_rewards', 'check_members', 'MemberScorer', 'RewardEnsemble', 'ensemble_fingerprint',
-           'check_weights', 'model_title', 'model_kind', 'check_same_kind', 'add_weights', 'heads_alike',
-           'average_weights', 'averaged_metadata', 'average_card', 'write_new_folder', 'average_reward_models']
+           'padded_batches', 'shared_groups', 'packed_batches', 'foreign_ids', 'ForeignEncoder', 'pick_device',
+           'RowScorer', 'Ranked', 'Best', 'has_strings', 'TextScorer', 'TextRanker', 'ModelScorer', 'RewardModel',
+           'best_of_n', 'find_metadata', 'check_labels', 'load_reward_model', 'read_rows', 'FileForm', 'file_form',
+           'model_fingerprint', 'ScoreFileReport', 'PartialFile', 'score_file', 'measure_normalization',
+           'store_normalization', 'member_spread', 'over_members', 'combine_rewards', 'check_members', 'MemberScorer',
+           'RewardEnsemble', 'ensemble_fingerprint', 'check_weights', 'model_title', 'model_kind', 'check_same_kind',
+           'add_weights', 'heads_alike', 'average_weights', 'averaged_metadata', 'average_card', 'write_new_folder',
+           'average_reward_models']
 
 # %% ../nbs/05_inference.ipynb #50e339cf
 import csv
@@ -22,8 +23,10 @@ import logging
 import math
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,9 +41,9 @@ from transformers.utils import cached_file
 
 from .data import PreferenceDataError, RowFormat, detect_format, load_preferences, to_record
 from reward_kit.encoding import (
-    EncodedBatch, ModelLoadError, RewardCollator, RewardEncoder, RewardEncoding, RewardMetadata, bind_reward_forward, choose_max_length,
-    is_reward_decoder, join_messages, join_plain, library_versions, load_reward_backbone, prepare_tokenizer, quiet_transformers, resolve_model,
-    reward_head, set_special_tokens, tokenizer_fingerprint, update_card_section, without_scale,
+    EncodedBatch, ModelLoadError, RewardCollator, RewardEncoder, RewardEncoding, RewardMetadata, bind_reward_forward, choose_layout,
+    choose_max_length, is_reward_decoder, join_messages, join_plain, library_versions, load_reward_backbone, packing_problem, prepare_tokenizer,
+    quiet_transformers, resolve_model, reward_head, set_special_tokens, shared_length, tokenizer_fingerprint, update_card_section, without_scale,
 )
 
 logger = logging.getLogger(__name__)
@@ -106,14 +109,56 @@ def as_rows(
     return rows, [check_text(r, f"responses[{i}]") for i, r in enumerate(answers)], single
 
 # %% ../nbs/05_inference.ipynb #efbe73f1
-def next_batch(
-    order: list[int], # indices, longest text first
-    lengths: list[int], # tokens of each text
+def padded_batches(
+    rows: list[list[int]], # token ids
+    indices: list[int], # which of them
     batch_tokens: int, # budget of one batch: rows times longest, in tokens
-    start: int = 0, # where in the order to begin
-) -> list[int]: # at least one index
-    "The next texts that fit the budget together (one that exceeds it alone is a batch of its own)."
-    return order[start : start + max(1, batch_tokens // max(1, lengths[order[start]]))]
+) -> list[list[list[int]]]: # batches of groups of one index
+    "Texts of similar length side by side; one that exceeds the budget alone is a batch of its own."
+    order, batches = sorted(indices, key=lambda i: (-len(rows[i]), i)), []
+    while order:
+        count = max(1, batch_tokens // max(1, len(rows[order[0]])))
+        batches.append([[i] for i in order[:count]])
+        order = order[count:]
+    return batches
+
+
+_LOOK_AHEAD = 16 # texts
+
+
+def shared_groups(
+    rows: list[list[int]], # token ids
+    indices: list[int], # which of them
+    batch_tokens: int, # most tokens of a group of several
+) -> list[tuple[list[int], int]]: # (indices, tokens to compute) of each group
+    "Texts that begin alike together: in alphabetical order, a new group where the next texts have more in common with each other than with this one."
+    order, groups = sorted(indices, key=lambda i: rows[i]), []
+    common = [shared_length(rows[a], rows[b]) for a, b in zip(order, order[1:], strict=False)] # of each text and the next
+    least = 0 # shared by this text and the first of its group
+    for place, i in enumerate(order):
+        ahead = list(accumulate(common[place : place + _LOOK_AHEAD], min)) # shared by this text and each of the next
+        gain = sum(max(0, alone - least) for alone in ahead)
+        own = len(rows[i]) - min(least, len(rows[i]) - 1)
+        if groups and least and gain <= least and groups[-1][1] + own <= batch_tokens: groups[-1] = [*groups[-1][0], i], groups[-1][1] + own
+        else:
+            groups.append(([i], len(rows[i])))
+            least = len(rows[i])
+        if place < len(common): least = min(least, common[place])
+    return groups
+
+
+def packed_batches(
+    rows: list[list[int]], # token ids
+    indices: list[int], # which of them
+    batch_tokens: int, # budget of one batch, in tokens to compute
+) -> list[list[list[int]]]: # batches of groups of indices
+    "Texts with a common beginning share it; nothing is padded, so batches are filled in any order."
+    batches, room = [], 0
+    for group, tokens in shared_groups(rows, indices, batch_tokens):
+        if not batches or tokens > room: batches, room = [*batches, []], batch_tokens
+        batches[-1].append(group)
+        room -= tokens
+    return batches
 
 # %% ../nbs/05_inference.ipynb #bccd0bde
 def foreign_ids(
@@ -221,58 +266,67 @@ class RowScorer:
     def __init__(
         self,
         model, # sequence classification model with one label
-        pad_token_id: int, # fills the batch; masked, so its value does not matter
+        pad_token_id: int, # fills padded batches; masked, so its value does not matter
         *,
-        batch_tokens: int = 16384, # budget: rows times longest text, in tokens
+        batch_tokens: int = 16384, # budget: tokens to compute, padding included
         segment_token_id: int | None = None, # BERT: the token after which the second segment begins
+        layout: str = "auto", # "auto" packs where the model can
     ):
         self.model, self.batch_tokens, self.segment_token_id = bind_reward_forward(model).eval(), batch_tokens, segment_token_id
-        self.collate = RewardCollator(pad_token_id)
+        self.pad_token_id, self._asked = pad_token_id, layout
 
     @property
     def device(self) -> torch.device:
         "Where the model is."
         return next(self.model.parameters()).device
 
+    @cached_property
+    def collate(self) -> RewardCollator:
+        "The layout of batches, tried when it is first needed."
+        problem = packing_problem(self.model) if self._asked != "padded" else None
+        return RewardCollator(self.pad_token_id, choose_layout(self._asked, problem))
+
     @torch.inference_mode()
-    def forward(self, rows: list[list[int]]) -> list[float]:
-        "Rewards of a few texts in one forward pass."
-        batch = self.collate([{"sequences": [ids]} for ids in rows])
-        inputs = {key: batch[key].to(self.device) for key in ("input_ids", "attention_mask", "position_ids", "reward_index")}
+    def forward(self, groups: list[list[list[int]]]) -> list[float]:
+        "Rewards of a few texts in one forward pass, one group after another."
+        batch = self.collate([{"sequences": group} for group in groups])
+        names = ("input_ids", "attention_mask", "position_ids", "segments", "reward_index")
+        inputs = {key: batch[key].to(self.device) for key in names if key in batch}
         if self.segment_token_id is not None:
             ends = (inputs["input_ids"] == self.segment_token_id).long()
             inputs["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * inputs["attention_mask"]
-        return self.model(**inputs).logits[:, 0].float().tolist()
+        return self.model(**inputs).logits.float().cpu()[batch["mask"]].tolist()
+
+    def plan(self, rows: list[list[int]], indices) -> deque: # of batches of groups of indices
+        "The batches of some texts within the budget."
+        batches = packed_batches if self.collate.layout == "packed" else padded_batches
+        return deque(batches(rows, list(indices), self.batch_tokens))
 
     def __call__(self, rows: list[list[int]], progress: bool = False) -> list[float]:
         "Rewards of any number of texts, in their order."
-        lengths, rewards, done = [len(ids) for ids in rows], [0.0] * len(rows), 0
-        order = sorted(range(len(rows)), key=lambda i: (-lengths[i], i))
+        rewards, pending = [0.0] * len(rows), self.plan(rows, range(len(rows)))
         with tqdm(total=len(rows), desc="Scoring", disable=not progress) as bar:
-            while done < len(rows):
-                now = next_batch(order, lengths, self.batch_tokens, done)
-                try:
-                    found = self.forward([rows[i] for i in now])
-                except torch.OutOfMemoryError:
-                    found = None  # the traceback holds tensors; memory is freed only after this block
+            while pending:
+                try: found = self.forward([[rows[i] for i in group] for group in pending[0]])
+                except torch.OutOfMemoryError: found = None  # the traceback holds tensors; memory is freed only after this block
                 if found is None:
-                    self.shrink(len(now), lengths[now[0]])
+                    self.shrink([rows[i] for group in pending[0] for i in group])
+                    pending = self.plan(rows, [i for batch in pending for group in batch for i in group])
                     continue
-                for i, reward in zip(now, found):
-                    rewards[i] = reward
-                done += len(now)
+                now = [i for group in pending.popleft() for i in group]
+                for i, reward in zip(now, found, strict=True): rewards[i] = reward
                 bar.update(len(now))
         return rewards
 
-    def shrink(self, n: int, longest: int) -> None:
-        "Halve the budget after a batch of n texts did not fit. Raises torch.OutOfMemoryError for a single text."
+    def shrink(self, rows: list[list[int]]) -> None:
+        "Halve the budget after a batch of these texts did not fit. Raises torch.OutOfMemoryError for a single text."
+        n, longest = len(rows), max(map(len, rows))
         if n == 1:
             raise torch.OutOfMemoryError(f"one text of {longest} tokens does not fit in the memory of {self.device}; load the model with "
                                          "max_length=, dtype=torch.bfloat16 or device='cpu'")
-        self.batch_tokens = longest * (n // 2)
+        self.batch_tokens = max(1, min(self.batch_tokens, sum(map(len, rows))) // 2)
         logger.warning("out of memory with %d texts of up to %d tokens; going on with batch_tokens=%d", n, longest, self.batch_tokens)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../nbs/05_inference.ipynb #7cbd27da
 class Ranked(NamedTuple):

@@ -8,15 +8,15 @@ __all__ = ['logger', 'READY_COLUMNS', 'STATISTICS', 'MARKER', 'UNFINISHED', 'def
            'fill_config', 'head_modules', 'with_trained_head', 'check_head_is_trained', 'from_token_ids',
            'column_names', 'to_pair_ids', 'content_hash', 'example_lengths', 'usable_records', 'record_kind', 'no_bars',
            'DataSteps', 'EpochLengthSampler', 'SamplingSteps', 'batch_labels', 'counted_rows', 'batch_weight',
-           'row_statistics', 'add_up', 'summarise', 'LossSteps', 'MetricSteps', 'is_out_of_memory', 'split_batch',
-           'take_examples', 'MemorySteps', 'gibibytes', 'duration', 'TrainingPlan', 'estimate_memory', 'PlanSteps',
-           'TimingSteps', 'CheckpointError', 'sync_to_disk', 'begin_checkpoint', 'complete_checkpoint', 'read_marker',
-           'complete_checkpoints', 'remove_checkpoint', 'own_checkpoints', 'remove_unfinished', 'remove_checkpoints',
-           'is_write_error', 'write_problem', 'CheckpointSteps', 'ResumeSteps', 'TrainingInterrupted', 'StopWhenAsked',
-           'InterruptSteps', 'move_into', 'write_weights', 'merged_model', 'scores_of', 'plot_training',
-           'markdown_table', 'base_name', 'card_head', 'ExportSteps', 'MergeSteps', 'EvaluationSteps', 'CardSteps',
-           'CardText', 'load_for_training', 'use_template', 'hidden_settings', 'flatten', 'with_added_tokens',
-           'SetupSteps', 'TrainSteps', 'RewardTrainer']
+           'row_statistics', 'add_up', 'summarise', 'LossSteps', 'MetricSteps', 'is_out_of_memory', 'example_tokens',
+           'split_batch', 'take_examples', 'MemorySteps', 'gibibytes', 'duration', 'TrainingPlan', 'estimate_memory',
+           'PlanSteps', 'TimingSteps', 'CheckpointError', 'sync_to_disk', 'begin_checkpoint', 'complete_checkpoint',
+           'read_marker', 'complete_checkpoints', 'remove_checkpoint', 'own_checkpoints', 'remove_unfinished',
+           'remove_checkpoints', 'is_write_error', 'write_problem', 'CheckpointSteps', 'ResumeSteps',
+           'TrainingInterrupted', 'StopWhenAsked', 'InterruptSteps', 'move_into', 'write_weights', 'merged_model',
+           'scores_of', 'plot_training', 'markdown_table', 'base_name', 'card_head', 'ExportSteps', 'MergeSteps',
+           'EvaluationSteps', 'CardSteps', 'CardText', 'load_for_training', 'use_template', 'hidden_settings',
+           'flatten', 'with_added_tokens', 'SetupSteps', 'TrainSteps', 'RewardTrainer']
 
 # %% ../nbs/04_trainer.ipynb #c0ac0132
 import copy
@@ -30,9 +30,10 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -42,6 +43,7 @@ import numpy as np
 import torch
 import transformers
 import trl
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
@@ -49,12 +51,16 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from .data import UnusableRow, load_preferences, to_record
 from reward_kit.encoding import (
+    LAYOUT_CHOICES,
+    OVERFLOW_POLICIES,
     RewardCollator,
     RewardEncoder,
     RewardMetadata,
     bind_reward_forward,
+    choose_layout,
     encode_dataset,
     load_reward_backbone,
+    packing_problem,
     prepare_tokenizer,
     resolve_model,
     update_card_section,
@@ -100,7 +106,7 @@ class RemembersGiven:
 # %% ../nbs/04_trainer.ipynb #23a365b6
 def check_config(args) -> None: # a RewardConfig
     "ValueError that names the setting, what it was, and what it may be."
-    for name, allowed in (("overflow", ("truncate_left", "drop", "error")), ("layout", ("auto", "padded"))):
+    for name, allowed in (("overflow", OVERFLOW_POLICIES), ("layout", LAYOUT_CHOICES)):
         if getattr(args, name) not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(args, name)!r}")
     pair = torch.zeros(1, 2)
     reward_loss(pair, loss_type=args.loss_type, targets=pair, **(args.loss_kwargs or {}))
@@ -125,7 +131,7 @@ class RewardConfig(RemembersGiven, trl.RewardConfig):
     - `max_length` None: 2048 or the model's context, with `overflow="truncate_left"`, counted (TRL silently drops what is over 1024).
     - `bf16` where the hardware has it, else fp16 on CUDA, else float32 (TRL raises on a CPU).
     - `gradient_checkpointing` off: it computes every forward pass twice, and out of memory halves the micro-batch by itself.
-    - `train_sampling_strategy` "group_by_length": less padding (TRL's trainer raises on it).
+    - `train_sampling_strategy` "group_by_length": less padding (TRL's trainer raises on it). Packed batches have none, and are random.
     - `save_steps` 0.1, a tenth of the run, with `save_total_limit=2`: a kill costs at most a tenth, and the disk holds two checkpoints
       (TRL: every 500 steps, so that a shorter run loses everything, and all are kept). With `load_best_model_at_end` it is `eval_steps`.
     - `logging_steps` 10, but less in a run shorter than 200 steps: at least twenty lines, and a curve worth looking at.
@@ -143,9 +149,10 @@ class RewardConfig(RemembersGiven, trl.RewardConfig):
     separator: str | None = setting(None, "Between plain prompt and response. None: one space where neither side has white space.")
     loss_type: str = setting("bradley_terry", "Loss: 'bradley_terry', 'plackett_luce', 'davidson' or 'regression'.")
     loss_kwargs: dict | str | None = setting(None, "Keywords of that loss, e.g. {'label_smoothing': 0.1}.")
-    layout: str = setting("auto", "Batch layout: 'auto' or 'padded'.")
+    layout: str = setting("auto", "Batch layout: 'packed' computes a shared prompt once and pads nothing, 'padded' is one sequence a line, 'auto' packs where the model can.")
+    batch_tokens: int | None = setting(None, "Most tokens of one forward and backward pass; a batch with more is computed in parts, to the same result. None: no limit.")
     gradient_checkpointing: bool | None = setting(None, "Recompute activations in the backward pass: less memory, slower. None: off.")
-    train_sampling_strategy: str = setting("group_by_length", "'group_by_length', 'random', 'sequential' or 'batch_rebalance'.")
+    train_sampling_strategy: str = setting("group_by_length", "'group_by_length' (packed batches: 'random'), 'random', 'sequential' or 'batch_rebalance'.")
     save_steps: float = setting(0.1, "Steps between checkpoints; below 1: a part of the run. At most this much is lost when it is killed.")
     save_total_limit: int | None = setting(2, "Checkpoints kept, the newest and the best always. None: all.")
     restore_callback_states_from_checkpoint: bool = setting(True, "Restore callbacks such as early stopping when resuming.")
@@ -486,7 +493,7 @@ class LossSteps:
         if "reward_index" not in inputs: # a user's own collator, in TRL's layout
             outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
             return outputs, torch.stack(outputs.logits.float().squeeze(-1).chunk(2), 1)
-        names = ("input_ids", "attention_mask", "position_ids", "segment_ids", "reward_index")
+        names = ("input_ids", "attention_mask", "position_ids", "segments", "reward_index")
         if self._index_forward: outputs = model(**{name: inputs[name] for name in names if name in inputs})
         else:
             outputs = model(**{name: inputs[name] for name in names[:2]})
@@ -565,22 +572,41 @@ def is_out_of_memory(
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
+def example_tokens(
+    inputs: dict, # a batch of `RewardCollator`, or TRL's (chosen rows, then rejected rows)
+) -> torch.Tensor: # (b,) int
+    "Tokens of each example of a batch, padding not counted."
+    examples = len(batch_labels(inputs)["ranks"])
+    own = inputs["segments"][:, 0] if "segments" in inputs else inputs["attention_mask"].sum(1)
+    if "reward_index" not in inputs: return own.view(2, examples).sum(0)
+    mask = inputs["mask"]
+    return torch.zeros(mask.shape, dtype=own.dtype, device=own.device).masked_scatter(mask, own).sum(1)
+
+
 def split_batch(
     inputs: dict, # a batch of `RewardCollator`, or TRL's (chosen rows, then rejected rows)
-    parts: int, # how many; at most one example each
+    parts: int, # how many at least; at most one example each
+    batch_tokens: int | None = None, # most tokens of a part that holds more than one example
 ) -> list[dict]: # batches whose examples together are those of `inputs`
     "Cuts a batch between examples, and the columns that only held padding."
-    if parts <= 1: return [inputs]
-    ranks = batch_labels(inputs)["ranks"]
-    examples = torch.arange(len(ranks), device=ranks.device)
-    return [take_examples(inputs, chosen) for chosen in examples.chunk(min(parts, len(ranks)))]
+    tokens = example_tokens(inputs).tolist()
+    size, chosen, found = math.ceil(len(tokens) / max(1, parts)), [], []
+    for i, count in enumerate(tokens):
+        full = len(chosen) >= size or batch_tokens is not None and sum(tokens[j] for j in chosen) + count > batch_tokens
+        if chosen and full:
+            found.append(chosen)
+            chosen = []
+        chosen.append(i)
+    if not found: return [inputs]
+    return [take_examples(inputs, torch.tensor(part, device=inputs["input_ids"].device)) for part in (*found, chosen)]
 
 # %% ../nbs/04_trainer.ipynb #a54b516c
 def take_examples(
     inputs: dict, # a batch
-    chosen: torch.Tensor, # (m,) which examples
+    chosen: torch.Tensor, # (m,) which examples, one after another
 ) -> dict: # the batch of these
     "Some examples of a batch: their rows of tokens, and `reward_index` counted anew."
+    if "segments" in inputs: return _take_packed(inputs, chosen)
     length, examples = inputs["input_ids"].shape[1], len(batch_labels(inputs)["ranks"])
     if "reward_index" in inputs:
         index = inputs["reward_index"][chosen]
@@ -594,6 +620,20 @@ def take_examples(
     if "reward_index" in inputs:
         part["reward_index"] = index.clone()
         part["reward_index"][index >= 0] = place * width + index[index >= 0] % length
+    return part
+
+
+def _take_packed(inputs, chosen):
+    "Neighbouring examples of a packed line."
+    first, last = int(chosen[0]), int(chosen[-1])
+    if len(chosen) != last - first + 1: raise ValueError("examples of a packed batch can only be taken one after another")
+    ends = torch.cat([torch.zeros(1, dtype=torch.long), example_tokens(inputs).cpu().cumsum(0)])
+    counts = torch.cat([torch.zeros(1, dtype=torch.long), inputs["mask"].sum(1).cpu().cumsum(0)])
+    start, stop, part = int(ends[first]), int(ends[last + 1]), {}
+    for name, value in inputs.items(): part[name] = value[:, start:stop] if value.shape == inputs["input_ids"].shape else value[chosen] if name != "segments" else value
+    part["segments"] = inputs["segments"][int(counts[first]) : int(counts[last + 1])].clone()
+    part["segments"][:, 1] -= start * (part["segments"][:, 2] > 0)
+    part["reward_index"] = torch.where(part["reward_index"] < 0, -1, part["reward_index"] - start)
     return part
 
 # %% ../nbs/04_trainer.ipynb #80628081
@@ -619,7 +659,11 @@ class MemorySteps:
         "Loss of the last batch; None when memory ran out."
         try:
             for inputs in batches:
-                loss = sum(super(MemorySteps, self).training_step(model, part, weight) for part in split_batch(inputs, self._parts))
+                *parts, last = split_batch(inputs, self._parts, self.args.batch_tokens)
+                loss = 0.0
+                for part in parts: # processes share gradients once, after the last part
+                    with self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext(): loss += super().training_step(model, part, weight)
+                loss += super().training_step(model, last, weight)
             return loss
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error): raise
@@ -668,6 +712,7 @@ class TrainingPlan:
     memory: dict # what -> bytes, in one process
     precision: str # "bf16", "fp16" or "float32"
     learning_rate: float # its peak
+    layout: str # of the batches, and why if it is not the packed one
     seconds: float | None = None # of the run; None: not measured
 
     def __str__(self):
@@ -675,6 +720,7 @@ class TrainingPlan:
         parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in self.memory.items())
         lines = [f"data      {data}",
                  f"steps     {self.steps:,} of {self.batch_size} examples, learning rate {self.learning_rate:g}, {self.precision}",
+                 f"batches   {self.layout}",
                  f"model     {self.parameters:,} parameters, {self.trainable:,} trained",
                  f"memory    about {gibibytes(sum(self.memory.values()))}: {parts}"]
         if self.seconds is not None: lines.append(f"time      about {duration(self.seconds)} (one micro-batch timed, without evaluation)")
@@ -725,15 +771,16 @@ class PlanSteps:
             parameters=sum(p.numel() for p in self.model.parameters()),
             trainable=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             memory=estimate_memory(self.model, self._largest_batch(), mixed, bool(args.gradient_checkpointing)),
-            precision=args.mixed_precision if mixed else "float32", learning_rate=args.learning_rate,
+            precision=args.mixed_precision if mixed else "float32", learning_rate=args.learning_rate, layout=self._layout,
             seconds=self._measure_seconds(lengths, steps) if known and args.estimate_time else None)
 
     def _largest_batch(self):
         "Tokens of the longest micro-batch, as far as it is known."
         if not has_length(self.train_dataset) or self._own_collator is not None:
             return 2 * self._train_batch_size * self.encoding.max_length
-        longest = sorted(self.train_dataset["lengths"], key=max)[-self._train_batch_size:]
-        return sum(map(len, longest)) * max(map(max, longest))
+        lengths = self.train_dataset["lengths"]
+        longest = sorted(range(len(lengths)), key=lambda i: max(lengths[i]))[-self._train_batch_size:]
+        return min(self._collator([self.train_dataset[i] for i in longest])["input_ids"].numel(), max(self.args.batch_tokens or sys.maxsize, sum(lengths[longest[-1]])))
 
 # %% ../nbs/04_trainer.ipynb #1a501a12
 class TimingSteps:
@@ -1011,7 +1058,7 @@ def scores_of(
     model.eval()
     with torch.no_grad():
         batches = [collator([{"sequences": [ids]}]) for ids in sequences]
-        names = ("input_ids", "attention_mask", "position_ids", "segment_ids", "reward_index")
+        names = ("input_ids", "attention_mask", "position_ids", "segments", "reward_index")
         scores = [model(**{name: batch[name].to(device) for name in names}).logits.item() for batch in batches]
     model.train(was_training)
     return torch.tensor(scores)
@@ -1328,6 +1375,17 @@ class SetupSteps:
             args.fp16, args.mixed_precision = False, "no"
         return args
 
+    def _choose_layout(self, args, model, data_collator):
+        "The layout of our batches: packed where the model can; one decision for all processes."
+        if data_collator is not None: problem = "your data_collator lays out the batches"
+        elif not self._index_forward: problem = "prompt tuning puts tokens of its own before the line"
+        else: problem = packing_problem(model) if args.layout != "padded" else "as asked"
+        if args.world_size > 1: problem = broadcast_object_list([problem])[0]
+        layout = choose_layout(args.layout, problem)
+        if layout == "packed" and "train_sampling_strategy" not in args._given: args.train_sampling_strategy = "random"
+        self._layout = layout if problem is None else f"{layout} ({problem})"
+        return layout
+
     def _keep_lora_dropout(self):
         "TRL's `disable_dropout` also sets the adapter's own dropout to 0; the user asked for that one."
         for name, module in self.model.named_modules():
@@ -1412,7 +1470,7 @@ class RewardTrainer(TrainSteps, DataSteps, SamplingSteps, MetricSteps, MemorySte
         train_dataset, eval_dataset = self._accept(train_dataset, "train"), self._accept(eval_dataset, "eval")
         if any(isinstance(data, datasets.IterableDataset) for data in flatten((train_dataset, eval_dataset))):
             args.accelerator_config.dispatch_batches = False # whole batches to each process: ours cannot be cut by rows
-        self._collator = RewardCollator(processing_class.pad_token_id, "padded", args.pad_to_multiple_of)
+        self._collator = RewardCollator(processing_class.pad_token_id, self._choose_layout(args, loaded, data_collator), args.pad_to_multiple_of)
         callbacks = [*(callbacks or []), self._stopper]
         with hidden_settings(args, ("model_init_kwargs", "chat_template_path", "pad_token")): # used above
             super().__init__(loaded, args, data_collator or self._collator, train_dataset, eval_dataset, processing_class, compute_metrics,

@@ -514,7 +514,6 @@ def test_collator_by_hand():
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 5, 9], [6, 9, 9], [7, 8, 9], [1, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
-    assert batch["segment_ids"].tolist() == [[0, 0, 0], [0, 0, -1], [0, -1, -1], [0, 0, -1], [0, -1, -1]]
     assert batch["reward_index"].tolist() == [[2, 4, -1], [6, 10, 12]]
     assert batch["mask"].tolist() == [[True, True, False], [True, True, True]]
     assert batch["ranks"].tolist() == [[1, 2, 4], [1, 1, 2]]

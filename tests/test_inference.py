@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from transformers import (
 )
 
 from reward_kit.data import PreferenceDataError, to_record
-from reward_kit.encoding import ModelLoadError, RewardMetadata, prepare_tokenizer, read_card_section
+from reward_kit.encoding import ModelLoadError, RewardCollator, RewardMetadata, prepare_tokenizer, read_card_section
 from reward_kit.inference import (
     COMBINATIONS,
     Best,
@@ -42,7 +43,8 @@ from reward_kit.inference import (
     average_reward_models,
     combine_rewards,
     measure_normalization,
-    next_batch,
+    packed_batches,
+    padded_batches,
     read_rows,
     score_file,
     store_normalization,
@@ -265,26 +267,29 @@ def test_normalize(rm, tmp_path):
 
 # --- memory ---------------------------------------------------------------------------------------------------------------
 
-def test_batches_stay_within_the_budget():
-    lengths = [(7 * i) % 50 + 1 for i in range(200)]
-    order = sorted(range(200), key=lambda i: -lengths[i])
-    seen, start = [], 0
-    while start < 200:
-        batch = next_batch(order, lengths, 120, start)
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 120
-        seen, start = seen + batch, start + len(batch)
-    assert sorted(seen) == list(range(200))
+@pytest.mark.parametrize("layout", ("padded", "packed"))
+def test_batches_stay_within_the_budget(layout):
+    rng = random.Random(0)
+    prompts = [[rng.randrange(50) for _ in range(rng.randrange(5, 40))] for _ in range(20)]
+    rows = [rng.choice(prompts) + [rng.randrange(50) for _ in range(rng.randrange(1, 20))] for _ in range(200)] + [[1] * 150]
+    batches = (packed_batches if layout == "packed" else padded_batches)(rows, range(len(rows)), 120)
+    for batch in batches:
+        groups = [[rows[i] for i in group] for group in batch]
+        tokens = RewardCollator(0, layout)([{"sequences": group} for group in groups])["input_ids"].numel()
+        assert tokens <= 120 or sum(map(len, groups)) == 1
+    assert sorted(i for batch in batches for group in batch for i in group) == list(range(len(rows)))
+    if layout == "packed": assert len(batches) < 0.8 * len(padded_batches(rows, range(len(rows)), 120))
 
 
 def test_out_of_memory_halves_and_goes_on(folders, caplog):
     rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
     expected, forward, sizes = rm.score(PROMPTS * 5, RESPONSES * 5), rm.scorer.forward, []
 
-    def little_memory(rows):
-        sizes.append(len(rows))
-        if len(rows) > 3:
+    def little_memory(groups):
+        sizes.append(sum(map(len, groups)))
+        if sizes[-1] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(rows)
+        return forward(groups)
 
     rm.scorer.forward = little_memory
     with caplog.at_level(logging.WARNING):

@@ -234,7 +234,7 @@ def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypat
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB") if where == "forward" else RuntimeError("DefaultCPUAllocator: can't allocate memory")
     if where == "forward":
         rewards = trainer._rewards
-        monkeypatch.setattr(trainer, "_rewards", lambda model, inputs: (limit(len(inputs["input_ids"])), rewards(model, inputs))[1])
+        monkeypatch.setattr(trainer, "_rewards", lambda model, inputs: (limit(int(inputs["mask"].sum())), rewards(model, inputs))[1])
     else:
         backward, record, size = trainer.accelerator.backward, trainer._record, []
         monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, module.STATISTICS.index("rewards")].sum())), record(rows)))
@@ -511,7 +511,7 @@ def test_gemma3_stays_in_float32_where_only_fp16_is_left(monkeypatch):
 
 
 def test_groups_of_equal_length_resume_by_epoch(base, config):
-    trainer = RewardTrainer(base, config(), train_dataset=make_dataset(40))
+    trainer = RewardTrainer(base, config(train_sampling_strategy="group_by_length"), train_dataset=make_dataset(40))
     sampler = trainer._get_train_sampler()
     first = list(sampler)
     torch.manual_seed(99)
