@@ -69,7 +69,7 @@ def test_lora_and_early_stopping_resume(base, tmp_path):
     from reward_kit.trainer import RewardConfig, RewardTrainer
 
     def run(folder, stop_at=None, resume=False):
-        args = RewardConfig(str(folder), max_steps=12, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end=True, metric_for_best_model="eval_loss",
+        args = RewardConfig(str(folder), max_steps=24, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end=True, metric_for_best_model="eval_loss",
                             per_device_train_batch_size=4, learning_rate=0.3, disable_tqdm=True, show_plan=False, logging_steps=1)
         trainer = RewardTrainer(base, args, train_dataset=make_dataset(20), eval_dataset=make_dataset(8, 1), peft_config=LoraConfig(r=2, lora_dropout=0.2, target_modules=["q_proj"]),
                                 callbacks=[EarlyStoppingCallback(3), *([StopAt(stop_at)] if stop_at else [])])
@@ -77,7 +77,7 @@ def test_lora_and_early_stopping_resume(base, tmp_path):
         return trainer
 
     whole = run(tmp_path / "whole")
-    assert whole.state.global_step < 12
+    assert whole.state.global_step < 24
     run(tmp_path / "parts", stop_at=whole.state.global_step - 2)
     parts = run(tmp_path / "parts", resume=True)
     assert parts.state.global_step == whole.state.global_step and parts.state.best_global_step == whole.state.best_global_step
