@@ -40,7 +40,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from .encoding import ModelLoadError, accepts, apply_head_float32, explain_load_error, hub_reachable, innermost_model, quiet_transformers, resolve_model, write_text_atomic
+from reward_kit.encoding import (
+    ModelLoadError,
+    accepts,
+    apply_head_float32,
+    choose_layout,
+    explain_load_error,
+    hub_reachable,
+    innermost_model,
+    pack_sequences,
+    packed_forward,
+    packing_problem,
+    pad_sequences,
+    quiet_transformers,
+    resolve_model,
+    segment_table,
+    write_text_atomic,
+)
 from .inference import RewardModel, check_text, is_conversation, read_rows
 from .playground import load_base
 from reward_kit.trainer import (
@@ -158,7 +174,8 @@ def value_loss(
     near = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     unclipped, clipped = (values - returns).square(), (near - returns).square()
     loss = 0.5 * (torch.maximum(unclipped, clipped) * mask).sum()
-    return loss, {"value_clipped": ((clipped > unclipped) & mask).sum().detach()}
+    moved = (values - old_values).abs() > cliprange_value # or rounding would count
+    return loss, {"value_clipped": (moved & (clipped > unclipped) & mask).sum().detach()}
 
 # %% ../nbs/07_ppo.ipynb #0f22b537
 class KLController:
@@ -231,47 +248,59 @@ def response_mask(
 
 @dataclass
 class EpisodeBatch:
-    "Episodes side by side: `[padding | prompt | response | padding]`."
-    input_ids: torch.Tensor # (b, p + t)
-    attention_mask: torch.Tensor # (b, p + t) 1 = token
-    position_ids: torch.Tensor # (b, p + t), 0 at the first token of each row
-    response_ids: torch.Tensor # (b, t)
+    "Episodes in a layout of chapter 03: behind each other in one line, or one a line."
+    inputs: dict # input_ids, attention_mask, position_ids (1, T) and segments (b, 3), or (b, L) without segments
+    places: torch.Tensor # (n,) where in the flattened lines a model says what comes next: one place before each sampled token
+    response_ids: torch.Tensor # (n,) sampled tokens of all episodes
     mask: torch.Tensor # (b, t) bool, True = sampled token
 
     @classmethod
-    def of(cls, episodes: list[Episode], device="cpu") -> "EpisodeBatch":
-        "Only as wide as these episodes need."
-        prompts, prompt_mask = left_pad([e.prompt_ids for e in episodes])
-        responses = right_pad([e.response_ids for e in episodes], torch.long)
-        mask = response_mask(episodes)
-        attention = torch.cat([prompt_mask, mask], 1).long()
-        parts = torch.cat([prompts, responses], 1), attention, (attention.cumsum(1) - 1).clamp(min=0), responses, mask
-        return cls(*(part.to(device) for part in parts))
+    def of(cls, episodes: list[Episode], device="cpu", layout: str = "packed") -> "EpisodeBatch":
+        "Prompts and responses as the model read them when it sampled."
+        lines = [[*e.prompt_ids, *e.response_ids] for e in episodes]
+        inputs, last = pack_sequences([[ids] for ids in lines]) if layout == "packed" else pad_sequences(lines, 0, max(map(len, lines)))
+        places = torch.cat([torch.arange(end - len(e.response_ids), end) for e, end in zip(episodes, last.tolist(), strict=True)])
+        responses = torch.tensor([i for e in episodes for i in e.response_ids])
+        return cls({name: value.to(device) for name, value in inputs.items()}, places.to(device), responses.to(device), response_mask(episodes).to(device))
+
+    def table(self, values: torch.Tensor) -> torch.Tensor: # (n,) -> (b, t), 0 where nothing was sampled
+        "What belongs to the sampled tokens, an episode a row."
+        return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
+
+    def arguments(self, model) -> dict: # of a forward pass of a transformers model
+        "The inputs that a model takes."
+        given = {name: value for name, value in self.inputs.items() if name != "segments" and accepts(type(innermost_model(model)), name)}
+        return given if "segments" not in self.inputs else given | {"attention_mask": segment_table(self.inputs["segments"])}
 
 # %% ../nbs/07_ppo.ipynb #eff56ded
 def causal_logits(
     model, # a causal language model, possibly with an adapter
-    keep: int, # how many of the last positions are wanted
+    places: torch.Tensor, # (n,) of the flattened lines, where logits are wanted
+    packed: bool = False, # whether the inputs are a packed line
     **inputs, # input_ids, attention_mask, position_ids, past_key_values, use_cache
-): # -> logits (b, keep, vocabulary), the model's output, hidden states (b, keep, h) before the vocabulary projection
-    "A forward pass whose vocabulary projection runs only where it is needed."
+): # -> logits (n, vocabulary), the model's output, hidden states (n, h) before the vocabulary projection
+    "A forward pass whose vocabulary projection, and the end of its last layer, run only where they are needed."
     found = {}
-    projection = innermost_model(model).get_output_embeddings()
-    handle = projection.register_forward_pre_hook(lambda module, args: found.update(hidden=args[0]))
-    if accepts(type(innermost_model(model)), "logits_to_keep"): inputs["logits_to_keep"] = keep
-    try: output = model(**inputs)
+
+    def keep(module, args):
+        found["hidden"] = args[0].flatten(0, 1)[places]
+        return (found["hidden"][None], *args[1:])
+
+    handle = innermost_model(model).get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        with packed_forward(trunk_of(model), packed, places if len(places) < inputs["input_ids"].numel() else None): output = model(**inputs)
     finally: handle.remove()
-    return output.logits[:, -keep:], output, found["hidden"][:, -keep:]
+    return output.logits[0], output, found["hidden"]
 
 
 def sampled_logprobs(
-    logits: torch.Tensor, # (b, t, vocabulary)
-    token_ids: torch.Tensor, # (b, t)
+    logits: torch.Tensor, # (n, vocabulary)
+    token_ids: torch.Tensor, # (n,)
     temperature: float, # of sampling
-) -> torch.Tensor: # (b, t) float32
+) -> torch.Tensor: # (n,) float32
     "Log-probabilities of the tokens at the temperature they were sampled with; top-k and top-p are not in them."
     logits = logits.float() / temperature # D4: the temperature of sampling also in the log-probabilities (Z), or KL and ratio are of another policy
-    return -F.cross_entropy(logits.flatten(0, 1), token_ids.flatten(), reduction="none").view_as(token_ids)
+    return -F.cross_entropy(logits, token_ids, reduction="none")
 
 # %% ../nbs/07_ppo.ipynb #7258a1f5
 class Critic(nn.Module):
@@ -285,17 +314,15 @@ class Critic(nn.Module):
         super().__init__()
         self.trunk, self.head = trunk, head
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor: # (b, t, h) -> (b, t) float32
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor: # (n, h) -> (n,) float32
         "Predictions from hidden states, in float32."
         return apply_head_float32(self.head, hidden).squeeze(-1)
 
     def values(self, batch: EpisodeBatch) -> torch.Tensor: # (b, t)
         "Predictions of a separate trunk before each sampled token."
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids, "use_cache": False}
-        kind = type(innermost_model(self.trunk))
-        hidden = self.trunk(**{name: value for name, value in inputs.items() if accepts(kind, name)}).last_hidden_state
-        t = batch.response_ids.shape[1]
-        return self(hidden[:, -t - 1 : -1]) # D5: the value before a token is read where its logits are, one position earlier
+        inputs = batch.arguments(self.trunk) | ({"use_cache": False} if accepts(type(innermost_model(self.trunk)), "use_cache") else {})
+        with packed_forward(self.trunk, "segments" in batch.inputs, batch.places): hidden = self.trunk(**inputs).last_hidden_state
+        return batch.table(self(hidden.flatten(0, 1)[batch.places])) # D5: the value before a token is read where its logits are, one position earlier
 
 
 def evaluate_actions(
@@ -305,11 +332,10 @@ def evaluate_actions(
     temperature: float, # of sampling
 ) -> tuple[torch.Tensor, torch.Tensor | None]: # log-probabilities (b, t), values (b, t)
     "What the policy and the critic say of the sampled tokens."
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
-    logits, _, hidden = causal_logits(policy, batch.response_ids.shape[1] + 1, use_cache=False, **inputs)
-    logprobs = sampled_logprobs(logits[:, :-1], batch.response_ids, temperature)
+    logits, _, hidden = causal_logits(policy, batch.places, "segments" in batch.inputs, use_cache=False, **batch.arguments(policy))
+    logprobs = batch.table(sampled_logprobs(logits, batch.response_ids, temperature))
     if critic is None: return logprobs, None
-    return logprobs, critic(hidden[:, :-1]) if critic.trunk is None else critic.values(batch)
+    return logprobs, batch.table(critic(hidden)) if critic.trunk is None else critic.values(batch)
 
 # %% ../nbs/07_ppo.ipynb #3985675e
 CRITICS = ("separate", "shared", "reward")
@@ -388,6 +414,10 @@ class SamplingState:
         "Of the next forward pass."
         return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions, "past_key_values": self.cache, "use_cache": True}
 
+    def ends(self) -> torch.Tensor: # (b,)
+        "The place of each row's last token in the flattened rows."
+        return torch.arange(1, len(self.ids) + 1, device=self.ids.device) * self.ids.shape[1] - 1
+
     def extend(self, tokens: torch.Tensor, alive: torch.Tensor) -> None: # both (b,)
         "Append a token to each row that goes on; the others leave the batch and its cache."
         if not alive.all():
@@ -410,11 +440,11 @@ def sample_batch(
     state, results = SamplingState(prompts, next(model.parameters()).device), [([], [], []) for _ in prompts]
     stop, stopped = torch.tensor(how.stop_ids, device=state.rows.device), [False] * len(prompts)
     for _ in range(how.max_new_tokens):
-        logits, output, hidden = causal_logits(model, 1, **state.inputs())
-        state.cache, logits = output.past_key_values, logits[:, -1].float() / (how.temperature or 1.0)
+        logits, output, hidden = causal_logits(model, state.ends(), **state.inputs())
+        state.cache, logits = output.past_key_values, logits.float() / (how.temperature or 1.0)
         tokens = how.draw(logits, generator)
         logprobs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        values = critic(hidden[:, -1:])[:, 0] if critic is not None else logprobs
+        values = critic(hidden) if critic is not None else logprobs
         ended = torch.isin(tokens, stop)
         measured = torch.stack([tokens.double(), logprobs.double(), values.double(), ended.double()]).tolist() # one transfer from the device
         for row, token, logprob, value, end in zip(state.rows.tolist(), *measured, strict=True):
@@ -871,7 +901,7 @@ class MeasureSteps:
         order, size = sorted(episodes, key=lambda e: e.length), self.args.per_device_train_batch_size
         for start in range(0, len(order), size):
             part = order[start : start + size]
-            yield part, EpisodeBatch.of(part, self.device)
+            yield part, EpisodeBatch.of(part, self.device, self.layout)
 
     @torch.no_grad()
     def _measure(self, episodes):
@@ -934,9 +964,9 @@ class Rollout:
     advantages: torch.Tensor # whitened
     returns: torch.Tensor # targets of the critic
 
-    def part(self, chosen: list[int], device) -> tuple: # -> EpisodeBatch and the tensors of some episodes, as wide as they need
+    def part(self, chosen: list[int], device, layout: str) -> tuple: # -> EpisodeBatch and the tensors of some episodes, as wide as they need
         "Some of the episodes."
-        batch = EpisodeBatch.of([self.episodes[i] for i in chosen], device)
+        batch = EpisodeBatch.of([self.episodes[i] for i in chosen], device, layout)
         width = batch.mask.shape[1]
         return batch, *(t[chosen, :width].to(device) for t in (self.logprobs, self.values, self.advantages, self.returns))
 
@@ -991,7 +1021,7 @@ class UpdateSteps:
     def _backward(self, rollout, chosen, tokens):
         "Gradients of some episodes of a minibatch of so many tokens; sums of what is logged."
         args, apart = self.args, self.critic.trunk is not None # a critic with its own trunk goes after the policy, so that one graph is held at a time
-        batch, old_logprobs, old_values, advantages, returns = rollout.part(chosen, self.device)
+        batch, old_logprobs, old_values, advantages, returns = rollout.part(chosen, self.device, self.layout)
         with self._autocast(): logprobs, values = evaluate_actions(self.policy, None if apart else self.critic, batch, args.temperature)
         actor, sums = policy_loss(logprobs, old_logprobs, advantages, batch.mask, args.cliprange)
         if apart:
@@ -1268,6 +1298,8 @@ class PPOSetupSteps:
         self.critic = make_critic(args.critic, self.policy, only, (mean, std / (self.rewards.weights[0] or 1.0)), self.tokenizer)
         if peft_config is not None: self.policy = self._with_adapter(peft_config)
         self._check_precision()
+        problem = packing_problem(self.policy) or (only and args.critic == "reward" and packing_problem(only.model)) or None
+        self.layout = choose_layout("auto", problem)
         if args.gradient_checkpointing: self._checkpoint_gradients()
         for module in (self.policy, self.ref_policy, self.critic):
             if module is not None: module.to(self.device)
