@@ -839,13 +839,17 @@ def _attend(query, key, value, masks, window, softcap, dropout, scaling):
     "Attention of one sequence's last places (1, heads, n, d) to all of it (1, heads, total, d)."
     n, total = query.shape[2], key.shape[2]
     window = window if window is not None and window < total else None
-    if softcap is None and n == total and window is None:
-        return nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
-    mask = _causal_mask(masks, n, total, window, query)
-    if softcap is None: return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
-    weights = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    weights = (softcap * torch.tanh(weights / softcap) + mask).softmax(-1)
-    return nn.functional.dropout(weights, dropout) @ value
+    if softcap is not None: return _attend_capped(query, key, value, _causal_mask(masks, n, total, window, query), softcap, dropout, scaling)
+    if query.device.type == "cpu" and query.dtype.itemsize == 2: query, key, value = query.float(), key.float(), value.float()  # the kernel for 16 bits is slower
+    mask = None if n == total and window is None else _causal_mask(masks, n, total, window, query)
+    return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scaling)
+
+
+def _attend_capped(query, key, value, mask, softcap, dropout, scaling):
+    "The same with logits within (-softcap, softcap), which the fused kernel cannot bound."
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap)) + mask
+    return nn.functional.dropout(logits.float().softmax(-1).to(value.dtype), dropout) @ value
 
 # %% ../nbs/03_encoding.ipynb #ab5e1002
 PACKED_ATTENTION = "reward_kit_segments"  # the name under which transformers finds it
@@ -867,7 +871,7 @@ def attend_by_segments(
         mine = keys[i], values[i]
         if shared: mine = [torch.cat([every[starts[start]][:, :, :shared], own], 2) for every, own in zip((keys, values), mine, strict=True)]
         out.append(_attend(queries[i], *mine, table.masks, *options))
-    return torch.cat(out, 2)
+    return torch.cat([part.to(query.dtype) for part in out], 2)
 
 
 def attend_on_cuda(query, key, value, table, window, softcap, dropout, scaling) -> torch.Tensor | None:
@@ -910,14 +914,14 @@ def segment_attention(
     "An attention function of transformers for packed lines. NotImplementedError for attention it does not compute."
     foreign = [name for name in ("s_aux", "position_bias", "head_mask") if kwargs.get(name) is not None]
     if foreign: raise NotImplementedError(f"{type(module).__name__} passes {', '.join(foreign)} to its attention")
-    groups, dtype = query.shape[1] // key.shape[1], query.dtype
-    options = sliding_window, softcap, dropout, scaling
+    groups, options = query.shape[1] // key.shape[1], (sliding_window, softcap, dropout, scaling)
     if groups > 1: key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
-    with torch.autocast(query.device.type, enabled=False):
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind): query, key, value = (part.to(torch.get_autocast_dtype(kind)) for part in (query, key, value))  # as autocast does with attention
+    with torch.autocast(kind, enabled=False):
         out = attend_on_cuda(query, key, value, attention_mask, *options)
-        if out is None and query.device.type == "cpu": query, key, value = (part.float() if part.dtype.itemsize == 2 else part for part in (query, key, value))  # its 16-bit kernel is slower
         if out is None: out = attend_by_segments(query, key, value, attention_mask, *options)
-    return out.transpose(1, 2).to(dtype), None
+    return out.transpose(1, 2), None
 
 
 AttentionInterface.register(PACKED_ATTENTION, segment_attention)
@@ -979,7 +983,8 @@ def packed_forward(
     _set_places(base, places)
     try: yield
     finally:
-        if not (torch.is_grad_enabled() and getattr(base, "is_gradient_checkpointing", False)): end_packing(base)
+        again = torch.is_grad_enabled() and any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
+        if not again: end_packing(base)
 
 # %% ../nbs/03_encoding.ipynb #528a5178
 def innermost_model(
