@@ -10,12 +10,11 @@ __all__ = ['logger', 'OVERFLOW_POLICIES', 'PLAIN_TEMPLATE', 'WRAPPER_MARK', 'FIX
            'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch', 'RewardEncoder', 'encode_texts',
            'OverflowReport', 'encode_dataset', 'shared_length', 'pack_sequences', 'pad_sequences', 'reward_positions',
            'batch_labels', 'RewardCollator', 'segment_table', 'attend_by_segments', 'attend_on_cuda', 'varlen_parts',
-           'segment_attention', 'last_feed_forward', 'end_packing', 'packed_forward', 'innermost_model',
-           'apply_head_float32', 'is_reward_decoder', 'accepts', 'bind_reward_forward', 'packing_problem',
-           'choose_layout', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error', 'reward_head',
-           'init_reward_head', 'check_reward_config', 'load_reward_backbone', 'write_text_atomic', 'library_versions',
-           'RewardMetadata', 'read_metadata', 'without_scale', 'render_card_section', 'read_card_section',
-           'update_card_section']
+           'segment_attention', 'last_feed_forward', 'packed_forward', 'innermost_model', 'apply_head_float32',
+           'is_reward_decoder', 'accepts', 'bind_reward_forward', 'packing_problem', 'choose_layout', 'ModelLoadError',
+           'resolve_model', 'hub_reachable', 'explain_load_error', 'reward_head', 'init_reward_head',
+           'check_reward_config', 'load_reward_backbone', 'write_text_atomic', 'library_versions', 'RewardMetadata',
+           'read_metadata', 'without_scale', 'render_card_section', 'read_card_section', 'update_card_section']
 
 # %% ../nbs/03_encoding.ipynb #b7c7f326
 import contextlib
@@ -840,7 +839,6 @@ def _attend(query, key, value, masks, window, softcap, dropout, scaling):
     n, total = query.shape[2], key.shape[2]
     window = window if window is not None and window < total else None
     if softcap is not None: return _attend_capped(query, key, value, _causal_mask(masks, n, total, window, query), softcap, dropout, scaling)
-    if query.device.type == "cpu" and query.dtype.itemsize == 2: query, key, value = query.float(), key.float(), value.float()  # the kernel for 16 bits is slower
     mask = None if n == total and window is None else _causal_mask(masks, n, total, window, query)
     return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scaling)
 
@@ -867,20 +865,28 @@ def attend_by_segments(
     sizes = [own for own, _, _ in segments]
     starts, out = {start: i for i, start in enumerate(np.cumsum([0, *sizes[:-1]]).tolist())}, []
     queries, keys, values = (part.split(sizes, 2) for part in (query, key, value))  # `split` has one backward pass for all parts; slices have one each
+    masks = getattr(table, "masks", {})  # reentrant checkpointing makes a new tensor of the table
     for i, (_, start, shared) in enumerate(segments):
         mine = keys[i], values[i]
         if shared: mine = [torch.cat([every[starts[start]][:, :, :shared], own], 2) for every, own in zip((keys, values), mine, strict=True)]
-        out.append(_attend(queries[i], *mine, table.masks, *options))
-    return torch.cat([part.to(query.dtype) for part in out], 2)
+        out.append(_attend(queries[i], *mine, masks, *options))
+    return torch.cat(out, 2)
+
+
+def _flash_fits(query, value):
+    "Whether torch's flash attention takes these tensors."
+    size = query.shape[-1]
+    fits = query.dtype in (torch.float16, torch.bfloat16) and size <= 256 and size % 8 == 0 and value.shape[-1] == size
+    return fits and query.device.type == "cuda" and torch.cuda.get_device_capability(query.device)[0] >= 8
 
 
 def attend_on_cuda(query, key, value, table, window, softcap, dropout, scaling) -> torch.Tensor | None:
     "The same by torch's variable-length flash attention, one kernel for all segments; None where it does not apply."
-    fits = query.dtype in (torch.float16, torch.bfloat16) and softcap is None and not dropout and query.shape[-1] <= 256
-    if not fits or query.device.type != "cuda" or torch.cuda.get_device_capability(query.device)[0] < 8: return None
+    if softcap is not None or dropout or not _flash_fits(query, value): return None
     from torch.nn.attention.varlen import varlen_attn
-    if "varlen" not in table.masks: table.masks["varlen"] = varlen_parts(table[0, 0], query.device)
-    places, *lengths = table.masks["varlen"]
+    masks = getattr(table, "masks", {})
+    if "varlen" not in masks: masks["varlen"] = varlen_parts(table[0, 0], query.device)
+    places, *lengths = masks["varlen"]
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     out = varlen_attn(query.contiguous(), key[places], value[places], *lengths, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
     return out.transpose(0, 1)[None]
@@ -914,14 +920,15 @@ def segment_attention(
     "An attention function of transformers for packed lines. NotImplementedError for attention it does not compute."
     foreign = [name for name in ("s_aux", "position_bias", "head_mask") if kwargs.get(name) is not None]
     if foreign: raise NotImplementedError(f"{type(module).__name__} passes {', '.join(foreign)} to its attention")
-    groups, options = query.shape[1] // key.shape[1], (sliding_window, softcap, dropout, scaling)
+    kind, groups, options = query.device.type, query.shape[1] // key.shape[1], (sliding_window, softcap, dropout, scaling)
+    if torch.is_autocast_enabled(kind): query, key, value = (part.to(torch.get_autocast_dtype(kind)) for part in (query, key, value))  # of two types after rotation
     if groups > 1: key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
-    kind = query.device.type
-    if torch.is_autocast_enabled(kind): query, key, value = (part.to(torch.get_autocast_dtype(kind)) for part in (query, key, value))  # as autocast does with attention
+    dtype = query.dtype
     with torch.autocast(kind, enabled=False):
         out = attend_on_cuda(query, key, value, attention_mask, *options)
+        if out is None and kind == "cpu": query, key, value = (part.float() if part.dtype.itemsize == 2 else part for part in (query, key, value))  # its 16-bit kernel is slower
         if out is None: out = attend_by_segments(query, key, value, attention_mask, *options)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous().to(dtype), None
 
 
 AttentionInterface.register(PACKED_ATTENTION, segment_attention)
@@ -936,39 +943,29 @@ def last_feed_forward(
     return None if part is None or any("expert" in name or "router" in name for name, _ in part.named_modules()) else part
 
 
-def _feed_forward_at(self, hidden, *args, **kwargs):
-    "The module's own forward where `_places` says, zeros elsewhere."
-    places = self.__dict__.get("_places")
-    if places is None or args or kwargs: return type(self).forward(self, hidden, *args, **kwargs)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    found = type(self).forward(self, flat[places][None])[0]
+def _feed_forward_at(whole, places, hidden, *args, **kwargs):
+    "What the module's forward `whole` gives at the places, zeros elsewhere."
+    if args or kwargs: return whole(hidden, *args, **kwargs)
+    flat, places = hidden.reshape(-1, hidden.shape[-1]), places.to(hidden.device)
+    found = whole(flat[places][None])[0]
     return torch.zeros(flat.shape, dtype=found.dtype, device=found.device).index_put((places,), found).view(hidden.shape)
 
 
-def _set_places(base, places):
-    part = last_feed_forward(base)
-    if part is None or part.__dict__.get("forward") is not None and part.forward.__func__ is not _feed_forward_at: return
-    part._places = places
-    if places is None: part.__dict__.pop("forward", None)
-    else: part.forward = MethodType(_feed_forward_at, part)
+@contextlib.contextmanager
+def _changed(configs, part, forward):
+    "Our attention function in the configurations and `forward` in the module, then again what was there before."
+    names, own = [config._attn_implementation for config in configs], part.__dict__.get("forward") if part is not None else None
+    for config in configs: config._attn_implementation = PACKED_ATTENTION
+    if part is not None: part.forward = forward
+    try: yield
+    finally:
+        for config, name in zip(configs, names, strict=True): config._attn_implementation = name
+        if own is not None: part.forward = own
+        elif part is not None: del part.forward
 
 
-def _set_attention(base, packed):
-    "Our attention function, or again the model's own."
-    own = base.__dict__.pop("_own_attention", None)
-    for config, name in own or (): config._attn_implementation = name
-    if not packed: return
-    configs = {id(m.config): m.config for m in base.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")}
-    base._own_attention = [(config, config._attn_implementation) for config in configs.values()]
-    for config in configs.values(): config._attn_implementation = PACKED_ATTENTION
-
-
-def end_packing(
-    base,  # transformers model without its head, after `packed_forward`
-) -> None:
-    "The model as it was."
-    _set_attention(base, False)
-    _set_places(base, None)
+def _run_changed(change, function, *args):
+    with change(): return function(*args)
 
 
 @contextlib.contextmanager
@@ -977,14 +974,17 @@ def packed_forward(
     packed: bool,  # whether the line is packed
     places: torch.Tensor | None = None,  # (m,) of the flattened line that are read; None: all
 ):
-    "While it lasts the model reads packed lines, and computes the end of its last layer at some places alone."
-    end_packing(base)
-    _set_attention(base, packed)
-    _set_places(base, places)
-    try: yield
+    "While it lasts the model reads packed lines, and computes the end of its last layer at some places alone. Checkpointed layers do it again."
+    configs = {id(m.config): m.config for m in base.modules() if packed and hasattr(getattr(m, "config", None), "_attn_implementation")}
+    part = last_feed_forward(base) if places is not None else None
+    change = partial(_changed, list(configs.values()), part, None if part is None else partial(_feed_forward_at, part.forward, places))
+    checkpoints = [(m, m._gradient_checkpointing_func) for m in base.modules() if "_gradient_checkpointing_func" in m.__dict__]
+    for module, own in checkpoints:
+        module._gradient_checkpointing_func = lambda function, *args, own=own: own(partial(_run_changed, change, function), *args)
+    try:
+        with change(): yield
     finally:
-        again = torch.is_grad_enabled() and any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
-        if not again: end_packing(base)
+        for module, own in checkpoints: module._gradient_checkpointing_func = own
 
 # %% ../nbs/03_encoding.ipynb #528a5178
 def innermost_model(
@@ -1046,9 +1046,7 @@ def _decoder_rewards(model, inputs, reward_index, segments):
 def _reward_forward(self, *args, reward_index=None, segments=None, **kwargs):
     "Rewards (b, K) where `reward_index` (b, K) is given, 0 where it is -1; else the model's own forward."
     original = self.__dict__.get("_forward_before_reward") or partial(type(self).forward, self)
-    if reward_index is None:
-        if is_reward_decoder(self): end_packing(getattr(self, self.base_model_prefix))
-        return original(*args, **kwargs)
+    if reward_index is None: return original(*args, **kwargs)
     if args: kwargs["input_ids"] = args[0]
     known = ("input_ids", "attention_mask", "inputs_embeds", "position_ids", "token_type_ids")
     inputs = {name: kwargs[name] for name in known if kwargs.get(name) is not None}
@@ -1113,13 +1111,14 @@ def packing_problem(
     if not accepts(type(base), "position_ids"): return f"{name} takes no position_ids"
     if getattr(inner, "_is_stateful", False): return f"{name} has layers that carry a state from token to token"
     if any(hasattr(p, "ds_id") for p in inner.parameters()): return "its weights are spread over processes, so it cannot be tried"
-    groups, training = _probe_groups(inner.config.get_text_config()), inner.training
+    groups, modes = _probe_groups(inner.config.get_text_config()), [(m, m.training) for m in base.modules()]
     try:
         with torch.autocast(next(base.parameters()).device.type, enabled=False):
             packed, padded = (_probe_states(base.eval(), groups, layout) for layout in ("packed", "padded"))
     except Exception as error:
         return f"{name} cannot run them ({type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:150]})"
-    finally: inner.train(training)
+    finally:
+        for module, training in modes: module.training = training
     gap = ((packed - padded).abs().max() / padded.std()).item()
     tolerance = 2e-4 if next(base.parameters()).dtype == torch.float32 else 0.1
     return None if gap < tolerance else f"{name} gives other hidden states in a packed line (by {gap:.2g} of their spread)"

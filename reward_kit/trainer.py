@@ -1059,7 +1059,7 @@ def scores_of(
     with torch.no_grad():
         batches = [collator([{"sequences": [ids]}]) for ids in sequences]
         names = ("input_ids", "attention_mask", "position_ids", "segments", "reward_index")
-        scores = [model(**{name: batch[name].to(device) for name in names}).logits.item() for batch in batches]
+        scores = [model(**{name: batch[name].to(device) for name in names if name in batch}).logits.item() for batch in batches]
     model.train(was_training)
     return torch.tensor(scores)
 
