@@ -40,7 +40,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from .encoding import ModelLoadError, accepts, apply_head_float32, explain_load_error, hub_reachable, innermost_model, quiet_transformers, resolve_model, write_text_atomic
+from .encoding import ModelLoadError, accepts, apply_head_float32, explain_load_error, hub_reachable, innermost_model, quiet_transformers, resolve_model, template_value, write_text_atomic
 from .inference import RewardModel, check_text, is_conversation, read_rows
 from .playground import load_base
 from reward_kit.trainer import (
@@ -548,8 +548,16 @@ def load_prompts(
     return [{**row, "prompt": row[column]} for row in rows]
 
 
+def _render_chat(tokenizer, row, name):
+    "A conversation by the chat template with the row's own arguments, up to the header of the answer."
+    try:
+        tools, more = (template_value(row.get(key)) for key in ("tools", "chat_template_kwargs"))
+        return tokenizer.apply_chat_template(row["prompt"], tools=tools, tokenize=False, add_generation_prompt=True, **(more or {}))
+    except Exception as error: raise ValueError(f"{name}: the chat template refuses this conversation: {' '.join(str(error).split())}") from error
+
+
 def encode_prompts(
-    rows: list[dict], # of `load_prompts`
+    rows: list[dict], # of `load_prompts`; `tools` and `chat_template_kwargs` go to the chat template
     tokenizer, # of the policy
     limit: int | None = None, # tokens a prompt may have; None: any number
     name: str = "train_dataset", # for messages
@@ -560,7 +568,7 @@ def encode_prompts(
     encoded = []
     for i, row in enumerate(rows):
         chat = is_conversation(row["prompt"])
-        text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) if chat else row["prompt"]
+        text = _render_chat(tokenizer, row, f"{name}, row {i}") if chat else row["prompt"]
         ids = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
         while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id: ids = ids[:-1] # D9: a prompt that ends in EOS has nothing to continue
         bos = tokenizer.bos_token_id
@@ -853,7 +861,7 @@ class CollectSteps:
         if not episodes: return [], {} # more processes than held-out prompts
         self._write_completions(episodes, data)
         rows, args = [e.row for e in episodes], self.args
-        columns = {name: [data[row].get(name) for row in rows] for name in data[rows[0]] if name not in ("prompt", "completion", "completions", "completion_ids")}
+        columns = {name: [data[row].get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in data[row]) if name not in ("prompt", "completion", "completions", "completion_ids")}
         columns["completion_ids"] = [e.response_ids for e in episodes]
         with self.clock("score"): totals, parts = self.rewards([data[row]["prompt"] for row in rows], [e.completion for e in episodes], columns, rows)
         for episode, total in zip(episodes, totals, strict=True):

@@ -380,6 +380,42 @@ def test_conversations_and_other_columns_reach_the_reward(base, tmp_path):
     assert [rows[a]["prompt"] for a in seen["answer"]] == seen["prompts"] and seen["completions"][0][0]["role"] == "assistant" and seen["ids"][0] == episodes[0].response_ids
 
 
+TOOLS_TEMPLATE = ("{% if tools %}{% for tool in tools %}{{ tool['name'] + ' ' }}{% endfor %}{% endif %}{% if style is defined %}{{ style + ' ' }}{% endif %}"
+                  "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+
+
+def test_template_arguments_of_rows_reach_the_policy_and_the_reward(base, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    chat = [{"role": "user", "content": "the cat"}]
+    rows = [{"prompt": chat}, {"prompt": chat, "tools": [{"name": "sat"}]}, {"prompt": chat, "tools": json.dumps([{"name": "sat"}])}, {"prompt": chat, "chat_template_kwargs": {"style": "rain"}},
+            {"prompt": "the cat", "tools": [{"name": "sat"}]}]
+    text = [tokenizer.decode(ids, skip_special_tokens=True) for ids in encode_prompts(load_prompts(rows), tokenizer)]
+    assert text == ["user: the cat assistant: ", "sat user: the cat assistant: ", "sat user: the cat assistant: ", "rain user: the cat assistant: ", "the cat"]
+    seen = []
+
+    def judge(prompts, completions, tools=None, chat_template_kwargs=None, **rest):
+        seen.extend(zip(tools, chat_template_kwargs))
+        return [1.0] * len(prompts)
+
+    make_trainer(base, tmp_path, reward=judge, data=rows[:4], processing_class=tokenizer, per_device_train_batch_size=4, gradient_accumulation_steps=1).collect(0)
+    assert len(seen) == 4 and sorted(map(str, seen)) == sorted(str((row.get("tools"), row.get("chat_template_kwargs"))) for row in rows[:4])
+    for wrong, message in (({"tools": "[{"}, "row 1: the chat template refuses"), ({"chat_template_kwargs": {"tokenize": True}}, "row 1: the chat template refuses"), ({"tools": 3}, "row 1: the chat template refuses")):
+        with pytest.raises(ValueError, match=message) as refused: encode_prompts(load_prompts([rows[0], {"prompt": chat} | wrong]), tokenizer)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_reward_model_reads_the_template_arguments_that_the_policy_reads(base, judge, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = judge.tokenizer.chat_template = TOOLS_TEMPLATE
+    chat = [{"role": "user", "content": "the cat"}]
+    trainer = make_trainer(base, tmp_path, reward=judge, data=[{"prompt": chat}, {"prompt": chat, "tools": [{"name": "sat"}]}], processing_class=tokenizer, per_device_train_batch_size=2,
+                           gradient_accumulation_steps=1, num_mini_batches=1, normalize_reward=False)
+    episodes, _ = trainer.collect(0)
+    for e in episodes: assert e.raw_score == pytest.approx(judge.score([chat], [e.completion], tools=[trainer.train_rows[e.row].get("tools")])[0], abs=1e-5)
+    assert sorted(len(e.prompt_ids) for e in episodes)[0] < max(len(e.prompt_ids) for e in episodes)
+
+
 def test_rows_without_a_reward_are_left_out_and_counted(base, tmp_path):
     trainer = make_trainer(base, tmp_path, reward=lambda prompts, completions: [None if i % 2 else 1.0 for i in range(len(prompts))])
     episodes, metrics = trainer.collect(0)
