@@ -6,13 +6,14 @@
 __all__ = ['logger', 'KL_ESTIMATORS', 'CRITICS', 'PLAYGROUND_PPO', 'LOG_COLUMNS', 'masked_mean', 'whiten', 'kl_estimate',
            'token_rewards', 'gae', 'policy_loss', 'value_loss', 'KLController', 'Episode', 'left_pad', 'right_pad',
            'response_mask', 'EpisodeBatch', 'causal_logits', 'sampled_logprobs', 'Critic', 'evaluate_actions',
-           'trunk_of', 'make_critic', 'Sampling', 'SamplingState', 'sample_batch', 'sample_responses', 'RewardError',
-           'reward_functions', 'function_name', 'call_reward', 'RewardMix', 'load_prompts', 'encode_prompts',
-           'RolloutSettings', 'UpdateSettings', 'PPOConfig', 'check_ppo_config', 'load_policy', 'stop_ids',
-           'freeze_dropout', 'PhaseClock', 'peak_memory', 'PromptOrder', 'CollectSteps', 'MeasureSteps', 'Rollout',
-           'make_rollout', 'UpdateSteps', 'masked_variance', 'UpdateMetrics', 'show_number', 'log_line', 'sample_table',
-           'EvaluateSteps', 'PPOCheckpointSteps', 'load_trained_weights', 'plot_ppo', 'policy_card', 'SavePolicySteps',
-           'PPOSetupSteps', 'PPODataSteps', 'RunSteps', 'PPOTrainer']
+           'trunk_of', 'make_critic', 'Sampling', 'SamplingState', 'sample_batch', 'sample_responses', 'check_sampling',
+           'RewardError', 'reward_functions', 'function_name', 'call_reward', 'RewardMix', 'load_prompts',
+           'encode_prompts', 'RolloutSettings', 'UpdateSettings', 'PPOConfig', 'check_ppo_config', 'load_policy',
+           'stop_ids', 'freeze_dropout', 'PhaseClock', 'peak_memory', 'PromptOrder', 'CollectSteps', 'MeasureSteps',
+           'Rollout', 'make_rollout', 'UpdateSteps', 'masked_variance', 'UpdateMetrics', 'show_number', 'log_line',
+           'sample_table', 'EvaluateSteps', 'PPOCheckpointSteps', 'load_trained_weights', 'plot_ppo', 'policy_card',
+           'logprob_difference', 'SavePolicySteps', 'PPOCheckSteps', 'PPOSetupSteps', 'PPODataSteps', 'RunSteps',
+           'PPOTrainer']
 
 # %% ../nbs/07_ppo.ipynb #f3fb46a0
 import atexit
@@ -26,6 +27,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,7 @@ from reward_kit.trainer import (
     base_name,
     default_precision,
     fill_config,
+    is_out_of_memory,
     is_write_error,
     markdown_table,
     merged_model,
@@ -439,6 +442,29 @@ def sample_responses(
         for i, result in zip(now, sample_batch(model, [prompts[i] for i in now], how, generator, critic), strict=True): results[i] = result
     return results
 
+# %% ../nbs/07_ppo.ipynb #6c1d0a5c
+@torch.no_grad()
+def check_sampling(
+    policy, # causal language model; put into evaluation mode
+) -> None:
+    "ValueError for a policy that cannot be sampled in a batch that shrinks, or that padding changes."
+    policy.eval()
+    kind, device = type(innermost_model(policy)).__name__, next(policy.parameters()).device
+    table = lambda rows: torch.tensor(rows, device=device)
+    look = lambda ids, mask, positions, cache=None: causal_logits(
+        policy, 1, input_ids=table(ids), attention_mask=table(mask), position_ids=table(positions), past_key_values=cache, use_cache=True)
+    try:
+        cache = look([[1, 2, 3], [0, 0, 2]], [[1, 1, 1], [0, 0, 1]], [[0, 1, 2], [0, 0, 0]])[1].past_key_values
+        cache.batch_select_indices(table([1]))
+        batched = look([[3]], [[0, 0, 1, 1]], [[1]], cache)[0]
+        alone = look([[2, 3]], [[1, 1]], [[0, 1]])[0]
+    except Exception as error:
+        if is_out_of_memory(error): raise
+        raise ValueError(f"the policy is a {kind}, whose cache cannot drop the rows of answers that have ended, as state-space and hybrid models cannot: "
+                         f"give a causal language model with attention in every layer ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
+    moved = 0.5 * (batched.float().softmax(-1) - alone.float().softmax(-1)).abs().sum().item()
+    if moved > 0.05: raise ValueError(f"the policy is a {kind}, for which the padding of a batch moves {moved:.0%} of the next token's probability: give a model that reads position_ids and attention_mask")
+
 # %% ../nbs/07_ppo.ipynb #e89a53c6
 class RewardError(ValueError):
     "A reward function gave something that cannot be trained on; the message names the function and the prompt's row."
@@ -724,6 +750,7 @@ def load_policy(
     else: loaded, own, name = model, None, getattr(model.config, "_name_or_path", "") or type(model).__name__
     if isinstance(model, (str, os.PathLike)): name = str(model)
     if tokenizer is None: tokenizer = own or transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    if getattr(innermost_model(loaded).config, "is_encoder_decoder", False): raise _encoder_decoder(base_name(name))
     if innermost_model(loaded).get_output_embeddings() is None:
         raise ModelLoadError(f"model {base_name(name)} is a {type(innermost_model(loaded)).__name__} and writes no text: PPO needs a causal language model as the policy")
     if tokenizer.eos_token_id is None:
@@ -741,11 +768,16 @@ def _read_policy(name, args):
     settings = {"dtype": torch.float32, "use_safetensors": True, **shared, **(args.model_init_kwargs or {})}
     try:
         config = transformers.AutoConfig.from_pretrained(path, **shared)
+        if getattr(config, "is_encoder_decoder", False): raise _encoder_decoder(name)
         if (config.architectures or [""])[0].endswith("ForSequenceClassification"):
             raise ModelLoadError(f"model {name} is a reward model, which writes no text: give it as the reward, and a causal language model as the policy")
         return transformers.AutoModelForCausalLM.from_pretrained(path, **settings), transformers.AutoTokenizer.from_pretrained(path, **shared)
     except ModelLoadError: raise
     except Exception as error: raise explain_load_error(name, error) from error
+
+
+def _encoder_decoder(name):
+    return ModelLoadError(f"model {name} is an encoder-decoder: PPO needs a causal language model as the policy, which reads the prompt and writes the answer with the same layers")
 
 
 def stop_ids(
@@ -1217,6 +1249,23 @@ question, the more so the further the policy has moved (KL).
 ![score, KL, response length and explained variance by batch of rollouts](ppo_curve.png)
 """
 
+# %% ../nbs/07_ppo.ipynb #6c1d0a5e
+@torch.no_grad()
+def logprob_difference(
+    policy, # causal language model
+    other, # another, of the same vocabulary
+    rows: list[list[int]], # token ids
+) -> float: # nats
+    "The largest difference of two models' log-probabilities, over all next tokens at every place of some texts."
+    training, found = policy.training, 0.0
+    policy.eval(); other.eval()
+    for ids in rows:
+        texts = (torch.tensor([ids], device=next(model.parameters()).device) for model in (policy, other))
+        a, b = (model(text).logits.float().log_softmax(-1) for model, text in zip((policy, other), texts, strict=True))
+        found = max(found, (a - b).abs().max().item())
+    policy.train(training)
+    return found
+
 # %% ../nbs/07_ppo.ipynb #47289b30
 class SavePolicySteps:
     "The saved folder: a causal language model as transformers loads it."
@@ -1227,8 +1276,8 @@ class SavePolicySteps:
         source = target.parent / f".{target.name}.saving-{os.getpid()}"
         try:
             source.mkdir(parents=True)
-            with no_bars(): self._write_policy(source)
-            self._write_policy_card(source, target.resolve().name)
+            with no_bars(): difference = self._write_policy(source)
+            self._write_policy_card(source, target.resolve().name, difference)
             move_into(source, target)
         except Exception as error:
             if not is_write_error(error): raise
@@ -1236,8 +1285,9 @@ class SavePolicySteps:
         finally: shutil.rmtree(source, ignore_errors=True)
 
     def _write_policy(self, folder):
-        model = self.policy
-        if hasattr(model, "peft_config"):
+        "Policy and tokenizer; with an adapter, how far the saved policy is from the trained one (`logprob_difference`)."
+        model, is_adapted = self.policy, hasattr(self.policy, "peft_config")
+        if is_adapted:
             model.save_pretrained(folder / "adapter")
             (folder / "adapter" / "README.md").unlink(missing_ok=True) # PEFT's template with its blanks
             config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
@@ -1246,18 +1296,49 @@ class SavePolicySteps:
             model = merged_model(model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if not is_adapted: return None
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=self.args.trust_remote_code).to(self.device)
+        difference = logprob_difference(self.policy, loaded, [ids[:64] for ids in self.train_ids[:16]])
+        if difference > 0.1: logger.warning("the merged policy differs from the trained one by up to %.2g nats a token: its base is in a precision too low to hold the change", difference)
+        return difference
 
-    def _write_policy_card(self, folder, name):
+    def _write_policy_card(self, folder, name, difference):
         args, logs = self.args, [log for log in self.state.log_history if "objective/scores" in log]
         part = max(1, len(logs) // 10)
         change = lambda key, form: " -> ".join(show_number(form, sum(log[key] for log in some) / part) for some in (logs[:part], logs[-part:])) if logs else None
         settings = {"base": self.base, "reward": ", ".join(map(function_name, self.rewards.functions)), "prompts": f"{len(self.train_rows):,}",
                     "batches": f"{self.state.global_step} of {args.local_batch_size * args.world_size} responses", "KL coefficient": f"{self.kl.value:.4g}",
-                    "critic": args.critic, "learning rate": f"{args.learning_rate:g}", "temperature": args.temperature, "seed": args.seed}
+                    "critic": args.critic, "learning rate": f"{args.learning_rate:g}",
+                    "critic's learning rate": args.critic_learning_rate and f"{args.critic_learning_rate:g}", "temperature": args.temperature, "seed": args.seed,
+                    "merged and unmerged log-probabilities": None if difference is None else f"differ by at most {difference:.1e} nats"}
         results = {"score": change("objective/scores", "{:.3f}"), "KL, nats a response": change("objective/kl", "{:.2f}"),
                    "response length, tokens": change("response/length", "{:.1f}"), "responses that end": change("response/eos_share", "{:.1%}")}
         write_text_atomic(folder / "README.md", policy_card(name, self.base, settings, results))
         plot_ppo(self.state.log_history).savefig(folder / "ppo_curve.png")
+
+# %% ../nbs/07_ppo.ipynb #6c1d0a60
+class PPOCheckSteps:
+    "Models that cannot be what is meant, found before the first batch."
+    def _check_models(self, peft_config):
+        "ValueError for a reference or an adapter that cannot be what is meant."
+        if self.ref_policy is self.policy: raise ValueError("ref_model is the policy itself, which changes; leave ref_model out, and a copy is made")
+        if peft_config is not None and hasattr(self.policy, "peft_config"):
+            raise ValueError("the policy has an adapter already, and peft_config asks for another: leave peft_config out to train the one it has, or merge it first (merge_and_unload)")
+        sizes = [innermost_model(m).config.get_text_config().vocab_size for m in (self.policy, self.ref_policy) if m is not None]
+        if len(set(sizes)) > 1: raise ValueError(f"ref_model has a vocabulary of {sizes[1]} tokens, the policy one of {sizes[0]}: the reference must read the policy's tokens")
+
+    def _check_adapter(self):
+        "ValueError for an adapter that could not be merged into the saved weights."
+        adapters, inner = list(getattr(self.policy, "peft_config", {}).values()), innermost_model(self.policy)
+        if any(adapter.is_prompt_learning for adapter in adapters): raise ValueError("the adapter adds virtual tokens, which cannot be merged into the weights that are saved: use LoRA")
+        both = all(hasattr(layer, "get_base_layer") for layer in (inner.get_input_embeddings(), inner.get_output_embeddings()))
+        if both and any(getattr(adapter, "ensure_weight_tying", False) for adapter in adapters):
+            raise ValueError("an adapter with ensure_weight_tying=True on the token embeddings cannot be merged: leave ensure_weight_tying out, and the saved policy has an output layer of its own")
+
+    def _check_precision(self):
+        "ValueError for trained weights in 16 bits, in which a step of PPO is lost."
+        low = next((p.dtype for p in self.policy.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)), None)
+        if low is not None: raise ValueError(f"the policy's weights are {low}, in which PPO's small steps are lost: load it with dtype=torch.float32 (bf16=True then computes in bfloat16), or give a peft_config")
 
 # %% ../nbs/07_ppo.ipynb #6735cd83
 class PPOSetupSteps:
@@ -1275,32 +1356,23 @@ class PPOSetupSteps:
         mean, std = self.rewards.scales[0]
         self.critic = make_critic(args.critic, self.policy, only, (mean, std / (self.rewards.weights[0] or 1.0)), self.tokenizer)
         if peft_config is not None: self.policy = self._with_adapter(peft_config)
+        self._check_adapter()
         self._check_precision()
         if args.gradient_checkpointing: self._checkpoint_gradients()
         for module in (self.policy, self.ref_policy, self.critic):
             if module is not None: module.to(self.device)
+        check_sampling(self.policy)
         if self.ref_policy is not None: self.ref_policy.eval().requires_grad_(False)
         if self.critic.trunk is not None: freeze_dropout(self.critic.trunk) # the reward model's has its own
-
-    def _check_models(self, peft_config):
-        "ValueError for a reference or an adapter that cannot be what is meant."
-        if self.ref_policy is self.policy: raise ValueError("ref_model is the policy itself, which changes; leave ref_model out, and a copy is made")
-        if peft_config is not None and hasattr(self.policy, "peft_config"):
-            raise ValueError("the policy has an adapter already, and peft_config asks for another: leave peft_config out to train the one it has, or merge it first (merge_and_unload)")
-        sizes = [innermost_model(m).config.get_text_config().vocab_size for m in (self.policy, self.ref_policy) if m is not None]
-        if len(set(sizes)) > 1: raise ValueError(f"ref_model has a vocabulary of {sizes[1]} tokens, the policy one of {sizes[0]}: the reference must read the policy's tokens")
-
-    def _check_precision(self):
-        "ValueError for trained weights in 16 bits, in which a step of PPO is lost."
-        low = next((p.dtype for p in self.policy.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)), None)
-        if low is not None: raise ValueError(f"the policy's weights are {low}, in which PPO's small steps are lost: load it with dtype=torch.float32 (bf16=True then computes in bfloat16), or give a peft_config")
 
     def _with_adapter(self, peft_config):
         "LoRA on the policy; the base under it is the reference."
         from peft import get_peft_model
         config = copy.deepcopy(peft_config)
         config.task_type, config.inference_mode = config.task_type or "CAUSAL_LM", False
-        adapted = get_peft_model(self.policy, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings") # `merged_model` unties them
+            adapted = get_peft_model(self.policy, config)
         freeze_dropout(adapted) # the adapter brings its own
         return adapted
 
@@ -1408,12 +1480,12 @@ class RunSteps:
         return metrics
 
 # %% ../nbs/07_ppo.ipynb #64ca48cc
-class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, UpdateMetrics, EvaluateSteps, PPOCheckpointSteps, SavePolicySteps, PPOSetupSteps, PPODataSteps,
-                 InterruptSteps, CheckpointSteps, ResumeSteps):
+class PPOTrainer(RunSteps, CollectSteps, MeasureSteps, UpdateSteps, UpdateMetrics, EvaluateSteps, PPOCheckpointSteps, SavePolicySteps,
+                 PPOCheckSteps, PPOSetupSteps, PPODataSteps, InterruptSteps, CheckpointSteps, ResumeSteps):
     """PPO for a causal language model: `PPOTrainer(policy, reward, args, prompts).train()`.
 
     Attributes: `policy`, `critic`, `ref_policy`, `tokenizer`, `state.log_history`, `samples`, `eval_episodes`. Runs in one process or, with `accelerate launch`, in
-    several that hold whole copies of the models. ValueError under FSDP or DeepSpeed; ModelLoadError; RewardError.
+    several that hold whole copies of the models. ValueError under FSDP or DeepSpeed, or for a policy that cannot be sampled; ModelLoadError; RewardError.
     """
 
     is_deepspeed_enabled = is_fsdp_enabled = False

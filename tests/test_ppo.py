@@ -1,6 +1,7 @@
 "PPO: invariances, architectures, critics, adapters, resuming, processes, errors. The formulas are pinned in the chapter."
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from reward_kit.ppo import (
     PromptOrder,
     RewardError,
     Sampling,
+    check_sampling,
     encode_prompts,
     evaluate_actions,
     load_prompts,
@@ -79,6 +81,51 @@ def test_sampling_and_measuring_agree_for_every_architecture(name):
             assert torch.allclose(values[row, :n], torch.tensor(own_values), atol=2e-3)
             single, single_values = evaluate_actions(model, critic, EpisodeBatch.of([episodes[row]]), 0.9)
             assert torch.allclose(logprobs[row, :n], single[0], atol=2e-4) and torch.allclose(values[row, :n], single_values[0], atol=2e-3)
+
+
+def odd(name):
+    "A random model that is no causal language model with attention everywhere, small."
+    shared = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    mamba = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1)
+    configs = {
+        "mamba": lambda: transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8),
+        "jamba": lambda: transformers.JambaConfig(**shared, attn_layer_period=2, attn_layer_offset=1, num_experts=2, num_experts_per_tok=1, mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False),
+        "bamba": lambda: transformers.BambaConfig(**shared, **mamba, attn_layer_indices=[1]),
+        "lfm2": lambda: transformers.Lfm2Config(**shared, layer_types=["conv", "full_attention"]),
+        "bart": lambda: transformers.BartConfig(vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+                                                max_position_embeddings=64),
+    }
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(configs[name]()).eval()
+    for p in model.parameters(): p.data.mul_(3)
+    return model
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba", "bamba", "lfm2"])
+def test_state_space_and_hybrid_models_are_refused(name):
+    with pytest.raises(ValueError, match="whose cache cannot drop the rows of answers that have ended") as refused: check_sampling(odd(name))
+    assert type(odd(name)).__name__ in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_models_that_padding_changes_are_refused():
+    with pytest.raises(ValueError, match="the padding of a batch moves"): check_sampling(odd("bart"))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2", "opt", "falcon"])
+def test_models_with_attention_are_taken(name): check_sampling(tiny(name))
+
+
+def test_what_cannot_be_sampled_is_refused_when_the_trainer_is_made(base, tmp_path):
+    tokenizer = make_tokenizer()
+    model = odd("mamba")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with pytest.raises(ValueError, match="the policy is a MambaForCausalLM"): make_trainer(model, tmp_path, processing_class=tokenizer)
+    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    with pytest.raises(ModelLoadError, match="is an encoder-decoder: PPO needs a causal language model"): make_trainer(t5, tmp_path, processing_class=tokenizer)
+    t5.save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"): make_trainer(tmp_path / "t5", tmp_path)
+    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"): make_trainer(base, tmp_path, ref_model=str(tmp_path / "t5"))
 
 
 def test_log_probabilities_are_those_of_a_plain_forward_pass():
@@ -307,6 +354,58 @@ def test_lora_trains_the_adapter_and_saves_merged_weights(base, tmp_path, critic
         assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-5) and torch.allclose(merged(ids).logits, trainer.policy(ids).logits, atol=1e-5)
         assert not torch.allclose(merged(ids).logits, transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(ids).logits, atol=1e-5)
     assert str(tmp_path) not in (tmp_path / "out/README.md").read_text() + (tmp_path / "out/adapter/adapter_config.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def tied_base(tmp_path_factory):
+    "A policy whose output layer is its token embeddings."
+    folder, tokenizer = tmp_path_factory.mktemp("tied"), make_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256, tie_word_embeddings=True,
+                                      bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("adapter", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]}, {"target_modules": ["lm_head", "embed_tokens"]},
+                                     {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, {"target_modules": "all-linear"}])
+def test_an_adapter_on_shared_embeddings_is_saved_as_it_was_trained(tied_base, tmp_path, adapter):
+    "Merged into the shared weights, what was learned for the output would also change how tokens are read."
+    from peft import LoraConfig
+    trainer = make_trainer(tied_base, tmp_path / "out", learning_rate=1e-2, peft_config=LoraConfig(r=4, **adapter), total_episodes=16)
+    trainer.train()
+    with torch.no_grad():
+        for p in trainer.policy.parameters():
+            if p.requires_grad: p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))  # so that a change in the wrong place shows
+    trainer.save_model()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad(): assert torch.allclose(saved(ids).logits, trainer.policy.eval()(ids).logits, atol=1e-4)
+    assert saved.config.tie_word_embeddings == (adapter["target_modules"] == "all-linear")
+    assert trainer.policy.get_base_model().config.tie_word_embeddings or "modules_to_save" in adapter, "the policy itself stays as it is"
+    measured = re.search(r"merged and unmerged log-probabilities \| differ by at most (\S+) nats", (tmp_path / "out/README.md").read_text())
+    assert float(measured[1]) < 1e-3
+
+
+def test_a_saved_policy_that_is_not_the_trained_one_is_told(tied_base, tmp_path, monkeypatch, caplog):
+    from peft import LoraConfig
+    trainer = make_trainer(tied_base, tmp_path / "out", peft_config=LoraConfig(r=4, target_modules=["lm_head"]))
+    with torch.no_grad():
+        for name, p in trainer.policy.named_parameters():
+            if "lora_B" in name: p.normal_(generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("reward_kit.trainer._untie_adapted", lambda model: None)
+    with caplog.at_level("WARNING", logger="reward_kit"): trainer.save_model()
+    assert "the merged policy differs from the trained one by up to" in caplog.text
+    measured = re.search(r"log-probabilities \| differ by at most (\S+) nats", (tmp_path / "out/README.md").read_text())
+    assert float(measured[1]) > 0.1
+
+
+def test_adapters_that_cannot_be_merged_are_refused_before_training(tied_base, tmp_path):
+    from peft import LoraConfig, PromptTuningConfig
+    with pytest.raises(ValueError, match="adds virtual tokens, which cannot be merged"): make_trainer(tied_base, tmp_path, peft_config=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="ensure_weight_tying=True on the token embeddings cannot be merged"):
+        make_trainer(tied_base, tmp_path, peft_config=LoraConfig(target_modules=["q_proj", "lm_head"], ensure_weight_tying=True))
 
 
 # ---------------------------------------------------------------- runs
