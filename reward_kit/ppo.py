@@ -139,14 +139,15 @@ def policy_loss(
     advantages: torch.Tensor, # (b, t)
     mask: torch.Tensor, # (b, t) bool, True = sampled token
     cliprange: float = 0.2, # epsilon
-) -> tuple[torch.Tensor, dict]: # sum over kept tokens; sums of clipped, kl (k2: half the squared log-ratio) and ratio
+) -> tuple[torch.Tensor, dict]: # sum over kept tokens; sums of clipped, kl (k2: half the squared log-ratio), ratio and ratio_spread (squared distance from 1)
     "Clipped surrogate objective (arXiv 1707.06347, equation 7), to be divided by the number of tokens."
     log_ratio = (logprobs - old_logprobs) * mask
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     loss = (torch.maximum(unclipped, clipped) * mask).sum()
     with torch.no_grad():
-        sums = {"clipped": ((clipped > unclipped) & mask).sum(), "kl": 0.5 * log_ratio.square().sum(), "ratio": (ratio * mask).sum()}
+        sums = {"clipped": ((clipped > unclipped) & mask).sum(), "kl": 0.5 * log_ratio.square().sum(), "ratio": (ratio * mask).sum(),
+                "ratio_spread": ((ratio - 1).square() * mask).sum()}
     return loss, sums
 
 
@@ -950,16 +951,17 @@ class MeasureSteps:
         return scored, self._rollout_metrics(scored, sampled, parts)
 
     def _rollout_metrics(self, episodes, sampled, parts):
-        """What a batch of rollouts is like. Where TRL's PPO has the name: `entropy` is a mean over tokens, `scores` come before the penalty for a missing EOS
-        (`rlhf_reward` after it), and `kl` is k1 whatever the penalty uses."""
+        "What a batch of rollouts is like, by TRL's names; `scores` come before the penalty for a missing EOS, `rlhf_reward` after it, and `kl` is k1."
         n, raw = len(episodes), [e.raw_score for e in episodes]
-        kl = sum(sum(a - b for a, b in zip(e.logprobs, e.ref_logprobs, strict=True)) for e in episodes) / n
-        entropy = -sum(sum(e.logprobs) for e in episodes) / sum(len(e.logprobs) for e in episodes)
+        logprobs, ref = (torch.tensor([x for e in episodes for x in getattr(e, name)], dtype=torch.float64) for name in ("logprobs", "ref_logprobs"))
+        kl, penalty = (kl_estimate(logprobs, ref, kind).sum().item() / n for kind in ("k1", self.args.kl_estimator))
         names = {name: [r for part in parts for r in part.get(name, ()) if r is not None] for name in dict.fromkeys(name for part in parts for name in part)}
         metrics = {f"rewards/{name}": sum(own) / len(own) for name, own in names.items() if own and len(names) > 1}
         return metrics | {
             "objective/scores": sum(raw) / n, "objective/scores_std": (sum((r - sum(raw) / n) ** 2 for r in raw) / n) ** 0.5, "objective/kl": kl,
-            "objective/kl_coef": self.kl.value, "objective/entropy": entropy, "objective/rlhf_reward": sum(e.score for e in episodes) / n - self.kl.value * kl,
+            "objective/kl_coef": self.kl.value, "objective/non_score_reward": -self.kl.value * penalty,
+            "objective/rlhf_reward": sum(e.score for e in episodes) / n - self.kl.value * penalty,
+            "objective/entropy": -logprobs.sum().item() / n, "policy/entropy_avg": -logprobs.mean().item(), "val/num_eos_tokens": sum(stopped for _, stopped in sampled),
             "response/length": sum(length for length, _ in sampled) / len(sampled), "response/eos_share": sum(stopped for _, stopped in sampled) / len(sampled),
             "response/left_out": len(sampled) - n}
 
@@ -1071,12 +1073,14 @@ class UpdateMetrics:
         "Means over tokens of all passes."
         if self.accelerator.num_processes > 1:
             every = gather_object([sums])
-            sums = {name: sums[name] if name in ("tokens", "steps", "grad_norm") else sum(part.get(name, 0.0) for part in every) for name in sums}
-        tokens, mask = sums["tokens"], rollout.mask
+            names = dict.fromkeys(name for part in every for name in part) # a process that held no episode lacks some
+            sums = {name: sums[name] if name in ("tokens", "steps", "grad_norm") else sum(part.get(name, 0.0) for part in every) for name in names}
+        tokens, mask, ratio = sums["tokens"], rollout.mask, sums["ratio"] / sums["tokens"]
         spread = masked_variance(rollout.returns, mask)
         error = masked_variance(rollout.returns - rollout.values, mask)
         return {"policy/approxkl_avg": sums["kl"] / tokens, "policy/clipfrac_avg": sums["clipped"] / tokens, "loss/policy_avg": sums["policy_loss"] / tokens,
-                "loss/value_avg": sums["value_loss"] / tokens, "val/clipfrac_avg": sums["value_clipped"] / tokens, "val/ratio": sums["ratio"] / tokens,
+                "loss/value_avg": sums["value_loss"] / tokens, "val/clipfrac_avg": sums["value_clipped"] / tokens, "val/ratio": ratio,
+                "val/ratio_var": max(0.0, sums["ratio_spread"] / tokens - (ratio - 1) ** 2),
                 "val/explained_variance": 1 - error / spread if spread > 0 else 0.0, "policy/grad_norm": sums["grad_norm"] / sums["steps"]}
 
 # %% ../nbs/07_ppo.ipynb #a1c0ffe2
@@ -1468,13 +1472,15 @@ class RunSteps:
 
     def _step(self, step):
         "Collect, update, and what follows from the batch."
+        start = time.perf_counter()
         episodes, metrics = self.collect(step)
         metrics |= self.update(episodes, step) | {"lr": self.scheduler.get_last_lr()[0]}
         self.kl.update(metrics["objective/kl"], len(episodes))
         self.scheduler.step()
         self.state.global_step = step + 1
         self.state.epoch = self.state.global_step * self.args.local_batch_size * self.accelerator.num_processes / len(self.train_rows)
-        metrics |= {"episode": self.state.global_step * self.args.local_batch_size * self.accelerator.num_processes, "epoch": self.state.epoch}
+        size = self.args.local_batch_size * self.accelerator.num_processes
+        metrics |= {"episode": self.state.global_step * size, "epoch": self.state.epoch, "eps": size / (time.perf_counter() - start)}
         self._show_samples(episodes)
         self.control = self.callbacks.on_step_end(self.args, self.state, self.control)
         return metrics

@@ -32,6 +32,7 @@ from reward_kit.ppo import (
     log_line,
     make_critic,
     make_rollout,
+    policy_loss,
     sample_responses,
     sample_table,
 )
@@ -423,12 +424,49 @@ def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
     logs = [log for log in state.log_history if "objective/scores" in log]
     assert len(logs) == 10 and seen.count("eval") == 2 and seen[:5] == [1, 2, 3, 4, 5] and len(trainer.samples) == 6
     wanted = {"objective/scores", "objective/kl", "objective/entropy", "policy/approxkl_avg", "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/explained_variance",
-              "response/length", "response/eos_share", "time/sample", "time/score", "time/reference", "time/update", "memory/peak_gib", "lr", "episode", "epoch"}
+              "val/ratio", "val/ratio_var", "val/num_eos_tokens", "policy/entropy_avg", "objective/non_score_reward", "objective/rlhf_reward", "eps", "response/length", "response/eos_share", "time/sample", "time/score", "time/reference", "time/update", "memory/peak_gib", "lr", "episode", "epoch"}
     assert wanted <= set(logs[0])
     assert all(torch.isfinite(torch.tensor(float(value))) for log in logs for value in log.values())
     assert logs[-1]["objective/scores"] > logs[0]["objective/scores"] + 0.1
     assert logs[0]["lr"] > logs[-1]["lr"] > 0
     assert "score" in log_line(logs[0], 1, 10) and "tokens" not in sample_table(trainer.samples)
+
+
+def test_the_table_of_metrics_is_complete(base, tmp_path):
+    "Every name that a run logs has a row with its unit and what is healthy, and no row is of a name that is not logged."
+    chapter = json.loads((Path(__file__).parents[1] / "nbs" / "07_ppo.ipynb").read_text(encoding="utf-8"))
+    rows = [line.split("|")[1:-1] for cell in chapter["cells"] if cell["cell_type"] == "markdown" for line in cell["source"] if line.startswith("| `")]
+    documented = [name for row in rows for name in re.findall("`([^`]+)`", row[0])]
+    one = lambda completions, **columns: [1.0 for _ in completions]
+    trainer = make_trainer(base, tmp_path, reward=[vowels, one], total_episodes=8, eval_dataset=prompts(4))
+    logged = {re.sub(r"^(rewards/).*", r"\1NAME", re.sub(r"^(time/).*", r"\1PHASE", name)) for log in trainer.train().log_history for name in log} - {"step"}
+    assert len(set(documented)) == len(documented) and set(documented) == logged
+    assert all(len(row) == 4 and row[1].strip() and row[2].strip() for row in rows)
+
+
+def test_metrics_of_rollouts_by_hand(base, tmp_path):
+    "Two responses of two tokens and one; numbers worked out on paper."
+    trainer = make_trainer(base, tmp_path, kl_coef=0.5)
+    episodes = [Episode(0, [5], [6, 7], True, [-1.0, -2.0], None, [-1.5, -2.0], 1.0, 3.0), Episode(1, [5], [6], False, [-4.0], None, [-3.0], 2.0, 2.0)]
+    sampled = [(2, True), (1, False), (5, True)]
+    k1 = trainer._rollout_metrics(episodes, sampled, [])
+    assert k1["objective/kl"] == pytest.approx((0.5 + 0.0 - 1.0) / 2) and k1["objective/entropy"] == pytest.approx(7 / 2) and k1["policy/entropy_avg"] == pytest.approx(7 / 3)
+    assert k1["objective/non_score_reward"] == pytest.approx(-0.5 * -0.25) and k1["objective/rlhf_reward"] == pytest.approx(1.5 + 0.125)
+    assert k1["val/num_eos_tokens"] == 2 and k1["response/left_out"] == 1
+    trainer.args.kl_estimator = "k3"
+    k3 = trainer._rollout_metrics(episodes, sampled, [])
+    penalty = (2.718281828 ** -0.5 - 1 + 0.5 + 2.718281828 - 1 - 1) / 2
+    assert k3["objective/kl"] == k1["objective/kl"] and k3["objective/non_score_reward"] == pytest.approx(-0.5 * penalty) and k3["objective/rlhf_reward"] == pytest.approx(1.5 - 0.5 * penalty)
+
+
+def test_variance_of_the_ratio(base, tmp_path):
+    new, old = torch.tensor([[1.0, 1.5, 2.0, 9.0]]).log(), torch.zeros(1, 4)
+    mask = torch.tensor([[True, True, True, False]])
+    _, sums = policy_loss(new, old, torch.ones(1, 4), mask)
+    trainer = make_trainer(base, tmp_path)
+    rollout = make_rollout(fixed_episodes(), trainer.args, 0.1)
+    found = trainer._update_metrics(rollout, {name: value.item() for name, value in sums.items()} | {"tokens": 3, "steps": 1, "grad_norm": 1.0, "value_clipped": 0, "policy_loss": 0, "value_loss": 0})
+    assert found["val/ratio"] == pytest.approx(1.5) and found["val/ratio_var"] == pytest.approx(0.5 / 3)  # ((-0.5)^2 + 0 + 0.5^2) / 3
 
 
 def test_a_callback_may_stop_the_run(base, tmp_path):
