@@ -1,4 +1,5 @@
 "PPO: invariances, architectures, critics, adapters, resuming, processes, errors. The formulas are pinned in the chapter."
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from trainer_world import make_tokenizer
 from reward_kit.encoding import ModelLoadError, RewardEncoder, RewardMetadata, bind_reward_forward, prepare_tokenizer
 from reward_kit.inference import RewardModel, RowScorer
 from reward_kit.ppo import (
+    ELSEWHERE,
+    SCHEDULES,
     Episode,
     EpisodeBatch,
     PPOConfig,
@@ -409,6 +412,18 @@ def test_adapters_that_cannot_be_merged_are_refused_before_training(tied_base, t
         make_trainer(tied_base, tmp_path, peft_config=LoraConfig(target_modules=["q_proj", "lm_head"], ensure_weight_tying=True))
 
 
+def test_learning_rates_that_are_not_given(base, tmp_path):
+    from peft import LoraConfig
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    rates = lambda **given: [group["lr"] for group in make_trainer(base, tmp_path, **{"learning_rate": None} | given).optimizer.param_groups]
+    assert rates() == [3e-6, 3e-6]
+    assert rates(peft_config=lora) == [1e-4, 3e-6] and rates(peft_config=lora, critic="shared") == [1e-4, 1e-4]
+    assert rates(peft_config=lora, learning_rate=1e-3) == [1e-3, 1e-3] and rates(peft_config=lora, critic_learning_rate=2e-4) == [1e-4, 2e-4]
+    args = config(tmp_path, learning_rate=None)
+    PPOTrainer(base, vowels, args, prompts(4), peft_config=lora)
+    assert args.learning_rate is None, "the caller's settings stay as they are"
+
+
 # ---------------------------------------------------------------- runs
 
 def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
@@ -656,6 +671,63 @@ def test_two_processes_make_the_update_of_one(base, tmp_path):
     for name, value in one.items(): assert torch.allclose(value, two[name], atol=1e-6), name
     metrics = [json.loads((tmp_path / f"metrics_{n}.json").read_text()) for n in (1, 2)]
     for name, value in metrics[0].items(): assert metrics[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+# ---------------------------------------------------------------- the names of TRL
+
+TRL_PPO_CONFIG = """dataset_num_proc num_mini_batches total_episodes local_rollout_forward_batch_size num_sample_generations response_length stop_token stop_token_id temperature missing_eos_penalty
+    sft_model_path world_size num_total_batches micro_batch_size local_batch_size batch_size local_mini_batch_size mini_batch_size push_to_hub reward_model_path model_adapter_name ref_adapter_name
+    num_ppo_epochs whiten_rewards kl_coef kl_estimator cliprange vf_coef cliprange_value gamma lam ds3_gather_for_generation""".split()  # TRL 1.12
+
+
+def test_a_setting_of_trl_is_taken_or_answered():
+    own = {f.name for f in dataclasses.fields(PPOConfig)}
+    below = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
+    assert not own & set(ELSEWHERE) and set(TRL_PPO_CONFIG) - own <= set(ELSEWHERE)
+    for name in (below | set(TRL_PPO_CONFIG) | set(ELSEWHERE)) - own:
+        with pytest.raises(TypeError) as refused: PPOConfig(**{name: None})
+        said = str(refused.value)
+        assert said.startswith(f"PPOConfig has no {name}: ") and "\n" not in said and "Did you mean" not in said
+    for name, instead in (("stop_token", "generation_config.eos_token_id"), ("save_strategy", "save_steps=0"), ("eval_strategy", "eval_steps"), ("per_device_eval_batch_size", "local_rollout_forward_batch_size"),
+                          ("fp16", "bf16=True"), ("hub_model_id", "upload_folder"), ("max_steps", "total_episodes"), ("optim", "AdamW"), ("tf32", "leave it out")):
+        with pytest.raises(TypeError, match=re.escape(instead)): PPOConfig(**{name: 1})
+    with pytest.raises(TypeError, match="PPOConfig has no kl_coeff. Did you mean kl_coef\\?"): PPOConfig(kl_coeff=0.1)
+    with pytest.raises(TypeError, match="PPOConfig has no xyzzy$"): PPOConfig(xyzzy=1)
+
+
+def test_what_elsewhere_points_to_is_there():
+    "A name that a message tells people to use must be one of ours."
+    own = {f.name for f in dataclasses.fields(PPOConfig)}
+    for name, instead in ELSEWHERE.items():
+        for word in re.findall(r"\b([a-z0-9]+_[a-z_0-9]+)\b(?!\.)", instead):
+            assert word in own | {"ref_model", "eval_dataset", "save_model", "upload_folder", "eos_token_id", "repo_id", "folder_path"}, (name, word)
+
+
+def test_arguments_of_trls_trainer_are_taken_or_answered(base, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    nothing = dict(value_model=None, data_collator=None, optimizers=(None, None))
+    trainer = PPOTrainer(args=config(tmp_path), tokenizer=tokenizer, model=base, ref_model=None, reward_model=vowels, train_dataset=prompts(4), eval_dataset=None, callbacks=None, peft_config=None, **nothing)
+    assert trainer.tokenizer is tokenizer and trainer.rewards.functions == [vowels]
+    policy = transformers.AutoModelForCausalLM.from_pretrained(base)
+    for given, message in (({"value_model": policy}, r"PPOTrainer has no value_model: PPOConfig\(critic"), ({"data_collator": print}, "PPOTrainer has no data_collator: train_dataset holds prompts"),
+                           ({"optimizers": (torch.optim.SGD(policy.parameters(), 0.1), None)}, "PPOTrainer has no optimizers: PPOTrainer makes AdamW"), ({"train_dataet": []}, "no argument train_dataet. Did you mean train_dataset"),
+                           ({"reward_model": vowels}, "reward_model is TRL's name of reward, which is given too"), ({"xyzzy": 1}, "PPOTrainer has no argument xyzzy$")):
+        with pytest.raises(TypeError, match=message): PPOTrainer(base, vowels, config(tmp_path), prompts(4), **given)
+    with pytest.raises(TypeError, match="reward is missing"): PPOTrainer(base, args=config(tmp_path), train_dataset=prompts(4))
+    with pytest.raises(TypeError, match="reward is a bare LlamaForCausalLM, which reads token ids"): PPOTrainer(base, policy, config(tmp_path), prompts(4))
+    with pytest.raises(TypeError, match="model is a configuration: the order is PPOTrainer"): PPOTrainer(config(tmp_path), tokenizer, base)
+    with pytest.raises(TypeError, match="args must be a PPOConfig, got TrainingArguments of transformers"): PPOTrainer(base, vowels, transformers.TrainingArguments(str(tmp_path)), prompts(4))
+
+
+def test_schedules_that_would_fail_in_train_fail_in_the_config(base, tmp_path):
+    from transformers.trainer_utils import SchedulerType
+    for kind in SchedulerType:
+        if kind.value in SCHEDULES:
+            make_trainer(base, tmp_path, lr_scheduler_type=kind.value, total_episodes=16, num_ppo_epochs=1).train()
+            assert PPOConfig(lr_scheduler_type=kind).lr_scheduler_type == kind
+        else:
+            with pytest.raises(ValueError, match=f"lr_scheduler_type must be one of linear, .*got '{kind.value}'"): PPOConfig(lr_scheduler_type=kind.value)
+    with pytest.raises(ValueError, match="lr_scheduler_type must be one of linear"): PPOConfig(lr_scheduler_type="cosin")
 
 
 # ---------------------------------------------------------------- refusals
