@@ -617,8 +617,28 @@ def test_a_resumed_run_ends_with_the_same_weights(base, tmp_path):
     assert again.state.global_step == 5 and len([log for log in again.state.log_history if "objective/kl" in log]) == 5
     for name, value in weights(whole).items(): assert torch.equal(value, weights(again)[name]), name
     assert whole.kl.value == again.kl.value
+    for path in (tmp_path / "a").glob("checkpoint-*/reward_kit_checkpoint.json"):  # as earlier versions wrote it
+        marker = json.loads(path.read_text())
+        marker["files"].pop("ppo_settings.json")
+        path.write_text(json.dumps(marker))
+        path.with_name("ppo_settings.json").unlink()
     with pytest.raises(CheckpointError, match="of a run of 5 batches, this one has 3"):
         make_trainer(base, tmp_path / "a", **settings | {"total_episodes": 24}).train(resume_from_checkpoint=True)
+
+
+def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
+    settings = dict(total_episodes=16, save_steps=1, num_mini_batches=1)
+    make_trainer(base, tmp_path / "a", **settings).train()
+    for changed, message in (({"learning_rate": 1e-4, "kl_coef": 0.2}, "kl_coef 0.05 -> 0.2; learning_rate 0.001 -> 0.0001"), ({"seed": 3}, "seed 42 -> 3"), ({"total_episodes": 24}, "total_episodes 16 -> 24"),
+                             ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, "per_device_train_batch_size 2 -> 4; gradient_accumulation_steps 4 -> 2"),
+                             ({"data": prompts(16, seed=9)}, "other prompts")):
+        other = make_trainer(base, tmp_path / "a", **settings | changed)
+        before = weights(other)
+        with pytest.raises(ValueError, match="is of a run with other settings") as refused: other.train(resume_from_checkpoint=True)
+        assert all(part in str(refused.value) for part in message.split("; ")) and "\n" not in str(refused.value), refused.value
+        assert all(torch.equal(value, before[name]) for name, value in weights(other).items())
+    free = make_trainer(base, tmp_path / "a", **settings | {"logging_steps": 2, "save_steps": 0, "num_sample_generations": 3, "eval_dataset": prompts(2)})
+    assert free.train(resume_from_checkpoint=True).global_step == 2
 
 
 def test_an_adapter_resumes(base, tmp_path):
