@@ -7,14 +7,15 @@ __all__ = ['logger', 'OVERFLOW_POLICIES', 'PLAIN_TEMPLATE', 'WRAPPER_MARK', 'FIX
            'TEXT_COLUMNS', 'COUNT_COLUMNS', 'LAYOUTS', 'MIN_SHARED', 'PACKED_ATTENTION', 'LAYOUT_CHOICES',
            'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template', 'find_inserted', 'ensure_pad_token',
            'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers', 'model_positions', 'choose_max_length',
-           'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch', 'RewardEncoder', 'encode_texts',
-           'OverflowReport', 'encode_dataset', 'shared_length', 'pack_sequences', 'pad_sequences', 'reward_positions',
-           'batch_labels', 'RewardCollator', 'segment_table', 'attend_by_segments', 'attend_on_cuda', 'varlen_parts',
-           'segment_attention', 'last_feed_forward', 'packed_forward', 'innermost_model', 'apply_head_float32',
-           'is_reward_decoder', 'accepts', 'bind_reward_forward', 'packing_problem', 'choose_layout', 'ModelLoadError',
-           'resolve_model', 'hub_reachable', 'explain_load_error', 'reward_head', 'init_reward_head',
-           'check_reward_config', 'load_reward_backbone', 'write_text_atomic', 'library_versions', 'RewardMetadata',
-           'read_metadata', 'without_scale', 'render_card_section', 'read_card_section', 'update_card_section']
+           'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch', 'template_value', 'RewardEncoder',
+           'encode_texts', 'OverflowReport', 'encode_dataset', 'shared_length', 'pack_sequences', 'pad_sequences',
+           'reward_positions', 'batch_labels', 'RewardCollator', 'segment_table', 'attend_by_segments',
+           'attend_on_cuda', 'varlen_parts', 'segment_attention', 'last_feed_forward', 'packed_forward',
+           'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'accepts', 'bind_reward_forward',
+           'packing_problem', 'choose_layout', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error',
+           'reward_head', 'init_reward_head', 'check_reward_config', 'load_reward_backbone', 'write_text_atomic',
+           'library_versions', 'RewardMetadata', 'read_metadata', 'without_scale', 'render_card_section',
+           'read_card_section', 'update_card_section']
 
 # %% ../nbs/03_encoding.ipynb #b7c7f326
 import contextlib
@@ -504,6 +505,13 @@ def _response_tokens(
     return len(offsets) - next((k for k, (_, end) in enumerate(offsets) if end > start), len(offsets))
 
 
+def template_value(
+    value,  # an argument of a chat template as data holds it: JSON text, or the thing itself
+):
+    "The argument itself."
+    return json.loads(value) if isinstance(value, str) else value
+
+
 def _row_values(
     value,  # one for all rows, or a list with one a row
     n: int,  # rows
@@ -514,7 +522,7 @@ def _row_values(
     if isinstance(value, list) and value and all(item is None or isinstance(item, kinds) for item in value):
         if len(value) != n: raise ValueError(f"{name}: {len(value)} entries for {n} texts")
     else: value = [value] * n
-    return [json.loads(item) if isinstance(item, str) else item for item in value]
+    return [template_value(item) for item in value]
 
 # %% ../nbs/03_encoding.ipynb #43833f58
 def _fit_ids(

@@ -1044,8 +1044,22 @@ def merged_model(
     if not quantized: model.to("cpu") # no second copy on the accelerator
     twin = copy.deepcopy(model)
     if not quantized: model.to(device)
+    _untie_adapted(twin.get_base_model())
     merged = twin.merge_and_unload(safe_merge=not quantized)
     return merged.dequantize() if quantized else merged
+
+
+def _untie_adapted(
+    model, # the transformers model inside a PEFT wrapper; changed in place
+) -> None:
+    "Where token embeddings and output layer share their weights and an adapter is on either, gives the output layer its own: merged into the shared ones, the adapter would change both."
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = [hasattr(layer, "get_base_layer") for layer in layers]
+    if layers[1] is None or not any(adapted): return
+    inner, output = (layer.get_base_layer() if own else layer for layer, own in zip(layers, adapted, strict=True))
+    if output.weight is not inner.weight: return
+    output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()): config.tie_word_embeddings = False
 
 
 def scores_of(

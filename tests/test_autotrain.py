@@ -704,6 +704,15 @@ def test_conversations_lora_and_two_weighted_rewards(base, reward_model, tmp_pat
     assert checkpoints(tmp_path / "out") == ["checkpoint-1"]
 
 
+def test_the_rates_that_lora_is_given_are_said(base, reward_model, tmp_path):
+    pytest.importorskip("peft")
+    lora, unnamed = {"r": 2, "target_modules": ["q_proj"]}, {name: value for name, value in SMALL.items() if name != "learning_rate"} | {"total_episodes": 8}
+    for name, more, line in (("a", {"peft_config": lora}, "learning rate 0.0001 (critic 3e-06)."), ("b", {}, "learning rate 3e-06."), ("c", {"peft_config": lora, "config": unnamed | {"critic": "shared"}}, "learning rate 0.0001.")):
+        _, said = teach(base, reward_model, ["A?", "B?", "C?"], tmp_path / name, **{"config": unnamed} | more)
+        assert line in said, said
+    assert "| learning rate | 0.0001 |\n| critic's learning rate | 3e-06 |" in (tmp_path / "a" / "README.md").read_text()
+
+
 def test_given_held_out_prompts_and_none(base, reward_model, tmp_path):
     one_batch = SMALL | {"total_episodes": 8}
     result, said = teach(base, reward_model, ["A?", "B?"], tmp_path / "a", eval_prompts=["C?", "D?", "E?"], config=one_batch)
@@ -724,7 +733,11 @@ def test_given_held_out_prompts_and_none(base, reward_model, tmp_path):
         ({"prompts": [{"question": "A?"}]}, ParameterError, "no column prompt or text; the columns are: question"),
         ({"prompts": ["A?"]}, ValueError, "none to hold out"),
         ({"prompt_column": "quest"}, ParameterError, "no column 'quest'"),
-        ({"config": {"kl_coeff": 1}}, ParameterError, "Did you mean kl_coef?"),
+        ({"config": {"kl_coeff": 1}}, ParameterError, "config: PPOConfig has no kl_coeff. Did you mean kl_coef?"),
+        ({"config": {"save_strategy": "no"}}, ParameterError, "config: PPOConfig has no save_strategy: .*save_steps=0"),
+        ({"config": {"lr_scheduler_type": "reduce_lr_on_plateau"}}, ParameterError, "lr_scheduler_type must be one of linear"),
+        ({"max_samples": 0}, ParameterError, "max_samples must be above 0, got 0"),
+        ({"max_samples": -3}, ParameterError, "max_samples must be above 0, got -3"),
         ({"config": {"gamma": 2}}, ValueError, "gamma must be between 0 and 1"),
         ({"resume": True}, ParameterError, "holds no unfinished run"),
         ({"resume": True, "overwrite": True}, ParameterError, "give one of them"),

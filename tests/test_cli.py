@@ -95,6 +95,23 @@ def test_ppo_options_are_those_of_the_config():
     for option in PPO_OPTIONS:
         assert config[option.name].default == option.default, option.name
         assert option.kind in (kinds[option.name], *typing.get_args(kinds[option.name])), option.name
+        assert option.help == as_option_help(config[option.name]), option.name
+
+
+def as_option_help(f):
+    "The help of a setting of PPOConfig as the command says it: 'Discount.' as 'discount', and what None stands for as the default."
+    text = f.metadata["help"].removesuffix(".")
+    before, _, absent = text.partition(". None: ")
+    text = f"{before} (default: {absent})" if absent and f.default is None else before
+    return text if text.startswith("AdamW") else text[0].lower() + text[1:]
+
+
+def test_the_help_of_a_setting_as_the_command_says_it():
+    from types import SimpleNamespace
+
+    said = lambda help, default=None: as_option_help(SimpleNamespace(metadata={"help": help}, default=default))
+    assert said("Nats a response. None: beta is fixed.") == "nats a response (default: beta is fixed)"
+    assert said("Checkpoints kept. None: all.", 2) == "checkpoints kept" and said("AdamW's weight decay.", 0.0) == "AdamW's weight decay"
 
 
 def test_lora_options_are_those_of_peft():
@@ -210,11 +227,30 @@ def test_bad_values_are_found_before_anything_is_read(base, tmp_path, capsys, mo
 def test_bad_values_of_ppo_and_the_interface_are_found_before_anything_is_read(base, tmp_path, capsys):  # noqa: F811
     none, out = tmp_path / "none.jsonl", tmp_path / "out"
     for words, message in (("--eval-fraction 1", "--eval-fraction must be in [0, 1)"), ("--seed -1", "--seed must be"), ("--gamma 2", "gamma must be between 0 and 1"),
-                           ("--lr-scheduler-type foo", "must be one of linear")):
+                           ("--lr-scheduler-type foo", "must be one of linear"), ("--lr-scheduler-type reduce_lr_on_plateau", "must be one of linear"), ("--max-samples 0", "--max-samples must be above 0, got 0"),
+                           ("--max-samples -3", "--max-samples must be above 0, got -3"), ("--max-samples 2.5", "--max-samples must be a whole number, got '2.5'"), ("--eval-samples 3", "unknown option --eval-samples"),
+                           ("--reward-weight inf", "--reward-weight must be a finite number"), ("--stop-token eos", "unknown option --stop-token")):
         assert message in fails(capsys, 2, "ppo", "--model", base, "--reward", base, "--data", none, "--output", out, *words.split())
     llm = ["llm", "--train", "--model", base, "--data-path", none, "--project-name", out, "--trainer", "reward", *COLUMNS]
+    ppo_llm = [*PPO_LLM, "--scheduler", "cosine_with_min_lr"]
+    assert "scheduler=cosine_with_min_lr is not supported by trainer ppo" in fails(capsys, 2, *ppo_llm)
     for words, message in (("--scheduler foo", "scheduler must be one of linear"), ("--block-size 1", "max_length must be 3 or more"), ("--optimizer foo", "foo")):
         assert message in fails(capsys, 2, *llm, *words.split())
+
+
+CALLS = {"train": ["--model", "playground", "--data", "none.jsonl", "--output", "out"], "ppo": ["--model", "playground", "--reward", "playground", "--data", "none.jsonl", "--output", "out"],
+         "quickstart": ["--output", "out"]}
+
+
+@pytest.mark.parametrize("value", ["-3", "inf"])
+@pytest.mark.parametrize("name", list(CALLS))
+def test_every_number_out_of_range_is_one_line_before_anything_is_read(name, value, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for option in COMMANDS[name].options:
+        if option.kind not in (int, float) or (option.name, value) == ("reward_weight", "-3"): continue  # a reward may count against
+        said = fails(capsys, 2, name, *CALLS[name], f"--{option.name.replace('_', '-')}={value}")
+        assert option.name in said.replace("-", "_"), said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_is_not_there_is_found_before_the_data_is_read(pairs, tmp_path, capsys, monkeypatch):
@@ -231,6 +267,14 @@ def test_the_schedules_are_those_of_transformers():
     from reward_kit.autotrain import SCHEDULERS
 
     assert set(SCHEDULERS) == {kind.value for kind in SchedulerType}
+
+
+def test_the_schedules_of_ppo_are_those_of_its_config():
+    from reward_kit.autotrain import PPO_SCHEDULERS
+    from reward_kit.ppo import SCHEDULES
+
+    assert PPO_SCHEDULERS == SCHEDULES
+    assert {o.name: o.choices for o in PPO_OPTIONS}["lr_scheduler_type"] == SCHEDULES
 
 
 def test_debug_shows_the_traceback(capsys, monkeypatch):

@@ -1,6 +1,8 @@
 "PPO: invariances, architectures, critics, adapters, resuming, processes, errors. The formulas are pinned in the chapter."
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from trainer_world import make_tokenizer
 from reward_kit.encoding import ModelLoadError, RewardEncoder, RewardMetadata, bind_reward_forward, prepare_tokenizer
 from reward_kit.inference import RewardModel, RowScorer
 from reward_kit.ppo import (
+    ELSEWHERE,
+    SCHEDULES,
     Episode,
     EpisodeBatch,
     PPOConfig,
@@ -24,12 +28,14 @@ from reward_kit.ppo import (
     PromptOrder,
     RewardError,
     Sampling,
+    check_sampling,
     encode_prompts,
     evaluate_actions,
     load_prompts,
     log_line,
     make_critic,
     make_rollout,
+    policy_loss,
     sample_responses,
     sample_table,
 )
@@ -79,6 +85,51 @@ def test_sampling_and_measuring_agree_for_every_architecture(name):
             assert torch.allclose(values[row, :n], torch.tensor(own_values), atol=2e-3)
             single, single_values = evaluate_actions(model, critic, EpisodeBatch.of([episodes[row]]), 0.9)
             assert torch.allclose(logprobs[row, :n], single[0], atol=2e-4) and torch.allclose(values[row, :n], single_values[0], atol=2e-3)
+
+
+def odd(name):
+    "A random model that is no causal language model with attention everywhere, small."
+    shared = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    mamba = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1)
+    configs = {
+        "mamba": lambda: transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8),
+        "jamba": lambda: transformers.JambaConfig(**shared, attn_layer_period=2, attn_layer_offset=1, num_experts=2, num_experts_per_tok=1, mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False),
+        "bamba": lambda: transformers.BambaConfig(**shared, **mamba, attn_layer_indices=[1]),
+        "lfm2": lambda: transformers.Lfm2Config(**shared, layer_types=["conv", "full_attention"]),
+        "bart": lambda: transformers.BartConfig(vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+                                                max_position_embeddings=64),
+    }
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(configs[name]()).eval()
+    for p in model.parameters(): p.data.mul_(3)
+    return model
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba", "bamba", "lfm2"])
+def test_state_space_and_hybrid_models_are_refused(name):
+    with pytest.raises(ValueError, match="whose cache cannot drop the rows of answers that have ended") as refused: check_sampling(odd(name))
+    assert type(odd(name)).__name__ in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_models_that_padding_changes_are_refused():
+    with pytest.raises(ValueError, match="the padding of a batch moves"): check_sampling(odd("bart"))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2", "opt", "falcon"])
+def test_models_with_attention_are_taken(name): check_sampling(tiny(name))
+
+
+def test_what_cannot_be_sampled_is_refused_when_the_trainer_is_made(base, tmp_path):
+    tokenizer = make_tokenizer()
+    model = odd("mamba")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with pytest.raises(ValueError, match="the policy is a MambaForCausalLM"): make_trainer(model, tmp_path, processing_class=tokenizer)
+    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    with pytest.raises(ModelLoadError, match="is an encoder-decoder: PPO needs a causal language model"): make_trainer(t5, tmp_path, processing_class=tokenizer)
+    t5.save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"): make_trainer(tmp_path / "t5", tmp_path)
+    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"): make_trainer(base, tmp_path, ref_model=str(tmp_path / "t5"))
 
 
 def test_log_probabilities_are_those_of_a_plain_forward_pass():
@@ -309,6 +360,70 @@ def test_lora_trains_the_adapter_and_saves_merged_weights(base, tmp_path, critic
     assert str(tmp_path) not in (tmp_path / "out/README.md").read_text() + (tmp_path / "out/adapter/adapter_config.json").read_text()
 
 
+@pytest.fixture(scope="module")
+def tied_base(tmp_path_factory):
+    "A policy whose output layer is its token embeddings."
+    folder, tokenizer = tmp_path_factory.mktemp("tied"), make_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256, tie_word_embeddings=True,
+                                      bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("adapter", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]}, {"target_modules": ["lm_head", "embed_tokens"]},
+                                     {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, {"target_modules": "all-linear"}])
+def test_an_adapter_on_shared_embeddings_is_saved_as_it_was_trained(tied_base, tmp_path, adapter):
+    "Merged into the shared weights, what was learned for the output would also change how tokens are read."
+    from peft import LoraConfig
+    trainer = make_trainer(tied_base, tmp_path / "out", learning_rate=1e-2, peft_config=LoraConfig(r=4, **adapter), total_episodes=16)
+    trainer.train()
+    with torch.no_grad():
+        for p in trainer.policy.parameters():
+            if p.requires_grad: p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))  # so that a change in the wrong place shows
+    trainer.save_model()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad(): assert torch.allclose(saved(ids).logits, trainer.policy.eval()(ids).logits, atol=1e-4)
+    assert saved.config.tie_word_embeddings == (adapter["target_modules"] == "all-linear")
+    assert trainer.policy.get_base_model().config.tie_word_embeddings or "modules_to_save" in adapter, "the policy itself stays as it is"
+    measured = re.search(r"merged and unmerged log-probabilities \| differ by at most (\S+) nats", (tmp_path / "out/README.md").read_text())
+    assert float(measured[1]) < 1e-3
+
+
+def test_a_saved_policy_that_is_not_the_trained_one_is_told(tied_base, tmp_path, monkeypatch, caplog):
+    from peft import LoraConfig
+    trainer = make_trainer(tied_base, tmp_path / "out", peft_config=LoraConfig(r=4, target_modules=["lm_head"]))
+    with torch.no_grad():
+        for name, p in trainer.policy.named_parameters():
+            if "lora_B" in name: p.normal_(generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("reward_kit.trainer._untie_adapted", lambda model: None)
+    with caplog.at_level("WARNING", logger="reward_kit"): trainer.save_model()
+    assert "the merged policy differs from the trained one by up to" in caplog.text
+    measured = re.search(r"log-probabilities \| differ by at most (\S+) nats", (tmp_path / "out/README.md").read_text())
+    assert float(measured[1]) > 0.1
+
+
+def test_adapters_that_cannot_be_merged_are_refused_before_training(tied_base, tmp_path):
+    from peft import LoraConfig, PromptTuningConfig
+    with pytest.raises(ValueError, match="adds virtual tokens, which cannot be merged"): make_trainer(tied_base, tmp_path, peft_config=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="ensure_weight_tying=True on the token embeddings cannot be merged"):
+        make_trainer(tied_base, tmp_path, peft_config=LoraConfig(target_modules=["q_proj", "lm_head"], ensure_weight_tying=True))
+
+
+def test_learning_rates_that_are_not_given(base, tmp_path):
+    from peft import LoraConfig
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    rates = lambda **given: [group["lr"] for group in make_trainer(base, tmp_path, **{"learning_rate": None} | given).optimizer.param_groups]
+    assert rates() == [3e-6, 3e-6]
+    assert rates(peft_config=lora) == [1e-4, 3e-6] and rates(peft_config=lora, critic="shared") == [1e-4, 1e-4]
+    assert rates(peft_config=lora, learning_rate=1e-3) == [1e-3, 1e-3] and rates(peft_config=lora, critic_learning_rate=2e-4) == [1e-4, 2e-4]
+    args = config(tmp_path, learning_rate=None)
+    PPOTrainer(base, vowels, args, prompts(4), peft_config=lora)
+    assert args.learning_rate is None, "the caller's settings stay as they are"
+
+
 # ---------------------------------------------------------------- runs
 
 def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
@@ -324,12 +439,49 @@ def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
     logs = [log for log in state.log_history if "objective/scores" in log]
     assert len(logs) == 10 and seen.count("eval") == 2 and seen[:5] == [1, 2, 3, 4, 5] and len(trainer.samples) == 6
     wanted = {"objective/scores", "objective/kl", "objective/entropy", "policy/approxkl_avg", "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/explained_variance",
-              "response/length", "response/eos_share", "time/sample", "time/score", "time/reference", "time/update", "memory/peak_gib", "lr", "episode", "epoch"}
+              "val/ratio", "val/ratio_var", "val/num_eos_tokens", "policy/entropy_avg", "objective/non_score_reward", "objective/rlhf_reward", "eps", "response/length", "response/eos_share", "time/sample", "time/score", "time/reference", "time/update", "memory/peak_gib", "lr", "episode", "epoch"}
     assert wanted <= set(logs[0])
     assert all(torch.isfinite(torch.tensor(float(value))) for log in logs for value in log.values())
     assert logs[-1]["objective/scores"] > logs[0]["objective/scores"] + 0.1
     assert logs[0]["lr"] > logs[-1]["lr"] > 0
     assert "score" in log_line(logs[0], 1, 10) and "tokens" not in sample_table(trainer.samples)
+
+
+def test_the_table_of_metrics_is_complete(base, tmp_path):
+    "Every name that a run logs has a row with its unit and what is healthy, and no row is of a name that is not logged."
+    chapter = json.loads((Path(__file__).parents[1] / "nbs" / "07_ppo.ipynb").read_text(encoding="utf-8"))
+    rows = [line.split("|")[1:-1] for cell in chapter["cells"] if cell["cell_type"] == "markdown" for line in cell["source"] if line.startswith("| `")]
+    documented = [name for row in rows for name in re.findall("`([^`]+)`", row[0])]
+    one = lambda completions, **columns: [1.0 for _ in completions]
+    trainer = make_trainer(base, tmp_path, reward=[vowels, one], total_episodes=8, eval_dataset=prompts(4))
+    logged = {re.sub(r"^(rewards/).*", r"\1NAME", re.sub(r"^(time/).*", r"\1PHASE", name)) for log in trainer.train().log_history for name in log} - {"step"}
+    assert len(set(documented)) == len(documented) and set(documented) == logged
+    assert all(len(row) == 4 and row[1].strip() and row[2].strip() for row in rows)
+
+
+def test_metrics_of_rollouts_by_hand(base, tmp_path):
+    "Two responses of two tokens and one; numbers worked out on paper."
+    trainer = make_trainer(base, tmp_path, kl_coef=0.5)
+    episodes = [Episode(0, [5], [6, 7], True, [-1.0, -2.0], None, [-1.5, -2.0], 1.0, 3.0), Episode(1, [5], [6], False, [-4.0], None, [-3.0], 2.0, 2.0)]
+    sampled = [(2, True), (1, False), (5, True)]
+    k1 = trainer._rollout_metrics(episodes, sampled, [])
+    assert k1["objective/kl"] == pytest.approx((0.5 + 0.0 - 1.0) / 2) and k1["objective/entropy"] == pytest.approx(7 / 2) and k1["policy/entropy_avg"] == pytest.approx(7 / 3)
+    assert k1["objective/non_score_reward"] == pytest.approx(-0.5 * -0.25) and k1["objective/rlhf_reward"] == pytest.approx(1.5 + 0.125)
+    assert k1["val/num_eos_tokens"] == 2 and k1["response/left_out"] == 1
+    trainer.args.kl_estimator = "k3"
+    k3 = trainer._rollout_metrics(episodes, sampled, [])
+    penalty = (2.718281828 ** -0.5 - 1 + 0.5 + 2.718281828 - 1 - 1) / 2
+    assert k3["objective/kl"] == k1["objective/kl"] and k3["objective/non_score_reward"] == pytest.approx(-0.5 * penalty) and k3["objective/rlhf_reward"] == pytest.approx(1.5 - 0.5 * penalty)
+
+
+def test_variance_of_the_ratio(base, tmp_path):
+    new, old = torch.tensor([[1.0, 1.5, 2.0, 9.0]]).log(), torch.zeros(1, 4)
+    mask = torch.tensor([[True, True, True, False]])
+    _, sums = policy_loss(new, old, torch.ones(1, 4), mask)
+    trainer = make_trainer(base, tmp_path)
+    rollout = make_rollout(fixed_episodes(), trainer.args, 0.1)
+    found = trainer._update_metrics(rollout, {name: value.item() for name, value in sums.items()} | {"tokens": 3, "steps": 1, "grad_norm": 1.0, "value_clipped": 0, "policy_loss": 0, "value_loss": 0})
+    assert found["val/ratio"] == pytest.approx(1.5) and found["val/ratio_var"] == pytest.approx(0.5 / 3)  # ((-0.5)^2 + 0 + 0.5^2) / 3
 
 
 def test_a_callback_may_stop_the_run(base, tmp_path):
@@ -378,6 +530,42 @@ def test_conversations_and_other_columns_reach_the_reward(base, tmp_path):
     assert all(ids.count(tokenizer.bos_token_id) == 1 for ids in trainer.train_ids)
     episodes, _ = trainer.collect(0)
     assert [rows[a]["prompt"] for a in seen["answer"]] == seen["prompts"] and seen["completions"][0][0]["role"] == "assistant" and seen["ids"][0] == episodes[0].response_ids
+
+
+TOOLS_TEMPLATE = ("{% if tools %}{% for tool in tools %}{{ tool['name'] + ' ' }}{% endfor %}{% endif %}{% if style is defined %}{{ style + ' ' }}{% endif %}"
+                  "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+
+
+def test_template_arguments_of_rows_reach_the_policy_and_the_reward(base, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    chat = [{"role": "user", "content": "the cat"}]
+    rows = [{"prompt": chat}, {"prompt": chat, "tools": [{"name": "sat"}]}, {"prompt": chat, "tools": json.dumps([{"name": "sat"}])}, {"prompt": chat, "chat_template_kwargs": {"style": "rain"}},
+            {"prompt": "the cat", "tools": [{"name": "sat"}]}]
+    text = [tokenizer.decode(ids, skip_special_tokens=True) for ids in encode_prompts(load_prompts(rows), tokenizer)]
+    assert text == ["user: the cat assistant: ", "sat user: the cat assistant: ", "sat user: the cat assistant: ", "rain user: the cat assistant: ", "the cat"]
+    seen = []
+
+    def judge(prompts, completions, tools=None, chat_template_kwargs=None, **rest):
+        seen.extend(zip(tools, chat_template_kwargs))
+        return [1.0] * len(prompts)
+
+    make_trainer(base, tmp_path, reward=judge, data=rows[:4], processing_class=tokenizer, per_device_train_batch_size=4, gradient_accumulation_steps=1).collect(0)
+    assert len(seen) == 4 and sorted(map(str, seen)) == sorted(str((row.get("tools"), row.get("chat_template_kwargs"))) for row in rows[:4])
+    for wrong, message in (({"tools": "[{"}, "row 1: the chat template refuses"), ({"chat_template_kwargs": {"tokenize": True}}, "row 1: the chat template refuses"), ({"tools": 3}, "row 1: the chat template refuses")):
+        with pytest.raises(ValueError, match=message) as refused: encode_prompts(load_prompts([rows[0], {"prompt": chat} | wrong]), tokenizer)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_reward_model_reads_the_template_arguments_that_the_policy_reads(base, judge, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = judge.tokenizer.chat_template = TOOLS_TEMPLATE
+    chat = [{"role": "user", "content": "the cat"}]
+    trainer = make_trainer(base, tmp_path, reward=judge, data=[{"prompt": chat}, {"prompt": chat, "tools": [{"name": "sat"}]}], processing_class=tokenizer, per_device_train_batch_size=2,
+                           gradient_accumulation_steps=1, num_mini_batches=1, normalize_reward=False)
+    episodes, _ = trainer.collect(0)
+    for e in episodes: assert e.raw_score == pytest.approx(judge.score([chat], [e.completion], tools=[trainer.train_rows[e.row].get("tools")])[0], abs=1e-5)
+    assert sorted(len(e.prompt_ids) for e in episodes)[0] < max(len(e.prompt_ids) for e in episodes)
 
 
 def test_rows_without_a_reward_are_left_out_and_counted(base, tmp_path):
@@ -429,8 +617,28 @@ def test_a_resumed_run_ends_with_the_same_weights(base, tmp_path):
     assert again.state.global_step == 5 and len([log for log in again.state.log_history if "objective/kl" in log]) == 5
     for name, value in weights(whole).items(): assert torch.equal(value, weights(again)[name]), name
     assert whole.kl.value == again.kl.value
+    for path in (tmp_path / "a").glob("checkpoint-*/reward_kit_checkpoint.json"):  # as earlier versions wrote it
+        marker = json.loads(path.read_text())
+        marker["files"].pop("ppo_settings.json")
+        path.write_text(json.dumps(marker))
+        path.with_name("ppo_settings.json").unlink()
     with pytest.raises(CheckpointError, match="of a run of 5 batches, this one has 3"):
         make_trainer(base, tmp_path / "a", **settings | {"total_episodes": 24}).train(resume_from_checkpoint=True)
+
+
+def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
+    settings = dict(total_episodes=16, save_steps=1, num_mini_batches=1)
+    make_trainer(base, tmp_path / "a", **settings).train()
+    for changed, message in (({"learning_rate": 1e-4, "kl_coef": 0.2}, "kl_coef 0.05 -> 0.2; learning_rate 0.001 -> 0.0001"), ({"seed": 3}, "seed 42 -> 3"), ({"total_episodes": 24}, "total_episodes 16 -> 24"),
+                             ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, "per_device_train_batch_size 2 -> 4; gradient_accumulation_steps 4 -> 2"),
+                             ({"data": prompts(16, seed=9)}, "other prompts")):
+        other = make_trainer(base, tmp_path / "a", **settings | changed)
+        before = weights(other)
+        with pytest.raises(ValueError, match="is of a run with other settings") as refused: other.train(resume_from_checkpoint=True)
+        assert all(part in str(refused.value) for part in message.split("; ")) and "\n" not in str(refused.value), refused.value
+        assert all(torch.equal(value, before[name]) for name, value in weights(other).items())
+    free = make_trainer(base, tmp_path / "a", **settings | {"logging_steps": 2, "save_steps": 0, "num_sample_generations": 3, "eval_dataset": prompts(2)})
+    assert free.train(resume_from_checkpoint=True).global_step == 2
 
 
 def test_an_adapter_resumes(base, tmp_path):
@@ -483,6 +691,63 @@ def test_two_processes_make_the_update_of_one(base, tmp_path):
     for name, value in one.items(): assert torch.allclose(value, two[name], atol=1e-6), name
     metrics = [json.loads((tmp_path / f"metrics_{n}.json").read_text()) for n in (1, 2)]
     for name, value in metrics[0].items(): assert metrics[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+# ---------------------------------------------------------------- the names of TRL
+
+TRL_PPO_CONFIG = """dataset_num_proc num_mini_batches total_episodes local_rollout_forward_batch_size num_sample_generations response_length stop_token stop_token_id temperature missing_eos_penalty
+    sft_model_path world_size num_total_batches micro_batch_size local_batch_size batch_size local_mini_batch_size mini_batch_size push_to_hub reward_model_path model_adapter_name ref_adapter_name
+    num_ppo_epochs whiten_rewards kl_coef kl_estimator cliprange vf_coef cliprange_value gamma lam ds3_gather_for_generation""".split()  # TRL 1.12
+
+
+def test_a_setting_of_trl_is_taken_or_answered():
+    own = {f.name for f in dataclasses.fields(PPOConfig)}
+    below = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
+    assert not own & set(ELSEWHERE) and set(TRL_PPO_CONFIG) - own <= set(ELSEWHERE)
+    for name in (below | set(TRL_PPO_CONFIG) | set(ELSEWHERE)) - own:
+        with pytest.raises(TypeError) as refused: PPOConfig(**{name: None})
+        said = str(refused.value)
+        assert said.startswith(f"PPOConfig has no {name}: ") and "\n" not in said and "Did you mean" not in said
+    for name, instead in (("stop_token", "generation_config.eos_token_id"), ("save_strategy", "save_steps=0"), ("eval_strategy", "eval_steps"), ("per_device_eval_batch_size", "local_rollout_forward_batch_size"),
+                          ("fp16", "bf16=True"), ("hub_model_id", "upload_folder"), ("max_steps", "total_episodes"), ("optim", "AdamW"), ("tf32", "leave it out")):
+        with pytest.raises(TypeError, match=re.escape(instead)): PPOConfig(**{name: 1})
+    with pytest.raises(TypeError, match="PPOConfig has no kl_coeff. Did you mean kl_coef\\?"): PPOConfig(kl_coeff=0.1)
+    with pytest.raises(TypeError, match="PPOConfig has no xyzzy$"): PPOConfig(xyzzy=1)
+
+
+def test_what_elsewhere_points_to_is_there():
+    "A name that a message tells people to use must be one of ours."
+    own = {f.name for f in dataclasses.fields(PPOConfig)}
+    for name, instead in ELSEWHERE.items():
+        for word in re.findall(r"\b([a-z0-9]+_[a-z_0-9]+)\b(?!\.)", instead):
+            assert word in own | {"ref_model", "eval_dataset", "save_model", "upload_folder", "eos_token_id", "repo_id", "folder_path"}, (name, word)
+
+
+def test_arguments_of_trls_trainer_are_taken_or_answered(base, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    nothing = dict(value_model=None, data_collator=None, optimizers=(None, None))
+    trainer = PPOTrainer(args=config(tmp_path), tokenizer=tokenizer, model=base, ref_model=None, reward_model=vowels, train_dataset=prompts(4), eval_dataset=None, callbacks=None, peft_config=None, **nothing)
+    assert trainer.tokenizer is tokenizer and trainer.rewards.functions == [vowels]
+    policy = transformers.AutoModelForCausalLM.from_pretrained(base)
+    for given, message in (({"value_model": policy}, r"PPOTrainer has no value_model: PPOConfig\(critic"), ({"data_collator": print}, "PPOTrainer has no data_collator: train_dataset holds prompts"),
+                           ({"optimizers": (torch.optim.SGD(policy.parameters(), 0.1), None)}, "PPOTrainer has no optimizers: PPOTrainer makes AdamW"), ({"train_dataet": []}, "no argument train_dataet. Did you mean train_dataset"),
+                           ({"reward_model": vowels}, "reward_model is TRL's name of reward, which is given too"), ({"xyzzy": 1}, "PPOTrainer has no argument xyzzy$")):
+        with pytest.raises(TypeError, match=message): PPOTrainer(base, vowels, config(tmp_path), prompts(4), **given)
+    with pytest.raises(TypeError, match="reward is missing"): PPOTrainer(base, args=config(tmp_path), train_dataset=prompts(4))
+    with pytest.raises(TypeError, match="reward is a bare LlamaForCausalLM, which reads token ids"): PPOTrainer(base, policy, config(tmp_path), prompts(4))
+    with pytest.raises(TypeError, match="model is a configuration: the order is PPOTrainer"): PPOTrainer(config(tmp_path), tokenizer, base)
+    with pytest.raises(TypeError, match="args must be a PPOConfig, got TrainingArguments of transformers"): PPOTrainer(base, vowels, transformers.TrainingArguments(str(tmp_path)), prompts(4))
+
+
+def test_schedules_that_would_fail_in_train_fail_in_the_config(base, tmp_path):
+    from transformers.trainer_utils import SchedulerType
+    for kind in SchedulerType:
+        if kind.value in SCHEDULES:
+            make_trainer(base, tmp_path, lr_scheduler_type=kind.value, total_episodes=16, num_ppo_epochs=1).train()
+            assert PPOConfig(lr_scheduler_type=kind).lr_scheduler_type == kind
+        else:
+            with pytest.raises(ValueError, match=f"lr_scheduler_type must be one of linear, .*got '{kind.value}'"): PPOConfig(lr_scheduler_type=kind.value)
+    with pytest.raises(ValueError, match="lr_scheduler_type must be one of linear"): PPOConfig(lr_scheduler_type="cosin")
 
 
 # ---------------------------------------------------------------- refusals
