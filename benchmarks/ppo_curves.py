@@ -10,18 +10,17 @@ steps and after it one function samples responses to prompts held out from the r
 """
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from time import perf_counter
 
-from trl_ppo import VERSION, InOrder, peer_trainer, run_worker, trl_folder, use_folder
+from common import T_975, available_threads, interval, run_worker, shown
+from trl_ppo import VERSION, InOrder, peer_trainer, trl_folder, use_folder
 
 SIDES = {"ours": "reward_kit", "theirs": f"TRL {VERSION}"}
 COLOURS = {"ours": "#0072B2", "theirs": "#D55E00"}
-T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26} # Student's t of so many values, two-sided 95%
 
 
 def train_reward(folder: Path, pairs: int) -> None:
@@ -115,17 +114,6 @@ def one_run(side: str, given: dict, trl: Path, out: Path) -> dict:
     return {"points": curve.points, "seconds": seconds, "optimizer steps": len(steps), "first score": logs[0]["objective/scores"], **last}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    "Mean and half the width of its 95% interval by Student's t; NaN of one value."
-    return mean(values), T_975[len(values)] * stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-
-
-def shown(values: list[float], digits: int = 2) -> str:
-    "Mean and interval in a cell."
-    centre, half = interval(values)
-    return f"{centre:.{digits}f} ± {half:.{digits}f}"
-
-
 def picture(runs: dict[str, list[dict]], batch: int, path: Path) -> None:
     "Both curves: mean, interval, and each seed."
     import matplotlib
@@ -205,7 +193,7 @@ def arguments():
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of policy and critic")
     parser.add_argument("--response", type=int, default=64, help="response tokens")
     parser.add_argument("--held-out", type=int, default=128, help="prompts that the true reward is measured on")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    parser.add_argument("--threads", type=int, default=available_threads())
     parser.add_argument("--output", type=Path, help="Markdown file; the picture goes beside it")
     parser.add_argument("--worker", choices=[*SIDES, "reward"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

@@ -12,21 +12,17 @@ cores.
 import argparse
 import hashlib
 import json
-import os
-import resource
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from trl_ppo import VERSION, InOrder, peer_trainer, run_worker, trl_folder, use_folder
+from common import SHAPES, available_threads, peak_gib, run_worker
+from trl_ppo import VERSION, InOrder, peer_trainer, trl_folder, use_folder
 
 SIDES = {"ours": "reward_kit, separate critic", "theirs": f"TRL {VERSION}", "shared": "reward_kit, shared critic"}
-NUMBERS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-SHAPES = {"33m": dict(zip(NUMBERS, (512, 1536, 8, 8, 4))), "tiny": dict(zip(NUMBERS, (64, 128, 2, 2, 1)))}
 PHASES = ("sample", "score", "reference", "values", "update")
 
 
@@ -66,11 +62,6 @@ def prepare(work: Path, data: str, n: int, longest: int, shape: str, vocabulary:
     facts |= {"versions": library_versions(), "prompts": n, "mean prompt": sum(lengths) / n, "longest prompt": max(lengths)}
     (work / "facts.json").write_text(json.dumps(facts))
     (work / "prompts.json").write_text(json.dumps(prompts[:n]))
-
-
-def peak_gib() -> float:
-    "Largest resident memory of this process so far."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
 class Meter:
@@ -328,7 +319,7 @@ def arguments():
     parser.add_argument("--rollout-batches", type=int, nargs="+", default=[8, 16, 32], help="values tried for each side; one: no tuning")
     parser.add_argument("--shape", choices=SHAPES, default="33m", help="'tiny' is for trying the command out")
     parser.add_argument("--vocabulary", type=int, default=16384)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    parser.add_argument("--threads", type=int, default=available_threads())
     parser.add_argument("--output", type=Path, help="Markdown file")
     parser.add_argument("--worker", choices=[*SIDES, "prepare"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

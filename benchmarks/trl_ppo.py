@@ -6,7 +6,6 @@ It is read from a folder of its own, so that the installed TRL stays as it is:
 """
 import argparse
 import os
-import subprocess
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
@@ -61,10 +60,3 @@ class InOrder:
     def batch(self, step: int, size: int) -> list[int]:
         return list(range(step * size, (step + 1) * size))
 
-
-def run_worker(script: str, arguments: list, threads: int, log: Path) -> None:
-    "This command again, in a process of its own; RuntimeError with the end of its output if it fails."
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    with open(log, "w") as file:
-        done = subprocess.run([sys.executable, script, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode: raise RuntimeError(f"{' '.join(map(str, arguments))} failed:\n{log.read_text()[-3000:]}")
