@@ -1,4 +1,5 @@
 "The score server against real sockets, its client against a server that misbehaves, and the reward model in TRL's trainers."
+import asyncio
 import contextlib
 import json
 import os
@@ -25,6 +26,7 @@ from reward_kit.playground import Playground, load_base
 from reward_kit.serving import (
     WIRE_FORMATS,
     Batcher,
+    OpenRequests,
     RequestError,
     RewardClient,
     RewardServerError,
@@ -391,7 +393,7 @@ def test_a_body_that_does_not_arrive_is_given_up(rm):
             assert b" 408 " in sock.recv(4096).splitlines()[0]
 
 
-@pytest.mark.parametrize("values", [{"max_rows": 0}, {"max_queue": -1}, {"max_wait_ms": -0.1}, {"body_timeout_s": 0}])
+@pytest.mark.parametrize("values", [{"max_rows": 0}, {"max_queue": -1}, {"max_wait_ms": -0.1}, {"body_timeout_s": 0}, {"shutdown_timeout": -1}, {"shutdown_timeout": float("inf")}])
 def test_limits_are_checked(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))} must be .*, got {next(iter(values.values()))}"): ServerLimits(**values)
 
@@ -460,6 +462,61 @@ def post_unless_taken(pool, early, url):
     return None
 
 
+def test_a_request_whose_caller_has_left_gives_up_its_place_and_is_not_scored(rm):
+    limits = ServerLimits(max_queue=3, max_batch_rows=1)
+    with held(rm) as go, background_server(rm, limits) as url, ThreadPoolExecutor(8) as pool:
+        ask = lambda i: pool.submit(post, url, "/get_reward", query=[PROMPTS[i]])
+        stay = [ask(0)]
+        wait_until(lambda: go.scored)
+        leave = [send(url, "/get_reward", json.dumps({"query": [PROMPTS[i]]})) for i in (1, 2)]
+        stay.append(ask(3))
+        wait_until(lambda: waiting(url) == 3)
+        assert ask(6).result().status_code == 503  # the queue is full
+        for sock in leave: sock.close()
+        wait_until(lambda: waiting(url) == 1)
+        stay += [ask(4), ask(5)]
+        wait_until(lambda: waiting(url) == 3)
+        go.set()
+        rewards = [f.result().json()["rewards"][0] for f in stay]
+        assert waiting(url) == 0
+    assert rewards == pytest.approx([rm.score(PROMPTS[i]) for i in (0, 3, 4, 5)], abs=1e-5)
+    assert sorted(go.scored) == sorted(rm.encode([PROMPTS[i] for i in (0, 3, 4, 5)], None))
+
+
+def test_a_request_taken_back_while_its_batch_is_collected_is_not_scored(rm):
+    batcher = Batcher(rm, ServerLimits(max_wait_ms=60_000, max_batch_rows=3))
+    with held(rm) as go:
+        go.set()
+        leaves, *stay = [batcher.submit(Texts([p])) for p in PROMPTS[:2]]
+        wait_until(lambda: not batcher.waiting)  # both are being collected
+        assert leaves.cancel()
+        stay.append(batcher.submit(Texts([PROMPTS[2]])))
+        rewards = [f.result(60).rewards[0] for f in stay]
+    batcher.close()
+    assert rewards == pytest.approx(rm.score(PROMPTS[1:3]), abs=1e-5)
+    assert go.scored == rm.encode(PROMPTS[1:3], None)
+
+
+def test_a_batch_that_nobody_waits_for_ends_before_its_next_forward_pass(folder):
+    rm, go, passes = RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1), threading.Event(), []
+
+    def note(*_):
+        if threading.current_thread() is batcher.thread:
+            passes.append(1)
+            go.wait(60)
+
+    rm.model.register_forward_pre_hook(note)
+    batcher = Batcher(rm)
+    leaves = batcher.submit(Texts(PROMPTS[:50]))
+    wait_until(lambda: passes)
+    leaves.cancel()
+    expected = rm.score(PROMPTS[0])  # whoever else uses the model is not disturbed
+    go.set()
+    assert batcher.submit(Texts(PROMPTS[:1])).result(60).rewards == [pytest.approx(expected, abs=1e-5)]
+    batcher.close()
+    assert len(passes) == 2  # of fifty the first, which was held up until its caller had left, and that of the next caller
+
+
 def test_a_caller_that_leaves_does_not_stop_the_others(rm):
     batcher = Batcher(rm, ServerLimits(max_batch_rows=1))
     with held(rm) as go:
@@ -497,6 +554,70 @@ def test_an_error_nobody_thought_of_is_500_for_those_it_concerns(rm, monkeypatch
 
 
 # --- starting and stopping
+
+
+def test_a_shutdown_answers_with_503_what_it_has_no_time_for(rm):
+    "Of three open requests one is being scored, one waits, and of one the body is still on its way."
+    with held(rm) as go, ThreadPoolExecutor(2) as pool:
+        with background_server(rm, ServerLimits(shutdown_timeout=0.3, max_batch_rows=1)) as url:
+            futures = [pool.submit(post, url, "/get_reward", query=[p]) for p in PROMPTS[:2]]
+            wait_until(lambda: go.scored and waiting(url) == 1)
+            sock = send(url, "/get_reward", "{", length=100)
+            time.sleep(0.2)  # until the server has seen it
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 20  # a body has 30 seconds, the model would hold still for 60
+        for got in [f.result() for f in futures]:
+            assert got.status_code == 503 and got.headers["Retry-After"] == "5"
+            assert got.json()["error"]["message"].startswith("this server is shutting down and could not answer within 0.3 seconds")
+        assert b" 503 " in sock.recv(4096).splitlines()[0]
+        sock.close()
+    assert len(go.scored) == 1  # the one that waited was not scored after that
+
+
+def test_a_shutdown_with_time_enough_answers_everything(rm):
+    with held(rm) as go, ThreadPoolExecutor(3) as pool:
+        with background_server(rm, ServerLimits(shutdown_timeout=60, max_batch_rows=1)) as url:
+            futures = [pool.submit(post, url, "/get_reward", query=[p]) for p in PROMPTS[:3]]
+            wait_until(lambda: waiting(url) == 2)
+            threading.Timer(0.5, go.set).start()
+        assert [f.result().json()["rewards"][0] for f in futures] == pytest.approx(rm.score(PROMPTS[:3]), abs=1e-5)
+
+
+def test_closing_in_a_hurry_ends_the_thread_before_its_next_forward_pass(folder):
+    rm, begun, passes = RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1), threading.Event(), []
+    rm.model.register_forward_pre_hook(lambda *_: (begun.set(), passes.append(1), time.sleep(0.1))[0])
+    batcher = Batcher(rm, ServerLimits(max_batch_rows=1))
+    futures = [batcher.submit(Texts(PROMPTS)), batcher.submit(Texts(PROMPTS[:1]))]
+    begun.wait(60)
+    assert batcher.close(timeout=0.1) and len(passes) < 20
+    for future in futures:
+        with pytest.raises(RequestError, match="had no time left") as error: future.result(60)
+        assert error.value.status == 503
+    rm.score(PROMPTS[:1])  # the model itself is as it was
+
+
+def test_open_requests_are_forgotten_however_they_end():
+    async def use(limits, inner):
+        requests, error = OpenRequests(limits), None
+        try:
+            async with requests.bounded():
+                assert len(requests.open) == 1
+                await inner(requests)
+        except Exception as e: error = e
+        assert not requests.open
+        return error, requests.given_up
+
+    async def nothing(requests): pass
+    async def late(requests):
+        requests.stop()
+        await asyncio.sleep(60)
+    async def broken(requests): raise TimeoutError("of something else")
+
+    assert asyncio.run(use(ServerLimits(), nothing)) == (None, 0)
+    error, given_up = asyncio.run(use(ServerLimits(shutdown_timeout=0), late))
+    assert isinstance(error, RequestError) and (error.status, given_up) == (503, 1)
+    error, given_up = asyncio.run(use(ServerLimits(), broken))
+    assert str(error) == "of something else" and given_up == 0
 
 
 SLOW_SERVER = """
@@ -538,6 +659,48 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(folder, rm, nu
         with pytest.raises(requests.ConnectionError): post(url, "/get_reward", query=["late"])
 
 
+HURRIED_SERVER = """
+import sys, torch
+from reward_kit.inference import RewardModel
+from reward_kit.serving import ServerLimits, serve
+rm, a = RewardModel.from_pretrained(sys.argv[1], device="cpu", batch_tokens=1), torch.randn(300, 300)
+def slow(*_):
+    for _ in range(100): a @ a
+    if not told: told.append(print("busy", flush=True))
+told = []
+rm.model.register_forward_pre_hook(slow)
+print(serve(rm, port=0, limits=ServerLimits(shutdown_timeout=0.5), say=lambda line: print(line, flush=True)))
+"""
+
+ENDLESS_COMMAND = """
+import sys, torch
+from reward_kit.cli import main
+from reward_kit.inference import RowScorer
+def forward(self, rows):
+    print("busy", flush=True)
+    a = torch.randn(300, 300)
+    while True: a @ a
+RowScorer.forward = forward
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, options, last", [(HURRIED_SERVER, [], "True"), (ENDLESS_COMMAND, ["--port", "0", "--device", "cpu", "--shutdown-timeout", "0.5"], "")],
+                         ids=["serve, many forward passes", "the command, a forward pass without end"])
+def test_a_process_ends_in_time_and_without_a_crash(folder, script, options, last):
+    argv = [*(["serve"] if options else []), str(folder), *options]
+    with running(sys.executable, "-c", script, *argv) as (process, url), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(post, url, "/get_reward", query=PROMPTS)
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGTERM)
+        got = future.result()
+        out, err = process.communicate(timeout=30)
+        assert got.status_code == 503 and "could not answer within 0.5 seconds" in got.json()["error"]["message"]
+        assert process.returncode == 0 and not err
+        assert out == "Stopped after 0.5 seconds; requests that got a 503 because the time was up: 1.\n" + (last and last + "\n")
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_stopped(folder, rm):
     command = "from reward_kit.cli import main; raise SystemExit(main())"
@@ -564,6 +727,8 @@ def test_a_port_in_use_is_one_line(folder, capsys):
     (["m", "--max-rows", "0"], 2, "--max-rows must be positive, got 0"),
     (["m", "--max-wait-ms", "-1"], 2, "--max-wait-ms must be 0 or more, got -1"),
     (["m", "--max-batch-tokens", "0"], 2, "--max-batch-tokens must be positive, got 0"),
+    (["m", "--shutdown-timeout", "-1"], 2, "--shutdown-timeout must be 0 or more, got -1"),
+    (["m", "--shutdown-timeout", "inf"], 2, "--shutdown-timeout must be finite, got inf"),
     (["--port", "0"], 2, "required and missing: MODEL"),
 ])
 def test_wrong_calls_of_the_command_are_one_line(argv, code, message, capsys):
@@ -587,7 +752,7 @@ def test_defaults_of_the_command_are_those_of_the_server():
 
     options, limits = {o.name: o.default for o in COMMANDS["serve"].options}, ServerLimits()
     names = {f.name for f in fields(ServerLimits)} - {"max_batch_rows", "body_timeout_s"}  # Python only
-    assert {n: options[n] for n in names} == {n: getattr(limits, n) for n in names}
+    assert {n: options[n] for n in names} == {n: getattr(limits, n) for n in names} and {"shutdown_timeout", "max_queue"} < names
     defaults = {n: p.default for n, p in inspect.signature(serve).parameters.items()}
     assert (options["host"], options["port"], options["access_log"]) == (defaults["host"], defaults["port"], defaults["access_log"]) == ("127.0.0.1", 8000, False)
     assert options["max_batch_tokens"] == inspect.signature(load_reward_model).parameters["batch_tokens"].default
