@@ -703,20 +703,25 @@ SERVER_OPTIONS = grouped("what it takes on", (
     Option("max_rows", int, 1024, "most texts of one request"),
     Option("max_queue", int, 1024, "most requests that wait; further ones are answered with 503"),
     Option("max_body_bytes", int, 32 * 2**20, "largest request"),
+    Option("shutdown_timeout", float, 25.0, "seconds to finish what was accepted when it is stopped; the rest is answered with 503", metavar="SECONDS"),
 ))
 
 
 def run_serve(args):  # args: SimpleNamespace
-    "Serves rewards until Ctrl-C or SIGTERM, then answers what was accepted."
+    "Serves rewards until Ctrl-C or SIGTERM, then answers what was accepted, for as long as --shutdown-timeout."
     from reward_kit.serving import ServerLimits, serve
 
-    try: limits = ServerLimits(**{name: getattr(args, name) for name in ("max_wait_ms", "max_rows", "max_queue", "max_body_bytes")})
+    names = ("max_wait_ms", "max_rows", "max_queue", "max_body_bytes", "shutdown_timeout")
+    try: limits = ServerLimits(**{name: getattr(args, name) for name in names})
     except ValueError as e:
         name, rest = str(e).split(" ", 1)
         raise ParameterError(f"{flag(name)} {rest}") from e
     if args.max_batch_tokens < 1: raise ParameterError(f"--max-batch-tokens must be positive, got {args.max_batch_tokens}")
     loading = {"device": args.device, "max_length": args.max_length, "batch_tokens": args.max_batch_tokens}
-    serve(args.model, args.host, args.port, limits=limits, access_log=args.access_log, say=lambda line: print(line, flush=True), **loading)
+    say = lambda line: print(line, flush=True)
+    if not serve(args.model, args.host, args.port, limits=limits, access_log=args.access_log, say=say, **loading):
+        sys.stderr.flush()
+        os._exit(0)  # a forward pass lasts longer; Python would abort with it
 
 
 SERVE = Command("serve", "Serve rewards over HTTP, to OpenRLHF, verl, LLaMA-Factory, TRL and clients of vLLM or SGLang.", (

@@ -1,4 +1,5 @@
 "The score server against real sockets, its client against a server that misbehaves, and the reward model in TRL's trainers."
+import asyncio
 import contextlib
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -24,6 +26,7 @@ from reward_kit.playground import Playground, load_base
 from reward_kit.serving import (
     WIRE_FORMATS,
     Batcher,
+    OpenRequests,
     RequestError,
     RewardClient,
     RewardServerError,
@@ -31,6 +34,7 @@ from reward_kit.serving import (
     Texts,
     background_server,
     bare_text,
+    error_answer,
     listen,
     serve,
     sigmoid,
@@ -73,6 +77,17 @@ def answer(url, path, **body):
     return got.json()
 
 
+def send(url, path, body, length=None):
+    "A socket on which a request has been sent, or the part of it that `body` is; nobody has read the answer."
+    host, port = url.removeprefix("http://").split(":")
+    sock = socket.create_connection((host, int(port)), timeout=60)
+    sock.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length or len(body)}\r\n\r\n{body}".encode())
+    return sock
+
+
+def waiting(url): return requests.get(url + "/health", timeout=60).json()["waiting"]
+
+
 def wait_until(true):
     "Wait for a condition, a minute at most."
     until = time.monotonic() + 60
@@ -83,9 +98,16 @@ def wait_until(true):
 
 @contextlib.contextmanager
 def held(rm):
-    "The model scores nothing until the event is set."
+    "The model scores nothing until the event is set; its `scored` lists what the model is given."
     go, score_ids = threading.Event(), rm.score_ids
-    rm.score_ids = lambda rows, progress=False: (go.wait(60), score_ids(rows, progress))[1]
+    go.scored = []
+
+    def wait(rows, progress=False):
+        go.scored += rows
+        go.wait(60)
+        return score_ids(rows, progress)
+
+    rm.score_ids = wait
     try: yield go
     finally:
         go.set()
@@ -161,10 +183,55 @@ def test_token_ids_are_scored_as_they_are(rm, url):
         assert [row["probs"][0] for row in data] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize("path, body, read", [
+    ("/classify", {"input": "Why? So."}, lambda row: row["probs"][0]),
+    ("/pooling", {"input": ["Why? So."]}, lambda row: row["data"][0]),
+    ("/score", {"queries": "Why?", "documents": ["So."]}, lambda row: row["score"]),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_every_name_that_vllm_had_for_the_activation_is_heeded(rm, url, path, body, read):
+    raw = rm.score("Why?", "So.") if path == "/score" else rm.score("Why? So.")
+    assert abs(raw - sigmoid(raw)) > 0.01
+    for given, expected in (({}, sigmoid(raw)), ({"use_activation": None}, sigmoid(raw)), ({"activation": True, "softmax": True}, sigmoid(raw)),
+                            ({"use_activation": False}, raw), ({"activation": False}, raw), ({"softmax": False}, raw), ({"softmax": False, "activation": None}, raw)):
+        assert read(answer(url, path, **body, **given)["data"][0]) == pytest.approx(expected, abs=1e-5), given
+    for given, message in (({"activation": False, "use_activation": True}, "use_activation=true and activation=false contradict each other; send use_activation alone"),
+                           ({"softmax": 0}, "softmax is 0; it must be true or false or null")):
+        got = post(url, path, **body, **given)
+        assert got.status_code == 400 and message in got.json()["error"]["message"]
+
+
+def test_content_parts_score_as_their_lines(rm, url):
+    parts = lambda *texts: [{"type": "text", "text": text} for text in texts]
+    lines, whole = ["Why?", "Say."], [{"role": "user", "content": "Why?\nSay."}, {"role": "assistant", "content": "So.\nAnd so."}]
+    split = [{"role": "user", "content": parts(*lines)}, {"role": "assistant", "content": [{"type": "output_text", "text": "So."}, "And so."]}]
+    expected = rm.score(whole)
+    assert abs(expected - rm.score([{"role": "user", "content": "Why?Say."}, whole[1]])) > 1e-3
+    for path in ("/classify", "/pooling"):
+        row, = answer(url, path, messages=split, use_activation=False)["data"]
+        assert row.get("probs", row.get("data")) == [pytest.approx(expected, abs=1e-5)]
+    got = answer(url, "/v1/rewards", prompts=[split, split[:1]], responses=None)["rewards"], answer(url, "/v1/rewards", prompts=[split[:1]], responses=[split[1:]])["rewards"]
+    assert (got[0][0], got[1][0]) == pytest.approx((expected, expected), abs=1e-5)
+
+
+def test_template_arguments_reach_the_template(rm, url, monkeypatch):
+    monkeypatch.setattr(rm.tokenizer, "chat_template", "{{ day }}{% if tools %}{{ tools[0]['function']['name'] }}{% endif %}" + rm.tokenizer.chat_template)
+    tools = [{"type": "function", "function": {"name": "search", "description": "", "parameters": {}}}]
+    plain, monday, searching = rm.score(CHAT), rm.score(CHAT, chat_template_kwargs={"day": "Monday"}), rm.score(CHAT, tools=tools)
+    assert len({plain, monday, searching}) == 3
+    assert answer(url, "/classify", messages=CHAT, chat_template_kwargs={"day": "Monday"}, use_activation=False)["data"][0]["probs"] == [pytest.approx(monday, abs=1e-5)]
+    for given in ({"day": "Monday"}, [{"day": "Monday"}, None], ['{"day": "Monday"}', None]):
+        second = monday if isinstance(given, dict) else plain
+        assert answer(url, "/v1/rewards", prompts=[CHAT, CHAT], chat_template_kwargs=given)["rewards"] == pytest.approx([monday, second], abs=1e-5)
+    for given in (tools, [tools, None], [json.dumps(tools), None]):
+        second = searching if given is tools else plain
+        assert answer(url, "/v1/rewards", prompts=[CHAT, CHAT], tools=given)["rewards"] == pytest.approx([searching, second], abs=1e-5)
+
+
 def test_pooling_and_score_of_vllm(rm, url):
     pooled = answer(url, "/pooling", model="m", input=["Why? So."], task="classify")
     assert pooled["data"] == [{"index": 0, "object": "pooling", "data": [pytest.approx(sigmoid(rm.score("Why? So.")), abs=1e-6)]}]
-    for body in ({"queries": "Why?", "documents": ["So.", "No."]}, {"text_1": ["Why?", "Why?"], "text_2": ["So.", "No."]}):
+    pairs = [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")]
+    for body in (*({a: "Why?", b: ["So.", "No."]} for a, b in pairs), {"text_1": ["Why?", "Why?"], "text_2": ["So.", "No."]}):
         data = answer(url, "/score", model="m", use_activation=False, **body)["data"]
         assert [(row["index"], row["object"]) for row in data] == [(0, "score"), (1, "score")]
         assert [row["score"] for row in data] == pytest.approx(rm.score("Why?", ["So.", "No."]), abs=1e-5)
@@ -172,6 +239,9 @@ def test_pooling_and_score_of_vllm(rm, url):
 
 def test_sglang_gives_one_object_for_one_text(rm, url):
     assert answer(url, "/classify", model="m", text="Why? So.")["embedding"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)]
+    ids, = rm.encode(["Why? So."], None)
+    assert answer(url, "/classify", input_ids=ids)["embedding"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)]
+    assert [row["embedding"][0] for row in answer(url, "/classify", input_ids=[ids, ids])] == pytest.approx([rm.score("Why? So.")] * 2, abs=1e-5)
 
 
 def test_llamafactory(rm, url):
@@ -211,26 +281,87 @@ def test_the_documented_examples_work(url, wire):
     ("/classify", {"model": "m"}, "the field 'input' is missing; the body has 'model'"),
     ("/classify", {"input": ["a", 3]}, "input[1] is 3"),
     ("/classify", {"input": [[1, 2], "a"]}, "input[1] is \"a\"; it must be a list of token ids"),
-    ("/classify", {"input": [[1], [99999]]}, "input[1] holds the token id 99999; this model knows 0 to"),
+    ("/classify", {"input": [[1], [99999]]}, "input[1] holds the token id 99999 at position 0; this model knows 0 to 1535"),
     ("/classify", {"input": [[1] * 300]}, "input[0] has 300 token ids; there must be 1 to 256"),
-    ("/classify", {"input": "a", "use_activation": "no"}, "use_activation is 'no'; it must be true or false"),
+    ("/classify", {"input": "a", "use_activation": "no"}, 'use_activation is "no"; it must be true or false'),
     ("/classify", {"messages": [{"role": "user"}]}, "messages, message 0, has the keys ['role']"),
     ("/classify", {"text": ["a", 1]}, "text[1] is 1"),
-    ("/pooling", {"input": "a", "task": "embed"}, "task is 'embed'; it must be \"classify\""),
-    ("/pooling", {"input": "a", "encoding_format": "base64"}, "encoding_format is 'base64'"),
+    ("/pooling", {"input": "a", "task": "embed"}, 'task is "embed"; it must be "classify"'),
+    ("/pooling", {"input": "a", "encoding_format": "base64"}, 'encoding_format is "base64"'),
     ("/score", {"queries": ["a", "b"], "documents": ["c"]}, "queries has 2 entries, documents 1"),
-    ("/v1/score/evaluation", {"messages": ["a"], "max_length": 16}, "max_length is a property of the model"),
+    ("/v1/score/evaluation", {"messages": ["a"], "max_length": 16}, "max_length is 16: it is a property of the model here; leave it out"),
     ("/v1/rewards", {"prompts": ["a", 7], "responses": ["b", "c"]}, "prompts[1] is int ('7')"),
     ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c"]}, "got 2 prompts and 1 responses"),
     ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c", "word " * 400]}, "responses[1] does not fit in max_length=256 tokens"),
     ("/v1/rewards", {"prompts": ["a"], "response": ["c"]}, "unknown field 'response'; there are prompts, responses, normalize"),
-    ("/v1/rewards", {"prompts": ["a"], "normalize": "yes"}, "normalize is 'yes'; it must be false or true"),
+    ("/v1/rewards", {"prompts": ["a"], "normalize": "yes"}, 'normalize is "yes"; it must be false or true'),
     ("/v1/rewards", {"prompts": ["fine", "half \ud800"]}, "prompts[1] or its response holds half of a UTF-16 pair"),
+    ("/classify", {"input": [["a"], [1]]}, 'input[0], position 0, is "a"; a token id is a whole number'),
+    ("/classify", {"input": [[1, 2.5]]}, "input[0], position 1, is 2.5; a token id is a whole number"),
+    ("/classify", {"input": [1, "a"]}, 'input[1] is "a"; it must be a token id, as input[0] is'),
+    ("/classify", {"input": [[1, -1]]}, "input[0] holds the token id -1 at position 1; this model knows 0 to 1535"),
+    ("/classify", {"input_ids": "a"}, 'input_ids is "a"; it must be a list of token ids'),
+    ("/classify", {"text": "a", "input_ids": [1]}, "the body has text and input_ids; send one of them"),
+    ("/classify", {"text": "a", "use_activation": False}, "unknown field 'use_activation'; there are text, input_ids"),
+    ("/classify", {"input": "a", "messages": CHAT}, "unknown field 'input'; there are messages, chat_template_kwargs"),
+    ("/classify", {"input": "a", "chat_template_kwargs": {"day": 1}}, "unknown field 'chat_template_kwargs'; there are input"),
+    ("/classify", {"messages": CHAT, "tools": [{"type": "function"}]}, 'tools is [{"type": "function"}]: this route does not read tools; POST /v1/rewards'),
+    ("/classify", {"messages": CHAT, "chat_template": "{{ x }}"}, "chat_template is \"{{ x }}\": messages are rendered by the model's own template"),
+    ("/classify", {"messages": CHAT, "add_generation_prompt": True}, "add_generation_prompt is true: a reward is read at the end of a finished answer"),
+    ("/classify", {"input": "a", "truncate_prompt_tokens": 64}, "truncate_prompt_tokens is 64: where a text is cut is a property of the model here"),
+    ("/pooling", {"input": "a", "normalize": True}, "normalize is true: POST /v1/rewards"),
+    ("/pooling", {"input": "a", "dimensions": 8}, "unknown field 'dimensions'; there are input"),
+    ("/classify", {"messages": [{"role": 5, "content": "a"}]}, 'messages, message 0, has the role 5; it must be a string like "user"'),
+    ("/classify", {"messages": [{"role": "user", "content": 5}]}, "messages, message 0, content is 5; it must be a string or a list of parts"),
+    ("/classify", {"messages": [{"role": "user", "content": []}]}, "messages, message 0, content is []; it must be a string or a list of parts"),
+    ("/classify", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u"}}]}]},
+     "messages, message 0, content, part 1, is of type 'image_url'; a reward model reads text only"),
+    ("/v1/rewards", {"prompts": ["a", [{"role": "user", "content": [{"type": "text", "text": None}]}]]},
+     'prompts[1], message 0, content, part 0, is {"type": "text", "text": null}; it must be like'),
+    ("/v1/rewards", {"prompts": [CHAT], "tools": "search"}, 'tools is "search"; it must be a list of tools for all texts'),
+    ("/v1/rewards", {"prompts": [CHAT], "tools": [None, None]}, "tools has 2 entries for 1 texts; there must be as many"),
+    ("/v1/rewards", {"prompts": [CHAT], "chat_template_kwargs": [3]}, "chat_template_kwargs is [3]; it must be an object for all texts"),
+    ("/v1/rewards", {"prompts": [CHAT], "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs holds 'tokenize'"),
 ])
 def test_bad_requests_get_one_reason(url, path, body, message):
     got = post(url, path, **body)
     assert got.status_code == 400 and got.json()["error"]["code"] == 400
     assert message in got.json()["error"]["message"] and "\n" not in got.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("wire", WIRE_FORMATS, ids=lambda wire: wire.paths[0])
+def test_no_route_ignores_a_field(url, wire):
+    for path in wire.paths:
+        got = post(url, path, **wire.example, use_activaton=False)
+        assert got.status_code == 400 and got.json()["error"]["message"].startswith("unknown field 'use_activaton'; there are ")
+        if wire.name != "reward_kit": answer(url, path, **wire.example, truncate_prompt_tokens=None, normalize=None, tools=[], add_generation_prompt=False)
+
+
+@pytest.mark.parametrize("digits", [30, 1000, 5000])
+def test_a_number_of_any_length_is_refused_by_name(url, digits):
+    number = "1" * digits
+    for value, name in ((f"[[5], [7, 8, {number}]]", "input[1] holds the token id 11111"), (f"[7, 8, {number}]", "input[0] holds the token id 11111")):
+        got = requests.post(url + "/classify", data=f'{{"input": {value}}}', timeout=60)
+        message = got.json()["error"]["message"]
+        assert got.status_code == 400 and message.startswith(name) and message.endswith(" at position 2; this model knows 0 to 1535") and len(message) < 150
+    for body, name in ((f'{{"input": "a", "softmax": {number}}}', "softmax is 11111"), (f'{{"input": [{number}.5]}}', "input[0] is ")):
+        got = requests.post(url + "/classify", data=body, timeout=60)
+        assert got.status_code == 400 and got.json()["error"]["message"].startswith(name) and len(got.json()["error"]["message"]) < 150
+
+
+def test_an_error_is_one_line_of_text_whatever_it_quotes():
+    message = json.loads(error_answer("the template says:\n  half \ud800 " + "x" * 10**6, 400).body)["error"]["message"]
+    assert message.startswith("the template says: half ? xxx") and len(message) == 1000
+
+
+def test_an_error_of_a_foreign_template_names_the_field(folder, tmp_path):
+    with quiet_transformers():
+        model, tokenizer = load_reward_backbone(folder, new_head=False)
+        tokenizer.chat_template = "{{ raise_exception('no tools here') }}"
+        model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
+    with background_server(RewardModel.from_pretrained(tmp_path, device="cpu")) as url:
+        got = post(url, "/classify", messages=CHAT)
+    assert got.status_code == 400 and got.json()["error"]["message"] == "messages: no tools here"
 
 
 @pytest.mark.parametrize("data, status, message", [
@@ -258,13 +389,11 @@ def test_normalize_without_a_scale_is_refused(rm, monkeypatch, url):
 
 def test_a_body_that_does_not_arrive_is_given_up(rm):
     with background_server(rm, ServerLimits(body_timeout_s=0.2)) as url:
-        host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as sock:
-            sock.sendall(b"POST /get_reward HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        with send(url, "/get_reward", "{", length=100) as sock:
             assert b" 408 " in sock.recv(4096).splitlines()[0]
 
 
-@pytest.mark.parametrize("values", [{"max_rows": 0}, {"max_queue": -1}, {"max_wait_ms": -0.1}, {"body_timeout_s": 0}])
+@pytest.mark.parametrize("values", [{"max_rows": 0}, {"max_queue": -1}, {"max_wait_ms": -0.1}, {"body_timeout_s": 0}, {"shutdown_timeout": -1}, {"shutdown_timeout": float("inf")}])
 def test_limits_are_checked(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))} must be .*, got {next(iter(values.values()))}"): ServerLimits(**values)
 
@@ -333,6 +462,61 @@ def post_unless_taken(pool, early, url):
     return None
 
 
+def test_a_request_whose_caller_has_left_gives_up_its_place_and_is_not_scored(rm):
+    limits = ServerLimits(max_queue=3, max_batch_rows=1)
+    with held(rm) as go, background_server(rm, limits) as url, ThreadPoolExecutor(8) as pool:
+        ask = lambda i: pool.submit(post, url, "/get_reward", query=[PROMPTS[i]])
+        stay = [ask(0)]
+        wait_until(lambda: go.scored)
+        leave = [send(url, "/get_reward", json.dumps({"query": [PROMPTS[i]]})) for i in (1, 2)]
+        stay.append(ask(3))
+        wait_until(lambda: waiting(url) == 3)
+        assert ask(6).result().status_code == 503  # the queue is full
+        for sock in leave: sock.close()
+        wait_until(lambda: waiting(url) == 1)
+        stay += [ask(4), ask(5)]
+        wait_until(lambda: waiting(url) == 3)
+        go.set()
+        rewards = [f.result().json()["rewards"][0] for f in stay]
+        assert waiting(url) == 0
+    assert rewards == pytest.approx([rm.score(PROMPTS[i]) for i in (0, 3, 4, 5)], abs=1e-5)
+    assert sorted(go.scored) == sorted(rm.encode([PROMPTS[i] for i in (0, 3, 4, 5)], None))
+
+
+def test_a_request_taken_back_while_its_batch_is_collected_is_not_scored(rm):
+    batcher = Batcher(rm, ServerLimits(max_wait_ms=60_000, max_batch_rows=3))
+    with held(rm) as go:
+        go.set()
+        leaves, *stay = [batcher.submit(Texts([p])) for p in PROMPTS[:2]]
+        wait_until(lambda: not batcher.waiting)  # both are being collected
+        assert leaves.cancel()
+        stay.append(batcher.submit(Texts([PROMPTS[2]])))
+        rewards = [f.result(60).rewards[0] for f in stay]
+    batcher.close()
+    assert rewards == pytest.approx(rm.score(PROMPTS[1:3]), abs=1e-5)
+    assert go.scored == rm.encode(PROMPTS[1:3], None)
+
+
+def test_a_batch_that_nobody_waits_for_ends_before_its_next_forward_pass(folder):
+    rm, go, passes = RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1), threading.Event(), []
+
+    def note(*_):
+        if threading.current_thread() is batcher.thread:
+            passes.append(1)
+            go.wait(60)
+
+    rm.model.register_forward_pre_hook(note)
+    batcher = Batcher(rm)
+    leaves = batcher.submit(Texts(PROMPTS[:50]))
+    wait_until(lambda: passes)
+    leaves.cancel()
+    expected = rm.score(PROMPTS[0])  # whoever else uses the model is not disturbed
+    go.set()
+    assert batcher.submit(Texts(PROMPTS[:1])).result(60).rewards == [pytest.approx(expected, abs=1e-5)]
+    batcher.close()
+    assert len(passes) == 2  # of fifty the first, which was held up until its caller had left, and that of the next caller
+
+
 def test_a_caller_that_leaves_does_not_stop_the_others(rm):
     batcher = Batcher(rm, ServerLimits(max_batch_rows=1))
     with held(rm) as go:
@@ -370,6 +554,71 @@ def test_an_error_nobody_thought_of_is_500_for_those_it_concerns(rm, monkeypatch
 
 
 # --- starting and stopping
+
+
+def test_a_shutdown_answers_with_503_what_it_has_no_time_for(rm):
+    "Of three open requests one is being scored, one waits, and of one the body is still on its way."
+    with held(rm) as go, ThreadPoolExecutor(2) as pool:
+        with background_server(rm, ServerLimits(shutdown_timeout=0.3, max_batch_rows=1)) as url:
+            futures = [pool.submit(post, url, "/get_reward", query=[p]) for p in PROMPTS[:2]]
+            wait_until(lambda: go.scored and waiting(url) == 1)
+            sock = send(url, "/get_reward", "{", length=100)
+            time.sleep(0.2)  # until the server has seen it
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 20  # a body has 30 seconds, the model would hold still for 60
+        for got in [f.result() for f in futures]:
+            assert got.status_code == 503 and got.headers["Retry-After"] == "5"
+            assert got.json()["error"]["message"].startswith("this server is shutting down and could not answer within 0.3 seconds")
+        assert b" 503 " in sock.recv(4096).splitlines()[0]
+        sock.close()
+    assert len(go.scored) == 1  # the one that waited was not scored after that
+
+
+def test_a_shutdown_with_time_enough_answers_everything(rm):
+    with held(rm) as go, ThreadPoolExecutor(3) as pool:
+        with background_server(rm, ServerLimits(shutdown_timeout=60, max_batch_rows=1)) as url:
+            futures = [pool.submit(post, url, "/get_reward", query=[p]) for p in PROMPTS[:3]]
+            wait_until(lambda: waiting(url) == 2)
+            threading.Timer(0.5, go.set).start()
+        assert [f.result().json()["rewards"][0] for f in futures] == pytest.approx(rm.score(PROMPTS[:3]), abs=1e-5)
+
+
+def test_closing_in_a_hurry_ends_the_thread_before_its_next_forward_pass(folder):
+    rm, begun, passes = RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1), threading.Event(), []
+    rm.model.register_forward_pre_hook(lambda *_: (begun.set(), passes.append(1), time.sleep(0.1))[0])
+    batcher = Batcher(rm, ServerLimits(max_batch_rows=1))
+    futures = [batcher.submit(Texts(PROMPTS)), batcher.submit(Texts(PROMPTS[:1]))]
+    begun.wait(60)
+    assert batcher.close(timeout=0.1) and len(passes) < 20
+    for future in futures:
+        with pytest.raises(RequestError, match="had no time left") as error: future.result(60)
+        assert error.value.status == 503
+    rm.score(PROMPTS[:1])  # the model itself is as it was
+
+
+def test_open_requests_are_forgotten_however_they_end():
+    async def use(limits, inner):
+        requests, error = OpenRequests(limits), None
+        try:
+            async with requests.bounded():
+                assert len(requests.open) == 1
+                await inner(requests)
+        except Exception as e: error = e
+        assert not requests.open
+        return error, requests.given_up
+
+    async def nothing(requests): pass
+    async def late(requests):
+        requests.stop()
+        await asyncio.sleep(60)
+    async def broken(requests): raise TimeoutError("of something else")
+
+    assert asyncio.run(use(ServerLimits(), nothing)) == (None, 0)
+    error, given_up = asyncio.run(use(ServerLimits(shutdown_timeout=0), late))
+    assert isinstance(error, RequestError) and (error.status, given_up) == (503, 1)
+    error, given_up = asyncio.run(use(ServerLimits(), broken))
+    assert str(error) == "of something else" and given_up == 0
+
 
 SLOW_SERVER = """
 import sys, time
@@ -410,6 +659,48 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(folder, rm, nu
         with pytest.raises(requests.ConnectionError): post(url, "/get_reward", query=["late"])
 
 
+HURRIED_SERVER = """
+import sys, torch
+from reward_kit.inference import RewardModel
+from reward_kit.serving import ServerLimits, serve
+rm, a = RewardModel.from_pretrained(sys.argv[1], device="cpu", batch_tokens=1), torch.randn(300, 300)
+def slow(*_):
+    for _ in range(100): a @ a
+    if not told: told.append(print("busy", flush=True))
+told = []
+rm.model.register_forward_pre_hook(slow)
+print(serve(rm, port=0, limits=ServerLimits(shutdown_timeout=0.5), say=lambda line: print(line, flush=True)))
+"""
+
+ENDLESS_COMMAND = """
+import sys, torch
+from reward_kit.cli import main
+from reward_kit.inference import RowScorer
+def forward(self, rows):
+    print("busy", flush=True)
+    a = torch.randn(300, 300)
+    while True: a @ a
+RowScorer.forward = forward
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, options, last", [(HURRIED_SERVER, [], "True"), (ENDLESS_COMMAND, ["--port", "0", "--device", "cpu", "--shutdown-timeout", "0.5"], "")],
+                         ids=["serve, many forward passes", "the command, a forward pass without end"])
+def test_a_process_ends_in_time_and_without_a_crash(folder, script, options, last):
+    argv = [*(["serve"] if options else []), str(folder), *options]
+    with running(sys.executable, "-c", script, *argv) as (process, url), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(post, url, "/get_reward", query=PROMPTS)
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGTERM)
+        got = future.result()
+        out, err = process.communicate(timeout=30)
+        assert got.status_code == 503 and "could not answer within 0.5 seconds" in got.json()["error"]["message"]
+        assert process.returncode == 0 and not err
+        assert out == "Stopped after 0.5 seconds; requests that got a 503 because the time was up: 1.\n" + (last and last + "\n")
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_stopped(folder, rm):
     command = "from reward_kit.cli import main; raise SystemExit(main())"
@@ -436,6 +727,8 @@ def test_a_port_in_use_is_one_line(folder, capsys):
     (["m", "--max-rows", "0"], 2, "--max-rows must be positive, got 0"),
     (["m", "--max-wait-ms", "-1"], 2, "--max-wait-ms must be 0 or more, got -1"),
     (["m", "--max-batch-tokens", "0"], 2, "--max-batch-tokens must be positive, got 0"),
+    (["m", "--shutdown-timeout", "-1"], 2, "--shutdown-timeout must be 0 or more, got -1"),
+    (["m", "--shutdown-timeout", "inf"], 2, "--shutdown-timeout must be finite, got inf"),
     (["--port", "0"], 2, "required and missing: MODEL"),
 ])
 def test_wrong_calls_of_the_command_are_one_line(argv, code, message, capsys):
@@ -458,8 +751,8 @@ def test_defaults_of_the_command_are_those_of_the_server():
     from reward_kit.inference import load_reward_model
 
     options, limits = {o.name: o.default for o in COMMANDS["serve"].options}, ServerLimits()
-    assert {n: options[n] for n in ("max_rows", "max_queue", "max_wait_ms", "max_body_bytes")} == {
-        n: getattr(limits, n) for n in ("max_rows", "max_queue", "max_wait_ms", "max_body_bytes")}
+    names = {f.name for f in fields(ServerLimits)} - {"max_batch_rows", "body_timeout_s"}  # Python only
+    assert {n: options[n] for n in names} == {n: getattr(limits, n) for n in names} and {"shutdown_timeout", "max_queue"} < names
     defaults = {n: p.default for n, p in inspect.signature(serve).parameters.items()}
     assert (options["host"], options["port"], options["access_log"]) == (defaults["host"], defaults["port"], defaults["access_log"]) == ("127.0.0.1", 8000, False)
     assert options["max_batch_tokens"] == inspect.signature(load_reward_model).parameters["batch_tokens"].default
