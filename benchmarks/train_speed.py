@@ -261,7 +261,7 @@ def own_defaults(args, workers: Workers) -> None:
     for axes, key, label in zip(panels.flat, ("speed", "peak_gib"), ("pairs per second", "peak memory, GiB")):
         bars(axes, ["own defaults, batch 8"], {sides[side]: [middle(runs, key)] for side, runs in found.items()}, {"reward_kit": BLUE, "TRL": ORANGE}, 2)
         axes.set_ylabel(label)
-    panels.flat[0].legend(frameon=False, fontsize=8, loc="lower center")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     publish("\n".join(text), args.output, figure, "Speed and peak memory with each side's own defaults")
 
 
