@@ -195,7 +195,7 @@ def growth_tables(found: dict) -> list[str]:
 
 def figure_of(args, prepared: dict, grown: dict):
     "Preparation over pairs, and seconds over unique tokens, both axes logarithmic."
-    figure, panels = new_figure(1, 2, 7.2, 3.3)
+    figure, panels = new_figure(1, 2, 7.2, 4.2)
     left, right = panels.flat
     for (side, name), colour, style in zip(SIDES.items(), (BLUE, ORANGE), ("o-", "s--")):
         left.plot(args.pairs, [middle(prepared[side, size], "total") for size in args.pairs], style, color=colour, markersize=4, label=f"{name}, preparation")
@@ -210,7 +210,7 @@ def figure_of(args, prepared: dict, grown: dict):
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize=6)
+        axes.legend(frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     return figure
 
 
