@@ -109,9 +109,12 @@ def texts_of(pairs) -> list[str]:
     return [text for part in parts for text in ([part] if isinstance(part, str) else [message["content"] or "" for message in part])]
 
 
-def evenly(values: list, n: int) -> list:
-    "n of them, from the middle of n equal parts: of sorted values a sample that has their distribution."
-    return [values[int((i + 0.5) * len(values) / n)] for i in range(n)]
+def evenly(values: list, n: int, size=None) -> list:
+    "n of them, one from each of n equal parts: of sorted values a sample that has their distribution, and as nearly as can be their mean size."
+    take = lambda place: [values[int((i + place) * len(values) / n)] for i in range(n)]
+    if size is None: return take(0.5)
+    whole = mean(map(size, values))
+    return take(min((i / 100 for i in range(100)), key=lambda place: abs(mean(map(size, take(place))) - whole)))
 
 
 class StepMeter:

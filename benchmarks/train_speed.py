@@ -68,7 +68,8 @@ def prepare(work: Path, data: str, model: str, vocabulary: int, batches: list[in
     ids.sort(key=lambda pair: max(map(len, pair)))
     for batch in batches:
         chance, sample = random.Random(0), evenly(ids, n)
-        groups = evenly([ids[i : i + batch] for i in range(0, len(ids) - batch + 1, batch)], n // batch)
+        size = lambda group: sum(len(a) + len(b) for a, b in group)
+        groups = evenly([ids[i : i + batch] for i in range(0, len(ids) - batch + 1, batch)], n // batch, size)
         chance.shuffle(sample)
         chance.shuffle(groups)
         for name, chosen in (("random", sample), ("grouped", [pair for group in groups for pair in group])):
@@ -192,8 +193,9 @@ NOTES = """*Positions computed* are those that the embeddings read, padding incl
 count a beginning that both responses to a prompt share once. The same on all sides: token ids, pairs, their order and the batches they
 form, model, AdamW with its rate (1e-5, constant, clipped at 1), precision, no gradient checkpointing, nothing saved, a log line at every
 step. TRL pads chosen and rejected texts to the longest of the batch; `group_by_length` raises in its trainer, so the grouped batches are
-made by hand: all pairs of the file sorted by their longer text, cut into batches, and batches taken evenly from all lengths in a random
-order. Those hold other pairs than the random batches, so both sides are measured on them; packing gains nothing from grouping. The head's product
+made by hand: all pairs of the file sorted by their longer text, cut into batches, and batches taken evenly from all lengths, of
+about the file's mean length, in a random order. Those hold other pairs than the random batches, so both sides are measured on them, and
+across batches tokens a second are compared; packing gains nothing from grouping. The head's product
 is float32 on our side, whatever the precision around it. Peak memory is the largest resident set of a process."""
 
 
@@ -217,9 +219,10 @@ def variants(args, workers: Workers) -> None:
         worst = check_losses(own, dtype)
         lines += [f"## {DTYPES[dtype]}, batch {batch}", "", *table(HEAD, side_rows(own, against, NAMES, batch)), "", f"Losses of the same batches differ by at most {worst:.1e}.", ""]
         pieces = ratio(own, "padded", "theirs"), ratio(own, "unshared", "padded"), ratio(own, "packed", "unshared"), ratio(own, "packed", "theirs")
-        shares.append([DTYPES[dtype], batch, *(f"{piece:.2f}" for piece in pieces), f"{ratio(own, 'packed-grouped', 'theirs-grouped'):.2f}"])
+        per_token = ratio(own, "packed", "theirs-grouped") * own["packed"][0]["tokens"] / own["theirs-grouped"][0]["tokens"]
+        shares.append([DTYPES[dtype], batch, *(f"{piece:.2f}" for piece in pieces), f"{ratio(own, 'packed-grouped', 'theirs-grouped'):.2f}", f"{per_token:.2f}"])
     lines += ["## What the speed is made of", "", *table(["", "batch", "the rest (ours padded over TRL)", "no padding", "shared prompts", "all three (ours over TRL)",
-              "ours over TRL grouped by hand"], shares), "", NOTES, "", versions_line(args.threads)]
+              "ours over TRL grouped by hand, its batches", "ours, random batches, over TRL grouped by hand, by token"], shares), "", NOTES, "", versions_line(args.threads)]
     publish("\n".join(lines), args.output, variants_figure(found, args), "Pairs per second of training by variant")
 
 
@@ -261,7 +264,7 @@ def own_defaults(args, workers: Workers) -> None:
     for axes, key, label in zip(panels.flat, ("speed", "peak_gib"), ("pairs per second", "peak memory, GiB")):
         bars(axes, ["own defaults, batch 8"], {sides[side]: [middle(runs, key)] for side, runs in found.items()}, {"reward_kit": BLUE, "TRL": ORANGE}, 2)
         axes.set_ylabel(label)
-    panels.flat[0].legend(frameon=False, fontsize=8, loc="lower center")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     publish("\n".join(text), args.output, figure, "Speed and peak memory with each side's own defaults")
 
 
