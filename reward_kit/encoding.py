@@ -888,7 +888,16 @@ def _flash_fits(query, value):
     return fits and query.device.type == "cuda" and torch.cuda.get_device_capability(query.device)[0] >= 8
 
 
-def attend_on_cuda(query, key, value, table, window, softcap, dropout, scaling) -> torch.Tensor | None:
+def attend_on_cuda(
+    query: torch.Tensor,  # (1, heads, T, d)
+    key: torch.Tensor,  # (1, heads, T, d)
+    value: torch.Tensor,  # (1, heads, T, d)
+    table: torch.Tensor,  # (1, 1, n, 3) of `segment_table`
+    window: int | None,  # places a token sees, itself included
+    softcap: float | None,  # bound of the logits
+    dropout: float,  # of attention weights
+    scaling: float | None,  # of query times key
+) -> torch.Tensor | None:  # (1, heads, T, d)
     "The same by torch's variable-length flash attention, one kernel for all segments; None where it does not apply."
     if softcap is not None or dropout or not _flash_fits(query, value): return None
     from torch.nn.attention.varlen import varlen_attn
@@ -899,7 +908,7 @@ def attend_on_cuda(query, key, value, table, window, softcap, dropout, scaling) 
     out = varlen_attn(query.contiguous(), key[places], value[places], *lengths, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
     return out.transpose(0, 1)[None]
 
-
+# %% ../nbs/03_encoding.ipynb #ab5e1013
 def varlen_parts(
     segments: torch.Tensor,  # (n, 3) on the CPU
     device,  # of the result

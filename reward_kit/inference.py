@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['logger', 'FILE_FORMS', 'FILE_ALIASES', 'COMBINATIONS', 'is_conversation', 'check_text', 'as_list', 'as_rows',
            'padded_batches', 'shared_groups', 'packed_batches', 'foreign_ids', 'ForeignEncoder', 'pick_device',
-           'RowScorer', 'Ranked', 'Best', 'has_strings', 'TextScorer', 'TextRanker', 'ModelScorer', 'RewardModel',
-           'best_of_n', 'find_metadata', 'check_labels', 'load_reward_model', 'read_rows', 'FileForm', 'file_form',
-           'model_fingerprint', 'ScoreFileReport', 'PartialFile', 'score_file', 'measure_normalization',
+           'smaller_budget', 'RowScorer', 'Ranked', 'Best', 'has_strings', 'TextScorer', 'TextRanker', 'ModelScorer',
+           'RewardModel', 'best_of_n', 'find_metadata', 'check_labels', 'load_reward_model', 'read_rows', 'FileForm',
+           'file_form', 'model_fingerprint', 'ScoreFileReport', 'PartialFile', 'score_file', 'measure_normalization',
            'store_normalization', 'member_spread', 'over_members', 'combine_rewards', 'check_members', 'MemberScorer',
            'RewardEnsemble', 'ensemble_fingerprint', 'check_weights', 'model_title', 'model_kind', 'check_same_kind',
            'add_weights', 'heads_alike', 'average_weights', 'averaged_metadata', 'average_card', 'write_new_folder',
@@ -259,6 +259,22 @@ def pick_device(
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
+# %% ../nbs/05_inference.ipynb #9e396f30
+def smaller_budget(
+    rows: list[list[int]], # texts of a batch that did not fit
+    batch_tokens: int, # the budget so far
+    device, # of the model
+) -> int: # half of what did not fit
+    "A budget to go on with. Raises torch.OutOfMemoryError for a single text."
+    n, longest = len(rows), max(map(len, rows))
+    if n == 1:
+        raise torch.OutOfMemoryError(f"one text of {longest} tokens does not fit in the memory of {device}; load the model with "
+                                     "max_length=, dtype=torch.bfloat16 or device='cpu'")
+    budget = max(1, min(batch_tokens, sum(map(len, rows))) // 2)
+    logger.warning("out of memory with %d texts of up to %d tokens; going on with batch_tokens=%d", n, longest, budget)
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    return budget
+
 # %% ../nbs/05_inference.ipynb #9e396f2f
 class RowScorer:
     "Rewards of token ids, in batches of a token budget."
@@ -303,30 +319,22 @@ class RowScorer:
         return deque(batches(rows, list(indices), self.batch_tokens))
 
     def __call__(self, rows: list[list[int]], progress: bool = False) -> list[float]:
-        "Rewards of any number of texts, in their order."
+        "Rewards of any number of texts, in their order; equal texts are scored once."
+        given, rows = [tuple(ids) for ids in rows], [list(ids) for ids in dict.fromkeys(map(tuple, rows))]
         rewards, pending = [0.0] * len(rows), self.plan(rows, range(len(rows)))
         with tqdm(total=len(rows), desc="Scoring", disable=not progress) as bar:
             while pending:
                 try: found = self.forward([[rows[i] for i in group] for group in pending[0]])
                 except torch.OutOfMemoryError: found = None  # the traceback holds tensors; memory is freed only after this block
                 if found is None:
-                    self.shrink([rows[i] for group in pending[0] for i in group])
+                    self.batch_tokens = smaller_budget([rows[i] for group in pending[0] for i in group], self.batch_tokens, self.device)
                     pending = self.plan(rows, [i for batch in pending for group in batch for i in group])
                     continue
                 now = [i for group in pending.popleft() for i in group]
                 for i, reward in zip(now, found, strict=True): rewards[i] = reward
                 bar.update(len(now))
-        return rewards
-
-    def shrink(self, rows: list[list[int]]) -> None:
-        "Halve the budget after a batch of these texts did not fit. Raises torch.OutOfMemoryError for a single text."
-        n, longest = len(rows), max(map(len, rows))
-        if n == 1:
-            raise torch.OutOfMemoryError(f"one text of {longest} tokens does not fit in the memory of {self.device}; load the model with "
-                                         "max_length=, dtype=torch.bfloat16 or device='cpu'")
-        self.batch_tokens = max(1, min(self.batch_tokens, sum(map(len, rows))) // 2)
-        logger.warning("out of memory with %d texts of up to %d tokens; going on with batch_tokens=%d", n, longest, self.batch_tokens)
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        found = dict(zip(map(tuple, rows), rewards, strict=True))
+        return [found[ids] for ids in given]
 
 # %% ../nbs/05_inference.ipynb #7cbd27da
 class Ranked(NamedTuple):

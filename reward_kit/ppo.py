@@ -46,6 +46,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+# %% ../nbs/07_ppo.ipynb #f3fb46a1
 from reward_kit.encoding import (
     ModelLoadError,
     accepts,
