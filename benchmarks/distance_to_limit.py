@@ -6,7 +6,7 @@ The products are those of every nn.Linear of the layers for the unique tokens of
 the input and for the weight). Their time is that of torch.mm on tensors of those very shapes and that precision, written to memory that is
 there already, and measured right after each step, so that both see the same machine. The step is the trainer's own, from the end of
 one to the end of the next: collating, forward, backward, clipping, AdamW, logging. Batches of real transcripts, and made-up pairs with
-long responses. Takes about 15 minutes on two cores.
+long responses.
 """
 import argparse
 import json

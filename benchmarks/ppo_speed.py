@@ -14,12 +14,11 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections import Counter
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from common import SHAPES, available_threads, peak_gib, run_worker
+from common import SHAPES, StepMeter, available_threads, peak_gib, run_worker
 from trl_ppo import VERSION, InOrder, peer_trainer, trl_folder, use_folder
 
 SIDES = {"ours": "reward_kit, separate critic", "theirs": f"TRL {VERSION}", "shared": "reward_kit, shared critic"}
@@ -64,11 +63,12 @@ def prepare(work: Path, data: str, n: int, longest: int, shape: str, vocabulary:
     (work / "prompts.json").write_text(json.dumps(prompts[:n]))
 
 
-class Meter:
+class Meter(StepMeter):
     "What a run does: when each step ended, and how much work there was in it."
 
     def __init__(self):
-        self.now, self.steps, self.ends, self.digests = Counter(), [], [], []
+        super().__init__()
+        self.digests = []
 
     def watch(self, name: str, model) -> None:
         "Count the token positions that a model reads, padding included, and the rows its vocabulary projection computes."
@@ -88,22 +88,6 @@ class Meter:
         "Count the episodes of a batch, and remember which prompts they are of."
         self.now.update({"episodes": len(prompts), "prompt tokens": sum(map(len, prompts)), "response tokens": sum(map(len, responses))})
         self.digests.append(hashlib.sha256(json.dumps(sorted(prompts)).encode()).hexdigest()[:16])
-
-    def end_step(self) -> None:
-        "A training step is complete."
-        self.ends.append(perf_counter())
-        self.steps.append(self.now)
-        self.now = Counter()
-
-    def callback(self):
-        "One that tells this meter when a step ends."
-        from transformers import TrainerCallback
-        meter = self
-
-        class Ends(TrainerCallback):
-            def on_step_end(self, *args, **kwargs): meter.end_step()
-
-        return Ends()
 
     def result(self) -> dict:
         "Seconds and work of the steps after the first."

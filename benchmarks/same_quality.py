@@ -4,8 +4,7 @@
 
 Each seed draws its own pairs, its own split by prompt, its own head and its own order of the pairs. Both sides begin with the same weights,
 head included, read the same token ids in the same batches, and have the same optimizer; ours packs its batches, as it does by default.
-Every few steps one function, the model's own forward on padded texts, scores the held-out pairs for both. Takes about 10 minutes
-on two cores.
+Every few steps one function, the model's own forward on padded texts, scores the held-out pairs for both.
 """
 import argparse
 import json

@@ -6,7 +6,7 @@ Preparation is what happens before the first step, from a file of JSON lines: on
 report) and the constructor of the trainer (tokenising); on TRL's load_dataset and the constructor of its trainer (adding EOS, tokenising,
 filtering); with empty caches, one process each. A fixed number of steps follows, whose time should not depend on how many pairs there are. Then, on
 random tokens, seconds a training step and a scoring pass by length of the prompt, responses to a prompt, and batch. An exponent of 1 is
-time proportional to size, below 1 there is a constant part, above 1 it grows faster than the size. Takes about 25 minutes on two cores.
+time proportional to size, below 1 there is a constant part, above 1 it grows faster than the size.
 """
 import argparse
 import json

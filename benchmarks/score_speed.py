@@ -8,7 +8,7 @@ others get the rendered texts, so that they are spared the template. The pipelin
 and with the texts sorted by length beforehand; float32 and raw scores on all sides. Then the best of 16: prompts of the file with
 sixteen responses each, drawn from the responses of the whole file, packed and padded. That all give the same scores is checked in the
 run. With --dtype bf16-weights: what weights in bfloat16 (the head stays float32) do to speed and to the ranking, against float32. A
-process each, in alternating order. Takes about 15 minutes on two cores.
+process each, in alternating order.
 """
 import argparse
 import json

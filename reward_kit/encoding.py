@@ -992,6 +992,9 @@ def packed_forward(
     places: torch.Tensor | None = None,  # (m,) of the flattened line that are read; None: all
 ):
     "While it lasts the model reads packed lines, and computes the end of its last layer at some places alone. Checkpointed layers do it again."
+    if not packed and places is None: # sampling, token by token
+        yield
+        return
     configs = {id(m.config): m.config for m in base.modules() if packed and hasattr(getattr(m, "config", None), "_attn_implementation")}
     part = last_feed_forward(base) if places is not None else None
     change = partial(_changed, list(configs.values()), part, None if part is None else partial(_feed_forward_at, part.forward, places))

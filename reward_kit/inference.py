@@ -320,7 +320,8 @@ class RowScorer:
 
     def __call__(self, rows: list[list[int]], progress: bool = False) -> list[float]:
         "Rewards of any number of texts, in their order; equal texts are scored once."
-        given, rows = [tuple(ids) for ids in rows], [list(ids) for ids in dict.fromkeys(map(tuple, rows))]
+        given = [tuple(ids) for ids in rows]
+        rows = list(dict.fromkeys(given))
         rewards, pending = [0.0] * len(rows), self.plan(rows, range(len(rows)))
         with tqdm(total=len(rows), desc="Scoring", disable=not progress) as bar:
             while pending:
@@ -333,7 +334,7 @@ class RowScorer:
                 now = [i for group in pending.popleft() for i in group]
                 for i, reward in zip(now, found, strict=True): rewards[i] = reward
                 bar.update(len(now))
-        found = dict(zip(map(tuple, rows), rewards, strict=True))
+        found = dict(zip(rows, rewards, strict=True))
         return [found[ids] for ids in given]
 
 # %% ../nbs/05_inference.ipynb #7cbd27da
