@@ -320,8 +320,7 @@ class RowScorer:
 
     def __call__(self, rows: list[list[int]], progress: bool = False) -> list[float]:
         "Rewards of any number of texts, in their order; equal texts are scored once."
-        given = [tuple(ids) for ids in rows]
-        rows = list(dict.fromkeys(given))
+        rows = list(dict.fromkeys(given := [tuple(ids) for ids in rows]))
         rewards, pending = [0.0] * len(rows), self.plan(rows, range(len(rows)))
         with tqdm(total=len(rows), desc="Scoring", disable=not progress) as bar:
             while pending:
