@@ -727,6 +727,7 @@ def _encode_and_count(rows, indices, encoder, report, columns):
 # %% ../nbs/03_encoding.ipynb #4d2c8da8
 LAYOUTS = ("padded", "packed")
 MIN_SHARED = 8  # tokens; a shorter common prefix is cheaper to compute again than to attend to from elsewhere
+_PAYS_BELOW = 0.95  # of the padded places; above, lines side by side are as fast
 
 
 def shared_length(
@@ -802,7 +803,7 @@ def batch_labels(
 class RewardCollator:
     "Encoded rows to tensors."
     pad_token_id: int  # fills the lines of the padded layout; masked, so the rewards do not depend on it
-    layout: str = "padded"  # one of LAYOUTS; `choose_layout` says what a model can
+    layout: str = "padded"  # one of LAYOUTS; `choose_layout` says what a model can. "packed" pads a batch that it would hardly shorten
     pad_to_multiple_of: int | None = None  # round L up, for tensor cores; the padded layout only
 
     def __post_init__(self):
@@ -817,10 +818,17 @@ class RewardCollator:
         lines = [ids for group in groups for ids in group]
         if min(map(len, lines), default=0) == 0:
             raise ValueError("a batch needs at least one sequence, and every sequence at least one token")
-        length, step = max(map(len, lines)), self.pad_to_multiple_of or 1
-        batch, last = pack_sequences(groups) if self.layout == "packed" else pad_sequences(lines, self.pad_token_id, -(-length // step) * step)
+        batch, last = self._lay_out(groups, lines)
         batch |= reward_positions([len(group) for group in groups], last)
         return batch | batch_labels(examples, batch["mask"])
+
+    def _lay_out(self, groups, lines):
+        "The batch in the shorter layout, and the place of the last token of each line."
+        length, step = max(map(len, lines)), self.pad_to_multiple_of or 1
+        if self.layout == "packed":
+            batch, last = pack_sequences(groups)
+            if batch["input_ids"].numel() <= _PAYS_BELOW * len(lines) * length: return batch, last
+        return pad_sequences(lines, self.pad_token_id, -(-length // step) * step)
 
 # %% ../nbs/03_encoding.ipynb #ab5e1001
 def segment_table(

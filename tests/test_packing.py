@@ -65,6 +65,23 @@ def make_model(kind="Llama", **settings):
     return bind_reward_forward(getattr(transformers, f"{kind}ForSequenceClassification")(config)).eval()
 
 
+@pytest.fixture(autouse=True)
+def always_pack(monkeypatch):
+    "Batches that packing would hardly shorten are packed all the same: what is tested here is the packed layout."
+    monkeypatch.setattr(module, "_PAYS_BELOW", float("inf"))
+
+
+def test_a_batch_that_packing_would_not_shorten_is_padded(monkeypatch):
+    monkeypatch.undo()
+    collate = RewardCollator(0, "packed")
+    equal, shared, ragged = [[tokens(16, i), tokens(16, i + 1)] for i in (2, 4)], [[tokens(9, 1) + tokens(5, i) for i in (2, 3)]], [[tokens(4, 1), tokens(30, 2)]]
+    for groups, packed in ((equal, False), (shared, True), (ragged, True), ([[tokens(7, 1)]], False), ([*equal, *shared, *ragged], True)):
+        batch = collate([{"sequences": group} for group in groups])
+        assert ("segments" in batch) is packed
+        flat, ends = batch["input_ids"].flatten(), batch["reward_index"][batch["mask"]]
+        assert flat[ends].tolist() == [ids[-1] for group in groups for ids in group]
+
+
 def tokens(n, seed): return random.Random(seed).choices(range(5, 64), k=n)
 
 
