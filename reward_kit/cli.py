@@ -234,7 +234,7 @@ DATA_OPTIONS = grouped("reading the data", (
 ))
 MODEL_OPTIONS = grouped("running the model", (
     Option("max_length", int, help="longest text in tokens (default: as trained)", metavar="TOKENS"),
-    Option("batch_tokens", int, 16384, "tokens computed at once; lower it when memory runs out", metavar="TOKENS"),
+    Option("batch_tokens", int, None, "tokens computed at once; lower it when memory runs out (default: 4096 on a CPU, else 16384)", metavar="TOKENS"),
     Option("device", help="cpu, cuda, mps, ... (default: the fastest there is)"),
 ))
 QUIET = Option("progress", bool, None, "show progress bars (default: in a terminal)")
@@ -327,7 +327,7 @@ LEARNING_OPTIONS = grouped("training (RewardConfig)", (
     Option("overflow", str, "truncate_left", "what happens to longer ones; always counted", ("truncate_left", "drop", "error")),
     Option("separator", str, None, "between prompt and response of plain text (default: a space where none is)"),
     Option("layout", str, "auto", "batches: packed (a shared prompt once, no padding) where the model can, or as named", ("auto", "padded", "packed")),
-    Option("batch_tokens", int, None, "most tokens of one forward pass; larger batches go in parts (default: no limit)"),
+    Option("batch_tokens", int, None, "most tokens of one forward pass; larger batches go in parts (default: 4096 on a CPU, else no limit)"),
     Option("loss_type", str, "bradley_terry", "loss", ("bradley_terry", "plackett_luce", "davidson", "regression")),
     Option("center_rewards_coefficient", float, None, "pull rewards towards mean zero; 0.01 is usual"),
     Option("warmup_steps", float, 0, "steps in which the learning rate rises; below 1: a part of all steps"),
@@ -698,7 +698,7 @@ SCORE = Command(
 
 # %% ../nbs/11_cli.ipynb #9ed77df3
 SERVER_OPTIONS = grouped("what it takes on", (
-    Option("max_batch_tokens", int, 16384, "tokens computed at once; lower it when memory runs out", metavar="TOKENS"),
+    Option("max_batch_tokens", int, None, "tokens computed at once; lower it when memory runs out (default: 4096 on a CPU, else 16384)", metavar="TOKENS"),
     Option("max_wait_ms", float, 5.0, "milliseconds that the first request of a batch waits for others"),
     Option("max_rows", int, 1024, "most texts of one request"),
     Option("max_queue", int, 1024, "most requests that wait; further ones are answered with 503"),
@@ -716,7 +716,7 @@ def run_serve(args):  # args: SimpleNamespace
     except ValueError as e:
         name, rest = str(e).split(" ", 1)
         raise ParameterError(f"{flag(name)} {rest}") from e
-    if args.max_batch_tokens < 1: raise ParameterError(f"--max-batch-tokens must be positive, got {args.max_batch_tokens}")
+    if args.max_batch_tokens is not None and args.max_batch_tokens < 1: raise ParameterError(f"--max-batch-tokens must be positive, got {args.max_batch_tokens}")
     loading = {"device": args.device, "max_length": args.max_length, "batch_tokens": args.max_batch_tokens}
     say = lambda line: print(line, flush=True)
     if not serve(args.model, args.host, args.port, limits=limits, access_log=args.access_log, say=say, **loading):

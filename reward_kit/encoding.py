@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['logger', 'OVERFLOW_POLICIES', 'PLAIN_TEMPLATE', 'WRAPPER_MARK', 'FIXED_DATE', 'PAD_CANDIDATES', 'DEFAULT_MAX_LENGTH',
-           'TEXT_COLUMNS', 'COUNT_COLUMNS', 'LAYOUTS', 'MIN_SHARED', 'PACKED_ATTENTION', 'LAYOUT_CHOICES',
-           'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template', 'find_inserted', 'ensure_pad_token',
-           'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers', 'model_positions', 'choose_max_length',
-           'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch', 'template_value', 'RewardEncoder',
-           'encode_texts', 'OverflowReport', 'encode_dataset', 'shared_length', 'pack_sequences', 'pad_sequences',
-           'reward_positions', 'batch_labels', 'RewardCollator', 'segment_table', 'attend_by_segments',
+           'TEXT_COLUMNS', 'COUNT_COLUMNS', 'LAYOUTS', 'MIN_SHARED', 'CPU_BATCH_TOKENS', 'PACKED_ATTENTION',
+           'LAYOUT_CHOICES', 'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template', 'find_inserted',
+           'ensure_pad_token', 'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers', 'model_positions',
+           'choose_max_length', 'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch', 'template_value',
+           'RewardEncoder', 'encode_texts', 'OverflowReport', 'encode_dataset', 'shared_length', 'pack_sequences',
+           'pad_sequences', 'reward_positions', 'batch_labels', 'RewardCollator', 'segment_table', 'attend_by_segments',
            'attend_on_cuda', 'varlen_parts', 'segment_attention', 'last_feed_forward', 'packed_forward',
            'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'accepts', 'bind_reward_forward',
            'packing_problem', 'choose_layout', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error',
@@ -727,6 +727,7 @@ def _encode_and_count(rows, indices, encoder, report, columns):
 # %% ../nbs/03_encoding.ipynb #4d2c8da8
 LAYOUTS = ("padded", "packed")
 MIN_SHARED = 8  # tokens; a shorter common prefix is cheaper to compute again than to attend to from elsewhere
+CPU_BATCH_TOKENS = 4096  # computed at once on a CPU by default: larger tensors are mapped into memory anew each time, which takes longer than their products gain
 _PAYS_BELOW = 0.95  # of the padded places; above, lines side by side are as fast
 
 

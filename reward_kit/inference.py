@@ -41,7 +41,7 @@ from transformers.utils import cached_file
 
 from .data import PreferenceDataError, RowFormat, detect_format, load_preferences, to_record
 from reward_kit.encoding import (
-    EncodedBatch, ModelLoadError, RewardCollator, RewardEncoder, RewardEncoding, RewardMetadata, bind_reward_forward, choose_layout,
+    CPU_BATCH_TOKENS, EncodedBatch, ModelLoadError, RewardCollator, RewardEncoder, RewardEncoding, RewardMetadata, bind_reward_forward, choose_layout,
     choose_max_length, is_reward_decoder, join_messages, join_plain, library_versions, load_reward_backbone, packing_problem, prepare_tokenizer,
     quiet_transformers, resolve_model, reward_head, set_special_tokens, shared_length, tokenizer_fingerprint, update_card_section, without_scale,
 )
@@ -284,12 +284,13 @@ class RowScorer:
         model, # sequence classification model with one label
         pad_token_id: int, # fills padded batches; masked, so its value does not matter
         *,
-        batch_tokens: int = 16384, # budget: tokens to compute, padding included
+        batch_tokens: int | None = None, # budget: tokens to compute at once, padding included; None: 4,096 on a CPU, else 16,384
         segment_token_id: int | None = None, # BERT: the token after which the second segment begins
         layout: str = "auto", # "auto" packs where the model can
     ):
         self.model, self.batch_tokens, self.segment_token_id = bind_reward_forward(model).eval(), batch_tokens, segment_token_id
         self.pad_token_id, self._asked = pad_token_id, layout
+        if batch_tokens is None: self.batch_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else 16384
 
     @property
     def device(self) -> torch.device:
@@ -553,7 +554,7 @@ def check_labels(
         raise ModelLoadError(f"model {name} has {config.num_labels} labels, a reward model has one: {why}")
 
 # %% ../nbs/05_inference.ipynb #c4a424f5
-def _foreign_parts(model, tokenizer, max_length: int | None, batch_tokens: int): # -> ForeignEncoder, RowScorer, note
+def _foreign_parts(model, tokenizer, max_length: int | None, batch_tokens: int | None): # -> ForeignEncoder, RowScorer, note
     "How a model made elsewhere is fed (see `ForeignEncoder`): its tokenizer stays as it is, its pooling as it was."
     config = model.config.get_text_config()
     limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
@@ -564,7 +565,7 @@ def _foreign_parts(model, tokenizer, max_length: int | None, batch_tokens: int):
     return encoder, RowScorer(model, fill, batch_tokens=batch_tokens, segment_token_id=segments), encoder.note
 
 
-def _own_parts(model, tokenizer, encoding: RewardEncoding, batch_tokens: int, name: str): # -> RewardEncoder, RowScorer, note
+def _own_parts(model, tokenizer, encoding: RewardEncoding, batch_tokens: int | None, name: str): # -> RewardEncoder, RowScorer, note
     "How a model with a stated encoding is fed."
     if encoding.tokenizer_fingerprint not in (None, tokenizer_fingerprint(tokenizer)):
         logger.warning("%s: the tokenizer is not the one the model was trained with (other fingerprint); scores may be off", name)
@@ -594,7 +595,7 @@ def load_reward_model(
     device=None, # default cuda, mps or cpu, the first there is
     dtype: torch.dtype = torch.float32, # of the weights; bfloat16 halves memory, scores then tie more often (the head stays float32)
     max_length: int | None = None, # tokens; default what the model was trained with
-    batch_tokens: int = 16384, # budget of a batch: rows times longest text
+    batch_tokens: int | None = None, # tokens to compute at once; None: 4,096 on a CPU, else 16,384
     encoding: RewardEncoding | dict | None = None, # instead of the stored one
     revision: str | None = None, # of a hub repository
     trust_remote_code: bool = False, # run code from the repository

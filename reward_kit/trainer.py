@@ -51,6 +51,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from .data import UnusableRow, load_preferences, to_record
 from reward_kit.encoding import (
+    CPU_BATCH_TOKENS,
     LAYOUT_CHOICES,
     OVERFLOW_POLICIES,
     RewardCollator,
@@ -150,7 +151,7 @@ class RewardConfig(RemembersGiven, trl.RewardConfig):
     loss_type: str = setting("bradley_terry", "Loss: 'bradley_terry', 'plackett_luce', 'davidson' or 'regression'.")
     loss_kwargs: dict | str | None = setting(None, "Keywords of that loss, e.g. {'label_smoothing': 0.1}.")
     layout: str = setting("auto", "Batch layout: 'packed' computes a shared prompt once and pads nothing, 'padded' is one sequence a line, 'auto' packs where the model can.")
-    batch_tokens: int | None = setting(None, "Most tokens of one forward and backward pass; a batch with more is computed in parts, to the same result. None: no limit.")
+    batch_tokens: int | None = setting(None, "Most tokens of one forward and backward pass; a batch with more is computed in parts, to the same result. None: 4,096 on a CPU, else no limit.")
     gradient_checkpointing: bool | None = setting(None, "Recompute activations in the backward pass: less memory, slower. None: off.")
     train_sampling_strategy: str = setting("group_by_length", "'group_by_length' (packed batches: 'random'), 'random', 'sequential' or 'batch_rebalance'.")
     save_steps: float = setting(0.1, "Steps between checkpoints; below 1: a part of the run. At most this much is lost when it is killed.")
@@ -659,7 +660,7 @@ class MemorySteps:
         "Loss of the last batch; None when memory ran out."
         try:
             for inputs in batches:
-                *parts, last = split_batch(inputs, self._parts, self.args.batch_tokens)
+                *parts, last = split_batch(inputs, self._parts, self._budget)
                 loss = 0.0
                 for part in parts: # processes share gradients once, after the last part
                     with self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext(): loss += super().training_step(model, part, weight)
@@ -672,6 +673,9 @@ class MemorySteps:
             if self._parts >= max(len(batch_labels(inputs)["ranks"]) for inputs in self._step_inputs): # nothing left to split
                 raise self._no_memory("with one example at a time; lower max_length, or use LoRA or gradient_checkpointing") from error
             return None
+
+    @property
+    def _budget(self): return self.args.batch_tokens or (CPU_BATCH_TOKENS if self.args.device.type == "cpu" else None)
 
     def _no_memory(self, what): return torch.OutOfMemoryError(f"out of memory at step {self.state.global_step + 1}, {what}")
 
@@ -780,7 +784,7 @@ class PlanSteps:
             return 2 * self._train_batch_size * self.encoding.max_length
         lengths = self.train_dataset["lengths"]
         longest = sorted(range(len(lengths)), key=lambda i: max(lengths[i]))[-self._train_batch_size:]
-        return min(self._collator([self.train_dataset[i] for i in longest])["input_ids"].numel(), max(self.args.batch_tokens or sys.maxsize, sum(lengths[longest[-1]])))
+        return min(self._collator([self.train_dataset[i] for i in longest])["input_ids"].numel(), max(self._budget or sys.maxsize, sum(lengths[longest[-1]])))
 
 # %% ../nbs/04_trainer.ipynb #1a501a12
 class TimingSteps:
@@ -804,8 +808,9 @@ class TimingSteps:
 
     def _time_pass(self, inputs):
         weight, start = batch_weight(inputs, self.args.loss_type), time.perf_counter()
-        with self.accelerator.autocast(): loss = self.compute_loss(self.model, inputs, num_items_in_batch=weight)
-        loss.backward()
+        for part in split_batch(inputs, 1, self._budget):
+            with self.accelerator.autocast(): loss = self.compute_loss(self.model, part, num_items_in_batch=weight)
+            loss.backward()
         if self.args.device.type == "cuda": torch.cuda.synchronize()
         return time.perf_counter() - start
 
