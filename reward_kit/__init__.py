@@ -14,7 +14,8 @@ _EXPORTS = {
         "trainer": "RewardConfig RewardTrainer",
         "inference": "RewardModel RewardEnsemble average_reward_models store_normalization",
         "ppo": "PPOConfig PPOTrainer",
-        "evaluation": "evaluate_reward_model EvaluationReport wilson_interval write_model_card",
+        "agreement": "wilson_interval score_preferences",
+        "evaluation": "evaluate_reward_model EvaluationReport write_model_card",
         "serving": "RewardClient RewardServerError ServerLimits make_app serve",
         "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model train_ppo_policy",
     }.items()
