@@ -8,7 +8,15 @@ import pytest
 from huggingface_hub import ModelCard
 from scipy import stats
 
-from reward_kit.agreement import bootstrap_interval, correlation, length_preference, midranks, pair_outcomes, ranking_agreement, wilson_interval
+from reward_kit.agreement import (
+    bootstrap_interval,
+    correlation,
+    length_preference,
+    midranks,
+    pair_outcomes,
+    ranking_agreement,
+    wilson_interval,
+)
 from reward_kit.data import load_preferences
 from reward_kit.evaluation import EvaluationReport, difference_histogram, evaluate_reward_model, evaluation_verdicts, write_model_card
 

@@ -809,8 +809,8 @@ def test_another_ensemble_does_not_go_on_with_a_file(members, tmp_path):
 
 
 def test_evaluation_takes_an_ensemble(members):
-    from reward_kit.data import load_preferences
     from reward_kit.agreement import score_preferences
+    from reward_kit.data import load_preferences
     rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [{"prompt": "a", "chosen": "b " * 400, "rejected": "c"}]
     rewards, name = score_preferences(RewardEnsemble(members), load_preferences(rows, progress=False))
     assert name == "reward_ensemble" and rewards[4] is None and rewards[0][0] == pytest.approx(RewardEnsemble(members).score(PROMPTS[0], RESPONSES[0]), abs=1e-4)
