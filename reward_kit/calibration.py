@@ -253,7 +253,7 @@ def measure_calibration(
     reference = calibrated_reference(differences, temperature, bins, scheme, weights=weights, samples=samples, seed=seed)
     counts, _ = np.histogram(confidence, np.linspace(0.5, 1, 21))
     return found | {
-        "reference": float(reference.mean()), "reference_high": float(np.quantile(reference, level)),
+        "reference": float(reference.mean()), "reference_high": float(np.quantile(reference, 0.95)),
         "p_value": float((1 + (reference >= found["ece"] - 1e-12).sum()) / (1 + samples)),
         "table": reliability_table(differences, outcomes, temperature, bins, scheme, weights=weights, level=level), "histogram": counts.tolist()}
 
@@ -508,10 +508,10 @@ def _plot_reliability(result: CalibrationResult):
     "Confidence against share right, with intervals; below, how many pairs claim which confidence."
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.4, 4.6), dpi=90, layout="constrained")
+    figure = Figure(figsize=(5.4, 4.4), dpi=78, layout="constrained")
     axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([50, 100], [50, 100], color="0.5", linewidth=1)
-    axes.text(74, 75.5, "honest", color="0.4", rotation=32, fontsize=8, ha="center")
+    axes.text(72, 69.5, "honest", color="0.4", rotation=34, fontsize=8, ha="center")
     sides = (("before", result.before, "#D55E00", "o", "-"), ("after", result.after, "#0072B2", "s", "--"))
     for name, measures, color, marker, line in sides:
         x, y, low, high = (100 * np.array([row[key] for row in measures["table"]]) for key in ("predicted", "observed", "low", "high"))

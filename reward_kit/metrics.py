@@ -165,7 +165,7 @@ def shared_places(
 def best_of_n_kl(
     n, # number of responses chosen from, 1 or more; a number or an array
 ) -> np.ndarray: # nats
-    "log n - (n - 1) / n: an upper bound of the divergence of best-of-n from the policy that it samples (arXiv 2401.01879, theorem 1)."
+    "log n - (n - 1) / n: an upper bound of the divergence of best-of-n from the policy that it samples (arXiv 2401.01879, theorem 3.1)."
     n = np.asarray(n, dtype=np.float64)
     if not (n >= 1).all():
         raise ValueError("n must be 1 or more")
