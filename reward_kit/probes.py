@@ -68,7 +68,7 @@ def _said(text) -> str:
     return text if isinstance(text, str) else response_text([m for m in text if isinstance(m.get("content"), str)])
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=64)
 def _is_english(text: str) -> bool:
     "Latin letters, and every tenth word one of the commonest English ones."
     letters, words = [c for c in text if c.isalpha()], _words(text.lower())
@@ -196,7 +196,7 @@ def _copy_prompt(response, prompt, rng, pool):
     return edit_text(response, lambda text: prompt if prompt.strip() != text.strip() else None)
 
 # %% ../nbs/05c_probes.ipynb #5c000011
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def _vocabulary(text: str) -> frozenset:
     "The words of a text; its characters where it has no words to speak of."
     words = _words(text.lower())
@@ -503,7 +503,7 @@ def _plot_probes(report: ProbeReport):
     from matplotlib.figure import Figure
 
     shown = [r for r in report.worst_first if r.effect is not None]
-    figure = Figure(figsize=(6.4, 1.3 + 0.22 * len(shown)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.4, 1.3 + 0.2 * len(shown)), dpi=88, layout="constrained")
     axes = figure.subplots()
     axes.axvspan(-report.threshold, report.threshold, color="0.88", zorder=0, label=f"within {report.threshold:g}")
     axes.axvline(0, color="0.3", linewidth=1)
@@ -514,6 +514,7 @@ def _plot_probes(report: ProbeReport):
             ends = np.abs([[r.low for _, r in own] - x, [r.high for _, r in own] - x])
             axes.errorbar(x, y, xerr=ends, color=color, marker=marker, markersize=5, linestyle="none", capsize=2, label=verdict)
     axes.set_yticks(range(len(shown)), [f"{r.name} ({r.expected})" for r in shown], fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("change of the reward (standard deviations of the reward)", fontsize=8)
     axes.set_title(f"{report.model}: {report.n_prompts} prompts, {100 * report.level:g}% intervals", fontsize=9)
@@ -555,6 +556,14 @@ def _best(record: dict) -> int:
     return int(np.argmin(record["ranks"]))
 
 
+def _edited(probe: Probe, response, prompt, rng, pool):
+    "What an edit returns, None where it changes nothing. Raises TypeError for what is no text."
+    edited = probe.edit(response, prompt, rng, pool)
+    if edited is not None and not isinstance(edited, (str, list)):
+        raise TypeError(f"the edit of probe {probe.name!r} returned {type(edited).__name__}; it must return a string, a list of messages, or None")
+    return None if edited == (response if probe.side == "response" else prompt) else edited
+
+
 def _probe_rows(records: list[dict], probes: list[Probe], seed: int) -> tuple[list[dict], list[tuple]]:
     "A row of one response for every response and every edit, and what each is: (record, place of the response or name of the probe)."
     pool = [(r["prompt"], r["responses"][_best(r)]) for r in records]
@@ -563,8 +572,8 @@ def _probe_rows(records: list[dict], probes: list[Probe], seed: int) -> tuple[li
         prompt, best = pool[i]
         texts = [(place, prompt, response) for place, response in enumerate(record["responses"])]
         for probe in probes:
-            edited = probe.edit(best, prompt, random.Random(f"{seed} {probe.name} {i}"), pool)
-            if edited is not None and edited != (best if probe.side == "response" else prompt):
+            edited = _edited(probe, best, prompt, random.Random(f"{seed} {probe.name} {i}"), pool)
+            if edited is not None:
                 texts.append((probe.name, prompt, edited) if probe.side == "response" else (probe.name, edited, best))
         template = {key: record.get(key) for key in ("tools", "chat_template_kwargs")}
         for key, asked, response in texts:
@@ -738,8 +747,8 @@ def _centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def _length_sums(table: dict) -> np.ndarray:
     "(prompts, 12) sums from which `_length_statistics` is computed."
-    y, x = table["reward"] - table["reward"].mean(), np.log2(np.maximum(table["length"], 1))
-    x = x - x.mean()
+    y, x = table["reward"], np.log2(np.maximum(table["length"], 1))
+    y, x = (values - (values.mean() if np.ptp(values) else values[0]) for values in (y, x)) # what does not vary is exactly 0
     record = np.unique(table["record"], return_inverse=True)[1]
     yc, xc, kc = (_centred(values, record) for values in (y, x, table["rank"].astype(np.float64)))
     columns = (np.ones_like(x), x, y, x * x, y * y, x * y, xc * xc, yc * yc, kc * kc, xc * yc, xc * kc, yc * kc)
