@@ -555,7 +555,7 @@ PPO = Command("ppo", "Train a policy with PPO so that it writes what a reward mo
 
 # %% ../nbs/11_cli.ipynb #313453f9
 def run_evaluate(args):  # args: SimpleNamespace
-    "Prints the evaluation of a reward model on preferences; --report writes it as files."
+    "Prints the trust report of a reward model on preferences; --report writes it as files."
     from reward_kit.evaluation import evaluate_reward_model
 
     if args.report:
@@ -563,19 +563,21 @@ def run_evaluate(args):  # args: SimpleNamespace
 
         check_writable(args.report)
     loading = loading_arguments(args)
-    report = evaluate_reward_model(load_model(args), args.data, name=args.model, seed=args.seed, **loading)
-    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str) if args.json else report)
+    if args.probe_prompts < 0: raise ParameterError(f"--probe-prompts must not be negative, got {args.probe_prompts}")
+    report = evaluate_reward_model(load_model(args), args.data, name=args.model, probe_prompts=args.probe_prompts, seed=args.seed, **loading)
+    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str) if args.json else report.to_text())
     if args.report: print(f"Wrote {report.save(args.report)}", file=sys.stderr)
 
 
 EVALUATE = Command(
     "evaluate",
-    "Accuracy of a reward model on preferences, with a 95% interval.",
+    "The trust report of a reward model: accuracy with intervals, calibration, bias probes, disagreements.",
     (
         Option("model", positional=True, required=True, help="reward model: folder or hub id"),
         Option("data", positional=True, required=True, help="file, folder, glob or hub id of preferences"),
-        Option("report", help="write report.json, report.md and report.png into this folder", metavar="FOLDER"),
-        Option("seed", int, 0, "seed of the bootstrap"),
+        Option("report", help="write report.json, report.md and pictures into this folder", metavar="FOLDER"),
+        Option("probe_prompts", int, 100, "prompts whose best response is edited and scored again; 0: no bias probes", metavar="PROMPTS"),
+        Option("seed", int, 0, "seed of the bootstrap and the probes"),
         Option("json", bool, False, "print the report as JSON"),
         *MODEL_OPTIONS,
         *DATA_OPTIONS,
@@ -923,7 +925,8 @@ def quickstart_files(folder, number=5):  # number: of this step -> text
         "preferences.jsonl": "the data: prompt, chosen, rejected; yours looks the same",
         "reward-model": "the reward model, a standard Hugging Face folder", "reward-model/README.md": "its model card",
         "reward-model/data_report.png": "what is in the data", "reward-model/training_curve.png": "how training went",
-        "reward-model/evaluation.png": "how well it tells better from worse",
+        "reward-model/trust_accuracy.png": "how well it tells better from worse", "reward-model/trust_calibration.png": "how honest its probabilities are",
+        "reward-model/trust_probes.png": "what edits that should not matter do to the reward", "reward-model/evaluation/report.md": "the whole trust report",
         "ppo-model": "the policy that PPO trained with it", "ppo-model/README.md": "its card", "ppo-model/ppo_curve.png": "score, KL and length by batch",
         "ppo-model/held_out.jsonl": "what it answered before and after",
     }

@@ -31,7 +31,16 @@ from .calibration import CalibrationResult, calibrate
 from .data import load_preferences, response_text
 from .encoding import update_card_section
 from .inference import RewardModel
-from .probes import ProbeReport, length_correlation, length_matched_accuracy, length_rows, length_table, length_verdicts, run_probes
+from reward_kit.probes import (
+    PROBE_COLUMNS,
+    ProbeReport,
+    length_correlation,
+    length_matched_accuracy,
+    length_rows,
+    length_table,
+    length_verdicts,
+    run_probes,
+)
 
 # %% ../nbs/06_evaluation.ipynb #0ce5ea05
 def evaluation_verdicts(
@@ -122,6 +131,11 @@ class TrustReport:
         "The measures of agreement as (name, value) texts."
         return _report_rows(self)
 
+    @property
+    def summary(self) -> list[str]:
+        "What to know first: accuracy, honesty, and which probes fail."
+        return _report_summary(self)
+
     def sections(self, mistakes: bool = True) -> list[tuple]: # title, sentences, header, rows of texts
         "What the report shows, part by part; texts of the data only with `mistakes`."
         return _report_sections(self, mistakes)
@@ -134,7 +148,11 @@ class TrustReport:
         "The pictures: accuracy, groups, and calibration and probes where they were measured."
         return _report_figures(self)
 
-    def __repr__(self) -> str: return _report_text(self)
+    def to_text(self) -> str:
+        "The whole report as aligned text, without texts of the data."
+        return _report_text(self)
+
+    def __repr__(self) -> str: return _report_head(self)
 
     def _repr_html_(self) -> str: return _report_html(self)
 
@@ -182,6 +200,16 @@ def _length_rows(report: TrustReport) -> list[tuple[str, str]]:
     return rows + (length_rows(**report.length_control) if report.length_control else [])
 
 # %% ../nbs/06_evaluation.ipynb #6a000002
+def _report_summary(report: TrustReport) -> list[str]:
+    "The first sentences of what was measured, and the names of the probes that fail."
+    said = [*report.verdicts, *(report.calibration.verdicts[:1] if report.calibration else [])]
+    if report.probes:
+        failing = [r.name for r in report.probes.worst_first if r.verdict == "fails"]
+        of = f"{len(failing)} of {len(report.probes.results)} bias probes fail"
+        said.append(f"{of}: {', '.join(failing)}." if failing else f"None of {len(report.probes.results)} bias probes fails.")
+    return said
+
+
 def _group_rows(report: TrustReport) -> list[tuple]:
     "Accuracy of every group of pairs as texts; what has one group only is left out."
     named = {"source": [{"group": row["source"], **row} for row in report.sources], **report.groups}
@@ -192,12 +220,12 @@ def _group_rows(report: TrustReport) -> list[tuple]:
 def _report_sections(report: TrustReport, mistakes: bool) -> list[tuple]:
     "(title, sentences, header, rows) of each part that has something to say."
     c, p, groups = report.calibration, report.probes, _group_rows(report)
-    parts = [("Agreement with people", report.verdicts, ("measure", "value"), report.rows())]
+    parts = [("Agreement with people", [], ("measure", "value"), report.rows())]
     if groups: parts.append(("Where it agrees", [], ("by", "group", "pairs", "accuracy", f"{100 * report.level:g}% interval"), groups))
-    if c: parts.append(("Calibration", c.verdicts, ("measure", "before", "after"), c.rows()))
+    if c: parts.append(("Calibration", c.verdicts[1:], ("measure", "before", "after"), c.rows()))
     said = length_verdicts(**report.length_control) if report.length_control else []
     parts.append(("Length", said, ("measure", "value"), _length_rows(report)))
-    if p: parts.append(("Bias probes", [p.summary, *p.failures], p.header, p.rows()))
+    if p: parts.append(("Bias probes", [p.summary, *p.failures], PROBE_COLUMNS, p.rows()))
     if mistakes and report.mistakes:
         rows = [(m["prompt"], m["preferred"], f"{m['probability']:.1%}", m["scored_higher"], m["origin"]) for m in report.mistakes]
         said = ["Pairs where the model is surest that people were wrong: errors of the labels, or of the model. Read them."]
@@ -205,9 +233,18 @@ def _report_sections(report: TrustReport, mistakes: bool) -> list[tuple]:
     return parts
 
 # %% ../nbs/06_evaluation.ipynb #6a000003
+def _title(report: TrustReport) -> str: return f"Trust report of {report.model}" + (f" on {report.data}" if report.data else "")
+
+
+def _report_head(report: TrustReport) -> str:
+    "Summary and measures of agreement."
+    width = max(len(name) for name, _ in report.rows())
+    return "\n".join([_title(report), *report.summary, *(f"  {name:<{width}}  {value}" for name, value in report.rows())])
+
+
 def _report_text(report: TrustReport) -> str:
     "The report as aligned text."
-    lines = [f"Trust report of {report.model}" + (f" on {report.data}" if report.data else "")]
+    lines = [_title(report), *report.summary]
     for title, said, header, rows in report.sections(mistakes=False):
         widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
         table = ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in rows]
@@ -218,7 +255,7 @@ def _report_text(report: TrustReport) -> str:
 def _report_markdown(report: TrustReport, mistakes: bool) -> str:
     "The report as Markdown: sentences and a table for each part."
     cell = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    lines = [f"Evaluated on `{report.data}`.", ""] if report.data else []
+    lines = [*(f"- {sentence}" for sentence in report.summary), "", *([f"Evaluated on `{report.data}`.", ""] if report.data else [])]
     for title, said, header, rows in report.sections(mistakes):
         lines += [f"### {title}", "", *(f"- {sentence}" for sentence in said), *([""] if said else [])]
         lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(map(cell, row))} |" for row in rows), ""]
@@ -226,14 +263,14 @@ def _report_markdown(report: TrustReport, mistakes: bool) -> str:
 
 
 def _report_html(report: TrustReport) -> str:
-    "The report as HTML; the parts after the first are folded."
-    parts = []
-    for at, (title, said, header, rows) in enumerate(report.sections(mistakes=True)):
+    "The report as HTML; the parts are folded."
+    parts = ["".join(f"<p>{html.escape(sentence)}</p>" for sentence in report.summary)]
+    for title, said, header, rows in report.sections(mistakes=True):
         line = lambda cells, tag: "<tr>" + "".join(f"<{tag} style='text-align:left'>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
         table = "<table>" + line(header, "th") + "".join(line(row, "td") for row in rows) + "</table>"
         inner = "".join(f"<p>{html.escape(s)}</p>" for s in said) + table
-        parts.append(f"<details{' open' if at == 0 else ''}><summary><b>{html.escape(title)}</b></summary>{inner}</details>")
-    return f"<div><b>Trust report of {html.escape(report.model)}</b>{''.join(parts)}</div>"
+        parts.append(f"<details><summary><b>{html.escape(title)}</b></summary>{inner}</details>")
+    return f"<div><b>{html.escape(_title(report))}</b>{''.join(parts)}</div>"
 
 # %% ../nbs/06_evaluation.ipynb #620c95e9
 def _plot_differences(report: TrustReport):
@@ -262,7 +299,7 @@ def _plot_groups(report: TrustReport):
     from matplotlib.figure import Figure
 
     rows = [(name, row) for name, own in {"source": [{"group": s["source"], **s} for s in report.sources], **report.groups}.items() if len(own) > 1 for row in own]
-    figure = Figure(figsize=(6, 1.2 + 0.24 * max(1, len(rows))), dpi=100, layout="constrained")
+    figure = Figure(figsize=(7.2, 1.3 + 0.24 * max(1, len(rows))), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.axvline(100 * report.accuracy, color="#0072B2", linewidth=1, label=f"all pairs: {percent(report.accuracy)}")
     axes.axvline(50, color="0.5", linewidth=1, linestyle="--", label="chance")
@@ -274,7 +311,7 @@ def _plot_groups(report: TrustReport):
     axes.set_yticks(range(len(rows)), [label if len(label) < 60 else label[:57] + "..." for label in labels], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"accuracy (%), {100 * report.level:g}% intervals (Wilson)", fontsize=8)
-    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
     return figure
 
 
@@ -403,7 +440,9 @@ def evaluate_reward_model(
         **_measured(preferences, rewards, table, getattr(model, "temperature", 1.0), bootstrap_samples, seed), seed=seed,
         fingerprint=getattr(preferences, "fingerprint", None))
     report.verdicts = evaluation_verdicts(report.accuracy, report.interval, report.length["accuracy_of_always_longer"], n)
-    if probe_prompts: report.probes = run_probes(model, preferences, max_records=probe_prompts, seed=seed, progress=progress)
+    if probe_prompts:
+        report.probes = run_probes(model, preferences, max_records=probe_prompts, seed=seed, progress=progress)
+        report.probes.model = report.model
     return report
 
 # %% ../nbs/06_evaluation.ipynb #ea172bc3
