@@ -843,10 +843,11 @@ def _plot_matrix(axes, report):
 # %% ../nbs/05d_benchmarks.ipynb #8a9a6fbb
 def _plot_benchmark(report):
     "Sections, and for RM-Bench the matrix beside them."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt  # notebooks show figures only once it is imported
 
     wide = report.matrix is not None
-    figure = Figure(figsize=(7.6 if wide else 5.4, 2.9), dpi=90, layout="constrained")
+    figure = plt.figure(figsize=(7.6 if wide else 5.4, 2.9), dpi=90, layout="constrained")
+    plt.close(figure)
     panels = np.atleast_1d(figure.subplots(1, 2 if wide else 1, width_ratios=[1.25, 1] if wide else None))
     _plot_sections(panels[0], report)
     panels[0].set_title(f"{report.title}: {report.model}", fontsize=9, color=_INK)

@@ -37,9 +37,10 @@ from reward_kit.inference import RewardEnsemble, RewardModel
 PAIR = {"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine.", "subset": "math-prm", "id": 1}
 FOUR = {"prompt": "Name a prime.", "chosen": ["Seven."], "rejected": ["Nine.", "One.", "Six."], "subset": "Math", "id": "1", "num_correct": 1}
 TIED = {"prompt": "Name a prime.", "chosen": ["7.", "5."], "rejected": ["9.", "1."], "subset": "Ties", "id": "tied:0", "num_correct": 2}
+REFERENCE = {**TIED, "chosen": ["2."], "id": "ref:0", "num_correct": 1}
 STYLED = {"prompt": "Name a prime.", "chosen": ["7.", "It is 7.", "**7**"], "rejected": ["9.", "It is 9.", "**9**"], "domain": "math", "id": "1"}
 LABELLED = {"input": "Name a prime.", "output_1": "Nine.", "output_2": "Seven.", "label": 2}
-ROWS = {"rewardbench": [PAIR], "rewardbench2": [FOUR, TIED], "rm-bench": [STYLED], "llmbar": [LABELLED]}
+ROWS = {"rewardbench": [PAIR], "rewardbench2": [FOUR, TIED, REFERENCE], "rm-bench": [STYLED], "llmbar": [LABELLED]}
 
 
 # --- synthetic benchmarks -------------------------------------------------------------------------------------------------
@@ -401,32 +402,35 @@ def test_names_of_subsets():
 
 
 BAD = [
-    ({**PAIR, "rejected": None}, "rejected is not text: found null"),
-    ({**PAIR, "chosen": 3}, "chosen is not text: found int"),
-    ({**PAIR, "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "prompt does not end with a user message"),
-    ({k: v for k, v in PAIR.items() if k != "rejected"}, "no column rejected: there are prompt, chosen, subset, id"),
-    ({**PAIR, "subset": ""}, "no subset"),
-    ({**FOUR, "chosen": ["a", "b"]}, "chosen has 2 texts: 1 is needed"),
-    ({**FOUR, "rejected": []}, "rejected is not a list of texts"),
-    ({**FOUR, "num_correct": 2}, "num_correct is 2: chosen has 1 texts"),
-    ({**TIED, "id": "7"}, "id is '7': a row of Ties is called ref:NUMBER or tied:NUMBER"),
-    ({**STYLED, "rejected": ["a", "b"]}, "rejected has 2 texts: 3 are needed"),
-    ({**STYLED, "chosen": ["a", None, "b"]}, "chosen is not a list of texts"),
-    ({**LABELLED, "label": 3}, "label is 3: it must be 1 or 2"),
-    ({**LABELLED, "output_2": None}, "output_2 is not text: found null"),
+    (PAIR, {"rejected": None}, "rejected is not text: found null"),
+    (PAIR, {"chosen": 3}, "chosen is not text: found int"),
+    (PAIR, {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "prompt does not end with a user message"),
+    (PAIR, {"rejected": ...}, "no column rejected: there are prompt, chosen, subset, id"),
+    (PAIR, {"subset": ""}, "no subset"),
+    (FOUR, {"chosen": ["a", "b"]}, "chosen has 2 texts: 1 is needed"),
+    (FOUR, {"rejected": []}, "rejected is not a list of texts"),
+    (FOUR, {"num_correct": 2}, "num_correct is 2: chosen has 1 texts"),
+    (TIED, {"id": "7"}, "id is '7': a row of Ties is called ref:NUMBER or tied:NUMBER"),
+    (STYLED, {"rejected": ["a", "b"]}, "rejected has 2 texts: 3 are needed"),
+    (STYLED, {"chosen": ["a", None, "b"]}, "chosen is not a list of texts"),
+    (LABELLED, {"label": 3}, "label is 3: it must be 1 or 2"),
+    (LABELLED, {"output_2": None}, "output_2 is not text: found null"),
 ]
 
 
-@pytest.mark.parametrize("row, part", BAD, ids=[part[:28] for _, part in BAD])
-def test_a_bad_row_is_named(tmp_path, row, part):
-    good = next(own[0] for own in ROWS.values() if set(own[0]) >= set(row) and type(own[0].get("chosen")) is type(row.get("chosen") or own[0].get("chosen"))
-                or own[0] is PAIR and set(row) == set(PAIR) - {"rejected"} or row.get("chosen") == 3 and own[0] is PAIR)
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in [good, row, row]))
+@pytest.mark.parametrize("good, change, part", BAD, ids=[part[:28] for *_, part in BAD])
+def test_a_bad_row_is_named(good, change, part):
+    row = {k: v for k, v in {**good, **change}.items() if v is not ...}
     with pytest.raises(PreferenceDataError) as error:
-        load_benchmark(path)
-    assert str(error.value).startswith(f"rows.jsonl:2: {part}") and "\n" not in str(error.value)
+        load_benchmark([good, row, row])
+    assert str(error.value).startswith(f"row 2: {part}") and "\n" not in str(error.value)
     assert "correct the row" in str(error.value) and "1 more rows cannot be read" in str(error.value)
+
+
+def test_the_line_of_a_file_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (PAIR, PAIR, {**PAIR, "chosen": None})))
+    with pytest.raises(PreferenceDataError, match="^rows.jsonl:3: chosen is not text: found null; every row counts"):
+        load_benchmark(tmp_path / "rows.jsonl")
 
 
 def test_other_errors_are_one_line(tmp_path, monkeypatch):
@@ -574,8 +578,7 @@ def test_the_report_shows_itself(kind):
     axes = report.plot().axes
     assert len(axes) == (2 if kind == "rm-bench" else 1) and [t.get_text() for t in axes[0].get_yticklabels()][0] == "total"
     widths = [bar.get_width() for bar in axes[0].patches]
-    assert widths[0] == pytest.approx(100 * report.sections[0]["score"], abs=200) and len(widths) == len(report.sections) + 1
-    assert widths[-1] == pytest.approx(100 * report.total)
+    assert widths == pytest.approx([100 * report.total, *(100 * s["score"] for s in report.sections[::-1])])
 
 
 def test_verdicts_name_style_and_guessing():
