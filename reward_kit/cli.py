@@ -492,7 +492,7 @@ PPO_OPTIMISER = grouped("optimizer and run (PPOConfig)", (
     Option("bf16", bool, None, "compute in bfloat16; weights stay as they are (default: where the hardware has it)"),
     Option("use_cpu", bool, False, "train on the CPU even if there is an accelerator"),
     Option("gradient_checkpointing", bool, False, "recompute activations in the backward pass: less memory, slower"),
-    Option("layout", str, "auto", "batches of the updates: packed (no padding) where the models can, or as named", ("auto", "padded", "packed")),
+    Option("layout", str, "auto", "batches of the updates: 'packed' pads nothing, 'padded' is one episode a line, 'auto' packs where the models can", ("auto", "padded", "packed")),
     Option("recompute_logprobs", bool, None, "measure sampled tokens by a second forward pass (default: where sampling and training differ (bfloat16, vLLM))"),
     Option("use_vllm", bool, False, "sample with vLLM, through TRL's VLLMGeneration"),
     Option("logging_steps", int, 1, "batches of rollouts between two logs"),
