@@ -275,7 +275,7 @@ def _report_html(report: TrustReport) -> str:
 # %% ../nbs/06_evaluation.ipynb #620c95e9
 def _plot_differences(report: TrustReport):
     "Bars of reward differences: wrongly ordered pairs left of zero and hatched, rightly ordered ones right of it."
-    from matplotlib.figure import Figure
+    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
 
     edges, counts = np.array(report.histogram["edges"]), np.array(report.histogram["counts"])
     figure = Figure(figsize=(6, 3), dpi=100, layout="constrained")
@@ -296,7 +296,7 @@ def _plot_differences(report: TrustReport):
 # %% ../nbs/06_evaluation.ipynb #6a000004
 def _plot_groups(report: TrustReport):
     "Accuracy of each group with its interval, a line each; the accuracy of all pairs as a line."
-    from matplotlib.figure import Figure
+    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
 
     rows = [(name, row) for name, own in {"source": [{"group": s["source"], **s} for s in report.sources], **report.groups}.items() if len(own) > 1 for row in own]
     figure = Figure(figsize=(7.2, 1.3 + 0.24 * max(1, len(rows))), dpi=100, layout="constrained")

@@ -1338,7 +1338,7 @@ def plot_ppo(
     history: list[dict], # trainer.state.log_history
 ): # -> matplotlib Figure
     "Score, KL, response length and the critic's explained variance against the batch of rollouts."
-    from matplotlib.figure import Figure
+    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
     figure = Figure(figsize=(6.4, 3.8), dpi=100, layout="constrained")
     panels = (("objective/scores", "eval_score", "score"), ("objective/kl", "eval_kl", "KL (nats a response)"),
               ("response/length", "eval_length", "response length (tokens)"), ("val/explained_variance", None, "critic: explained variance"))

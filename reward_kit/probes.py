@@ -42,7 +42,7 @@ def edit_text(
 
 # %% ../nbs/05c_probes.ipynb #5c000008
 _MARKS = string.punctuation + "…।؟۔،。！？，、：；“”‘’«»「」『』（）"
-_BREAK = re.compile(r"((?<=[.!?…।؟۔])\s+|(?<=[。！？])(?![」』”’）])\s*|\n+)")
+_BREAK = re.compile(r"((?<=[.!?…।؟۔])\s+|(?<=[。！？])(?!$|[」』”’）])\s*|\n+)")
 _MARKUP = re.compile(r"```|\*\*|__|^\s*(?:[-*+#>|]|\d+[.)])\s", re.MULTILINE)
 _ENGLISH = frozenset("the of and to is are that this with for you it what how which my your be not have can do".split())
 
@@ -69,9 +69,9 @@ def _said(text) -> str:
 
 
 @lru_cache(maxsize=64)
-def _is_english(text: str) -> bool:
-    "Latin letters, and every tenth word one of the commonest English ones."
-    letters, words = [c for c in text if c.isalpha()], _words(text.lower())
+def _is_english(text: str, prompt: str) -> bool:
+    "The text has Latin letters, and every tenth word of it and its prompt is one of the commonest English ones."
+    letters, words = [c for c in text if c.isalpha()], _words(f"{prompt} {text}".lower())
     plain = sum(c.isascii() for c in letters) >= 0.9 * len(letters)
     return bool(words) and plain and sum(word in _ENGLISH for word in words) >= 0.1 * len(words)
 
@@ -101,10 +101,9 @@ def _append(text: str, added: str) -> str:
 def _add(kind: str, count: int = 1, at_end: bool = False):
     "An edit that puts sentences of one kind before or after an English text."
     def edit(response, prompt, rng, pool):
-        if not _is_english(f"{_said(prompt)} {_said(response)}"):
-            return None
-        added = " ".join(rng.sample(SENTENCES[kind], count))
-        return edit_text(response, lambda text: _append(text, added) if at_end else f"{added} {text}")
+        added, asked = " ".join(rng.sample(SENTENCES[kind], count)), _said(prompt)
+        put = (lambda text: _append(text, added)) if at_end else (lambda text: f"{added} {text}")
+        return edit_text(response, lambda text: put(text) if _is_english(text, asked) else None)
     return edit
 
 
@@ -203,13 +202,15 @@ def _vocabulary(text: str) -> frozenset:
     return frozenset(words if len(words) > 2 else text.lower())
 
 
-def _strangers(prompt, rng, pool, tries: int = 100):
-    "Entries of the pool whose prompt has mostly other words, in random order."
-    own = _vocabulary(_said(prompt))
+def _strangers(prompt, rng, pool, tries: int = 100) -> list:
+    "Of 100 entries of the pool the half whose prompts share the fewest words with this one (Dice's coefficient), in random order."
+    own, found = _vocabulary(_said(prompt)), []
     for at in rng.sample(range(len(pool)), min(tries, len(pool))) if own else ():
         other = _vocabulary(_said(pool[at][0]))
-        if other and 4 * len(own & other) <= len(own) + len(other):
-            yield pool[at]
+        if other and other != own:
+            found.append((len(own & other) / (len(own) + len(other)), at))
+    found = [at for _, at in sorted(found, key=lambda pair: pair[0])[: (len(found) + 1) // 2]]
+    return [pool[at] for at in rng.sample(found, len(found))]
 
 
 def _irrelevant(response, prompt, rng, pool):
@@ -222,7 +223,7 @@ def _irrelevant(response, prompt, rng, pool):
 
 def _other_prompt(response, prompt, rng, pool):
     "Another prompt."
-    return next((other for other, _ in _strangers(prompt, rng, pool)), None)
+    return next((other for other, _ in _strangers(prompt, rng, pool)), None) if response else None
 
 # %% ../nbs/05c_probes.ipynb #5c000013
 EXPECTED = ("no rise", "no change", "lower")
@@ -303,7 +304,7 @@ def _percentiles(drawn: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarra
     return ends[0], ends[1]
 
 # %% ../nbs/05c_probes.ipynb #5c00001b
-MIN_PROMPTS = 20 # fewer give no verdict: the bootstrap of a handful of prompts promises more than it holds
+MIN_PROMPTS = 20 # fewer give no verdict: the bootstrap of a handful of prompts promises more than it holds (simulated below)
 VERDICTS = ("fails", "unclear", "passes", "not measured")
 
 
@@ -440,7 +441,7 @@ class ProbeReport:
 
     def rows(self) -> list[tuple]:
         "A line for each probe, worst first: probe, expected, effect with interval, raised, prompts, verdict, all texts."
-        return [_result_row(r) for r in self.worst_first]
+        return [_result_row(r, self.threshold) for r in self.worst_first]
 
     def to_markdown(self) -> str:
         "Summary, table and the sentences of what did not pass, as Markdown."
@@ -457,12 +458,12 @@ class ProbeReport:
         return _plot_probes(self)
 
 # %% ../nbs/05c_probes.ipynb #5c000024
-PROBE_COLUMNS = ("probe", "expected", "effect (interval)", "raised by the edit", "prompts", "verdict")
+PROBE_COLUMNS = ("probe", "expected", "effect (interval), size", "raised by the edit", "prompts", "verdict")
 
 
-def _result_row(r: ProbeResult) -> tuple:
+def _result_row(r: ProbeResult, threshold: float) -> tuple:
     "A result as texts."
-    effect = "none" if r.effect is None else f"{_decimal(r.effect)} ({_decimal(r.low)} to {_decimal(r.high)})"
+    effect = "none" if r.effect is None else f"{_decimal(r.effect)} ({_decimal(r.low)} to {_decimal(r.high)}), {effect_size(r.effect, threshold)}"
     raised = "none" if r.raised is None else f"{percent(r.raised)} ({percent(r.raised_low)} to {percent(r.raised_high)})"
     left = [f"{count} {why}" for count, why in ((r.not_applicable, "not applicable"), (r.too_long, "too long")) if count]
     return r.name, r.expected, effect, raised, f"{r.n}" + (f" ({', '.join(left)})" if left else ""), r.verdict
@@ -510,11 +511,11 @@ def _probe_html(report: ProbeReport) -> str:
 
 def _plot_probes(report: ProbeReport):
     "Effects with intervals, one line a probe, worst first; the band is what does not matter."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
     shown = [r for r in report.worst_first if r.effect is not None]
-    figure = Figure(figsize=(6.4, 1.3 + 0.2 * len(shown)), dpi=88, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plt.subplots(figsize=(6.4, 1.3 + 0.2 * len(shown)), dpi=88, layout="constrained")
+    plt.close(figure) # shown where it is asked for, not twice
     axes.axvspan(-report.threshold, report.threshold, color="0.88", zorder=0, label=f"within {report.threshold:g}")
     axes.axvline(0, color="0.3", linewidth=1)
     for verdict, (color, marker) in _STYLE.items():
@@ -626,7 +627,7 @@ def _result(probe: Probe, changes: np.ndarray, ends: tuple, too_long: int, thres
         probe.name, probe.expected, verdict, probe_sentence(probe, effect, low, high, verdict, n, threshold), effect, low, high, *share,
         unchanged=int((own == 0).sum()), n=n, not_applicable=len(changes) - n - too_long, too_long=too_long)
 
-# %% ../nbs/05c_probes.ipynb #5c00002a
+# %% ../nbs/05c_probes.ipynb #5c00002c
 def run_probes(
     model, # what `as_scorer` takes: RewardModel, folder, hub id, object with .score, function(prompts, responses)
     preferences, # Preferences
@@ -663,7 +664,7 @@ def run_probes(
     return ProbeReport(name, results, float(np.std(np.concatenate(own))), len(scored), len(records) - len(scored),
                        threshold, level, simultaneous, seed)
 
-# %% ../nbs/05c_probes.ipynb #5c000036
+# %% ../nbs/05c_probes.ipynb #5c000038
 def length_table(
     preferences, # Preferences
     rewards, # of each record, None where not scored, as `score_preferences` gives them
@@ -694,7 +695,7 @@ def _ordered_pairs(table: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             part.append(values)
     return tuple(np.concatenate(part) if part else np.zeros(0, dtype=int) for part in parts)
 
-# %% ../nbs/05c_probes.ipynb #5c000038
+# %% ../nbs/05c_probes.ipynb #5c00003a
 def _share(outcome, prompt, level, samples, seed) -> dict | None:
     "Accuracy of some pairs with the wider of both intervals; None where there is no pair."
     if len(outcome) == 0:
@@ -720,7 +721,7 @@ def _mean_and_gap(totals: np.ndarray) -> np.ndarray:
     first, second = totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 3]
     return np.stack([first + second, first - second], 1)
 
-# %% ../nbs/05c_probes.ipynb #5c000039
+# %% ../nbs/05c_probes.ipynb #5c00003b
 def length_matched_accuracy(
     table, # of `length_table`
     *,
@@ -749,7 +750,7 @@ def length_matched_accuracy(
         found |= {"balanced": {name: value / 2 for name, value in both.items()}, "gap": gap}
     return found
 
-# %% ../nbs/05c_probes.ipynb #5c00003c
+# %% ../nbs/05c_probes.ipynb #5c00003e
 def _centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     "Values minus the mean of their group."
     return values - (np.bincount(group, values) / np.bincount(group))[group]
@@ -777,7 +778,7 @@ def _length_statistics(t: np.ndarray) -> np.ndarray:
     spread = np.sqrt(vy)
     return np.stack([cxy / np.sqrt(vx * vy), wxy / np.sqrt(wxx * wyy), pxy / np.sqrt(pxx * pyy), cxy / vx / spread, pxy / pxx / spread], 1)
 
-# %% ../nbs/05c_probes.ipynb #5c00003e
+# %% ../nbs/05c_probes.ipynb #5c000040
 def _ranked_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Order of the values, where each group of equal ones starts in it, and the group of each value."
     order = np.argsort(values, kind="stable")
@@ -800,7 +801,7 @@ def _spearman(weights: np.ndarray, groups_x: tuple, groups_y: tuple) -> np.ndarr
     with np.errstate(divide="ignore", invalid="ignore"):
         return ((weights * a * b).sum(1) / np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1)))[:, None]
 
-# %% ../nbs/05c_probes.ipynb #5c00003f
+# %% ../nbs/05c_probes.ipynb #5c000041
 LENGTH_MEASURES = { # of `length_correlation`, and how a table calls them
     "pearson": "correlation of reward and log length (Pearson)", "spearman": "correlation of reward and length (Spearman)",
     "within_prompt": "correlation among responses of one prompt", "given_label": "correlation among responses of one prompt, at equal label",
@@ -834,7 +835,7 @@ def length_correlation(
     as_dict = lambda ends: None if not np.isfinite(ends).all() else dict(zip(("value", "low", "high"), map(float, ends)))
     return {name: as_dict(found[name]) for name in LENGTH_MEASURES} | {"n": len(table["reward"]), "prompts": len(sums)}
 
-# %% ../nbs/05c_probes.ipynb #5c000045
+# %% ../nbs/05c_probes.ipynb #5c000047
 def _length_lean(gap: dict | None) -> str:
     "Whether the model is right more often where the better response is longer."
     if gap is None:

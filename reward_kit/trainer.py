@@ -1105,7 +1105,7 @@ def plot_training(
     history: list[dict], # trainer.state.log_history
 ): # -> matplotlib Figure
     "Loss and accuracy against the optimizer step; evaluation as points."
-    from matplotlib.figure import Figure
+    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
     figure = Figure(figsize=(6.4, 2.6), dpi=100, layout="constrained")
     for axis, name, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats per row)", "pairwise accuracy"), strict=True):
         for key, style, title in ((name, "-", "training"), (f"eval_{name}", "o--", "evaluation")):

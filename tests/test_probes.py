@@ -71,7 +71,6 @@ ODD = ["", " ", "\n\n", "x", ".", "...", "!!!", "42", "Yes", "Paris.", "a b", "T
        "It's the dog's; isn't it?", "word " * 3000, "\ud7ff\U0010ffff", "a\x00b c d e f", "No end here and it goes on", "tab\tseparated\twords\there\tnow"]
 POOL = [("How do whales breathe?", "They breathe with lungs."), ("鲸鱼怎样呼吸？请告诉我", "用肺呼吸。"), ("", "no prompt"),
         ([{"role": "user", "content": "Where do rivers end?"}], [{"role": "assistant", "content": "In the sea."}])]
-each_probe = pytest.mark.parametrize("probe", PROBES.values(), ids=str)
 each_probe = pytest.mark.parametrize("name", PROBES)
 
 
@@ -162,8 +161,14 @@ def test_what_is_borrowed_belongs_to_another_question_and_is_as_long():
             ("Which planet is red?", "M" * 22), ("What is bread?", "B" * 31), ("What is tea?", "T" * 13)]
     assert edit("irrelevant", "L" * 20, pool[0][0], pool) == "M" * 22, "nearest in length, not the same question in other words"
     assert edit("irrelevant", "L" * 20, pool[0][0], pool[:2] + pool[4:]) is None, "nothing between two thirds and one and a half"
-    found = {edit("other prompt", "x", pool[0][0], pool, seed) for seed in range(40)}
-    assert found == {p for p, _ in pool[2:]}
+    found = {edit("other prompt", "x", pool[0][0], pool, seed) for seed in range(60)}
+    assert pool[0][0] not in found and pool[1][0] not in found and found <= {p for p, _ in pool[2:]} and len(found) >= 3
+
+
+def test_prompts_of_one_template_can_stand_in_for_each_other():
+    pool = [(f"Please summarise the following text in one short sentence: {t}", f"It is about {t}.") for t in TOPICS]
+    for i, (prompt, response) in enumerate(pool):
+        assert edit("other prompt", response, prompt, pool, seed=i) not in (None, prompt) and edit("irrelevant", response, prompt, pool) not in (None, response)
 
 
 # --- effects ------------------------------------------------------------------------------------------------------------
@@ -238,15 +243,15 @@ def test_ranked_and_tied_records_start_from_a_best_response():
 
 def test_what_does_not_fit_is_counted():
     preferences = pairs(40)
-    short = lambda prompts, responses: [None if len(r) > 250 else float(len(r)) for r in responses]
+    short = lambda prompts, responses: [None if len(r) > 200 else float(len(r)) for r in responses]
     best = [r["responses"][0] for r in preferences]
     report = run_probes(short, preferences)
-    assert report.unscored == sum(len(r) > 250 for r in best) > 0 and report.n_prompts == 40 - report.unscored
+    assert report.unscored == sum(len(r) > 200 for r in best) > 0 and report.n_prompts == 40 - report.unscored
     by_name = {r.name: r for r in report.results}
     assert by_name["padding"].too_long > 0 and "too long" in "".join(dict((r[0], r[4]) for r in report.rows())["padding"])
     assert all(r.n + r.not_applicable + r.too_long == report.n_prompts for r in report.results)
     assert "left out as too long" in repr(report)
-    kept = np.concatenate([[len(x) for x in r["responses"] if len(x) <= 250] for r in preferences if len(r["responses"][0]) <= 250])
+    kept = np.concatenate([[len(x) for x in r["responses"] if len(x) <= 200] for r in preferences if len(r["responses"][0]) <= 200])
     assert report.spread == pytest.approx(kept.std())
     with pytest.raises(ValueError, match="none of the 40 best responses"):
         run_probes(lambda p, r: [None] * len(r), preferences)
@@ -394,7 +399,7 @@ def test_together_means_wider():
     inner, outer = ({r.name: (r.low, r.high) for r in report.results} for report in (one, all_))
     assert all(outer[n][0] <= inner[n][0] and inner[n][1] <= outer[n][1] for n in inner) and outer["padding"] != inner["padding"]
     direct = run_probes(by_length, pairs(40), level=1 - 0.05 / 15)
-    assert {r.name: (r.low, r.high) for r in direct.results} == pytest.approx(outer)
+    assert {r.name: (r.low, r.high) for r in direct.results} == {n: pytest.approx(ends) for n, ends in outer.items()}
     assert "(Bonferroni)" in repr(all_) and "would miss zero" in repr(one) and all_.level == 0.95
 
 
@@ -414,20 +419,20 @@ def test_the_effect_interval_covers_the_truth():
 
 
 def test_the_length_interval_covers_the_truth():
-    "400 experiments: reward = prompt + quality + 0.4 log2(length) + noise, labels by quality; the slope at equal label."
-    rng, n, tables = np.random.default_rng(1), 100, []
-    for _ in range(400):
+    "1,000 experiments: reward = prompt + label + 0.4 log2(length) + noise; slope and partial correlation at equal label."
+    rng, n, experiments, tables = np.random.default_rng(1), 200, 1000, []
+    for _ in range(experiments):
         x, label = rng.normal(7, 0.8, (n, 2)), np.tile([1, 2], (n, 1))
         reward = rng.normal(0, 1, (n, 1)) - 0.7 * label + 0.4 * x + rng.normal(0, 1, (n, 2))
         index = np.repeat(np.arange(n), 2)
         tables.append({"reward": reward.ravel(), "length": 2 ** x.ravel(), "rank": label.ravel(), "record": index, "prompt": index})
     sums = np.hstack([module._length_sums(t) for t in tables])
-    statistic = lambda totals: np.concatenate([module._length_statistics(totals[:, 12 * e : 12 * e + 12]) for e in range(400)], 1)
-    low, high = (end.reshape(400, 5) for end in cluster_bootstrap(sums, statistic, samples=600))
+    statistic = lambda totals: np.concatenate([module._length_statistics(totals[:, 12 * e : 12 * e + 12]) for e in range(experiments)], 1)
+    low, high = (end.reshape(experiments, 5) for end in cluster_bootstrap(sums, statistic, samples=600))
     spread = math.sqrt(1 + (0.7 / 2) ** 2 + 0.4**2 * 0.8**2 + 1)
     partial = 0.4 * 0.8 / math.sqrt(0.4**2 * 0.8**2 + 1)
     for column, truth in ((4, 0.4 / spread), (2, partial)):
-        assert 0.92 < ((low[:, column] <= truth) & (truth <= high[:, column])).mean() < 0.975
+        assert 0.925 < ((low[:, column] <= truth) & (truth <= high[:, column])).mean() < 0.97
 
 
 # --- planted biases -----------------------------------------------------------------------------------------------------
@@ -445,12 +450,12 @@ def stats_ppf(p):
 
 def quality(text):
     "Goes with the number that a response holds, which most edits leave alone."
-    found = re.search(r"answer (\d+)", text.lower())
+    found = re.search(r"answer\W+(\d+)", text.lower())
     return hash_normal(found[1], 9) if found else -2.0
 
 
 PLANTED = {
-    "length": (lambda p, r: 0.5 * math.log2(len(r)), {"padding", "repetition", "flattery", "certainty", "disclaimer"}),
+    "length": (lambda p, r: 0.5 * math.log2(len(r)), {"padding", "repetition", "flattery", "certainty", "disclaimer", "white space"}),
     "bold": (lambda p, r: 0.5 * ("**" in r), {"bold"}),
     "list": (lambda p, r: 0.5 * r.startswith("- "), {"list"}),
     "loud": (lambda p, r: 0.5 * ("!" in r), {"emphasis"}),
@@ -467,7 +472,7 @@ PLANTED = {
 @pytest.mark.parametrize("bias", PLANTED)
 def test_a_planted_bias_is_caught_and_nothing_else(bias):
     planted, expected = PLANTED[bias]
-    topic = lambda prompt, text: any(t in text for t in prompt.split()[1:2]) # an answer names its topic
+    topic = lambda prompt, text: prompt.split()[1] in text.lower() # an answer names its topic
     reward = lambda ps, rs: [quality(r) + planted(p, r) - 2.0 * (not topic(p, r)) - 1.0 * (r.strip()[-1] not in ".!．") for p, r in zip(ps, rs)]
     report = run_probes(reward, pairs(60))
     assert {r.name for r in report.results if r.verdict == "fails"} == expected
@@ -477,7 +482,7 @@ def test_a_planted_bias_is_caught_and_nothing_else(bias):
 
 def test_a_reward_that_overlooks_is_caught():
     blind = run_probes(lambda ps, rs: [quality(r) for r in rs], pairs(60))
-    assert {r.name for r in blind.results if r.verdict == "fails"} == {"other prompt", "irrelevant", "cut"} - ({"cut"} if False else set())
+    assert {r.name for r in blind.results if r.verdict == "fails"} == {"other prompt", "cut"}, "the number is early in the response, before the cut"
     assert blind.worst_first[0].expected == "lower"
 
 
