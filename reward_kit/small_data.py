@@ -746,7 +746,8 @@ class LearningCurve(_Result):
 
     def rows(self) -> list[dict[str, str]]:
         "The measured points and the fit."
-        return [{"training records": f"{n:,.0f}", "accuracy": percent(a), f"{100 * self.level:g}% interval": _span(low, high), "fit": percent(self.predict(n)[0])}
+        return [{"training records": f"{n:,.0f}", "accuracy": percent(a), f"{100 * self.level:g}% interval": _span(low, high),
+                 "fit": percent(self.predict(n)[0])}
                 for n, a, low, high in zip(self.sizes, self.accuracy, self.low, self.high)]
 
     def plot(self):
@@ -755,8 +756,9 @@ class LearningCurve(_Result):
 
 # %% ../nbs/06a_small_data.ipynb #6a5d0031
 def _curve_verdicts(curve: LearningCurve, extra: int = 1000) -> list[str]:
-    "One sentence on `extra` more labels (as many as the data has, where that is less), and what the interval leaves out."
-    extra = min(extra, int(curve.sizes[-1]))
+    "One sentence on `extra` more labels (about as many as the data has, where that is less), and what the interval leaves out."
+    most = int(curve.sizes[-1])
+    extra = min(extra, most - most % 10 ** max(len(str(most)) - 2, 0))  # two digits are enough
     gain, low, high = curve.gain(extra)
     span = f"{_points(gain)} points ({_points(low)} to {_points(high)})"
     if high < 0.01:
@@ -871,7 +873,7 @@ def curve_of_outcomes(
     return LearningCurve(sizes.tolist(), accuracy.tolist(), low.tolist(), high.tolist(), outcomes.shape[1], outcomes.shape[2],
                          len(np.unique(prompt)), limit, missing, exponent, level, fit_power_law(sizes, draws.T))
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0037
+# %% ../nbs/06a_small_data.ipynb #6a5d0039
 def _raw_rows(data):
     "(row, origin) of a file, a list of dicts, a DataFrame or a Dataset, nothing dropped."
     if isinstance(data, Preferences):
@@ -900,7 +902,7 @@ def _vote_counts(row: dict, column: str, origin: str) -> tuple[int, int, int]:
         raise PreferenceDataError(f"{origin}: {column} is {cell!r}; it must hold two or three counts, [for the preferred response, for the other, ties]")
     return (*counts, 0)[:3]
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0038
+# %% ../nbs/06a_small_data.ipynb #6a5d003a
 def count_votes(
     data, # file, list of dicts, DataFrame or Dataset: the raw rows, repeated ones included
     *,
@@ -933,7 +935,7 @@ def count_votes(
     table = np.array(list(counts.values()), dtype=np.int64).reshape(-1, 3)
     return (*table.T, np.array([key[0] for key in counts], "u8")), unusable
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0039
+# %% ../nbs/06a_small_data.ipynb #6a5d003b
 def ceiling_of_agreement(
     agreement: float, # A: how often two labels of the same pair agree, 0..1
 ) -> float: # 0.5..1
@@ -969,11 +971,11 @@ class AnnotatorCeiling(_Result):
 
     def rows(self) -> list[dict[str, str]]:
         "The counts and the bounds."
-        return [{"pairs with two or more labels": f"{self.n_pairs:,}", "labels": f"{self.n_votes:,}", "pairs with one": f"{self.n_single:,}", "ties": f"{self.n_ties:,}",
-                 "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}", "best model lies within": _span(self.agreement, self.ceiling),
+        return [{"pairs with two or more labels": f"{self.n_pairs:,}", "labels": f"{self.n_votes:,}", "pairs with one": f"{self.n_single:,}",
+                 "ties": f"{self.n_ties:,}", "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}", "best model lies within": _span(self.agreement, self.ceiling),
                  "majority of the others": percent(self.majority)}]
 
-# %% ../nbs/06a_small_data.ipynb #6a5d003a
+# %% ../nbs/06a_small_data.ipynb #6a5d003c
 def annotator_ceiling(
     data, # what `count_votes` takes: the raw rows, repeated ones included
     *,
@@ -1006,7 +1008,7 @@ def _left_out_majority(first, second) -> float | None: # (M,) votes
     hits = a * (np.sign(a - 1 - b) + 1) / 2 + b * (np.sign(b - 1 - a) + 1) / 2
     return float((hits / (a + b)).mean())
 
-# %% ../nbs/06a_small_data.ipynb #6a5d003f
+# %% ../nbs/06a_small_data.ipynb #6a5d0041
 def _probability(differences, temperature: float): # (P,) -> (P,)
     "The probability of the label as it stands, sigmoid(difference / temperature)."
     return (1 + np.tanh(np.asarray(differences, dtype=np.float64) / (2 * temperature))) / 2
@@ -1042,7 +1044,7 @@ class Mistakes(_Result):
         return [{"prompt": _one_line(m["prompt"], 60), "chosen": _one_line(m["chosen"]), "rejected": _one_line(m["rejected"]),
                  "reward difference": f"{m['difference']:.2f}", "probability": percent(m["probability"]), "origin": m["origin"]} for m in self.mistakes]
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0040
+# %% ../nbs/06a_small_data.ipynb #6a5d0042
 def most_confident_mistakes(
     model, # what `score_preferences` takes, or rewards: of each record a list of K, or None
     preferences, # what `load_preferences` takes; not what the model was trained on
@@ -1065,7 +1067,7 @@ def most_confident_mistakes(
     order = wrong[np.argsort(differences[wrong], kind="stable")][:n]
     return Mistakes(_pair_rows(pairs, preferences, differences, temperature, order), int(scored.sum()), len(wrong), float(temperature))
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0043
+# %% ../nbs/06a_small_data.ipynb #6a5d0045
 def fit_temperature(
     differences, # (P,) reward(better) - reward(worse) of pairs the models have not seen
 ) -> float: # positive
@@ -1107,7 +1109,7 @@ class SuspectedErrors(Mistakes):
             rows.append({"k": k, "errors": int(hits[:k].sum()), "precision": float(hits[:k].mean()), "low": low, "high": high, "base": float(hits.mean())})
         return rows
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0044
+# %% ../nbs/06a_small_data.ipynb #6a5d0046
 def suspected_label_errors(
     rewards, # CrossValidation, a file it wrote, or out-of-fold rewards: of each record a list of K, or None
     preferences, # what `load_preferences` takes: the data that was cross-validated
@@ -1120,8 +1122,8 @@ def suspected_label_errors(
     Raises TypeError for a model, which would judge labels that it may have learned; ValueError for rewards of other data."""
     preferences = load_preferences(preferences, progress=False)
     if not isinstance(rewards, (CrossValidation, list, tuple)) and not str(rewards).endswith(".json"):
-        raise TypeError(f"suspected_label_errors needs out-of-fold rewards, got {type(rewards).__name__}: a model has learned the errors of its own training data; "
-                        "pass what cross_validate returned")
+        raise TypeError(f"suspected_label_errors needs out-of-fold rewards, got {type(rewards).__name__}: a model has learned the errors of "
+                        "its own training data; pass what cross_validate returned")
     pairs, by_seed = ordered_pairs(preferences), _rewards_of(rewards, preferences)
     differences = np.mean([reward_differences(pairs, own) for own in by_seed], axis=0)
     scored = np.flatnonzero(~np.isnan(differences))
