@@ -44,9 +44,9 @@ def _plain(value):
 
 
 def _one_line(text, length: int = 90) -> str:
-    "A text on one line, shortened, safe in a cell of a Markdown table."
+    "A text on one line, shortened."
     text = " ".join(str(text).split())
-    return (text if len(text) <= length else text[: length - 3] + "...").replace("|", "\\|")
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 # %% ../nbs/06a_small_data.ipynb #6a5d0006
 class _Result:
@@ -66,7 +66,7 @@ class _Result:
         rows, lines = self.rows(), [*self.verdicts]
         if rows:
             lines += ["", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-            lines += ["| " + " | ".join(_one_line(cell) for cell in row.values()) + " |" for row in rows]
+            lines += ["| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in row.values()) + " |" for row in rows]
         return "\n".join(lines) + "\n"
 
     def __repr__(self) -> str:
@@ -313,7 +313,7 @@ def trainer_recipe(
     for name in ("output_dir", "seed"):
         if name in settings:
             raise ValueError(f"trainer_recipe sets {name} itself; leave it out")
-    quiet = {"disable_tqdm": True, "show_plan": False, "estimate_time": False, "logging_strategy": "no", "save_strategy": "no", "report_to": []}
+    quiet = {"disable_tqdm": True, "show_plan": False, "estimate_time": False, "save_strategy": "no", "report_to": []}
 
     def train(preferences, seed):
         from transformers import PrinterCallback
@@ -666,28 +666,33 @@ def compare_runs(
     return RunComparison(table, comparisons, int(scored.sum()), len(set(prompt.tolist())), int((~scored).sum()), level, preferences.fingerprint)
 
 # %% ../nbs/06a_small_data.ipynb #6a5d002d
-EXPONENTS = tuple(round(0.1 + 0.025 * i, 3) for i in range(57)) # 0.1 to 1.5, the values of c that are tried
+EXPONENTS = tuple(round(-0.35 + 0.025 * i, 3) for i in range(75)) # -0.35 to 1.5, the values of c that are tried
+
+
+def _rise(ratio, c): # (..., ) n / largest n
+    "(1 - ratio^-c) / c, the logarithm at c = 0."
+    near = np.abs(c) < 1e-9
+    safe = np.where(near, 1.0, c)
+    return np.where(near, np.log(ratio), (1 - ratio**-safe) / safe)
 
 
 def fit_power_law(
     sizes, # (N,) examples trained on, three or more different numbers
     accuracy, # (..., N) at these sizes, 0..1
-): # -> (..., 3): a (accuracy of unlimited data), b >= 0 (missing at the largest size), c
-    "Least squares of accuracy = a - b (n / largest n)^-c with a <= 1, b >= 0 and c in `EXPONENTS`. Raises ValueError for too few sizes."
+): # -> (..., 3): m (accuracy at the largest size), g >= 0 (slope over log n there), c
+    "Least squares of accuracy = m + g (1 - (n / largest n)^-c) / c, c in `EXPONENTS`. Raises ValueError for too few sizes."
     n, accuracy = np.asarray(sizes, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
     if len(set(n.tolist())) < 3 or (n <= 0).any():
         raise ValueError(f"a curve needs three or more different sizes above 0, got {n.tolist()}")
-    y = 1 - accuracy.reshape(-1, len(n))
+    y = accuracy.reshape(-1, len(n))
     least, found = np.full(len(y), np.inf), np.zeros((len(y), 3))
     for c in EXPONENTS:
-        x = (n / n.max()) ** -c
-        b = y @ (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-        floor = y.mean(1) - b * x.mean()
-        b, floor = np.where(floor < 0, y @ x / (x @ x), b), np.maximum(floor, 0)  # no error below 0
-        b, floor = np.maximum(b, 0), np.where(b < 0, y.mean(1), floor)  # no accuracy that falls
-        rest = ((y - floor[:, None] - b[:, None] * x) ** 2).sum(1)
+        x = _rise(n / n.max(), c)
+        g = np.maximum(y @ (x - x.mean()) / ((x - x.mean()) ** 2).sum(), 0)  # no accuracy that falls
+        m = y.mean(1) - g * x.mean()
+        rest = ((y - m[:, None] - g[:, None] * x) ** 2).sum(1)
         better = rest < least
-        least[better], found[better] = rest[better], np.stack([1 - floor, b, np.full(len(y), c)], 1)[better]
+        least[better], found[better] = rest[better], np.stack([m, g, np.full(len(y), c)], 1)[better]
     return found.reshape(*accuracy.shape[:-1], 3)
 
 
@@ -695,10 +700,10 @@ def power_law(
     parameters, # (..., 3) of `fit_power_law`
     n, # number of examples
     largest: float, # largest size of the fit
-): # -> (...,) accuracy
+): # -> (...,) accuracy, at most 1
     "The fitted accuracy at n examples."
-    a, b, c = np.moveaxis(np.asarray(parameters), -1, 0)
-    return a - b * (n / largest) ** -c
+    m, g, c = np.moveaxis(np.asarray(parameters, dtype=np.float64), -1, 0)
+    return np.minimum(m + g * _rise(np.asarray(n, dtype=np.float64) / largest, c), 1)
 
 # %% ../nbs/06a_small_data.ipynb #6a5d0030
 @dataclass(repr=False)
@@ -711,31 +716,33 @@ class LearningCurve(_Result):
     repeats: int # orders of the prompts, each with its seed
     n_pairs: int # held-out strictly ordered pairs
     n_prompts: int # distinct prompts among them
-    limit: float # a: accuracy of unlimited data by the fit
-    missing: float # b: limit minus fitted accuracy at the largest size
-    exponent: float # c
+    fit: list # m, g, c of `fit_power_law` through the means
     level: float = 0.95 # of the intervals
     _draws: np.ndarray = field(default=None) # (B, 3) fits of the bootstrap draws
     title = "Learning curve"
 
+    @property
+    def limit(self) -> float | None:
+        "The accuracy of unlimited labels by the fit, None where the curve shows no limit below 1: it is far outside the data, and only a hint."
+        m, g, c = self.fit
+        return m + g / c if c > 0 and m + g / c < 1 else None
+
     def predict(self, n: float) -> tuple[float, float, float]: # accuracy, low, high
-        "Fitted accuracy at n records. Raises ValueError beyond twice the largest size measured."
+        "Accuracy at n records by the fits: median and interval. Raises ValueError beyond twice the largest size measured."
         self._check(n)
-        fit = (self.limit, self.missing, self.exponent)
-        return float(power_law(fit, n, self.sizes[-1])), *self._ends(power_law(self._draws, n, self.sizes[-1]))
+        return self._ends(power_law(self._draws, n, self.sizes[-1]))
 
     def gain(self, extra: int) -> tuple[float, float, float]: # gain, low, high
-        "What `extra` more records would add, by the fit. Raises ValueError beyond twice the largest size measured."
+        "What `extra` more records would add, by the fits: median and interval. Raises ValueError beyond twice the largest size measured."
         n = self.sizes[-1]
         self._check(n + extra)
-        added = power_law(self._draws, n + extra, n) - power_law(self._draws, n, n)
-        return self.missing * (1 - (1 + extra / n) ** -self.exponent), *self._ends(added)
+        return self._ends(power_law(self._draws, n + extra, n) - power_law(self._draws, n, n))
 
     def _ends(self, values):
-        return tuple(np.quantile(values, [(1 - self.level) / 2, (1 + self.level) / 2]).tolist())
+        return tuple(np.quantile(values, [0.5, (1 - self.level) / 2, (1 + self.level) / 2]).tolist())
 
     def _check(self, n):
-        if not 0 < n <= 2 * self.sizes[-1] + 1e-9:
+        if not 0 < n <= 2.01 * self.sizes[-1]:  # whole prompts rarely add up to the size that was asked for
             raise ValueError(f"{n:,.0f} records are {n / self.sizes[-1]:.1f} times what was measured; the fit is not trusted beyond twice "
                              f"({2 * self.sizes[-1]:,.0f}), so ask for at most {self.sizes[-1]:,.0f} more")
 
@@ -869,9 +876,8 @@ def curve_of_outcomes(
     draws = accuracy_draws(list(outcomes), prompt, together=True, samples=samples, seed=seed)
     accuracy = outcomes.mean((1, 2))
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    limit, missing, exponent = fit_power_law(sizes, accuracy).tolist()
     return LearningCurve(sizes.tolist(), accuracy.tolist(), low.tolist(), high.tolist(), outcomes.shape[1], outcomes.shape[2],
-                         len(np.unique(prompt)), limit, missing, exponent, level, fit_power_law(sizes, draws.T))
+                         len(np.unique(prompt)), fit_power_law(sizes, accuracy).tolist(), level, fit_power_law(sizes, draws.T))
 
 # %% ../nbs/06a_small_data.ipynb #6a5d0039
 def _raw_rows(data):

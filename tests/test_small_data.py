@@ -62,10 +62,12 @@ def load(data): return load_preferences(data, progress=False)
 # --- pairs --------------------------------------------------------------------------------------------------------------
 
 def test_records_without_a_prompt_are_prompts_of_their_own():
-    data = load([{"prompt": "", "chosen": "a", "rejected": "b"}, {"prompt": "", "chosen": "b", "rejected": "a"}, {"prompt": "", "chosen": "c", "rejected": "d"},
-                 {"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "Q", "chosen": "c", "rejected": "b"}])
+    data = load([{"chosen": "a", "rejected": "b"}, {"chosen": "b", "rejected": "a"}, {"chosen": "c", "rejected": "d"}])
     keys = prompt_ids(data).tolist()
-    assert keys[0] == keys[1] and keys[3] == keys[4] and len({keys[0], keys[2], keys[3]}) == 3
+    assert keys[0] == keys[1] != keys[2]
+    data = load([{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": " Q", "chosen": "c", "rejected": "b"}, {"prompt": "r", "chosen": "c", "rejected": "b"}])
+    keys = prompt_ids(data).tolist()
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_only_ties_are_refused():
@@ -99,7 +101,7 @@ def test_every_pair_is_judged_once_by_a_model_of_other_prompts():
 
 
 def test_records_without_a_prompt_can_be_cross_validated():
-    data = [{"prompt": "", "chosen": f"good {i} " + "x" * (i % 5), "rejected": f"bad {i}"} for i in range(30)]
+    data = [{"chosen": f"good {i} " + "x" * (i % 5), "rejected": f"bad {i}"} for i in range(30)]
     found = cross_validate(lambda part, seed: by_length, data, folds=3)
     assert found.n_pairs == found.n_prompts == 30 and None not in found.rewards[0]
 
@@ -240,7 +242,7 @@ def test_equal_models_are_called_different_as_rarely_as_the_level_says():
     for _ in range(EXPERIMENTS):
         a, b, prompt = correlated(rng, 0.72, 0.72, 120)
         p.append(compare_models(a, b, prompt, samples=1).p_value)
-    assert 0.03 < np.mean(np.array(p) < 0.05) < 0.066
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.066  # exact, so at most the level; the steps of the sum keep it below
 
 
 def test_dependence_within_prompts_is_seen():
@@ -355,22 +357,34 @@ def test_one_seed_is_said():
 
 # --- learning curve -----------------------------------------------------------------------------------------------------
 
+def by_definition(parameters, n):
+    "a - b n^-c"
+    a, b, c = parameters
+    return a - b * np.asarray(n, dtype=float) ** -c
+
+
 def test_the_fit_is_scipys_least_squares():
     rng = np.random.default_rng(0)
     n = np.array([100, 200, 400, 800, 1600.0])
-    accuracy = 0.8 - 0.05 * (n / 1600) ** -0.5 + 0.002 * rng.standard_normal(5)
+    accuracy = by_definition((0.8, 2, 0.5), n) + 0.002 * rng.standard_normal(5)
     ours = fit_power_law(n, accuracy)
-    theirs, _ = optimize.curve_fit(lambda x, a, b, c: a - b * (x / 1600) ** -c, n, accuracy, p0=[0.8, 0.05, 0.5], bounds=([0, 0, 0.1], [1, 1, 1.5]))
-    assert power_law(ours, n, 1600) == pytest.approx(power_law(theirs, n, 1600), abs=2e-4)
-    assert power_law(ours, 3200, 1600) == pytest.approx(power_law(theirs, 3200, 1600), abs=1e-3)
+    theirs, _ = optimize.curve_fit(lambda x, a, b, c: by_definition((a, b, c), x), n, accuracy, p0=[0.8, 2, 0.5], maxfev=20_000)
+    assert power_law(ours, n, 1600) == pytest.approx(by_definition(theirs, n), abs=2e-4)
+    assert power_law(ours, 3200, 1600) == pytest.approx(by_definition(theirs, 3200), abs=1e-3)
 
 
-@pytest.mark.parametrize("parameters", [(0.8, 0.05, 0.5), (0.75, 0.1, 0.3), (1.0, 0.2, 0.4), (0.7, 0.0, 0.1)])
+@pytest.mark.parametrize("parameters", [(0.8, 2, 0.5), (0.75, 1, 0.3), (1.0, 3, 0.4), (0.7, 0.0, 0.1), (0.2, -0.1, -0.2)])
 def test_an_exact_curve_is_recovered(parameters):
     n = np.array([100, 200, 400, 800])
-    found = fit_power_law(n, power_law(np.array(parameters), n, 800))
-    assert power_law(found, np.array([100, 1600]), 800) == pytest.approx(power_law(np.array(parameters), np.array([100, 1600]), 800), abs=1e-6)
-    assert found[2] == pytest.approx(parameters[2])
+    found = fit_power_law(n, by_definition(parameters, n))
+    assert power_law(found, np.array([100, 1600]), 800) == pytest.approx(by_definition(parameters, [100, 1600]), abs=1e-6)
+    assert found[2] == pytest.approx(parameters[2]) or parameters[1] == 0
+
+
+def test_a_straight_line_over_the_logarithm_is_in_the_family():
+    n = np.array([100, 200, 400, 800])
+    assert fit_power_law(n, 0.3 + 0.05 * np.log(n)) == pytest.approx([0.3 + 0.05 * math.log(800), 0.05, 0], abs=1e-9)
+    assert power_law([0.9, 0.5, 0.0], 1600, 800) == 1  # no accuracy above 1
 
 
 def test_fits_of_many_draws_are_the_fits_of_each():
@@ -378,28 +392,27 @@ def test_fits_of_many_draws_are_the_fits_of_each():
     n = [10, 20, 40, 80]
     assert np.allclose(fit_power_law(n, drawn), [fit_power_law(n, row) for row in drawn])
     found = fit_power_law(n, drawn)
-    assert (found[:, 0] <= 1).all() and (found[:, 1] >= 0).all()
+    assert (found[:, 1] >= 0).all() and (found[:, 1] == 0).any()
 
 
-def simulated_curve(rng, parameters, sizes, repeats, seed):
-    "A curve of outcomes whose expected accuracy follows a power law; pairs, repeats and trainings vary."
-    prompt, delta, n = rng.integers(200, size=300), 0.04, max(sizes)
-    accuracy = power_law(np.array(parameters), np.array(sizes), n)
+def simulated_curve(rng, accuracy, sizes, repeats, seed):
+    "A curve of outcomes of known expected accuracies; pairs, repeats and trainings vary."
+    prompt, delta = rng.integers(200, size=300), 0.04
     cut = np.array([NormalDist().inv_cdf(a) for a in accuracy]) * math.sqrt(1 + delta**2)
     hard = math.sqrt(0.3) * rng.standard_normal(200)[prompt] + math.sqrt(0.7) * rng.standard_normal(300)
     z = math.sqrt(0.6) * hard + math.sqrt(0.4) * rng.standard_normal((len(sizes), repeats, 300))
     return curve_of_outcomes(sizes, z < cut[:, None, None] + delta * rng.standard_normal((len(sizes), repeats, 1)), prompt, samples=200, seed=seed)
 
 
-@pytest.mark.parametrize("parameters", [(0.8, 0.06, 0.35), (0.75, 0.03, 1.0), (0.75, 0.0, 0.5)])
+@pytest.mark.parametrize("parameters", [(0.8, 0.7, 0.35), (0.75, 30, 1.0), (0.75, 0.0, 0.5), (0.3, -0.1, -0.2)])
 def test_the_interval_of_the_gain_covers(parameters):
     rng, sizes, covered, accuracy = np.random.default_rng(0), [125, 250, 500, 1000], [], []
-    gain = float(power_law(np.array(parameters), 2000, 1000) - power_law(np.array(parameters), 1000, 1000))
+    levels = by_definition(parameters, [*sizes, 2000])
     for i in range(150):
-        curve = simulated_curve(rng, parameters, sizes, 3, i)
+        curve = simulated_curve(rng, levels[:-1], sizes, 3, i)
         _, low, high = curve.gain(1000)
-        covered.append(low - 1e-9 <= gain <= high + 1e-9)
-        accuracy.append(curve.low[-1] <= parameters[0] - parameters[1] <= curve.high[-1])
+        covered.append(low - 1e-9 <= levels[-1] - levels[-2] <= high + 1e-9)
+        accuracy.append(curve.low[-1] <= levels[-2] <= curve.high[-1])
     assert np.mean(covered) > 0.92 and np.mean(accuracy) > 0.90
 
 
@@ -408,10 +421,11 @@ def test_the_sentences_of_a_curve():
     steps = lambda *shares: np.array([[np.arange(2000) < 2000 * share] * 2 for share in shares], dtype=float)
     rising, flat = (curve_of_outcomes(sizes, steps(*shares), prompt) for shares in ((0.60, 0.65, 0.70), (0.7, 0.7, 0.7)))
     assert rising.verdicts[0].startswith("1,000 more labels would raise accuracy by") and flat.verdicts[0].startswith("1,000 more labels would hardly help")
-    few = curve_of_outcomes(sizes, steps(0.60, 0.64, 0.7)[:, :1, ::40], prompt[::40])
+    few = curve_of_outcomes(sizes, np.random.default_rng(0).random((3, 1, 100)) < np.array([0.60, 0.65, 0.70])[:, None, None], prompt[:100])
     assert "cannot be told" in few.verdicts[0] and "One repeat" in few.verdicts[1]
-    with pytest.raises(ValueError, match="at most 1,000 more"): rising.gain(1001)
-    assert rising.predict(2000)[0] - rising.predict(1000)[0] == pytest.approx(rising.gain(1000)[0])
+    with pytest.raises(ValueError, match="at most 1,000 more"): rising.gain(1100)
+    assert rising.predict(2000)[0] - rising.predict(1000)[0] == pytest.approx(rising.gain(1000)[0], abs=0.003)
+    assert rising.limit is None and curve_of_outcomes(sizes, steps(0.5, 0.6, 0.65), prompt).limit == pytest.approx(0.70)
     assert "_draws" not in rising.to_dict() and rising.plot().axes and "<table>" in rising._repr_html_()
 
 
@@ -538,7 +552,7 @@ def test_the_temperature_is_that_of_the_greatest_likelihood():
     d = 3 * np.random.default_rng(0).standard_normal(500) + 1
     expected = optimize.minimize_scalar(lambda b: np.log1p(np.exp(-b * d)).sum(), bounds=(1e-3, 10), method="bounded", options={"xatol": 1e-10}).x
     assert fit_temperature(d) == pytest.approx(1 / expected, rel=1e-5)
-    assert fit_temperature(np.ones(5)) < 0.01 and fit_temperature(-np.ones(5)) > 100 and fit_temperature(np.zeros(3)) == 1
+    assert fit_temperature(np.ones(5)) < 0.05 and fit_temperature(-np.ones(5)) > 100 and fit_temperature(np.zeros(3)) == 1
 
 
 def test_flipped_labels_are_found():
@@ -549,7 +563,8 @@ def test_flipped_labels_are_found():
     data = load([{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if w else r for r, w in zip(clear, wrong)])
     cv = cross_validate(lambda part, seed: by_length, data)
     found = suspected_label_errors(cv, data, 500)
-    assert {m["record"] for m in found.mistakes} == set(np.flatnonzero(wrong).tolist()) and found.n_suspected == wrong.sum()
+    assert set(found.order[: wrong.sum()]) == set(np.flatnonzero(wrong).tolist()) and found.n_wrong == wrong.sum()
+    assert 15 <= found.n_suspected == len(found.mistakes) <= wrong.sum()
     row = found.precision_at(wrong, [20])[0]
     assert row["precision"] == 1 and row["base"] == wrong.mean() and (row["low"], row["high"]) == small_data.wilson_interval(20, 20)
     assert [m["probability"] for m in found.mistakes] == sorted(m["probability"] for m in found.mistakes)
