@@ -32,7 +32,7 @@ from reward_kit.data import (
 )
 from .inference import RewardModel, read_rows
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0005
+# %% ../nbs/06a_small_data.ipynb #6a5d0006
 def _plain(value):
     "The same in numbers, lists and dicts that JSON has; NaN becomes None."
     if isinstance(value, dict):
@@ -48,7 +48,7 @@ def _one_line(text, length: int = 90) -> str:
     text = " ".join(str(text).split())
     return text if len(text) <= length else text[: length - 3] + "..."
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0006
+# %% ../nbs/06a_small_data.ipynb #6a5d0007
 class _Result:
     "Sentences and a table that can be shown; a dataclass gives `title`, `verdicts` and `rows`."
     title = ""
@@ -83,7 +83,7 @@ class _Result:
         said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.verdicts)
         return f"<div><b>{html.escape(self.title)}</b>{said}{table}</div>"
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0007
+# %% ../nbs/06a_small_data.ipynb #6a5d0008
 def _points(share: float) -> str:
     "A difference of shares in points, one decimal."
     return f"{100 * share:.1f}".replace("-0.0", "0.0")
@@ -123,7 +123,7 @@ def _forest(rows: list[tuple[str, float, float, float]], xlabel: str, line: floa
     axes.set_xlabel(xlabel)
     return figure
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0009
+# %% ../nbs/06a_small_data.ipynb #6a5d000a
 def prompt_ids(
     preferences, # Preferences
 ): # -> (n,) uint64, equal for records of the same prompt
@@ -166,7 +166,7 @@ def outcomes_of(
     "Whether each pair came out right."
     return (np.sign(differences) + 1) / 2
 
-# %% ../nbs/06a_small_data.ipynb #6a5d000c
+# %% ../nbs/06a_small_data.ipynb #6a5d000d
 def pooled_accuracy(
     outcomes, # (P,) or (S, P): 1 right, 0 wrong, 0.5 tied; of S seeds
     prompt, # (P,) which prompt each pair belongs to
@@ -182,7 +182,7 @@ def pooled_accuracy(
     bootstrap = bootstrap_interval(np.bincount(group, outcomes), np.bincount(group), samples=samples, level=level, seed=seed)
     return {"accuracy": float(outcomes.mean()), "wilson": wilson, "bootstrap": bootstrap, "n_pairs": len(outcomes), "n_prompts": int(group.max()) + 1}
 
-# %% ../nbs/06a_small_data.ipynb #6a5d000f
+# %% ../nbs/06a_small_data.ipynb #6a5d0010
 @dataclass(repr=False)
 class CrossValidation(_Result):
     "What cross-validation found; shares are in 0..1."
@@ -228,7 +228,7 @@ class CrossValidation(_Result):
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
         return Path(path)
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0010
+# %% ../nbs/06a_small_data.ipynb #6a5d0011
 def _cross_validation_verdicts(found: CrossValidation) -> list[str]:
     "The accuracy, what a holdout would have been worth, and what the interval leaves out."
     low, high = found.interval
@@ -244,7 +244,7 @@ def _cross_validation_verdicts(found: CrossValidation) -> list[str]:
         said.append("One seed: what another seed would change is not in this interval.")
     return said
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0011
+# %% ../nbs/06a_small_data.ipynb #6a5d0012
 def _out_of_fold(train, preferences, k: int, seed: int, bar) -> tuple[list, list]:
     "Rewards of every record by a model of other prompts, and (records trained on, rows judged) of each fold."
     keys, rewards, folds = prompt_ids(preferences), [None] * len(preferences), []
@@ -269,7 +269,7 @@ def _fold_rows(folds, outcomes, record, seed: int, level: float) -> list[dict]:
                      "accuracy": float(mine.mean()) if len(mine) else None, "low": low, "high": high})
     return rows
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0012
+# %% ../nbs/06a_small_data.ipynb #6a5d0013
 def cross_validate(
     train, # function(preferences, seed) -> RewardModel or anything that scores; `trainer_recipe` makes one
     data, # what `load_preferences` takes
@@ -302,7 +302,7 @@ def cross_validate(
     return CrossValidation(**found, n_records=len(preferences), n_too_long=too_long, k=folds, seeds=seeds, folds=rows, rewards=rewards,
                            level=level, fingerprint=preferences.fingerprint)
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0014
+# %% ../nbs/06a_small_data.ipynb #6a5d0015
 def trainer_recipe(
     model="playground", # "playground", a folder or a hub id
     *,
@@ -329,7 +329,7 @@ def trainer_recipe(
 
     return train
 
-# %% ../nbs/06a_small_data.ipynb #6a5d001a
+# %% ../nbs/06a_small_data.ipynb #6a5d001b
 def mcnemar_p_value(
     wins_a: float, # pairs that only A got right; a half where one of the two is a tied reward
     wins_b: float, # pairs that only B got right
@@ -371,7 +371,7 @@ def sign_flip_p_value(
     value = np.minimum(np.arange(n), n - np.arange(n))  # |s|
     return float(min(1.0, chance[value >= abs(int(whole.sum()))].sum()))
 
-# %% ../nbs/06a_small_data.ipynb #6a5d001d
+# %% ../nbs/06a_small_data.ipynb #6a5d001e
 def matched_interval(
     wins_a: float, # pairs that only A got right
     wins_b: float, # pairs that only B got right
@@ -420,7 +420,7 @@ class PairedComparison(_Result):
         return [{"accuracy " + self.a: percent(self.accuracy_a), "accuracy " + self.b: percent(self.accuracy_b), **p,
                  "sign flips by prompt": _p_text(self.p_value), "McNemar": _p_text(self.mcnemar)}]
 
-# %% ../nbs/06a_small_data.ipynb #6a5d001e
+# %% ../nbs/06a_small_data.ipynb #6a5d001f
 def comparison_sentence(
     a: str, # name
     b: str, # name
@@ -466,7 +466,7 @@ def compare_models(
         *names, float(a.mean()), float(b.mean()), float(difference.mean()), bootstrap_interval(sums, total, samples=samples, level=level, seed=seed),
         matched_interval(wins_a, wins_b, len(a), level), wins_a, wins_b, len(a), len(total), sign_flip_p_value(sums), mcnemar_p_value(wins_a, wins_b), level)
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0022
+# %% ../nbs/06a_small_data.ipynb #6a5d0023
 def holm_correction(
     p_values, # (M,)
 ) -> list[float]: # (M,) corrected, in the same order
@@ -509,7 +509,7 @@ def accuracy_draws(
             drawn[place, start : start + n] = _mean_over_seeds(weight @ own.T / pairs, picks)
     return drawn
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0025
+# %% ../nbs/06a_small_data.ipynb #6a5d0026
 _SEED = re.compile(r"(?:[-_. ]*seed|[-_. ]+s)[-_.= ]?\d+$", re.IGNORECASE)
 
 
@@ -556,7 +556,7 @@ def _group_runs(runs, names) -> dict[str, list]:
                          "end are one setting")
     return settings
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0026
+# %% ../nbs/06a_small_data.ipynb #6a5d0027
 def _rewards_of(run, preferences, progress: bool = False) -> list:
     "Rewards of every record by a run, one list a seed: of a cross-validation (or its file), as given, or scored now. Raises ValueError for other data."
     if isinstance(run, (str, Path)) and str(run).endswith(".json"):
@@ -602,7 +602,7 @@ class RunComparison(_Result):
         rows = [(f"{c['b']} - {c['a']}", c["difference"], c["low"], c["high"]) for c in self.comparisons]
         return _forest(rows, f"difference in accuracy (points) with {100 * self.level:g}% intervals", line=0.0)
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0027
+# %% ../nbs/06a_small_data.ipynb #6a5d0028
 def _run_verdicts(found: RunComparison) -> list[str]:
     "Sentences of a comparison of runs; of more than six comparisons only those that found something."
     m, said = len(found.comparisons), []
@@ -631,7 +631,7 @@ def _compare_two(a, b, prompt, draws, level: float, samples: int, seed: int) -> 
     p = 2 * (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (1 + len(draws))
     return {"difference": difference, "low": float(low), "high": float(high), "p": min(1.0, float(p)), "test": "bootstrap over prompts and seeds"}
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0028
+# %% ../nbs/06a_small_data.ipynb #6a5d0029
 def compare_runs(
     runs, # list of models, folders, hub ids, CrossValidation or their files, rewards by record; or {setting: run or list of runs}
     data, # what `load_preferences` takes; nobody's training data, or cross-validations of the same data
@@ -665,7 +665,7 @@ def compare_runs(
         row["corrected"] = corrected
     return RunComparison(table, comparisons, int(scored.sum()), len(set(prompt.tolist())), int((~scored).sum()), level, preferences.fingerprint)
 
-# %% ../nbs/06a_small_data.ipynb #6a5d002d
+# %% ../nbs/06a_small_data.ipynb #6a5d002e
 EXPONENTS = tuple(round(-0.35 + 0.025 * i, 3) for i in range(75)) # -0.35 to 1.5, the values of c that are tried
 
 
@@ -705,7 +705,7 @@ def power_law(
     m, g, c = np.moveaxis(np.asarray(parameters, dtype=np.float64), -1, 0)
     return np.minimum(m + g * _rise(np.asarray(n, dtype=np.float64) / largest, c), 1)
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0030
+# %% ../nbs/06a_small_data.ipynb #6a5d0031
 @dataclass(repr=False)
 class LearningCurve(_Result):
     "Accuracy over the number of training records; shares are in 0..1."
@@ -761,7 +761,7 @@ class LearningCurve(_Result):
         "Measured points, the fitted curve with its band, and the extrapolation, as a matplotlib Figure."
         return _plot_curve(self)
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0031
+# %% ../nbs/06a_small_data.ipynb #6a5d0032
 def _curve_verdicts(curve: LearningCurve, extra: int = 1000) -> list[str]:
     "One sentence on `extra` more labels (about as many as the data has, where that is less), and what the interval leaves out."
     most = int(curve.sizes[-1])
@@ -800,7 +800,7 @@ def _plot_curve(curve: LearningCurve):
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0032
+# %% ../nbs/06a_small_data.ipynb #6a5d0033
 def _split_for_curve(preferences, held_out, seed: int, loading) -> tuple[Preferences, Preferences]:
     "Training and held-out records; ValueError where they share a prompt."
     if isinstance(held_out, (int, float)):
@@ -828,7 +828,7 @@ def _curve_sizes(sizes, n: int) -> list[int]:
         raise ValueError(f"sizes must be three or more different numbers from 1 to {n}, the training records there are; got {sizes}")
     return sizes
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0033
+# %% ../nbs/06a_small_data.ipynb #6a5d0034
 def learning_curve(
     train, # function(preferences, seed) -> RewardModel or anything that scores; `trainer_recipe` makes one
     data, # what `load_preferences` takes
@@ -861,7 +861,7 @@ def learning_curve(
         raise ValueError(f"none of {len(held)} held-out records could be scored: a response of each is too long for the model")
     return curve_of_outcomes(used.mean(0), outcomes[:, :, scored], pairs["prompt"][scored], level=level, samples=samples, seed=seed)
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0034
+# %% ../nbs/06a_small_data.ipynb #6a5d0035
 def curve_of_outcomes(
     sizes, # (N,) training records
     outcomes, # (N, R, P) of R repeats on P held-out pairs: 1 right, 0 wrong, 0.5 tied
@@ -879,7 +879,7 @@ def curve_of_outcomes(
     return LearningCurve(sizes.tolist(), accuracy.tolist(), low.tolist(), high.tolist(), outcomes.shape[1], outcomes.shape[2],
                          len(np.unique(prompt)), fit_power_law(sizes, accuracy).tolist(), level, fit_power_law(sizes, draws.T))
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0039
+# %% ../nbs/06a_small_data.ipynb #6a5d003a
 def _raw_rows(data):
     "(row, origin) of a file, a list of dicts, a DataFrame or a Dataset, nothing dropped."
     if isinstance(data, Preferences):
@@ -908,7 +908,7 @@ def _vote_counts(row: dict, column: str, origin: str) -> tuple[int, int, int]:
         raise PreferenceDataError(f"{origin}: {column} is {cell!r}; it must hold two or three counts, [for the preferred response, for the other, ties]")
     return (*counts, 0)[:3]
 
-# %% ../nbs/06a_small_data.ipynb #6a5d003a
+# %% ../nbs/06a_small_data.ipynb #6a5d003b
 def count_votes(
     data, # file, list of dicts, DataFrame or Dataset: the raw rows, repeated ones included
     *,
@@ -941,7 +941,7 @@ def count_votes(
     table = np.array(list(counts.values()), dtype=np.int64).reshape(-1, 3)
     return (*table.T, np.array([key[0] for key in counts], "u8")), unusable
 
-# %% ../nbs/06a_small_data.ipynb #6a5d003b
+# %% ../nbs/06a_small_data.ipynb #6a5d003c
 def ceiling_of_agreement(
     agreement: float, # A: how often two labels of the same pair agree, 0..1
 ) -> float: # 0.5..1
@@ -981,7 +981,7 @@ class AnnotatorCeiling(_Result):
                  "ties": f"{self.n_ties:,}", "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}", "best model lies within": _span(self.agreement, self.ceiling),
                  "majority of the others": percent(self.majority)}]
 
-# %% ../nbs/06a_small_data.ipynb #6a5d003c
+# %% ../nbs/06a_small_data.ipynb #6a5d003d
 def annotator_ceiling(
     data, # what `count_votes` takes: the raw rows, repeated ones included
     *,
@@ -1014,7 +1014,7 @@ def _left_out_majority(first, second) -> float | None: # (M,) votes
     hits = a * (np.sign(a - 1 - b) + 1) / 2 + b * (np.sign(b - 1 - a) + 1) / 2
     return float((hits / (a + b)).mean())
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0041
+# %% ../nbs/06a_small_data.ipynb #6a5d0042
 def _probability(differences, temperature: float): # (P,) -> (P,)
     "The probability of the label as it stands, sigmoid(difference / temperature)."
     return (1 + np.tanh(np.asarray(differences, dtype=np.float64) / (2 * temperature))) / 2
@@ -1050,7 +1050,7 @@ class Mistakes(_Result):
         return [{"prompt": _one_line(m["prompt"], 60), "chosen": _one_line(m["chosen"]), "rejected": _one_line(m["rejected"]),
                  "reward difference": f"{m['difference']:.2f}", "probability": percent(m["probability"]), "origin": m["origin"]} for m in self.mistakes]
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0042
+# %% ../nbs/06a_small_data.ipynb #6a5d0043
 def most_confident_mistakes(
     model, # what `score_preferences` takes, or rewards: of each record a list of K, or None
     preferences, # what `load_preferences` takes; not what the model was trained on
@@ -1073,7 +1073,7 @@ def most_confident_mistakes(
     order = wrong[np.argsort(differences[wrong], kind="stable")][:n]
     return Mistakes(_pair_rows(pairs, preferences, differences, temperature, order), int(scored.sum()), len(wrong), float(temperature))
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0045
+# %% ../nbs/06a_small_data.ipynb #6a5d0046
 def fit_temperature(
     differences, # (P,) reward(better) - reward(worse) of pairs the models have not seen
 ) -> float: # positive
@@ -1115,7 +1115,7 @@ class SuspectedErrors(Mistakes):
             rows.append({"k": k, "errors": int(hits[:k].sum()), "precision": float(hits[:k].mean()), "low": low, "high": high, "base": float(hits.mean())})
         return rows
 
-# %% ../nbs/06a_small_data.ipynb #6a5d0046
+# %% ../nbs/06a_small_data.ipynb #6a5d0047
 def suspected_label_errors(
     rewards, # CrossValidation, a file it wrote, or out-of-fold rewards: of each record a list of K, or None
     preferences, # what `load_preferences` takes: the data that was cross-validated
