@@ -987,7 +987,7 @@ def _feed_forward_at(whole, places, hidden, *args, **kwargs):
     found = whole(flat[places][None])[0]
     return torch.zeros(flat.shape, dtype=found.dtype, device=found.device).index_put((places,), found).view(hidden.shape)
 
-
+# %% ../nbs/03_encoding.ipynb #ab5e1021
 @contextlib.contextmanager
 def _changed(configs, part, forward, attention=PACKED_ATTENTION):
     "An attention function in the configurations and `forward` in the module, then again what was there before."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'MIN_CALIBRATION_PROMPTS', 'evaluation_verdicts', 'difference_histogram', 'TrustReport',
-           'confident_mistakes', 'evaluate_reward_model', 'complete_front_matter', 'write_model_card']
+           'evaluate_reward_model', 'complete_front_matter', 'write_model_card']
 
 # %% ../nbs/06_evaluation.ipynb #17010bb3
 import html
@@ -28,7 +28,7 @@ from reward_kit.agreement import (
     wilson_interval,
 )
 from .calibration import CalibrationResult, calibrate
-from .data import load_preferences, response_text
+from .data import load_preferences
 from .encoding import update_card_section
 from .inference import RewardModel
 from reward_kit.probes import (
@@ -41,6 +41,7 @@ from reward_kit.probes import (
     length_verdicts,
     run_probes,
 )
+from .small_data import Mistakes, most_confident_mistakes
 
 # %% ../nbs/06_evaluation.ipynb #0ce5ea05
 def evaluation_verdicts(
@@ -108,7 +109,7 @@ class TrustReport:
     length_control: dict | None = None # matched: of `length_matched_accuracy`; correlations: of `length_correlation`
     calibration: CalibrationResult | None = None # None with fewer than two prompts
     probes: ProbeReport | None = None # None where they were not run
-    mistakes: list = field(default_factory=list) # of `confident_mistakes`
+    mistakes: Mistakes | None = None # pairs where the model is surest that people were wrong
     verdicts: list = field(default_factory=list) # sentences on the accuracy
     level: float = 0.95 # of the intervals
     seed: int = 0 # of the bootstrap
@@ -117,6 +118,7 @@ class TrustReport:
     def __post_init__(self):
         if isinstance(self.calibration, dict): self.calibration = CalibrationResult(**self.calibration)
         if isinstance(self.probes, dict): self.probes = ProbeReport(**self.probes)
+        if isinstance(self.mistakes, dict): self.mistakes = Mistakes(**self.mistakes)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -226,10 +228,10 @@ def _report_sections(report: TrustReport, mistakes: bool) -> list[tuple]:
     said = length_verdicts(**report.length_control) if report.length_control else []
     parts.append(("Length", said, ("measure", "value"), _length_rows(report)))
     if p: parts.append(("Bias probes", [p.summary, *p.failures], PROBE_COLUMNS, p.rows()))
-    if mistakes and report.mistakes:
-        rows = [(m["prompt"], m["preferred"], f"{m['probability']:.1%}", m["scored_higher"], m["origin"]) for m in report.mistakes]
-        said = ["Pairs where the model is surest that people were wrong: errors of the labels, or of the model. Read them."]
-        parts.append(("Most confident disagreements", said, ("prompt", "preferred by people", "its probability", "scored higher", "where"), rows))
+    if mistakes and report.mistakes and report.mistakes.mistakes:
+        said = [*report.mistakes.verdicts, "Some are errors of the labels, some of the model: read them."]
+        rows = report.mistakes.rows()
+        parts.append((report.mistakes.title, said, tuple(rows[0]), [tuple(row.values()) for row in rows]))
     return parts
 
 # %% ../nbs/06_evaluation.ipynb #6a000003
@@ -363,32 +365,6 @@ def _data_name(data) -> str:
         return Path(data).name if Path(data).exists() else str(data)
     return ""
 
-# %% ../nbs/06_evaluation.ipynb #6a000006
-def _excerpt(text, most: int = 200) -> str:
-    "The end of a prompt or the beginning of a response, on one line."
-    text = " ".join((text if isinstance(text, str) else response_text([m for m in text or [] if m.get("content")])).split())
-    return text if len(text) <= most else text[: most - 4] + " ..."
-
-
-def confident_mistakes(
-    preferences, # Preferences
-    table, # of `pair_table`
-    n: int = 20, # at most
-    temperature: float = 1.0, # of the model's probabilities
-) -> list[dict]: # prompt, preferred, scored_higher (excerpts), probability (of people's choice, by the model), difference, record, origin; surest first
-    "The pairs that the model orders the other way with the largest difference."
-    order = [i for i in np.argsort(table["difference"], kind="stable")[:n] if table["difference"][i] < 0]
-    found = []
-    for i in order:
-        record = preferences[int(table["record"][i])]
-        better, worse = (_excerpt(record["responses"][int(table[side][i])]) for side in ("better", "worse"))
-        prompt = record["prompt"] or ""
-        last = prompt if isinstance(prompt, str) else prompt[-1:]
-        difference = float(table["difference"][i])
-        found.append({"prompt": _excerpt(last), "preferred": better, "scored_higher": worse, "probability": 1 / (1 + math.exp(min(700.0, -difference / temperature))),
-                      "difference": difference, "record": int(table["record"][i]), "origin": str(record.get("origin") or "")})
-    return found
-
 # %% ../nbs/06_evaluation.ipynb #a05cd689
 MIN_CALIBRATION_PROMPTS = 20 # fewer say nothing about probabilities
 
@@ -402,7 +378,7 @@ def _measured(preferences, rewards, table, temperature, samples, seed) -> dict:
     return {
         "length": length_preference(table), "sources": by_source(table), "rankings": _summarise_rankings(preferences, rewards),
         "histogram": difference_histogram(table["difference"]), "groups": {name: by_size(values, table["outcome"]) for name, values in sizes.items()},
-        "length_control": control, "mistakes": confident_mistakes(preferences, table, temperature=temperature),
+        "length_control": control, "mistakes": most_confident_mistakes(rewards, preferences, temperature=temperature),
         "calibration": calibrate(table["difference"], groups=table["prompt"], temperature=temperature, samples=min(samples, 1000), seed=seed) if enough else None}
 
 

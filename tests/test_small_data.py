@@ -24,7 +24,6 @@ from reward_kit.small_data import (
     cross_validate,
     curve_of_outcomes,
     fit_power_law,
-    fit_temperature,
     holm_correction,
     learning_curve,
     matched_interval,
@@ -546,13 +545,6 @@ def test_mistakes_come_surest_first_with_texts_and_origin():
     assert "a \\| b" in found.to_markdown() and "&lt;b&gt;" in found._repr_html_() and "<b>y" not in found._repr_html_()
     assert most_confident_mistakes([[1.0, 2.0], None, [1.0, 0.0]], data).n_pairs == 2
     with pytest.raises(ValueError, match="could be scored"): most_confident_mistakes([None] * 3, data)
-
-
-def test_the_temperature_is_that_of_the_greatest_likelihood():
-    d = 3 * np.random.default_rng(0).standard_normal(500) + 1
-    expected = optimize.minimize_scalar(lambda b: np.log1p(np.exp(-b * d)).sum(), bounds=(1e-3, 10), method="bounded", options={"xatol": 1e-10}).x
-    assert fit_temperature(d) == pytest.approx(1 / expected, rel=1e-5)
-    assert fit_temperature(np.ones(5)) < 0.05 and fit_temperature(-np.ones(5)) > 100 and fit_temperature(np.zeros(3)) == 1
 
 
 def test_flipped_labels_are_found():
