@@ -183,7 +183,7 @@ def _cut(response, prompt, rng, pool):
         keep = round(0.6 * len(text))
         while keep > 0 and (unicodedata.category(text[keep])[0] == "M" or "\u200d" in text[keep - 1 : keep + 1]):
             keep -= 1
-        return text[:keep].rstrip(_MARKS)
+        return text[:keep].rstrip(_MARKS + string.whitespace)
     return edit_text(response, change)
 
 

@@ -119,10 +119,10 @@ def test_edits_word_by_word():
     assert edit("repetition", "蜂蜜。很甜。") == "蜂蜜。很甜。蜂蜜。很甜。"
     assert edit("list", text) == "- The sun is hot.\n- It shines." and edit("list", "Only one.") is None
     assert edit("list", "蜂蜜。很甜。") == "- 蜂蜜。\n- 很甜。"
-    assert edit("bold", text) == "The sun is hot. It **shines**." or edit("bold", text) == "**The** sun is hot. It **shines**."
+    assert edit("bold", text) == "**The** sun is hot. It **shines**."
     assert edit("bold", "हिन्दी भाषा है।") == "**हिन्दी** भाषा है।", "a word is not cut at a vowel sign"
     assert edit("emphasis", text) == "The sun is hot! It SHINES!"
-    assert edit("emphasis", "It cost 3.50, e.g. here.") == "It cost 3.50, e.g. HERE!" or "3.50" in edit("emphasis", "It cost 3.50, e.g. here.")
+    assert edit("emphasis", "It cost 3.50, e.g. here.") == "It COST 3.50, e.g. here!"
     assert edit("white space", "a b\n c") == "a  b\n c\n"
     assert edit("invisible", "a b c d") == "a\u200b\u00a0b c\u00a0d"
     assert edit("signs", "\"It's so\", he said. 3.5!") == "“It’s so”, he said． 3.5!"
@@ -134,8 +134,8 @@ def test_edits_word_by_word():
 def test_the_cut_is_60_percent_and_no_end_of_a_sentence():
     assert edit("cut", "one two three four five six seven eight nine ten.") == "one two three four five six"
     assert edit("cut", "one two three four five six. seven eight nine ten.") == "one two three four five"
-    assert edit("cut", "one two three.") == "one two" or len(edit("cut", "one two three.")) == 8
-    assert edit("cut", "蜜蜂用花蜜酿造蜂蜜它们") == "蜜蜂用花蜜酿" + "造"
+    assert edit("cut", "one two three.") == "one two", "three words are cut by characters"
+    assert edit("cut", "蜜蜂用花蜜酿造蜂蜜它们") == "蜜蜂用花蜜酿造"
     assert edit("cut", "short") is None
     combined = edit("cut", "e\u0301" * 12)
     assert combined.endswith("\u0301") and unicodedata.category(("e\u0301" * 12)[len(combined)]) != "Mn"
@@ -148,7 +148,7 @@ def test_english_is_added_to_english_only(name):
         assert edit(name, text, prompt) is None
     added = edit(name, "It is a house.", "What is that?")
     assert "It is a house." in added and any(s in added for s in module.SENTENCES[name])
-    assert edit(name, "It is a house.", "What is that?", seed=1) != added or len({edit(name, "It is a house.", "What?", seed=s) for s in range(9)}) > 1
+    assert len({edit(name, "It is a house.", "What is that?", seed=s) for s in range(9)}) > 1
 
 
 def test_padding_does_not_finish_an_unfinished_sentence():
