@@ -506,7 +506,7 @@ def _calibration_rows(result: CalibrationResult) -> list[tuple[str, str, str]]:
 # %% ../nbs/05b_calibration.ipynb #77e1acf8
 def _plot_reliability(result: CalibrationResult):
     "Confidence against share right, with intervals; below, how many pairs claim which confidence."
-    from matplotlib.figure import Figure
+    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
 
     figure = Figure(figsize=(5.4, 4.4), dpi=78, layout="constrained")
     axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

@@ -288,9 +288,8 @@ class RowScorer:
         segment_token_id: int | None = None, # BERT: the token after which the second segment begins
         layout: str = "auto", # "auto" packs where the model can
     ):
-        self.model, self.batch_tokens, self.segment_token_id = bind_reward_forward(model).eval(), batch_tokens, segment_token_id
-        self.pad_token_id, self._asked = pad_token_id, layout
-        if batch_tokens is None: self.batch_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else 16384
+        self.model, self.pad_token_id, self.segment_token_id, self._asked = bind_reward_forward(model).eval(), pad_token_id, segment_token_id, layout
+        self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if self.device.type == "cpu" else 16384)
 
     @property
     def device(self) -> torch.device:

@@ -227,7 +227,7 @@ def _curve_verdicts(curve: BestOfNCurve) -> list[str]:
 
 def _plot_curve(curve: BestOfNCurve):
     "Gains over a random response in standard deviations, proxy and gold, over the root of the divergence."
-    from matplotlib.figure import Figure
+    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
 
     figure = Figure(figsize=(5.4, 3.2), dpi=90, layout="constrained")
     axes, x = figure.subplots(), np.sqrt(curve.kl)

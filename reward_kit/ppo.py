@@ -48,6 +48,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/07_ppo.ipynb #f3fb46a1
 from reward_kit.encoding import (
+    LAYOUT_CHOICES,
     ModelLoadError,
     accepts,
     apply_head_float32,
@@ -758,6 +759,7 @@ class PPOConfig(RemembersGiven, UpdateSettings, RolloutSettings):
     bf16: bool | None = setting(None, "Compute in bfloat16; weights stay as they are. None: where the hardware has it.")
     use_cpu: bool = setting(False, "Train on the CPU even if there is an accelerator.")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower.")
+    layout: str = setting("auto", "Batches of the updates: 'packed' pads nothing, 'padded' is one episode a line, 'auto' packs where the models can.")
     logging_steps: int = setting(1, "Batches of rollouts between two logs.")
     eval_steps: float | None = setting(None, "Batches between evaluations; below 1: a part of the run. None: at its end.")
     save_steps: float = setting(0.1, "Batches between checkpoints; below 1: a part of the run; 0: none.")
@@ -809,7 +811,7 @@ _ABOVE_ZERO = ("temperature", "cliprange", "cliprange_value", "num_train_epochs"
 
 def check_ppo_config(args: PPOConfig) -> None: # settings
     "ValueError that names the setting, what it was, and what it may be."
-    for name, allowed in (("critic", CRITICS), ("kl_estimator", KL_ESTIMATORS), ("lr_scheduler_type", SCHEDULES)):
+    for name, allowed in (("critic", CRITICS), ("kl_estimator", KL_ESTIMATORS), ("lr_scheduler_type", SCHEDULES), ("layout", LAYOUT_CHOICES)):
         if getattr(args, name) not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(args, name)!r}")
     for least, names in _AT_LEAST.items():
         for name in names:
@@ -1253,7 +1255,7 @@ class EvaluateSteps:
 
 # %% ../nbs/07_ppo.ipynb #6c1d0a5f
 UNDECISIVE = ("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "num_sample_generations",
-              "gradient_checkpointing", "use_cpu", "trust_remote_code", "vllm_kwargs") # settings that change nothing about what is trained
+              "gradient_checkpointing", "layout", "use_cpu", "trust_remote_code", "vllm_kwargs") # settings that change nothing about what is trained
 
 
 class PPOSettingsSteps:
@@ -1336,7 +1338,7 @@ def plot_ppo(
     history: list[dict], # trainer.state.log_history
 ): # -> matplotlib Figure
     "Score, KL, response length and the critic's explained variance against the batch of rollouts."
-    from matplotlib.figure import Figure
+    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
     figure = Figure(figsize=(6.4, 3.8), dpi=100, layout="constrained")
     panels = (("objective/scores", "eval_score", "score"), ("objective/kl", "eval_kl", "KL (nats a response)"),
               ("response/length", "eval_length", "response length (tokens)"), ("val/explained_variance", None, "critic: explained variance"))
@@ -1486,7 +1488,7 @@ class PPOSetupSteps:
         self._check_adapter()
         self._check_precision()
         problem = packing_problem(self.policy) or (only and args.critic == "reward" and packing_problem(only.model)) or None
-        self.layout = choose_layout("auto", problem)
+        self.layout = choose_layout(args.layout, problem)
         if args.gradient_checkpointing: self._checkpoint_gradients()
         for module in (self.policy, self.ref_policy, self.critic):
             if module is not None: module.to(self.device)

@@ -1,5 +1,6 @@
 """Evaluation: every statistic against an independent reference, intervals against their promise, the report and the card."""
 
+import itertools
 import json
 import math
 
@@ -9,16 +10,20 @@ from huggingface_hub import ModelCard
 from scipy import stats
 
 from reward_kit.agreement import (
+    accuracy_by,
     bootstrap_interval,
+    by_size,
     correlation,
+    discounted_gain,
     length_preference,
     midranks,
     pair_outcomes,
+    pair_table,
     ranking_agreement,
     wilson_interval,
 )
 from reward_kit.data import load_preferences
-from reward_kit.evaluation import EvaluationReport, difference_histogram, evaluate_reward_model, evaluation_verdicts, write_model_card
+from reward_kit.evaluation import TrustReport, difference_histogram, evaluate_reward_model, evaluation_verdicts, write_model_card
 
 
 def by_length(prompts, responses):
@@ -109,6 +114,44 @@ def test_rank_statistics_are_scipys(seed):
     spearman, kendall = (np.nan, np.nan) if constant else (stats.spearmanr(rewards, -ranks).statistic, stats.kendalltau(rewards, -ranks).statistic)
     assert found["spearman"] == pytest.approx(spearman, nan_ok=True)
     assert found["kendall"] == pytest.approx(kendall, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_discounted_gain_is_the_mean_over_the_orders_that_ties_allow(seed):
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(2, 6))
+    rewards, gains = rng.integers(0, 3, k).astype(float), rng.integers(0, 4, k).astype(float)
+    orders = [o for o in itertools.permutations(range(k)) if all(rewards[a] >= rewards[b] for a, b in itertools.pairwise(o))]
+    dcg = lambda order: sum(gains[i] / math.log2(place + 2) for place, i in enumerate(order))
+    best = max(map(dcg, itertools.permutations(range(k))))
+    expected = np.mean([dcg(o) for o in orders]) / best if best else math.nan
+    assert discounted_gain(rewards, gains) == pytest.approx(expected, nan_ok=True)
+
+
+def test_groups_of_pairs_hold_every_pair_once():
+    rng = np.random.default_rng(0)
+    values, outcome = rng.integers(0, 40, 300).astype(float), rng.choice([0, 0.5, 1], 300)
+    values[:20] = np.nan
+    rows = by_size(values, outcome, groups=4)
+    assert sum(row["pairs"] for row in rows) == 280 and len(rows) == 4
+    for row in rows:
+        low, high = map(float, row["group"].split(" to "))
+        own = outcome[(values >= low) & (values <= high)]
+        assert row["pairs"] == len(own) and row["accuracy"] == pytest.approx(own.mean()) and row["low"] < row["accuracy"] < row["high"]
+    assert by_size([np.nan], [1.0]) == [] and by_size([3, 3], [1, 0])[0]["group"] == "3"
+    assert [(r["group"], r["pairs"], r["accuracy"]) for r in accuracy_by(["b", "a", "b"], [1, 0.5, 0])] == [("a", 1, 0.5), ("b", 2, 0.5)]
+
+
+def test_pairs_know_their_lengths_and_margins():
+    rows = [{"prompt": "abc", "responses": ["long one", "s", "mid"], "scores": [3.0, 1.0, 2.5]}, {"prompt": "d", "chosen": "x", "rejected": "yy", "margin": 0.7}]
+    table = pair_table(preferences := load_preferences(rows[:1], progress=False), [[1.0, 0.0, 0.5]])
+    responses, margins = preferences[0]["responses"], dict(zip(preferences[0]["responses"], preferences[0]["scores"]))
+    for i in range(3):
+        better, worse = responses[table["better"][i]], responses[table["worse"][i]]
+        assert table["margin"][i] == margins[better] - margins[worse] > 0
+        assert table["length"][i] == (len(better) + len(worse)) / 2 and table["prompt_length"][i] == 3 and table["record"][i] == 0
+    assert pair_table(load_preferences(rows[1:], progress=False), [[1.0, 0.0]])["margin"].tolist() == pytest.approx([0.7])
+    assert np.isnan(pair_table(load_preferences([{"prompt": "d", "chosen": "x", "rejected": "yy"}], progress=False), [[1.0, 0.0]])["margin"]).all()
 
 
 def test_best_first_shares_a_tie():
@@ -245,10 +288,10 @@ def test_numbers_of_pairs_for_a_narrow_interval():
 def test_save_and_read_again(tmp_path):
     report = evaluate_reward_model(by_length, pairs(200))
     folder = report.save(tmp_path / "a" / "b")
-    assert sorted(p.name for p in folder.iterdir()) == ["report.json", "report.md", "report.png"]
-    again = EvaluationReport(**json.loads((folder / "report.json").read_text()))
+    assert sorted(p.name for p in folder.iterdir()) == ["accuracy.png", "calibration.png", "groups.png", "probes.png", "report.json", "report.md"]
+    again = TrustReport(**json.loads((folder / "report.json").read_text()))
     assert again.to_dict() == report.to_dict() and str(again) == str(report)
-    assert (folder / "report.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
     assert report.to_markdown() in (folder / "report.md").read_text()
     assert "<script>" not in evaluate_reward_model(by_length, pairs(), name="<script>")._repr_html_()
 
@@ -286,7 +329,7 @@ def test_card_is_valid_and_keeps_the_rest(tmp_path):
     assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("transformers", "text-classification", "mit")
     assert data["tags"] == ["mine", "reward-model"] and "My words." in card.text
     assert "<!-- reward_kit:evaluation -->" in card.text and f"{100 * report.accuracy:.1f}%" in card.text
-    assert (tmp_path / "evaluation.png").exists()
+    assert (tmp_path / "trust_accuracy.png").exists()
 
 
 def test_card_for_a_folder_without_one(tmp_path):

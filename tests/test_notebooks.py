@@ -288,3 +288,8 @@ def test_functions_are_short(path):
     functions = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     long = {n.name: n.end_lineno - n.lineno + 1 for n in functions if n.end_lineno - n.lineno + 1 > MAX_FUNCTION_LINES}
     assert not long
+
+
+@each_notebook
+def test_metadata_holds_no_state_of_widgets(path):
+    assert set(json.loads(path.read_text(encoding="utf-8"))["metadata"]) <= {"kernelspec", "language_info"}

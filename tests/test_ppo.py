@@ -233,6 +233,17 @@ def test_gradient_checkpointing_changes_memory_only(base, tmp_path):
     for name, value in results[0].items(): assert torch.allclose(value, results[1][name], atol=1e-6), name
 
 
+def test_the_layout_of_the_updates_changes_no_weight(base, tmp_path):
+    results = []
+    for layout in ("auto", "padded"):
+        trainer = make_trainer(base, tmp_path, layout=layout)
+        assert trainer.layout == {"auto": "packed"}.get(layout, layout)
+        trainer.update(fixed_episodes())
+        results.append(weights(trainer))
+    for name, value in results[0].items(): assert torch.allclose(value, results[1][name], atol=1e-6), name
+    with pytest.raises(ValueError, match="layout must be one of auto, padded, packed, got 'rows'"): make_trainer(base, tmp_path, layout="rows")
+
+
 def test_bf16_autocast_stays_near_float32(base, tmp_path):
     full, half = (make_trainer(base, tmp_path, bf16=flag, critic="shared") for flag in (False, True))
     episodes, _ = full.collect(0)
