@@ -447,11 +447,9 @@ class ProbeReport:
         "Summary, table and the sentences of what did not pass, as Markdown."
         return _probe_markdown(self)
 
-    def __repr__(self) -> str:
-        return _probe_text(self)
+    def __repr__(self) -> str: return _probe_text(self)
 
-    def _repr_html_(self) -> str:
-        return _probe_html(self)
+    def _repr_html_(self) -> str: return _probe_html(self)
 
     def plot(self):
         "A forest plot, as a matplotlib Figure: effects with intervals, worst first."
