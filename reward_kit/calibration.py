@@ -6,7 +6,8 @@
 __all__ = ['preference_confidence', 'reliability_table', 'log_loss', 'brier_score', 'brier_decomposition',
            'expected_calibration_error', 'calibrated_reference', 'resample_sums', 'measure_calibration',
            'true_calibration_error', 'TemperatureFit', 'fit_temperature', 'cross_fitted_temperatures',
-           'calibration_verdicts', 'CalibrationResult', 'calibrate', 'measure_temperature', 'store_calibration']
+           'calibration_verdicts', 'CalibrationResult', 'new_figure', 'calibrate', 'measure_temperature',
+           'store_calibration']
 
 # %% ../nbs/05b_calibration.ipynb #32f28ea0
 import math
@@ -504,11 +505,19 @@ def _calibration_rows(result: CalibrationResult) -> list[tuple[str, str, str]]:
     ]
 
 # %% ../nbs/05b_calibration.ipynb #77e1acf8
+def new_figure(
+    **options, # of matplotlib's Figure: figsize (inches), dpi, ...
+):
+    "An empty matplotlib Figure of its own, not kept by pyplot, which a notebook shows also where nothing was plotted before."
+    from matplotlib import pyplot as plt
+
+    plt.install_repl_displayhook() # loads the backend, which tells the notebook how figures are shown
+    return plt.Figure(**{"layout": "constrained", **options})
+
+
 def _plot_reliability(result: CalibrationResult):
     "Confidence against share right, with intervals; below, how many pairs claim which confidence."
-    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
-
-    figure = Figure(figsize=(5.4, 4.4), dpi=78, layout="constrained")
+    figure = new_figure(figsize=(5.4, 4.4), dpi=78)
     axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([50, 100], [50, 100], color="0.5", linewidth=1)
     axes.text(72, 69.5, "honest", color="0.4", rotation=34, fontsize=8, ha="center")

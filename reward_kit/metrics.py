@@ -17,7 +17,7 @@ import evaluate
 import numpy as np
 
 from .agreement import midranks
-from .calibration import brier_score, expected_calibration_error, log_loss, resample_sums
+from .calibration import brier_score, expected_calibration_error, log_loss, new_figure, resample_sums
 
 # %% ../nbs/05e_metrics.ipynb #9a636f75
 class RewardMetric(evaluate.Metric):
@@ -227,9 +227,7 @@ def _curve_verdicts(curve: BestOfNCurve) -> list[str]:
 
 def _plot_curve(curve: BestOfNCurve):
     "Gains over a random response in standard deviations, proxy and gold, over the root of the divergence."
-    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
-
-    figure = Figure(figsize=(5.4, 3.2), dpi=90, layout="constrained")
+    figure = new_figure(figsize=(5.4, 3.2), dpi=90)
     axes, x = figure.subplots(), np.sqrt(curve.kl)
     band = np.array(curve.gain_interval).T / curve.gold_std
     axes.axhline(0, color="0.6", linewidth=1)
