@@ -66,7 +66,7 @@ def curve_run(train, world, pairs: int, sizes: list[int], repeats: int, held_out
 
     curve = learning_curve(spy, pool, sizes=sizes, repeats=repeats, held_out=held)
     expected.clear()
-    after = learning_curve(spy, pool, sizes=[sizes[0], sizes[-1], 2 * sizes[-1]], repeats=repeats, held_out=held)
+    after = learning_curve(spy, pool, sizes=[sizes[0], sizes[-1], min(2 * sizes[-1], len(pool))], repeats=repeats, held_out=held)
     levels = [mean(expected[key]) for key in sorted(expected)]
     gain, low, high = curve.gain(sizes[-1])
     return {"gain": gain, "low": low, "high": high, "measured": after.accuracy[2] - after.accuracy[1], "true": levels[2] - levels[1], "says": curve.verdicts[0]}
@@ -124,5 +124,6 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     covered = cross_validation_coverage(args.worlds)
-    curves = [curve_run(fit_sentences, Playground(seed=1000 + seed), 2000, [75, 150, 300, 600], 3) for seed in range(args.curves)]  # not the worlds on which the range of exponents was chosen
+    worlds = [Playground(seed=1000 + seed) for seed in range(args.curves)]  # not those on which the range of exponents was chosen
+    curves = [curve_run(fit_sentences, world, 2000, [75, 150, 300, 600], 3) for world in worlds]
     publish(report(covered, curves, [trained(seed, args.pairs) for seed in args.seeds]), args.output)
