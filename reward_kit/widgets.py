@@ -321,7 +321,7 @@ def render_markdown(
 def _emphasis(text):
     "The marks of escaped text as tags."
     text = re.sub(r"^#{1,6}[ \t]+(.+)$", r"<b>\1</b>", text, flags=re.M)
-    text = re.sub(r"^([ \t]*)[*-][ \t]+", r"\1\u2022 ", text, flags=re.M)
+    text = re.sub(r"^([ \t]*)[*-][ \t]+", r"\1• ", text, flags=re.M)
     text = re.sub(r"\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*", r"<b>\1</b>", text)
     return re.sub(r"(?<![\w*])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])", r"<i>\1</i>", text)
 
@@ -556,7 +556,8 @@ class LiveDashboard(TrainerCallback):
 
     def line(self, log: dict, max_steps: int = 0) -> str:
         "A log as one line of text, such as: step 4/20  loss 0.61  accuracy 0.70."
-        values = [f"{curve.key} {curve.form.format(log[curve.key])}" for panel in self.panels for curve in panel.curves if curve.key in log]
+        from reward_kit.ppo import show_number
+        values = [f"{curve.key} {show_number(curve.form, log[curve.key])}" for panel in self.panels for curve in panel.curves if curve.key in log]
         return "  ".join([f"step {log['step']}" + (f"/{max_steps}" if max_steps > 0 else ""), *values])
 
     def plot(self):

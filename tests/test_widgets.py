@@ -183,12 +183,14 @@ def state(events):
     return [event["label"] for event in stack if event["event"] == "choose"]
 
 
-def test_a_log_cut_at_any_byte_opens_as_its_whole_lines(tmp_path, caplog):
+def test_a_log_cut_anywhere_opens_as_its_whole_lines(tmp_path, caplog):
     session = AnnotationSession(rows(6), tmp_path / "a.jsonl")
     session.choose("left"); session.skip(); session.undo(); session.choose("tie"); session.choose("right"); session.undo()
     data = session.log.path.read_bytes()
     assert data.count(b"\n") == 7
-    for size in range(len(data) + 1):
+    ends = {at + shift for at, byte in enumerate(data) if byte == 10 for shift in range(-1, 3)}
+    for size in sorted(ends | set(range(0, len(data), 17)) | {len(data)}):
+        if size > len(data): continue
         folder = tmp_path / str(size)
         folder.mkdir()
         (folder / "a.log.jsonl").write_bytes(data[:size])
@@ -230,7 +232,7 @@ def test_a_log_line_is_on_the_disk_before_the_preferences_change(tmp_path, monke
 KILLED = """
 import sys, json
 from reward_kit.widgets import AnnotationSession
-rows = [{"prompt": f"question {i}", "responses": [f"good {i}", f"bad {i}"]} for i in range(100000)][:400]
+rows = [{"prompt": f"question {i}", "responses": [f"good {i}", f"bad {i}"]} for i in range(400)]
 session = AnnotationSession(rows, sys.argv[1])
 while session.current:
     session.choose("left")
@@ -420,7 +422,7 @@ def test_words_join_to_the_text():
 def test_leaving_words_out_gives_differences_of_scores(rm):
     found = explain_reward(rm, PROMPT, RESPONSE)
     words = ["The", " air", " scatters", "  blue", " light.", "\nMore", " than", " red", " light,", " that", " is. "]
-    assert found.tokens == words and found.reward == rm.score(PROMPT, RESPONSE)
+    assert found.tokens == words and abs(found.reward - rm.score(PROMPT, RESPONSE)) < 1e-5
     for i, value in enumerate(found.values):
         text = "air" + "".join(words[2:]) if i == 0 else "".join(words[:i] + words[i + 1 :])
         assert abs(value - (rm.score(PROMPT, RESPONSE) - rm.score(PROMPT, text))) < 1e-5
@@ -448,11 +450,12 @@ def check_against_finite_differences(rm, prompt, response):
         extra["token_type_ids"] = torch.tensor([[0] * first + [1] * (len(ids) - first)])
     for place, value in list(zip(kept, found.values, strict=True))[:: max(1, len(kept) // 6)]:
         slopes = []
-        for factor in (1 + 1e-3, 1 - 1e-3):
+        for factor in (1 + 1e-2, 1 - 1e-2):
             moved = embeddings.clone()
             moved[place] *= factor
             with torch.no_grad(): slopes.append(rm.model(inputs_embeds=moved[None], attention_mask=torch.ones(1, len(ids), dtype=torch.long), **extra).logits.double().item())
-        assert abs((slopes[0] - slopes[1]) / 2e-3 - value) < 1e-4 * max(1, abs(value))
+        assert abs((slopes[0] - slopes[1]) / 2e-2 - value) < 1e-4 + 1e-3 * abs(value)  # the norms of a decoder compute in float32
+    assert max(map(abs, found.values)) > 0.02
     return found
 
 
@@ -471,7 +474,8 @@ def test_the_gradient_of_an_encoder_with_segments(tmp_path):
     raw = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     raw.pre_tokenizer = Whitespace()
     raw.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+                                        model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     torch.manual_seed(0)
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
     config = BertConfig(vocab_size=len(vocabulary), num_labels=1, initializer_range=0.5, pad_token_id=0, **size)
@@ -494,7 +498,7 @@ def test_a_conversation_is_taken_apart_at_its_last_message(rm):
 def test_explaining_changes_nothing_in_the_model(rm):
     before = rm.score(PROMPT, RESPONSE)
     explain_reward(rm, PROMPT, RESPONSE, "gradient")
-    assert rm.score(PROMPT, RESPONSE) == before and all(p.grad is None for p in rm.model.parameters())
+    assert abs(rm.score(PROMPT, RESPONSE) - before) < 1e-6 and all(p.grad is None for p in rm.model.parameters())
 
 
 def test_anything_that_scores_is_explained_by_words(rm):
@@ -615,7 +619,7 @@ def test_the_widget_draws_at_most_so_often_and_at_the_end(monkeypatch, capsys):
     original = watch.plot
     monkeypatch.setattr(watch, "plot", lambda: drawn.append(len(watch.history)) or original())
     run(watch, [{"loss": 1.0 / i} for i in range(1, 9)])
-    assert drawn == [1, 8] and watch.image.value.startswith(b"\x89PNG") and "step 8" in watch.status.value and capsys.readouterr().out == ""
+    assert drawn == [1, 8] and bytes(watch.image.value).startswith(b"\x89PNG") and "step 8" in watch.status.value and capsys.readouterr().out == ""
 
 
 def test_curves_are_the_logs():
