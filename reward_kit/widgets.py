@@ -373,15 +373,14 @@ _KEY_SCRIPT = """
     for (const root of roots) {
       if (root.dataset.keys) continue;
       root.dataset.keys = "on";
-      const field = root.querySelector("input[type=text]");
-      root.addEventListener("click", () => { if (!String(window.getSelection())) field.focus({preventScroll: true}); });
+      root.addEventListener("click", () => { if (!String(window.getSelection())) root.querySelector("input[type=text]").focus({preventScroll: true}); });
       root.addEventListener("keydown", event => {
         const action = keys[event.key.length == 1 ? event.key.toLowerCase() : event.key];
         if (!action || event.ctrlKey || event.metaKey || event.altKey) return;
         event.preventDefault();
         event.stopPropagation();
         if (!event.repeat) root.querySelector(".rk-" + action).click();
-      });
+      }, true); // before the field, which lets no key through
     }
   };
   start(50);
@@ -421,18 +420,18 @@ class PreferenceAnnotator:
         "The widgets, and what they call."
         import ipywidgets
         from IPython.display import Javascript
-        width = {"left": "auto", "right": "auto", "tie": "auto", "skip": "7em", "undo": "7em"}
-        self.buttons = {action: ipywidgets.Button(description=text, layout={"width": width[action], "flex": "1 1 auto" if width[action] == "auto" else "0 0 auto"})
-                        for action, text in BUTTONS.items()}
+        flexible = {"width": "auto", "flex": "1 1 0%"}
+        layouts = {"left": flexible, "tie": flexible, "right": flexible, "skip": {"width": "7em"}, "undo": {"width": "7em"}}
+        self.buttons = {action: ipywidgets.Button(description=text, layout=layouts[action]) for action, text in BUTTONS.items()}
         for action, button in self.buttons.items():
             button.add_class(f"rk-{action}")
             button.on_click(lambda _, action=action: self.act(action))
-        self.bar, self.page, self.status = ipywidgets.IntProgress(layout={"width": "100%", "height": "8px"}), ipywidgets.HTML(), ipywidgets.HTML()
+        self.bar, self.page, self.status = ipywidgets.IntProgress(layout={"width": "auto", "height": "14px"}), ipywidgets.HTML(), ipywidgets.HTML()
         self.field = ipywidgets.Text(placeholder="keys: 1 2 = s u", continuous_update=True, layout={"width": "11em", "flex": "0 0 auto"})
         self.field.observe(self._typed, "value")
         script, name = ipywidgets.Output(layout={"height": "0", "overflow": "hidden"}), f"rk-annotator-{os.urandom(4).hex()}"
         script.append_display_data(Javascript(key_script(name)))
-        rows = [ipywidgets.HBox(list(self.buttons.values())), ipywidgets.HBox([self.field, self.status], layout={"align_items": "center"})]
+        rows = [ipywidgets.HBox(list(self.buttons.values()), layout={"margin": "6px 0 2px 0"}), ipywidgets.HBox([self.field, self.status], layout={"align_items": "center"})]
         self.view = ipywidgets.VBox([self.bar, self.page, *rows, script], layout={"width": "100%"})
         self.view.add_class(name)
 
@@ -637,11 +636,12 @@ _RAISES, _LOWERS = "0,114,178", "213,94,0" # Okabe-Ito blue and vermilion, as re
 
 def _token_html(token, value, largest):
     "A token on a ground of its colour and strength; a solid line below what raised, a dotted one below what lowered."
-    strength = abs(value) / largest
-    if strength < 0.05: return f"<span title='{value:+.3f}'>{html.escape(token)}</span>"
+    strength, word = abs(value) / largest, token.strip()
+    if strength < 0.05 or not word: return f"<span title='{value:+.3f}'>{html.escape(token)}</span>"
     colour, line = (_RAISES, "solid") if value > 0 else (_LOWERS, "dotted")
     style = f"background:rgba({colour},{0.08 + 0.47 * strength:.2f});text-decoration:underline {line} {1 + round(2 * strength)}px;text-underline-offset:3px;border-radius:2px"
-    return f"<span style='{style}' title='{value:+.3f}'>{html.escape(token)}</span>"
+    before, _, after = token.partition(word)
+    return f"{before}<span style='{style}' title='{value:+.3f}'>{html.escape(word)}</span>{after}"
 
 
 def influence_html(
