@@ -46,7 +46,7 @@ def public_names() -> dict:
         if not module: continue
         loaded = import_module(f"reward_kit.{module}")
         for name in loaded.__all__:
-            value = getattr(loaded, name)
+            value = inspect.unwrap(getattr(loaded, name))  # a cached function as well
             if not (inspect.isclass(value) or inspect.isfunction(value)): continue
             names[name] = (str(path), value)
             if inspect.isclass(value):
@@ -231,8 +231,10 @@ def prepare(target: Path) -> None:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         write_nb(processed(path, names), target / path)
     for page in target.rglob("*.qmd"):
-        page.write_text(link_names(page.read_text(encoding="utf-8"), names, page.relative_to(target).as_posix()), encoding="utf-8")
+        text = page.read_text(encoding="utf-8").replace("GIT_URL", cfg["git_url"])
+        page.write_text(link_names(text, names, page.relative_to(target).as_posix()), encoding="utf-8")
     pages.write(target)
+    (target / "_quarto.yml").write_text("metadata-files: [../_quarto.yml, site.yml]\n", encoding="utf-8")
     (target / "site.yml").write_text("\n".join([
         f"project: {{output-dir: {cfg['doc_path']}}}", "website:", f"  title: {cfg['title']}", f"  description: {cfg['description']}",
         f"  site-url: {cfg['doc_host']}{cfg['doc_baseurl']}", f"  repo-url: {cfg['git_url']}", f"  repo-branch: {cfg['branch']}",
