@@ -15,7 +15,7 @@ _EXPORTS = {
         "inference": "RewardModel RewardEnsemble average_reward_models store_normalization",
         "ppo": "PPOConfig PPOTrainer",
         "agreement": "wilson_interval score_preferences",
-        "evaluation": "evaluate_reward_model EvaluationReport write_model_card",
+        "evaluation": "evaluate_reward_model TrustReport write_model_card",
         "serving": "RewardClient RewardServerError ServerLimits make_app serve",
         "autotrain": "LLMTrainingParams AutoTrainProject train_reward_model train_ppo_policy",
     }.items()

@@ -681,7 +681,7 @@ def clear_run(folder):  # folder: a folder of ours
 class TrainedRewardModel:
     "What `train_reward_model` leaves behind."
     path: Path  # the reward-model folder
-    evaluation: object  # EvaluationReport on the held-out prompts
+    evaluation: object  # TrustReport on the held-out prompts
     data_report: object  # DataReport of the training data
     held_out: object  # Preferences the evaluation used
     resumed: bool  # True: continued from a checkpoint
@@ -1023,14 +1023,16 @@ def run_training(trainer, output, settings, say):  # -> True if it resumed
     return bool(found)
 
 
-def evaluate_output(output, held_out, data_report, progress, say):  # -> EvaluationReport
-    "Loads the saved folder, evaluates it on the held-out prompts, completes the model card, and closes the record."
-    from reward_kit.encoding import update_card_section
+def evaluate_output(output, held_out, data_report, progress, say):  # -> TrustReport
+    "Loads the saved folder, evaluates it on the held-out prompts, keeps the temperature of its probabilities, completes the model card, and closes the record."
+    from reward_kit.encoding import RewardMetadata, update_card_section
     from reward_kit.evaluation import evaluate_reward_model, write_model_card
     from reward_kit.inference import RewardModel
 
     report = evaluate_reward_model(RewardModel.from_pretrained(output), held_out, name=Path(output).resolve().name, progress=progress)
     report.save(Path(output) / "evaluation")
+    fit = report.calibration and report.calibration.fit
+    if fit and not fit["separable"]: replace(RewardMetadata.load(output), calibration={**fit, "data_hash": report.fingerprint}).save(output)
     write_model_card(output, report)
     data_report.plot().savefig(Path(output) / "data_report.png", bbox_inches="tight")
     picture = "![lengths of the responses, and how often the longer one is chosen](data_report.png)"

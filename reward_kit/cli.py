@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['COMMON', 'DATA_OPTIONS', 'MODEL_OPTIONS', 'QUIET', 'INSPECT', 'LEARNING_OPTIONS', 'RUN_OPTIONS', 'CONFIG_OPTIONS',
            'LORA_OPTIONS', 'RESUME', 'TRAIN', 'PPO_BATCHES', 'PPO_ALGORITHM', 'PPO_OPTIMISER', 'PPO_OPTIONS', 'PPO',
-           'EVALUATE', 'COMPARE', 'SCORE', 'SERVER_OPTIONS', 'SERVE', 'LLM_GROUPS', 'LLM', 'HELD_OUT', 'QUICKSTART',
-           'COMMANDS', 'PYTHON_WORDS', 'Option', 'Command', 'Parser', 'with_dashes', 'make_parser', 'grouped',
-           'read_arguments', 'read_config', 'loading_arguments', 'named_labels', 'named_columns', 'load_model',
-           'run_inspect', 'html_page', 'write_file', 'lora_arguments', 'run_train', 'next_steps', 'shell_line',
-           'column_words', 'run_ppo', 'policy_steps', 'run_evaluate', 'as_trained', 'run_compare', 'score_table',
+           'EVALUATE', 'CALIBRATE', 'BENCHMARK', 'COMPARE_RUNS', 'COMPARE', 'SCORE', 'SERVER_OPTIONS', 'SERVE',
+           'LLM_GROUPS', 'LLM', 'HELD_OUT', 'QUICKSTART', 'COMMANDS', 'PYTHON_WORDS', 'Option', 'Command', 'Parser',
+           'with_dashes', 'make_parser', 'grouped', 'read_arguments', 'read_config', 'loading_arguments',
+           'named_labels', 'named_columns', 'load_model', 'run_inspect', 'html_page', 'write_file', 'lora_arguments',
+           'run_train', 'next_steps', 'shell_line', 'column_words', 'run_ppo', 'policy_steps', 'run_evaluate',
+           'run_calibrate', 'run_benchmark_command', 'run_compare_runs', 'as_trained', 'run_compare', 'score_table',
            'run_score', 'run_serve', 'llm_options', 'run_llm', 'evaluation_words', 'run_quickstart', 'write_playground',
            'truth_table', 'score_example', 'ppo_part', 'improvement_table', 'answer_pairs', 'quickstart_files',
            'overview', 'quiet_libraries', 'as_options', 'error_line', 'main', 'run_command', 'fail', 'broken_pipe']
@@ -133,7 +134,7 @@ def _add(parser, o):
     text = o.help + (" (required)" if o.required else "" if silent else f" (default: {o.default})")
     keys = {"help": text.replace("%", "%%")}
     if o.positional:
-        parser.add_argument(o.name, nargs="?", metavar=o.metavar or o.name.upper(), **keys)
+        parser.add_argument(o.name, nargs="*" if o.many else "?", metavar=o.metavar or o.name.upper(), **keys)
         return
     flags = [flag(o.name)] + ([flag(o.alias)] if o.alias else [])
     if o.kind is bool and o.default is False:  # only --x in the help; --no-x works too, against a configuration file
@@ -492,7 +493,7 @@ PPO_OPTIMISER = grouped("optimizer and run (PPOConfig)", (
     Option("bf16", bool, None, "compute in bfloat16; weights stay as they are (default: where the hardware has it)"),
     Option("use_cpu", bool, False, "train on the CPU even if there is an accelerator"),
     Option("gradient_checkpointing", bool, False, "recompute activations in the backward pass: less memory, slower"),
-    Option("layout", str, "auto", "batches of the updates: packed (no padding) where the models can, or as named", ("auto", "padded", "packed")),
+    Option("layout", str, "auto", "batches of the updates: 'packed' pads nothing, 'padded' is one episode a line, 'auto' packs where the models can", ("auto", "padded", "packed")),
     Option("recompute_logprobs", bool, None, "measure sampled tokens by a second forward pass (default: where sampling and training differ (bfloat16, vLLM))"),
     Option("use_vllm", bool, False, "sample with vLLM, through TRL's VLLMGeneration"),
     Option("logging_steps", int, 1, "batches of rollouts between two logs"),
@@ -555,7 +556,7 @@ PPO = Command("ppo", "Train a policy with PPO so that it writes what a reward mo
 
 # %% ../nbs/11_cli.ipynb #313453f9
 def run_evaluate(args):  # args: SimpleNamespace
-    "Prints the evaluation of a reward model on preferences; --report writes it as files."
+    "Prints the trust report of a reward model on preferences; --report writes it as files."
     from reward_kit.evaluation import evaluate_reward_model
 
     if args.report:
@@ -563,19 +564,21 @@ def run_evaluate(args):  # args: SimpleNamespace
 
         check_writable(args.report)
     loading = loading_arguments(args)
-    report = evaluate_reward_model(load_model(args), args.data, name=args.model, seed=args.seed, **loading)
-    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str) if args.json else report)
+    if args.probe_prompts < 0: raise ParameterError(f"--probe-prompts must not be negative, got {args.probe_prompts}")
+    report = evaluate_reward_model(load_model(args), args.data, name=args.model, probe_prompts=args.probe_prompts, seed=args.seed, **loading)
+    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str) if args.json else report.to_text())
     if args.report: print(f"Wrote {report.save(args.report)}", file=sys.stderr)
 
 
 EVALUATE = Command(
     "evaluate",
-    "Accuracy of a reward model on preferences, with a 95% interval.",
+    "The trust report of a reward model: accuracy with intervals, calibration, bias probes, disagreements.",
     (
         Option("model", positional=True, required=True, help="reward model: folder or hub id"),
         Option("data", positional=True, required=True, help="file, folder, glob or hub id of preferences"),
-        Option("report", help="write report.json, report.md and report.png into this folder", metavar="FOLDER"),
-        Option("seed", int, 0, "seed of the bootstrap"),
+        Option("report", help="write report.json, report.md and pictures into this folder", metavar="FOLDER"),
+        Option("probe_prompts", int, 100, "prompts whose best response is edited and scored again; 0: no bias probes", metavar="PROMPTS"),
+        Option("seed", int, 0, "seed of the bootstrap and the probes"),
         Option("json", bool, False, "print the report as JSON"),
         *MODEL_OPTIONS,
         *DATA_OPTIONS,
@@ -583,6 +586,94 @@ EVALUATE = Command(
     ),
     "reward-kit evaluate reward-model preferences.jsonl --report report",
     run_evaluate,
+)
+
+# %% ../nbs/11_cli.ipynb #11c00002
+def run_calibrate(args):  # args: SimpleNamespace
+    "Fits the temperature of a model's preference probabilities and keeps it in its folder."
+    from reward_kit.calibration import store_calibration
+    from reward_kit.data import load_preferences
+
+    kept = store_calibration(args.model, load_preferences(args.data, **loading_arguments(args)), device=args.device).metadata.calibration
+    if args.json: return print(json.dumps(kept, indent=2))
+    low, high = (f"{x:.2f}" if x is not None else "no limit" for x in kept["interval"])
+    print(f"Temperature {kept['temperature']:.3f} ({100 * kept['level']:g}% interval {low} to {high}) from {kept['n_pairs']:,} pairs of {kept['n_prompts']:,} prompts; "
+          f"log loss {kept['log_loss_before']:.3f} without it, {kept['log_loss']:.3f} with it. Kept in {args.model}: `reward-kit compare` and RewardModel.compare use it.")
+    if kept["separable"]: print("Every pair was in the right order, so the pairs only bound the temperature; more pairs would tell.", file=sys.stderr)
+
+
+CALIBRATE = Command(
+    "calibrate",
+    "Fit the temperature that makes a model's preference probabilities honest, and keep it with the model.",
+    (
+        Option("model", positional=True, required=True, help="folder of a reward model; its reward_kit.json is rewritten"),
+        Option("data", positional=True, required=True, help="preferences that it was not trained on: file, folder, glob or hub id"),
+        Option("json", bool, False, "print what is kept as JSON"),
+        Option("device", help="cpu, cuda, mps, ... (default: the fastest there is)"),
+        *DATA_OPTIONS,
+        QUIET,
+    ),
+    "reward-kit calibrate reward-model held-out.jsonl",
+    run_calibrate,
+)
+
+# %% ../nbs/11_cli.ipynb #11c00003
+def run_benchmark_command(args):  # args: SimpleNamespace
+    "Prints what a model scores on a public benchmark; --report writes it as files."
+    from reward_kit.benchmarks import run_benchmark
+
+    report = run_benchmark(load_model(args), args.data, kind=args.kind, split=args.split, name=args.model, seed=args.seed, progress=bool(args.progress))
+    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if args.json else report)
+    if not args.report: return
+    folder = Path(args.report)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmark.json").write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "benchmark.md").write_text(f"# {report.title}: {report.model}\n\n{report.to_markdown()}\n![scores by section](benchmark.png)\n", encoding="utf-8")
+    report.plot().savefig(folder / "benchmark.png")
+    print(f"Wrote {folder}", file=sys.stderr)
+
+
+BENCHMARK = Command(
+    "benchmark",
+    "Score a reward model on RewardBench, RewardBench 2, RM-Bench or LLMBar, counted as their authors count.",
+    (
+        Option("model", positional=True, required=True, help="reward model: folder or hub id"),
+        Option("data", positional=True, required=True, help="the benchmark: file, folder or hub id"),
+        Option("kind", str, None, "which benchmark it is (default: found from its columns)", ("rewardbench", "rewardbench2", "rm-bench", "llmbar")),
+        Option("split", str, None, "split of a data set that has several"),
+        Option("report", help="write benchmark.json, benchmark.md and benchmark.png into this folder", metavar="FOLDER"),
+        Option("seed", int, 0, "seed of the bootstrap"),
+        Option("json", bool, False, "print the report as JSON"),
+        *MODEL_OPTIONS,
+        QUIET,
+    ),
+    "reward-kit benchmark reward-model reward-bench.parquet --report report",
+    run_benchmark_command,
+)
+
+# %% ../nbs/11_cli.ipynb #11c00004
+def run_compare_runs(args):  # args: SimpleNamespace
+    "Prints which of several reward models agree more with the same preferences, and what is chance."
+    from reward_kit.small_data import compare_runs
+
+    if len(args.runs) < 2: raise ParameterError(f"compare-runs needs two runs or more, got {len(args.runs)}; give their folders one after another")
+    found = compare_runs(args.runs, args.data, seed=args.seed, **loading_arguments(args))
+    print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if args.json else found)
+
+
+COMPARE_RUNS = Command(
+    "compare-runs",
+    "Compare reward models on the same preferences by paired tests, several seeds of a setting together.",
+    (
+        Option("runs", positional=True, required=True, many=True, help="folders or hub ids of reward models; lora-seed0 and lora-seed1 are two seeds of one setting"),
+        Option("data", required=True, help="preferences that none of them was trained on: file, folder, glob or hub id"),
+        Option("seed", int, 0, "seed of the bootstrap"),
+        Option("json", bool, False, "print the comparison as JSON"),
+        *DATA_OPTIONS,
+        QUIET,
+    ),
+    "reward-kit compare-runs run-a run-b --data held-out.jsonl",
+    run_compare_runs,
 )
 
 # %% ../nbs/11_cli.ipynb #ebf1d41b
@@ -923,7 +1014,8 @@ def quickstart_files(folder, number=5):  # number: of this step -> text
         "preferences.jsonl": "the data: prompt, chosen, rejected; yours looks the same",
         "reward-model": "the reward model, a standard Hugging Face folder", "reward-model/README.md": "its model card",
         "reward-model/data_report.png": "what is in the data", "reward-model/training_curve.png": "how training went",
-        "reward-model/evaluation.png": "how well it tells better from worse",
+        "reward-model/trust_accuracy.png": "how well it tells better from worse", "reward-model/trust_calibration.png": "how honest its probabilities are",
+        "reward-model/trust_probes.png": "what edits that should not matter do to the reward", "reward-model/evaluation/report.md": "the whole trust report",
         "ppo-model": "the policy that PPO trained with it", "ppo-model/README.md": "its card", "ppo-model/ppo_curve.png": "score, KL and length by batch",
         "ppo-model/held_out.jsonl": "what it answered before and after",
     }
@@ -954,7 +1046,7 @@ QUICKSTART = Command(
 )
 
 # %% ../nbs/11_cli.ipynb #7a320a9d
-COMMANDS = {c.name: c for c in (QUICKSTART, INSPECT, TRAIN, EVALUATE, SCORE, COMPARE, PPO, SERVE, LLM)}
+COMMANDS = {c.name: c for c in (QUICKSTART, INSPECT, TRAIN, EVALUATE, CALIBRATE, BENCHMARK, COMPARE_RUNS, SCORE, COMPARE, PPO, SERVE, LLM)}
 
 
 def overview():  # -> text

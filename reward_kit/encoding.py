@@ -28,6 +28,8 @@ import os
 import re
 import socket
 import tempfile
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -843,7 +845,7 @@ def segment_table(
 
 def _causal_mask(masks, n, total, window, like):
     "(n, total) additive mask: the last n of `total` places, each seeing those before it, at most `window` back with itself."
-    key = n, total, window, like.dtype
+    key = n, total, window, like.dtype, like.device
     if key not in masks:
         back = torch.arange(total - n, total, device=like.device)[:, None] - torch.arange(total, device=like.device)
         hidden = (back < 0) if window is None else (back < 0) | (back >= window)
@@ -890,8 +892,17 @@ def attend_by_segments(
     return torch.cat(out, 2)
 
 
+@cache
+def _varlen_attention():
+    "Torch's attention over sequences of different lengths, None where this torch has none with windows."
+    try: from torch.nn.attention.varlen import varlen_attn
+    except ImportError: return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
 def _flash_fits(query, value):
     "Whether torch's flash attention takes these tensors."
+    if query.device.type == "cuda" and _varlen_attention() is None: return False
     size = query.shape[-1]
     fits = query.dtype in (torch.float16, torch.bfloat16) and size <= 256 and size % 8 == 0 and value.shape[-1] == size
     return fits and query.device.type == "cuda" and torch.cuda.get_device_capability(query.device)[0] >= 8
@@ -909,12 +920,11 @@ def attend_on_cuda(
 ) -> torch.Tensor | None:  # (1, heads, T, d)
     "The same by torch's variable-length flash attention, one kernel for all segments; None where it does not apply."
     if softcap is not None or dropout or not _flash_fits(query, value): return None
-    from torch.nn.attention.varlen import varlen_attn
     masks = getattr(table, "masks", {})
     if "varlen" not in masks: masks["varlen"] = varlen_parts(table[0, 0], query.device)
     places, *lengths = masks["varlen"]
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    out = varlen_attn(query.contiguous(), key[places], value[places], *lengths, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
+    out = _varlen_attention()(query.contiguous(), key[places], value[places], *lengths, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
     return out.transpose(0, 1)[None]
 
 # %% ../nbs/03_encoding.ipynb #ab5e1013
@@ -963,10 +973,11 @@ AttentionInterface.register(PACKED_ATTENTION, segment_attention)
 def last_feed_forward(
     base,  # transformers model without its head
 ) -> nn.Module | None:
-    "The feed-forward part of the last layer, after which no token sees another; None where it is not found, or routes tokens to experts."
+    "The feed-forward part of the last layer, after which no token sees another; None where it is not found, not transformers' own, or routes tokens to experts."
     lists = [child for child in base.children() if isinstance(child, nn.ModuleList) and len(child)]
     part = getattr(lists[0][-1], "mlp", None) if len(lists) == 1 else None
-    return None if part is None or any("expert" in name or "router" in name for name, _ in part.named_modules()) else part
+    if part is None or not type(part).__module__.startswith("transformers.models."): return None  # what else it might do is not known
+    return None if any("expert" in name or "router" in name for name, _ in part.named_modules()) else part
 
 
 def _feed_forward_at(whole, places, hidden, *args, **kwargs):
@@ -978,10 +989,10 @@ def _feed_forward_at(whole, places, hidden, *args, **kwargs):
 
 
 @contextlib.contextmanager
-def _changed(configs, part, forward):
-    "Our attention function in the configurations and `forward` in the module, then again what was there before."
+def _changed(configs, part, forward, attention=PACKED_ATTENTION):
+    "An attention function in the configurations and `forward` in the module, then again what was there before."
     names, own = [config._attn_implementation for config in configs], part.__dict__.get("forward") if part is not None else None
-    for config in configs: config._attn_implementation = PACKED_ATTENTION
+    for config in configs: config._attn_implementation = attention
     if part is not None: part.forward = forward
     try: yield
     finally:
@@ -990,8 +1001,14 @@ def _changed(configs, part, forward):
         elif part is not None: del part.forward
 
 
-def _run_changed(change, function, *args):
-    with change(): return function(*args)
+_LOCKS = weakref.WeakKeyDictionary()  # model -> lock of the thread that has changed it
+
+
+def _lock(base): return _LOCKS.setdefault(base, threading.RLock())
+
+
+def _run_changed(change, base, function, *args):
+    with _lock(base), change(): return function(*args)
 
 
 @contextlib.contextmanager
@@ -1000,20 +1017,23 @@ def packed_forward(
     packed: bool,  # whether the line is packed
     places: torch.Tensor | None = None,  # (m,) of the flattened line that are read; None: all
 ):
-    "While it lasts the model reads packed lines, and computes the end of its last layer at some places alone. Checkpointed layers do it again."
-    if not packed and places is None: # sampling, token by token
-        yield
-        return
-    configs = {id(m.config): m.config for m in base.modules() if packed and hasattr(getattr(m, "config", None), "_attn_implementation")}
-    part = last_feed_forward(base) if places is not None else None
-    change = partial(_changed, list(configs.values()), part, None if part is None else partial(_feed_forward_at, part.forward, places))
-    checkpoints = [(m, m._gradient_checkpointing_func) for m in base.modules() if "_gradient_checkpointing_func" in m.__dict__]
-    for module, own in checkpoints:
-        module._gradient_checkpointing_func = lambda function, *args, own=own: own(partial(_run_changed, change, function), *args)
-    try:
-        with change(): yield
-    finally:
-        for module, own in checkpoints: module._gradient_checkpointing_func = own
+    """While it lasts the model reads packed lines, and computes the end of its last layer at some places alone. Checkpointed layers do it again.
+
+    One thread at a time: another that wants the same model waits."""
+    with _lock(base):
+        if not packed and places is None: # sampling, token by token
+            yield
+            return
+        configs = {id(m.config): m.config for m in base.modules() if packed and hasattr(getattr(m, "config", None), "_attn_implementation")}
+        part = last_feed_forward(base) if places is not None else None
+        change = partial(_changed, list(configs.values()), part, None if part is None else partial(_feed_forward_at, part.forward, places))
+        checkpoints = [(m, m._gradient_checkpointing_func) for m in base.modules() if "_gradient_checkpointing_func" in m.__dict__]
+        for module, own in checkpoints:
+            module._gradient_checkpointing_func = lambda function, *args, own=own: own(partial(_run_changed, change, base, function), *args)
+        try:
+            with change(): yield
+        finally:
+            for module, own in checkpoints: module._gradient_checkpointing_func = own
 
 # %% ../nbs/03_encoding.ipynb #528a5178
 def innermost_model(
@@ -1069,7 +1089,7 @@ def _decoder_rewards(model, inputs, reward_index, segments):
     if accepts(type(base), "use_cache"): inputs["use_cache"] = False
     if segments is not None: inputs["attention_mask"] = segment_table(segments)
     with packed_forward(base, segments is not None, reward_index[reward_index >= 0]): hidden = base(**inputs).last_hidden_state
-    return apply_head_float32(model.score, hidden.reshape(-1, hidden.shape[-1])[reward_index.clamp(min=0)]).squeeze(-1)
+    return apply_head_float32(model.score, hidden.reshape(-1, hidden.shape[-1])[reward_index.clamp(min=0).to(hidden.device)]).squeeze(-1)
 
 
 def _reward_forward(self, *args, reward_index=None, segments=None, **kwargs):
@@ -1082,7 +1102,7 @@ def _reward_forward(self, *args, reward_index=None, segments=None, **kwargs):
     if is_reward_decoder(self): rewards = _decoder_rewards(self, inputs, reward_index, segments)
     elif segments is None: rewards = _encoder_rewards(self, original, inputs, reward_index.clamp(min=0))
     else: raise ValueError(f"{type(self).__name__} is an encoder, which cannot read packed lines: use layout='padded'")
-    return SequenceClassifierOutput(logits=rewards.masked_fill(reward_index < 0, 0.0))
+    return SequenceClassifierOutput(logits=rewards.masked_fill((reward_index < 0).to(rewards.device), 0.0))
 
 # %% ../nbs/03_encoding.ipynb #908b788f
 def bind_reward_forward(
@@ -1119,6 +1139,11 @@ def _probe_groups(config):
     return [[prompt + tokens(9), prompt + tokens(12)], [opening + tokens(5), tokens(7), opening + tokens(3)]]
 
 
+def _plain_attention(base):
+    "The attention that every model has and every device computes, where the model's own may be for some devices only."
+    return _changed([m.config for m in base.modules() if getattr(getattr(m, "config", None), "_attn_implementation", "sdpa") not in ("sdpa", "eager")], None, None, "eager")
+
+
 @torch.no_grad()
 def _probe_states(base, groups, layout):
     "Hidden states (n, h) at the last token of each sequence."
@@ -1127,7 +1152,8 @@ def _probe_states(base, groups, layout):
     inputs = {name: value.to(device) for name, value in batch.items() if name == "input_ids" or accepts(type(base), name)}
     if layout == "packed": inputs["attention_mask"] = segment_table(batch["segments"])
     if accepts(type(base), "use_cache"): inputs["use_cache"] = False
-    with packed_forward(base, layout == "packed", last.to(device)): return base(**inputs).last_hidden_state.flatten(0, 1)[last].float()
+    with packed_forward(base, True, last.to(device)) if layout == "packed" else _plain_attention(base):
+        return base(**inputs).last_hidden_state.flatten(0, 1)[last].float()
 
 # %% ../nbs/03_encoding.ipynb #ab5e1008
 def packing_problem(

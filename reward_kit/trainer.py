@@ -9,14 +9,14 @@ __all__ = ['logger', 'READY_COLUMNS', 'STATISTICS', 'MARKER', 'UNFINISHED', 'def
            'column_names', 'to_pair_ids', 'content_hash', 'example_lengths', 'usable_records', 'record_kind', 'no_bars',
            'DataSteps', 'EpochLengthSampler', 'SamplingSteps', 'batch_labels', 'counted_rows', 'batch_weight',
            'row_statistics', 'add_up', 'summarise', 'LossSteps', 'MetricSteps', 'is_out_of_memory', 'example_tokens',
-           'split_batch', 'take_examples', 'MemorySteps', 'gibibytes', 'duration', 'TrainingPlan', 'estimate_memory',
-           'PlanSteps', 'TimingSteps', 'CheckpointError', 'sync_to_disk', 'begin_checkpoint', 'complete_checkpoint',
-           'read_marker', 'complete_checkpoints', 'remove_checkpoint', 'own_checkpoints', 'remove_unfinished',
-           'remove_checkpoints', 'is_write_error', 'write_problem', 'CheckpointSteps', 'ResumeSteps',
-           'TrainingInterrupted', 'StopWhenAsked', 'InterruptSteps', 'move_into', 'write_weights', 'merged_model',
-           'scores_of', 'plot_training', 'markdown_table', 'base_name', 'card_head', 'ExportSteps', 'MergeSteps',
-           'EvaluationSteps', 'CardSteps', 'CardText', 'load_for_training', 'use_template', 'hidden_settings',
-           'flatten', 'with_added_tokens', 'SetupSteps', 'TrainSteps', 'RewardTrainer']
+           'part_cost', 'split_batch', 'take_examples', 'MemorySteps', 'gibibytes', 'duration', 'TrainingPlan',
+           'estimate_memory', 'PlanSteps', 'TimingSteps', 'CheckpointError', 'sync_to_disk', 'begin_checkpoint',
+           'complete_checkpoint', 'read_marker', 'complete_checkpoints', 'remove_checkpoint', 'own_checkpoints',
+           'remove_unfinished', 'remove_checkpoints', 'is_write_error', 'write_problem', 'CheckpointSteps',
+           'ResumeSteps', 'TrainingInterrupted', 'StopWhenAsked', 'InterruptSteps', 'move_into', 'write_weights',
+           'merged_model', 'scores_of', 'plot_training', 'markdown_table', 'base_name', 'card_head', 'ExportSteps',
+           'MergeSteps', 'EvaluationSteps', 'CardSteps', 'CardText', 'load_for_training', 'use_template',
+           'hidden_settings', 'flatten', 'with_added_tokens', 'SetupSteps', 'TrainSteps', 'RewardTrainer']
 
 # %% ../nbs/04_trainer.ipynb #c0ac0132
 import copy
@@ -575,13 +575,26 @@ def is_out_of_memory(
 
 def example_tokens(
     inputs: dict, # a batch of `RewardCollator`, or TRL's (chosen rows, then rejected rows)
+    total=torch.sum, # over the lines of an example: their sum, or torch.amax for the longest
 ) -> torch.Tensor: # (b,) int
     "Tokens of each example of a batch, padding not counted."
     examples = len(batch_labels(inputs)["ranks"])
     own = inputs["segments"][:, 0] if "segments" in inputs else inputs["attention_mask"].sum(1)
-    if "reward_index" not in inputs: return own.view(2, examples).sum(0)
+    if "reward_index" not in inputs: return total(own.view(2, examples), 0)
     mask = inputs["mask"]
-    return torch.zeros(mask.shape, dtype=own.dtype, device=own.device).masked_scatter(mask, own).sum(1)
+    return total(torch.zeros(mask.shape, dtype=own.dtype, device=own.device).masked_scatter(mask, own), 1)
+
+
+def part_cost(
+    inputs: dict, # a batch of `RewardCollator`, or TRL's (chosen rows, then rejected rows)
+): # -> function(examples) -> places that a forward pass over these examples computes
+    "What a part of the batch costs: its tokens if it is packed, else its lines times the longest."
+    if "segments" in inputs:
+        tokens = example_tokens(inputs).tolist()
+        return lambda chosen: sum(tokens[i] for i in chosen)
+    longest = example_tokens(inputs, torch.amax).tolist()
+    lines = inputs["mask"].sum(1).tolist() if "reward_index" in inputs else [2] * len(longest)
+    return lambda chosen: sum(lines[i] for i in chosen) * max(longest[i] for i in chosen)
 
 
 def split_batch(
@@ -590,10 +603,10 @@ def split_batch(
     batch_tokens: int | None = None, # most tokens of a part that holds more than one example
 ) -> list[dict]: # batches whose examples together are those of `inputs`
     "Cuts a batch between examples, and the columns that only held padding."
-    tokens = example_tokens(inputs).tolist()
-    size, chosen, found = math.ceil(len(tokens) / max(1, parts)), [], []
-    for i, count in enumerate(tokens):
-        full = len(chosen) >= size or batch_tokens is not None and sum(tokens[j] for j in chosen) + count > batch_tokens
+    n = len(batch_labels(inputs)["ranks"])
+    size, chosen, found, cost = math.ceil(n / max(1, parts)), [], [], part_cost(inputs)
+    for i in range(n):
+        full = len(chosen) >= size or batch_tokens is not None and cost([*chosen, i]) > batch_tokens
         if chosen and full:
             found.append(chosen)
             chosen = []
@@ -653,7 +666,7 @@ class MemorySteps:
         while loss is None: # out of the except block, which kept the failed graph alive
             self._halve(model)
             loss = self._try_step(model, self._step_inputs, num_items_in_batch)
-        self._tokens_seen += int(inputs["attention_mask"].sum())
+        self._tokens_seen += int(inputs["segments"][:, [0, 2]].sum() if "segments" in inputs else inputs["attention_mask"].sum()) # of the texts, shared or not
         return loss
 
     def _try_step(self, model, batches, weight):
@@ -668,14 +681,19 @@ class MemorySteps:
             return loss
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error): raise
-            if self.args.world_size > 1:
+            if self.args.world_size > 1 or self._sharded:
                 raise self._no_memory(f"in process {self.args.process_index}; lower per_device_train_batch_size") from error
             if self._parts >= max(len(batch_labels(inputs)["ranks"]) for inputs in self._step_inputs): # nothing left to split
                 raise self._no_memory("with one example at a time; lower max_length, or use LoRA or gradient_checkpointing") from error
             return None
 
     @property
-    def _budget(self): return self.args.batch_tokens or (CPU_BATCH_TOKENS if self.args.device.type == "cpu" else None)
+    def _sharded(self): return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @property
+    def _budget(self):
+        if self._sharded: return None # parts would be steps of DeepSpeed, and differ in number between processes that gather weights together
+        return self.args.batch_tokens or (CPU_BATCH_TOKENS if self.args.device.type == "cpu" else None)
 
     def _no_memory(self, what): return torch.OutOfMemoryError(f"out of memory at step {self.state.global_step + 1}, {what}")
 

@@ -432,7 +432,7 @@ def test_create_returns_the_process_id_and_leaves_a_folder(documented):
     assert documented["code"] == os.getpid()
     assert documented["project"].path == Path("reward-model")
     names = {p.name for p in (documented["folder"] / "reward-model").iterdir()}
-    assert {"config.json", "model.safetensors", "reward_kit.json", "README.md", "training_curve.png", "evaluation.png", "data_report.png"} <= names
+    assert {"config.json", "model.safetensors", "reward_kit.json", "README.md", "training_curve.png", "trust_accuracy.png", "data_report.png"} <= names
     assert not [name for name in names if name.startswith("checkpoint-")]
     assert [p.name for p in documented["folder"].iterdir() if p.name != "preferences.jsonl"] == ["reward-model"]
     card = (documented["folder"] / "reward-model" / "README.md").read_text()

@@ -23,7 +23,7 @@ from reward_kit.agreement import (
     wilson_interval,
 )
 from reward_kit.data import load_preferences
-from reward_kit.evaluation import EvaluationReport, difference_histogram, evaluate_reward_model, evaluation_verdicts, write_model_card
+from reward_kit.evaluation import TrustReport, difference_histogram, evaluate_reward_model, evaluation_verdicts, write_model_card
 
 
 def by_length(prompts, responses):
@@ -288,10 +288,10 @@ def test_numbers_of_pairs_for_a_narrow_interval():
 def test_save_and_read_again(tmp_path):
     report = evaluate_reward_model(by_length, pairs(200))
     folder = report.save(tmp_path / "a" / "b")
-    assert sorted(p.name for p in folder.iterdir()) == ["report.json", "report.md", "report.png"]
-    again = EvaluationReport(**json.loads((folder / "report.json").read_text()))
+    assert sorted(p.name for p in folder.iterdir()) == ["accuracy.png", "calibration.png", "groups.png", "probes.png", "report.json", "report.md"]
+    again = TrustReport(**json.loads((folder / "report.json").read_text()))
     assert again.to_dict() == report.to_dict() and str(again) == str(report)
-    assert (folder / "report.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
     assert report.to_markdown() in (folder / "report.md").read_text()
     assert "<script>" not in evaluate_reward_model(by_length, pairs(), name="<script>")._repr_html_()
 
@@ -329,7 +329,7 @@ def test_card_is_valid_and_keeps_the_rest(tmp_path):
     assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("transformers", "text-classification", "mit")
     assert data["tags"] == ["mine", "reward-model"] and "My words." in card.text
     assert "<!-- reward_kit:evaluation -->" in card.text and f"{100 * report.accuracy:.1f}%" in card.text
-    assert (tmp_path / "evaluation.png").exists()
+    assert (tmp_path / "trust_accuracy.png").exists()
 
 
 def test_card_for_a_folder_without_one(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import reward_kit
 
 HEAVY = ["torch", "trl", "transformers", "datasets", "pandas", "pyarrow", "accelerate", "peft", "matplotlib", "ipywidgets", "numpy", "fastapi", "uvicorn"]
-COMMANDS = [[], ["quickstart"], ["inspect"], ["train"], ["evaluate"], ["score"], ["compare"], ["ppo"], ["serve"], ["llm"]]
+COMMANDS = [[], ["quickstart"], ["inspect"], ["train"], ["evaluate"], ["calibrate"], ["benchmark"], ["compare-runs"], ["score"], ["compare"], ["ppo"], ["serve"], ["llm"]]
 REPORT = f"import sys; print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
 
 

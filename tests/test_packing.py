@@ -1,11 +1,13 @@
 "Packed batches give the rewards and the gradients of padded ones; tiny random models, made here."
 import copy
+import inspect
 import json
 import os
 import pickle
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import packing_ddp
 import pytest
@@ -28,7 +30,7 @@ from reward_kit.encoding import (
     segment_table,
 )
 from reward_kit.inference import RowScorer
-from reward_kit.trainer import RewardConfig, RewardTrainer, example_tokens, split_batch, take_examples
+from reward_kit.trainer import RewardConfig, RewardTrainer, split_batch, take_examples
 
 # ---- models and examples
 
@@ -302,7 +304,7 @@ def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, sca
 def test_the_inputs_of_variable_length_attention(kind, reentrant, monkeypatch):
     "No CPU runs the kernel, so a plain function with its documented meaning stands in its place."
     calls = []
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda *args, **kwargs: calls.append(kwargs["window_size"]) or reference_varlen(*args, **kwargs))
+    monkeypatch.setattr(module, "_varlen_attention", lambda: lambda *args, **kwargs: calls.append(kwargs["window_size"]) or reference_varlen(*args, **kwargs))
     monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
     model = make_model(kind)
     if reentrant: model.train().gradient_checkpointing_enable({"use_reentrant": True}), model.enable_input_require_grads()
@@ -315,7 +317,7 @@ def test_the_inputs_of_variable_length_attention(kind, reentrant, monkeypatch):
 def test_variable_length_attention_is_for_what_its_kernel_computes(monkeypatch):
     table, ones = segment_table(torch.tensor([[4, 0, 0]])), lambda size, dtype=torch.bfloat16: torch.ones(1, 2, 4, size, dtype=dtype)
     assert module.attend_on_cuda(*[ones(8)] * 3, table, None, None, 0.0, None) is None, "on a CPU"
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, *_, **__: query)
+    monkeypatch.setattr(module, "_varlen_attention", lambda: lambda query, *_, **__: query)
     monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
     assert module.attend_on_cuda(*[ones(8)] * 3, table, None, None, 0.0, None) is not None
     for softcap, dropout in ((30.0, 0.0), (None, 0.1)): assert module.attend_on_cuda(*[ones(8)] * 3, table, None, softcap, dropout, None) is None
@@ -546,7 +548,7 @@ def test_a_part_of_a_batch_is_the_batch_of_its_examples(layout, parts, budget):
             got = part[name][:, :width] if width else part[name]
             if name == "ranks": got, value = got[own["mask"]], value[own["mask"]]
             assert torch.equal(got, value), name
-        assert budget is None or count == 1 or int(example_tokens(part).sum()) <= budget
+        assert budget is None or count == 1 or part["input_ids"].numel() <= budget
         start += count
     assert start == len(ALL_COLUMNS) and len(found) >= min(parts, len(ALL_COLUMNS)) and (budget != 1 or len(found) == start)
 
@@ -616,3 +618,61 @@ def test_two_processes_train_as_one(base, packed_run, tmp_path):
         assert all(step == [False] * (len(step) - 1) + [True] for log in logs for step in log["steps"])
         parts = [[len(step) for step in log["steps"]] for log in logs]
         assert parts == [[1, 1, 1]] * 2 if name == "whole" else max(map(max, parts)) > 2 if name == "accumulated" else parts[0] != parts[1]
+
+
+# ---- several threads, and models that are not transformers'
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_threads_that_share_a_model_wait_for_each_other(layout):
+    model = make_model("Qwen3")
+    rows = [tokens(random.Random(i).randint(9, 30), i) for i in range(24)]
+    scorer = RowScorer(model, 0, layout=layout)
+    expected, attention = scorer(rows), model.config._attn_implementation
+    with ThreadPoolExecutor(4) as pool: found = list(pool.map(lambda i: scorer(rows[i : i + 3]), [i % 21 for i in range(60)]))
+    for i, rewards in enumerate(found): assert rewards == pytest.approx(expected[i % 21 : i % 21 + 3], abs=1e-5)
+    assert model.config._attn_implementation == attention and "forward" not in model.model.layers[-1].mlp.__dict__
+    assert scorer(rows) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_torch_without_variable_length_attention_goes_segment_by_segment(monkeypatch):
+    given = inspect.signature(module._varlen_attention()).parameters
+    assert {"scale", "window_size"} <= set(given)  # of the tested torch
+    module._varlen_attention.cache_clear()
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, key, value: None)
+    assert module._varlen_attention() is None
+    module._varlen_attention.cache_clear()
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert module._varlen_attention() is None
+    module._varlen_attention.cache_clear()
+
+
+class Mixing(torch.nn.Module):
+    "A last feed-forward part that lets a token see the one before it."
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden): return self.inner(hidden) + hidden.roll(1, 1)
+
+
+def test_a_feed_forward_part_that_is_not_transformers_own_is_computed_everywhere():
+    model = make_model("Qwen3")
+    model.model.layers[-1].mlp = Mixing(model.model.layers[-1].mlp)
+    ids = torch.tensor([tokens(12, 0)])
+    with torch.no_grad(): own = type(model).forward(model, input_ids=ids).logits.item()
+    assert RowScorer(model, 0)([ids[0].tolist()]) == pytest.approx([own], abs=1e-5)
+
+
+def test_a_kernel_for_one_device_does_not_decide_the_layout(monkeypatch):
+    "An attention function that refuses this device stands for one that needs a GPU."
+    def elsewhere(*args, **kwargs): raise RuntimeError("only on a GPU")
+    transformers.AttentionInterface.register("elsewhere", elsewhere)
+    model = make_model("Llama")
+    model.config._attn_implementation = "elsewhere"
+    assert packing_problem(model) is None and model.config._attn_implementation == "elsewhere"
+
+
+def test_padded_parts_are_bounded_with_their_padding():
+    rows = [{"sequences": [tokens(100, 0), tokens(5, 1)]}, *({"sequences": [tokens(6, i), tokens(7, i + 1)]} for i in range(6))]
+    parts = split_batch(RewardCollator(0, "padded")(rows), 1, 60)
+    assert [part["input_ids"].numel() for part in parts] == [200, 56, 28] and sum(len(part["ranks"]) for part in parts) == 7
