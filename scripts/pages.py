@@ -101,8 +101,13 @@ def unlisted() -> list:
 def paper_link(paper: dict) -> str:
     "Where a paper is found."
     if paper.get("arxiv"): return f"[arXiv {paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})"
-    if paper.get("doi"): return f"[doi {paper['doi']}](https://doi.org/{quote(paper['doi'])})"
-    return f"[{paper['url'].split('/')[2]}]({paper['url']})"
+    if paper.get("doi"): return f"[doi {escape(paper['doi'])}](https://doi.org/{quote(paper['doi'])})"
+    return f"[{paper['url'].split('/')[2]}]({paper['url']})" if paper.get("url") else paper["book"]
+
+
+def escape(text: str) -> str:
+    "Angle brackets as Markdown."
+    return text.replace("<", r"\<").replace(">", r"\>")
 
 
 def papers_page(anchor) -> str:
