@@ -202,6 +202,11 @@ def anchor(heading: str) -> str:
     return re.sub(r"^[^a-z]+", "", text) or "section"
 
 
+def on_site(text: str) -> str:
+    "Links to files of the repository, which the README needs, as links to the site's page or to the repository."
+    return text.replace("](CHANGELOG.md)", "](changelog.qmd)").replace("](LICENSE)", f"]({pages.repository_link('LICENSE')})")
+
+
 def processed(path: Path, names: dict):
     "A notebook as the site shows it."
     nb = read_nb(NOTEBOOKS / path)
@@ -216,7 +221,7 @@ def processed(path: Path, names: dict):
             cell.cell_type, cell.source = "markdown", describe(shown[1], names[shown[1]][1])
             cell.pop("outputs", None); cell.pop("execution_count", None)
         elif cell.cell_type == "code": cell.source = re.sub(r"^#\| code-summary: .*\n", "#| code-summary: Source\n", cell.source, flags=re.M)
-        if cell.cell_type == "markdown": cell.source = link_names(cell.source, names, path.as_posix())
+        if cell.cell_type == "markdown": cell.source = link_names(on_site(cell.source), names, path.as_posix())
     return nb
 
 
