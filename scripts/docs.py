@@ -4,6 +4,7 @@ nbdev's own `nbdev_docs` does most of this. What it does not: it drops what a fi
 chapter explains, and shows no defaults or meanings of settings that live in dataclass fields. So its processors run here between steps of our own.
 """
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -203,7 +204,8 @@ def anchor(heading: str) -> str:
 
 
 def on_site(text: str) -> str:
-    "Links to files of the repository, which the README needs, as links to the site's page or to the repository."
+    "Links to files of the repository, which the README needs, as links to the site's page or to the repository; texts of pictures for screen readers too."
+    text = re.sub(r"!\[([^\]\n]+)\]\(([^)\s]+)\)(?!\{)", lambda m: f"{m[0]}{{fig-alt={json.dumps(m[1], ensure_ascii=False)}}}", text)
     return text.replace("](CHANGELOG.md)", "](changelog.qmd)").replace("](LICENSE)", f"]({pages.repository_link('LICENSE')})")
 
 
@@ -237,7 +239,7 @@ def prepare(target: Path) -> None:
         write_nb(processed(path, names), target / path)
     for page in target.rglob("*.qmd"):
         text = page.read_text(encoding="utf-8").replace("GIT_URL", cfg["git_url"])
-        page.write_text(link_names(text, names, page.relative_to(target).as_posix()), encoding="utf-8")
+        page.write_text(link_names(on_site(text), names, page.relative_to(target).as_posix()), encoding="utf-8")
     pages.write(target)
     (target / "_quarto.yml").write_text("metadata-files: [../_quarto.yml, site.yml]\n", encoding="utf-8")
     (target / "site.yml").write_text("\n".join([

@@ -134,7 +134,7 @@ def write(target: Path) -> None:
     "Write the pages, and the pictures that they show, into a folder."
     import docs
 
-    (target / "benchmarks.qmd").write_text(benchmarks(), encoding="utf-8")
+    (target / "benchmarks.qmd").write_text(docs.on_site(benchmarks()), encoding="utf-8")
     (target / "papers.qmd").write_text(papers_page(docs.anchor), encoding="utf-8")
     (target / "changelog.qmd").write_text(changelog(), encoding="utf-8")
     (target / "benchmarks").mkdir(exist_ok=True)
