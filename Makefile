@@ -30,8 +30,7 @@ readme: $(STAMP)     ## README.md from nbs/index.ipynb
 	$(BIN)/python scripts/readme.py
 
 docs: $(STAMP)       ## the site, with Quarto, into _docs
-	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.7 or newer: https://quarto.org/docs/get-started (everything else works without it)"; exit 1; }
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs
+	PATH="$(CURDIR)/$(BIN):$$PATH" python scripts/docs.py
 
 bench: $(STAMP)      ## measure accuracy and PPO on the playground (half an hour on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/playground_accuracy.py

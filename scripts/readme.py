@@ -23,9 +23,10 @@ def settings() -> dict:
 
 
 def page_url(notebook: str) -> str:
-    "The address of a notebook's page on the site."
+    "The address of the page on the site that a notebook or a .qmd file becomes."
     cfg = settings()
-    page = re.sub(r"(^|/)\d+_", r"\1", notebook).replace(".ipynb", ".html")
+    page = re.sub(r"(^|/)\d+[a-z]*_", r"\1", notebook)
+    page = re.sub(r"\.(?:ipynb|qmd)$", ".html", page)
     return f"{cfg['doc_host']}{cfg['doc_baseurl']}/{page}"
 
 
@@ -39,7 +40,7 @@ def readme_text() -> str:
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # nbdev strips it
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = text.replace("```ipython3", "```python")
-    text = re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb)\)", lambda m: f"]({page_url(m[1])})", text)
+    text = re.sub(r"\]\(((?:tutorials/)?\w+\.(?:ipynb|qmd))(#[^)]*)?\)", lambda m: f"]({page_url(m[1])}{m[2] or ''})", text)
     text = text.replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/')
     text = re.sub(r"[ \t]+\n", "\n", text)
     return "<!-- Made from nbs/index.ipynb by `make readme`. -->\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
