@@ -520,7 +520,7 @@ def _plot_reliability(result: CalibrationResult):
     figure = new_figure(figsize=(5.4, 4.4), dpi=78)
     axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([50, 100], [50, 100], color="0.5", linewidth=1)
-    axes.text(72, 69.5, "honest", color="0.4", rotation=34, fontsize=8, ha="center")
+    axes.text(77, 75.5, "honest", color="0.4", rotation=34, rotation_mode="anchor", fontsize=8, ha="center", va="top")
     sides = (("before", result.before, "#D55E00", "o", "-"), ("after", result.after, "#0072B2", "s", "--"))
     for name, measures, color, marker, line in sides:
         x, y, low, high = (100 * np.array([row[key] for row in measures["table"]]) for key in ("predicted", "observed", "low", "high"))
