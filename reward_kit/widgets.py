@@ -510,6 +510,8 @@ def plot_history(
         axis.set_xlabel(x_title, fontsize=8)
         axis.set_ylabel(panel.title, fontsize=8)
         axis.tick_params(labelsize=8)
+        axis.ticklabel_format(axis="y", scilimits=(-2, 4))
+        axis.yaxis.get_offset_text().set_size(8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if len(axis.lines) > 1: axis.legend(fontsize=7, frameon=False)
@@ -831,7 +833,7 @@ class RewardExplorer:
     ):
         import ipywidgets
         self.model, self.comparison = RewardModel.from_pretrained(model) if isinstance(model, (str, Path)) else model, None
-        self._area = lambda text, name, rows: ipywidgets.Textarea(value=text, placeholder=name, layout={"width": "100%"}, rows=rows)
+        self._area = lambda text, name, rows: ipywidgets.Textarea(value=text, placeholder=name, layout={"width": "auto"}, rows=rows)
         self.prompt = self._area(prompt, "prompt", 2)
         self.boxes = ipywidgets.VBox([self._area(text, f"response {i}", 3) for i, text in enumerate(responses, 1)], layout={"width": "100%"})
         methods = [("no influences", None), ("leave words out", "leave_one_out")] + [("gradient of tokens", "gradient")] * isinstance(self.model, ModelScorer)
@@ -839,7 +841,7 @@ class RewardExplorer:
         self.buttons = {"score": ipywidgets.Button(description="Score", button_style="primary"), "add": ipywidgets.Button(description="Add a response")}
         self.buttons["score"].on_click(lambda _: self.score())
         self.buttons["add"].on_click(lambda _: self.add())
-        self.result = ipywidgets.HTML(layout={"width": "100%"})
+        self.result = ipywidgets.HTML(layout={"width": "auto"})
         self.view = ipywidgets.VBox([self.prompt, self.boxes, ipywidgets.HBox([*self.buttons.values(), self.method]), self.result], layout={"width": "100%"})
 
     def add(self, text: str = "") -> None:

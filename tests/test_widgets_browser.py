@@ -216,6 +216,6 @@ def test_the_explorer_scores_what_is_typed(lab, open_notebook):
 
 def test_the_dashboard_draws(lab, open_notebook):
     page = open_notebook("dashboard")
-    page.wait_for_selector("text=/step 12\\/12/")
+    page.wait_for_selector("text=step 12/12")
     picture(page, lab, "dashboard")
     assert page.locator(".jp-OutputArea img").evaluate("image => image.naturalWidth") > 500
