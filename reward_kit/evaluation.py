@@ -27,7 +27,7 @@ from reward_kit.agreement import (
     score_preferences,
     wilson_interval,
 )
-from .calibration import CalibrationResult, calibrate
+from .calibration import CalibrationResult, calibrate, new_figure
 from .data import load_preferences
 from .encoding import update_card_section
 from .inference import RewardModel
@@ -280,10 +280,8 @@ def _report_html(report: TrustReport) -> str:
 # %% ../nbs/06_evaluation.ipynb #620c95e9
 def _plot_differences(report: TrustReport):
     "Bars of reward differences: wrongly ordered pairs left of zero and hatched, rightly ordered ones right of it."
-    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
-
     edges, counts = np.array(report.histogram["edges"]), np.array(report.histogram["counts"])
-    figure = Figure(figsize=(6, 3), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(6, 3), dpi=100)
     axes = figure.subplots()
     left = edges[:-1] < 0
     for side, label, color, hatch in ((left, "wrong order", "#D55E00", "///"), (~left, "right order", "#0072B2", None)):
@@ -301,10 +299,8 @@ def _plot_differences(report: TrustReport):
 # %% ../nbs/06_evaluation.ipynb #6a000004
 def _plot_groups(report: TrustReport):
     "Accuracy of each group with its interval, a line each; the accuracy of all pairs as a line."
-    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
-
     rows = [(name, row) for name, own in {"source": [{"group": s["source"], **s} for s in report.sources], **report.groups}.items() if len(own) > 1 for row in own]
-    figure = Figure(figsize=(7.2, 1.3 + 0.24 * max(1, len(rows))), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(7.2, 1.3 + 0.24 * max(1, len(rows))), dpi=100)
     axes = figure.subplots()
     axes.axvline(100 * report.accuracy, color="#0072B2", linewidth=1, label=f"all pairs: {percent(report.accuracy)}")
     axes.axvline(50, color="0.5", linewidth=1, linestyle="--", label="chance")
