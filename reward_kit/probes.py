@@ -22,7 +22,6 @@ from functools import lru_cache
 import numpy as np
 
 from .agreement import bootstrap_interval, pair_outcomes, percent, score_preferences, wilson_interval
-from .calibration import new_figure
 from .data import prompt_key, response_text
 
 # %% ../nbs/05c_probes.ipynb #5c000005
