@@ -478,7 +478,7 @@ def _agreement_lines(annotator):
     try: return [f"with {Path(annotator.compare_with).name}: {annotator_agreement(annotator.session.path, annotator.compare_with)}"]
     except (OSError, ValueError) as error: return [str(error)]
 
-# %% ../nbs/09_widgets.ipynb #09000023
+# %% ../nbs/09_widgets.ipynb #09000024
 class Curve(NamedTuple):
     "One line of a panel."
     key: str # in the logs
@@ -524,7 +524,7 @@ def in_notebook() -> bool:
     except ImportError: return False
     return hasattr(get_ipython(), "kernel")
 
-# %% ../nbs/09_widgets.ipynb #09000024
+# %% ../nbs/09_widgets.ipynb #09000025
 class LiveDashboard(TrainerCallback):
     """Curves of a run while it runs, as a callback of transformers; a subclass says which. Only the first process shows anything.
 
@@ -579,7 +579,7 @@ class LiveDashboard(TrainerCallback):
         self.image.value, self._drawn = picture.getvalue(), time.monotonic()
         self.status.value = html.escape(self.line(self.history[-1], state.max_steps))
 
-# %% ../nbs/09_widgets.ipynb #09000025
+# %% ../nbs/09_widgets.ipynb #09000026
 class TrainingDashboard(LiveDashboard):
     "Loss, accuracy and learning rate of a `RewardTrainer`, on training and, where there is one, evaluation set."
 
@@ -602,7 +602,7 @@ class PPODashboard(LiveDashboard):
         score, kl = (Curve("objective/scores", "score", "{:.3f}"), Curve("eval_score", "score, held out", "{:.3f}")), Curve("objective/kl", "training prompts", "{:.2f}")
         self.panels = (Panel("reward", (*score, Curve(true_reward, "true reward", "{:.3f}"))), Panel("KL (nats a response)", (kl, Curve("eval_kl", "held out", "{:.2f}"))))
 
-# %% ../nbs/09_widgets.ipynb #0900002d
+# %% ../nbs/09_widgets.ipynb #0900002e
 METHODS = ("leave_one_out", "gradient")
 UNITS = ("word", "token")
 
@@ -632,7 +632,7 @@ class TokenInfluence:
     def _repr_html_(self) -> str:
         return influence_html(self)
 
-# %% ../nbs/09_widgets.ipynb #0900002e
+# %% ../nbs/09_widgets.ipynb #0900002f
 _RAISES, _LOWERS = "0,114,178", "213,94,0" # Okabe-Ito blue and vermilion, as red, green, blue
 
 
@@ -658,7 +658,7 @@ def influence_html(
               f"by up to {largest:.2f} ({influence.method.replace('_', ' ')}, {influence.unit}s)")
     return f"<div style='{_PAGE}'><div style='{_SMALL}'>{legend}</div><div dir='auto' style='white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9'>{text}</div></div>"
 
-# %% ../nbs/09_widgets.ipynb #0900002f
+# %% ../nbs/09_widgets.ipynb #09000030
 def split_words(
     text: str, # any text
 ) -> list[str]: # whose joint is the text again
@@ -691,7 +691,7 @@ def _leave_words_out(model, prompt, response):
     if whole is None: raise ValueError("the response alone is too long for the model; load it with a larger max_length")
     return words, [float(whole) - float(other) for other in others], float(whole)
 
-# %% ../nbs/09_widgets.ipynb #09000030
+# %% ../nbs/09_widgets.ipynb #09000031
 def _token_texts(tokenizer, ids):
     "Each token as text, the space before a word kept."
     texts = [tokenizer.decode([i]) for i in ids]
@@ -724,7 +724,7 @@ def embedding_gradient(
         (gradient,) = torch.autograd.grad(reward, embeddings)
     return embeddings.detach()[0], gradient[0], reward.item()
 
-# %% ../nbs/09_widgets.ipynb #09000031
+# %% ../nbs/09_widgets.ipynb #09000032
 def explain_reward(
     model, # RewardModel | folder or hub id; with words left out also anything that `as_scorer` takes
     prompt, # string or messages
@@ -753,7 +753,7 @@ def explain_reward(
         values = [products[i] for i in places]
     return TokenInfluence(_token_texts(model.tokenizer, [ids[i] for i in places]), values, reward, method, unit)
 
-# %% ../nbs/09_widgets.ipynb #09000039
+# %% ../nbs/09_widgets.ipynb #0900003a
 @dataclass(repr=False)
 class ResponseComparison:
     "Scores of the responses to one prompt, and what follows from them."
@@ -796,7 +796,7 @@ def compare_responses(
     influences = [explain_reward(model, prompt, response, method) for response in responses] if method else None
     return ResponseComparison(prompt, list(responses), scores.tolist(), chances.tolist(), influences)
 
-# %% ../nbs/09_widgets.ipynb #0900003a
+# %% ../nbs/09_widgets.ipynb #0900003b
 def _table(head, rows):
     "Texts as an HTML table; the first column is text, the others numbers."
     cell = lambda tag, value, place: (f"<{tag} style='text-align:{'right' if place else 'left'};padding:.15em .7em;"
@@ -819,7 +819,7 @@ def comparison_html(
     shown = "".join(f"<div style='{_PANE};margin-top:.5em;max-height:18em'><div style='{_SMALL}'>response {i + 1}</div>{text}</div>" for i, text in enumerate(texts))
     return f"<div style='{_PAGE}'><div style='display:flex;flex-wrap:wrap;gap:2em;align-items:start'>{ranked}{chances}</div>{shown}</div>"
 
-# %% ../nbs/09_widgets.ipynb #0900003c
+# %% ../nbs/09_widgets.ipynb #0900003d
 class RewardExplorer:
     """Type a prompt and responses, see what a model makes of them: `RewardExplorer(model)` as the last line of a cell.
 
