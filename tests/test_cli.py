@@ -1,6 +1,8 @@
 "The command line: parsing, help, configuration files, and one clear line for everything that goes wrong."
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from test_autotrain import base, write_pairs, write_prompts  # noqa: F401  (a fi
 
 from reward_kit import cli
 from reward_kit.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, PPO_OPTIONS, main, read_arguments
+from reward_kit.inference import RewardModel
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.cli import main; raise SystemExit(main())"]
@@ -440,6 +443,51 @@ def test_evaluate_writes_a_report(model, pairs, tmp_path, capsys):
     text = output(capsys, "evaluate", model, pairs, "--report", tmp_path / "report")
     assert "95% interval" in text and "Bias probes" in text and {"report.json", "report.md", "accuracy.png", "probes.png"} <= {p.name for p in (tmp_path / "report").iterdir()}
     assert json.loads(output(capsys, "evaluate", model, pairs, "--json"))
+
+
+def test_evaluate_without_probes(model, pairs, capsys):
+    report = json.loads(output(capsys, "evaluate", model, pairs, "--json", "--probe-prompts", "0"))
+    assert report["probes"] is None and report["calibration"]["n_pairs"] == report["n_pairs"] and report["length_control"] and report["mistakes"]
+    assert "--probe-prompts must not be negative" in fails(capsys, 2, "evaluate", model, pairs, "--probe-prompts", "-1")
+
+
+def test_calibrate_keeps_a_temperature_that_compare_uses(model, tmp_path, capsys):
+    copy = shutil.copytree(model, tmp_path / "model")
+    first, second = RewardModel.from_pretrained(copy).score(["question 1?"] * 2, ["Good answer 1", "no"])
+    swapped = first < second
+    rows = [{"prompt": f"question {i}?", "chosen": "Good answer 1", "rejected": "no"} for i in range(40)]
+    for i, row in enumerate(rows):  # three in four the way the model has it
+        if (i % 4 == 0) != swapped: row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    data = tmp_path / "held-out.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = json.loads(output(capsys, "calibrate", copy, data, "--json"))
+    assert json.loads((copy / "reward_kit.json").read_text())["calibration"] == kept and kept["n_prompts"] == 40
+    assert f"Temperature {kept['temperature']:.3f}" in output(capsys, "calibrate", copy, data)
+    rm = RewardModel.from_pretrained(copy)
+    a, b = rm.score(["question 1?"] * 2, ["Good answer 1", "no"])
+    assert rm.compare("question 1?", "Good answer 1", "no") == pytest.approx(1 / (1 + math.exp((b - a) / kept["temperature"])), abs=1e-6)
+
+
+def test_benchmark_writes_what_the_authors_count(model, tmp_path, capsys):
+    rows = [{"prompt": f"question {i}?", "chosen": f"good {i}", "rejected": f"bad {i}", "subset": "alpacaeval-easy", "id": i} for i in range(8)]
+    file = tmp_path / "bench.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = output(capsys, "benchmark", model, file, "--report", tmp_path / "report")
+    assert "RewardBench" in text and "alpacaeval-easy" in text
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {"benchmark.json", "benchmark.md", "benchmark.png"}
+    assert json.loads((tmp_path / "report" / "benchmark.json").read_text())["n_rows"] == 8
+    (tmp_path / "text.jsonl").write_text('{"text": "a question and an answer"}\n')
+    assert "chosen" in fails(capsys, 1, "benchmark", model, tmp_path / "text.jsonl")
+
+
+def test_runs_are_compared_on_the_same_pairs(model, pairs, tmp_path, capsys):
+    other = shutil.copytree(model, tmp_path / "other")
+    text = output(capsys, "compare-runs", model, other, "--data", pairs)
+    assert "other" in text and "reward-model" in text and "p = 1" in text
+    found = json.loads(output(capsys, "compare-runs", model, other, "--data", pairs, "--json"))
+    assert len(found["settings"]) == 2 and found["comparisons"][0]["difference"] == 0
+    assert "needs two runs or more, got 1" in fails(capsys, 2, "compare-runs", model, "--data", pairs)
+    assert "--data" in fails(capsys, 2, "compare-runs", model, other)
 
 
 def test_labels_that_could_mean_either_response_are_explained_by_options(tmp_path, capsys):
