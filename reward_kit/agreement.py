@@ -222,12 +222,17 @@ def accuracy_by(
     labels, # (P,) what each pair belongs to
     outcome, # (P,) 1 right, 0 wrong, 0.5 tied
     level: float = 0.95, # confidence
+    prompts=None, # (P,) prompt of each pair; default: every pair is a prompt of its own
 ) -> list[dict]: # group, pairs, accuracy, low, high; in the order of the labels
-    "Accuracy of each group of pairs with Wilson's interval."
+    "Accuracy of each group of pairs with the wider of Wilson's interval and a bootstrap over prompts."
     rows, labels, outcome = [], np.asarray(labels), np.asarray(outcome, dtype=np.float64)
     for label in np.unique(labels).tolist():
         own = outcome[labels == label]
         low, high = wilson_interval(own.sum(), len(own), level)
+        if prompts is not None:
+            _, group = np.unique(np.asarray(prompts)[labels == label], return_inverse=True)
+            drawn = bootstrap_interval(np.bincount(group, own), np.bincount(group), level=level)
+            low, high = min(low, drawn[0]), max(high, drawn[1])
         rows.append({"group": label, "pairs": len(own), "accuracy": float(own.mean()), "low": low, "high": high})
     return rows
 
@@ -236,8 +241,8 @@ def by_source(
     table, # of `pair_table`
     level: float = 0.95, # confidence
 ) -> list[dict]: # source, pairs, accuracy, low, high; most pairs first
-    "Accuracy of each source with Wilson's interval."
-    rows = [{"source": row.pop("group"), **row} for row in accuracy_by(table["source"], table["outcome"], level)]
+    "Accuracy of each source, with intervals as in `accuracy_by`."
+    rows = [{"source": row.pop("group"), **row} for row in accuracy_by(table["source"], table["outcome"], level, table["prompt"])]
     return sorted(rows, key=lambda row: (-row["pairs"], row["source"]))
 
 
@@ -246,15 +251,16 @@ def by_size(
     outcome, # (P,) 1 right, 0 wrong, 0.5 tied
     groups: int = 4, # at most; of about equal numbers of pairs
     level: float = 0.95, # confidence
+    prompts=None, # (P,) prompt of each pair; default: every pair is a prompt of its own
 ) -> list[dict]: # group ("12 to 80"), pairs, accuracy, low, high; smallest values first; empty where no value is known
     "Accuracy of the pairs with small, middling and large values."
     values, outcome = np.asarray(values, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
     known = ~np.isnan(values)
     if not known.any(): return []
-    values, outcome = values[known], outcome[known]
+    values, outcome, prompts = values[known], outcome[known], None if prompts is None else np.asarray(prompts)[known]
     edges = np.unique(np.quantile(values, np.arange(1, groups) / groups, method="inverted_cdf"))
     place = np.searchsorted(edges, values) # equal values stay together
-    rows = accuracy_by(place, outcome, level)
+    rows = accuracy_by(place, outcome, level, prompts)
     for row in rows:
         own = values[place == row["group"]]
         row["group"] = f"{own.min():.4g} to {own.max():.4g}" if own.min() < own.max() else f"{own.min():.4g}"

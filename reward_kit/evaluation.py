@@ -33,6 +33,7 @@ from .encoding import update_card_section
 from .inference import RewardModel
 from reward_kit.probes import (
     PROBE_COLUMNS,
+    VERDICTS,
     ProbeReport,
     length_correlation,
     length_matched_accuracy,
@@ -41,7 +42,7 @@ from reward_kit.probes import (
     length_verdicts,
     run_probes,
 )
-from .small_data import Mistakes, most_confident_mistakes
+from .small_data import Mistakes, compare_models, most_confident_mistakes
 
 # %% ../nbs/06_evaluation.ipynb #0ce5ea05
 def evaluation_verdicts(
@@ -49,6 +50,7 @@ def evaluation_verdicts(
     interval: tuple[float, float], # low, high, 0..1
     always_longer: float, # accuracy of the rule "the longer response is better", 0..1
     n_pairs: int, # pairs behind the accuracy
+    over_rule: tuple[float, float] | None = None, # interval of the accuracy minus that of the better of the two rules of length, on the same pairs
 ) -> list[str]: # sentences
     "What the accuracy and its interval allow one to say, in plain words."
     low, high = interval
@@ -61,8 +63,9 @@ def evaluation_verdicts(
         said = [f"This cannot be told from chance: the 95% interval, {span}, contains 50%."]
     rule = max(always_longer, 1 - always_longer)
     kind = "longer" if always_longer >= 0.5 else "shorter"
-    if low > 0.5 and low <= rule:
-        said.append(f"Not shown to be better than always picking the {kind} response, which reaches {100 * rule:.1f}% here.")
+    if low > 0.5 and (low <= rule if over_rule is None else over_rule[0] <= 0):
+        paired = "" if over_rule is None else f" (difference on the same pairs {100 * over_rule[0]:.1f} to {100 * over_rule[1]:.1f} points)"
+        said.append(f"Not shown to be better than always picking the {kind} response, which reaches {100 * rule:.1f}% here{paired}.")
     if high - low > 0.1:
         spread = ((high - low) / 0.06) ** 2
         said.append(f"The interval is wide; about {math.ceil(n_pairs * spread / 100) * 100:,} pairs would bring it to plus or minus 3 points.")
@@ -147,7 +150,7 @@ class TrustReport(ShowsReport):
     histogram: dict # of `difference_histogram`
     groups: dict = field(default_factory=dict) # name -> rows of `by_size`: length of the prompt, of the responses, margin of the labels
     length_control: dict | None = None # matched: of `length_matched_accuracy`; correlations: of `length_correlation`
-    calibration: CalibrationResult | None = None # None with fewer than two prompts
+    calibration: CalibrationResult | None = None # None with fewer than 20 prompts
     probes: ProbeReport | None = None # None where they were not run
     mistakes: Mistakes | None = None # pairs where the model is surest that people were wrong
     verdicts: list = field(default_factory=list) # sentences on the accuracy
@@ -173,7 +176,8 @@ class TrustReport(ShowsReport):
 def _bootstrap_text(report: TrustReport) -> str:
     "The interval, or why it says nothing: where every pair came out alike, every draw of them does."
     low, high = report.bootstrap
-    return "says nothing where all pairs came out alike" if low == high else f"{percent(low)} to {percent(high)}"
+    if low < high: return f"{percent(low)} to {percent(high)}"
+    return "says nothing with one prompt" if report.n_prompts == 1 else "says nothing where all prompts came out alike"
 
 
 def _report_rows(report: TrustReport) -> list[tuple[str, str]]:
@@ -210,8 +214,9 @@ def _report_summary(report: TrustReport) -> list[str]:
     said = [*report.verdicts, *(report.calibration.verdicts[:1] if report.calibration else [])]
     if report.probes:
         failing = [r.name for r in report.probes.worst_first if r.verdict == "fails"]
+        counts = ", ".join(f"{n} {verdict}" for verdict in VERDICTS if (n := report.probes.count(verdict)))
         of = f"{len(failing)} of {len(report.probes.results)} bias probes fail"
-        said.append(f"{of}: {', '.join(failing)}." if failing else f"None of {len(report.probes.results)} bias probes fails.")
+        said.append(f"{of}: {', '.join(failing)}." if failing else f"No bias probe is shown to fail ({counts}).")
     return said
 
 
@@ -311,7 +316,7 @@ def _plot_groups(report: TrustReport):
     labels = [f"{name}: {row['group']} ({row['pairs']:,} pairs)" for name, row in rows]
     axes.set_yticks(range(len(rows)), [label if len(label) < 60 else label[:57] + "..." for label in labels], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"accuracy (%), {100 * report.level:g}% intervals (Wilson)", fontsize=8)
+    axes.set_xlabel(f"accuracy (%), {100 * report.level:g}% intervals", fontsize=8)
     figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
     return figure
 
@@ -376,7 +381,7 @@ def _measured(preferences, rewards, table, temperature, samples, seed) -> dict:
     enough = len(np.unique(table["prompt"])) >= MIN_CALIBRATION_PROMPTS
     return {
         "length": length_preference(table), "sources": by_source(table), "rankings": _summarise_rankings(preferences, rewards),
-        "histogram": difference_histogram(table["difference"]), "groups": {name: by_size(values, table["outcome"]) for name, values in sizes.items()},
+        "histogram": difference_histogram(table["difference"]), "groups": {name: by_size(values, table["outcome"], prompts=table["prompt"]) for name, values in sizes.items()},
         "length_control": control, "mistakes": most_confident_mistakes(rewards, preferences, temperature=temperature),
         "calibration": calibrate(table["difference"], groups=table["prompt"], temperature=temperature, samples=min(samples, 1000), seed=seed) if enough else None}
 
@@ -414,9 +419,13 @@ def evaluate_reward_model(
                  "mean_difference": float(table["difference"].mean()), "std_difference": float(table["difference"].std())},
         **_measured(preferences, rewards, table, getattr(model, "temperature", 1.0), bootstrap_samples, seed), seed=seed,
         fingerprint=getattr(preferences, "fingerprint", None))
-    report.verdicts = evaluation_verdicts(report.accuracy, report.interval, report.length["accuracy_of_always_longer"], n)
+    always_longer = report.length["accuracy_of_always_longer"]
+    rule = (np.sign(table["longer"]) * (1 if always_longer >= 0.5 else -1) + 1) / 2
+    over_rule = compare_models(rule, table["outcome"], table["prompt"], samples=bootstrap_samples, seed=seed).interval
+    report.verdicts = evaluation_verdicts(report.accuracy, report.interval, always_longer, n, over_rule)
     if probe_prompts:
-        report.probes = run_probes(model, preferences, max_records=probe_prompts, seed=seed, progress=progress)
+        scored = preferences.select([i for i, own in enumerate(rewards) if own is not None])
+        report.probes = run_probes(model, scored, max_records=probe_prompts, seed=seed, progress=progress)
         report.probes.model = report.model
     return report
 

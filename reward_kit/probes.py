@@ -849,6 +849,7 @@ def length_verdicts(
     threshold: float = 0.1, # of practical size, standard deviations of the reward per doubling
 ) -> list[str]: # sentences
     "What the measures of length allow one to say, in plain words."
+    if correlations["prompts"] < MIN_PROMPTS: return [f"{correlations['prompts']} prompts are too few to judge what length does; {MIN_PROMPTS} are the least."]
     said, m, slope = [], matched["matched"], correlations["per_doubling_given_label"]
     if m:
         said.append(f"Where lengths differ by at most {100 * matched['caliper']:g}%, accuracy is {percent(m['accuracy'])} ({percent(m['low'])} to "
@@ -858,10 +859,11 @@ def length_verdicts(
                     f"{percent(matched['shorter']['accuracy'])}: {_length_lean(matched['gap'])}. Balanced between the two it is "
                     f"{percent(matched['balanced']['value'])} ({percent(matched['balanced']['low'])} to {percent(matched['balanced']['high'])}).")
     if slope:
-        verdict, span = probe_verdict("no change", slope["low"], slope["high"], threshold), f"({_decimal(slope['low'])} to {_decimal(slope['high'])})"
-        sign = "raises" if slope["value"] >= 0 else "lowers"
+        verdict, sign = probe_verdict("no change", slope["low"], slope["high"], threshold), "raises" if slope["value"] >= 0 else "lowers"
+        ends = (slope["low"], slope["high"]) if sign == "raises" else (-slope["high"], -slope["low"])
+        span = f"({_decimal(ends[0])} to {_decimal(ends[1])})"
         said.append(f"At equal label, twice the length {sign} the reward by {_decimal(abs(slope['value']))} standard deviations" + {
-            "fails": f" {span}, more than the labels explain.", "passes": f" {span}, which does not matter.",
+            "fails": f" {span}: for length, or for what goes with it and the labels do not show.", "passes": f" {span}, which does not matter.",
             "unclear": f" {span}; an effect larger than {threshold:g} can be neither shown nor excluded."}[verdict])
     return said
 

@@ -437,6 +437,10 @@ def test_create_returns_the_process_id_and_leaves_a_folder(documented):
     assert [p.name for p in documented["folder"].iterdir() if p.name != "preferences.jsonl"] == ["reward-model"]
     card = (documented["folder"] / "reward-model" / "README.md").read_text()
     assert "95% interval" in card and "preferences.jsonl" in card and "data_report.png" in card
+    rows = [json.loads(line) for line in (documented["folder"] / "preferences.jsonl").read_text().splitlines()]
+    files = {p: p.read_text() for p in (documented["folder"] / "reward-model").rglob("*") if p.suffix in (".md", ".json", ".jsonl") and "tokenizer" not in p.name}
+    leaked = [p.name for p, text in files.items() for row in rows if row["good"] in text or row["bad"] in text]
+    assert len(files) > 4 and not leaked, "a folder that may be published holds no text of the data"
     assert documented["said"].count("\nstep ") >= 18 - 1, "a short run is logged at every step"
     for line in ("rows read", "Training on 36 preferences, evaluating on 4", "Starting a new run", "step "):
         assert line in documented["said"]

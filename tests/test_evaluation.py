@@ -342,4 +342,44 @@ def test_card_for_a_folder_without_one(tmp_path):
 
 def test_a_bootstrap_without_variation_says_so():
     report = evaluate_reward_model(by_length, load_preferences([{"prompt": f"question {i}", "chosen": f"a long answer {i}", "rejected": f"no {i}"} for i in range(6)], progress=False))
-    assert report.accuracy == 1 and dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing where all pairs came out alike"
+    assert report.accuracy == 1 and dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing where all prompts came out alike"
+
+
+def test_groups_of_pairs_that_go_right_together_get_wider_intervals():
+    rng, covered = np.random.default_rng(0), {"alone": 0, "by prompt": 0}
+    for _ in range(300):
+        prompts = np.repeat(np.arange(40), 6)
+        outcome = np.where(rng.random(240) < 0.6, np.repeat(rng.random(40) < 0.7, 6), rng.random(240) < 0.7).astype(float)
+        for name, own in (("alone", None), ("by prompt", prompts)):
+            row = accuracy_by(np.zeros(240), outcome, prompts=own)[0]
+            covered[name] += row["low"] <= 0.7 <= row["high"]
+    assert covered["by prompt"] / 300 > 0.9 > covered["alone"] / 300
+
+
+def test_probes_that_measured_nothing_are_not_called_passed():
+    report = evaluate_reward_model(by_length, pairs(12, prompts=1))
+    assert report.summary[-1] == "No bias probe is shown to fail (15 not measured)."
+    assert dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing with one prompt"
+    assert "too few to judge what length does" in report.to_text()
+
+
+def test_the_rule_of_length_is_compared_on_the_same_pairs():
+    "60% against 57%: few discordant pairs show a difference, many do not."
+    said = evaluation_verdicts(0.60, (0.56, 0.64), 0.57, 600, over_rule=(0.015, 0.045))
+    assert not any("Not shown to be better" in s for s in said)
+    said = evaluation_verdicts(0.60, (0.56, 0.64), 0.555, 600, over_rule=(-0.011, 0.1))
+    assert "always picking the longer response, which reaches 55.5% here (difference on the same pairs -1.1 to 10.0 points)" in said[1]
+
+
+def test_probes_are_made_of_what_fits():
+    "Most best responses are too long; those that are scored are probed."
+    rows = pairs(400, prompts=400)
+    scorer = RewardScorer(lambda prompts, responses: [None if "question 3" not in p else float(len(r)) for p, r in zip(prompts, responses)])
+    report = evaluate_reward_model(scorer, rows)
+    assert report.n_too_long > 200 and report.probes.n_prompts == 100
+    assert TrustReport(**json.loads(json.dumps(report.to_dict(), allow_nan=False))).to_text() == report.to_text()
+
+
+class RewardScorer:
+    "An object that scores."
+    def __init__(self, score): self.score = score

@@ -682,12 +682,15 @@ def test_words_and_rows_of_length():
     correlations = {name: both(0.3, 0.1) for name in LENGTH_MEASURES} | {"n": 100, "prompts": 50}
     said = length_verdicts(matched, correlations)
     assert "at most 10%, accuracy is 60.0% (55.0% to 65.0%, 1,234 pairs); on all pairs 70.0%" in said[0] and "leans to the longer" in said[1]
-    assert "raises the reward by 0.30 standard deviations (0.20 to 0.40), more than the labels explain" in said[2]
+    assert "raises the reward by 0.30 standard deviations (0.20 to 0.40): for length, or for what goes with it" in said[2]
+    said = length_verdicts(matched, correlations | {"per_doubling_given_label": both(-0.2, 0.06)})
+    assert "lowers the reward by 0.20 standard deviations (0.14 to 0.26)" in said[2]
+    assert length_verdicts(matched, correlations | {"prompts": 5}) == ["5 prompts are too few to judge what length does; 20 are the least."]
     weak = length_verdicts(matched | {"gap": both(-0.4, 0.1)}, correlations | {"per_doubling_given_label": both(-0.01, 0.02)})
     assert "leans to the shorter" in weak[1] and "lowers the reward by 0.01" in weak[2] and "does not matter" in weak[2]
     unclear = length_verdicts(matched | {"gap": both(0.0, 0.1)}, correlations | {"per_doubling_given_label": both(0.1, 0.1)})
     assert "no lean" in unclear[1] and "neither shown nor excluded" in unclear[2]
-    nothing = {name: None for name in LENGTH_MEASURES}
+    nothing = {name: None for name in LENGTH_MEASURES} | {"prompts": 50}
     assert length_verdicts(matched | {"matched": None, "balanced": None}, nothing) == []
     rows = length_rows(matched | {"matched": None}, nothing)
     assert rows[0] == ("accuracy, lengths within 10%", "none") and len(rows) == 10 and rows[1][1] == "90.0% (85.0% to 95.0%) of 100 pairs"
