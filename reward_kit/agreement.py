@@ -245,7 +245,7 @@ def by_source(
     rows = [{"source": row.pop("group"), **row} for row in accuracy_by(table["source"], table["outcome"], level, table["prompt"])]
     return sorted(rows, key=lambda row: (-row["pairs"], row["source"]))
 
-
+# %% ../nbs/05a_agreement.ipynb #5a000021
 def by_size(
     values, # (P,) a number of each pair, such as its length; nan: unknown, left out
     outcome, # (P,) 1 right, 0 wrong, 0.5 tied
