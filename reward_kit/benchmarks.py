@@ -19,8 +19,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from .agreement import as_scorer, percent, wilson_interval
-from .data import SUFFIXES, PreferenceDataError, UnusableRow, _parse, _source, as_messages, prompt_key, text_or_messages
+from .agreement import as_scorer, draw_counts, percent, percentile_interval, span, wilson_interval
+from reward_kit.data import (
+    SUFFIXES, PreferenceDataError, UnusableRow, _parse, _source, as_messages, html_table, markdown_table, new_figure, prompt_key, text_or_messages, text_table,
+)
 from .encoding import PLAIN_TEMPLATE, RewardEncoder
 from .inference import RewardModel
 
@@ -454,11 +456,8 @@ class _Part:
 
     def draw(self, samples: int, rng) -> np.ndarray: # (1 + samples, C)
         "The shares of the cells, then of each draw of as many prompts with replacement."
-        n, draws = len(self.won), [self.cells(self.won.sum(0, keepdims=True), self.of.sum(0, keepdims=True))]
-        step = max(1, 2_000_000 // self.won.size)  # draws at a time, so that memory stays bounded
-        for start in range(0, samples, step):
-            drawn = rng.integers(n, size=(min(step, samples - start), n))
-            draws.append(self.cells(self.won[drawn].sum(1), self.of[drawn].sum(1)))
+        draws = [self.cells(self.won.sum(0, keepdims=True), self.of.sum(0, keepdims=True))]
+        draws += [self.cells(counts @ self.won, counts @ self.of) for counts in draw_counts(len(self.won), samples, rng, self.won.size)]
         return np.concatenate(draws)
 
 # %% ../nbs/05d_benchmarks.ipynb #d0fe8a7f
@@ -615,24 +614,24 @@ class BenchmarkReport:
         return _plot_benchmark(self)
 
 # %% ../nbs/05d_benchmarks.ipynb #91cf6ad6
-def _span(low, high):
+def _interval_text(low, high):
     "An interval as text."
-    return "all rows alike" if low == high else f"{percent(low)} to {percent(high)}"
+    return "all rows alike" if low == high else span(low, high)
 
 
 def _benchmark_tables(report):
     "(header, rows of texts) of every table of a report."
     level = f"{100 * report.level:g}% interval"
-    rows = [(s["section"], f"{s['rows']:,}", percent(s["score"]), _span(s["low"], s["high"])) for s in report.sections]
-    rows.append(("total", f"{report.n_rows:,}", percent(report.total), _span(*report.interval)))
+    rows = [(s["section"], f"{s['rows']:,}", percent(s["score"]), _interval_text(s["low"], s["high"])) for s in report.sections]
+    rows.append(("total", f"{report.n_rows:,}", percent(report.total), _interval_text(*report.interval)))
     yield ("section", "rows", "score", level), rows
     if report.levels:
-        yield ("style level", "score", level), [(s["level"], percent(s["score"]), _span(s["low"], s["high"])) for s in report.levels]
+        yield ("style level", "score", level), [(s["level"], percent(s["score"]), _interval_text(s["low"], s["high"])) for s in report.levels]
         yield ("chosen / rejected style", *STYLES), [(style, *map(percent, row)) for style, row in zip(STYLES, report.matrix)]
     if report.ties:
         yield ("term of Ties", "value"), [(name.replace("_", " "), f"{value:.3f}") for name, value in report.ties.items()]
     yield ("subset", "section", "rows", "score", level, "ties as half"), [
-        (s["subset"], s["section"], f"{s['rows']:,}", percent(s["score"]), _span(s["low"], s["high"]),
+        (s["subset"], s["section"], f"{s['rows']:,}", percent(s["score"]), _interval_text(s["low"], s["high"]),
          "" if s["ties_half"] is None else percent(s["ties_half"])) for s in report.subsets]
 
 
@@ -645,8 +644,7 @@ def _benchmark_markdown(report):
     "A report as Markdown."
     lines = [*_benchmark_head(report)]
     for header, rows in _benchmark_tables(report):
-        lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+        lines += ["", *markdown_table(header, rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -654,19 +652,14 @@ def _benchmark_text(report):
     "A report as aligned text."
     lines = [f"{report.title}: {report.model}" + (f" on {report.data}" if report.data else ""), *_benchmark_head(report)]
     for header, rows in _benchmark_tables(report):
-        widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-        lines += [""] + ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in [header, *rows]]
+        lines += ["", *text_table([header, *rows])]
     return "\n".join(lines)
 
 
 def _benchmark_html(report):
     "A report as HTML."
     said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in _benchmark_head(report))
-    tables = ""
-    for header, rows in _benchmark_tables(report):
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-        tables += f"<table><tr>{head}</tr>{body}</table>"
+    tables = "".join(html_table(header, rows) for header, rows in _benchmark_tables(report))
     return f"<div><b>{html.escape(report.title)}: {html.escape(report.model)}</b>{said}{tables}</div>"
 
 # %% ../nbs/05d_benchmarks.ipynb #8b76062f
@@ -674,7 +667,7 @@ def benchmark_verdicts(
     report: BenchmarkReport, # its numbers
 ) -> list[str]: # sentences
     "What the scores allow one to say, in plain words."
-    said = [f"{report.title}: {percent(report.total)} ({100 * report.level:g}% interval, prompts drawn anew: {_span(*report.interval)})."]
+    said = [f"{report.title}: {percent(report.total)} ({100 * report.level:g}% interval, prompts drawn anew: {_interval_text(*report.interval)})."]
     guessing = [s["subset"] for s in report.subsets if s["guess"] is not None and s["low"] <= s["guess"]]
     if guessing:
         said.append(f"Not shown to be better than guessing in {len(guessing)} of {len(report.subsets)} subsets: {', '.join(guessing)}.")
@@ -695,7 +688,7 @@ def _subset_rows(fmt, parts, shares, level):
         scores = part.score(shares[part.name])
         half = None if part.half is None else float(part.score(part.cells(part.half.sum(0), part.of.sum(0))))
         if part.guess is None:
-            low, high = np.quantile(scores[1:], [(1 - level) / 2, (1 + level) / 2]).tolist()
+            low, high = percentile_interval(scores[1:], level)
         else:
             low, high = wilson_interval(min(max(float(scores[0]), 0.0), 1.0) * part.rows, part.rows, level)
         yield {"subset": part.name, "section": part.section, "rows": part.rows, "score": float(scores[0]), "low": low, "high": high,
@@ -704,8 +697,8 @@ def _subset_rows(fmt, parts, shares, level):
 
 def _with_interval(values, level):
     "The value and the interval of an array (1 + draws,)."
-    low, high = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
-    return {"score": float(values[0]), "low": float(low), "high": float(high)}
+    low, high = percentile_interval(values[1:], level)
+    return {"score": float(values[0]), "low": low, "high": high}
 
 
 def _style_extras(fmt, parts, shares, level):
@@ -843,11 +836,8 @@ def _plot_matrix(axes, report):
 # %% ../nbs/05d_benchmarks.ipynb #8a9a6fbb
 def _plot_benchmark(report):
     "Sections, and for RM-Bench the matrix beside them."
-    import matplotlib.pyplot as plt  # notebooks show figures only once it is imported
-
     wide = report.matrix is not None
-    figure = plt.figure(figsize=(7.6 if wide else 5.4, 2.9), dpi=90, layout="constrained")
-    plt.close(figure)
+    figure = new_figure(figsize=(7.6 if wide else 5.4, 2.9), dpi=90)
     panels = np.atleast_1d(figure.subplots(1, 2 if wide else 1, width_ratios=[1.25, 1] if wide else None))
     _plot_sections(panels[0], report)
     panels[0].set_title(f"{report.title}: {report.model}", fontsize=9, color=_INK)

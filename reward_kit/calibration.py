@@ -4,23 +4,20 @@
 
 # %% auto #0
 __all__ = ['preference_confidence', 'reliability_table', 'log_loss', 'brier_score', 'brier_decomposition',
-           'expected_calibration_error', 'calibrated_reference', 'resample_sums', 'measure_calibration',
-           'true_calibration_error', 'TemperatureFit', 'fit_temperature', 'cross_fitted_temperatures',
-           'calibration_verdicts', 'CalibrationResult', 'new_figure', 'calibrate', 'measure_temperature',
-           'store_calibration']
+           'expected_calibration_error', 'calibrated_reference', 'measure_calibration', 'true_calibration_error',
+           'TemperatureFit', 'fit_temperature', 'cross_fitted_temperatures', 'calibration_verdicts',
+           'CalibrationResult', 'calibrate', 'measure_temperature', 'store_calibration']
 
 # %% ../nbs/05b_calibration.ipynb #32f28ea0
 import math
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 
 import numpy as np
 
-from .agreement import pair_table, percent, score_preferences, wilson_interval
-from .data import load_preferences
-from .encoding import RewardMetadata
-from .inference import RewardModel, load_reward_model
+from .agreement import pair_table, percent, percentile_interval, resample_sums, score_preferences, wilson_interval
+from .data import load_preferences, markdown_table, new_figure, text_table
+from .inference import RewardModel, keep_measured
 
 # %% ../nbs/05b_calibration.ipynb #bf257296
 def _checked_pairs(differences, outcomes=None, weights=None, groups=None):
@@ -187,28 +184,7 @@ def _group_sums(columns, groups):
     "(G, m) sums of the columns (each (P,)) in each group."
     return np.stack([np.bincount(groups, column, minlength=groups.max() + 1) for column in columns], axis=1)
 
-
-def resample_sums(
-    sums, # (G, m) sums of each prompt
-    samples: int = 1000, # number of draws
-    seed: int = 0, # of the draws
-) -> np.ndarray: # (samples, m) totals over prompts that are drawn with replacement
-    "Totals of a bootstrap over whole prompts (Efron 1979; the cluster bootstrap)."
-    sums = np.asarray(sums, dtype=np.float64)
-    rng, totals, size = np.random.default_rng(seed), [], len(sums)
-    step = max(1, 2_000_000 // size) # draws at a time, so that memory stays bounded
-    for start in range(0, samples, step):
-        count = min(step, samples - start)
-        drawn = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
-        totals.append(np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size) @ sums)
-    return np.concatenate(totals)
-
 # %% ../nbs/05b_calibration.ipynb #a5510647
-def _percentiles(draws, level: float) -> list[float]:
-    "Low and high end."
-    return [float(x) for x in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])]
-
-
 def _gap_statistics(gaps, mass, draws, level: float) -> dict:
     """ECE with its interval, and the root mean square gap without its bias.
 
@@ -249,7 +225,7 @@ def measure_calibration(
     means, shares = scores.sum(0)[1:] / weights.sum(), drawn[:, 1:] / drawn[:, :1]
     found = {"confidence": float(np.average(confidence, weights=weights)), "accuracy": float(np.average(right, weights=weights))}
     for at, name in enumerate(("overconfidence", "brier", "log_loss")):
-        found |= {name: float(means[at]), f"{name}_interval": _percentiles(shares[:, at], level)}
+        found |= {name: float(means[at]), f"{name}_interval": list(percentile_interval(shares[:, at], level))}
     found |= _gap_statistics(gaps, mass, shares[:, 3:], level)
     reference = calibrated_reference(differences, temperature, bins, scheme, weights=weights, samples=samples, seed=seed)
     counts, _ = np.histogram(confidence, np.linspace(0.5, 1, 21))
@@ -380,7 +356,7 @@ def fit_temperature(
     if separable:
         interval = _separable_interval(d, w, level)
     else:
-        low, high = _percentiles(_slope_draws(slope, d, y, w, groups, samples, seed), level)
+        low, high = percentile_interval(_slope_draws(slope, d, y, w, groups, samples, seed), level)
         interval = 1 / high, 1 / low if low > 0 else math.inf
     return TemperatureFit(temperature=1 / slope, interval=interval, log_loss_before=log_loss(d, y, 1.0, w), log_loss=log_loss(d, y, 1 / slope, w),
                           n_pairs=len(d), n_prompts=int(groups.max()) + 1, separable=separable, level=level)
@@ -474,17 +450,14 @@ class CalibrationResult:
 
     def to_markdown(self) -> str:
         "Verdicts and a table with before and after."
-        lines = [*self.verdicts, "", "| measure | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in self.rows())]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*self.verdicts, "", *markdown_table(("measure", "before", "after"), self.rows())]) + "\n"
 
     def plot(self):
         "Reliability diagram before and after, over how many pairs claim which confidence, as a matplotlib Figure."
         return _plot_reliability(self)
 
     def __repr__(self) -> str:
-        widths = [max(len(row[i]) for row in self.rows()) for i in range(2)]
-        lines = [f"  {name:<{widths[0]}}  {one:<{widths[1]}}  {two}" for name, one, two in [("", "before", "after"), *self.rows()]]
-        return "\n".join([*self.verdicts, *lines])
+        return "\n".join([*self.verdicts, *text_table([("", "before", "after"), *self.rows()])])
 
 # %% ../nbs/05b_calibration.ipynb #6599e73e
 def _calibration_rows(result: CalibrationResult) -> list[tuple[str, str, str]]:
@@ -505,16 +478,6 @@ def _calibration_rows(result: CalibrationResult) -> list[tuple[str, str, str]]:
     ]
 
 # %% ../nbs/05b_calibration.ipynb #77e1acf8
-def new_figure(
-    **options, # of matplotlib's Figure: figsize (inches), dpi, ...
-):
-    "An empty matplotlib Figure of its own, not kept by pyplot, which a notebook shows also where nothing was plotted before."
-    from matplotlib import pyplot as plt
-
-    plt.install_repl_displayhook() # loads the backend, which tells the notebook how figures are shown
-    return plt.Figure(**{"layout": "constrained", **options})
-
-
 def _plot_reliability(result: CalibrationResult):
     "Confidence against share right, with intervals; below, how many pairs claim which confidence."
     figure = new_figure(figsize=(5.4, 4.4), dpi=78)
@@ -555,7 +518,7 @@ def calibrate(
     fit = fit_temperature(d, y, w, groups=g, samples=samples, level=level, seed=seed) if _best_slope(d, y, w) > 0 else None
     saved = w * (_pair_scores(d, y, temperature)[0] - _pair_scores(d, y, crossed)[0])
     drawn = resample_sums(_group_sums([w, saved], g), samples, seed)
-    gain = _percentiles(drawn[:, 1] / drawn[:, 0], level)
+    gain = list(percentile_interval(drawn[:, 1] / drawn[:, 0], level))
     return CalibrationResult(
         n_pairs=len(d), n_prompts=int(g.max()) + 1, present_temperature=float(temperature), fit=fit and fit.to_dict(), before=before, after=after, gain=gain,
         verdicts=calibration_verdicts(before, after, fit, gain, temperature), bins=bins, scheme=scheme, level=level, seed=seed)
@@ -582,13 +545,4 @@ def store_calibration(
     device=None, # where a folder is loaded; default cuda, mps or cpu, the first there is
 ) -> RewardModel: # whose `compare` uses the temperature
     "Fit a model's temperature and keep it, so that `compare` gives honest probabilities. Raises ValueError for what is no folder."
-    rm = model
-    if not isinstance(model, RewardModel):
-        if not Path(model).is_dir():
-            raise ValueError(f"model={str(model)!r} is no folder, so nothing can be stored there; load it with RewardModel.from_pretrained and pass "
-                             "the RewardModel, which keeps its temperature in memory")
-        rm = load_reward_model(model, device=device)
-    rm.metadata = replace(rm.metadata or RewardMetadata(versions={}), calibration=measure_temperature(rm, preferences))
-    if rm is not model:
-        rm.metadata.save(model)
-    return rm
+    return keep_measured(model, "calibration", lambda rm: measure_temperature(rm, preferences), "temperature", device)

@@ -7,8 +7,9 @@ __all__ = ['ROLES', 'FORMATS', 'VERDICTS', 'COLUMN_ALIASES', 'FALLBACK_ALIASES',
            'SHAPE_NOTES', 'SUFFIXES', 'SHARED_START', 'PRACTICES', 'BROKEN', 'BROKEN_ENDS', 'CHUNK_ROWS', 'CHUNK_BYTES',
            'LABEL_ROWS', 'PreferenceDataError', 'UnusableRow', 'clean_text', 'as_messages', 'text_or_messages',
            'is_transcript', 'parse_transcript', 'shared_turns', 'RowFormat', 'detect_format', 'response_text',
-           'to_record', 'hash64', 'prompt_key', 'record_schema', 'Preferences', 'Verdict', 'DataReport',
-           'prompt_overlap', 'load_preferences', 'split_by_prompt', 'kfold_by_prompt', 'save_preferences']
+           'to_record', 'hash64', 'prompt_key', 'record_schema', 'Preferences', 'Verdict', 'DataReport', 'text_table',
+           'markdown_table', 'html_table', 'new_figure', 'prompt_overlap', 'load_preferences', 'split_by_prompt',
+           'kfold_by_prompt', 'save_preferences']
 
 # %% ../nbs/00_data.ipynb #797c272c
 import codecs
@@ -1557,6 +1558,16 @@ class Preferences(_Records):
         "The `prompt_key` of every record, `(n,)` uint64; for full texts the key of the words that all responses begin with."
         return self.measures.rows["prompt"]
 
+    @property
+    def group_keys(self) -> np.ndarray:
+        "Which records share a prompt, `(n,)` uint64: `prompt_keys`, and for a record without one a key of its responses in any order."
+        rows, keys = self.measures.rows, self.prompt_keys.copy()
+        alone = np.isin(keys, np.array([prompt_key(""), prompt_key([])], "u8"))
+        if alone.any():
+            starts = np.cumsum(rows["responses"], dtype=np.int64) - rows["responses"]
+            keys[alone] = np.bitwise_xor.reduceat(self.measures.responses, starts)[alone]
+        return keys
+
     def select(
         self,
         indices,  # row numbers, in any order
@@ -1768,6 +1779,49 @@ class DataReport(_ReportNumbers):
         "A matplotlib figure: how long responses are, and whether the longer one is chosen."
         return _plot_report(self)
 
+# %% ../nbs/00_data.ipynb #00c00001
+def text_table(
+    rows,  # rows of cells; the first may be a header
+    indent: str = "  ",  # before each line
+) -> list[str]:  # lines
+    "Rows as aligned columns of text."
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows]
+
+
+def markdown_table(
+    header,  # texts
+    rows,  # rows of cells, as many each
+) -> list[str]:  # lines
+    "A Markdown table; bars and line breaks inside cells are kept from breaking it."
+    line = lambda row: "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"  # noqa: E731
+    return [line(header), line(["---"] * len(header)), *map(line, rows)]
+
+
+def html_table(
+    header,  # texts; all empty: none is shown
+    rows,  # rows of cells, as many each
+    colors: dict | None = None,  # text of a cell -> its colour; such cells are bold
+) -> str:
+    "An HTML table of escaped texts."
+    def cell(text):
+        known = text in (colors or {})
+        inner = f"<b>{html.escape(str(text))}</b>" if known else html.escape(str(text))
+        return f"<td style='text-align:left{';color:' + colors[text] if known else ''}'>{inner}</td>"
+    head = "".join(f"<th style='text-align:left'>{html.escape(str(h))}</th>" for h in header) if any(header) else ""
+    return f"<table><tr>{head}</tr>{''.join('<tr>' + ''.join(map(cell, row)) + '</tr>' for row in rows)}</table>"
+
+
+def new_figure(
+    **options,  # of matplotlib's Figure: figsize (inches), dpi, ...
+):
+    "An empty matplotlib Figure of its own, not kept by pyplot, which a notebook shows also where nothing was plotted before."
+    from matplotlib import pyplot as plt
+
+    plt.install_repl_displayhook()  # loads the backend, which tells the notebook how figures are shown
+    return plt.Figure(**{"layout": "constrained", **options})
+
 # %% ../nbs/00_data.ipynb #189773ce
 def _report_tables(report):
     "The report as (title, header, rows)."
@@ -1796,34 +1850,26 @@ def _report_text(report):
     lines = []
     for title, header, rows in _report_tables(report):
         rows = [row[:3] if header[-1] == "threshold" else row for row in ([header] if any(header) else []) + rows]
-        widths = [max(len(str(row[c])) for row in rows) for c in range(len(rows[0]) - 1)]
-        lines += ["", title] + ["  " + "  ".join([*(str(c).ljust(w) for c, w in zip(row, widths, strict=False)), str(row[-1])]).rstrip() for row in rows]
+        lines += ["", title, *text_table(rows)]
     return "\n".join(lines[1:])
 
 # %% ../nbs/00_data.ipynb #e4d32cc4
 def _report_markdown(report):
     lines = []
-    for title, header, rows in _report_tables(report):
-        lines += ["", f"**{title}**", "", *(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header)])]
-        lines += [f"| {' | '.join(str(c).replace('|', chr(92) + '|').replace(chr(10), ' ') for c in row)} |" for row in rows]
+    for title, header, rows in _report_tables(report): lines += ["", f"**{title}**", "", *markdown_table(header, rows)]
     return "\n".join(lines[1:]) + "\n"
 
 
 def _report_html(report):
     colors, parts = {"ok": "#1a7f37", "warn": "#9a6700", "fail": "#cf222e", "n/a": "#6e7781"}, []
-    for title, header, rows in _report_tables(report):
-        cell = lambda c: f"<td style='text-align:left;color:{colors[c]}'><b>{c}</b></td>" if c in colors else f"<td style='text-align:left'>{html.escape(str(c))}</td>"  # noqa: E731
-        head = "".join(f"<th style='text-align:left'>{html.escape(h)}</th>" for h in header) if any(header) else ""
-        parts.append(f"<h4>{html.escape(title)}</h4><table><tr>{head}</tr>{''.join('<tr>' + ''.join(map(cell, row)) + '</tr>' for row in rows)}</table>")
+    for title, header, rows in _report_tables(report): parts.append(f"<h4>{html.escape(title)}</h4>{html_table(header, rows, colors)}")
     return "".join(parts)
 
 # %% ../nbs/00_data.ipynb #61413faf
 def _plot_report(report):
     "Two panels: length distributions of chosen and rejected; share of longer-is-chosen by how much longer."
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3), layout="constrained")
-    plt.close(figure)
+    figure = new_figure(figsize=(7.5, 3))
+    left, right = figure.subplots(1, 2)
     _plot_lengths(left, report)
     _plot_longer(right, report)
     return figure
@@ -2333,13 +2379,7 @@ def _mix(keys, seed):
 
 def _prompt_groups(preferences, seed):
     "For each row the number of its prompt, and for each prompt its rows; prompts are numbered in an order that depends on the seed and the prompts only."
-    measures = preferences.measures
-    keys = measures.rows["prompt"].copy()
-    starts = np.cumsum(measures.rows["responses"], dtype=np.int64) - measures.rows["responses"]
-    alone = np.isin(keys, np.array([prompt_key(""), prompt_key([])], "u8"))
-    if alone.any():
-        keys[alone] = np.bitwise_xor.reduceat(measures.responses, starts)[alone]
-    _, group, sizes = np.unique(_mix(keys, seed), return_inverse=True, return_counts=True)
+    _, group, sizes = np.unique(_mix(preferences.group_keys, seed), return_inverse=True, return_counts=True)
     return group, sizes
 
 # %% ../nbs/00_data.ipynb #f0f93f0f

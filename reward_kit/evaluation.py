@@ -17,18 +17,19 @@ import numpy as np
 from huggingface_hub import ModelCard
 
 from reward_kit.agreement import (
-    bootstrap_interval,
     by_size,
     by_source,
     length_preference,
     pair_table,
     percent,
+    pooled_accuracy,
     ranking_agreement,
     score_preferences,
-    wilson_interval,
+    span,
+    wider,
 )
-from .calibration import CalibrationResult, calibrate, new_figure
-from .data import load_preferences
+from .calibration import CalibrationResult, calibrate
+from .data import html_table, load_preferences, markdown_table, new_figure, text_table
 from .encoding import update_card_section
 from .inference import RewardModel
 from reward_kit.probes import (
@@ -166,7 +167,7 @@ class TrustReport(ShowsReport):
     @property
     def interval(self) -> tuple[float, float]:
         "The wider of the two: the lower low end and the higher high end."
-        return min(self.wilson[0], self.bootstrap[0]), max(self.wilson[1], self.bootstrap[1])
+        return wider(self.wilson, self.bootstrap)
 
     def to_dict(self) -> dict:
         "Everything, ready for JSON; `TrustReport(**d)` makes the report again."
@@ -176,7 +177,7 @@ class TrustReport(ShowsReport):
 def _bootstrap_text(report: TrustReport) -> str:
     "The interval, or why it says nothing: where every pair came out alike, every draw of them does."
     low, high = report.bootstrap
-    if low < high: return f"{percent(low)} to {percent(high)}"
+    if low < high: return span(low, high)
     return "says nothing with one prompt" if report.n_prompts == 1 else "says nothing where all prompts came out alike"
 
 
@@ -185,7 +186,7 @@ def _report_rows(report: TrustReport) -> list[tuple[str, str]]:
     r, level = report, f"{100 * report.level:g}%"
     rows = [
         ("accuracy (tied rewards count half)", percent(r.accuracy)),
-        (f"{level} interval, pairs independent (Wilson)", f"{percent(r.wilson[0])} to {percent(r.wilson[1])}"),
+        (f"{level} interval, pairs independent (Wilson)", span(*r.wilson)),
         (f"{level} interval, prompts drawn anew (bootstrap)", _bootstrap_text(r)),
         ("strictly ordered pairs", f"{r.n_pairs:,} from {r.n_prompts:,} prompts"),
         ("pairs with tied rewards", f"{r.n_tied_rewards:,}"),
@@ -220,16 +221,16 @@ def _report_summary(report: TrustReport) -> list[str]:
     return said
 
 
-def _group_rows(report: TrustReport) -> list[tuple]:
-    "Accuracy of every group of pairs as texts; what has one group only is left out."
+def _named_groups(report: TrustReport) -> list[tuple[str, dict]]:
+    "(name, row) of every group of pairs; what has one group only is left out."
     named = {"source": [{"group": row["source"], **row} for row in report.sources], **report.groups}
-    return [(name, str(row["group"]), f"{row['pairs']:,}", percent(row["accuracy"]), f"{percent(row['low'])} to {percent(row['high'])}")
-            for name, rows in named.items() if len(rows) > 1 for row in rows]
+    return [(name, row) for name, rows in named.items() if len(rows) > 1 for row in rows]
 
 
 def _report_sections(report: TrustReport, mistakes: bool) -> list[tuple]:
     "(title, sentences, header, rows) of each part that has something to say."
-    c, p, groups = report.calibration, report.probes, _group_rows(report)
+    c, p = report.calibration, report.probes
+    groups = [(name, row["group"], f"{row['pairs']:,}", percent(row["accuracy"]), span(row["low"], row["high"])) for name, row in _named_groups(report)]
     parts = [("Agreement with people", [], ("measure", "value"), report.rows())]
     if groups: parts.append(("Where it agrees", [], ("by", "group", "pairs", "accuracy", f"{100 * report.level:g}% interval"), groups))
     if c: parts.append(("Calibration", c.verdicts[1:], ("measure", "before", "after"), c.rows()))
@@ -248,27 +249,22 @@ def _title(report: TrustReport) -> str: return f"Trust report of {report.model}"
 
 def _report_head(report: TrustReport) -> str:
     "Summary and measures of agreement."
-    width = max(len(name) for name, _ in report.rows())
-    return "\n".join([_title(report), *report.summary, *(f"  {name:<{width}}  {value}" for name, value in report.rows())])
+    return "\n".join([_title(report), *report.summary, *text_table(report.rows())])
 
 
 def _report_text(report: TrustReport) -> str:
     "The report as aligned text."
     lines = [_title(report), *report.summary]
-    for title, said, header, rows in report.sections(mistakes=False):
-        widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-        table = ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in rows]
-        lines += ["", title, *(f"  {sentence}" for sentence in said), *table]
+    for title, said, _, rows in report.sections(mistakes=False): lines += ["", title, *(f"  {sentence}" for sentence in said), *text_table(rows)]
     return "\n".join(lines)
 
 
 def _report_markdown(report: TrustReport, mistakes: bool) -> str:
     "The report as Markdown: sentences and a table for each part."
-    cell = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     lines = [*(f"- {sentence}" for sentence in report.summary), "", *([f"Evaluated on `{report.data}`.", ""] if report.data else [])]
     for title, said, header, rows in report.sections(mistakes):
         lines += [f"### {title}", "", *(f"- {sentence}" for sentence in said), *([""] if said else [])]
-        lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(map(cell, row))} |" for row in rows), ""]
+        lines += [*markdown_table(header, rows), ""]
     return "\n".join(lines)
 
 
@@ -276,9 +272,7 @@ def _report_html(report: TrustReport) -> str:
     "The report as HTML; the parts are folded."
     parts = ["".join(f"<p>{html.escape(sentence)}</p>" for sentence in report.summary)]
     for title, said, header, rows in report.sections(mistakes=True):
-        line = lambda cells, tag: "<tr>" + "".join(f"<{tag} style='text-align:left'>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-        table = "<table>" + line(header, "th") + "".join(line(row, "td") for row in rows) + "</table>"
-        inner = "".join(f"<p>{html.escape(s)}</p>" for s in said) + table
+        inner = "".join(f"<p>{html.escape(s)}</p>" for s in said) + html_table(header, rows)
         parts.append(f"<details><summary><b>{html.escape(title)}</b></summary>{inner}</details>")
     return f"<div><b>{html.escape(_title(report))}</b>{''.join(parts)}</div>"
 
@@ -296,15 +290,14 @@ def _plot_differences(report: TrustReport):
     axes.set_xlabel("reward of the better minus reward of the worse response (reward units)")
     axes.set_ylabel("pairs")
     ties = f"; {report.n_tied_rewards:,} tied pairs, not shown, count half" if report.n_tied_rewards else ""
-    span = f"{percent(report.interval[0])} to {percent(report.interval[1])}"
-    axes.set_title(f"accuracy {percent(report.accuracy)}, 95% interval {span}{ties}", fontsize=9)
+    axes.set_title(f"accuracy {percent(report.accuracy)}, 95% interval {span(*report.interval)}{ties}", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 # %% ../nbs/06_evaluation.ipynb #6a000004
 def _plot_groups(report: TrustReport):
     "Accuracy of each group with its interval, a line each; the accuracy of all pairs as a line."
-    rows = [(name, row) for name, own in {"source": [{"group": s["source"], **s} for s in report.sources], **report.groups}.items() if len(own) > 1 for row in own]
+    rows = _named_groups(report)
     figure = new_figure(figsize=(7.2, 1.3 + 0.24 * max(1, len(rows))), dpi=100)
     axes = figure.subplots()
     axes.axvline(100 * report.accuracy, color="#0072B2", linewidth=1, label=f"all pairs: {percent(report.accuracy)}")
@@ -330,7 +323,7 @@ FIGURES = { # of a report, and what each shows
 def _report_figures(report: TrustReport) -> dict:
     "Name -> Figure, of what was measured."
     figures = {"accuracy": _plot_differences(report)}
-    if _group_rows(report): figures["groups"] = _plot_groups(report)
+    if _named_groups(report): figures["groups"] = _plot_groups(report)
     if report.calibration: figures["calibration"] = report.calibration.plot()
     if report.probes: figures["probes"] = report.probes.plot()
     return figures
@@ -408,12 +401,10 @@ def evaluate_reward_model(
     if n == 0:
         raise ValueError(f"no strictly ordered pair to evaluate on: {len(preferences)} records, {skipped} with a response too long "
                          "for the model, the others tied")
-    _, group = np.unique(table["prompt"], return_inverse=True)
-    boot = bootstrap_interval(np.bincount(group, table["outcome"]), np.bincount(group), samples=bootstrap_samples, seed=seed)
+    pooled = pooled_accuracy(table["outcome"], table["prompt"], samples=bootstrap_samples, seed=seed)
     flat = np.concatenate([r for r in rewards if r is not None])
     report = TrustReport(
-        model=name or own_name, data=_data_name(data), accuracy=float(table["outcome"].mean()),
-        wilson=wilson_interval(table["outcome"].sum(), n), bootstrap=boot, n_pairs=n, n_prompts=int(group.max()) + 1,
+        model=name or own_name, data=_data_name(data), **pooled,
         n_records=len(preferences), n_tied_rewards=int((table["difference"] == 0).sum()), n_too_long=skipped,
         rewards={"mean": float(flat.mean()), "std": float(flat.std()),
                  "mean_difference": float(table["difference"].mean()), "std_difference": float(table["difference"].std())},

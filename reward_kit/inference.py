@@ -8,10 +8,10 @@ __all__ = ['logger', 'FILE_FORMS', 'FILE_ALIASES', 'COMBINATIONS', 'is_conversat
            'smaller_budget', 'RowScorer', 'Ranked', 'Best', 'has_strings', 'TextScorer', 'TextRanker', 'ModelScorer',
            'RewardModel', 'best_of_n', 'find_metadata', 'check_labels', 'load_reward_model', 'read_rows', 'FileForm',
            'file_form', 'model_fingerprint', 'ScoreFileReport', 'PartialFile', 'score_file', 'measure_normalization',
-           'store_normalization', 'member_spread', 'over_members', 'combine_rewards', 'check_members', 'MemberScorer',
-           'RewardEnsemble', 'ensemble_fingerprint', 'check_weights', 'model_title', 'model_kind', 'check_same_kind',
-           'add_weights', 'heads_alike', 'average_weights', 'averaged_metadata', 'average_card', 'write_new_folder',
-           'average_reward_models']
+           'keep_measured', 'store_normalization', 'member_spread', 'over_members', 'combine_rewards', 'check_members',
+           'MemberScorer', 'RewardEnsemble', 'ensemble_fingerprint', 'check_weights', 'model_title', 'model_kind',
+           'check_same_kind', 'add_weights', 'heads_alike', 'average_weights', 'averaged_metadata', 'average_card',
+           'write_new_folder', 'average_reward_models']
 
 # %% ../nbs/05_inference.ipynb #50e339cf
 import csv
@@ -1009,6 +1009,26 @@ def measure_normalization(
     return {"mean": found.mean().item(), "std": found.std(correction=0).item(), "n": len(found), "data_hash": preferences.fingerprint}
 
 # %% ../nbs/05_inference.ipynb #83d8bd36
+def keep_measured(
+    model, # folder of a reward model, whose reward_kit.json is then rewritten; or a RewardModel, changed in memory only
+    name: str, # field of `RewardMetadata`
+    measure, # function(RewardModel) -> its value
+    what: str, # the value in a word, for the error
+    device=None, # where a folder is loaded; default cuda, mps or cpu, the first there is
+) -> RewardModel: # with the value
+    "Measure something about a model and keep it with the model. Raises ValueError for what is no folder."
+    rm = model
+    if not isinstance(model, RewardModel):
+        if not Path(model).is_dir():
+            raise ValueError(f"model={str(model)!r} is no folder, so nothing can be stored there; load it with RewardModel.from_pretrained and pass "
+                             f"the RewardModel, which keeps its {what} in memory")
+        rm = load_reward_model(model, device=device)
+    rm.metadata = replace(rm.metadata or RewardMetadata(versions={}), **{name: measure(rm)})
+    if rm is not model:
+        rm.metadata.save(model)
+    return rm
+
+
 def store_normalization(
     model, # folder of a reward model, whose reward_kit.json is then rewritten; or a RewardModel, changed in memory only
     preferences, # what `load_preferences` takes; not the training data
@@ -1016,16 +1036,7 @@ def store_normalization(
     device=None, # where a folder is loaded; default cuda, mps or cpu, the first there is
 ) -> RewardModel: # with its scale
     "Measure the scale of a model's rewards and keep it, so that normalize=True works. Raises ValueError for what is no folder."
-    rm = model
-    if not isinstance(model, RewardModel):
-        if not Path(model).is_dir():
-            raise ValueError(f"model={str(model)!r} is no folder, so nothing can be stored there; load it with RewardModel.from_pretrained and pass "
-                             "the RewardModel, which keeps its scale in memory")
-        rm = load_reward_model(model, device=device)
-    rm.metadata = replace(rm.metadata or RewardMetadata(versions={}), normalization=measure_normalization(rm, preferences))
-    if rm is not model:
-        rm.metadata.save(model)
-    return rm
+    return keep_measured(model, "normalization", lambda rm: measure_normalization(rm, preferences), "scale", device)
 
 # %% ../nbs/05_inference.ipynb #6b7c5052
 def member_spread(

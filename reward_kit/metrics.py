@@ -16,8 +16,9 @@ import datasets
 import evaluate
 import numpy as np
 
-from .agreement import midranks
-from .calibration import brier_score, expected_calibration_error, log_loss, new_figure, resample_sums
+from .agreement import midranks, percentile_interval, resample_sums
+from .calibration import brier_score, expected_calibration_error, log_loss
+from .data import new_figure
 
 # %% ../nbs/05e_metrics.ipynb #9a636f75
 class RewardMetric(evaluate.Metric):
@@ -262,7 +263,7 @@ def best_of_n_curve(
     picked = np.stack([weights[len(p)] @ shared_places(p, g) for p, g in zip(proxy, gold)]) # (Q, max_n)
     chosen_by = np.stack([weights[len(p)] @ np.sort(p) for p in proxy])
     draws = resample_sums(picked, samples, seed) / len(picked)
-    ends = lambda values: [[float(x) for x in pair] for pair in np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0).T]
+    ends = lambda values: [list(percentile_interval(column, level)) for column in values.T]
     mean = picked.mean(0)
     return BestOfNCurve(
         n=list(range(1, max_n + 1)), kl=best_of_n_kl(np.arange(1, max_n + 1)).tolist(), gold=mean.tolist(), gold_interval=ends(draws),

@@ -47,6 +47,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 # %% ../nbs/07_ppo.ipynb #f3fb46a1
+from .data import new_figure
 from reward_kit.encoding import (
     LAYOUT_CHOICES,
     ModelLoadError,
@@ -1338,8 +1339,7 @@ def plot_ppo(
     history: list[dict], # trainer.state.log_history
 ): # -> matplotlib Figure
     "Score, KL, response length and the critic's explained variance against the batch of rollouts."
-    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
-    figure = Figure(figsize=(6.4, 3.8), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(6.4, 3.8), dpi=100)
     panels = (("objective/scores", "eval_score", "score"), ("objective/kl", "eval_kl", "KL (nats a response)"),
               ("response/length", "eval_length", "response length (tokens)"), ("val/explained_variance", None, "critic: explained variance"))
     for axis, (name, held_out, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):

@@ -21,8 +21,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .agreement import bootstrap_interval, pair_outcomes, percent, score_preferences, wilson_interval
-from .data import prompt_key, response_text
+from .agreement import draw_counts, pair_outcomes, percent, percentile_interval, pooled_accuracy, score_preferences, wider, wilson_interval
+from .data import html_table, markdown_table, new_figure, response_text
 
 # %% ../nbs/05c_probes.ipynb #5c000005
 def edit_text(
@@ -266,15 +266,6 @@ PROBES = {probe.name: probe for probe in (
 )}
 
 # %% ../nbs/05c_probes.ipynb #5c000017
-def _draws(n: int, samples: int, seed: int, width: int):
-    "How often each of n prompts is drawn: counts (draws, n), some draws at a time so that memory stays bounded."
-    rng, step = np.random.default_rng(seed), max(1, 2_000_000 // max(n, width))
-    for start in range(0, samples, step):
-        k = min(step, samples - start)
-        drawn = rng.integers(n, size=(k, n)) + n * np.arange(k)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=k * n).reshape(k, n)
-
-
 def cluster_bootstrap(
     sums, # (C, m) sums of m quantities in each of C prompts
     statistic: Callable, # (draws, m) totals -> (draws, s) statistics
@@ -290,18 +281,9 @@ def cluster_bootstrap(
     if len(sums) == 0:
         raise ValueError("cluster_bootstrap needs at least one prompt")
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = np.concatenate([statistic(counts @ sums) for counts in _draws(len(sums), samples, seed, sums.shape[1])])
-    return _percentiles(drawn, level)
-
-
-def _percentiles(drawn: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    "The middle part of the finite values of each column."
-    ends = np.full((2, drawn.shape[1]), np.nan)
-    for column, values in enumerate(drawn.T):
-        values = values[np.isfinite(values)]
-        if len(values):
-            ends[:, column] = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return ends[0], ends[1]
+        drawn = np.concatenate([statistic(counts @ sums) for counts in draw_counts(len(sums), samples, seed, sums.shape[1])])
+    low, high = np.array([percentile_interval(column, level) for column in drawn.T]).T
+    return low, high
 
 # %% ../nbs/05c_probes.ipynb #5c00001b
 MIN_PROMPTS = 20 # fewer give no verdict: the bootstrap of a handful of prompts promises more than it holds (simulated below)
@@ -481,11 +463,9 @@ def _probe_summary(report: ProbeReport) -> str:
 
 def _probe_markdown(report: ProbeReport) -> str:
     "The report as Markdown."
-    escape = lambda text: str(text).replace("|", "\\|")
     lines = [_probe_summary(report), ""]
     lines += [f"- **{r.verdict}**: {r.sentence}" for r in report.worst_first if r.verdict in ("fails", "unclear")]
-    table = [PROBE_COLUMNS, ("---",) * len(PROBE_COLUMNS), *report.rows()]
-    return "\n".join([*lines, "", *(f"| {' | '.join(map(escape, row))} |" for row in table)]) + "\n"
+    return "\n".join([*lines, "", *markdown_table(PROBE_COLUMNS, report.rows())]) + "\n"
 
 # %% ../nbs/05c_probes.ipynb #5c000025
 _STYLE = {"fails": ("#D55E00", "s"), "unclear": ("#767676", "D"), "passes": ("#0072B2", "o"), "not measured": ("#767676", "x")}
@@ -499,21 +479,16 @@ def _probe_text(report: ProbeReport) -> str:
 
 def _probe_html(report: ProbeReport) -> str:
     "The report as HTML: summary, table, sentences of what did not pass."
-    cell = lambda text, tag="td", style="": f"<{tag} style='text-align:left;{style}'>{html.escape(str(text))}</{tag}>"
-    head = "".join(cell(h, "th") for h in PROBE_COLUMNS)
-    rows = ["".join(map(cell, row[:-1])) + cell(row[-1], style=f"font-weight:bold;color:{_STYLE[row[-1]][0]}") for row in report.rows()]
     said = "".join(f"<li>{html.escape(r.sentence)}</li>" for r in report.worst_first if r.verdict in ("fails", "unclear"))
-    table = f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    table = html_table(PROBE_COLUMNS, report.rows(), {verdict: color for verdict, (color, _) in _STYLE.items()})
     return f"<div><b>Probes of {html.escape(report.model)}</b><p>{html.escape(_probe_summary(report))}</p><ul>{said}</ul>{table}</div>"
 
 
 def _plot_probes(report: ProbeReport):
     "Effects with intervals, one line a probe, worst first; the band is what does not matter."
-    import matplotlib.pyplot as plt
-
     shown = [r for r in report.worst_first if r.effect is not None]
-    figure, axes = plt.subplots(figsize=(6.4, 1.3 + 0.2 * len(shown)), dpi=88, layout="constrained")
-    plt.close(figure) # shown where it is asked for, not twice
+    figure = new_figure(figsize=(6.4, 1.3 + 0.2 * len(shown)), dpi=88)
+    axes = figure.subplots()
     axes.axvspan(-report.threshold, report.threshold, color="0.88", zorder=0, label=f"within {report.threshold:g}")
     axes.axvline(0, color="0.3", linewidth=1)
     for verdict, (color, marker) in _STYLE.items():
@@ -549,15 +524,12 @@ def _pick_records(preferences, most: int | None, seed: int) -> list[dict]:
         raise TypeError(f"preferences is {type(preferences).__name__}; load_preferences(...) makes Preferences of files, tables and lists")
     if most is not None and most < 1:
         raise ValueError(f"max_records must be at least 1, got {most}")
-    found = {}
+    found, keys = {}, preferences.group_keys.tolist()
     for index in np.random.default_rng(seed).permutation(len(preferences)).tolist():
-        record = preferences[index]
-        key = prompt_key(record["prompt"]) if record["prompt"] else ("no prompt", index)
-        if key not in found or index < found[key][0]:
-            found[key] = index, record
+        found[keys[index]] = min(index, found.get(keys[index], index))
         if len(found) == most:
             break
-    return [record for _, record in sorted(found.values(), key=lambda pair: pair[0])]
+    return [preferences[index] for index in sorted(found.values())]
 
 # %% ../nbs/05c_probes.ipynb #5c000028
 def _best(record: dict) -> int:
@@ -668,12 +640,11 @@ def length_table(
     rewards, # of each record, None where not scored, as `score_preferences` gives them
 ) -> dict: # columns (N,): reward, length (characters), rank, record (index), prompt (index of different prompts)
     "One row for each response of the scored records."
-    columns, prompts = {name: [] for name in ("reward", "length", "rank", "record", "prompt")}, {}
+    columns, prompts, keys = {name: [] for name in ("reward", "length", "rank", "record", "prompt")}, {}, preferences.group_keys.tolist()
     for index, own in enumerate(rewards):
         if own is None:
             continue
-        record = preferences[index]
-        key = prompt_key(record["prompt"]) if record["prompt"] else ("no prompt", index)
+        record, key = preferences[index], keys[index]
         columns["reward"] += list(own)
         columns["length"] += [len(_said(r)) for r in record["responses"]]
         columns["rank"] += list(record["ranks"])
@@ -698,11 +669,9 @@ def _share(outcome, prompt, level, samples, seed) -> dict | None:
     "Accuracy of some pairs with the wider of both intervals; None where there is no pair."
     if len(outcome) == 0:
         return None
-    group = np.unique(prompt, return_inverse=True)[1]
-    wilson = wilson_interval(outcome.sum(), len(outcome), level)
-    boot = bootstrap_interval(np.bincount(group, outcome), np.bincount(group), samples=samples, level=level, seed=seed)
-    return {"accuracy": float(outcome.mean()), "low": min(wilson[0], boot[0]), "high": max(wilson[1], boot[1]),
-            "pairs": len(outcome), "prompts": int(group.max()) + 1}
+    found = pooled_accuracy(outcome, prompt, level=level, samples=samples, seed=seed)
+    low, high = wider(found["wilson"], found["bootstrap"])
+    return {"accuracy": found["accuracy"], "low": low, "high": high, "pairs": found["n_pairs"], "prompts": found["n_prompts"]}
 
 
 def _combine(first: dict, second: dict, boot: tuple, sign: int) -> dict:
@@ -825,9 +794,9 @@ def length_correlation(
         value = _length_statistics(sums.sum(0, keepdims=True))[0]
     low, high = cluster_bootstrap(sums, _length_statistics, samples=samples, level=level, seed=seed)
     groups = _ranked_groups(table["length"]), _ranked_groups(table["reward"])
-    draws = _draws(len(sums), samples, seed, len(table["reward"]))
+    draws = draw_counts(len(sums), samples, seed, len(table["reward"]))
     drawn = np.concatenate([_spearman(counts[:, table["prompt"]].astype(np.float64), *groups) for counts in draws])
-    rank = (_spearman(np.ones((1, len(table["reward"]))), *groups)[0, 0], *(end[0] for end in _percentiles(drawn, level)))
+    rank = (_spearman(np.ones((1, len(table["reward"]))), *groups)[0, 0], *percentile_interval(drawn[:, 0], level))
     names = [name for name in LENGTH_MEASURES if name != "spearman"]
     found = dict(zip(names, zip(value, low, high))) | {"spearman": rank}
     as_dict = lambda ends: None if not np.isfinite(ends).all() else dict(zip(("value", "low", "high"), map(float, ends)))

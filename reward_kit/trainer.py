@@ -49,7 +49,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 from transformers.utils import is_torch_bf16_gpu_available
 
-from .data import UnusableRow, load_preferences, to_record
+from .data import UnusableRow, load_preferences, new_figure, to_record
 from reward_kit.encoding import (
     CPU_BATCH_TOKENS,
     LAYOUT_CHOICES,
@@ -1105,8 +1105,7 @@ def plot_training(
     history: list[dict], # trainer.state.log_history
 ): # -> matplotlib Figure
     "Loss and accuracy against the optimizer step; evaluation as points."
-    from matplotlib.pyplot import Figure # pyplot, or notebooks do not show it
-    figure = Figure(figsize=(6.4, 2.6), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(6.4, 2.6), dpi=100)
     for axis, name, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats per row)", "pairwise accuracy"), strict=True):
         for key, style, title in ((name, "-", "training"), (f"eval_{name}", "o--", "evaluation")):
             points = [(log["step"], log[key]) for log in history if key in log]

@@ -30,7 +30,7 @@ import torch
 from transformers import TrainerCallback
 
 from .agreement import as_scorer, percent, wilson_interval
-from .data import to_record
+from .data import new_figure, to_record
 from .encoding import RewardCollator, write_text_atomic
 from .inference import ModelScorer, RewardModel, read_rows
 
@@ -501,8 +501,7 @@ def plot_history(
     x_title: str = "optimizer step", # of the x axes
 ): # -> matplotlib Figure
     "The curves of a run against its steps, as far as they are logged."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(3.1 * len(panels), 2.5), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(3.1 * len(panels), 2.5), dpi=100)
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for curve, style in zip(panel.curves, _STYLES):
             points = [(log["step"], log[curve.key]) for log in history if curve.key in log]

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
+from reward_kit.agreement import resample_sums
 from reward_kit.calibration import (
     CalibrationResult,
     TemperatureFit,
@@ -27,7 +28,6 @@ from reward_kit.calibration import (
     measure_calibration,
     preference_confidence,
     reliability_table,
-    resample_sums,
     store_calibration,
     true_calibration_error,
 )

@@ -11,6 +11,7 @@ import pytest
 from scipy import optimize, stats
 
 from reward_kit import small_data
+from reward_kit.agreement import pooled_accuracy
 from reward_kit.data import PreferenceDataError, load_preferences
 from reward_kit.small_data import (
     AnnotatorCeiling,
@@ -29,10 +30,8 @@ from reward_kit.small_data import (
     matched_interval,
     mcnemar_p_value,
     most_confident_mistakes,
-    ordered_pairs,
-    pooled_accuracy,
+    pairs_of,
     power_law,
-    prompt_ids,
     setting_name,
     sign_flip_p_value,
     suspected_label_errors,
@@ -62,16 +61,16 @@ def load(data): return load_preferences(data, progress=False)
 
 def test_records_without_a_prompt_are_prompts_of_their_own():
     data = load([{"chosen": "a", "rejected": "b"}, {"chosen": "b", "rejected": "a"}, {"chosen": "c", "rejected": "d"}])
-    keys = prompt_ids(data).tolist()
+    keys = data.group_keys.tolist()
     assert keys[0] == keys[1] != keys[2]
     data = load([{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": " Q", "chosen": "c", "rejected": "b"}, {"prompt": "r", "chosen": "c", "rejected": "b"}])
-    keys = prompt_ids(data).tolist()
+    keys = data.group_keys.tolist()
     assert keys[0] == keys[1] != keys[2]
 
 
 def test_only_ties_are_refused():
     with pytest.raises(ValueError, match="all are ties"):
-        ordered_pairs(load([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]}]))
+        pairs_of(load([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]}]))
 
 
 # --- cross-validation ---------------------------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ def test_runs_are_compared_in_pairs_and_corrected():
     tests = {frozenset((c["a"], c["b"])): c["test"] for c in found.comparisons}
     assert tests[frozenset(("exact", "close"))].startswith("sign flips") and tests[frozenset(("exact", "coin"))].startswith("bootstrap")
     single = next(c for c in found.comparisons if {c["a"], c["b"]} == {"exact", "close"})
-    pairs = ordered_pairs(load(data))
+    pairs = pairs_of(load(data))
     outcome = [small_data.outcomes_of(small_data.reward_differences(pairs, small_data.score_preferences(f, load(data))[0])) for f in (noisy(3, 0), by_length)]
     direct = compare_models(*outcome, pairs["prompt"], samples=4000)
     assert (single["low"], single["high"], single["p"]) == (*direct.interval, direct.p_value) or single["difference"] == 0 or single["b"] == "close"
