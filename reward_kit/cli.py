@@ -622,6 +622,10 @@ def run_benchmark_command(args):  # args: SimpleNamespace
     "Prints what a model scores on a public benchmark; --report writes it as files."
     from reward_kit.benchmarks import run_benchmark
 
+    if args.report:
+        from reward_kit.autotrain import check_writable
+
+        check_writable(args.report)
     report = run_benchmark(load_model(args), args.data, kind=args.kind, split=args.split, name=args.model, seed=args.seed, progress=bool(args.progress))
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if args.json else report)
     if not args.report: return

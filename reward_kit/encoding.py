@@ -729,7 +729,7 @@ def _encode_and_count(rows, indices, encoder, report, columns):
 # %% ../nbs/03_encoding.ipynb #4d2c8da8
 LAYOUTS = ("padded", "packed")
 MIN_SHARED = 8  # tokens; a shorter common prefix is cheaper to compute again than to attend to from elsewhere
-CPU_BATCH_TOKENS = 4096  # computed at once on a CPU by default: larger tensors are mapped into memory anew each time, which takes longer than their products gain
+CPU_BATCH_TOKENS = 4096  # computed at once on a CPU by default, where larger parts were slower (benchmarks/NOTES.md)
 _PAYS_BELOW = 0.95  # of the padded places; above, lines side by side are as fast
 
 

@@ -240,7 +240,7 @@ def prepare(target: Path) -> None:
     for page in target.rglob("*.qmd"):
         text = page.read_text(encoding="utf-8").replace("GIT_URL", cfg["git_url"])
         page.write_text(link_names(on_site(text), names, page.relative_to(target).as_posix()), encoding="utf-8")
-    pages.write(target)
+    pages.write(target, on_site, anchor)
     (target / "_quarto.yml").write_text("metadata-files: [../_quarto.yml, site.yml]\n", encoding="utf-8")
     (target / "site.yml").write_text("\n".join([
         f"project: {{output-dir: {cfg['doc_path']}}}", "website:", f"  title: {cfg['title']}", f"  description: {cfg['description']}",

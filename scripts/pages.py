@@ -1,5 +1,6 @@
 """Pages of the site that are made from other files, so that each fact stands once: benchmarks, papers, changelog."""
 import ast
+import functools
 import json
 import re
 import shutil
@@ -55,6 +56,7 @@ def papers() -> list:
     return yaml.safe_load((ROOT / "scripts" / "papers.yml").read_text(encoding="utf-8"))
 
 
+@functools.cache
 def sections(notebook: Path) -> list:
     "(heading, text) of a notebook in order, code included; the heading is the last one before, the title first."
     found, heading = [], ""
@@ -130,12 +132,10 @@ def changelog() -> str:
     return front_matter("Changelog", "What changed, newest first.") + (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n", 1)[1].lstrip()
 
 
-def write(target: Path) -> None:
-    "Write the pages, and the pictures that they show, into a folder."
-    import docs
-
-    (target / "benchmarks.qmd").write_text(docs.on_site(benchmarks()), encoding="utf-8")
-    (target / "papers.qmd").write_text(papers_page(docs.anchor), encoding="utf-8")
+def write(target: Path, on_site, anchor) -> None:
+    "Write the pages, and the pictures that they show, into a folder; `on_site` and `anchor` make text and headings those of the site."
+    (target / "benchmarks.qmd").write_text(on_site(benchmarks()), encoding="utf-8")
+    (target / "papers.qmd").write_text(papers_page(anchor), encoding="utf-8")
     (target / "changelog.qmd").write_text(changelog(), encoding="utf-8")
     (target / "benchmarks").mkdir(exist_ok=True)
     for picture in (ROOT / "benchmarks" / "results").glob("*.png"): shutil.copy(picture, target / "benchmarks")
