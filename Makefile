@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test readme docs bench clean
+.PHONY: help setup quickstart test tutorials readme docs bench clean
 help:                ## what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
 
@@ -23,8 +23,11 @@ setup: $(STAMP)      ## create .venv and install the tested versions
 quickstart: $(STAMP) ## train a reward model on the playground, evaluate it, score text with it, teach a policy with it
 	$(BIN)/reward-kit quickstart --output quickstart
 
-test: $(STAMP)       ## export and clean leave no diff, ruff, every notebook, pytest
+test: $(STAMP)       ## export and clean leave no diff, ruff, every chapter, pytest
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh
+
+tutorials: $(STAMP)  ## run every tutorial
+	PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 MPLBACKEND=agg OMP_NUM_THREADS=1 nbdev_test --path nbs/tutorials --n_workers 2 --timing
 
 readme: $(STAMP)     ## README.md from nbs/index.ipynb
 	$(BIN)/python scripts/readme.py

@@ -6,13 +6,15 @@ The products are those of every nn.Linear of the layers for the unique tokens of
 the input and for the weight). Their time is that of torch.mm on tensors of those very shapes and that precision, written to memory that is
 there already, and measured right after each step, so that both see the same machine. The step is the trainer's own, from the end of
 one to the end of the next: collating, forward, backward, clipping, AdamW, logging. A step that computes its batch in parts (more than
-4,096 tokens) is compared with the products of those parts. Batches of real transcripts, and made-up pairs with
+4,096 tokens) is compared with the products of those parts. The first quarter of a process's steps is not counted: until
+memory has been taken from the system once, a step takes up to twice as long. Batches of real transcripts, and made-up pairs with
 long responses.
 """
 import argparse
 import json
 import random
 from collections import Counter
+from math import ceil
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -129,19 +131,23 @@ def measure(work: Path, batches: str, batch: int, dtype: str) -> dict:
     import torch
     pairs = json.loads((work / f"{batches}.json").read_text())
     steps = len(pairs) // batch
-    trainer = make_trainer("packed", work / "model", work / "out", pairs, settings_of("packed", batch, dtype, steps, False), False, [])
+    settings = settings_of("packed", batch, dtype, steps, False) | {"optim": "adamw_torch_fused"} # the default of the trainer
+    trainer = make_trainer("packed", work / "model", work / "out", pairs, settings, False, [])
     clock = Clock(trainer, torch.bfloat16 if dtype == "bf16" else torch.float32)
     trainer.add_callback(clock.callback())
     trainer.train()
     counts = count_tokens(pairs, batch)[1:]
     for step, count in zip(clock.steps, counts, strict=True): check_rows(step, count["unique"], 2 * batch, clock.linears)
-    total = {key: sum(step[key] for step in clock.steps) for key in ("step", "products", "flops", *PARTS)}
-    return total | {"share": total["products"] / total["step"], "seconds": [step["step"] for step in clock.steps], "shares": [step["products"] / step["step"] for step in clock.steps],
-                    "unique": sum(count["unique"] for count in counts) / len(counts)}
+    cold = ceil(len(clock.steps) / 4)
+    counted = clock.steps[cold:]
+    total = {key: sum(step[key] for step in counted) for key in ("step", "products", "flops", *PARTS)}
+    return total | {"share": total["products"] / total["step"], "seconds": [step["step"] for step in counted], "shares": [step["products"] / step["step"] for step in counted],
+                    "cold": sum(step["products"] for step in clock.steps[:cold]) / sum(step["step"] for step in clock.steps[:cold]),
+                    "unique": sum(count["unique"] for count in counts[cold:]) / len(counted)}
 
 
 NOTES = """*Share* is the time of the products over that of the steps, sums over a process; the median of the rounds, with each round and the
-smallest and largest step. The end of the last layer (its feed-forward part) is needed at the last token of each response alone, and counted
+smallest and largest step. *Cold* is the same of the first quarter of the steps, which the others leave out. The end of the last layer (its feed-forward part) is needed at the last token of each response alone, and counted
 so in the products. What they leave out is needed too: attention between tokens, normalisation, activations, the embeddings' gradient, the
 weights' conversion to bfloat16 under autocast, and AdamW, which reads and writes every weight whatever the batch. *Rest* is collating, clipping, logging
 and the trainer's loop."""
@@ -157,9 +163,9 @@ def report(args, facts: dict, configurations: dict, found: dict) -> list[str]:
         each = ", ".join(f"{run['share']:.0%}" for run in runs)
         rest = median(1 - sum(run[part] for part in PARTS) / run["step"] for run in runs)
         rows.append([title, batch, DTYPES[dtype], f"{runs[0]['unique']:,.0f}", f"{median(steps):.3f}", f"{median(run['flops'] / run['products'] for run in runs) / 1e9:.0f}",
-                     f"{median(run['share'] for run in runs):.0%} ({each}; steps {min(shares):.0%} to {max(shares):.0%})", *parts, f"{rest:.0%}"])
-    head = ["", "batch", "precision", "unique tokens, a batch", "s a step, median", "GFLOP/s of the products", "share of the products", *(f"{part}, of the step" for part in PARTS), "rest"]
-    return [f"Bare matrix products of the unique tokens over our whole optimizer step: {model_line(facts)}, packed batches of {Path(args.data).name} ({args.pairs} pairs) and of made-up pairs with a prompt "
+                     f"{median(run['share'] for run in runs):.0%} ({each}; steps {min(shares):.0%} to {max(shares):.0%})", *parts, f"{rest:.0%}", f"{median(run['cold'] for run in runs):.0%}"])
+    head = ["", "batch", "precision", "unique tokens, a batch", "s a step, median", "GFLOP/s of the products", "share of the products", *(f"{part}, of the step" for part in PARTS), "rest", "share, cold"]
+    return [f"Bare matrix products of the unique tokens over our whole optimizer step: {model_line(facts)}, packed batches of {Path(args.data).name} ({args.pairs} pairs a process) and of made-up pairs with a prompt "
             f"of {args.prompt} and responses of {args.response // 2} to {args.response + args.response // 2} tokens ({args.long_steps} batches). Rounds of processes in alternating order: {args.rounds}.", "",
             *table(head, rows), "", NOTES, "", versions_line(args.threads)]
 
@@ -182,9 +188,9 @@ def arguments():
     parser.add_argument("--data", help="a preference file")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32], help="of the file's pairs")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
-    parser.add_argument("--pairs", type=int, default=96, help="timed pairs of the file in a process")
+    parser.add_argument("--pairs", type=int, default=128, help="pairs of the file in a process, after those that warm it up")
     parser.add_argument("--long-batch", type=int, default=8)
-    parser.add_argument("--long-steps", type=int, default=3, help="timed batches with long responses in a process")
+    parser.add_argument("--long-steps", type=int, default=4, help="batches with long responses in a process, after the one that warms it up")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompts of long responses")
     parser.add_argument("--response", type=int, default=512, help="tokens of long responses, on average")
     parser.add_argument("--max-length", type=int, default=2048, help="longer texts of the file are cut on the left")

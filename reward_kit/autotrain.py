@@ -1030,9 +1030,11 @@ def evaluate_output(output, held_out, data_report, progress, say):  # -> TrustRe
     from reward_kit.inference import RewardModel
 
     report = evaluate_reward_model(RewardModel.from_pretrained(output), held_out, name=Path(output).resolve().name, progress=progress)
-    replace(report, mistakes=None).save(Path(output) / "evaluation") # no text of the data in a folder that may be published
     fit = report.calibration and report.calibration.gain[0] > 0 and report.calibration.fit # shown to help on prompts that did not choose it
-    if fit and not fit["separable"]: replace(RewardMetadata.load(output), calibration={**fit, "data_hash": report.fingerprint}).save(output)
+    if fit and not fit["separable"]:
+        replace(RewardMetadata.load(output), calibration={**fit, "data_hash": report.fingerprint}).save(output)
+        report.calibration.verdicts.append(f"All of this is at temperature 1; {fit['temperature']:.2f} is now stored with the model, and compare divides reward differences by it.")
+    replace(report, mistakes=None).save(Path(output) / "evaluation") # no text of the data in a folder that may be published
     write_model_card(output, report)
     data_report.plot().savefig(Path(output) / "data_report.png", bbox_inches="tight")
     picture = "![lengths of the responses, and how often the longer one is chosen](data_report.png)"

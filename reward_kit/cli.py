@@ -8,12 +8,13 @@ __all__ = ['COMMON', 'DATA_OPTIONS', 'MODEL_OPTIONS', 'QUIET', 'INSPECT', 'LEARN
            'EVALUATE', 'CALIBRATE', 'BENCHMARK', 'COMPARE_RUNS', 'COMPARE', 'SCORE', 'SERVER_OPTIONS', 'SERVE',
            'LLM_GROUPS', 'LLM', 'HELD_OUT', 'QUICKSTART', 'COMMANDS', 'PYTHON_WORDS', 'Option', 'Command', 'Parser',
            'with_dashes', 'make_parser', 'grouped', 'read_arguments', 'read_config', 'loading_arguments',
-           'named_labels', 'named_columns', 'load_model', 'run_inspect', 'html_page', 'write_file', 'lora_arguments',
-           'run_train', 'next_steps', 'shell_line', 'column_words', 'run_ppo', 'policy_steps', 'run_evaluate',
-           'run_calibrate', 'run_benchmark_command', 'run_compare_runs', 'as_trained', 'run_compare', 'score_table',
-           'run_score', 'run_serve', 'llm_options', 'run_llm', 'evaluation_words', 'run_quickstart', 'write_playground',
-           'truth_table', 'score_example', 'ppo_part', 'improvement_table', 'answer_pairs', 'quickstart_files',
-           'overview', 'quiet_libraries', 'as_options', 'error_line', 'main', 'run_command', 'fail', 'broken_pipe']
+           'named_labels', 'named_columns', 'model_arguments', 'load_model', 'run_inspect', 'html_page', 'write_file',
+           'lora_arguments', 'run_train', 'next_steps', 'shell_line', 'column_words', 'run_ppo', 'policy_steps',
+           'run_evaluate', 'run_calibrate', 'run_benchmark_command', 'run_compare_runs', 'as_trained', 'run_compare',
+           'score_table', 'run_score', 'run_serve', 'llm_options', 'run_llm', 'evaluation_words', 'run_quickstart',
+           'write_playground', 'truth_table', 'score_example', 'ppo_part', 'improvement_table', 'answer_pairs',
+           'quickstart_files', 'overview', 'quiet_libraries', 'as_options', 'error_line', 'main', 'run_command', 'fail',
+           'broken_pipe']
 
 # %% ../nbs/11_cli.ipynb #532309d5
 import argparse
@@ -271,11 +272,16 @@ def named_columns(
     return {name: column or None for name, _, column in (text.partition("=") for text in pairs)}
 
 
+def model_arguments(args):  # args: SimpleNamespace -> keyword arguments of `RewardModel.from_pretrained`
+    "Where and in which pieces a reward model runs."
+    return {"device": args.device, "max_length": args.max_length, "batch_tokens": args.batch_tokens}
+
+
 def load_model(args):  # args: SimpleNamespace -> RewardModel
     "The reward model a command was given."
     from reward_kit.inference import RewardModel
 
-    return RewardModel.from_pretrained(args.model, device=args.device, max_length=args.max_length, batch_tokens=args.batch_tokens)
+    return RewardModel.from_pretrained(args.model, **model_arguments(args))
 
 # %% ../nbs/11_cli.ipynb #cda36ae6
 def run_inspect(args):  # args: SimpleNamespace
@@ -661,7 +667,7 @@ def run_compare_runs(args):  # args: SimpleNamespace
     from reward_kit.small_data import compare_runs
 
     if len(args.runs) < 2: raise ParameterError(f"compare-runs needs two runs or more, got {len(args.runs)}; give their folders one after another")
-    found = compare_runs(args.runs, args.data, seed=args.seed, **loading_arguments(args))
+    found = compare_runs(args.runs, args.data, seed=args.seed, model_options=model_arguments(args), **loading_arguments(args))
     print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if args.json else found)
 
 
@@ -673,6 +679,7 @@ COMPARE_RUNS = Command(
         Option("data", required=True, help="preferences that none of them was trained on: file, folder, glob or hub id"),
         Option("seed", int, 0, "seed of the bootstrap"),
         Option("json", bool, False, "print the comparison as JSON"),
+        *MODEL_OPTIONS,
         *DATA_OPTIONS,
         QUIET,
     ),

@@ -220,7 +220,7 @@ def _numbered(nouns):
                  for first, second in ("ab", "01", "12"))
 
 
-RESPONSE_PAIRS = _numbered("response answer completion output conversation summary generation human_ref")
+RESPONSE_PAIRS = _numbered("response answer completion output conversation summary generation human_ref text")
 SCORE_PAIRS = _numbered("score rating reward")
 
 # %% ../nbs/00_data.ipynb #f468c3c0
@@ -277,6 +277,12 @@ def _flat_containers(row):
     return {k: v for cell in inner.values() for k, v in cell.items()} | {k: v for k, v in row.items() if k not in inner} if inner else row
 
 
+def _majority(words):
+    "What most annotators answered, a tie where two answers lead, None where nobody answered."
+    counts = Counter(words).most_common(2)
+    return None if not counts else "tie" if len(counts) == 2 and counts[0][1] == counts[1][1] else counts[0][0]
+
+
 def _flat_annotations(row):
     "Argilla's records: the answers to a question, else its suggestion, become the label (most answers win) or the ranking."
     if not isinstance(row.get("fields"), dict):
@@ -289,9 +295,31 @@ def _flat_annotations(row):
         if values and isinstance(values[0], list):
             items = [item for item in values[0] if isinstance(item, dict)]
             return row | {"responses": [row["fields"].get(item.get("value")) for item in items], "ranks": [item.get("rank") for item in items]}
-        if words := Counter(value for value in values if isinstance(value, str) and value).most_common(2):
-            return row | {"label": "tie" if len(words) == 2 and words[0][1] == words[1][1] else words[0][0]}
+        if word := _majority(value for value in values if isinstance(value, str) and value):
+            return row | {"label": word}
     return row | {"label": None}
+
+# %% ../nbs/00_data.ipynb #5b1e0d27
+def _task_answers(annotations):
+    "Control -> what each annotator answered; a pairwise control, or an only one, is called label."
+    found = {}
+    for annotation in annotations:
+        if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
+            continue
+        for item in annotation.get("result") or []:
+            value = item.get("value") if isinstance(item, dict) else None
+            if isinstance(value, dict) and (word := value.get("selected") or next(iter(value.get("choices") or []), None)):
+                found.setdefault("label" if "selected" in value else item.get("from_name"), []).append(word)
+    return {"label": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _flat_tasks(row):
+    "Label Studio's tasks: the texts in `data`, what was selected (most annotators win) in the label; also its shorter export, `[{'selected': 'left'}]`."
+    if isinstance(row.get("data"), dict) and isinstance(annotations := row.get("annotations"), list):
+        rest = {key: row[key] for key in ("id",) if key in row}
+        return rest | {"label": None} | row["data"] | {control: _majority(words) for control, words in _task_answers(annotations).items()}
+    chosen = {key: cell[0]["selected"] for key, cell in row.items() if isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], dict) and "selected" in cell[0]}
+    return {key: cell for key, cell in row.items() if key not in chosen} | {"label": next(iter(chosen.values()))} if len(chosen) == 1 else row
 
 # %% ../nbs/00_data.ipynb #c3d8804f
 _RESPONSE_LISTS = ("responses", *COLUMN_ALIASES["responses"])
@@ -339,8 +367,8 @@ def _flat_lists(row):
     return rest | {"responses": chosen + rejected, "ranks": [1] * len(chosen) + [2] * len(rejected)}
 
 
-SHAPES = {"annotations": _flat_annotations, "containers": _flat_containers, "items": _flat_items, "turns": _flat_turns, "lists": _flat_lists}
-SHAPE_NOTES = {"annotations": "fields with answers", "containers": "info, question or fields", "items": "list of responses with their scores",
+SHAPES = {"annotations": _flat_annotations, "tasks": _flat_tasks, "containers": _flat_containers, "items": _flat_items, "turns": _flat_turns, "lists": _flat_lists}
+SHAPE_NOTES = {"annotations": "fields with answers", "tasks": "data with annotations", "containers": "info, question or fields", "items": "list of responses with their scores",
                "turns": "lists of turns in prompt and responses", "lists": "lists of chosen and rejected texts"}
 
 

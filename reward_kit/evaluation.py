@@ -447,6 +447,7 @@ def write_model_card(
     if not card.exists():
         card.write_text(f"---\nlibrary_name: transformers\n---\n\n# {folder.resolve().name}\n\nA reward model.\n", encoding="utf-8")
     pictures = report.figures()
+    for name in FIGURES: (folder / f"trust_{name}.png").unlink(missing_ok=True) # of an earlier report that had it
     for name, figure in pictures.items(): figure.savefig(folder / f"trust_{name}.png")
     shown = "\n\n".join(f"![{FIGURES[name]}](trust_{name}.png)" for name in pictures)
     update_card_section(folder, "evaluation", f"## Trust report\n\n{report.to_markdown(mistakes=False)}\n{shown}\n")

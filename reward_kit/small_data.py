@@ -496,7 +496,7 @@ def _group_runs(runs, names) -> dict[str, list]:
     return settings
 
 # %% ../nbs/05f_small_data.ipynb #6a5d0027
-def _rewards_of(run, preferences, progress: bool = False) -> list:
+def _rewards_of(run, preferences, progress: bool = False, model_options: dict | None = None) -> list:
     "Rewards of every record by a run, one list a seed: of a cross-validation (or its file), as given, or scored now. Raises ValueError for other data."
     if isinstance(run, (str, Path)) and str(run).endswith(".json"):
         stored = json.loads(Path(run).read_text(encoding="utf-8"))
@@ -508,6 +508,8 @@ def _rewards_of(run, preferences, progress: bool = False) -> list:
     elif _is_rewards(run):
         rewards, fingerprint = [list(run)], None
     else:
+        if isinstance(run, (str, Path)):
+            run = RewardModel.from_pretrained(run, **(model_options or {}))
         return [score_preferences(run, preferences, progress=progress)[0]]
     if fingerprint not in (None, preferences.fingerprint) or any(len(own) != len(preferences) for own in rewards):
         raise ValueError(f"the rewards are of other data than these {len(preferences)} records; score the same data with every run")
@@ -580,6 +582,7 @@ def compare_runs(
     samples: int = 4000, # draws of the bootstrap
     seed: int = 0, # of the draws
     progress: bool = False, # show bars
+    model_options: dict | None = None, # of `RewardModel.from_pretrained`, for folders and hub ids: device, dtype, max_length, ...
     **loading, # further arguments of `load_preferences`: columns, format, split, ...
 ) -> RunComparison:
     """Every two settings on the same pairs, Holm-corrected; several seeds of a setting are averaged within each pair and drawn anew.
@@ -587,7 +590,7 @@ def compare_runs(
     Raises ValueError for fewer than two settings, runs that cannot be told apart, rewards of other data, or nothing that all could score."""
     settings, preferences = _group_runs(runs, names), load_preferences(data, progress=progress, **loading)
     pairs = pairs_of(preferences)
-    outcomes = {name: np.array([outcomes_of(reward_differences(pairs, rewards)) for run in own for rewards in _rewards_of(run, preferences, progress)])
+    outcomes = {name: np.array([outcomes_of(reward_differences(pairs, rewards)) for run in own for rewards in _rewards_of(run, preferences, progress, model_options)])
                 for name, own in settings.items()}
     scored = ~np.isnan(np.concatenate(list(outcomes.values()))).any(0)
     if not scored.any():

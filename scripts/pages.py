@@ -34,13 +34,20 @@ def repository_link(path: str) -> str:
 
 # ---------------------------------------------------------------- benchmarks
 
+def program_of(result: Path) -> Path:
+    "The program that wrote a result: `train_speed_long.md` is one of `train_speed.py`."
+    fitting = [p for p in (ROOT / "benchmarks").glob("*.py") if result.stem == p.stem or result.stem.startswith(f"{p.stem}_")]
+    if not fitting: raise ValueError(f"{result.name} is the result of no program in benchmarks/")
+    return max(fitting, key=lambda p: len(p.stem))
+
+
 def benchmarks() -> str:
     "Results as their programs wrote them, each under what its program says it measures; then the notes."
     text = front_matter("Benchmarks", "What was measured, with what, and what was tried.")
     text += ("The tables are what the programs in `benchmarks/` wrote. Each names the machine's number of threads, the versions and what differs between the sides. "
              "Times depend on the machine; ratios were measured side by side on one.\n")
     for result in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
-        program = ROOT / "benchmarks" / f"{result.stem}.py"
+        program = program_of(result)
         says = (ast.get_docstring(ast.parse(program.read_text(encoding="utf-8"))) or "").split("\n\n")[0].replace("\n", " ")
         text += f"\n## {result.stem.replace('_', ' ').replace('ppo', 'PPO').capitalize().replace('Ppo', 'PPO').replace(' ppo', ' PPO')}\n\n"
         text += f"{says} [`python benchmarks/{program.name}`]({repository_link(f'benchmarks/{program.name}')})\n\n"

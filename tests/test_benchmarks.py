@@ -80,10 +80,14 @@ def random_rewards(rng, benchmark, values):
 
 @pytest.fixture(scope="module")
 def authors():
+    if importlib.util.find_spec("rewardbench") is None:
+        pytest.skip("the source of package rewardbench (0.1.4) is not on the path; it is no dependency, see the stored scores and the brute-force tests instead")
+    return read_authors()
+
+
+def read_authors():
     "Constants and scoring functions of package `rewardbench`, read from its source without its dependencies."
     found = importlib.util.find_spec("rewardbench")
-    if found is None:
-        pytest.skip("the source of package rewardbench (0.1.4) is not on the path; it is no dependency, see the brute-force tests instead")
     names, space = ("calculate_scores_per_section", "sample_stats", "process_single_model", "reroll_and_score_dataset"), {}
     folder = Path(found.submodule_search_locations[0])
     exec((folder / "constants.py").read_text(), space)
@@ -91,6 +95,26 @@ def authors():
     space |= {"np": np, "math": math, "pd": pd, "Dataset": datasets.Dataset}
     exec(compile(ast.Module([n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in names], []), "authors", "exec"), space)
     return space
+
+
+def rewardbench_by_authors(authors, benchmark, rewards):
+    "Accuracy of each subset, score of each section."
+    results = {}
+    for row, (a, b) in zip(benchmark.rows, rewards): results.setdefault(row["subset"], []).append(1 if a > b else 0)
+    metrics = {name: sum(own) / len(own) for name, own in results.items()}
+    return metrics, authors["calculate_scores_per_section"](authors["EXAMPLE_COUNTS"], authors["SUBSET_MAPPING"], metrics)
+
+
+def rewardbench2_by_authors(authors, benchmark, rewards):
+    "Score of each subset."
+    flat = [{"text": "", "scores": r, "subset": row["subset"], "id": row["id"]} for row, own in zip(benchmark.rows, rewards) for r in own]
+    rolled = authors["reroll_and_score_dataset"](datasets.Dataset.from_list(flat), [len(own) for own in rewards])
+    rolled = list(rolled.add_column("num_correct", [len(row["correct"]) for row in benchmark.rows]))
+    found = {}
+    for name in dict.fromkeys(row["subset"] for row in rolled):
+        own = [row for row in rolled if row["subset"] == name]
+        found[name] = float(authors["process_single_model"](own)[1] if name == "Ties" else np.mean([row["results"] for row in own]))
+    return found
 
 
 def test_constants_are_the_authors(authors):
@@ -106,11 +130,7 @@ def test_rewardbench_scores_are_the_authors(authors, values, prior):
     for _ in range(3):
         rewards = random_rewards(rng, benchmark, values)
         report = score_benchmark(benchmark, rewards, samples=1)
-        results = {}
-        for row, (a, b) in zip(benchmark.rows, rewards):
-            results.setdefault(row["subset"], []).append(1 if a > b else 0)
-        metrics = {name: sum(own) / len(own) for name, own in results.items()}
-        expected = authors["calculate_scores_per_section"](authors["EXAMPLE_COUNTS"], authors["SUBSET_MAPPING"], metrics)
+        metrics, expected = rewardbench_by_authors(authors, benchmark, rewards)
         scores = {s["section"]: s["score"] for s in report.sections}
         assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
         sections, weights = list(expected.values()), [2, 2, 2, 2]
@@ -127,13 +147,42 @@ def test_rewardbench2_scores_are_the_authors(authors, values):
         benchmark = load_benchmark(rewardbench2_rows(rng))
         rewards = random_rewards(rng, benchmark, values)
         got = {s["subset"]: s["score"] for s in score_benchmark(benchmark, rewards, samples=1).subsets}
-        flat = [{"text": "", "scores": r, "subset": row["subset"], "id": row["id"]} for row, own in zip(benchmark.rows, rewards) for r in own]
-        rolled = authors["reroll_and_score_dataset"](datasets.Dataset.from_list(flat), [len(own) for own in rewards])
-        rolled = rolled.add_column("num_correct", [len(row["correct"]) for row in benchmark.rows])
-        for name, score in got.items():
-            own = [row for row in rolled if row["subset"] == name]
-            expected = authors["process_single_model"](own)[1] if name == "Ties" else np.mean([row["results"] for row in own])
-            assert score == pytest.approx(expected, abs=1e-12), name
+        assert got == pytest.approx(rewardbench2_by_authors(authors, benchmark, rewards), abs=1e-12)
+
+
+# Scores that the authors' program gave for rewards that can be drawn again, so that the comparison needs no package. Written by
+# `python tests/test_benchmarks.py` with the source of rewardbench 0.1.4 on the path.
+GOLDEN = Path(__file__).with_name("benchmarks_golden.json")
+
+
+def golden_cases():
+    "Name, benchmark and rewards: whole numbers with many ties, and real ones."
+    for values in (2, 5, None):
+        rng = np.random.default_rng(100)
+        for i in range(3):
+            for name, rows in (("rewardbench", rewardbench_rows()), ("rewardbench2", rewardbench2_rows(rng))):
+                benchmark = load_benchmark(rows)
+                yield f"{name}, {'real' if values is None else f'below {values}'}, {i}", benchmark, random_rewards(rng, benchmark, values)
+
+
+def golden_of(authors, name, benchmark, rewards):
+    "What the authors' program says."
+    return rewardbench_by_authors(authors, benchmark, rewards)[1] if name.startswith("rewardbench,") else rewardbench2_by_authors(authors, benchmark, rewards)
+
+
+def test_scores_are_those_that_the_authors_program_gave():
+    golden = json.loads(GOLDEN.read_text())
+    cases = list(golden_cases())
+    assert len(cases) == len(golden) == 18
+    for name, benchmark, rewards in cases:
+        report = score_benchmark(benchmark, rewards, samples=1)
+        got = {s["section"]: s["score"] for s in report.sections} if name.startswith("rewardbench,") else {s["subset"]: s["score"] for s in report.subsets}
+        assert {part: got[part] for part in golden[name]} == pytest.approx(golden[name], abs=1e-12), name
+
+
+def test_what_is_stored_is_what_the_authors_program_gives(authors):
+    golden = json.loads(GOLDEN.read_text())
+    for name, benchmark, rewards in golden_cases(): assert golden_of(authors, name, benchmark, rewards) == pytest.approx(golden[name], abs=1e-12)
 
 
 # --- brute force, written from the papers' words --------------------------------------------------------------------------
@@ -600,3 +649,6 @@ def test_the_published_size_is_told():
     assert len(notes) == 1 and "23 of 23 subsets of another size (alpacaeval-easy 2 rows for 100" in notes[0]
     assert "22 of 23 subsets absent" in load_benchmark([PAIR]).notes[0]
     assert "2,985 rows, 5,970 responses" in repr(load_benchmark(rewardbench_rows()))
+
+
+if __name__ == "__main__": GOLDEN.write_text(json.dumps({name: golden_of(read_authors(), name, benchmark, rewards) for name, benchmark, rewards in golden_cases()}, indent=1) + "\n")

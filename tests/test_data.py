@@ -957,3 +957,37 @@ def test_real_sharegpt():
     found = load(DEMO)
     assert found.report.format == "sharegpt" and found.report.rows_read == 300 and reasons(found) == {"exact duplicate": 5}
     assert {t["role"] for r in found for t in r["prompt"]} == {"system", "user", "assistant"}
+
+
+# ---------------------------------------------------------------- Label Studio
+
+def task(*selected, **control):
+    "A Label Studio task with one annotation for each answer; an annotation without an answer was cancelled."
+    results = [{"was_cancelled": word is None, "result": [control | {"from_name": "pw", "type": "pairwise", "value": {"selected": word or "left"}}]} for word in selected]
+    return {"id": 7, "data": {"prompt": "Name a prime.", "answer1": "Nine.", "answer2": "Seven.", "topic": "numbers"}, "annotations": results, "predictions": []}
+
+
+@pytest.mark.parametrize(("selected", "best", "ranks"), [(["right"], "Seven.", [1, 2]), (["left", None, None], "Nine.", [1, 2]), (["right", "left", "right"], "Seven.", [1, 2]),
+                                                         (["left", "right"], "Nine.", [1, 1])])
+def test_label_studio_tasks(selected, best, ranks):
+    record = to_record(task(*selected))
+    assert (record["prompt"], record["responses"][0], record["ranks"], record["id"]) == ("Name a prime.", best, ranks, "7")
+
+
+def test_label_studio_other_controls_and_the_short_export():
+    choice = lambda name, word: {"from_name": name, "type": "choices", "value": {"choices": [word]}}
+    row = task("left") | {"annotations": [{"result": [choice("better", "tie")]}]}
+    assert to_record(row)["ranks"] == [1, 1]
+    row["annotations"][0]["result"].append(choice("polite", "answer2"))
+    with pytest.raises(PreferenceDataError): to_record(row)  # two questions: which one is meant?
+    assert to_record(row, columns={"label": "polite"})["responses"] == ["Seven.", "Nine."]
+    row["annotations"][0]["result"].append({"from_name": "pw", "value": {"selected": "left"}})
+    assert to_record(row)["responses"] == ["Nine.", "Seven."]  # the pairwise control is the preference
+    assert to_record({"id": 1, "prompt": "p", "text1": "x", "text2": "y", "pw": [{"selected": "right"}]})["responses"] == ["y", "x"]
+
+
+def test_label_studio_tasks_that_nobody_answered_are_counted(tmp_path):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([task("right"), task(), task(None), task("left") | {"data": {"prompt": "q", "answer1": "x", "answer2": "y"}}]), encoding="utf-8")
+    preferences = load_preferences(path, progress=False)
+    assert len(preferences) == 2 and preferences.report.rows_read == 4, preferences.report

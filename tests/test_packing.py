@@ -620,6 +620,23 @@ def test_two_processes_train_as_one(base, packed_run, tmp_path):
         assert parts == [[1, 1, 1]] * 2 if name == "whole" else max(map(max, parts)) > 2 if name == "accumulated" else parts[0] != parts[1]
 
 
+def test_sharded_weights_give_the_same_rewards_and_gradients(tmp_path):
+    "FSDP2 gathers a layer's weights where the layer's forward is called, packed or not."
+    import packing_fsdp
+    env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", packing_fsdp.__file__, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-5000:]
+    gradients = []
+    for rank in (0, 1):
+        rewards, sharded = torch.load(tmp_path / f"{rank}.pt")
+        one, own = packing_fsdp.rewards_and_gradients(make_model("Qwen3"), EVERYTHING[rank::2])
+        assert torch.allclose(rewards, one, atol=1e-5)
+        gradients.append(own)
+    mean = {name: (gradients[0][name] + gradients[1][name]) / 2 for name in gradients[0]}
+    assert same_weights(sharded, mean, 1e-5) and max(float(value.abs().max()) for value in mean.values()) > 0.1
+
+
 # ---- several threads, and models that are not transformers'
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

@@ -3,9 +3,11 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -238,19 +240,45 @@ def test_the_changelog_page_is_the_changelog(site):
     assert (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n", 1)[1].strip() in (site / "changelog.qmd").read_text(encoding="utf-8")
 
 
-def test_the_colab_cell_holds_fixed_what_is_loaded(site, monkeypatch, tmp_path):
-    cell = re.search(r"```python\n(.*?)```", (site / "colab.qmd").read_text(encoding="utf-8"), re.S)[1]
-    calls, find = [], importlib.util.find_spec
+COLAB = ROOT / "scripts" / "colab.py"
+
+
+def test_colab_holds_fixed_what_is_loaded(docs, monkeypatch, tmp_path):
+    script, calls, find = compile(COLAB.read_text(encoding="utf-8"), "colab", "exec"), [], importlib.util.find_spec
+
+    def run(command, check):
+        calls.append(command)
+        if command[0] == "git": (Path(command[-1]) / "nbs" / "tutorials").mkdir(parents=True)
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "reward_kit" else find(name))
-    monkeypatch.setattr(subprocess, "run", lambda command, **kw: calls.append(command))
-    exec(compile(cell, "colab", "exec"), {})
+    monkeypatch.setattr(subprocess, "run", run)
+    exec(script, {})
     held = (tmp_path / "loaded.txt").read_text().split()
     assert f"pytest=={importlib.metadata.version('pytest')}" in held and any(line.startswith("torch==") for line in held)
-    assert calls[0][-1].startswith("git+https://github.com/")
+    assert calls[0][-2] == docs.readme.settings()["git_url"] and calls[1][-1] == calls[0][-1] and Path.cwd().name == "tutorials"
+    monkeypatch.chdir(tmp_path / "reward_kit-source")
     monkeypatch.setattr(importlib.util, "find_spec", find)
-    exec(compile(cell, "colab", "exec"), {})
-    assert len(calls) == 1  # where reward_kit is installed, nothing happens
+    exec(script, {})
+    assert len(calls) == 2 and Path.cwd().name == "reward_kit-source"  # where reward_kit is installed, nothing happens
+
+
+def test_colab_keeps_results_in_drive_where_it_is_asked_to(monkeypatch):
+    mounted, google = [], types.ModuleType("google.colab")
+    google.drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google.colab", google)
+    monkeypatch.setenv("REWARD_KIT_OUTPUT", "")
+    exec(compile(COLAB.read_text(encoding="utf-8"), "colab", "exec"), {"DRIVE": True})
+    assert mounted == ["/content/drive"] and os.environ["REWARD_KIT_OUTPUT"].startswith("/content/drive/MyDrive/")
+
+
+def test_every_tutorial_begins_with_what_colab_needs(site):
+    cell = re.search(r"```python\n(.*?)```", (site / "colab.qmd").read_text(encoding="utf-8"), re.S)[1]
+    for path in sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb")):
+        first = next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+        assert "\n".join(line for line in first.splitlines() if not line.startswith("#")).strip() == cell.strip(), path.name
+        exec(compile(first, path.name, "exec"), {})  # outside Colab it does nothing
+        assert "REWARD_KIT_OUTPUT" in path.read_text(encoding="utf-8"), path.name
 
 
 # ---------------------------------------------------------------- pictures and outputs
