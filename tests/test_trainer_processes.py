@@ -30,3 +30,27 @@ def test_two_processes_equal_one(tmp_path):
     weights = [load_file(tmp_path / name / "final/model.safetensors") for name in ("one", "two")]
     assert all(torch.allclose(value, weights[1][name], atol=1e-6) for name, value in weights[0].items())
     assert done.stdout.count("examples, learning rate") == 1, "the plan is printed once"
+
+
+# ---- configurations of the tutorial on scaling out; what of them needs GPUs or DeepSpeed itself cannot be run here
+
+CONFIGURATIONS = sorted((Path(__file__).parents[1] / "nbs" / "tutorials" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_accelerate_launch_takes_the_configuration(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    load_config_from_file(str(path))  # refuses names that it does not know
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(path), "train.py", "MODEL", "DATA", "OUTPUT"]))
+    assert args.use_fsdp is (path.stem == "fsdp2") and args.use_deepspeed is path.stem.startswith("zero") and (args.num_processes, args.mixed_precision) == (8, "bf16")
+
+
+def test_what_accelerate_sets_for_fsdp_makes_its_plugin(monkeypatch):
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(CONFIGURATIONS[0]), "train.py"]))
+    for name, value in prepare_multi_gpu_env(args).items(): monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True and not plugin.cpu_ram_efficient_loading and plugin.state_dict_type.name == "FULL_STATE_DICT"
