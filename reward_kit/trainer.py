@@ -268,7 +268,7 @@ def content_hash(dataset) -> str | None: # 16 hex digits; None for a stream
 # %% ../nbs/04_trainer.ipynb #015b516c
 def example_lengths(dataset) -> list[int]: # tokens of the longest response of each example
     "What decides the padded size of a batch."
-    if "lengths" in dataset.column_names: return [max(lengths) for lengths in dataset["lengths"]]
+    if "lengths" in dataset.column_names: return [max(lengths) for lengths in dataset["lengths"][:]]
     return [max(len(chosen), len(rejected)) for chosen, rejected in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
 
 # %% ../nbs/04_trainer.ipynb #3e99aef9
@@ -785,7 +785,7 @@ class PlanSteps:
         loader, args = self.get_train_dataloader(), self.args
         steps = self.set_initial_training_values(args, loader)[-1]
         known = has_length(self.train_dataset) and self._own_collator is None
-        lengths = [sum(row) for row in self.train_dataset["lengths"]] if known else []
+        lengths = [sum(row) for row in self.train_dataset["lengths"][:]] if known else [] # of a column without [:] each row is read by itself
         mixed = args.mixed_precision != "no"
         return TrainingPlan(
             examples=len(self.train_dataset) if known else None, tokens=sum(lengths) if known else None, steps=steps,
@@ -800,7 +800,7 @@ class PlanSteps:
         "Tokens of the longest micro-batch, as far as it is known."
         if not has_length(self.train_dataset) or self._own_collator is not None:
             return 2 * self._train_batch_size * self.encoding.max_length
-        lengths = self.train_dataset["lengths"]
+        lengths = self.train_dataset["lengths"][:]
         longest = sorted(range(len(lengths)), key=lambda i: max(lengths[i]))[-self._train_batch_size:]
         return min(self._collator([self.train_dataset[i] for i in longest])["input_ids"].numel(), max(self._budget or sys.maxsize, sum(lengths[longest[-1]])))
 
