@@ -323,7 +323,7 @@ def test_workflows_agree_with_the_metadata_and_pin_what_they_use():
     steps = [step for workflow in read.values() for job in workflow["jobs"].values() for step in job["steps"]]
     assert all(re.search(r"@v\d+\.\d+\.\d+$", step["uses"]) for step in steps if "uses" in step)
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
-    assert {step["run"] for step in steps if "run" in step} == {"make test", "make docs"} and {"test", "docs"} <= set(targets)
+    assert {step["run"] for step in steps if "run" in step} == {"make test", "make tutorials", "make docs"} and {"test", "tutorials", "docs"} <= set(targets)
     python = [step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")]
     assert set(python) <= {"${{ matrix.python }}", *versions}
     assert [step["with"]["version"] for step in steps if "quarto-actions" in step.get("uses", "")] == ["1.7.34"]

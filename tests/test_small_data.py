@@ -305,12 +305,23 @@ def noisy(noise, seed):
 
 
 def test_folders_are_named_and_grouped(monkeypatch):
+    loaded = []
+
+    class Loads:
+        "In place of a reward model: its folder, and with what it was loaded."
+        @staticmethod
+        def from_pretrained(name, **options): return loaded.append(options) or name
+
+    monkeypatch.setattr(small_data, "RewardModel", Loads)
     monkeypatch.setattr(small_data, "score_preferences", lambda run, data, progress=False: (
         [[float(len(r)) if "good" in str(run) else 0.0 for r in record["responses"]] for record in data], "rm"))
     found = compare_runs(["a/good-seed0", "a/good-seed1", "b/flat"], rows())
     assert {(s["name"], s["seeds"]) for s in found.settings} == {("good", 2), ("flat", 1)}
     found = compare_runs(["a/good/rm", "b/other/rm"], rows())
     assert {s["name"] for s in found.settings} == {"good/rm", "other/rm"} and found.comparisons[0]["b"] == "good/rm"
+    assert loaded == [{}] * 5
+    compare_runs(["a/good", "b/flat"], rows(), model_options={"device": "cpu"})
+    assert loaded[5:] == [{"device": "cpu"}] * 2
     with pytest.raises(ValueError, match="tell them apart"): compare_runs(["a/rm", "a/rm"], rows())
 
 
