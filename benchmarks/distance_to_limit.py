@@ -199,6 +199,7 @@ def arguments():
     args = parser.parse_args()
     if args.worker is None and not args.data: parser.error("--data is missing: a preference file")
     if args.worker is None and any(args.pairs % batch for batch in args.batch): parser.error(f"--pairs {args.pairs} must be a multiple of every --batch")
+    if args.worker is None and (min(args.pairs // batch for batch in args.batch) < 2 or args.long_steps < 2): parser.error("a process needs two steps or more: the first quarter is not counted")
     return args
 
 

@@ -308,7 +308,8 @@ def _task_answers(annotations):
             continue
         for item in annotation.get("result") or []:
             value = item.get("value") if isinstance(item, dict) else None
-            if isinstance(value, dict) and (word := value.get("selected") or next(iter(value.get("choices") or []), None)):
+            word = isinstance(value, dict) and (value.get("selected") or next(iter(value.get("choices") or []), None))
+            if word and isinstance(word, str):
                 found.setdefault("label" if "selected" in value else item.get("from_name"), []).append(word)
     return {"label": next(iter(found.values()))} if len(found) == 1 else found
 
@@ -316,8 +317,7 @@ def _task_answers(annotations):
 def _flat_tasks(row):
     "Label Studio's tasks: the texts in `data`, what was selected (most annotators win) in the label; also its shorter export, `[{'selected': 'left'}]`."
     if isinstance(row.get("data"), dict) and isinstance(annotations := row.get("annotations"), list):
-        rest = {key: row[key] for key in ("id",) if key in row}
-        return rest | {"label": None} | row["data"] | {control: _majority(words) for control, words in _task_answers(annotations).items()}
+        return {"id": row.get("id"), "label": None} | row["data"] | {control: _majority(words) for control, words in _task_answers(annotations).items()}
     chosen = {key: cell[0]["selected"] for key, cell in row.items() if isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], dict) and "selected" in cell[0]}
     return {key: cell for key, cell in row.items() if key not in chosen} | {"label": next(iter(chosen.values()))} if len(chosen) == 1 else row
 

@@ -508,8 +508,8 @@ def _rewards_of(run, preferences, progress: bool = False, model_options: dict | 
     elif _is_rewards(run):
         rewards, fingerprint = [list(run)], None
     else:
-        if isinstance(run, (str, Path)):
-            run = RewardModel.from_pretrained(run, **(model_options or {}))
+        if model_options and isinstance(run, (str, Path)):
+            run = RewardModel.from_pretrained(run, **model_options)
         return [score_preferences(run, preferences, progress=progress)[0]]
     if fingerprint not in (None, preferences.fingerprint) or any(len(own) != len(preferences) for own in rewards):
         raise ValueError(f"the rewards are of other data than these {len(preferences)} records; score the same data with every run")

@@ -785,22 +785,21 @@ class PlanSteps:
         loader, args = self.get_train_dataloader(), self.args
         steps = self.set_initial_training_values(args, loader)[-1]
         known = has_length(self.train_dataset) and self._own_collator is None
-        lengths = [sum(row) for row in self.train_dataset["lengths"][:]] if known else [] # of a column without [:] each row is read by itself
+        rows = self.train_dataset["lengths"][:] if known else [] # of a column without [:] each row is read by itself
+        lengths = [sum(row) for row in rows]
         mixed = args.mixed_precision != "no"
         return TrainingPlan(
             examples=len(self.train_dataset) if known else None, tokens=sum(lengths) if known else None, steps=steps,
             batch_size=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
             parameters=sum(p.numel() for p in self.model.parameters()),
             trainable=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            memory=estimate_memory(self.model, self._largest_batch(), mixed, bool(args.gradient_checkpointing)),
+            memory=estimate_memory(self.model, self._largest_batch(rows), mixed, bool(args.gradient_checkpointing)),
             precision=args.mixed_precision if mixed else "float32", learning_rate=args.learning_rate, layout=self._layout,
             seconds=self._measure_seconds(lengths, steps) if known and args.estimate_time else None)
 
-    def _largest_batch(self):
+    def _largest_batch(self, lengths):
         "Tokens of the longest micro-batch, as far as it is known."
-        if not has_length(self.train_dataset) or self._own_collator is not None:
-            return 2 * self._train_batch_size * self.encoding.max_length
-        lengths = self.train_dataset["lengths"][:]
+        if not lengths: return 2 * self._train_batch_size * self.encoding.max_length
         longest = sorted(range(len(lengths)), key=lambda i: max(lengths[i]))[-self._train_batch_size:]
         return min(self._collator([self.train_dataset[i] for i in longest])["input_ids"].numel(), max(self._budget or sys.maxsize, sum(lengths[longest[-1]])))
 

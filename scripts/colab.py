@@ -2,7 +2,7 @@
 
 Colab asks for a restart when an installation replaces a package that the kernel has imported. So those packages are held at their versions, and
 torch with them, which is large and fits the machine. The files that lie beside the tutorials come with the source. With DRIVE = True before it, results
-go to Google Drive, where a run that was cut off is continued.
+go to Google Drive, where a training that was cut off is continued.
 """
 import importlib.metadata as metadata
 import importlib.util
