@@ -1341,7 +1341,7 @@ def _source(data, split, revision, cache_dir):
 
 # %% ../nbs/00_data.ipynb #cc11c386
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
-_ASCII_TOKEN = re.compile(r"\w+|[^\w\s]")
+_ASCII_TOKEN = re.compile(r"\w+|[^\w\s\x1c-\x1f]", re.ASCII)  # the same for ASCII text, sooner
 _ROW = np.dtype([("key", "u8"), ("digest", "u8"), ("prompt", "u8"), ("source", "u8"), ("responses", "u4"), ("pairs", "u4"), ("prompt_len", "u4"),
                  ("best_len", "u4"), ("worst_len", "u4"), ("overlap", "f4"), ("first_won", "i1")])
 _PAIR = np.dtype([("key", "u8"), ("forward", "?")])
@@ -1354,7 +1354,9 @@ def _words(text):
 
 def _dice(a, b):
     "2 |A and B| / (|A| + |B|) of two multisets of words."
-    return 2 * (Counter(a) & Counter(b)).total() / max(len(a) + len(b), 1)
+    first, second = Counter(a), Counter(b)
+    common = first.keys() & second.keys()
+    return 2 * sum(map(min, map(first.get, common), map(second.get, common))) / max(len(a) + len(b), 1)
 
 
 def _lengths(texts, words, tokenizer):

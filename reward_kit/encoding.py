@@ -35,12 +35,15 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from functools import cache, partial
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from types import MethodType
 from urllib.parse import urlparse
 
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
 from huggingface_hub.utils import logging as hub_logging
@@ -463,38 +466,55 @@ class EncodedBatch:
         return [len(ids) if ids is not None else 0 for ids in self.ids]
 
 
+def _are_strings(prompt, response):
+    return isinstance(response, str) and (prompt is None or isinstance(prompt, str))
+
+
+def _join_strings(encoder, prompt, response):
+    "Text of a pair of strings and where the response starts in it; a BOS or EOS written into them is not doubled."
+    return join_plain((prompt or "").removeprefix(encoder.bos), response.removesuffix(encoder.eos), encoder.encoding.separator)
+
+
 def _render_text(
-    tokenizer,  # prepared
-    encoding: RewardEncoding,
+    encoder: "RewardEncoder",
     prompt,  # str or list of messages
     response=None,  # str or list of messages; None: `prompt` is the full text or conversation
     tools=None,
     template_kwargs: dict | None = None,
-) -> tuple[str, Callable | None]:  # the text, and a function giving where the response starts (None for a full text)
-    "The text whose tokens the model reads. A BOS or EOS written into a pair of strings is not doubled."
-    if isinstance(prompt, str) and response is None: return prompt, None
-    if isinstance(response, str) and (prompt is None or isinstance(prompt, str)):
-        prompt = prompt or ""
-        if encoding.add_bos: prompt = prompt.removeprefix(tokenizer.bos_token)
-        if encoding.add_eos: response = response.removesuffix(tokenizer.eos_token)
-        text, start = join_plain(prompt, response, encoding.separator)
-        return text, lambda: start
-    before, after = join_messages(prompt, response)
-    template = partial(tokenizer.apply_chat_template, tools=tools, tokenize=False, **(template_kwargs or {}))
-    text = template(before + after)
-    return text, lambda: len(os.path.commonprefix([text, template(before, add_generation_prompt=True)])) if before else 0
+) -> str:
+    "The text whose tokens the model reads."
+    if isinstance(prompt, str) and response is None: return prompt
+    if _are_strings(prompt, response): return _join_strings(encoder, prompt, response)[0]
+    return encoder.tokenizer.apply_chat_template(sum(join_messages(prompt, response), []), tools=tools, tokenize=False, **(template_kwargs or {}))
+
+
+def _response_start(
+    encoder: "RewardEncoder",
+    text: str,  # of `_render_text`, whose other arguments follow
+    prompt,
+    response=None,
+    tools=None,
+    template_kwargs: dict | None = None,
+) -> int | None:  # None for a full text
+    "Character at which the response starts."
+    if isinstance(prompt, str) and response is None: return None
+    if _are_strings(prompt, response): return _join_strings(encoder, prompt, response)[1]
+    before, _ = join_messages(prompt, response)
+    if not before: return 0
+    opened = encoder.tokenizer.apply_chat_template(before, tools=tools, tokenize=False, add_generation_prompt=True, **(template_kwargs or {}))
+    return len(os.path.commonprefix([text, opened]))
 
 # %% ../nbs/03_encoding.ipynb #2f625ae8
 def _text_ids(
     tokenizer,
     texts: Sequence[str],
 ) -> list[list[int]]:
-    "Token ids of texts without special tokens, straight from the fast tokenizer, which keeps settings of earlier calls."
+    "What `tokenizer(text)` gives for each text, straight from the fast tokenizer, which keeps settings of earlier calls."
     backend = tokenizer.backend_tokenizer
     if backend.truncation: backend.no_truncation()
     if backend.padding: backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
-    return [encoded.ids for encoded in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    return [encoded.ids for encoded in backend.encode_batch_fast(list(texts))]
 
 
 def _response_tokens(
@@ -529,19 +549,20 @@ def _row_values(
 # %% ../nbs/03_encoding.ipynb #43833f58
 def _fit_ids(
     encoder: "RewardEncoder",
-    body: list[int],  # tokens of the text, more than there is room for
-    text: str,
-    response_start: Callable | None,  # of `_render_text`
+    ids: list[int],  # more than max_length
+    text: str,  # whose tokens they are
+    row: tuple,  # what the text was rendered from
     name: str,  # of the row, for the error
 ) -> list[int] | None:
-    "The last tokens of a text, or None when it is left out. Raises ValueError with overflow='error'."
-    encoding, size = encoder.encoding, len(body) + len(encoder.prefix) + len(encoder.suffix)
+    "The special tokens and the last ones of the text, or None when it is left out. Raises ValueError with overflow='error'."
+    encoding, end = encoder.encoding, len(ids) - len(encoder.suffix)
     if encoding.overflow == "error":
-        raise ValueError(f"{name}: {size} tokens, but max_length={encoding.max_length}; "
+        raise ValueError(f"{name}: {len(ids)} tokens, but max_length={encoding.max_length}; "
                          "raise max_length, or choose overflow='truncate_left' or 'drop'")
     if encoding.overflow == "drop": return None
-    if response_start and _response_tokens(encoder.tokenizer, text, response_start()) > encoder.room: return None
-    return body[len(body) - encoder.room:]
+    start = _response_start(encoder, text, *row)
+    if start is not None and _response_tokens(encoder.tokenizer, text, start) > encoder.room: return None
+    return [*encoder.prefix, *ids[end - encoder.room : end], *encoder.suffix]
 
 # %% ../nbs/03_encoding.ipynb #25dc175b
 class RewardEncoder:
@@ -555,6 +576,7 @@ class RewardEncoder:
         self.tokenizer, self.encoding = tokenizer, encoding
         self.prefix, self.suffix = _special_token_ids(tokenizer)
         self.room = encoding.max_length - len(self.prefix) - len(self.suffix)  # tokens left for text
+        self.bos, self.eos = tokenizer.bos_token if encoding.add_bos else "", tokenizer.eos_token if encoding.add_eos else ""  # written by the encoding
 
     def render(
         self,
@@ -565,7 +587,7 @@ class RewardEncoder:
         chat_template_kwargs: dict | None = None,  # for the chat template
     ) -> str:
         "The text whose tokens the model reads; `tokenizer(text)` gives its ids."
-        return _render_text(self.tokenizer, self.encoding, prompt, response, tools, chat_template_kwargs)[0]
+        return _render_text(self, prompt, response, tools, chat_template_kwargs)
 
     def encode(self, prompts, responses=None, *, tools=None, chat_template_kwargs=None, names=None) -> EncodedBatch:
         "Token ids of each (prompt, response); see `encode_texts` for the arguments."
@@ -577,10 +599,10 @@ def _named(names, i):
 
 
 def _render_rows(encoder, rows, names):
-    "Texts with their response starts; an error of a template names its row."
+    "Texts of rows; an error of a template names its row."
     rendered = []
     for i, row in enumerate(rows):
-        try: rendered.append(_render_text(encoder.tokenizer, encoder.encoding, *row))
+        try: rendered.append(_render_text(encoder, *row))
         except Exception as error:
             raise ValueError(f"{_named(names, i)}: the chat template refuses this conversation: {error}") from error
     return rendered
@@ -600,13 +622,14 @@ def encode_texts(
     if responses is not None and len(responses) != n: raise ValueError(f"{n} prompts but {len(responses)} responses: there must be as many")
     arguments = _row_values(tools, n, (str, list), "tools"), _row_values(chat_template_kwargs, n, (str, dict), "chat_template_kwargs")
     responses = [None] * n if responses is None else responses
-    rendered = _render_rows(encoder, zip(prompts, responses, *arguments, strict=True), names)
-    for i, body in enumerate(_text_ids(encoder.tokenizer, [text for text, _ in rendered])):
-        fitted = body if len(body) <= encoder.room else _fit_ids(encoder, body, *rendered[i], _named(names, i))
-        batch.ids.append(None if fitted is None else [*encoder.prefix, *fitted, *encoder.suffix])
-        if fitted is None: batch.dropped.append(i)
-        elif len(fitted) < len(body): batch.truncated_rows.append(i)
-        if batch.ids[-1] == []: raise ValueError(f"{_named(names, i)}: the text has no tokens, so there is nothing to read a reward from")
+    rows = list(zip(prompts, responses, *arguments, strict=True))
+    texts = _render_rows(encoder, rows, names)
+    for i, ids in enumerate(_text_ids(encoder.tokenizer, texts)):
+        if not ids: raise ValueError(f"{_named(names, i)}: the text has no tokens, so there is nothing to read a reward from")
+        if len(ids) > encoder.encoding.max_length:
+            ids = _fit_ids(encoder, ids, texts[i], rows[i], _named(names, i))
+            (batch.dropped if ids is None else batch.truncated_rows).append(i)
+        batch.ids.append(ids)
     batch.truncated = len(batch.truncated_rows)
     return batch
 
@@ -635,15 +658,15 @@ class OverflowReport:
 
     def add(
         self,
-        rows: dict,  # columns of `_encode_rows`
+        rows: pa.Table,  # of `_encode_rows`
     ) -> None:
         "Count encoded rows."
-        kept = rows["kept"]
-        lost = [name for name, keep in zip(rows["name"], kept, strict=True) if not keep]
+        kept, total = rows["kept"], lambda values: pc.sum(values).as_py() or 0
+        lost = rows["name"].filter(pc.invert(kept)).to_pylist()
         self.rows, self.dropped_rows, self.examples = self.rows + len(kept), self.dropped_rows + len(lost), (self.examples + lost)[:3]
         self.sequences, self.truncated, self.dropped = (
-            old + sum(rows[name]) for old, name in ((self.sequences, "encoded"), (self.truncated, "truncated"), (self.dropped, "dropped")))
-        self.tokens += sum(sum(lengths) for lengths, keep in zip(rows["lengths"], kept, strict=True) if keep)
+            old + total(rows[name]) for old, name in ((self.sequences, "encoded"), (self.truncated, "truncated"), (self.dropped, "dropped")))
+        self.tokens += total(pc.list_flatten(rows["lengths"].filter(kept)))
 
 # %% ../nbs/03_encoding.ipynb #7f166de2
 TEXT_COLUMNS = ("prompt", "responses", "tools", "chat_template_kwargs")  # of a record; encoding replaces them
@@ -654,7 +677,7 @@ def _encode_rows(
     rows: dict,  # columns of records
     indices: Sequence[int],  # row numbers, for messages
     encoder: RewardEncoder,
-) -> dict:  # columns sequences, lengths, ranks, scores and COUNT_COLUMNS
+) -> pa.Table:  # columns sequences, lengths, ranks, scores and COUNT_COLUMNS
     "Token ids of the responses of records; responses that do not fit are taken out of their row."
     counts = [len(responses) for responses in rows["responses"]]
     names = [origin or f"row {i}" for origin, i in zip(rows.get("origin") or [None] * len(counts), indices, strict=True)]
@@ -662,16 +685,31 @@ def _encode_rows(
     optional = {name: spread(rows[name]) for name in ("tools", "chat_template_kwargs") if rows.get(name)}
     flat = [response for responses in rows["responses"] for response in responses]
     batch = encoder.encode(spread(rows["prompt"]), flat, names=spread(names), **optional)
-    cut, out, start = set(batch.truncated_rows), {name: [] for name in ("sequences", "lengths", "ranks", "scores", *COUNT_COLUMNS)}, 0
-    for row, k in enumerate(counts):
-        fits = [i for i in range(k) if batch.ids[start + i] is not None]
-        ranks, scores = ((rows.get(name) or [None] * len(counts))[row] for name in ("ranks", "scores"))
-        values = [batch.ids[start + i] for i in fits], [len(batch.ids[start + i]) for i in fits]
-        values += [(ranks or range(1, k + 1))[i] for i in fits], None if scores is None else [scores[i] for i in fits]
-        values += len(fits) >= min(2, max(k, 1)), k, sum(start + i in cut for i in range(k)), k - len(fits), names[row]
-        for name, value in zip(out, values, strict=True): out[name].append(value)
-        start += k
-    return out
+    k, owner, fits = np.array(counts), np.repeat(np.arange(len(counts)), counts), np.array([ids is not None for ids in batch.ids], bool)
+    fit, cut = np.bincount(owner[fits], minlength=len(k)), np.bincount(owner[batch.truncated_rows], minlength=len(k))
+    lengths, bounds = np.array(batch.lengths)[fits], np.concatenate([[0], fit.cumsum()])
+    ranks, scores = (rows.get(name) or [None] * len(counts) for name in ("ranks", "scores"))
+    ranks = np.array([rank for given, n in zip(ranks, counts, strict=True) for rank in given or range(1, n + 1)], int)
+    ids = np.fromiter(chain.from_iterable(ids for ids in batch.ids if ids is not None), np.int32, lengths.sum())
+    lists = lambda bounds, values: pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), values)
+    keep = lambda given, fitting: given and [score for score, fits in zip(given, fitting, strict=True) if fits]
+    scores = pa.array([keep(*row) for row in zip(scores, np.split(fits, k.cumsum()[:-1]), strict=True)], pa.list_(pa.float64()))
+    return pa.table({
+        "sequences": lists(bounds, lists(np.concatenate([[0], lengths.cumsum()]), pa.array(ids))), "lengths": lists(bounds, pa.array(lengths)),
+        "ranks": lists(bounds, pa.array(ranks[fits])), "scores": scores,
+        "kept": fit >= np.clip(k, 1, 2), "encoded": k, "truncated": cut, "dropped": k - fit, "name": names})
+
+
+def _encode_table(
+    rows: pa.Table,  # of records
+    indices: Sequence[int],
+    encoder: RewardEncoder,
+) -> pa.Table:  # its columns that are not text, and those of `_encode_rows`
+    "The same for `Dataset.map`, where tables of token ids are many times faster than lists of them."
+    read = {name: rows[name].to_pylist() for name in (*TEXT_COLUMNS, "ranks", "scores", "origin") if name in rows.column_names}
+    encoded = _encode_rows(read, indices, encoder)
+    other = {name: rows[name] for name in rows.column_names if name not in (*TEXT_COLUMNS, *encoded.column_names)}
+    return pa.table(other | {name: encoded[name] for name in encoded.column_names})
 
 # %% ../nbs/03_encoding.ipynb #75d13c39
 @contextlib.contextmanager
@@ -697,12 +735,13 @@ def encode_dataset(
     if not isinstance(dataset, Dataset): return _encode_iterable(dataset, encoder, report), report
     if len(dataset) == 0: raise ValueError("the dataset has no rows to encode")
     key = json.dumps([dataset._fingerprint, encoder.encoding.to_dict()], sort_keys=True)
-    processes, texts = min(num_proc or 1, len(dataset)), [name for name in TEXT_COLUMNS if name in dataset.column_names]
+    processes = min(num_proc or 1, len(dataset))
     with _serial_tokenizers(processes):
-        encoded = dataset.map(
-            _encode_rows, batched=True, with_indices=True, fn_kwargs={"encoder": encoder}, remove_columns=texts, desc=desc,
+        encoded = dataset.with_format("arrow").map(
+            _encode_table, batched=True, with_indices=True, fn_kwargs={"encoder": encoder}, desc=desc,
             num_proc=processes if processes > 1 else None, new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16])
     for rows in encoded.select_columns(["lengths", *COUNT_COLUMNS]).iter(10_000): report.add(rows)
+    encoded = encoded.with_format(None)
     if report.dropped_rows: encoded = encoded.select(np.flatnonzero(encoded["kept"][:]))
     return encoded.remove_columns(list(COUNT_COLUMNS)), report
 
@@ -721,10 +760,11 @@ def _encode_iterable(
 
 
 def _encode_and_count(rows, indices, encoder, report, columns):
-    out = {name: rows[name] for name in columns} | _encode_rows(rows, indices, encoder)
-    report.add(out)
-    kept = [i for i, keep in enumerate(out["kept"]) if keep]
-    return {name: [values[i] for i in kept] for name, values in out.items() if name not in COUNT_COLUMNS}
+    encoded = _encode_rows(rows, indices, encoder)
+    report.add(encoded)
+    out = {name: rows[name] for name in columns} | encoded.drop_columns(list(COUNT_COLUMNS)).to_pydict()
+    kept = np.flatnonzero(encoded["kept"])
+    return {name: [values[i] for i in kept] for name, values in out.items()}
 
 # %% ../nbs/03_encoding.ipynb #4d2c8da8
 LAYOUTS = ("padded", "packed")
