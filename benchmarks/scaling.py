@@ -4,7 +4,8 @@
 
 Preparation is what happens before the first step, from a file of JSON lines: on our side load_preferences (reading, checking, the
 report) and the constructor of the trainer (tokenising); on TRL's load_dataset and the constructor of its trainer (adding EOS, tokenising,
-filtering); with empty caches, one process each. A fixed number of steps follows, whose time should not depend on how many pairs there are. Then, on
+filtering); with empty caches. Tokenizers may use threads, as they do unless the environment forbids it; then the largest file again with a process a core on both
+sides. A fixed number of steps follows, whose time should not depend on how many pairs there are. Then, on
 random tokens, seconds a training step and a scoring pass by length of the prompt, responses to a prompt, and batch. An exponent of 1 is
 time proportional to size, below 1 there is a constant part, above 1 it grows faster than the size.
 """
@@ -71,10 +72,11 @@ def settings(steps: int, batch: int) -> dict:
             "gradient_checkpointing": False, "optim": "adamw_torch", "learning_rate": 1e-5, "lr_scheduler_type": "constant", "seed": 0}
 
 
-def start(work: Path, side: str, size: int, steps: int) -> dict:
+def start(work: Path, side: str, size: int, steps: int, processes: int) -> dict:
     "Everything from a file to some steps, in this process with empty caches: seconds of each part, and the first rows as token ids."
     cache = work / f"cache-{os.getpid()}"
     os.environ["HF_DATASETS_CACHE"] = str(cache) # read when datasets is imported
+    os.environ.pop("TOKENIZERS_PARALLELISM", None)
     import datasets
     import transformers
     import trl
@@ -84,15 +86,16 @@ def start(work: Path, side: str, size: int, steps: int) -> dict:
     datasets.disable_progress_bars()
     imports, file, meter = peak_gib(), str(work / f"{size}.jsonl"), StepMeter()
     tokenizer = transformers.AutoTokenizer.from_pretrained(work / "raw")
+    given = settings(steps + 1, BATCH) | {"dataset_num_proc": processes}
     begin = perf_counter()
     if side == "ours":
-        data = load_preferences(file, progress=False)
+        data = load_preferences(file, num_proc=processes, progress=False)
         loaded = perf_counter()
-        trainer = RewardTrainer(str(work / "model"), RewardConfig(str(work / "out"), estimate_time=False, **settings(steps + 1, BATCH)), train_dataset=data, callbacks=[meter.callback()])
+        trainer = RewardTrainer(str(work / "model"), RewardConfig(str(work / "out"), estimate_time=False, **given), train_dataset=data, callbacks=[meter.callback()])
     else:
         data = datasets.load_dataset("json", data_files=file, split="train")
         loaded = perf_counter()
-        trainer = trl.RewardTrainer(str(work / "model"), trl.RewardConfig(str(work / "out"), max_length=8192, **settings(steps + 1, BATCH)), train_dataset=data, processing_class=tokenizer, callbacks=[meter.callback()])
+        trainer = trl.RewardTrainer(str(work / "model"), trl.RewardConfig(str(work / "out"), max_length=8192, **given), train_dataset=data, processing_class=tokenizer, callbacks=[meter.callback()])
     built = perf_counter()
     trainer.train()
     rows = [trainer.train_dataset[i] for i in range(100)]
@@ -149,32 +152,31 @@ def growth(args, workers: Workers, vocabulary: int) -> dict:
 
 
 def preparation(args, workers: Workers) -> dict:
-    "(side, size) -> runs. RuntimeError where the sides did not get the same token ids."
+    "(side, size, processes) -> runs. RuntimeError where the sides did not get the same token ids."
     found = {}
     for i in range(args.rounds):
-        for size in args.pairs:
+        for size, processes in [*((size, 1) for size in args.pairs), (args.pairs[-1], args.threads)]:
             for side in alternating(SIDES, i):
-                run = workers.ask("start", side=side, size=size, steps=args.steps)
-                found.setdefault((side, size), []).append(run)
-                print(f"round {i + 1} of {args.rounds}, {size:7,} pairs, {SIDES[side]:10}: {run['total']:.1f} s to prepare, {run['step']:.3f} s a step", flush=True)
-            if found["ours", size][-1:] and found.get(("theirs", size)) and found["ours", size][-1]["first"] != found["theirs", size][-1]["first"]:
-                raise RuntimeError("the sides did not get the same token ids")
+                run = workers.ask("start", side=side, size=size, steps=args.steps, processes=processes)
+                found.setdefault((side, size, processes), []).append(run)
+                print(f"round {i + 1} of {args.rounds}, {size:7,} pairs, {processes} processes, {SIDES[side]:10}: {run['total']:.1f} s to prepare, {run['step']:.3f} s a step", flush=True)
+            if found["ours", size, processes][-1]["first"] != found["theirs", size, processes][-1]["first"]: raise RuntimeError("the sides did not get the same token ids")
     return found
 
 
 def preparation_tables(args, found: dict, facts: dict) -> list[str]:
     "Seconds by part, and the exponents."
     rows = []
-    for size in args.pairs:
+    for size, processes in dict.fromkeys((size, processes) for _, size, processes in sorted(found, key=lambda key: key[2])):
         for side, name in SIDES.items():
-            runs = found[side, size]
-            ratio = median(a["total"] / b["total"] for a, b in zip(found["theirs", size], runs))
-            rows.append([f"{size:,}", f"{facts['mib'][str(size)]:.1f}", name, *(f"{middle(runs, key):.2f}" for key in ("load", "build", "total")), f"{ratio:.2f}", f"{size / middle(runs, 'total'):,.0f}",
+            runs = found[side, size, processes]
+            ratio = median(a["total"] / b["total"] for a, b in zip(found["theirs", size, processes], runs))
+            rows.append([f"{size:,}", f"{facts['mib'][str(size)]:.1f}", processes, name, *(f"{middle(runs, key):.2f}" for key in ("load", "build", "total")), f"{ratio:.2f}", f"{size / middle(runs, 'total'):,.0f}",
                          f"{middle(runs, 'to first step'):.2f}", f"{middle(runs, 'step'):.3f}", f"{BATCH / middle(runs, 'step'):.1f}", f"{middle(runs, 'peak_gib'):.2f}"])
-    head = ["pairs", "MiB of JSON lines", "", "load, s", "constructor, s", "both, s", "TRL's time over it", "pairs/s prepared", "from there to the end of the first step, s", "s a step", "pairs/s trained", "peak GiB"]
+    head = ["pairs", "MiB of JSON lines", "processes", "", "load, s", "constructor, s", "both, s", "TRL's time over it", "pairs/s prepared", "from there to the end of the first step, s", "s a step", "pairs/s trained", "peak GiB"]
     lines = [*table(head, rows), ""]
     if len(args.pairs) < 2: return lines
-    slope = lambda side, key, sizes: exponent(sizes, [middle(found[side, size], key) for size in sizes])
+    slope = lambda side, key, sizes: exponent(sizes, [middle(found[side, size, 1], key) for size in sizes])
     fits = [[name, f"{slope(side, 'total', args.pairs):.2f}", f"{slope(side, 'total', args.pairs[-2:]):.2f}", f"{slope(side, 'step', args.pairs):.2f}"] for side, name in SIDES.items()]
     return [*lines, *table(["exponent over the number of pairs", "preparation", "preparation, the two largest", "a training step"], fits), ""]
 
@@ -198,8 +200,8 @@ def figure_of(args, prepared: dict, grown: dict):
     figure, panels = new_figure(1, 2, 7.2, 4.2)
     left, right = panels.flat
     for (side, name), colour, style in zip(SIDES.items(), (BLUE, ORANGE), ("o-", "s--")):
-        left.plot(args.pairs, [middle(prepared[side, size], "total") for size in args.pairs], style, color=colour, markersize=4, label=f"{name}, preparation")
-        left.plot(args.pairs, [middle(prepared[side, size], "step") for size in args.pairs], style, color=colour, markersize=4, markerfacecolor="white", alpha=0.6, label=f"{name}, a training step")
+        left.plot(args.pairs, [middle(prepared[side, size, 1], "total") for size in args.pairs], style, color=colour, markersize=4, label=f"{name}, preparation")
+        left.plot(args.pairs, [middle(prepared[side, size, 1], "step") for size in args.pairs], style, color=colour, markersize=4, markerfacecolor="white", alpha=0.6, label=f"{name}, a training step")
     for axis, colour, mark in zip(AXES, (BLUE, ORANGE, GREEN), "os^"):
         unique = [middle(runs, "unique") for runs in grown[axis].values()]
         for key, style, fill in (("train", "-", colour), ("score", ":", "white")):
@@ -241,7 +243,7 @@ def main(args) -> None:
         grown = growth(args, workers, facts["vocabulary"])
     lines = [f"Model: {model_line(facts)}. Medians of {args.rounds} rounds of processes.", "", "## From a file of generated pairs to the first steps", "",
              *preparation_tables(args, prepared, facts), f"Both sides got the same token ids (the first 100 pairs, compared in the run). Steps: float32, batch {BATCH}. Our constructor also tries whether the model can read packed lines; "
-             "our loading also checks every row and writes the report on the data.", "",
+             "our loading also checks every row and writes the report on the data. One process means tokenizers with a thread a core, which helps where many texts are given at once; several processes tokenise with a thread each.", "",
              "## By length of the prompt, responses to a prompt, and batch", "", *growth_tables(grown),
              f"Where it does not vary: a prompt of {args.prompt} tokens, 2 responses of {args.response} tokens each, batches of {args.batch} prompts. Attention grows with the square of the length, "
              "so the exponent over the length of the prompt can exceed 1 a little where it is long.", "", versions_line(args.threads)]
