@@ -281,6 +281,13 @@ def test_batches_stay_within_the_budget(layout):
     if layout == "packed": assert len(batches) < 0.8 * len(padded_batches(rows, range(len(rows)), 120))
 
 
+@pytest.mark.parametrize("fill, expected", ((None, [[10, 2, 1]]), (40, [[10], [2, 1]]), (1000, [[10, 2, 1]])))
+def test_a_prompt_with_many_responses_may_exceed_what_batches_are_filled_to(fill, expected):
+    rows = [[1] * 20 + [i] * 4 for i in range(10)] + [[2] * 20 + [i] * 4 for i in range(2)] + [[3] * 5]  # 60, 28 and 5 tokens
+    batches = packed_batches(rows, range(len(rows)), 100, fill)
+    assert [list(map(len, batch)) for batch in batches] == expected
+
+
 def test_out_of_memory_halves_and_goes_on(folders, caplog):
     rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
     expected, forward, sizes = rm.score(PROMPTS * 5, RESPONSES * 5), rm.scorer.forward, []
