@@ -334,7 +334,7 @@ def by_size(
     rows = accuracy_by(place, outcome, level, prompts)
     for row in rows:
         own = values[place == row["group"]]
-        row["group"] = f"{own.min():.4g} to {own.max():.4g}" if own.min() < own.max() else f"{own.min():.4g}"
+        row["group"] = " to ".join(f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}" for value in dict.fromkeys((own.min(), own.max())))
     return rows
 
 

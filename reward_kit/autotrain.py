@@ -9,16 +9,16 @@ __all__ = ['POSITIVE', 'NOT_NEGATIVE', 'FRACTION', 'PROBABILITY', 'SETTING_LIMIT
            'ParameterError', 'param', 'check_limits', 'convert_value', 'DataParams', 'TrainingParams', 'AdapterParams',
            'PPOParams', 'LLMTrainingParams', 'parameter_names', 'flag', 'nearest', 'check_names', 'check_value',
            'check_combination', 'reward_config_values', 'lora_values', 'ppo_batches', 'ppo_config_values',
-           'parameter_table', 'ppo_meaning', 'check_writable', 'read_run_record', 'write_run_record',
+           'parameter_table', 'ppo_meaning', 'check_writable', 'read_run_record', 'write_run_record', 'is_finished',
            'changed_settings', 'prepare_output', 'clear_run', 'TrainedRewardModel', 'train_reward_model', 'broken_rows',
            'refuse_broken_rows', 'is_main_process', 'load_both', 'with_overlap', 'check_loss_data', 'run_settings',
            'fresh_folder', 'chat_template_file', 'quantization_config', 'lora_config', 'reward_arguments',
            'cpu_precision', 'check_model_and_template', 'library_bars', 'log_line', 'with_log_lines', 'build_trainer',
-           'run_training', 'evaluate_output', 'drop_checkpoints', 'find_split', 'run_arguments', 'ppo_prompt_column',
-           'prompt_rows', 'split_prompts', 'load_prompt_sets', 'paired_difference', 'TrainedPolicy', 'train_ppo_policy',
-           'ppo_arguments', 'check_resume', 'ppo_settings', 'build_policy_trainer', 'policy_tokenizer', 'ppo_plan',
-           'watch_policy', 'held_out_answers', 'run_ppo', 'finish_policy', 'ppo_run_arguments', 'AutoTrainProject',
-           'hub_token', 'push_folder']
+           'run_training', 'evaluate_output', 'evaluate_finished', 'evaluate_uncalibrated', 'drop_checkpoints',
+           'find_split', 'run_arguments', 'ppo_prompt_column', 'prompt_rows', 'split_prompts', 'load_prompt_sets',
+           'paired_difference', 'TrainedPolicy', 'train_ppo_policy', 'ppo_arguments', 'check_resume', 'ppo_settings',
+           'build_policy_trainer', 'policy_tokenizer', 'ppo_plan', 'watch_policy', 'held_out_answers', 'run_ppo',
+           'finish_policy', 'ppo_run_arguments', 'AutoTrainProject', 'hub_token', 'push_folder']
 
 # %% ../nbs/10_autotrain.ipynb #039fdc94
 import difflib
@@ -141,10 +141,10 @@ class DataParams:
     )
     train_split: str = param("train", "split (or file stem in a folder) to train on", becomes="`load_preferences(split=)`")
     valid_split: str | None = param(
-        None, "split to evaluate on; without it 10% of the prompts are held out", becomes="evaluation data; the best checkpoint is kept"
+        None, "split to evaluate on; without it 10% of the prompts are held out", becomes="evaluation data; of several evaluations the best checkpoint is kept"
     )
     eval_dataset_path: str | None = param(
-        None, "file, folder or hub id to evaluate on, instead of valid_split", becomes="evaluation data; the best checkpoint is kept"
+        None, "file, folder or hub id to evaluate on, instead of valid_split", becomes="evaluation data; of several evaluations the best checkpoint is kept"
     )
     max_samples: int | None = param(None, "train on at most this many rows", limits=POSITIVE, becomes="the first rows of the training data")
     prompt_text_column: str | None = param(
@@ -632,6 +632,12 @@ def write_run_record(folder, settings, *, finished):  # settings: JSON-serialisa
     os.replace(part, folder / RUN_RECORD)
 
 
+def is_finished(folder, settings):  # -> bool
+    "Whether the folder holds the run with these settings, finished."
+    record = read_run_record(folder)
+    return bool(record and record["finished"] and not changed_settings(record["settings"], settings))
+
+
 def changed_settings(old, new):  # both: settings dict -> ['learning_rate 1e-05 -> 2e-05', ...]
     "What differs between two runs, in words."
     new = json.loads(json.dumps(new, default=str))
@@ -702,6 +708,7 @@ def train_reward_model(
     quantization=None,  # "int4", "int8" or None; needs peft_config, CUDA and bitsandbytes
     chat_template=None,  # "chatml", "zephyr", a .jinja file, or None: the tokenizer's own
     overwrite=False,  # clear a finished or different run of ours in `output`
+    keep_finished=False,  # take this very run where `output` holds it finished: evaluate it, and train nothing; False: an error
     skip_broken_rows=False,  # leave broken rows (not JSON, null, not text) out and count them; False: they are an error before training
     keep_checkpoints=False,  # leave the run's checkpoints in the folder after it has finished; they are larger than the model
     progress=True,  # show bars
@@ -719,6 +726,9 @@ def train_reward_model(
     )
     check_loss_data(args.loss_type, data, held_out)
     settings = run_settings(model, data, held_out, config, peft_config, quantization, chat_template)
+    if keep_finished and not overwrite and is_finished(output, settings):
+        say(f"{output} holds this very run, finished; it is evaluated and not trained again.")
+        return TrainedRewardModel(Path(output), evaluate_finished(output, held_out, progress, say), report, held_out, False)
     if is_main_process(): prepare_output(output, settings, overwrite=overwrite)
     with fresh_folder(output), library_bars(progress):
         trainer = build_trainer(model, data, held_out, args, adapter, chat_template, say)
@@ -1026,10 +1036,9 @@ def run_training(trainer, output, settings, say):  # -> True if it resumed
 def evaluate_output(output, held_out, data_report, progress, say):  # -> TrustReport
     "Loads the saved folder, evaluates it on the held-out prompts, keeps the temperature of its probabilities, completes the model card, and closes the record."
     from reward_kit.encoding import RewardMetadata, update_card_section
-    from reward_kit.evaluation import evaluate_reward_model, write_model_card
-    from reward_kit.inference import RewardModel
+    from reward_kit.evaluation import write_model_card
 
-    report = evaluate_reward_model(RewardModel.from_pretrained(output), held_out, name=Path(output).resolve().name, progress=progress)
+    report = evaluate_uncalibrated(output, held_out, progress)
     fit = report.calibration and report.calibration.gain[0] > 0 and report.calibration.fit # shown to help on prompts that did not choose it
     if fit and not fit["separable"]:
         replace(RewardMetadata.load(output), calibration={**fit, "data_hash": report.fingerprint}).save(output)
@@ -1044,6 +1053,24 @@ def evaluate_output(output, held_out, data_report, progress, say):  # -> TrustRe
     return report
 
 # %% ../nbs/10_autotrain.ipynb #9b1d4a63
+def evaluate_finished(output, held_out, progress, say):  # -> TrustReport, None in other processes
+    "The evaluation of a finished run, as it was made after the training; the folder stays as it is."
+    if not is_main_process(): return None
+    report = evaluate_uncalibrated(output, held_out, progress)
+    say(str(report))
+    return report
+
+
+def evaluate_uncalibrated(output, held_out, progress):  # -> TrustReport
+    "The evaluation of a folder at temperature 1, for the stored one may have been fitted to the same pairs."
+    from reward_kit.evaluation import evaluate_reward_model
+    from reward_kit.inference import RewardModel
+
+    rm = RewardModel.from_pretrained(output)
+    rm.metadata = replace(rm.metadata, calibration=None)
+    return evaluate_reward_model(rm, held_out, name=Path(output).resolve().name, progress=progress)
+
+
 def drop_checkpoints(output):  # folder of a finished run
     "Removes the run's checkpoints: with optimizer state they are three times the model, and the run is done."
     from reward_kit.trainer import remove_checkpoints
@@ -1506,14 +1533,14 @@ class hub_token:
 
 
 def push_folder(folder, params):  # -> address of the repository
-    "Uploads a finished reward-model folder, without checkpoints. Raises `OSError` that says that the model is safe."
+    "Uploads a finished folder, without checkpoints and without the answers to held-out prompts. Raises `OSError` that says that the model is safe."
     from huggingface_hub import HfApi
 
     repo_id = params.repo_id or f"{params.username}/{Path(folder).resolve().name}"
     api = HfApi(token=params.token)
     try:
         address = api.create_repo(repo_id, private=params.hub_private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=str(folder), ignore_patterns=["checkpoint-*", f"{RUN_RECORD}*"])
+        api.upload_folder(repo_id=repo_id, folder_path=str(folder), ignore_patterns=["checkpoint-*", f"{RUN_RECORD}*", HELD_OUT_FILE])
     except Exception as e:
         raise OSError(f"the model is in {folder}, but pushing it to {repo_id} failed: {' '.join(str(e).split())[:300]}") from e
     return str(address)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'DATA_OPTIONS', 'MODEL_OPTIONS', 'QUIET', 'INSPECT', 'LEARNING_OPTIONS', 'RUN_OPTIONS', 'CONFIG_OPTIONS',
-           'LORA_OPTIONS', 'RESUME', 'TRAIN', 'PPO_BATCHES', 'PPO_ALGORITHM', 'PPO_OPTIMISER', 'PPO_OPTIONS', 'PPO',
+           'LORA_OPTIONS', 'RESUME', 'TRAIN', 'PPO_BATCHES', 'PPO_ALGORITHM', 'PPO_OPTIMIZER', 'PPO_OPTIONS', 'PPO',
            'EVALUATE', 'CALIBRATE', 'BENCHMARK', 'COMPARE_RUNS', 'COMPARE', 'SCORE', 'SERVER_OPTIONS', 'SERVE',
            'LLM_GROUPS', 'LLM', 'HELD_OUT', 'QUICKSTART', 'COMMANDS', 'PYTHON_WORDS', 'Option', 'Command', 'Parser',
            'with_dashes', 'make_parser', 'grouped', 'read_arguments', 'read_config', 'loading_arguments',
@@ -182,7 +182,7 @@ def _unknown(rest, options, unsupported):
 def _value(option, value):
     "One value in the option's type, checked against its choices and limits."
     if option.many:
-        return [_value(Option(option.name, option.kind, choices=option.choices), v) for v in ([value] if isinstance(value, str) else value)]
+        return [_value(Option(option.name, option.kind, choices=option.choices), v) for v in (value if isinstance(value, list) else [] if value is None else [value])]
     value = convert_value(
         flag(option.name),
         "no" if value is False and "no" in option.choices else value,
@@ -220,6 +220,7 @@ def read_config(
             raise ParameterError(f"--config {path}: {key} is known but not supported: {unsupported[name]}")
         if name in unsupported: continue
         if name not in names: raise ParameterError(f"--config {path}: unknown option {key}.{nearest(name, names)}")
+        if name in [o.name for o in COMMON]: raise ParameterError(f"--config {path}: {key} cannot be set in the file; give {flag(name)} on the command line")
         found[names[name]] = value
     return found
 
@@ -432,9 +433,9 @@ def shell_line(words):  # words: list -> a command line that a shell reads as th
 
 
 def column_words(args):  # args: SimpleNamespace -> list of words
-    "The options that say how the data is read, as they were given."
+    "The options that say what the columns and labels of the data are, as they were given."
     named = [o.name for o in DATA_OPTIONS if o.name in args.given and o.name in ("format", "prompt_column", "chosen_column", "rejected_column")]
-    return [word for name in named for word in (flag(name), getattr(args, name))] + [word for pair in args.column for word in ("--column", pair)]
+    return [word for name in named for word in (flag(name), getattr(args, name))] + [word for option in ("column", "label") for pair in getattr(args, option) for word in (flag(option), pair)]
 
 # %% ../nbs/11_cli.ipynb #34b46ead
 RESUME = "run the same command again to go on from the newest checkpoint"
@@ -485,7 +486,7 @@ PPO_ALGORITHM = grouped("reward, KL and losses (PPOConfig)", (
 ))
 
 # %% ../nbs/11_cli.ipynb #ae2f03b8
-PPO_OPTIMISER = grouped("optimizer and run (PPOConfig)", (
+PPO_OPTIMIZER = grouped("optimizer and run (PPOConfig)", (
     Option("learning_rate", float, None, "peak learning rate of the policy (default: 3e-6, and 1e-4 for LoRA)", alias="lr"),
     Option("critic_learning_rate", float, None, "peak learning rate of the critic (default: that of the policy, and 3e-6 beside LoRA's 1e-4 if its trunk is its own)"),
     Option("lr_scheduler_type", str, "linear", "schedule over the batches of rollouts, such as linear, cosine or constant", PPO_SCHEDULERS, alias="scheduler", metavar="NAME"),
@@ -511,7 +512,7 @@ PPO_OPTIMISER = grouped("optimizer and run (PPOConfig)", (
     Option("run_name", str, "ppo", "name of the run for trackers"),
     Option("trust_remote_code", bool, False, "run code from a model's repository"),
 ))
-PPO_OPTIONS = PPO_BATCHES + PPO_ALGORITHM + PPO_OPTIMISER
+PPO_OPTIONS = PPO_BATCHES + PPO_ALGORITHM + PPO_OPTIMIZER
 
 # %% ../nbs/11_cli.ipynb #4547a4da
 def run_ppo(args):  # args: SimpleNamespace
@@ -806,7 +807,7 @@ SERVER_OPTIONS = grouped("what it takes on", (
     Option("max_rows", int, 1024, "most texts of one request"),
     Option("max_queue", int, 1024, "most requests that wait; further ones are answered with 503"),
     Option("max_body_bytes", int, 32 * 2**20, "largest request"),
-    Option("shutdown_timeout", float, 25.0, "seconds to finish what was accepted when it is stopped; the rest is answered with 503", metavar="SECONDS"),
+    Option("shutdown_timeout", float, 20.0, "seconds to finish what was accepted when it is stopped; the rest is answered with 503", metavar="SECONDS"),
 ))
 
 

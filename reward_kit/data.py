@@ -107,8 +107,10 @@ def as_messages(
     what: str = "messages",  # how the cell is called in a reason
 ) -> list[dict]:
     "A list of `{'role', 'content', ...}`; raises `UnusableRow` where it cannot be one."
-    messages = []
-    for turn in _turns_of(value):
+    messages, turns = [], _turns_of(value)
+    if not isinstance(turns, (list, tuple, str)):
+        raise UnusableRow(f"{what} is not a list of messages", f"found {type(turns).__name__}")
+    for turn in turns:
         role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
         if not isinstance(role, str):
             raise UnusableRow(f"{what} is not a list of messages", "a message has a role and a content (or from and value)")
@@ -635,7 +637,15 @@ def _conversations(prompt, responses, names):
         if any(turns[0]["role"] not in ("assistant", "tool") for turns in rest):
             raise UnusableRow("the responses answer different prompts")
         return shared, rest
-    return prompt, _strip_prompt(prompt, responses)
+    return _given_turns(prompt, _strip_prompt(prompt, responses))
+
+
+def _given_turns(prompt, responses):
+    "A prompt of messages and what follows it; turns of the user that all responses go on with belong to the prompt, unless it ends with one."
+    shared, rest = shared_turns(responses) if any(turns[0]["role"] not in ("assistant", "tool") for turns in responses) else ([], responses)
+    if shared and prompt[-1]["role"] == "user" or any(turns[0]["role"] not in ("assistant", "tool") for turns in rest):
+        raise UnusableRow("the prompt is not at the start of the responses")
+    return [*prompt, *shared], rest
 
 # %% ../nbs/00_data.ipynb #d5573c38
 def _given_prompt(row, fmt):
@@ -1659,7 +1669,7 @@ PRACTICES = {
     "no repeated response": (0.01, 0.05, "share of the most frequent chosen or rejected response", "its wording, not its quality, is what gets learned"),
     "no duplicates": (0.01, 0.1, "rows that repeat an earlier pair", "repeated pairs weigh more than they should and leak across random splits"),
     "no contradictions": (0.01, 0.05, "pairs that are also judged the other way round", "on such pairs no model is right more than half of the time"),
-    "no broken rows": (0.01, 0.1, "rows dropped for another reason than repetition", "what is dropped is rarely a random part of the data"),
+    "no dropped rows": (0.01, 0.1, "rows dropped for another reason than repetition", "what is dropped is rarely a random part of the data"),
     "no prompts across splits": (0.0, 0.01, "share of another split's prompts that are in this one", "accuracy on prompts seen in training is too high"),
 }
 
@@ -1696,7 +1706,7 @@ def _balance(what, k, n, ok, fail):
 
 # %% ../nbs/00_data.ipynb #d90b3c55
 BROKEN = ("malformed", "line is not", "row is not", "wrong number of cells", "null ", "missing ", "negative ")
-BROKEN_ENDS = (" is not text", " is not a list", " is not a finite number", " not as JSON")
+BROKEN_ENDS = (" is not text", " is not a list", " is not a list of messages", " is not a finite number", " is not JSON", " not as JSON", " has a broken character", " differ in number")
 
 # %% ../nbs/00_data.ipynb #6078a59a
 def _percent(share):
@@ -1724,7 +1734,7 @@ def _verdicts(report):
         "no repeated response": share(top["count"] / report.rows_kept, f"{top['count']:,} times {top['text']!r}") if top["count"] > 1 else (0.0, "none repeated"),
         "no duplicates": share(report.duplicates / report.rows_read, f"{report.duplicates:,} rows"),
         "no contradictions": s["pairs"] and share(s["contradictory"] / s["pairs"], f"{s['contradictory']:,} pairs"),
-        "no broken rows": share(broken / report.rows_read, f"{broken:,} rows"),
+        "no dropped rows": share(broken / report.rows_read, f"{broken:,} rows"),
         "no prompts across splits": report.overlaps and max(share(o["shared"] / o["prompts"], f"{o['shared']:,} of {o['prompts']:,} in {key!r}")
                                                             for key, o in report.overlaps.items()),
     }
@@ -2157,9 +2167,12 @@ def _plan(first, items, columns, format, labels, tokenizer):
     return replace(job, kind=_kind(job, rows)), fmt, items, names
 
 # %% ../nbs/00_data.ipynb #2d7e8f13
+_OF_PROMPT = ("weight", "margin")  # one for all rows of a prompt
+
+
 def _grouped_format(fmt):
     "The format of what `_grouped` makes."
-    names = [name for name in ("prompt", "system", "source", "id", "tools", "chat_template_kwargs") if name in fmt.columns]
+    names = [name for name in ("prompt", "system", "source", "id", "tools", "chat_template_kwargs", *_OF_PROMPT) if name in fmt.columns]
     return RowFormat("ranking", {name: name for name in (*names, "responses", "scores")}, fmt.transcript)
 
 
@@ -2167,6 +2180,8 @@ def _group_row(group):
     "The row of a group, or why it is none."
     if len(group["responses"]) < 2:
         return UnusableRow("only one response to its prompt", "rows of one prompt must follow each other")
+    if name := group.pop("differs", None):
+        return UnusableRow(f"rows of one prompt have different {name}s", "a ranking has one")
     return group
 
 
@@ -2187,6 +2202,7 @@ def _grouped(items, fmt):
             if group is not None:
                 yield at, _group_row(group)
             group, at = {name: fmt.get(row, name) for name in names} | {"responses": [], "scores": []}, origin
+        if differing := [name for name in _OF_PROMPT if name in names and fmt.get(row, name) != group[name]]: group["differs"] = differing[0]
         group["responses"].append(fmt.get(row, "response"))
         group["scores"].append(fmt.get(row, "score"))
     if group is not None:
@@ -2415,7 +2431,7 @@ def _prompt_groups(preferences, seed):
 # %% ../nbs/00_data.ipynb #f0f93f0f
 def split_by_prompt(
     preferences: Preferences,  # what to split
-    eval_fraction: float = 0.1,  # share of records in the evaluation part, in (0, 1); met as closely as whole prompts allow
+    eval_fraction: float = 0.1,  # share of records in the evaluation part, in (0, 1); met about, for prompts stay whole
     *,
     seed: int = 0,  # another seed deals the prompts out in another order
 ) -> tuple[Preferences, Preferences]:  # train, eval

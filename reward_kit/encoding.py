@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['logger', 'OVERFLOW_POLICIES', 'PLAIN_TEMPLATE', 'WRAPPER_MARK', 'FIXED_DATE', 'PAD_CANDIDATES', 'DEFAULT_MAX_LENGTH',
            'TEXT_COLUMNS', 'COUNT_COLUMNS', 'LAYOUTS', 'MIN_SHARED', 'CPU_BATCH_TOKENS', 'PACKED_ATTENTION',
-           'LAYOUT_CHOICES', 'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template', 'find_inserted',
-           'ensure_pad_token', 'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers', 'model_positions',
-           'choose_max_length', 'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch', 'template_value',
-           'RewardEncoder', 'encode_texts', 'OverflowReport', 'encode_dataset', 'shared_length', 'pack_sequences',
-           'pad_sequences', 'reward_positions', 'batch_labels', 'RewardCollator', 'segment_table', 'attend_by_segments',
-           'attend_on_cuda', 'varlen_parts', 'segment_attention', 'last_feed_forward', 'packed_forward',
-           'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'accepts', 'bind_reward_forward',
-           'packing_problem', 'choose_layout', 'ModelLoadError', 'resolve_model', 'hub_reachable', 'explain_load_error',
-           'reward_head', 'init_reward_head', 'check_reward_config', 'load_reward_backbone', 'write_text_atomic',
-           'library_versions', 'RewardMetadata', 'read_metadata', 'without_scale', 'render_card_section',
-           'read_card_section', 'update_card_section']
+           'CPU_16_BIT_FROM', 'LAYOUT_CHOICES', 'METADATA_FILE', 'SCHEMA_VERSION', 'RewardEncoding', 'wrap_template',
+           'find_inserted', 'ensure_pad_token', 'set_special_tokens', 'tokenizer_fingerprint', 'quiet_transformers',
+           'model_positions', 'choose_max_length', 'prepare_tokenizer', 'join_plain', 'join_messages', 'EncodedBatch',
+           'template_value', 'RewardEncoder', 'encode_texts', 'OverflowReport', 'encode_dataset', 'shared_length',
+           'pack_sequences', 'pad_sequences', 'reward_positions', 'batch_labels', 'RewardCollator', 'segment_table',
+           'attend_by_segments', 'attend_on_cuda', 'varlen_parts', 'segment_attention', 'last_feed_forward',
+           'packed_forward', 'innermost_model', 'apply_head_float32', 'is_reward_decoder', 'accepts',
+           'bind_reward_forward', 'packing_problem', 'choose_layout', 'ModelLoadError', 'resolve_model',
+           'hub_reachable', 'explain_load_error', 'reward_head', 'init_reward_head', 'check_reward_config',
+           'load_reward_backbone', 'write_text_atomic', 'library_versions', 'RewardMetadata', 'read_metadata',
+           'without_scale', 'render_card_section', 'read_card_section', 'update_card_section']
 
 # %% ../nbs/03_encoding.ipynb #b7c7f326
 import contextlib
@@ -910,6 +910,7 @@ def _attend_capped(query, key, value, mask, softcap, dropout, scaling):
 
 # %% ../nbs/03_encoding.ipynb #ab5e1002
 PACKED_ATTENTION = "reward_kit_segments"  # the name under which transformers finds it
+CPU_16_BIT_FROM = 2048  # tokens; of shorter segments attention in 16 bits is slower on a CPU than in float32 (benchmarks/NOTES.md)
 
 
 def attend_by_segments(
@@ -1002,7 +1003,8 @@ def segment_attention(
     dtype = query.dtype
     with torch.autocast(kind, enabled=False):
         out = attend_on_cuda(query, key, value, attention_mask, *options)
-        if out is None and kind == "cpu": query, key, value = (part.float() if part.dtype.itemsize == 2 else part for part in (query, key, value))  # its 16-bit kernel is slower
+        if kind == "cpu" and dtype.itemsize == 2 and (attention_mask[0, 0, :, 0] + attention_mask[0, 0, :, 2]).max() < CPU_16_BIT_FROM:
+            query, key, value = (part.float() for part in (query, key, value))
         if out is None: out = attend_by_segments(query, key, value, attention_mask, *options)
     return out.transpose(1, 2).contiguous().to(dtype), None
 

@@ -14,6 +14,7 @@ __all__ = ['logger', 'CPU_FILL_TOKENS', 'FILE_FORMS', 'FILE_ALIASES', 'COMBINATI
            'average_weights', 'averaged_metadata', 'average_card', 'write_new_folder', 'average_reward_models']
 
 # %% ../nbs/05_inference.ipynb #50e339cf
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -39,7 +40,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from .data import PreferenceDataError, RowFormat, detect_format, load_preferences, to_record
+from .data import PreferenceDataError, RowFormat, detect_format, load_preferences, text_or_messages, to_record
 from reward_kit.encoding import (
     CPU_BATCH_TOKENS, EncodedBatch, ModelLoadError, RewardCollator, RewardEncoder, RewardEncoding, RewardMetadata, bind_reward_forward, choose_layout,
     choose_max_length, is_reward_decoder, join_messages, join_plain, library_versions, load_reward_backbone, packing_problem, prepare_tokenizer,
@@ -81,7 +82,7 @@ def as_list(
     "A plain list of whatever is listed. Raises TypeError for what is not a list of texts."
     if isinstance(value, list):
         return value
-    if isinstance(value, (dict, bytes)) or not hasattr(value, "__iter__"):
+    if isinstance(value, (str, dict, bytes)) or not hasattr(value, "__iter__"):
         raise TypeError(f"{name} is {None if value is None else type(value).__name__}; it must be a string, a list of messages, or a list of these")
     return list(value)
 
@@ -761,14 +762,17 @@ def _row_texts(
     if form.name == "pair":
         record = to_record(row, format=form.pairs)
         return [record["prompt"]] * 2, record["responses"], template
+    text = lambda value, name: check_text(text_or_messages(value, name), name) # a table's cell has messages as JSON text
     if form.name in ("text", "messages"):
-        return [check_text(form.get(row, form.name), form.name)], None, template
-    prompt, responses = check_text(form.get(row, "prompt"), "prompt"), form.get(row, form.name)
+        return [text(form.get(row, form.name), form.name)], None, template
+    prompt, responses = text(form.get(row, "prompt"), "prompt"), form.get(row, form.name)
     if form.name != "responses":
-        return [prompt], [check_text(responses, form.name)], template
+        return [prompt], [text(responses, form.name)], template
+    if isinstance(responses, str):
+        with contextlib.suppress(ValueError): responses = json.loads(responses)
     if not isinstance(responses, list) or not responses:
-        raise TypeError(f"responses is {responses!r}; it must be a non-empty list")
-    return [prompt] * len(responses), [check_text(r, f"responses[{i}]") for i, r in enumerate(responses)], template
+        raise TypeError(f"responses is {responses!r}; it must be a non-empty list (in a table, as JSON text)")
+    return [prompt] * len(responses), [text(r, f"responses[{i}]") for i, r in enumerate(responses)], template
 
 # %% ../nbs/05_inference.ipynb #fd591852
 def model_fingerprint(
@@ -1045,7 +1049,7 @@ def store_normalization(
 def member_spread(
     rewards: torch.Tensor, # (members, texts)
 ) -> torch.Tensor: # (texts,)
-    "Standard deviation over the members, divided by their number: 0 for a single one."
+    "Standard deviation over the members (the sum of squares divided by their number, not by one less): 0 for a single one."
     return rewards.std(0, correction=0)
 
 

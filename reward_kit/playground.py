@@ -671,7 +671,7 @@ def write_remark(
     return " ".join(rng.sample(words, len(words)))
 
 # %% ../nbs/01_playground.ipynb #a7999649
-JUDGED, FIRST_LESSONS = 0.65, 0.2  # share of answers with a remark; share of the corpus, from its beginning, whose answers are one sentence
+JUDGED, FIRST_LESSONS = 0.65, 0.2  # share of answers with a remark; share of the corpus, from its beginning, whose answers are mostly one sentence
 
 
 def choose_mix(

@@ -198,7 +198,7 @@ class KLController:
         self,
         kl_coef: float, # beta, to begin with
         target: float | None = None, # nats a response; None: beta stays as it is
-        horizon: int = 10_000, # responses over which beta may change by a factor of about e
+        horizon: int = 10_000, # responses over which beta may change by a factor of about 1.2 (e^0.2, for the error is clipped at 0.2)
     ):
         self.value, self.target, self.horizon = kl_coef, target, horizon
 

@@ -70,7 +70,7 @@ class ServerLimits:
     max_wait_ms: float = 5.0 # that the first request of a batch waits for others
     max_batch_rows: int = 512 # texts after which a batch is not added to
     body_timeout_s: float = 30.0 # in which the body of a request must have arrived
-    shutdown_timeout: float = 25.0 # seconds to finish what was accepted when the server stops; Kubernetes kills after 30
+    shutdown_timeout: float = 20.0 # seconds to finish what was accepted when the server stops; Kubernetes kills after 30
 
     def __post_init__(self):
         for f in fields(self):
@@ -1001,7 +1001,7 @@ class RewardClient(ServerConnection):
     "Rewards from a score server; callable as a reward function of TRL's trainers."
 
     def score(self, prompts, responses=None, *, normalize: bool = False, too_long: str = "error"):
-        "As `RewardModel.score`: a float for one text, else a list. Raises RewardServerError; TypeError or ValueError for what is no text."
+        "As `RewardModel.score` without its arguments for the chat template: a float for one text, else a list. Raises RewardServerError; TypeError or ValueError for what is no text."
         prompts, responses, single = as_rows(prompts, responses)
         rewards = self.rewards(prompts, responses, {"normalize": normalize, "too_long": too_long})
         return rewards[0] if single else rewards

@@ -13,9 +13,9 @@ __all__ = ['logger', 'READY_COLUMNS', 'STATISTICS', 'MARKER', 'UNFINISHED', 'def
            'estimate_memory', 'PlanSteps', 'TimingSteps', 'CheckpointError', 'sync_to_disk', 'begin_checkpoint',
            'complete_checkpoint', 'read_marker', 'complete_checkpoints', 'remove_checkpoint', 'own_checkpoints',
            'remove_unfinished', 'remove_checkpoints', 'is_write_error', 'write_problem', 'CheckpointSteps',
-           'ResumeSteps', 'TrainingInterrupted', 'StopWhenAsked', 'InterruptSteps', 'move_into', 'write_weights',
-           'merged_model', 'scores_of', 'plot_training', 'markdown_table', 'base_name', 'card_head', 'ExportSteps',
-           'MergeSteps', 'EvaluationSteps', 'CardSteps', 'CardText', 'load_for_training', 'use_template',
+           'ResumeSteps', 'TrainingInterrupted', 'StopWhenAsked', 'InterruptSteps', 'move_into', 'put_in_place',
+           'write_weights', 'merged_model', 'scores_of', 'plot_training', 'markdown_table', 'base_name', 'card_head',
+           'ExportSteps', 'MergeSteps', 'EvaluationSteps', 'CardSteps', 'CardText', 'load_for_training', 'use_template',
            'hidden_settings', 'flatten', 'with_added_tokens', 'SetupSteps', 'TrainSteps', 'RewardTrainer']
 
 # %% ../nbs/04_trainer.ipynb #c0ac0132
@@ -76,7 +76,7 @@ def default_learning_rate(
     parameters: int, # number of parameters of the model
     is_lora: bool = False, # an adapter is trained instead of the weights
 ) -> float:
-    "1e-4 for LoRA, 1e-5 up to 1B (called so up to 1.3e9), 3e-6 above: N+ Implementation Details (2403.17031), Tulu 3 (2411.15124)."
+    "3e-6 above 1B parameters (called so from 1.3e9), as Tulu 3 has it for 8B (2411.15124); 1e-5 below and 1e-4 for LoRA are choices of this project."
     if is_lora: return 1e-4
     return 1e-5 if parameters <= 1.3e9 else 3e-6
 
@@ -1029,18 +1029,27 @@ def move_into(
 ) -> None:
     "Moves every file to its place; `reward_kit.json`, which says the folder is whole, goes first and comes last."
     target.mkdir(parents=True, exist_ok=True)
-    ours = (target / "reward_kit.json").exists()
+    ours, files = (target / "reward_kit.json").exists(), [path for path in source.rglob("*") if not path.is_dir()]
+    new = {path.relative_to(source) for path in files}
+    old = [path for pattern in ("*.safetensors*", "pytorch_model*.bin*", "training_args.bin", *(["adapter/*"] if ours else [])) for path in target.glob(pattern)]
     (target / "reward_kit.json").unlink(missing_ok=True)
-    for pattern in ("*.safetensors*", "pytorch_model*.bin*", "training_args.bin"):
-        for stale in target.glob(pattern): stale.unlink()
-    if ours: shutil.rmtree(target / "adapter", ignore_errors=True)
-    for path in sorted(source.rglob("*"), key=lambda path: path.name == "reward_kit.json"):
-        if path.is_dir(): continue
-        (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o644) # safetensors writes for its owner alone, and a served model is read by others
-        sync_to_disk(path)
-        os.replace(path, target / path.relative_to(source))
+    for path in (path for path in files if path.name != "reward_kit.json"): put_in_place(path, target / path.relative_to(source))
+    for path in old:
+        if path.relative_to(target) not in new: path.unlink()
+    if ours and (target / "adapter").is_dir() and not any((target / "adapter").iterdir()): (target / "adapter").rmdir()
+    for path in (path for path in files if path.name == "reward_kit.json"): put_in_place(path, target / path.relative_to(source))
     sync_to_disk(target)
+
+
+def put_in_place(
+    path: Path, # a finished file
+    place: Path, # on the same disk
+) -> None:
+    "Moves a file that is safely on the disk, readable by all."
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o644) # safetensors writes for its owner alone, and a served model is read by others
+    sync_to_disk(path)
+    os.replace(path, place)
 
 
 def write_weights(
@@ -1164,7 +1173,7 @@ rm.score("What is AI?", "AI is the study of machines that act sensibly.")
 class ExportSteps:
     "The saved folder: weights, tokenizer, metadata and card."
     def save_model(self, output_dir=None, _internal_call=False):
-        "Writes the reward model; all processes call it. CheckpointError: it could not be written, and the folder is as it was."
+        "Writes the reward model; all processes call it. CheckpointError: it could not be written; old weights go only when the new ones are in place."
         if _internal_call and output_dir is not None: return super().save_model(output_dir, True) # a checkpoint
         target = Path(self.args.output_dir if output_dir is None else output_dir)
         normalization, state_dict = self._normalization(), self._gathered_weights()

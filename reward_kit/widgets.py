@@ -83,7 +83,8 @@ def annotation_items(
     items, count = {}, 0
     for count, record in enumerate(records, 1):
         prompt, responses = _pair_of(record, f"record {count}")
-        to_record(_row(prompt, *responses, "a"), origin=f"record {count}") # refuses what `load_preferences` would
+        record_read = to_record(_row(prompt, *responses, "a"), origin=f"record {count}") # refuses what `load_preferences` would
+        if not all(isinstance(text, str) for text in (prompt, *responses)): prompt, responses = record_read["prompt"], record_read["responses"]
         key = pair_id(prompt, responses)
         left, right = sorted(responses, key=_text_key)
         if random.Random(f"{seed} {key}").random() < 0.5: left, right = right, left
@@ -466,7 +467,7 @@ def _refresh(annotator):
     session, item = annotator.session, annotator.session.current
     progress = annotation_progress(session)
     annotator.bar.max, annotator.bar.value = progress["pairs"], progress["pairs"] - progress["left"]
-    end = f"<div style='{_PAGE};{_PANE}'>All pairs are judged. They are in <code>{html.escape(str(session.path))}</code>.</div>"
+    end = f"<div style='{_PAGE};{_PANE}'>Every pair is judged or skipped. The answers are in <code>{html.escape(str(session.path))}</code>.</div>"
     annotator.page.value = end if item is None else item_html(item, markdown=annotator.markdown, height=annotator.height)
     for action, button in annotator.buttons.items(): button.disabled = not session.history if action == "undo" else item is None
     annotator.status.value = "<br>".join(map(html.escape, [progress_text(session), *_agreement_lines(annotator)]))

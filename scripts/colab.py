@@ -18,7 +18,7 @@ if importlib.util.find_spec("reward_kit") is None:
     loaded = {name for module in list(sys.modules) for name in owners.get(module.split(".")[0], [])}
     keep = sorted(loaded | {name for name in ("torch", "torchvision", "torchaudio") if importlib.util.find_spec(name)})
     Path("loaded.txt").write_text("".join(f"{name}=={metadata.version(name)}\n" for name in keep))
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", "loaded.txt", str(source)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", "loaded.txt", f"{source}[peft]"], check=True)
 if source.exists(): os.chdir(source / "nbs" / "tutorials")
 if globals().get("DRIVE"):
     from google.colab import drive

@@ -141,7 +141,7 @@ def changelog() -> str:
 
 def write(target: Path, on_site, anchor) -> None:
     "Write the pages, and the pictures that they show, into a folder; `on_site` and `anchor` make text and headings those of the site."
-    (target / "benchmarks.qmd").write_text(on_site(benchmarks()), encoding="utf-8")
+    (target / "measurements.qmd").write_text(on_site(benchmarks()), encoding="utf-8")
     (target / "papers.qmd").write_text(papers_page(anchor), encoding="utf-8")
     (target / "changelog.qmd").write_text(changelog(), encoding="utf-8")
     (target / "benchmarks").mkdir(exist_ok=True)

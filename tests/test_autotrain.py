@@ -500,6 +500,19 @@ def test_a_short_run_that_is_killed_loses_one_interval(base, tmp_path):
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
+def test_a_finished_run_is_evaluated_where_it_is_asked_for(base, tmp_path):
+    data, out = write_pairs(tmp_path / "p.jsonl"), tmp_path / "out"
+    first, _ = run(base, data, out)
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again, said = run(base, data, out, keep_finished=True)
+    assert "not trained again" in said and not again.resumed and again.path == first.path
+    assert again.evaluation.accuracy == first.evaluation.accuracy and again.held_out.fingerprint == first.held_out.fingerprint
+    assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="other settings"): run(base, data, out, keep_finished=True, chat_template="zephyr")
+    new, said = run(base, data, tmp_path / "new", keep_finished=True)
+    assert "Starting a new run" in said and (new.path / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
 def test_a_run_stopped_in_its_evaluation_resumes_and_can_keep_its_checkpoints(base, tmp_path, monkeypatch):
     data, out = write_pairs(tmp_path / "p.jsonl", 24), tmp_path / "out"
 

@@ -820,7 +820,7 @@ def test_report_of_ties_only_and_of_one_record():
     ("source balance", [row | {"source": "b" if n == 7 else "a"} for n, row in enumerate(pairs(50))], "fail"),
     ("no duplicates", pairs(80) + pairs(20), "fail"),
     ("no contradictions", pairs(80) + [{"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["chosen"]} for r in pairs(3)], "fail"),
-    ("no broken rows", pairs(80) + [{"prompt": "q", "chosen": "", "rejected": ""}] * 2, "warn"),
+    ("no dropped rows", pairs(80) + [{"prompt": "q", "chosen": "", "rejected": ""}] * 2, "warn"),
 ])
 def test_each_verdict_turns(practice, rows, status):
     assert {v.practice: v.status for v in load(rows).report.verdicts}[practice] == status
@@ -991,3 +991,35 @@ def test_label_studio_tasks_that_nobody_answered_are_counted(tmp_path):
     path.write_text(json.dumps([task("right"), task(), task(None), task("left") | {"data": {"prompt": "q", "answer1": "x", "answer2": "y"}}]), encoding="utf-8")
     preferences = load_preferences(path, progress=False)
     assert len(preferences) == 2 and preferences.report.rows_read == 4, preferences.report
+
+
+# --- conversations and groups that do not fit together ----------------------------------------------------------------------
+
+USER_A, USER_B, YES, NO = ({"role": "user", "content": "A?"}, {"role": "user", "content": "B?"}, {"role": "assistant", "content": "Yes."}, {"role": "assistant", "content": "No."})
+
+
+@pytest.mark.parametrize("chosen, rejected", (([USER_B, YES], [USER_B, NO]), ([USER_A, YES], [USER_B, NO]), ([USER_B, YES], [NO])))
+def test_a_prompt_of_messages_must_begin_the_conversations(chosen, rejected):
+    with pytest.raises(UnusableRow, match="the prompt is not at the start of the responses"):
+        to_record({"prompt": [USER_A], "chosen": chosen, "rejected": rejected})
+
+
+def test_a_system_prompt_beside_full_conversations_is_joined_with_what_they_share():
+    system = {"role": "system", "content": "Be brief."}
+    record = to_record({"prompt": [system], "chosen": [USER_A, YES], "rejected": [USER_A, NO]})
+    assert record["prompt"] == [system, USER_A] and record["responses"] == [[YES], [NO]]
+    assert record == to_record({"prompt": [system, USER_A], "chosen": [system, USER_A, YES], "rejected": [system, USER_A, NO]}) | {"id": record["id"]}
+
+
+@pytest.mark.parametrize("cell", (5, True, 1.5))
+def test_a_number_for_a_conversation_sets_its_row_aside(cell):
+    good = {"prompt": [USER_A], "chosen": [YES], "rejected": [NO]}
+    report = load_preferences([good, good | {"prompt": [USER_B], "rejected": cell}], progress=False).report
+    assert report.rows_kept == 1 and report.dropped["rejected is not a list of messages"]["count"] == 1 and report.broken
+
+
+def test_weight_and_margin_of_scored_rows_are_those_of_their_prompt():
+    rows = [{"prompt": p, "response": f"{p} {s}", "score": s, "weight": w} for p, s, w in (("a", 1, 2.0), ("a", 3, 2.0), ("b", 1, 0.5), ("b", 2, 4.0))]
+    preferences = load_preferences(rows, progress=False)
+    assert [record["weight"] for record in preferences] == [2.0]
+    assert preferences.report.dropped["rows of one prompt have different weights"]["count"] == 1

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -1068,3 +1069,24 @@ def test_real_transcripts(rm, tmp_path):
     for row in [row for row in out if "error" not in row][:5]:
         record = to_record(row)
         assert [row["chosen_score"], row["rejected_score"]] == pytest.approx(rm.score(record["prompt"], record["responses"]), abs=1e-5)
+
+
+# --- texts in tables, and texts that are no lists ---------------------------------------------------------------------------
+
+def test_messages_in_a_table_are_scored_as_messages(folders, tmp_path):
+    rm = RewardModel.from_pretrained(folders["llama"])
+    prompt, answers = [{"role": "user", "content": "Why?"}], ["Because.", "No."]
+    rows = [{"prompt": json.dumps(prompt), "response": answer} for answer in answers]
+    pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
+    pd.DataFrame([{"prompt": json.dumps(prompt), "responses": json.dumps(answers)}]).to_csv(tmp_path / "lists.csv", index=False)
+    for name in ("pairs", "lists"): rm.score_file(tmp_path / f"{name}.csv", tmp_path / f"{name}.jsonl", progress=False)
+    expected = rm.score([prompt, prompt], answers)
+    scored = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("pairs", "lists")}
+    assert [row["score"] for row in scored["pairs"]] == pytest.approx(expected, abs=1e-6)
+    assert next(iter(value for key, value in scored["lists"][0].items() if key.startswith("score"))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_string_is_no_list_of_responses(folders):
+    rm = RewardModel.from_pretrained(folders["llama"])
+    with pytest.raises(TypeError, match="is str"): rm.rank("Why?", "Because.")
+    with pytest.raises(TypeError, match="is str"): rm.best_of_n(["Why?", "How?"], ["Because.", "So."])

@@ -13,9 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from nbdev.doclinks import _nbpath2html
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED = {"benchmarks.qmd", "papers.qmd", "changelog.qmd"}
+GENERATED = {"measurements.qmd", "papers.qmd", "changelog.qmd"}
 LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)")
 CHANGING = re.compile(r"\b0x[0-9a-f]{6,}|\d(?:it|s)/(?:s|it)\b|\d\d:\d\d<\d|\d%\|[█▏▎▍▌▋▊▉ ]")
@@ -46,6 +47,19 @@ def test_every_notebook_is_in_the_sidebar_and_back():
     pages = set(sidebar_pages(site["website"]["sidebar"]["contents"]))
     notebooks = {str(p.relative_to(ROOT / "nbs")) for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
     assert pages == notebooks | {p.name for p in (ROOT / "nbs").glob("*.qmd")} | GENERATED
+
+
+def test_no_two_pages_of_a_folder_have_one_address():
+    site = yaml.safe_load((ROOT / "_quarto.yml").read_text())
+    pages = [str(_nbpath2html(Path(page)) if page.endswith(".ipynb") else Path(page).with_suffix(".html")) for page in sidebar_pages(site["website"]["sidebar"]["contents"])]
+    assert len(pages) > 20 and sorted(pages) == sorted(set(pages))
+
+
+def test_commands_of_formulas_have_one_backslash():
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            formulas = re.findall(r"\$[^$\n]+\$", cell.source) if cell.cell_type == "markdown" else []
+            assert not [formula for formula in formulas if re.search(r"\\\\[a-zA-Z]", formula)], path.name
 
 
 def test_links_between_notebooks_are_alive():
@@ -228,7 +242,7 @@ def test_each_cell_of_the_comparison_has_its_source():
 
 
 def test_the_benchmarks_page_holds_every_result(site):
-    text = (site / "benchmarks.qmd").read_text(encoding="utf-8")
+    text = (site / "measurements.qmd").read_text(encoding="utf-8")
     for result in (ROOT / "benchmarks" / "results").glob("*.md"):
         assert all(line in text for line in result.read_text(encoding="utf-8").splitlines() if line.startswith("|")), result.name
     assert all((site / target).exists() for _, target in IMAGE.findall(text))
@@ -254,7 +268,7 @@ def test_colab_holds_fixed_what_is_loaded(docs, monkeypatch, tmp_path):
     exec(script, {})
     held = (tmp_path / "loaded.txt").read_text().split()
     assert f"pytest=={importlib.metadata.version('pytest')}" in held and any(line.startswith("torch==") for line in held)
-    assert calls[0][-2] == docs.readme.settings()["git_url"] and calls[1][-1] == calls[0][-1] and Path.cwd().name == "tutorials"
+    assert calls[0][-2] == docs.readme.settings()["git_url"] and calls[1][-1] == f"{calls[0][-1]}[peft]" and Path.cwd().name == "tutorials"
     monkeypatch.chdir(tmp_path / "reward_kit-source")
     monkeypatch.setattr(importlib.util, "find_spec", find)
     exec(script, {})
