@@ -68,12 +68,14 @@ def methods(cls):
 def escape(text: str) -> str:
     "Words of a comment as Markdown of a table's cell; code between backticks stays as it is."
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
-    return "".join(p.replace("|", r"\|") if p.startswith("`") else re.sub(r"([\\*_$|<>\[\]{}~^@#])", r"\\\1", p) for p in parts)
+    return "".join(code(p.strip("`")) if p.startswith("`") else re.sub(r"([\\*_$|<>\[\]{}~^@#])", r"\\\1", p) for p in parts)
 
 
 def code(text: str) -> str:
-    "Text as code in a table's cell."
-    return f"`{text}`".replace("|", r"\|") if text else ""
+    "Text as code in a table's cell, where a bar between backticks would end the cell or, escaped, keep its backslash."
+    if "|" not in text: return f"`{text}`" if text else ""
+    shown = re.sub(r"([^\w\s])", lambda m: "&#124;" if m[1] == "|" else "\\" + m[1], text)
+    return f"<code>{shown}</code>"
 
 
 def show_value(value) -> str:
@@ -174,11 +176,11 @@ def page_links(path: Path) -> str:
 
 
 def show_exports(nb) -> None:
-    "Exported code is shown, foldable, after its documentation; cells of imports alone stay hidden."
+    "Exported code is shown, foldable, after its documentation; cells of imports (and a logger) alone stay hidden."
     for cell in nb.cells:
         if cell.cell_type != "code" or not re.match(r"\s*#\|\s*export\b", cell.source): continue
         body = re.sub(r"\(.*?\)", "()", "\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith("#")), flags=re.S)
-        if any(line.strip() and not re.match(r"(?:from|import)\s", line) for line in body.splitlines()):
+        if any(line.strip() and not re.match(r"(?:from|import)\s|logger = ", line) for line in body.splitlines()):
             cell.source = re.sub(r"#\|\s*export\b", "#| exports", cell.source, count=1)
 
 
@@ -222,7 +224,9 @@ def processed(path: Path, names: dict):
         if shown := re.search(r"^show_doc\((\w+)\)", cell.source or "", re.M):
             cell.cell_type, cell.source = "markdown", describe(shown[1], names[shown[1]][1])
             cell.pop("outputs", None); cell.pop("execution_count", None)
-        elif cell.cell_type == "code": cell.source = re.sub(r"^#\| code-summary: .*\n", "#| code-summary: Source\n", cell.source, flags=re.M)
+        elif cell.cell_type == "code":
+            cell.source = re.sub(r"^#\| code-summary: .*\n", "#| code-summary: Source\n", cell.source, flags=re.M)
+            cell.source = re.sub(r"^(#\| fig-alt: )(.*)$", lambda m: m[1] + json.dumps(m[2], ensure_ascii=False), cell.source, flags=re.M) # a colon would end the key
         if cell.cell_type == "markdown": cell.source = link_names(on_site(cell.source), names, path.as_posix())
     return nb
 

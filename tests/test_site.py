@@ -49,6 +49,17 @@ def test_every_notebook_is_in_the_sidebar_and_back():
     assert pages == notebooks | {p.name for p in (ROOT / "nbs").glob("*.qmd")} | GENERATED
 
 
+def test_options_of_cells_are_yaml(site):
+    seen = 0
+    for path in site.rglob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            lines = [line[3:] for line in cell.source.splitlines() if line.startswith("#| ")] if cell.cell_type == "code" else []
+            options = yaml.safe_load("\n".join(lines)) or {}
+            assert isinstance(options, dict), f"{path.name}: {lines}"
+            seen += "fig-alt" in options
+    assert seen > 20
+
+
 def test_no_two_pages_of_a_folder_have_one_address():
     site = yaml.safe_load((ROOT / "_quarto.yml").read_text())
     pages = [str(_nbpath2html(Path(page)) if page.endswith(".ipynb") else Path(page).with_suffix(".html")) for page in sidebar_pages(site["website"]["sidebar"]["contents"])]
