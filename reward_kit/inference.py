@@ -292,8 +292,7 @@ class RowScorer:
         layout: str = "auto", # "auto" packs where the model can
     ):
         self.model, self.pad_token_id, self.segment_token_id, self._asked = bind_reward_forward(model).eval(), pad_token_id, segment_token_id, layout
-        on_cpu = self.device.type == "cpu"
-        self.batch_tokens, self.fill = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else 16384), CPU_FILL_TOKENS if on_cpu and not batch_tokens else None
+        self.batch_tokens, self.fill = (batch_tokens, None) if batch_tokens else (CPU_BATCH_TOKENS, CPU_FILL_TOKENS) if self.device.type == "cpu" else (16384, None)
 
     @property
     def device(self) -> torch.device:
