@@ -365,7 +365,7 @@ def test_the_page_follows_the_session(tmp_path):
     annotator.act("tie")
     assert "question 1" in annotator.page.value and not annotator.buttons["undo"].disabled and (annotator.bar.value, annotator.bar.max) == (1, 2)
     annotator.act("left")
-    assert "All pairs are judged" in annotator.page.value and annotator.buttons["left"].disabled and annotator.buttons["skip"].disabled
+    assert "Every pair is judged or skipped" in annotator.page.value and annotator.buttons["left"].disabled and annotator.buttons["skip"].disabled
     annotator.act("left")
     assert "every pair is judged" in annotator.status.value
     annotator.act("undo")
@@ -639,3 +639,12 @@ def test_display_is_checked():
 def test_pair_ids_tell_messages_from_texts():
     assert pair_id("p", ["x", "y"]) != pair_id("p", [[{"role": "assistant", "content": "x"}], "y"])
     assert pair_id("p", ["x", "y"]) == pair_id("p", ["y", "x"]) and len(pair_id("p", ["x", "y"])) == 16
+
+
+def test_messages_in_another_form_are_shown_and_saved_as_they_are_read(tmp_path):
+    records = [{"prompt": [{"from": "human", "value": "Why?"}], "a": [{"from": "gpt", "value": "Because."}], "b": [{"role": "assistant", "content": [{"type": "text", "text": "No."}]}]}]
+    annotator = PreferenceAnnotator(records, tmp_path / "a.jsonl")
+    assert "Why?" in annotator.page.value and "Because." in annotator.page.value and "No." in annotator.page.value
+    annotator.act("left")
+    assert PreferenceAnnotator(records, tmp_path / "a.jsonl").session.current is None
+    assert [record["prompt"] for record in load_preferences(tmp_path / "a.jsonl", progress=False)] == [[{"role": "user", "content": "Why?"}]]
