@@ -80,7 +80,8 @@ def save_reward_model(folder: Path, tokenizer, shape: str, positions: int, max_l
     import torch
     from transformers import Qwen3Config, Qwen3ForSequenceClassification
 
-    from reward_kit.encoding import RewardMetadata, prepare_tokenizer
+    from reward_kit.model.encoding import prepare_tokenizer
+    from reward_kit.model.model_folder import RewardMetadata
 
     torch.manual_seed(seed)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -98,7 +99,7 @@ def save_reward_model(folder: Path, tokenizer, shape: str, positions: int, max_l
 
 def read_pairs(data: str):
     "Rows of a preference file that have two responses, the better one first, as (prompt, [chosen, rejected])."
-    from reward_kit.data import load_preferences
+    from reward_kit.data.preferences import load_preferences
     rows = [row for row in load_preferences(data, progress=False) if len(row["responses"]) == 2 and row["ranks"][0] != row["ranks"][1]]
     return [(row["prompt"], row["responses"][:: 1 if row["ranks"][0] < row["ranks"][1] else -1]) for row in rows]
 
@@ -172,7 +173,7 @@ def table(head: list[str], rows: list[list]) -> list[str]:
 
 def versions_line(threads: int) -> str:
     "What a table rests on."
-    from reward_kit.encoding import library_versions
+    from reward_kit.model.model_folder import library_versions
     return f"CPU, {threads} threads; {', '.join(f'{name} {version}' for name, version in library_versions().items())}."
 
 

@@ -29,7 +29,7 @@ def write(path, rows):
 
 def measure(path, processes):
     "Run in a process of its own: seconds and peak memory of loading, splitting and reporting."
-    from reward_kit.data import load_preferences, split_by_prompt
+    from reward_kit.data.preferences import load_preferences, split_by_prompt
 
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     preferences = load_preferences(path, num_proc=processes, cache_dir=Path(path).parent, progress=False)

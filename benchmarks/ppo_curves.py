@@ -25,8 +25,8 @@ COLOURS = {"ours": "#0072B2", "theirs": "#D55E00"}
 
 def train_reward(folder: Path, pairs: int) -> None:
     "The reward model that both learn from."
-    from reward_kit.autotrain import train_reward_model
-    from reward_kit.playground import Playground
+    from reward_kit.tools.pipeline import train_reward_model
+    from reward_kit.data.playground import Playground
     train_reward_model("playground", Playground(0).preferences(pairs), folder, progress=False)
 
 
@@ -35,7 +35,7 @@ def held_out_reward(policy, tokenizer, prompts: list[str], length: int, seed: in
     import torch
     from transformers import GenerationConfig
 
-    from reward_kit.playground import Playground
+    from reward_kit.data.playground import Playground
 
     ids = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     how = GenerationConfig(max_new_tokens=length, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=tokenizer.eos_token_id,
@@ -86,7 +86,7 @@ def one_run(side: str, given: dict, trl: Path, out: Path) -> dict:
     if side == "theirs": use_folder(trl)
     import torch
 
-    from reward_kit.playground import Playground, load_base, playground_base
+    from reward_kit.data.playground import Playground, load_base, playground_base
 
     torch.set_num_threads(given["threads"])
     settings, (_, tokenizer) = dict(given["settings"]), load_base()
@@ -97,7 +97,7 @@ def one_run(side: str, given: dict, trl: Path, out: Path) -> dict:
     order = [train[i % len(train)] for i in range(settings["total_episodes"] + batch)] # and a batch that never comes: see ppo_speed.py
     curve = Curve(tokenizer, held_out, settings["response_length"], given["every"], settings["total_episodes"] // batch)
     if side == "ours":
-        from reward_kit.ppo import PPOConfig, PPOTrainer
+        from reward_kit.rl.ppo import PPOConfig, PPOTrainer
         args = PPOConfig(str(out), critic="separate", bf16=False, use_cpu=True, max_grad_norm=0, normalize_reward=False, save_steps=0,
                          num_sample_generations=0, disable_tqdm=True, **settings)
         trainer = PPOTrainer(str(playground_base()), given["reward"], args, order, callbacks=[curve.callback()])
@@ -228,7 +228,7 @@ def main(args) -> None:
     finally: shutil.rmtree(work, ignore_errors=True)
     first = {run["points"][0]["reward"] for own in runs.values() for run in own}
     if len(first) != 1: raise RuntimeError("the sides did not begin with the same policy")
-    from reward_kit.encoding import library_versions
+    from reward_kit.model.model_folder import library_versions
     text = report(args, runs, settings, library_versions())
     print(f"\n{text}")
     if not args.output: return

@@ -30,9 +30,10 @@ def prepare(work: Path, data: str, n: int, longest: int, shape: str, vocabulary:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
-    from reward_kit.data import load_preferences
-    from reward_kit.encoding import RewardMetadata, library_versions, prepare_tokenizer
-    from reward_kit.playground import build_tokenizer
+    from reward_kit.data.preferences import load_preferences
+    from reward_kit.model.encoding import prepare_tokenizer
+    from reward_kit.model.model_folder import RewardMetadata, library_versions
+    from reward_kit.data.playground import build_tokenizer
 
     turns = {"user": "Human", "assistant": "Assistant"}
     write = lambda messages: "".join(f"\n\n{turns[m['role']]}: {m['content']}" for m in messages)
@@ -98,8 +99,8 @@ class Meter(StepMeter):
 
 def run_ours(work: Path, settings: dict, critic: str) -> dict:
     "Our trainer on the prompts."
-    from reward_kit.encoding import quiet_transformers
-    from reward_kit.ppo import PPOConfig, PPOTrainer
+    from reward_kit.model.settings import quiet_transformers
+    from reward_kit.rl.ppo import PPOConfig, PPOTrainer
     started, meter = peak_gib(), Meter()
     texts = [text for text, _ in json.loads((work / "prompts.json").read_text())]
     args = PPOConfig(str(work / "out"), critic=critic, bf16=False, use_cpu=True, max_grad_norm=0, save_steps=0,

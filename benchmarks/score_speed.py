@@ -45,8 +45,8 @@ PRECISION = {"float32": "float32 weights", "bfloat16": "bfloat16 weights, float3
 
 def prepare(work: Path, data: str, model: str, vocabulary: int, n: int, prompts: int, k: int, folder: str | None) -> dict:
     "The model, pairs with the file's distribution of lengths, and prompts with k responses each."
-    from reward_kit.inference import RewardModel
-    from reward_kit.playground import build_tokenizer
+    from reward_kit.scores.inference import RewardModel
+    from reward_kit.data.playground import build_tokenizer
 
     pairs, facts = read_pairs(data), {"folder": folder}
     if folder is None: facts |= save_reward_model(work / "model", build_tokenizer(texts_of(pairs), vocabulary), model, 4096, 2048) | {"folder": str(work / "model")}
@@ -75,8 +75,8 @@ def score(work: Path, side: str, folder: str, dtype: str = "float32") -> dict:
     import torch
     import transformers
 
-    from reward_kit.encoding import quiet_transformers
-    from reward_kit.inference import RewardModel, RowScorer
+    from reward_kit.model.settings import quiet_transformers
+    from reward_kit.scores.inference import RewardModel, RowScorer
 
     rows, started = json.loads((work / ("best.json" if side.startswith("best") else "pairs.json")).read_text()), peak_gib()
     texts = rows["texts"]

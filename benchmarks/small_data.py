@@ -16,10 +16,12 @@ from statistics import mean
 import numpy as np
 from common import publish, table
 
-from reward_kit.agreement import score_preferences
-from reward_kit.data import split_by_prompt
-from reward_kit.playground import Playground, normalize_text, split_sentences
-from reward_kit.small_data import cross_validate, learning_curve, suspected_label_errors, trainer_recipe
+from reward_kit.trust.agreement import score_preferences
+from reward_kit.data.preferences import split_by_prompt
+from reward_kit.data.playground import Playground, normalize_text, split_sentences
+from reward_kit.trust.comparing import cross_validate, trainer_recipe
+from reward_kit.trust.labels import suspected_label_errors
+from reward_kit.trust.learning_curve import learning_curve
 
 NUMBERS: dict[str, int] = {}
 

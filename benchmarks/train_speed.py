@@ -55,8 +55,9 @@ POSITIONS = 8192 # that the model has; no limit to any length here
 
 def prepare(work: Path, data: str, model: str, vocabulary: int, batches: list[int], n: int, max_length: int) -> dict:
     "Model, tokenizer and encoded pairs, in one folder that all processes read."
-    from reward_kit.encoding import RewardEncoder, RewardMetadata
-    from reward_kit.playground import build_tokenizer
+    from reward_kit.model.encoding import RewardEncoder
+    from reward_kit.model.model_folder import RewardMetadata
+    from reward_kit.data.playground import build_tokenizer
 
     pairs = read_pairs(data)
     tokenizer = build_tokenizer(texts_of(pairs), vocabulary)
@@ -80,7 +81,7 @@ def prepare(work: Path, data: str, model: str, vocabulary: int, batches: list[in
 
 def made_up(work: Path, model: str, vocabulary: int, shapes: dict) -> dict:
     "A model, and pairs of random tokens of given lengths."
-    from reward_kit.playground import Playground, build_tokenizer
+    from reward_kit.data.playground import Playground, build_tokenizer
 
     facts = save_reward_model(work / "model", build_tokenizer(Playground(0).texts(2000), vocabulary), model, POSITIONS, POSITIONS)
     draw = random.Random(0)
@@ -96,7 +97,7 @@ def made_up(work: Path, model: str, vocabulary: int, shapes: dict) -> dict:
 
 def count_tokens(pairs: list, batch: int) -> list[dict]:
     "Tokens of each batch, and how many of them are not a beginning that both responses share."
-    from reward_kit.encoding import shared_length
+    from reward_kit.model.batches import shared_length
     found = []
     for start in range(0, len(pairs), batch):
         own = pairs[start : start + batch]
@@ -119,8 +120,8 @@ def make_trainer(side: str, folder: Path, out: Path, pairs: list, settings: dict
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    from reward_kit import encoding
-    from reward_kit.trainer import RewardConfig, RewardTrainer
+    import reward_kit.model.batches as encoding
+    from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
     dataset = Dataset.from_dict({"chosen_ids": [pair[0] for pair in pairs], "rejected_ids": [pair[1] for pair in pairs]})
     if side.startswith("theirs"):

@@ -40,7 +40,7 @@ def readme_text() -> str:
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # nbdev strips it
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = text.replace("```ipython3", "```python")
-    text = re.sub(r"\]\(((?:tutorials/)?\w+\.(?:ipynb|qmd))(#[^)]*)?\)", lambda m: f"]({page_url(m[1])}{m[2] or ''})", text)
+    text = re.sub(r"\]\(((?:\w+/)?\w+\.(?:ipynb|qmd))(#[^)]*)?\)", lambda m: f"]({page_url(m[1])}{m[2] or ''})", text)
     text = text.replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/')
     text = re.sub(r"[ \t]+\n", "\n", text)
     return "<!-- Made from nbs/index.ipynb by `make readme`. -->\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

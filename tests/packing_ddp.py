@@ -8,7 +8,7 @@ import torch
 from trainer_world import WORDS, make_pairs
 from transformers import TrainerCallback
 
-from reward_kit.trainer import RewardConfig, RewardTrainer
+from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 RUNS = {  # name -> settings of two processes
     "whole": {"per_device_train_batch_size": 2},

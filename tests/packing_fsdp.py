@@ -8,8 +8,8 @@ from test_packing import EVERYTHING, INPUTS, make_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-import reward_kit.encoding as module
-from reward_kit.encoding import RewardCollator
+import reward_kit.model.batches as module
+from reward_kit.model.batches import RewardCollator
 
 
 def rewards_and_gradients(model, groups):

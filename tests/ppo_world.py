@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from trainer_world import WORDS, make_base
 
-from reward_kit.ppo import Episode, PPOConfig, PPOTrainer
+from reward_kit.rl.rollouts import Episode
+from reward_kit.rl.ppo import PPOConfig, PPOTrainer
 
 __all__ = ["make_base"]
 

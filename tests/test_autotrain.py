@@ -9,22 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from reward_kit import autotrain
-from reward_kit.autotrain import (
-    UNSUPPORTED,
-    AutoTrainProject,
-    LLMTrainingParams,
-    ParameterError,
-    find_split,
-    lora_values,
-    parameter_names,
-    parameter_table,
-    ppo_config_values,
-    ppo_run_arguments,
-    prompt_rows,
-    reward_config_values,
-    run_arguments,
-)
+import reward_kit.tools.pipeline as pipeline_module
+
+import reward_kit.autotrain as autotrain_module
+from reward_kit.model.settings import ParameterError
+from reward_kit.tools.pipeline import find_split, prompt_rows
+from reward_kit.autotrain import AutoTrainProject, LLMTrainingParams, UNSUPPORTED, lora_values
+from reward_kit.autotrain import parameter_names, parameter_table, ppo_config_values, ppo_run_arguments
+from reward_kit.autotrain import reward_config_values, run_arguments
 
 COLUMNS = {"prompt_text_column": "prompt", "text_column": "chosen", "rejected_text_column": "rejected"}
 BASE = {"model": "some/model", "data_path": "data.jsonl", "project_name": "out", "trainer": "reward", **COLUMNS}
@@ -37,7 +29,7 @@ def params(**more):
 
 def config(**more):
     "The RewardConfig a run with these parameters would use."
-    from reward_kit.trainer import RewardConfig
+    from reward_kit.model.trainer import RewardConfig
 
     return RewardConfig(**{**reward_config_values(params(**more)), "output_dir": "unused", "use_cpu": True})
 
@@ -96,7 +88,7 @@ def test_fp16_reaches_the_config():
 
 
 def test_the_config_accepts_every_field_the_parameters_name():
-    from reward_kit.trainer import RewardConfig
+    from reward_kit.model.trainer import RewardConfig
 
     assert set(reward_config_values(params(attn_implementation="eager", valid_split="v"))) <= {f.name for f in fields(RewardConfig)}
 
@@ -110,10 +102,10 @@ def test_the_playground_keeps_its_own_settings_unless_they_are_given():
 def test_lora_parameters_reach_the_lora_config():
     pytest.importorskip("peft")
     assert lora_values(params()) is None
-    made = autotrain.lora_config(lora_values(params(peft=True, lora_r=4, lora_alpha=9, lora_dropout=0.2, target_modules="q_proj, v_proj")))
+    made = pipeline_module.lora_config(lora_values(params(peft=True, lora_r=4, lora_alpha=9, lora_dropout=0.2, target_modules="q_proj, v_proj")))
     assert (made.r, made.lora_alpha, made.lora_dropout, made.target_modules) == (4, 9, 0.2, {"q_proj", "v_proj"})
     assert made.task_type == "SEQ_CLS"
-    assert autotrain.lora_config(lora_values(params(peft=True))).target_modules == "all-linear"
+    assert pipeline_module.lora_config(lora_values(params(peft=True))).target_modules == "all-linear"
 
 
 def test_data_parameters_reach_the_pipeline(tmp_path):
@@ -190,7 +182,7 @@ def test_quantization_without_cuda_says_so():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(ValueError, match="CUDA"):
-        autotrain.quantization_config("int4")
+        pipeline_module.quantization_config("int4")
 
 
 def test_signature_and_secrets():
@@ -202,7 +194,7 @@ def test_signature_and_secrets():
 
 def test_the_token_is_set_for_the_run_only(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "before")
-    with autotrain.hub_token("mine"):
+    with autotrain_module.hub_token("mine"):
         assert os.environ["HF_TOKEN"] == "mine"
     assert os.environ["HF_TOKEN"] == "before"
 
@@ -216,14 +208,14 @@ def test_push_uploads_without_checkpoints(monkeypatch, tmp_path):
         def upload_folder(self, **more): calls["upload"] = more
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    address = autotrain.push_folder(tmp_path / "rm", params(push_to_hub=True, username="me", token="t", hub_private=False))
+    address = autotrain_module.push_folder(tmp_path / "rm", params(push_to_hub=True, username="me", token="t", hub_private=False))
     assert address == "https://hub/me/rm" and calls["token"] == "t" and calls["repo"] == ("me/rm", False)
     assert "checkpoint-*" in calls["upload"]["ignore_patterns"]
 
     def refuse(self, **more): raise RuntimeError("403\nforbidden")
     monkeypatch.setattr(Api, "upload_folder", refuse)
     with pytest.raises(OSError, match="the model is in .* 403 forbidden"):
-        autotrain.push_folder(tmp_path / "rm", params(push_to_hub=True, repo_id="org/rm"))
+        autotrain_module.push_folder(tmp_path / "rm", params(push_to_hub=True, repo_id="org/rm"))
 
 
 # --- what the parameters become with trainer ppo
@@ -234,7 +226,7 @@ def ppo_params(**more):
 
 
 def ppo_config(**more):
-    from reward_kit.ppo import PPOConfig
+    from reward_kit.rl.ppo import PPOConfig
 
     return PPOConfig(**ppo_config_values(ppo_params(**more)))
 
@@ -307,7 +299,7 @@ OTHER_VALUE = {
 @pytest.mark.parametrize("name", sorted(set(parameter_names()) - SHARED - {"trainer"}))
 def test_every_parameter_changes_a_ppo_run_or_is_refused(name):
     more = {"peft": True} if name.startswith("lora_") or name in ("target_modules", "quantization") else {}
-    if name in autotrain.NOT_FOR_PPO:
+    if name in autotrain_module.NOT_FOR_PPO:
         with pytest.raises(ParameterError, match=f"{name} is not supported by trainer ppo: "):
             ppo_params(**more, **{name: OTHER_VALUE[name]})
     else:
@@ -315,14 +307,14 @@ def test_every_parameter_changes_a_ppo_run_or_is_refused(name):
 
 
 def test_each_parameter_has_one_fate_with_ppo():
-    tables = [autotrain.PPO_FIELDS, autotrain.PPO_BECOMES, autotrain.NOT_FOR_PPO]
+    tables = [autotrain_module.PPO_FIELDS, autotrain_module.PPO_BECOMES, autotrain_module.NOT_FOR_PPO]
     both = {"keep_checkpoints", "overwrite", "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules"} | SHARED
     assert sorted([*both, *(name for table in tables for name in table)]) == sorted(parameter_names())
 
 
 def test_the_playground_keeps_its_own_ppo_settings_unless_they_are_named():
-    from reward_kit.ppo import PLAYGROUND_PPO, PPOConfig
-    from reward_kit.trainer import fill_config
+    from reward_kit.rl.ppo import PLAYGROUND_PPO, PPOConfig
+    from reward_kit.model.trainer import fill_config
 
     values = ppo_config_values(ppo_params(model="playground"))
     assert not PLAYGROUND_PPO.keys() & values.keys()
@@ -335,9 +327,9 @@ def test_the_playground_keeps_its_own_ppo_settings_unless_they_are_named():
 
 def test_lora_of_a_policy():
     pytest.importorskip("peft")
-    made = autotrain.lora_config(ppo_run_arguments(ppo_params(peft=True, lora_r=3))["peft_config"])
+    made = pipeline_module.lora_config(ppo_run_arguments(ppo_params(peft=True, lora_r=3))["peft_config"])
     assert (made.task_type, made.r) == ("CAUSAL_LM", 3)
-    assert autotrain.lora_config({"r": 2}, "CAUSAL_LM").task_type == "CAUSAL_LM"
+    assert pipeline_module.lora_config({"r": 2}, "CAUSAL_LM").task_type == "CAUSAL_LM"
 
 
 @pytest.mark.parametrize(
@@ -450,7 +442,7 @@ def test_the_documented_snippet_works_and_agrees_with_score(documented):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from reward_kit.inference import RewardModel
+    from reward_kit.scores.inference import RewardModel
 
     folder = str(documented["folder"] / "reward-model")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -468,7 +460,7 @@ def test_a_finished_run_is_kept_and_can_be_overwritten(documented, monkeypatch):
     changed = LLMTrainingParams(**{n: getattr(documented["params"], n) for n in documented["params"].given} | {"lr": 2e-3})
     with pytest.raises(FileExistsError, match="learning_rate 0.001 -> 0.002"):
         AutoTrainProject(params=changed).create(progress=False, say=lambda text: None)
-    record = json.loads((documented["folder"] / "reward-model" / autotrain.RUN_RECORD).read_text())
+    record = json.loads((documented["folder"] / "reward-model" / pipeline_module.RUN_RECORD).read_text())
     assert record["finished"] and record["settings"]["learning_rate"] == 1e-3
 
 
@@ -477,7 +469,7 @@ def run(model, data, output, **more):
     config = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "estimate_time": False}
     columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
     options = {"columns": columns, "progress": False, "say": lambda text: said.append(str(text)), "config": config} | more
-    return autotrain.train_reward_model(model, data, output, **options), "\n".join(said)
+    return pipeline_module.train_reward_model(model, data, output, **options), "\n".join(said)
 
 
 def checkpoints(folder):
@@ -492,10 +484,10 @@ def test_a_short_run_that_is_killed_loses_one_interval(base, tmp_path):
 
     with pytest.raises(SystemExit):
         run(base, data, out, say=die)
-    assert not autotrain.read_run_record(out)["finished"] and checkpoints(out) == ["checkpoint-4", "checkpoint-5"]
+    assert not pipeline_module.read_run_record(out)["finished"] and checkpoints(out) == ["checkpoint-4", "checkpoint-5"]
     result, said = run(base, data, out)
     assert result.resumed and "Resuming from checkpoint-5" in said and "step 6/9" in said and "step 5/9" not in said
-    assert autotrain.read_run_record(out)["finished"] and checkpoints(out) == []
+    assert pipeline_module.read_run_record(out)["finished"] and checkpoints(out) == []
     whole, _ = run(base, data, tmp_path / "whole")
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
@@ -519,7 +511,7 @@ def test_a_run_stopped_in_its_evaluation_resumes_and_can_keep_its_checkpoints(ba
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(autotrain, "evaluate_output", stop)
+    monkeypatch.setattr(pipeline_module, "evaluate_output", stop)
     with pytest.raises(KeyboardInterrupt):
         run(base, data, out)
     monkeypatch.undo()
@@ -569,7 +561,7 @@ def test_a_broken_row_stops_the_run_unless_it_may_be_left_out(base, tmp_path):
     with pytest.raises(ValueError, match=r"p.jsonl:13: null chosen; p.jsonl:14.*malformed JSON.*skip_broken_rows=True") as caught:
         run(base, data, tmp_path / "out")
     assert "\n" not in str(caught.value) and "empty" not in str(caught.value) and not (tmp_path / "out").exists()
-    assert autotrain.load_both(data, None, 0.1, None, None, None, 0, True, False, {}, lambda text: None)[2].rows_dropped == 3
+    assert pipeline_module.load_both(data, None, 0.1, None, None, None, 0, True, False, {}, lambda text: None)[2].rows_dropped == 3
 
 
 def test_shared_prompts_are_counted_said_and_written_into_the_card(base, tmp_path):
@@ -584,12 +576,12 @@ def test_shared_prompts_are_counted_said_and_written_into_the_card(base, tmp_pat
 
 
 def test_the_same_full_texts_are_noticed():
-    from reward_kit.data import load_preferences
+    from reward_kit.data.preferences import load_preferences
 
     rows = [{"chosen": f"Text {i} is good.", "rejected": f"Text {i}."} for i in range(3)]
     train, other = (load_preferences(part, progress=False) for part in (rows, rows[:2]))
-    assert "is the training data" in autotrain.with_overlap(train.report, train, train)[1]
-    assert autotrain.with_overlap(train.report, train, other) == (train.report, None)
+    assert "is the training data" in pipeline_module.with_overlap(train.report, train, train)[1]
+    assert pipeline_module.with_overlap(train.report, train, other) == (train.report, None)
 
 
 @pytest.mark.parametrize(
@@ -644,7 +636,7 @@ SMALL = {"total_episodes": 40, "per_device_train_batch_size": 4, "gradient_accum
 def teach(base, reward, prompts, out, **more):
     said = []
     options = {"progress": False, "say": lambda text: said.append(str(text)), "config": SMALL} | more
-    return autotrain.train_ppo_policy(base, reward, prompts, out, **options), "\n".join(said)
+    return pipeline_module.train_ppo_policy(base, reward, prompts, out, **options), "\n".join(said)
 
 
 def test_ppo_leaves_a_policy_that_writes(base, reward_model, tmp_path):
@@ -687,7 +679,7 @@ def test_a_killed_ppo_run_ends_with_the_same_policy(base, reward_model, tmp_path
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoints(tmp_path / "out")[-1] == "checkpoint-3" and not autotrain.read_run_record(tmp_path / "out")["finished"]
+    assert checkpoints(tmp_path / "out")[-1] == "checkpoint-3" and not pipeline_module.read_run_record(tmp_path / "out")["finished"]
     torch.set_num_threads(1)
     try:
         parts, said = teach(base, reward_model, data, tmp_path / "out", resume=True)
@@ -789,9 +781,9 @@ def test_two_processes_answer_and_save_together(base, tmp_path):
         "print('rows', [a['row'] for a in result.before], [a['row'] for a in result.after])\n"
     )
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py")]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(autotrain.__file__).parents[1])}
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(pipeline_module.__file__).parents[1])}
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("rows [0, 1, 2, 3, 4] [0, 1, 2, 3, 4]") == 2 and done.stdout.count("Starting a new run") == 1
     assert "3 batches of 16 responses" in done.stdout and len((tmp_path / "out" / "held_out.jsonl").read_text().splitlines()) == 5
-    assert autotrain.read_run_record(tmp_path / "out")["finished"] and checkpoints(tmp_path / "out") == []
+    assert pipeline_module.read_run_record(tmp_path / "out")["finished"] and checkpoints(tmp_path / "out") == []

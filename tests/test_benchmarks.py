@@ -14,25 +14,17 @@ import pandas as pd
 import pytest
 import torch
 
-from reward_kit.agreement import bootstrap_interval, wilson_interval
-from reward_kit.benchmarks import (
-    BENCHMARKS,
-    TIES_WEIGHTS,
-    BenchmarkReport,
-    benchmark_kind,
-    best_of_credit,
-    comparison_grid,
-    load_benchmark,
-    reads_conversations,
-    run_benchmark,
-    score_benchmark,
-    style_levels,
-    ties_gap,
-    ties_terms,
-)
-from reward_kit.data import PreferenceDataError
-from reward_kit.encoding import RewardMetadata, load_reward_backbone, prepare_tokenizer, quiet_transformers
-from reward_kit.inference import RewardEnsemble, RewardModel
+from reward_kit.data.report import wilson_interval
+from reward_kit.trust.agreement import bootstrap_interval
+from reward_kit.beside.benchmarks import BENCHMARKS, BenchmarkReport, TIES_WEIGHTS, benchmark_kind
+from reward_kit.beside.benchmarks import best_of_credit, comparison_grid, load_benchmark, reads_conversations
+from reward_kit.beside.benchmarks import run_benchmark, score_benchmark, style_levels, ties_gap, ties_terms
+from reward_kit.data.files import PreferenceDataError
+from reward_kit.model.settings import quiet_transformers
+from reward_kit.model.encoding import prepare_tokenizer
+from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
+from reward_kit.scores.inference import RewardModel
+from reward_kit.scores.ensembles import RewardEnsemble
 
 PAIR = {"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine.", "subset": "math-prm", "id": 1}
 FOUR = {"prompt": "Name a prime.", "chosen": ["Seven."], "rejected": ["Nine.", "One.", "Six."], "subset": "Math", "id": "1", "num_correct": 1}

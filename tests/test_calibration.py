@@ -11,29 +11,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from reward_kit.agreement import resample_sums
-from reward_kit.calibration import (
-    CalibrationResult,
-    TemperatureFit,
-    _slope_draws,
-    brier_decomposition,
-    brier_score,
-    calibrate,
-    calibrated_reference,
-    calibration_verdicts,
-    cross_fitted_temperatures,
-    expected_calibration_error,
-    fit_temperature,
-    log_loss,
-    measure_calibration,
-    preference_confidence,
-    reliability_table,
-    store_calibration,
-    true_calibration_error,
-)
-from reward_kit.encoding import RewardMetadata, load_reward_backbone, prepare_tokenizer, quiet_transformers
-from reward_kit.inference import RewardModel, average_reward_models, store_normalization
-from reward_kit.playground import Playground
+from reward_kit.trust.agreement import resample_sums
+from reward_kit.trust.calibration import CalibrationResult, TemperatureFit, _slope_draws, brier_decomposition
+from reward_kit.trust.calibration import brier_score, calibrate, calibrated_reference, calibration_verdicts
+from reward_kit.trust.calibration import cross_fitted_temperatures, expected_calibration_error
+from reward_kit.trust.calibration import fit_temperature, log_loss, measure_calibration, preference_confidence
+from reward_kit.trust.calibration import reliability_table, store_calibration, true_calibration_error
+from reward_kit.model.settings import quiet_transformers
+from reward_kit.model.encoding import prepare_tokenizer
+from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
+from reward_kit.scores.inference import RewardModel, store_normalization
+from reward_kit.beside.averaged_weights import average_reward_models
+from reward_kit.data.playground import Playground
 
 
 def sigmoid(x): return 1 / (1 + np.exp(-np.asarray(x, dtype=np.float64)))

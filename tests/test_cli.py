@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from test_autotrain import base, write_pairs, write_prompts  # noqa: F401  (a fixture and helpers)
 
-from reward_kit import cli
-from reward_kit.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, PPO_OPTIONS, main, read_arguments
-from reward_kit.inference import RewardModel
+import reward_kit.tools.cli as cli
+from reward_kit.tools.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, PPO_OPTIONS, main, read_arguments
+from reward_kit.scores.inference import RewardModel
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.cli import main; raise SystemExit(main())"]
@@ -72,8 +72,8 @@ def test_examples_parse():
 
 
 def test_training_options_are_those_of_the_config():
-    from reward_kit.loss import LOSSES
-    from reward_kit.trainer import RewardConfig
+    from reward_kit.model.loss import LOSSES
+    from reward_kit.model.trainer import RewardConfig
 
     config = {f.name: f for f in fields(RewardConfig)}
     choices = {o.name: set(o.choices) for o in CONFIG_OPTIONS}
@@ -88,7 +88,9 @@ def test_training_options_are_those_of_the_config():
 def test_ppo_options_are_those_of_the_config():
     import typing
 
-    from reward_kit.ppo import CRITICS, KL_ESTIMATORS, PPOConfig
+    from reward_kit.rl.ppo_math import KL_ESTIMATORS
+    from reward_kit.rl.rollouts import CRITICS
+    from reward_kit.rl.ppo import PPOConfig
 
     config, kinds = {f.name: f for f in fields(PPOConfig)}, typing.get_type_hints(PPOConfig)
     by_another_name = {"output_dir", "disable_tqdm", "reward_weights", "model_init_kwargs", "vllm_kwargs"}  # --output, --progress, --reward-weight; Python only
@@ -267,14 +269,14 @@ def test_a_model_that_is_not_there_is_found_before_the_data_is_read(pairs, tmp_p
 def test_the_schedules_are_those_of_transformers():
     from transformers.trainer_utils import SchedulerType
 
-    from reward_kit.autotrain import SCHEDULERS
+    from reward_kit.model.settings import SCHEDULERS
 
     assert set(SCHEDULERS) == {kind.value for kind in SchedulerType}
 
 
 def test_the_schedules_of_ppo_are_those_of_its_config():
-    from reward_kit.autotrain import PPO_SCHEDULERS
-    from reward_kit.ppo import SCHEDULES
+    from reward_kit.model.settings import PPO_SCHEDULERS
+    from reward_kit.rl.ppo import SCHEDULES
 
     assert PPO_SCHEDULERS == SCHEDULES
     assert {o.name: o.choices for o in PPO_OPTIONS}["lr_scheduler_type"] == SCHEDULES
@@ -373,7 +375,7 @@ def conversations(path, n=24):
 
 
 def test_a_model_of_conversations_reads_texts_as_messages(base, tmp_path, capsys, caplog):  # noqa: F811
-    from reward_kit.inference import RewardModel
+    from reward_kit.scores.inference import RewardModel
 
     argv = ["train", "--model", base, "--data", conversations(tmp_path / "c.jsonl"), "--output", tmp_path / "rm", "--epochs", "1", "--chat-template", "chatml"]
     output(capsys, *argv)

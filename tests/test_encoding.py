@@ -17,26 +17,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from reward_kit.encoding import (
-    WRAPPER_MARK,
-    ModelLoadError,
-    RewardCollator,
-    RewardEncoder,
-    RewardEncoding,
-    RewardMetadata,
-    bind_reward_forward,
-    encode_dataset,
-    load_reward_backbone,
-    prepare_tokenizer,
-    read_card_section,
-    resolve_model,
-    reward_head,
-    tokenizer_fingerprint,
-    update_card_section,
-    without_scale,
-    wrap_template,
-    write_text_atomic,
-)
+from reward_kit.model.encoding import RewardEncoder, RewardEncoding, WRAPPER_MARK, encode_dataset
+from reward_kit.model.encoding import prepare_tokenizer, tokenizer_fingerprint, wrap_template
+from reward_kit.model.batches import RewardCollator, bind_reward_forward
+from reward_kit.model.model_folder import ModelLoadError, RewardMetadata, load_reward_backbone
+from reward_kit.model.model_folder import read_card_section, resolve_model, reward_head, update_card_section
+from reward_kit.model.model_folder import without_scale, write_text_atomic
 
 CORPUS = [
     "What is AI? AI is artificial intelligence...", "The cat sat on the mat and looked at the moon.", "user assistant system model",
@@ -716,7 +702,7 @@ def test_settings_that_nothing_knows_are_one_clear_line(causal):
 
 
 def test_head_scale_for_a_wide_model():
-    from reward_kit.encoding import init_reward_head
+    from reward_kit.model.model_folder import init_reward_head
     model = torch.nn.Module()
     model.score = torch.nn.Linear(4095, 1)
     init_reward_head(model)
@@ -753,7 +739,7 @@ def test_load_errors_are_one_clear_line(causal, tmp_path, monkeypatch):
     assert "not a reward model" in one_line(error) and "LlamaForCausalLM" in one_line(error)
     with pytest.raises(ModelLoadError) as error: load_reward_backbone("./no-such-folder")
     assert "does not exist" in one_line(error)
-    monkeypatch.setattr("reward_kit.encoding.hub_reachable", lambda: False)
+    monkeypatch.setattr("reward_kit.model.model_folder.hub_reachable", lambda: False)
     with pytest.raises(ModelLoadError) as error: load_reward_backbone("some-org/no-such-model-here")
     assert "some-org/no-such-model-here" in one_line(error) and "cannot be reached" in one_line(error)
     (tmp_path / "empty").mkdir()
@@ -795,7 +781,7 @@ def test_missing_tokenizer_and_damaged_files(causal):
 def test_hub_errors_are_explained():
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    from reward_kit.encoding import explain_load_error
+    from reward_kit.model.model_folder import explain_load_error
 
     def wrapped(cls, text):
         inner = cls.__new__(cls)

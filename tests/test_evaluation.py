@@ -9,21 +9,13 @@ import pytest
 from huggingface_hub import ModelCard
 from scipy import stats
 
-from reward_kit.agreement import (
-    accuracy_by,
-    bootstrap_interval,
-    by_size,
-    correlation,
-    discounted_gain,
-    length_preference,
-    midranks,
-    pair_outcomes,
-    pair_table,
-    ranking_agreement,
-    wilson_interval,
-)
-from reward_kit.data import load_preferences
-from reward_kit.evaluation import TrustReport, difference_histogram, evaluate_reward_model, evaluation_verdicts, write_model_card
+from reward_kit.data.report import wilson_interval
+from reward_kit.trust.agreement import accuracy_by, bootstrap_interval, by_size, correlation, discounted_gain
+from reward_kit.trust.agreement import length_preference, midranks, pair_outcomes, pair_table
+from reward_kit.trust.agreement import ranking_agreement
+from reward_kit.data.preferences import load_preferences
+from reward_kit.trust.trust_report import TrustReport, difference_histogram, evaluate_reward_model
+from reward_kit.trust.trust_report import evaluation_verdicts, write_model_card
 
 
 def by_length(prompts, responses):
@@ -165,7 +157,7 @@ def test_best_first_shares_a_tie():
 def test_outcomes_are_those_of_the_trainer(seed):
     import torch
 
-    from reward_kit.loss import pairwise_accuracy
+    from reward_kit.model.loss import pairwise_accuracy
     rng = np.random.default_rng(seed)
     rewards, ranks = rng.integers(0, 3, 5).astype(np.float32), rng.integers(1, 4, 5)
     outcome = pair_outcomes(rewards, ranks)[2]

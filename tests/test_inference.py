@@ -33,23 +33,15 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from reward_kit.data import PreferenceDataError, to_record
-from reward_kit.encoding import ModelLoadError, RewardCollator, RewardMetadata, prepare_tokenizer, read_card_section
-from reward_kit.inference import (
-    COMBINATIONS,
-    Best,
-    RewardEnsemble,
-    RewardModel,
-    TextScorer,
-    average_reward_models,
-    combine_rewards,
-    measure_normalization,
-    packed_batches,
-    padded_batches,
-    read_rows,
-    score_file,
-    store_normalization,
-)
+from reward_kit.data.files import PreferenceDataError
+from reward_kit.data.formats import to_record
+from reward_kit.model.encoding import prepare_tokenizer
+from reward_kit.model.batches import RewardCollator
+from reward_kit.model.model_folder import ModelLoadError, RewardMetadata, read_card_section
+from reward_kit.scores.inference import Best, RewardModel, TextScorer, measure_normalization, packed_batches
+from reward_kit.scores.inference import padded_batches, read_rows, score_file, store_normalization
+from reward_kit.scores.ensembles import COMBINATIONS, RewardEnsemble, combine_rewards
+from reward_kit.beside.averaged_weights import average_reward_models
 
 CHAT = """{{ bos_token }}{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{%- endfor -%}"""
 PROMPTS = ["What is AI?", "Name a prime.", "Say hello to everyone in the room, please, and be kind. " * 3, "Why?"]
@@ -817,8 +809,8 @@ def test_another_ensemble_does_not_go_on_with_a_file(members, tmp_path):
 
 
 def test_evaluation_takes_an_ensemble(members):
-    from reward_kit.agreement import score_preferences
-    from reward_kit.data import load_preferences
+    from reward_kit.trust.agreement import score_preferences
+    from reward_kit.data.preferences import load_preferences
     rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [{"prompt": "a", "chosen": "b " * 400, "rejected": "c"}]
     rewards, name = score_preferences(RewardEnsemble(members), load_preferences(rows, progress=False))
     assert name == "reward_ensemble" and rewards[4] is None and rewards[0][0] == pytest.approx(RewardEnsemble(members).score(PROMPTS[0], RESPONSES[0]), abs=1e-4)
@@ -1037,7 +1029,7 @@ def test_average_errors(relatives, tmp_path, monkeypatch):
 
 
 def test_add_weights_names_the_tensor():
-    from reward_kit.inference import add_weights
+    from reward_kit.beside.averaged_weights import add_weights
     total = {}
     add_weights(total, {"w": torch.ones(2), "n": torch.tensor([3])}, 0.5, "a")
     for state in ({"w": torch.ones(2)}, {"w": torch.ones(2), "n": torch.tensor([4])}):

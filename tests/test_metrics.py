@@ -11,23 +11,13 @@ import pytest
 from scipy import integrate, special, stats
 from transformers import EvalPrediction
 
-from reward_kit.agreement import pair_table, score_preferences
-from reward_kit.calibration import brier_score, expected_calibration_error, log_loss
-from reward_kit.metrics import (
-    BestOfN,
-    BestOfNCurve,
-    BrierScore,
-    ExpectedCalibrationError,
-    PairwiseAccuracy,
-    best_of_n_curve,
-    best_of_n_kl,
-    best_of_n_scores,
-    preference_metrics,
-    shared_places,
-    subset_weights,
-)
-from reward_kit.playground import Playground
-from reward_kit.trainer import RewardConfig, RewardTrainer
+from reward_kit.trust.agreement import pair_table, score_preferences
+from reward_kit.trust.calibration import brier_score, expected_calibration_error, log_loss
+from reward_kit.trust.best_of_n import BestOfN, BestOfNCurve, BrierScore, ExpectedCalibrationError
+from reward_kit.trust.best_of_n import PairwiseAccuracy, best_of_n_curve, best_of_n_kl, best_of_n_scores
+from reward_kit.trust.best_of_n import preference_metrics, shared_places, subset_weights
+from reward_kit.data.playground import Playground
+from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 
 def pairs(n=200, seed=0):

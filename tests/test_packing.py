@@ -18,19 +18,13 @@ from peft import LoraConfig, get_peft_model
 from torch.overrides import TorchFunctionMode
 from trainer_world import make_base, make_pairs, make_tokenizer
 
-import reward_kit.encoding as module
-from reward_kit.encoding import (
-    MIN_SHARED,
-    PACKED_ATTENTION,
-    RewardCollator,
-    bind_reward_forward,
-    choose_layout,
-    packed_forward,
-    packing_problem,
-    segment_table,
-)
-from reward_kit.inference import RowScorer
-from reward_kit.trainer import RewardConfig, RewardTrainer, split_batch, take_examples
+import reward_kit.model.batches as module
+from reward_kit.model.batches import MIN_SHARED, PACKED_ATTENTION, RewardCollator, bind_reward_forward
+from reward_kit.model.batches import packed_forward, segment_table
+from reward_kit.model.packing import choose_layout, packing_problem
+from reward_kit.scores.inference import RowScorer
+from reward_kit.model.runs import split_batch, take_examples
+from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 # ---- models and examples
 

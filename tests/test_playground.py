@@ -10,23 +10,9 @@ from collections import Counter
 
 import pytest
 
-from reward_kit import playground
-from reward_kit.playground import (
-    CHATTER,
-    FACTS,
-    LABELLED,
-    PADDING,
-    PHRASINGS,
-    POLITE,
-    RUDE,
-    WEIGHTS,
-    WRITTEN,
-    Playground,
-    ask,
-    compose,
-    reward_parts,
-    true_reward,
-)
+import reward_kit.data.playground as playground
+from reward_kit.data.playground import CHATTER, FACTS, LABELLED, PADDING, PHRASINGS, POLITE, Playground, RUDE
+from reward_kit.data.playground import WEIGHTS, WRITTEN, ask, compose, reward_parts, true_reward
 
 QUESTION = "What do bees make from nectar?"
 RIGHT = "Bees turn the nectar of flowers into honey."

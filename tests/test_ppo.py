@@ -16,30 +16,17 @@ from accelerate.tracking import GeneralTracker
 from ppo_world import config, fixed_episodes, make_base, make_trainer, prompts, run_processes, vowels, weights
 from trainer_world import make_tokenizer
 
-from reward_kit.encoding import ModelLoadError, RewardEncoder, RewardMetadata, bind_reward_forward, prepare_tokenizer
-from reward_kit.inference import RewardModel, RowScorer
-from reward_kit.ppo import (
-    ELSEWHERE,
-    SCHEDULES,
-    Episode,
-    EpisodeBatch,
-    PPOConfig,
-    PPOTrainer,
-    PromptOrder,
-    RewardError,
-    Sampling,
-    check_sampling,
-    encode_prompts,
-    evaluate_actions,
-    load_prompts,
-    log_line,
-    make_critic,
-    make_rollout,
-    policy_loss,
-    sample_responses,
-    sample_table,
-)
-from reward_kit.trainer import CheckpointError, TrainingInterrupted
+from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
+from reward_kit.model.batches import bind_reward_forward
+from reward_kit.model.model_folder import ModelLoadError, RewardMetadata
+from reward_kit.scores.inference import RewardModel, RowScorer
+from reward_kit.rl.ppo_math import policy_loss
+from reward_kit.rl.rollouts import Episode, EpisodeBatch, Sampling, check_sampling, evaluate_actions
+from reward_kit.rl.rollouts import make_critic, sample_responses
+from reward_kit.rl.rewards import RewardError
+from reward_kit.rl.ppo import ELSEWHERE, PPOConfig, PPOTrainer, PromptOrder, SCHEDULES, encode_prompts
+from reward_kit.rl.ppo import load_prompts, log_line, make_rollout, sample_table
+from reward_kit.model.runs import CheckpointError, TrainingInterrupted
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +140,7 @@ def test_sampling_settings():
 def test_a_sample_stops_at_any_stop_token_and_says_so(base):
     trainer = make_trainer(base, "unused")
     trainer.policy.generation_config.eos_token_id = [trainer.tokenizer.eos_token_id, 9]
-    from reward_kit.ppo import stop_ids
+    from reward_kit.rl.rollouts import stop_ids
     assert stop_ids(trainer.policy, trainer.tokenizer) == (trainer.tokenizer.eos_token_id, 9)
 
 
@@ -409,7 +396,7 @@ def test_a_saved_policy_that_is_not_the_trained_one_is_told(tied_base, tmp_path,
     with torch.no_grad():
         for name, p in trainer.policy.named_parameters():
             if "lora_B" in name: p.normal_(generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr("reward_kit.trainer._untie_adapted", lambda model: None)
+    monkeypatch.setattr("reward_kit.model.model_folder._untie_adapted", lambda model: None)
     with caplog.at_level("WARNING", logger="reward_kit"): trainer.save_model()
     assert "the merged policy differs from the trained one by up to" in caplog.text
     measured = re.search(r"log-probabilities \| differ by at most (\S+) nats", (tmp_path / "out/README.md").read_text())

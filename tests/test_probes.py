@@ -11,27 +11,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reward_kit import probes as module
-from reward_kit.agreement import pair_table, score_preferences
-from reward_kit.data import load_preferences
-from reward_kit.probes import (
-    EXPECTED,
-    LENGTH_MEASURES,
-    PROBES,
-    Probe,
-    ProbeReport,
-    cluster_bootstrap,
-    edit_text,
-    effect_size,
-    length_correlation,
-    length_matched_accuracy,
-    length_rows,
-    length_table,
-    length_verdicts,
-    probe_sentence,
-    probe_verdict,
-    run_probes,
-)
+import reward_kit.data.report as report_module
+
+import reward_kit.trust.agreement as agreement_module
+
+import reward_kit.trust.probes as probes_module
+
+import reward_kit.trust.length as length_module
+from reward_kit.trust.agreement import pair_table, score_preferences
+from reward_kit.data.preferences import load_preferences
+from reward_kit.trust.probes import EXPECTED, PROBES, Probe, ProbeReport, cluster_bootstrap, edit_text
+from reward_kit.trust.probes import effect_size, probe_sentence, probe_verdict, run_probes
+from reward_kit.trust.length import LENGTH_MEASURES, length_correlation, length_matched_accuracy, length_rows
+from reward_kit.trust.length import length_table, length_verdicts
 
 
 def by_length(prompts, responses):
@@ -147,13 +139,13 @@ def test_english_is_added_to_english_only(name):
                          ("請用 the 寫一句話", "這是一句話"), ("Что это?", "Это дом, and it is the old one.")):
         assert edit(name, text, prompt) is None
     added = edit(name, "It is a house.", "What is that?")
-    assert "It is a house." in added and any(s in added for s in module.SENTENCES[name])
+    assert "It is a house." in added and any(s in added for s in probes_module.SENTENCES[name])
     assert len({edit(name, "It is a house.", "What is that?", seed=s) for s in range(9)}) > 1
 
 
 def test_padding_does_not_finish_an_unfinished_sentence():
     assert edit("padding", "It is a", "What is that?").startswith("It is a\n\n") and edit("padding", "It is.", "What is that?").startswith("It is. ")
-    assert sum(edit("padding", "It is.", "What is that?").count(s) for s in module.SENTENCES["padding"]) == 3
+    assert sum(edit("padding", "It is.", "What is that?").count(s) for s in probes_module.SENTENCES["padding"]) == 3
 
 
 def test_what_is_borrowed_belongs_to_another_question_and_is_as_long():
@@ -213,7 +205,7 @@ def test_the_interval_is_that_of_drawing_prompts_one_by_one():
     rng = np.random.default_rng(0)
     changes, rewards = rng.normal(0.2, 1, (30, 1)), [rng.normal(0, 1, rng.integers(2, 5)) + rng.normal() for _ in range(30)]
     changes[3] = np.nan
-    effect, low, high = (float(x[0]) for x in module._measure(changes, rewards, 0.9, 300, 5))
+    effect, low, high = (float(x[0]) for x in probes_module._measure(changes, rewards, 0.9, 300, 5))
     assert effect == pytest.approx(np.nanmean(changes) / np.concatenate(rewards).std())
     draws, generator = [], np.random.default_rng(5)
     for drawn in generator.integers(30, size=(300, 30)):
@@ -319,8 +311,8 @@ def test_a_reward_model_with_a_short_context(tmp_path):
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-    from reward_kit.inference import RewardModel
-    from reward_kit.playground import playground_base
+    from reward_kit.scores.inference import RewardModel
+    from reward_kit.data.playground import playground_base
 
     tokenizer = AutoTokenizer.from_pretrained(playground_base())
     torch.manual_seed(0)
@@ -342,7 +334,7 @@ def test_a_reward_model_with_a_short_context(tmp_path):
 
 
 def test_template_columns_follow_each_text():
-    class Templated(module.score_preferences.__globals__["TextScorer"]):
+    class Templated(agreement_module.score_preferences.__globals__["TextScorer"]):
         __name__ = "templated"
         calls = []
 
@@ -413,7 +405,7 @@ def test_the_effect_interval_covers_the_truth():
     changes = 0.3 + 0.3 * rewards[..., 0] + rng.normal(0, 0.8, (experiments, n))
     truth = 0.3 / math.sqrt(2)
     sums = np.stack([changes, np.ones_like(changes), rewards.sum(-1), (rewards**2).sum(-1), np.full_like(changes, 2)], -1) # (E, n, 5)
-    statistic = lambda totals: np.concatenate([module._effects(totals[:, 5 * e : 5 * e + 5]) for e in range(experiments)], 1)
+    statistic = lambda totals: np.concatenate([probes_module._effects(totals[:, 5 * e : 5 * e + 5]) for e in range(experiments)], 1)
     low, high = cluster_bootstrap(sums.transpose(1, 0, 2).reshape(n, -1), statistic, samples=1000)
     assert 0.925 < ((low <= truth) & (truth <= high)).mean() < 0.97
 
@@ -426,8 +418,8 @@ def test_the_length_interval_covers_the_truth():
         reward = rng.normal(0, 1, (n, 1)) - 0.7 * label + 0.4 * x + rng.normal(0, 1, (n, 2))
         index = np.repeat(np.arange(n), 2)
         tables.append({"reward": reward.ravel(), "length": 2 ** x.ravel(), "rank": label.ravel(), "record": index, "prompt": index})
-    sums = np.hstack([module._length_sums(t) for t in tables])
-    statistic = lambda totals: np.concatenate([module._length_statistics(totals[:, 12 * e : 12 * e + 12]) for e in range(experiments)], 1)
+    sums = np.hstack([length_module._length_sums(t) for t in tables])
+    statistic = lambda totals: np.concatenate([length_module._length_statistics(totals[:, 12 * e : 12 * e + 12]) for e in range(experiments)], 1)
     low, high = (end.reshape(experiments, 5) for end in cluster_bootstrap(sums, statistic, samples=600))
     spread = math.sqrt(1 + (0.7 / 2) ** 2 + 0.4**2 * 0.8**2 + 1)
     partial = 0.4 * 0.8 / math.sqrt(0.4**2 * 0.8**2 + 1)
@@ -459,8 +451,8 @@ PLANTED = {
     "bold": (lambda p, r: 0.5 * ("**" in r), {"bold"}),
     "list": (lambda p, r: 0.5 * r.startswith("- "), {"list"}),
     "loud": (lambda p, r: 0.5 * ("!" in r), {"emphasis"}),
-    "flattery": (lambda p, r: 0.5 * any(s in r for s in module.SENTENCES["flattery"]), {"flattery"}),
-    "certainty": (lambda p, r: 0.5 * any(s in r for s in module.SENTENCES["certainty"]), {"certainty"}),
+    "flattery": (lambda p, r: 0.5 * any(s in r for s in probes_module.SENTENCES["flattery"]), {"flattery"}),
+    "certainty": (lambda p, r: 0.5 * any(s in r for s in probes_module.SENTENCES["certainty"]), {"certainty"}),
     "disclaimer": (lambda p, r: -0.5 * ("AI language model" not in r), {"disclaimer"}),
     "repetition": (lambda p, r: 0.5 * (r.count("with care") > 1), {"repetition"}),
     "double spaces": (lambda p, r: -0.5 * ("  " in r), {"white space"}),
@@ -510,7 +502,7 @@ def test_the_report_as_text():
     nasty = Probe("a|b<i>", "Doing <b>a|b</b>", PROBES["padding"].edit, "no rise", "it <likes> a|b")
     report = run_probes(by_length, pairs(30), probes=["cut", nasty, "white space"])
     assert [r[0] for r in report.rows()][0] == "a|b<i>" and [r.verdict for r in report.worst_first] == sorted(
-        (r.verdict for r in report.results), key=module.VERDICTS.index)
+        (r.verdict for r in report.results), key=probes_module.VERDICTS.index)
     page, text = report._repr_html_(), report.to_markdown()
     assert "<likes>" not in page and "&lt;likes&gt;" in page and "#D55E00" in page
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -529,11 +521,11 @@ def test_the_figure_shows_what_was_found():
         line = container.lines[0]
         points |= {int(y): (x, line.get_color(), line.get_marker()) for x, y in zip(line.get_xdata(), line.get_ydata())}
     for y, r in enumerate(report.worst_first):
-        assert points[y] == (r.effect, *module._STYLE[r.verdict])
+        assert points[y] == (r.effect, *probes_module._STYLE[r.verdict])
     bars = [s for c in axes.containers for s in c.lines[2][0].get_segments()]
     ends = {int(s[0][1]): (s[0][0], s[1][0]) for s in bars}
     assert all(ends[y] == pytest.approx((r.low, r.high)) for y, r in enumerate(report.worst_first))
-    assert len({marker for _, marker in module._STYLE.values()}) == 4 and "standard deviations" in axes.get_xlabel()
+    assert len({marker for _, marker in probes_module._STYLE.values()}) == 4 and "standard deviations" in axes.get_xlabel()
 
 
 # --- length -------------------------------------------------------------------------------------------------------------
@@ -636,7 +628,7 @@ def test_accuracy_by_length_is_a_plain_count():
     for name, outcomes in pairs_.items():
         share = found[name]
         assert share["accuracy"] == pytest.approx(np.mean(outcomes)) and share["pairs"] == share["prompts"] == len(outcomes)
-        wilson = module.wilson_interval(sum(outcomes), len(outcomes))
+        wilson = report_module.wilson_interval(sum(outcomes), len(outcomes))
         assert share["low"] <= wilson[0] and share["high"] >= wilson[1]
     p, q = found["longer"], found["shorter"]
     assert found["balanced"]["value"] == pytest.approx((p["accuracy"] + q["accuracy"]) / 2) and found["gap"]["value"] == pytest.approx(p["accuracy"] - q["accuracy"])

@@ -19,26 +19,15 @@ import pytest
 import requests
 import torch
 
-from reward_kit.cli import COMMANDS, main
-from reward_kit.encoding import RewardMetadata, load_reward_backbone, prepare_tokenizer, quiet_transformers
-from reward_kit.inference import RewardModel
-from reward_kit.playground import Playground, load_base
-from reward_kit.serving import (
-    WIRE_FORMATS,
-    Batcher,
-    OpenRequests,
-    RequestError,
-    RewardClient,
-    RewardServerError,
-    ServerLimits,
-    Texts,
-    background_server,
-    bare_text,
-    error_answer,
-    listen,
-    serve,
-    sigmoid,
-)
+from reward_kit.tools.cli import COMMANDS, main
+from reward_kit.model.settings import quiet_transformers
+from reward_kit.model.encoding import prepare_tokenizer
+from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
+from reward_kit.scores.inference import RewardModel
+from reward_kit.data.playground import Playground, load_base
+from reward_kit.tools.serving import Batcher, OpenRequests, RequestError, RewardClient, RewardServerError
+from reward_kit.tools.serving import ServerLimits, Texts, WIRE_FORMATS, background_server, bare_text
+from reward_kit.tools.serving import error_answer, listen, serve, sigmoid
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 WORLD = Playground(seed=0)
@@ -748,7 +737,7 @@ def test_a_missing_package_says_how_to_install_it(package, folder, capsys, monke
 def test_defaults_of_the_command_are_those_of_the_server():
     import inspect
 
-    from reward_kit.inference import load_reward_model
+    from reward_kit.scores.inference import load_reward_model
 
     options, limits = {o.name: o.default for o in COMMANDS["serve"].options}, ServerLimits()
     names = {f.name for f in fields(ServerLimits)} - {"max_batch_rows", "body_timeout_s"}  # Python only
@@ -884,7 +873,7 @@ def test_the_client_is_a_reward_function(rm, url):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     "A reward model trained on playground preferences."
-    from reward_kit.autotrain import train_reward_model
+    from reward_kit.tools.pipeline import train_reward_model
 
     path = tmp_path_factory.mktemp("trained") / "reward-model"
     train_reward_model("playground", WORLD.preferences(1200), path, config={"num_train_epochs": 1}, progress=False, say=lambda *_: None)

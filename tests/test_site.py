@@ -202,8 +202,8 @@ def test_a_page_keeps_what_the_first_cell_says_and_shows_exported_code(docs, sit
 
 
 def test_tables_of_parameters_hold_type_default_and_meaning(docs):
-    from reward_kit.encoding import RewardEncoding
-    from reward_kit.trainer import RewardConfig
+    from reward_kit.model.encoding import RewardEncoding
+    from reward_kit.model.trainer import RewardConfig
 
     def f(
         a: int, # rows | columns, in *units*

@@ -10,33 +10,22 @@ import pandas as pd
 import pytest
 from scipy import optimize, stats
 
-from reward_kit import small_data
-from reward_kit.agreement import pooled_accuracy
-from reward_kit.data import PreferenceDataError, load_preferences
-from reward_kit.small_data import (
-    AnnotatorCeiling,
-    CrossValidation,
-    accuracy_draws,
-    annotator_ceiling,
-    ceiling_of_agreement,
-    compare_models,
-    compare_runs,
-    count_votes,
-    cross_validate,
-    curve_of_outcomes,
-    fit_power_law,
-    holm_correction,
-    learning_curve,
-    matched_interval,
-    mcnemar_p_value,
-    most_confident_mistakes,
-    pairs_of,
-    power_law,
-    setting_name,
-    sign_flip_p_value,
-    suspected_label_errors,
-    trainer_recipe,
-)
+import reward_kit.data.report as report_module
+
+import reward_kit.scores.inference as inference_module
+
+import reward_kit.trust.agreement as agreement_module
+
+import reward_kit.trust.labels as labels_module
+from reward_kit.trust.agreement import pooled_accuracy
+from reward_kit.data.files import PreferenceDataError
+from reward_kit.data.preferences import load_preferences
+from reward_kit.trust.comparing import CrossValidation, accuracy_draws, compare_models, compare_runs
+from reward_kit.trust.comparing import cross_validate, holm_correction, matched_interval, mcnemar_p_value
+from reward_kit.trust.comparing import pairs_of, setting_name, sign_flip_p_value, trainer_recipe
+from reward_kit.trust.labels import AnnotatorCeiling, annotator_ceiling, ceiling_of_agreement, count_votes
+from reward_kit.trust.labels import most_confident_mistakes, suspected_label_errors
+from reward_kit.trust.learning_curve import curve_of_outcomes, fit_power_law, learning_curve, power_law
 
 EXPERIMENTS = 1000
 
@@ -94,7 +83,7 @@ def test_every_pair_is_judged_once_by_a_model_of_other_prompts():
     expected = [[float(len(r)) for r in record["responses"]] for record in data]
     assert found.rewards == [expected, expected] and found.n_pairs == 120 and found.n_prompts == 40
     assert found.accuracy == np.mean([a > b for a, b in expected])
-    assert found.wilson == small_data.wilson_interval(120 * found.accuracy, 120)
+    assert found.wilson == report_module.wilson_interval(120 * found.accuracy, 120)
     assert [sum(f["pairs"] for f in found.folds if f["seed"] == seed) for seed in (0, 5)] == [120, 120]
 
 
@@ -312,8 +301,8 @@ def test_folders_are_named_and_grouped(monkeypatch):
         @staticmethod
         def from_pretrained(name, **options): return loaded.append(options) or name
 
-    monkeypatch.setattr(small_data, "RewardModel", Loads)
-    monkeypatch.setattr(small_data, "score_preferences", lambda run, data, progress=False: (
+    monkeypatch.setattr(inference_module, "RewardModel", Loads)
+    monkeypatch.setattr(agreement_module, "score_preferences", lambda run, data, progress=False: (
         [[float(len(r)) if "good" in str(run) else 0.0 for r in record["responses"]] for record in data], "rm"))
     found = compare_runs(["a/good-seed0", "a/good-seed1", "b/flat"], rows())
     assert {(s["name"], s["seeds"]) for s in found.settings} == {("good", 2), ("flat", 1)}
@@ -334,7 +323,7 @@ def test_runs_are_compared_in_pairs_and_corrected():
     assert tests[frozenset(("exact", "close"))].startswith("sign flips") and tests[frozenset(("exact", "coin"))].startswith("bootstrap")
     single = next(c for c in found.comparisons if {c["a"], c["b"]} == {"exact", "close"})
     pairs = pairs_of(load(data))
-    outcome = [small_data.outcomes_of(small_data.reward_differences(pairs, small_data.score_preferences(f, load(data))[0])) for f in (noisy(3, 0), by_length)]
+    outcome = [agreement_module.outcomes_of(agreement_module.reward_differences(pairs, agreement_module.score_preferences(f, load(data))[0])) for f in (noisy(3, 0), by_length)]
     direct = compare_models(*outcome, pairs["prompt"], samples=4000)
     assert (single["low"], single["high"], single["p"]) == (*direct.interval, direct.p_value) or single["difference"] == 0 or single["b"] == "close"
     assert any("coin" in s and "better than" in s for s in found.verdicts) and "exact" in found.to_markdown() and found.plot().axes
@@ -495,7 +484,7 @@ def test_agreement_is_estimated_without_bias_and_its_interval_covers(n):
             share = np.mean([(v * (v - 1) + (n - v) * (n - v - 1)) / (n * (n - 1)) for v in votes])
             assert result.agreement == pytest.approx(share) and result.n_votes == 80 * n
         share = np.array([(v * (v - 1) + (n - v) * (n - v - 1)) / (n * (n - 1)) for v in votes])
-        low, high = small_data.bootstrap_interval(share, np.ones(80), samples=300, seed=i)
+        low, high = agreement_module.bootstrap_interval(share, np.ones(80), samples=300, seed=i)
         found.append(share.mean())
         covered.append(low <= expected <= high)
     assert np.mean(found) == pytest.approx(expected, abs=0.01) and np.mean(covered) > 0.90
@@ -510,7 +499,7 @@ def test_the_majority_of_the_others_by_brute_force():
             mean = np.mean(others)
             hits.append(0.5 if mean == 0.5 else float((mean > 0.5) == vote))
         return np.mean(hits)
-    assert small_data._left_out_majority(first, second) == pytest.approx(np.mean([brute(a, b) for a, b in zip(first[:4].tolist(), second[:4].tolist())]))
+    assert labels_module._left_out_majority(first, second) == pytest.approx(np.mean([brute(a, b) for a, b in zip(first[:4].tolist(), second[:4].tolist())]))
 
 
 def test_repeated_votes_are_counted_in_every_form(tmp_path):
@@ -568,7 +557,7 @@ def test_flipped_labels_are_found():
     assert set(found.order[: wrong.sum()]) == set(np.flatnonzero(wrong).tolist()) and found.n_wrong == wrong.sum()
     assert 15 <= found.n_suspected == len(found.mistakes) <= wrong.sum()
     row = found.precision_at(wrong, [20])[0]
-    assert row["precision"] == 1 and row["base"] == wrong.mean() and (row["low"], row["high"]) == small_data.wilson_interval(20, 20)
+    assert row["precision"] == 1 and row["base"] == wrong.mean() and (row["low"], row["high"]) == report_module.wilson_interval(20, 20)
     assert [m["probability"] for m in found.mistakes] == sorted(m["probability"] for m in found.mistakes)
     p = 1 / (1 + np.exp(-np.array([a - b for a, b in cv.rewards[0]]) / found.temperature))
     assert found.threshold == pytest.approx(p.mean())

@@ -10,9 +10,12 @@ from peft import LoraConfig, get_peft_model
 from trainer_world import make_base, make_dataset, make_pairs, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, EarlyStoppingCallback
 
-import reward_kit.trainer as module
-from reward_kit.encoding import RewardMetadata
-from reward_kit.trainer import CheckpointError, RewardConfig, RewardTrainer, read_marker
+import reward_kit.model.model_folder as model_folder_module
+import reward_kit.model.runs as runs_module
+import reward_kit.model.trainer as trainer_module
+from reward_kit.model.model_folder import RewardMetadata
+from reward_kit.model.runs import CheckpointError, read_marker
+from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +240,7 @@ def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypat
         monkeypatch.setattr(trainer, "_rewards", lambda model, inputs: (limit(int(inputs["mask"].sum())), rewards(model, inputs))[1])
     else:
         backward, record, size = trainer.accelerator.backward, trainer._record, []
-        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, module.STATISTICS.index("rewards")].sum())), record(rows)))
+        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, trainer_module.STATISTICS.index("rewards")].sum())), record(rows)))
         monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **kw: (backward(loss, **kw), limit(size[-1])))
     trainer.train()
     assert failures and trainer._parts == 2 and "2 parts" in capsys.readouterr().out
@@ -472,10 +475,10 @@ def test_a_given_tokenizer_serves_a_base_without_one(config, tmp_path):
 def test_published_names_of_the_base(base, config, tmp_path):
     from pathlib import Path
 
-    from reward_kit.encoding import resolve_model
+    from reward_kit.model.model_folder import resolve_model
 
     names = {"playground": "playground", resolve_model("playground"): "playground", "owner/model": "owner/model", base: Path(base).name, "/gone/since/model": "model", "./m": "m"}
-    assert {name: module.base_name(name) for name in names} == names
+    assert {name: model_folder_module.base_name(name) for name in names} == names
     trainer = trained(base, config(), make_dataset(8), eval_dataset=make_dataset(6, 1), peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
     trainer.save_model(str(tmp_path / "final"))
     assert RewardMetadata.load(tmp_path / "final").base["id"] == Path(base).name
@@ -505,9 +508,9 @@ def test_a_trl_config_is_taken_as_it_is(base, tmp_path):
 
 
 def test_gemma3_stays_in_float32_where_only_fp16_is_left(monkeypatch):
-    monkeypatch.setattr(module, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(model_folder_module, "is_torch_bf16_gpu_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [module.default_precision(model_type=t) for t in ("llama", "gemma3_text")] == ["fp16", "no"]
+    assert [trainer_module.default_precision(model_type=t) for t in ("llama", "gemma3_text")] == ["fp16", "no"]
 
 
 def test_groups_of_equal_length_resume_by_epoch(base, config):
@@ -530,6 +533,6 @@ def test_long_prompts_are_cut_and_counted(base, config):
 
 def test_nan_losses_do_not_reach_the_accuracy():
     rewards = torch.tensor([[math.nan, 0.0]])
-    labels = module.batch_labels({"input_ids": torch.zeros(2, 1)})
-    lines = module.row_statistics(rewards, labels, rewards[:, 1], rewards[:, 1], "bradley_terry")
-    assert math.isnan(module.summarise(module.add_up(lines))["accuracy"])
+    labels = runs_module.batch_labels({"input_ids": torch.zeros(2, 1)})
+    lines = trainer_module.row_statistics(rewards, labels, rewards[:, 1], rewards[:, 1], "bradley_terry")
+    assert math.isnan(trainer_module.summarise(trainer_module.add_up(lines))["accuracy"])

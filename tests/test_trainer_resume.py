@@ -11,7 +11,7 @@ from trainer_kill import SCENARIOS, build
 from trainer_world import make_base
 from transformers import TrainerCallback
 
-from reward_kit.trainer import complete_checkpoints
+from reward_kit.model.runs import complete_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_lora_and_early_stopping_resume(base, tmp_path):
     from trainer_world import make_dataset
     from transformers import EarlyStoppingCallback
 
-    from reward_kit.trainer import RewardConfig, RewardTrainer
+    from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
     def run(folder, stop_at=None, resume=False):
         args = RewardConfig(str(folder), max_steps=24, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end=True, metric_for_best_model="eval_loss",

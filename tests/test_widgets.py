@@ -15,36 +15,21 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from transformers import BertConfig, BertForSequenceClassification, TrainerControl, TrainerState
 
-from reward_kit.agreement import wilson_interval
-from reward_kit.data import load_preferences
-from reward_kit.encoding import RewardMetadata, prepare_tokenizer, quiet_transformers
-from reward_kit.inference import RewardEnsemble, RewardModel, load_reward_backbone
-from reward_kit.playground import Playground
-from reward_kit.widgets import (
-    ANSWERS,
-    KEYS,
-    AnnotationSession,
-    PPODashboard,
-    PreferenceAnnotator,
-    RewardExplorer,
-    TokenInfluence,
-    TrainingDashboard,
-    annotation_items,
-    annotation_progress,
-    annotator_agreement,
-    compare_responses,
-    embedding_gradient,
-    explain_reward,
-    influence_html,
-    item_html,
-    key_script,
-    pair_id,
-    plot_history,
-    render_markdown,
-    render_text,
-    split_words,
-    without_word,
-)
+from reward_kit.data.report import wilson_interval
+from reward_kit.data.preferences import load_preferences
+from reward_kit.model.settings import quiet_transformers
+from reward_kit.model.encoding import prepare_tokenizer
+from reward_kit.model.model_folder import RewardMetadata
+from reward_kit.model.model_folder import load_reward_backbone
+from reward_kit.scores.inference import RewardModel
+from reward_kit.scores.ensembles import RewardEnsemble
+from reward_kit.data.playground import Playground
+from reward_kit.tools.annotator import ANSWERS, AnnotationSession, KEYS, PreferenceAnnotator, annotation_items
+from reward_kit.tools.annotator import annotation_progress, annotator_agreement, item_html, key_script
+from reward_kit.tools.annotator import pair_id, render_markdown, render_text
+from reward_kit.tools.explorer import RewardExplorer, TokenInfluence, compare_responses, embedding_gradient
+from reward_kit.tools.explorer import explain_reward, influence_html, split_words, without_word
+from reward_kit.tools.dashboards import PPODashboard, TrainingDashboard, plot_history
 
 
 def rows(n, start=0):

@@ -169,7 +169,7 @@ def test_clicks_and_keys_are_saved_and_survive_the_kernel(lab, open_notebook):
     wait_for(lambda: labels(file) == [*expected[:-1], "tie"], "a choice after the restart")
     events = [json.loads(line)["event"] for line in (lab[1] / "labels.log.jsonl").read_text().splitlines()]
     assert events == ["start", *["choose"] * 7, "skip", "undo", "undo", "choose"]
-    from reward_kit.data import load_preferences
+    from reward_kit.data.preferences import load_preferences
     assert len(load_preferences(file, progress=False)) == 7
     picture(page, lab, "again")
 

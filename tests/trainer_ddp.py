@@ -7,7 +7,7 @@ import torch
 from datasets import IterableDataset
 from trainer_world import make_dataset, make_pairs
 
-from reward_kit.trainer import RewardConfig, RewardTrainer
+from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 
 def rows(n, seed=0): return [{**pair, "weight": 0.5 + (i % 3)} for i, pair in enumerate(make_pairs(n, seed))]

@@ -9,8 +9,8 @@ import torch
 from trainer_world import make_dataset
 from transformers import TrainerCallback
 
-import reward_kit.trainer as module
-from reward_kit.trainer import RewardConfig, RewardTrainer
+import reward_kit.model.runs as module
+from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 STEPS, INTERVAL = 9, 2
 SCENARIOS = ("first_file", "last_file", "marker", "after_marker", "rotation", "step_5", "interrupt_5")
