@@ -18,7 +18,7 @@ from reward_kit.tools.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, PPO_OPT
 from reward_kit.scores.inference import RewardModel
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-RUN = [sys.executable, "-c", "from reward_kit.cli import main; raise SystemExit(main())"]
+RUN = [sys.executable, "-c", "from reward_kit.tools.cli import main; raise SystemExit(main())"]
 LLM = ["llm", "--train", "--model", "playground", "--trainer", "reward"]
 PPO_LLM = ["llm", "--train", "--model", "m", "--trainer", "ppo", "--data-path", "d", "--project-name", "p", "--rl-reward-model-path", "r"]
 TRAIN_WORDS = ["train", "--model", "m", "--data", "d", "--output", "o"]
@@ -41,7 +41,7 @@ def fails(capsys, code, *argv):
 
 def test_help_and_import_load_nothing_heavy():
     code = (
-        "import sys, reward_kit; from reward_kit.cli import COMMANDS, main\n"
+        "import sys, reward_kit; from reward_kit.tools.cli import COMMANDS, main\n"
         "for c in ['--help', *([c, '--help'] for c in COMMANDS)]: assert main(c if isinstance(c, list) else [c]) == 0\n"
         "heavy = {'torch', 'trl', 'transformers', 'datasets', 'pandas', 'numpy', 'matplotlib', 'yaml', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"

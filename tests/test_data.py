@@ -728,7 +728,7 @@ def test_ids_and_fingerprints_depend_on_content_only(tmp_path):
     a, b = load(rows), load(path)
     assert a.fingerprint == b.fingerprint and [r["id"] for r in a] == [r["id"] for r in b]
     assert load(rows[::-1]).fingerprint != a.fingerprint != load([rows[0] | {"weight": 2}, *rows[1:]]).fingerprint
-    code = "from reward_kit.data import load_preferences; import sys; print(load_preferences(sys.argv[1]).fingerprint)"
+    code = "from reward_kit.data.preferences import load_preferences; import sys; print(load_preferences(sys.argv[1]).fingerprint)"
     other = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "7"})
     assert other.stdout.strip() == a.fingerprint, other.stderr
     assert load([rows[0] | {"id": 17}])[0]["id"] == "17"
@@ -766,7 +766,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path):
     with open(path, "w") as file:
         for n in range(12_000): file.write(json.dumps({"prompt": f"p{n} " + "x" * 5000, "chosen": f"c{n} " + "y" * 5000, "rejected": f"r{n} " + "z" * 5000}) + "\n")
     assert path.stat().st_size > 180e6
-    code = ("import sys; from reward_kit.data import load_preferences\n"
+    code = ("import sys; from reward_kit.data.preferences import load_preferences\n"
             "def used(): return int([l for l in open('/proc/self/status') if l.startswith('RssAnon')][0].split()[1]) / 1024\n"
             "before = used(); p = load_preferences(sys.argv[1], cache_dir=sys.argv[2], progress=False); print(len(p), used() - before)")
     if not Path("/proc/self/status").exists(): pytest.skip("no /proc to read the memory from")
@@ -912,7 +912,7 @@ def test_nothing_is_written_when_a_row_is_wrong(tmp_path):
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", pairs(3))
-    code = ("import sys, time; from reward_kit.data import save_preferences\n"
+    code = ("import sys, time; from reward_kit.data.preferences import save_preferences\n"
             "def rows():\n"
             "    for n in range(10**9):\n"
             "        if n == 2000: print('half', flush=True)\n"

@@ -24,14 +24,14 @@ def test_the_check_sees_a_heavy_import():
     assert heavy_after("import numpy")[0] == "['numpy']"
 
 
-@pytest.mark.parametrize("code", ["import reward_kit", "import reward_kit; dir(reward_kit)", "import reward_kit.autotrain", "import reward_kit.cli"])
+@pytest.mark.parametrize("code", ["import reward_kit", "import reward_kit; dir(reward_kit)", "import reward_kit.autotrain", "import reward_kit.tools.cli"])
 def test_import_is_light(code):
     assert heavy_after(code)[0] == "[]"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(c) or "reward-kit")
 def test_help_is_light(command):
-    code = f"from reward_kit.cli import main\ntry: status = main({[*command, '--help']})\nexcept SystemExit as e: status = e.code\nassert not status, status"
+    code = f"from reward_kit.tools.cli import main\ntry: status = main({[*command, '--help']})\nexcept SystemExit as e: status = e.code\nassert not status, status"
     heavy, printed = heavy_after(code)
     assert heavy == "[]"
     assert "usage: reward-kit" in printed and "reward-kit" in printed.split("usage: reward-kit", 1)[1]  # an example follows the usage

@@ -647,7 +647,7 @@ def test_errors_of_an_earlier_call_are_counted(folders, tmp_path):
 
 CHILD = """
 import sys, time
-from reward_kit.inference import RewardModel
+from reward_kit.scores.inference import RewardModel
 rm = RewardModel.from_pretrained(sys.argv[1], device="cpu")
 forward = rm.scorer.forward
 rm.scorer.forward = lambda rows: (time.sleep(0.02), forward(rows))[1]

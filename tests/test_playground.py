@@ -340,9 +340,9 @@ def test_build_base_is_reproducible(tmp_path):
 
 def test_missing_base_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(playground, "package_folder", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match="python -m reward_kit.playground"): playground.playground_base()
+    with pytest.raises(FileNotFoundError, match="python -m reward_kit.data.playground"): playground.playground_base()
 
 
 def test_rebuild_command_has_help():
-    result = subprocess.run([sys.executable, "-m", "reward_kit.playground", "--help"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "reward_kit.data.playground", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "--out" in result.stdout and "--seed" in result.stdout

@@ -611,8 +611,8 @@ def test_open_requests_are_forgotten_however_they_end():
 
 SLOW_SERVER = """
 import sys, time
-from reward_kit.inference import RewardModel
-from reward_kit.serving import ServerLimits, serve
+from reward_kit.scores.inference import RewardModel
+from reward_kit.tools.serving import ServerLimits, serve
 rm = RewardModel.from_pretrained(sys.argv[1], device="cpu")
 score_ids = rm.score_ids
 rm.score_ids = lambda rows, progress=False: (time.sleep(0.2), score_ids(rows, progress))[1]
@@ -650,8 +650,8 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(folder, rm, nu
 
 HURRIED_SERVER = """
 import sys, torch
-from reward_kit.inference import RewardModel
-from reward_kit.serving import ServerLimits, serve
+from reward_kit.scores.inference import RewardModel
+from reward_kit.tools.serving import ServerLimits, serve
 rm, a = RewardModel.from_pretrained(sys.argv[1], device="cpu", batch_tokens=1), torch.randn(300, 300)
 def slow(*_):
     for _ in range(100): a @ a
@@ -663,8 +663,8 @@ print(serve(rm, port=0, limits=ServerLimits(shutdown_timeout=0.5), say=lambda li
 
 ENDLESS_COMMAND = """
 import sys, torch
-from reward_kit.cli import main
-from reward_kit.inference import RowScorer
+from reward_kit.tools.cli import main
+from reward_kit.scores.inference import RowScorer
 def forward(self, rows):
     print("busy", flush=True)
     a = torch.randn(300, 300)
@@ -692,7 +692,7 @@ def test_a_process_ends_in_time_and_without_a_crash(folder, script, options, las
 
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_stopped(folder, rm):
-    command = "from reward_kit.cli import main; raise SystemExit(main())"
+    command = "from reward_kit.tools.cli import main; raise SystemExit(main())"
     with running(sys.executable, "-c", command, "serve", str(folder), "--port", "0", "--max-rows", "2", "--device", "cpu") as (process, url):
         assert RewardClient(url).score("Why?", ["So.", "No."]) == pytest.approx(rm.score("Why?", ["So.", "No."]), abs=1e-5)
         with pytest.raises(RewardServerError, match="answers 413: the request has 3 texts, this server takes 2"): RewardClient(url).score(["a", "b", "c"])

@@ -216,7 +216,7 @@ def test_a_log_line_is_on_the_disk_before_the_preferences_change(tmp_path, monke
 
 KILLED = """
 import sys, json
-from reward_kit.widgets import AnnotationSession
+from reward_kit.tools.annotator import AnnotationSession
 rows = [{"prompt": f"question {i}", "responses": [f"good {i}", f"bad {i}"]} for i in range(400)]
 session = AnnotationSession(rows, sys.argv[1])
 while session.current:

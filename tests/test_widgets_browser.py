@@ -23,15 +23,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"needs
 
 LONG = "A long answer goes on and on, and only its end says what matters. " * 60
 ROWS = [{"prompt": f"question {i}", "responses": [f"good {i} <b>bold</b>", f"bad {i} " + LONG * (i == 1)]} for i in range(12)]
-ANNOTATE = """from reward_kit.widgets import PreferenceAnnotator
+ANNOTATE = """from reward_kit.tools.annotator import PreferenceAnnotator
 PreferenceAnnotator("rows.jsonl", "labels.jsonl", annotator="ann", height="14em")"""
 NO_SCRIPT = "import reward_kit.widgets\nreward_kit.widgets.key_script = lambda name: ''\n" + ANNOTATE.replace("labels.jsonl", "plain.jsonl")
 KILL = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
-EXPLORE = """from reward_kit.widgets import RewardExplorer
+EXPLORE = """from reward_kit.tools.explorer import RewardExplorer
 RewardExplorer(lambda prompts, responses: [2.0 * r.split().count("please") - 0.1 * len(r.split()) for r in responses])"""
 DASHBOARD = """import time
 from transformers import TrainerControl, TrainerState
-from reward_kit.widgets import TrainingDashboard
+from reward_kit.tools.dashboards import TrainingDashboard
 watch, state = TrainingDashboard(min_interval=0.1), TrainerState(max_steps=12)
 watch.on_train_begin(None, state, TrainerControl())
 for state.global_step in range(1, 13):
