@@ -482,7 +482,7 @@ def test_other_errors_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", offline)
     cases = [(tmp_path / "broken.jsonl", "broken.jsonl:2: malformed JSON"), (tmp_path / "empty.jsonl", "empty, there are no rows"), ([], "empty, there are no rows"),
              (tmp_path / "none.jsonl", "no such file or folder"), ("somebody/something", r"not readable from the Hugging Face hub \(ConnectionError: no network\)"),
-             ([PAIR, 3], "row 2: row is not a dict: found int"), (3, "data is a int"), ([{"a": 1}], "columns a are of no known benchmark"),
+             ([PAIR, 3], "row 2: row is not a dict: found int"), (3, "data has the type int"), ([{"a": 1}], "columns a are of no known benchmark"),
              ([TIED, TIED], "1 ids of the subset Ties occur twice, the first is 'tied:0'")]
     for data, part in cases:
         with pytest.raises(PreferenceDataError, match=part) as error:

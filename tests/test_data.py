@@ -209,7 +209,7 @@ def test_strict_refuses_contradictions_and_accepts_clean_data():
     ("utf16.jsonl", '{"prompt": "p"}\n'.encode("utf-16") + b"x", r"utf16.jsonl: begins as UTF-16 but is not"),
     ("latin.json", '[{"prompt": "p",\n"chosen": "\xe9"}]'.encode("latin-1"), r"latin.json:2: not UTF-8"),
     ("utf16.csv", "prompt,chosen\np,a\n".encode("utf-16"), r"utf16.csv: no column for 'rejected'"),
-    ("twice.json", b'[{"chosen": "a", "chosen": "b", "rejected": "c"}]', r"twice.json row 1: malformed JSON: the key 'chosen' occurs twice"),
+    ("twice.json", b'[{"chosen": "a", "chosen": "b", "rejected": "c"}]', r"twice.json: malformed JSON: the key 'chosen' occurs twice"),
     ("twice-in-one.json", b'{"chosen": "a", "chosen": "b"}', r"twice-in-one.json: malformed JSON: the key 'chosen' occurs twice"),
     ("pretty.jsonl", b'{\n "prompt": "p",\n "chosen": "a", "rejected": "b"\n}\n{\n}', r"pretty.jsonl:1: JSON that is spread over several lines; .*json.dumps"),
     ("array.jsonl", b'[\n{"prompt": "p"}\n]', r"array.jsonl:1: JSON that is spread over several lines"),

@@ -746,7 +746,7 @@ def _chunks(items):
     chunk, size = [], 0
     for origin, payload in items:
         chunk.append((origin, payload))
-        size += len(payload) if isinstance(payload, bytes) else 0
+        size += sum(len(cell) for cell in payload.values() if isinstance(cell, str)) if isinstance(payload, dict) else 0
         if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
