@@ -181,11 +181,11 @@ def test_each_fault_is_counted_with_its_place(tmp_path):
     path.write_text("\n".join(rows))
     found = load(path)
     assert reasons(found) == {"exact duplicate": 1, "null chosen": 1, "empty prompt": 1, "chosen is not text": 1, "chosen is identical to rejected": 1,
-                              "missing rejected": 1, "missing prompt": 1, "line is not a JSON object": 1, "malformed JSON": 1,
+                              "missing rejected": 1, "missing prompt": 1, "row is not a dict": 1, "malformed JSON": 1,
                               "chosen has a broken character": 1, "negative weight": 1, "margin is not a finite number": 1}
     places = {reason: int(entry["examples"][0].split(":")[1]) for reason, entry in found.report.dropped.items()}
     assert places == {"exact duplicate": 2, "null chosen": 4, "empty prompt": 5, "chosen is not text": 6, "chosen is identical to rejected": 7,
-                      "missing rejected": 8, "missing prompt": 9, "line is not a JSON object": 10, "malformed JSON": 11, "chosen has a broken character": 12,
+                      "missing rejected": 8, "missing prompt": 9, "row is not a dict": 10, "malformed JSON": 11, "chosen has a broken character": 12,
                       "negative weight": 13, "margin is not a finite number": 15}
     assert len(found) == 2 and found.report.stats["contradictory"] == 2
     assert [entry["count"] for reason, entry in found.report.noted.items() if reason.startswith("contradictory")] == [2]

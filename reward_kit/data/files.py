@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'PreferenceDataError', 'UnusableRow', 'read_rows', 'json_ready', 'json_line', 'sync_to_disk',
-           'write_whole', 'append_line', 'move_into', 'new_folder']
+           'write_whole', 'append_line', 'move_into']
 
-# %% ../../nbs/1_data/10_files.ipynb #9efe17e2
+# %% ../../nbs/1_data/10_files.ipynb #f28adad8
 import codecs
 import csv
 import difflib
@@ -18,12 +18,12 @@ import json
 import math
 import os
 import re
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -88,18 +88,17 @@ def _unique_keys(pairs):
 
 _JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
-# %% ../../nbs/1_data/10_files.ipynb #1ba6ac73
+# %% ../../nbs/1_data/10_files.ipynb #240779c5
 def _json_row(text):
     "The row of one line, or why there is none."
     try:
-        row = _JSON.decode(text)
+        return _JSON.decode(text)
     except json.JSONDecodeError as error:
         return UnusableRow("malformed JSON", f"{error.msg} at column {error.colno}")
     except RecursionError:
         return UnusableRow("malformed JSON", "nested too deeply")
     except UnusableRow as error:
         return error
-    return row if isinstance(row, dict) else UnusableRow("line is not a JSON object", f"found {type(row).__name__}")
 
 # %% ../../nbs/1_data/10_files.ipynb #6ac64619
 def _jsonl_rows(path, name):
@@ -110,8 +109,8 @@ def _jsonl_rows(path, name):
             text = _decode(raw, name, number).strip()
             if not started and text in ("{", "["):
                 raise PreferenceDataError(
-                    f"{name}:{number}: JSON that is spread over several lines; JSON lines hold one whole object a line, "
-                    "as json.dumps(row) without indent writes it"
+                    f"{name}:{number}: JSON that is spread over several lines; JSON lines hold "
+                    "one whole object a line, as json.dumps(row) without indent writes it"
                 )
             if text:
                 started = True
@@ -129,70 +128,33 @@ def _load_json(path, name):
     except (RecursionError, UnusableRow) as error:
         raise PreferenceDataError(f"{name}: {error}") from None
 
-# %% ../../nbs/1_data/10_files.ipynb #f1e5e17e
+# %% ../../nbs/1_data/10_files.ipynb #47925edf
 def _numbered(cells):
     return isinstance(cells, dict) and bool(cells) and all(str(key).isdecimal() for key in cells)
 
 
-def _table_of(whole):
-    "The data frame that one JSON object is in one of pandas' orientations, None for another object."
-    cells = list(whole.values())
-    if {"columns", "data"} <= set(whole) <= {"columns", "data", "index"}:
-        return pd.DataFrame(whole["data"], columns=whole["columns"], dtype=object)
-    if _numbered(whole) and all(isinstance(row, dict) for row in cells):
-        return pd.DataFrame(cells, dtype=object)
+def _are_columns(cells):
+    "Whether the values of an object are columns: each under its row's number, or lists of one length."
+    if all(map(_numbered, cells)):
+        return True
     lists = len(cells) > 1 and all(isinstance(cell, list) for cell in cells)
-    columns = lists and len(set(map(len, cells))) == 1 and not (cells[0] and isinstance(cells[0][0], dict))
-    if columns or cells and all(map(_numbered, cells)):
-        return pd.DataFrame(whole, dtype=object)
-    return None
+    return lists and len(set(map(len, cells))) == 1 and not isinstance((cells[0] or [""])[0], dict)
 
 
 def _rows_of(whole):
     "The rows of a parsed JSON file: a list, a table, a list under one name beside other facts, or one row."
     if not isinstance(whole, dict):
         return whole or []
-    table = _table_of(whole)
-    if table is not None:
-        return [row for _, row in _frame_rows(table)]
-    lists = [value for value in whole.values() if isinstance(value, list)]
+    cells = list(whole.values())
+    if {"columns", "data"} <= set(whole) <= {"columns", "data", "index"}:
+        return [dict(zip(whole["columns"], row)) for row in whole["data"]]
+    if _numbered(whole):
+        return cells
+    if cells and _are_columns(cells):
+        return pd.DataFrame(whole, dtype=object).to_dict("records")
+    lists = [cell for cell in cells if isinstance(cell, list)]
     is_row = len(whole) > 1 and {"chosen", "responses"} & set(whole)
     return lists[0] if len(lists) == 1 and not is_row else [whole]
-
-# %% ../../nbs/1_data/10_files.ipynb #356496a1
-def _frame_rows(frame):
-    "The rows of a data frame, a thousand at a time."
-    for start in range(0, len(frame), 1000):
-        rows = frame.iloc[start : start + 1000].to_dict("records")
-        for number, row in enumerate(rows, start + 1):
-            yield f"row {number}", {str(key): _plain_cell(value) for key, value in row.items()}
-
-
-def _plain_cell(value):
-    "A pandas cell as plain Python; missing values become None."
-    if isinstance(value, np.ndarray):
-        return [_plain_cell(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    missing = value is pd.NA or value is pd.NaT or isinstance(value, float) and math.isnan(value)
-    return None if missing else value
-
-# %% ../../nbs/1_data/10_files.ipynb #870ea386
-def _csv_cells(reader, name):
-    "The cells of each row with its origin."
-    while True:
-        line = reader.line_num
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            if reader.line_num > line + 1 or "end of data" in str(error):
-                raise PreferenceDataError(
-                    f"{name}:{line + 1}: malformed table (a quote is not closed); the rest cannot be read"
-                ) from None
-            cells = UnusableRow("malformed table row", "a quote within a quoted cell; it must be doubled")
-        if cells is None:
-            return
-        yield f"{name}:{reader.line_num}", cells
 
 # %% ../../nbs/1_data/10_files.ipynb #ac999e7e
 def _csv_rows(path, name):
@@ -201,35 +163,51 @@ def _csv_rows(path, name):
     with _open(path) as stream:
         lines = (_decode(raw, name, number) for number, raw in enumerate(stream, 1))
         first = next(lines, "")
-        order = "\t;," if _suffix(path) == ".tsv" else ",;\t"
-        delimiter = max(order, key=lambda sign: len(next(csv.reader([first], delimiter=sign), [])))
-        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-        rows = _csv_cells(reader, name)
-        header = _csv_header(next(rows, ("", []))[1], name)
-        for origin, cells in rows:
-            yield origin, _csv_row(header, cells)
+        signs = "\t;," if _suffix(path) == ".tsv" else ",;\t"
+        delimiter = max(signs, key=first.count)
+        table = csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+        table.fieldnames = _csv_header(table, name)
+        yield from _csv_body(table, name)
 
 
-def _csv_header(cells, name):
+def _csv_header(table, name):
     "The names of the columns, without nameless ones at the end."
-    if isinstance(cells, UnusableRow):
-        raise PreferenceDataError(f"{name}:1: the header cannot be read ({cells.detail})")
-    while cells and not cells[-1].strip():
-        cells.pop()
-    named = [cell for cell in cells if cell]
-    if len(set(named)) < len(named):
-        raise PreferenceDataError(f"{name}:1: two columns have the same name: {', '.join(cells)}")
-    return cells
+    try:
+        names = list(table.fieldnames or [])
+    except csv.Error as error:
+        raise PreferenceDataError(f"{name}:1: the header cannot be read ({error})") from None
+    while names and not names[-1].strip():
+        names.pop()
+    if len(set(names)) < len(names):
+        raise PreferenceDataError(f"{name}:1: two columns have the same name: {', '.join(names)}")
+    return names
+
+# %% ../../nbs/1_data/10_files.ipynb #c989af11
+def _csv_body(table, name):
+    "The rows below the header, each with its origin."
+    reader, row = table.reader, {}
+    while row is not None:
+        line = reader.line_num
+        try:
+            row = next(table, None)
+        except csv.Error as error:
+            if reader.line_num > line + 1 or "end of data" in str(error):
+                reason = "malformed table (a quote is not closed); the rest cannot be read"
+                raise PreferenceDataError(f"{name}:{line + 1}: {reason}") from None
+            row = UnusableRow("malformed table row", "a quote within a quoted cell; it must be doubled")
+        if row is not None:
+            yield f"{name}:{reader.line_num}", _csv_row(row)
 
 
-def _csv_row(header, cells):
-    "One row, or why there is none."
-    if isinstance(cells, UnusableRow):
-        return cells
-    width = len(header)
-    if len(cells) < width or any(cells[width:]):
-        return UnusableRow("wrong number of cells", f"{len(cells)} for {width} columns")
-    return dict(zip(header, cells))
+def _csv_row(row):
+    "The row, or why it is none; cells beyond the header stand under the key None, missing cells are None."
+    if isinstance(row, UnusableRow):
+        return row
+    extra, missing = row.pop(None, []), list(row.values()).count(None)
+    if missing or any(extra):
+        found = len(row) - missing + len(extra)
+        return UnusableRow("wrong number of cells", f"{found} for {len(row)} columns")
+    return row
 
 # %% ../../nbs/1_data/10_files.ipynb #f06fa1ee
 def _arrow_rows(path, name):
@@ -245,42 +223,33 @@ def _arrow_rows(path, name):
 def _arrow_batches(file, suffix):
     if suffix == ".parquet":
         return pq.ParquetFile(file).iter_batches(1000)
-    magic = file.read(6)
+    stream = file.read(6) != b"ARROW1"
     file.seek(0)
-    if magic != b"ARROW1":
+    if stream:
         return pa.ipc.open_stream(file)
-    opened = pa.ipc.open_file(file)
-    return map(opened.get_batch, range(opened.num_record_batches))
+    whole = pa.ipc.open_file(file)
+    return map(whole.get_batch, range(whole.num_record_batches))
 
-# %% ../../nbs/1_data/10_files.ipynb #c1c94465
+# %% ../../nbs/1_data/10_files.ipynb #33ad1e7a
 def _json_rows(path, name):
     "The rows of a `.json` file, which may hold JSON lines under the wrong name."
-    if _holds_lines(path):
-        yield from _jsonl_rows(path, name)
-        return
-    whole = _load_json(path, name)
-    if _are_splits(whole):
-        names = ", ".join(map(repr, whole))
-        raise PreferenceDataError(f"{name}: holds the splits {names}; read this file by itself and choose one with split=")
-    yield from _list_rows(_rows_of(whole), f"{name} row ")
-
-
-def _holds_lines(path):
     with _open(path) as stream:
         lines = filter(None, map(bytes.strip, stream))
         first, second = next(lines, b"").removeprefix(codecs.BOM_UTF8), next(lines, b"")
-    return first.startswith(b"{") and first.endswith(b"}") and bool(second)
+    if second and first.startswith(b"{") and first.endswith(b"}"):
+        return _jsonl_rows(path, name)
+    whole = _load_json(path, name)
+    if _are_splits(whole):
+        hint = "read this file by itself and choose one with split="
+        raise PreferenceDataError(f"{name}: holds the splits {', '.join(map(repr, whole))}; {hint}")
+    return _list_rows(_rows_of(whole), f"{name} row ")
 
 
 def _list_rows(rows, start="row "):
     "The rows of a list; a row may bring its own origin."
     for number, row in enumerate(rows, 1):
-        origin = f"{start}{number}"
-        if not isinstance(row, dict):
-            row = UnusableRow("row is not a dict", f"found {type(row).__name__}")
-        elif isinstance(row.get("origin"), str):
-            origin = row["origin"]
-        yield origin, row
+        own = row.get("origin") if isinstance(row, dict) else None
+        yield own if isinstance(own, str) else f"{start}{number}", row
 
 # %% ../../nbs/1_data/10_files.ipynb #6b968982
 _READERS = {
@@ -304,7 +273,8 @@ def _faults_of(name):
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise PreferenceDataError(f"{name}: not a complete gzip file ({error})") from None
     except UnicodeError as error:
-        raise PreferenceDataError(f"{name}: begins as UTF-16 but is not ({error}); save the file as UTF-8") from None
+        reason = f"begins as UTF-16 but is not ({error}); save the file as UTF-8"
+        raise PreferenceDataError(f"{name}: {reason}") from None
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0][:120]
         raise PreferenceDataError(f"{name}: not a readable {_suffix(name)[1:]} file ({reason})") from None
@@ -319,10 +289,10 @@ def _file_rows(paths, base=None):
         with _faults_of(name):
             yield from _READERS[_suffix(path)](path, name)
 
-# %% ../../nbs/1_data/10_files.ipynb #160fb00d
+# %% ../../nbs/1_data/10_files.ipynb #a12cc2bb
 @dataclass
 class _Rows:
-    "Rows that can be read again and again: iterating gives `(origin, row)`, and an `UnusableRow` for a row that is broken."
+    "Rows to iterate over as `(origin, row)`, again and again; a broken row is an `UnusableRow`."
 
     name: str  # of the file, folder or hub id, or the type of what was given
     read: Callable  # begins a new iteration
@@ -331,7 +301,10 @@ class _Rows:
     splits: dict = field(default_factory=dict)  # name of each split there is -> its rows
 
     def __iter__(self):
-        return iter(self.read())
+        for origin, row in self.read():
+            if not isinstance(row, (dict, UnusableRow)):
+                row = UnusableRow("row is not a dict", f"found {type(row).__name__}")
+            yield origin, row
 
     def whole(self):
         "The rows alone; raises `PreferenceDataError` at the first one that is broken."
@@ -342,11 +315,11 @@ class _Rows:
 
     @property
     def siblings(self):
-        "The splits to compare with the chosen one: `test_sft` is a sibling of `train_sft`, `test_prefs` is not."
-        kin = re.compile(r"^(training|train|test|validation|valid|val|eval|dev)(?=$|_)")
-        rest = kin.sub("", self.split or "")
-        names = [name for name in self.splits if name != self.split and kin.match(name) and kin.sub("", name) == rest]
-        return {name: self.splits[name] for name in names}
+        "Splits to compare with the chosen one: beside `train_prefs` that is `test_prefs`, not `test_sft`."
+        kind = (self.split or "").partition("_")[2]
+        words = {name: name.partition("_") for name in self.splits if name != self.split}
+        kin = [name for name, (word, _, rest) in words.items() if word in _SPLIT_WORDS and rest == kind]
+        return {name: self.splits[name] for name in kin}
 
 # %% ../../nbs/1_data/10_files.ipynb #51951e2e
 def _choose(name, splits, split):
@@ -357,7 +330,7 @@ def _choose(name, splits, split):
             raise PreferenceDataError(f"{name}: there are no splits, so split={split!r} cannot be read")
         return splits[None]
     if split == "*":
-        return _Rows(name, lambda: itertools.chain.from_iterable(splits.values()), splits=splits)
+        return _Rows(name, partial(itertools.chain.from_iterable, splits.values()), splits=splits)
     if split is None and len(splits) > 1 and "train" not in splits:
         raise PreferenceDataError(f"{name}: has the splits {names}; choose one with split=")
     chosen = split or ("train" if "train" in splits else next(iter(splits)))
@@ -365,44 +338,20 @@ def _choose(name, splits, split):
         raise PreferenceDataError(f"{name}: no split {split!r}; there are {names}")
     return replace(splits[chosen], split=chosen, splits=splits)
 
-# %% ../../nbs/1_data/10_files.ipynb #8626aedb
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
+# %% ../../nbs/1_data/10_files.ipynb #314b8e13
+_SPLITS = {
+    "train": "train training",
     "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "eval": "eval",
-    "evaluation": "eval",
+    "validation": "validation valid val dev",
+    "eval": "eval evaluation",
 }
+_SPLIT_WORDS = {word: split for split, words in _SPLITS.items() for word in words.split()}
 
 
 def _split_of(path, base):
     "The split that a file's name or folder says it belongs to."
     words = re.split(r"[^a-z]+", Path(path).relative_to(base).as_posix().lower())
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "unnamed")
-
-
-def _are_splits(whole):
-    "Whether a JSON object holds several lists of rows, each under the name of a split."
-    if not isinstance(whole, dict) or len(whole) < 2:
-        return False
-    named = all(re.split("[^a-z]", key.lower())[0] in _SPLIT_WORDS for key in whole)
-    return named and all(isinstance(rows, list) and isinstance((rows or [{}])[0], dict) for rows in whole.values())
-
-# %% ../../nbs/1_data/10_files.ipynb #4765a8a1
-def _json_splits(path):
-    "The splits of a `.json` file."
-    name = path.name
-    if _holds_lines(path):
-        return {None: _Rows(name, lambda: _file_rows([path]))}
-    whole = _load_json(path, name)
-    if not _are_splits(whole):
-        return {None: _Rows(name, lambda: _list_rows(_rows_of(whole), f"{name} row "))}
-    rows_of = lambda split: lambda: _list_rows(whole[split], f"{name} {split} row ")
-    return {split: _Rows(name, rows_of(split), len(rows)) for split, rows in whole.items()}
 
 
 def _file_splits(name, paths, base):
@@ -414,15 +363,38 @@ def _file_splits(name, paths, base):
     groups = {}
     for path in paths:
         groups.setdefault(_split_of(path, base), []).append(path)
-    rows_of = lambda files: lambda: _file_rows(files, base)
     if list(groups) == ["unnamed"]:
-        return {None: _Rows(name, rows_of(paths))}
-    return {split: _Rows(name, rows_of(files)) for split, files in groups.items()}
+        groups = {None: paths}
+    return {split: _Rows(name, partial(_file_rows, own, base)) for split, own in groups.items()}
 
-# %% ../../nbs/1_data/10_files.ipynb #055ffc1b
+# %% ../../nbs/1_data/10_files.ipynb #9fb87d25
+def _are_splits(whole):
+    "Whether a JSON object holds several lists of rows, each under the name of a split."
+    if not isinstance(whole, dict) or len(whole) < 2:
+        return False
+    named = all(re.split("[^a-z]", key.lower())[0] in _SPLIT_WORDS for key in whole)
+    lists = all(isinstance(rows, list) for rows in whole.values())
+    return named and lists and all(isinstance(row, dict) for rows in whole.values() for row in rows[:1])
+
+
+def _json_splits(path):
+    "The splits that one `.json` file holds; none for another file."
+    with _open(path) as stream:
+        start = stream.read(1000).removeprefix(codecs.BOM_UTF8).lower()
+    if not re.match(rb'\s*\{\s*"(train|test|val|eval|dev)[^"]*"\s*:\s*\[', start):
+        return {}
+    name, splits = path.name, {}
+    whole = _load_json(path, name)
+    if _are_splits(whole):
+        for split, rows in whole.items():
+            splits[split] = _Rows(name, partial(_list_rows, rows, f"{name} {split} row "), len(rows))
+    return splits
+
+# %% ../../nbs/1_data/10_files.ipynb #c05a3146
 _BOOKKEEPING = frozenset(
-    """dataset_info.json dataset_infos.json reward_kit.json reward_kit_checkpoint.json training_run.json trainer_state.json
-    report.json config.json generation_config.json adapter_config.json tokenizer.json tokenizer_config.json
+    """dataset_info.json dataset_infos.json reward_kit.json reward_kit_checkpoint.json training_run.json
+    trainer_state.json report.json config.json generation_config.json adapter_config.json
+    tokenizer.json tokenizer_config.json
     special_tokens_map.json added_tokens.json vocab.json model.safetensors.index.json preprocessor_config.json
     all_results.json train_results.json eval_results.json""".split()
 )
@@ -434,11 +406,8 @@ def _is_data_file(path):
 
 
 def _is_model_folder(folder):
-    names = ("reward_kit.json", "trainer_state.json")
-    if any((folder / name).exists() for name in names):
-        return True
-    configured = (folder / "config.json").exists() or (folder / "adapter_config.json").exists()
-    return configured and any(folder.glob("*.safetensors"))
+    marks = ("reward_kit.json", "trainer_state.json", "*.safetensors")
+    return any(True for mark in marks for _ in folder.glob(mark))
 
 
 def _files_below(folder):
@@ -466,9 +435,11 @@ def _path_splits(name, split):
         if _suffix(path) not in _READERS:
             raise PreferenceDataError(f"{name}: unknown file type; {_READABLE}")
         with _faults_of(path.name):
-            return _json_splits(path) if _suffix(path) == ".json" else {None: _Rows(path.name, lambda: _file_rows([path]))}
+            splits = _json_splits(path) if _suffix(path) == ".json" else {}
+        return splits or {None: _Rows(path.name, partial(_file_rows, [path]))}
     if not any(sign in name for sign in "*?["):
-        raise PreferenceDataError(f"{name}: no such file or folder{_near(path)} (a hub id has the form owner/name)")
+        hint = f"{_near(path)} (a hub id has the form owner/name)"
+        raise PreferenceDataError(f"{name}: no such file or folder{hint}")
     found = glob.glob(str(path), recursive=True)
     base = os.path.commonpath([os.path.dirname(file) for file in found]) if found else "."
     splits = _file_splits(name, found, base)
@@ -485,20 +456,35 @@ def _near(path):
     near = difflib.get_close_matches(path.name, beside, 1, 0.7)
     return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
 
-# %% ../../nbs/1_data/10_files.ipynb #c33dcf1f
+# %% ../../nbs/1_data/10_files.ipynb #1bd4d40e
+def _frame_rows(frame):
+    "The rows of a data frame."
+    names = [str(name) for name in frame.columns]
+    for number, cells in enumerate(frame.itertuples(index=False, name=None), 1):
+        yield f"row {number}", dict(zip(names, map(_plain_cell, cells)))
+
+
+def _plain_cell(value):
+    "A pandas cell as plain Python; missing values become None."
+    if isinstance(value, np.ndarray):
+        return [_plain_cell(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    missing = value is pd.NA or value is pd.NaT or isinstance(value, float) and math.isnan(value)
+    return None if missing else value
+
+# %% ../../nbs/1_data/10_files.ipynb #16412934
 def _dataset_splits(name, data):
     "The splits of a `Dataset`, a `DatasetDict`, or their streaming forms."
     if not isinstance(data, dict):
         data = {None: data}
-    rows_of = lambda dataset: lambda: _dataset_rows(dataset)
-    return {split: _Rows(name, rows_of(own), getattr(own, "num_rows", None)) for split, own in data.items()}
+    totals = {split: getattr(own, "num_rows", None) for split, own in data.items()}
+    return {split: _Rows(name, partial(_dataset_rows, own), totals[split]) for split, own in data.items()}
 
 
 def _dataset_rows(dataset):
-    count = itertools.count(1)
-    for batch in dataset.with_format(None).iter(1000):
-        for cells in zip(*batch.values(), strict=True):
-            yield f"row {next(count)}", dict(zip(batch, cells))
+    for number, row in enumerate(dataset.with_format(None), 1):
+        yield f"row {number}", row
 
 
 def _hub_splits(name, revision, cache_dir):
@@ -509,7 +495,8 @@ def _hub_splits(name, revision, cache_dir):
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise PreferenceDataError(
             f"{name}: no such file or folder, and not readable from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); check the name, the network, and for a gated data set `hf auth login`"
+            f"({type(error).__name__}: {reason}); check the name, the network, "
+            "and for a gated data set `hf auth login`"
         ) from None
     return _dataset_splits(name, found)
 
@@ -519,12 +506,12 @@ _DATASETS = (datasets.Dataset, datasets.DatasetDict, datasets.IterableDataset, d
 
 def read_rows(
     data,  # path, glob, folder, hub id `owner/name`, Dataset, DatasetDict, DataFrame, or list of dicts
-    split: str | None = None,  # which split; None: "train" where there are several; "*": all, one after the other
+    split: str | None = None,  # None: "train" where there are several; "*": all, one after the other
     *,
     revision: str | None = None,  # of a data set on the hub
     cache_dir: str | None = None,  # where data of the hub is kept; default: the cache of `datasets`
 ) -> _Rows:
-    "Rows with their origins, read again at each iteration; raises `PreferenceDataError` for what cannot be read at all."
+    "Rows with their origins; raises `PreferenceDataError` for what cannot be read at all."
     name = str(data)
     if isinstance(data, Path) or isinstance(data, str) and _looks_like_path(name):
         splits = _path_splits(name, split)
@@ -535,18 +522,20 @@ def read_rows(
         splits = _dataset_splits(name, data)
     elif isinstance(data, pd.DataFrame):
         name = "DataFrame"
-        splits = {None: _Rows(name, lambda: _frame_rows(data), len(data))}
+        splits = {None: _Rows(name, partial(_frame_rows, data), len(data))}
     elif isinstance(data, (list, tuple)):
         name = "list"
-        splits = {None: _Rows(name, lambda: _list_rows(data), len(data))}
+        splits = {None: _Rows(name, partial(_list_rows, data), len(data))}
     else:
         kind = type(data).__name__
-        raise PreferenceDataError(f"data has the type {kind}; give a path, a hub id, a Dataset, a DataFrame or a list of dicts")
+        raise PreferenceDataError(
+            f"data has the type {kind}; give a path, a hub id, a Dataset, a DataFrame or a list of dicts"
+        )
     return _choose(name, splits, split)
 
-# %% ../../nbs/1_data/10_files.ipynb #60ddfe85
+# %% ../../nbs/1_data/10_files.ipynb #2d46d835
 def json_ready(value):
-    "The same in what JSON has: dicts, lists, texts, finite numbers, true, false and null (for infinities and NaN too)."
+    "The same in what JSON has: dicts, lists, texts, finite numbers, true, false, and null (also for NaN)."
     if isinstance(value, dict):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -565,11 +554,8 @@ def json_line(
     row: dict,  # what becomes one line of a `.jsonl` file
 ) -> str:  # without the line's end
     "A row as JSON that every reader accepts: no NaN, and half of a UTF-16 pair only escaped."
-    line = json.dumps(json_ready(row), ensure_ascii=False)
-    with suppress(UnicodeEncodeError):
-        line.encode()
-        return line
-    return json.dumps(json_ready(row))
+    text = json.dumps(json_ready(row), ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 # %% ../../nbs/1_data/10_files.ipynb #4da7f175
 def sync_to_disk(
@@ -589,12 +575,12 @@ def _take_name(part, path):
     sync_to_disk(part)
     os.replace(part, path)
 
-# %% ../../nbs/1_data/10_files.ipynb #8b5d5f3f
+# %% ../../nbs/1_data/10_files.ipynb #fb2da691
 def write_whole(
     path: str | Path,  # the file; its folder is made if needed, and `.gz` at the end compresses
-    content,  # text, bytes, an iterable of them, a dict (becomes JSON), a function(path) that writes, or a finished file (Path)
+    content,  # text, bytes, iterable of these, dict (JSON), function(path) that writes, or Path of a finished file
 ) -> Path:  # the file
-    "Write a file so that it is the old or the new one, never half of it; a Path is moved, so it must lie on the same disk."
+    "Write a file so that it is the old or the new one, never half of it; a Path, on the same disk, is moved."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, Path):
@@ -631,7 +617,7 @@ def append_line(
     *,
     size: int | None = None,  # bytes the file must have now; None: any
 ) -> int:  # bytes it has afterwards
-    "Add lines to a file, on the disk when this returns; raises `RuntimeError` where somebody else has written to it meanwhile."
+    "Add lines to a file, on the disk when this returns; raises `RuntimeError` where it has another size."
     path = Path(path)
     data = (text.removesuffix("\n") + "\n").encode()
     with open(path, "ab+") as file:
@@ -641,7 +627,9 @@ def append_line(
             fcntl.flock(file, fcntl.LOCK_EX)
         before = file.seek(0, os.SEEK_END)
         if size not in (None, before):
-            raise RuntimeError(f"{path.name} was changed by another session; run the cell that opened this one again")
+            raise RuntimeError(
+                f"{path.name} was changed by another session; run the cell that opened this one again"
+            )
         if path.suffix == ".gz":
             data = gzip.compress(data, mtime=0)
         elif before:
@@ -658,50 +646,24 @@ def move_into(
     target: str | Path,  # created if needed
     *,
     last: str | None = None,  # the file that says the folder is whole
-    replaced: tuple[str, ...] = (),  # globs of files in the target that go if the source brings no others of their name
+    replaced: tuple[str, ...] = (),  # globs of old files, which go where the source has none of their name
 ) -> Path:  # the target
     "Move every file of a folder to its place."
     source, target = Path(source), Path(target)
     target.mkdir(parents=True, exist_ok=True)
-    files = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    files.sort(key=lambda file: file.as_posix() == last)
     old = {path for pattern in replaced for path in target.glob(pattern) if path.is_file()}
     if last:
         (target / last).unlink(missing_ok=True)
-    for file in files - {last}:
-        write_whole(target / file, source / file)
-    _remove(old - {target / file for file in files}, target)
-    for file in files & {last}:
+    for path in old - {target / file for file in files}:
+        path.unlink()
+        with suppress(OSError):  # a folder that still holds something stays
+            path.parent.rmdir()
+    for file in files:
         write_whole(target / file, source / file)
     sync_to_disk(target)
     return target
-
-
-def _remove(files, root):
-    "Remove files, and the folders below `root` that are empty then."
-    for path in files:
-        path.unlink()
-        with suppress(OSError):
-            if path.parent != root:
-                path.parent.rmdir()
-
-# %% ../../nbs/1_data/10_files.ipynb #01032cdf
-@contextmanager
-def new_folder(
-    path: str | Path,  # must not exist, or be empty
-):
-    "A folder to write into, which takes its name at the end or leaves nothing; raises `FileExistsError` for one that holds something."
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{str(path)!r} exists and is not empty; choose another, or remove it first")
-    part = path.parent / f".{path.name}.saving-{os.getpid()}"
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if path.exists():
-            path.rmdir()
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/1_data/10_files.ipynb #28f422d3
 SUFFIXES = tuple(_READERS)

@@ -27,8 +27,8 @@ def wilson_interval(
 ) -> tuple[float, float]:  # low, high
     """Wilson's score interval for a share (Wilson 1927, JASA 22:209).
 
-    An answer of one half varies less than a coin flip of the same mean, so ties make the interval slightly too wide,
-    never too narrow. Raises ValueError for n < 1 or correct outside 0..n."""
+    An answer of one half varies less than a coin flip of the same mean, so ties make the interval slightly
+    too wide, never too narrow. Raises ValueError for n < 1 or correct outside 0..n."""
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"wilson_interval needs 0 <= correct <= n and n >= 1, got correct={correct}, n={n}")
     z, share = NormalDist().inv_cdf((1 + level) / 2), correct / n
@@ -110,11 +110,11 @@ class Table:
         text, color = html.escape(str(value)), self.colors.get(str(value))
         return f"<b style='color:{color}'>{text}</b>" if color else text
 
-# %% ../../nbs/1_data/11_report.ipynb #423b29b6
+# %% ../../nbs/1_data/11_report.ipynb #ab822601
 def new_figure(
     **options,  # of matplotlib's Figure: figsize (inches), dpi, ...
 ):
-    "An empty matplotlib Figure, not kept by pyplot, which a notebook shows also where nothing was plotted before."
+    "An empty matplotlib Figure, not kept by pyplot, which a notebook shows all the same."
     from matplotlib import pyplot as plt
 
     plt.install_repl_displayhook()  # loads the backend, which tells the notebook how figures are shown
@@ -137,11 +137,13 @@ def forest_plot(
     if line is not None:
         axes.axvline(scale * line, color="0.5", linewidth=1)
     if band is not None:
-        axes.axvspan(scale * (line - band), scale * (line + band), color="0.9", zorder=0, label=f"within {scale * band:g}")
+        ends = scale * (line - band), scale * (line + band)
+        axes.axvspan(*ends, color="0.9", zorder=0, label=f"within {scale * band:g}")
     for y, (_, value, low, high, *style) in enumerate(rows):
         clear = line is None or not low <= line <= high
         color, marker = styles[style[0]] if style else ("#0072B2", "o") if clear else ("#D55E00", "s")
-        axes.plot([scale * low, scale * high], [y, y], color=color, linewidth=2, linestyle="-" if clear else ":")
+        dashes = "-" if clear else ":"
+        axes.plot([scale * low, scale * high], [y, y], dashes, color=color, linewidth=2)
         axes.plot(scale * value, y, marker, color=color, label=style[0] if style else None)
     names = [name if len(name) < 60 else name[:57] + "..." for name, *_ in rows]
     axes.set(xlabel=xlabel, title=title, ylim=(len(rows) - 0.5, -0.5))
@@ -149,7 +151,7 @@ def forest_plot(
     axes.spines[["top", "right"]].set_visible(False)
     labels = dict(zip(*axes.get_legend_handles_labels()[::-1]))
     if labels:
-        axes.legend(labels.values(), labels, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(labels.values(), labels, frameon=False, fontsize=8, bbox_to_anchor=(1, 1))
     return figure
 
 # %% ../../nbs/1_data/11_report.ipynb #a9f058c6
@@ -184,9 +186,9 @@ class Section:
 def _paragraphs(sentences):
     return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
 
-# %% ../../nbs/1_data/11_report.ipynb #8fe72073
+# %% ../../nbs/1_data/11_report.ipynb #d45e16d3
 class Report:
-    "What was found; a subclass is a dataclass (with `repr=False`) that gives title, verdicts, sections and figures."
+    "What was found; a subclass is a dataclass, with `repr=False`, of title, verdicts, sections and figures."
 
     title = ""
     verdicts = ()  # sentences; a field or a property of the subclass
@@ -279,7 +281,8 @@ def save(
         write_whole(path / f"{name}.png", figure.savefig)
         pictures.append(f"![{self.captions.get(name, name)}]({name}.png)")
     write_whole(path / "report.json", self.to_dict())
-    write_whole(path / "report.md", "\n\n".join([f"# {self.title}", self.to_markdown().strip(), *pictures]) + "\n")
+    text = "\n\n".join([f"# {self.title}", self.to_markdown().strip(), *pictures])
+    write_whole(path / "report.md", text + "\n")
     return path
 
 # %% ../../nbs/1_data/11_report.ipynb #c72185bc
