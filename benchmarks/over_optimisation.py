@@ -22,7 +22,7 @@ from reward_kit.data.playground import Playground, load_base
 from reward_kit.rl.rollouts import Sampling, sample_responses
 from reward_kit.rl.ppo import PPOConfig, PPOTrainer, encode_prompts, load_prompts
 
-HELD_OUT, SAMPLES, MEMBERS = 200, 64, 4
+SAMPLES, MEMBERS = 64, 4
 
 
 def reward_model(pairs: list, held_out, folder: str, seed: int) -> RewardModel:
@@ -84,21 +84,21 @@ def raw_mean(members: list[RewardModel]):
     return RewardEnsemble(members, combine="mean", normalize_members=False)
 
 
-def measure(batches: int, seed: int) -> dict:
-    "Every curve, by name."
-    world = Playground(seed=seed)
-    prompts, rows = world.prompts(), world.preferences(2600)
-    held_out, prompts = prompts[:HELD_OUT], prompts[HELD_OUT:]
-    pairs, judged = [rows[i] for i in range(2000)], load_preferences([rows[i] for i in range(2000, 2400)], progress=False)
+def measure(batches: int, seed: int, sizes: list[int], held_out: int) -> dict:
+    "Every curve, by name; `sizes` are the pairs of the reward models, smallest first, `held_out` the prompts that are judged."
+    world, (few, *_, most) = Playground(seed=seed), sizes
+    prompts, rows = world.prompts(), world.preferences(round(1.3 * most))
+    held_out, prompts = prompts[:held_out], prompts[held_out:]
+    pairs, judged = [rows[i] for i in range(most)], load_preferences([rows[i] for i in range(most, round(1.2 * most))], progress=False)
     samples, out = base_samples(held_out[:100]), {"batches": batches, "seed": seed, "best_of_n": {}, "ppo": {}}
     with tempfile.TemporaryDirectory() as folder:
-        models = {n: reward_model(pairs[:n], judged, f"{folder}/{n}", seed) for n in (100, 500, 2000)}
-        others = [reward_model(pairs[:100], judged, f"{folder}/100-{k}", seed + k) for k in range(1, MEMBERS)]
-        ensemble = [models[100], *others]
+        models = {n: reward_model(pairs[:n], judged, f"{folder}/{n}", seed) for n in sizes}
+        others = [reward_model(pairs[:few], judged, f"{folder}/{few}-{k}", seed + k) for k in range(1, MEMBERS)]
+        ensemble = [models[few], *others]
         runs = {f"{n} pairs": (rm, 0.0) for n, rm in models.items()}
-        runs |= {f"100 pairs, KL coefficient {c:g}": (models[100], c) for c in (0.05, 0.2)}
-        runs |= {f"{MEMBERS} x 100 pairs, mean": (raw_mean(ensemble), 0.0),
-                 f"{MEMBERS} x 100 pairs, mean - sd": (RewardEnsemble(ensemble, combine="lower_bound", k=1.0, normalize_members=False), 0.0)}
+        runs |= {f"{few} pairs, KL coefficient {c:g}": (models[few], c) for c in (0.05, 0.2)}
+        runs |= {f"{MEMBERS} x {few} pairs, mean": (raw_mean(ensemble), 0.0),
+                 f"{MEMBERS} x {few} pairs, mean - sd": (RewardEnsemble(ensemble, combine="lower_bound", k=1.0, normalize_members=False), 0.0)}
         for name, (reward, kl_coef) in runs.items():
             if "KL" not in name: out["best_of_n"][name] = selection_curve(reward.score, held_out[:100], samples)
             out["ppo"][name] = ppo_curve(reward, prompts, held_out, batches, kl_coef, seed)
@@ -109,10 +109,12 @@ def measure(batches: int, seed: int) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=42)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 2000], help="pairs of the reward models")
+    parser.add_argument("--held-out", type=int, default=200, help="prompts that are judged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    found = measure(args.batches, args.seed)
+    found = measure(args.batches, args.seed, sorted(args.sizes), args.held_out)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         shorten = lambda value: round(value, 3) if isinstance(value, float) else value

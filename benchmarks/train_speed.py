@@ -137,7 +137,7 @@ def train(work: Path, side: str, batches: str, batch: int, dtype: str, defaults:
     "One trainer in this process: seconds, positions and losses of the steps after the first, peak memory."
     import trl  # noqa: F401  so that what is imported does not count as the trainer's memory
 
-    import reward_kit.trainer  # noqa: F401
+    import reward_kit.model.trainer  # noqa: F401
     pairs, meter, started = json.loads((work / f"{batches}.json").read_text()), StepMeter(), peak_gib()
     steps = len(pairs) // batch
     trainer = make_trainer(side, work / "model", work / "out", pairs, settings_of(side, batch, dtype, steps, defaults), defaults, [meter.callback()])

@@ -1,0 +1,63 @@
+"Every benchmark is one command that runs: its help, and a run as small as it allows. Nothing here looks at a time."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reward_kit import Playground
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+COMMANDS = sorted(p.name for p in FOLDER.glob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
+MODEL = "--model tiny --vocabulary 512 --rounds 1"
+SHORT = "--prompt 8 --response 8"
+SMALL = {  # {data}: a file of transcripts
+    "data_million_rows.py": "--rows 300 --processes 1",
+    "distance_to_limit.py": f"{MODEL} {SHORT} --data {{data}} --dtype fp32 --batch 2 --long-batch 2 --long-steps 2 --pairs 8",
+    "over_optimisation.py": "--batches 1 --sizes 10 20 --held-out 4",
+    "playground_accuracy.py": "--seeds 0 --pairs 60",
+    "playground_ppo.py": "--seeds 0 --pairs 60 --episodes 32",
+    "same_quality.py": "--seeds 0 --pairs 60 --steps 2 --every 1",
+    "scaling.py": f"{MODEL} {SHORT} --pairs 100 --steps 1 --prompts 8 --ks 2 --batches 2",
+    "score_speed.py": f"{MODEL} --data {{data}} --pairs 8 --prompts 2 --k 2",
+    "small_data.py": "--worlds 1 --curves 1 --seeds --pairs 60",
+    "train_speed.py": f"{MODEL} --data {{data}} --pairs 4 --batch 2 --dtype fp32",
+    "transcripts_accuracy.py": "{data} --train-pairs 40",
+    "trust_reports.py": "--pairs 80",
+}
+BESIDE_ANOTHER_TRL = {"ppo_curves.py", "ppo_speed.py"}  # they compare with the last TRL that has PPO, in a folder of its own
+
+
+@pytest.fixture(scope="module")
+def transcripts(tmp_path_factory):
+    "Playground pairs as HH-RLHF writes them."
+    path = tmp_path_factory.mktemp("data") / "transcripts.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for record in Playground(seed=0).preferences(80):
+            chosen, rejected = (f"\n\nHuman: {record['prompt']}\n\nAssistant: {text}" for text in record["responses"])
+            file.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
+    return path
+
+
+def run(name, *arguments, folder):
+    command = [sys.executable, FOLDER / name, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_every_benchmark_is_tried():
+    assert set(COMMANDS) == {*SMALL, *BESIDE_ANOTHER_TRL}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name, tmp_path):
+    assert f"usage: {name}" in run(name, "--help", folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_run(name, tmp_path, transcripts):
+    printed = run(name, *SMALL[name].format(data=transcripts).split(), folder=tmp_path)
+    assert "|" in printed or "best true" in printed
