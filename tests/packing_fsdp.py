@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_packing import EVERYTHING, INPUTS, make_model
+from test_packing import EVERYTHING, make_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -15,8 +15,8 @@ from reward_kit.model.batches import RewardCollator
 def rewards_and_gradients(model, groups):
     "What the packed batch of some groups gives, and the gradients of a weighted sum of its rewards; pieces of sharded ones are put together."
     batch = RewardCollator(0, "packed")([{"sequences": group} for group in groups])
-    assert "segments" in batch
-    rewards = model(**{name: batch[name] for name in INPUTS if name in batch}).logits[batch["mask"]].flatten()
+    assert batch.segments
+    rewards = model(**batch.model_inputs()).logits[batch["mask"]].flatten()
     (rewards * torch.linspace(-1, 1, len(rewards))).sum().backward()
     whole = lambda gradient: gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
     return rewards.detach(), {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}

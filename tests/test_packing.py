@@ -18,13 +18,13 @@ from peft import LoraConfig, get_peft_model
 from torch.overrides import TorchFunctionMode
 from trainer_world import make_base, make_pairs, make_tokenizer
 
-import reward_kit.model.batches as module
-from reward_kit.model.batches import MIN_SHARED, PACKED_ATTENTION, RewardCollator, bind_reward_forward
-from reward_kit.model.batches import packed_forward, segment_table
+import reward_kit.model.batches as batches
+import reward_kit.model.packing as module
+from reward_kit.model.batches import MIN_SHARED, SEGMENT_ATTENTION, RewardCollator, Segments, bind_reward_forward
+from reward_kit.model.batches import reading_at
 from reward_kit.model.packing import choose_layout, packing_problem
-from reward_kit.scores.inference import RowScorer
-from reward_kit.model.runs import split_batch, take_examples
 from reward_kit.model.trainer import RewardConfig, RewardTrainer
+from reward_kit.scores.inference import RowScorer
 
 # ---- models and examples
 
@@ -48,7 +48,7 @@ OTHERS = {  # model -> (its settings, a part of the reason)
     "Zamba2": (dict(layers_block_type=["mamba", "hybrid", "mamba"], mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8, mamba_ngroups=1, num_key_value_heads=4,
                     adapter_rank=4, num_mem_blocks=1, chunk_size=8), "carry a state"),
     "MiniMax": (dict(num_local_experts=4, block_size=8, layer_types=["linear_attention", "full_attention", "linear_attention"]), "other hidden states"),
-    "Falcon": ({}, "cannot run them"), "GptOss": (dict(head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters={"rope_type": "default"}), "s_aux"),
+    "Falcon": ({}, "computes its attention by itself"), "GptOss": (dict(head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters={"rope_type": "default"}), "s_aux"),
 }
 
 
@@ -58,13 +58,15 @@ def make_model(kind="Llama", **settings):
     given = DECODERS[kind] if kind in DECODERS else OTHERS[kind][0]
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**SIZES | off | given | settings)
-    return bind_reward_forward(getattr(transformers, f"{kind}ForSequenceClassification")(config)).eval()
+    model = bind_reward_forward(getattr(transformers, f"{kind}ForSequenceClassification")(config)).eval()
+    if kind in DECODERS: assert packing_problem(model) is None
+    return model
 
 
 @pytest.fixture(autouse=True)
 def always_pack(monkeypatch):
     "Batches that packing would hardly shorten are packed all the same: what is tested here is the packed layout."
-    monkeypatch.setattr(module, "_PAYS_BELOW", float("inf"))
+    monkeypatch.setattr(batches, "_PAYS_BELOW", float("inf"))
 
 
 def test_a_batch_that_packing_would_not_shorten_is_padded(monkeypatch):
@@ -73,7 +75,7 @@ def test_a_batch_that_packing_would_not_shorten_is_padded(monkeypatch):
     equal, shared, ragged = [[tokens(16, i), tokens(16, i + 1)] for i in (2, 4)], [[tokens(9, 1) + tokens(5, i) for i in (2, 3)]], [[tokens(4, 1), tokens(30, 2)]]
     for groups, packed in ((equal, False), (shared, True), (ragged, True), ([[tokens(7, 1)]], False), ([*equal, *shared, *ragged], True)):
         batch = collate([{"sequences": group} for group in groups])
-        assert ("segments" in batch) is packed
+        assert (batch.segments is not None) is packed
         flat, ends = batch["input_ids"].flatten(), batch["reward_index"][batch["mask"]]
         assert flat[ends].tolist() == [ids[-1] for group in groups for ids in group]
 
@@ -97,15 +99,13 @@ CASES = {
     "all share with the first only": [[A + tokens(5, 94), A[:9] + tokens(14, 95), A[:14] + tokens(3, 96), tokens(10, 97)]],
 }
 EVERYTHING = [group for groups in CASES.values() for group in groups]
-INPUTS = ("input_ids", "attention_mask", "position_ids", "segments", "reward_index")
 
 
 def collate(layout, groups): return RewardCollator(0, layout)([{"sequences": group} for group in groups])
 
 
 def forward(model, layout, groups):
-    batch = collate(layout, groups)
-    return model(**{name: batch[name] for name in INPUTS if name in batch}).logits
+    return model(**collate(layout, groups).model_inputs()).logits
 
 
 def gradients(model): return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -242,9 +242,12 @@ def test_bf16_autocast(kind):
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Gemma2", "GPT2"])
 def test_under_autocast_attention_gets_one_16_bit_type(kind, monkeypatch):
     "Rotated queries and keys are float32 there, values 16 bit; attention kernels take one type."
-    seen = set()
-    monkeypatch.setattr(module, "attend_on_cuda", lambda query, key, value, *_: seen.update((query.dtype, key.dtype, value.dtype)))
-    with torch.autocast("cpu", torch.bfloat16): forward(make_model(kind), "packed", EVERYTHING)
+    seen, model = set(), make_model(kind)
+    monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
+    monkeypatch.setattr(module, "_attend_at_once", lambda query, key, value, segments, **_: seen.update((query.dtype, key.dtype, value.dtype)) or query)
+    monkeypatch.setattr(module, "CPU_16_BIT_FROM", 0)
+    if kind == "Gemma2": monkeypatch.setattr(module, "_attend_in_turn", module._attend_at_once)
+    with torch.autocast("cpu", torch.bfloat16): forward(model, "packed", EVERYTHING)
     assert seen == {torch.bfloat16}
 
 
@@ -271,7 +274,8 @@ def test_attention_dropout(kind):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_attention_dropout_keeps_the_mean(softcap):
     query, key, value = torch.randn(3, 1, 4000, 15, 8, generator=torch.Generator().manual_seed(0))[:, :, :1].expand(3, 1, 4000, 15, 8).unbind()
-    attend = lambda dropout: module.attend_by_segments(query, key, value, segment_table(torch.tensor([[12, 0, 0], [3, 0, 9]])), 5, softcap, dropout, None)
+    segments = Segments.of([(12, 0, 0), (3, 0, 9)])
+    attend = lambda dropout: module._attend_in_turn(query, key, value, segments, window=5, softcap=softcap, dropout=dropout)
     torch.manual_seed(0)
     exact, noisy = attend(0.0), attend(0.3)
     assert not torch.equal(noisy[:, 0], exact[:, 0]) and (noisy.mean(1) - exact[:, 0]).abs().max() < 0.1
@@ -299,8 +303,9 @@ def test_the_inputs_of_variable_length_attention(kind, reentrant, monkeypatch):
     "No CPU runs the kernel, so a plain function with its documented meaning stands in its place."
     calls = []
     monkeypatch.setattr(module, "_varlen_attention", lambda: lambda *args, **kwargs: calls.append(kwargs["window_size"]) or reference_varlen(*args, **kwargs))
-    monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
     model = make_model(kind)
+    calls.clear()
+    monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
     if reentrant: model.train().gradient_checkpointing_enable({"use_reentrant": True}), model.enable_input_require_grads()
     packed, padded = (rewards_and_gradients(model, layout) for layout in ("packed", "padded"))
     check_same(packed, padded, 1e-5)
@@ -308,18 +313,25 @@ def test_the_inputs_of_variable_length_attention(kind, reentrant, monkeypatch):
     assert calls == windows * (1 if reentrant is None else 1) + (windows[::-1] if reentrant else [])
 
 
+def segment_attention(size=8, dtype=torch.bfloat16, **options):
+    tensors = [torch.ones(1, 2, 4, size, dtype=dtype)] * 3
+    return module._segment_attention(torch.nn.Linear(1, 1), *tensors, Segments.of([(4, 0, 0)]), **options)
+
+
 def test_variable_length_attention_is_for_what_its_kernel_computes(monkeypatch):
-    table, ones = segment_table(torch.tensor([[4, 0, 0]])), lambda size, dtype=torch.bfloat16: torch.ones(1, 2, 4, size, dtype=dtype)
-    assert module.attend_on_cuda(*[ones(8)] * 3, table, None, None, 0.0, None) is None, "on a CPU"
-    monkeypatch.setattr(module, "_varlen_attention", lambda: lambda query, *_, **__: query)
+    calls = []
+    monkeypatch.setattr(module, "_varlen_attention", lambda: lambda query, *_, **__: calls.append(query) or query)
+    segment_attention()
+    assert not calls, "on a CPU"
     monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
-    assert module.attend_on_cuda(*[ones(8)] * 3, table, None, None, 0.0, None) is not None
-    for softcap, dropout in ((30.0, 0.0), (None, 0.1)): assert module.attend_on_cuda(*[ones(8)] * 3, table, None, softcap, dropout, None) is None
+    for options in ({"softcap": 30.0}, {"dropout": 0.1}): segment_attention(**options)
+    assert not calls
+    segment_attention()
+    assert len(calls) == 1
 
 
 def test_attention_that_is_more_than_attention_is_refused():
-    with pytest.raises(NotImplementedError, match="Linear passes s_aux to its attention"):
-        module.segment_attention(torch.nn.Linear(1, 1), *[torch.ones(1, 2, 4, 8)] * 3, segment_table(torch.tensor([[4, 0, 0]])), s_aux=torch.ones(2))
+    with pytest.raises(NotImplementedError, match="Linear passes s_aux to its attention"): segment_attention(s_aux=torch.ones(2))
 
 
 # ---- which layout, and how that is found out
@@ -368,12 +380,13 @@ def test_other_models_are_padded_and_the_plan_says_why(kind, tmp_path):
 def test_an_attention_that_sees_too_much_or_too_little_is_found_out(monkeypatch):
     "The probe is only as good as what it notices."
     attend, model = module._attend, make_model("Mistral")
-    def wrong(change): monkeypatch.setattr(module, "_attend", lambda query, key, value, masks, window, *rest: attend(*change(query, key, value, masks, window), *rest))
-    for change in (lambda q, k, v, m, w: (q, k, v, m, None), lambda q, k, v, m, w: (q, k, v, m, w + 1),
-                   lambda q, k, v, m, w: (q, k[:, :, -q.shape[2]:], v[:, :, -q.shape[2]:], m, w), lambda q, k, v, m, w: (q, k, v.roll(1, 2), m, w)):
+    def wrong(change):
+        monkeypatch.setattr(module, "_attend", lambda query, key, value, masks, window=None, **rest: attend(*change(query, key, value, window, masks), **rest))
+    for change in (lambda q, k, v, w, m: (q, k, v, m, None), lambda q, k, v, w, m: (q, k, v, m, w + 1),
+                   lambda q, k, v, w, m: (q, k[:, :, -q.shape[2]:], v[:, :, -q.shape[2]:], m, w), lambda q, k, v, w, m: (q, k, v.roll(1, 2), m, w)):
         wrong(change)
         assert "other hidden states" in packing_problem(model)
-    wrong(lambda *same: same)
+    wrong(lambda q, k, v, w, m: (q, k, v, m, w))
     assert packing_problem(model) is None
 
 
@@ -418,9 +431,7 @@ def test_a_load_balancing_loss_is_no_part_of_a_sequence_classifier(kind):
     assert getattr(language[0], "aux_loss", None) is None and language[1].aux_loss > 0
 
 
-def collate_inputs(layout, groups):
-    batch = collate(layout, groups)
-    return {name: batch[name] for name in INPUTS if name in batch}
+def collate_inputs(layout, groups): return collate(layout, groups).model_inputs()
 
 
 # ---- the model afterwards
@@ -444,10 +455,10 @@ def test_a_model_is_as_it_was_after_a_packed_batch(checkpointing, tmp_path):
         assert torch.equal(model(input_ids=line).logits, fresh(input_ids=line).logits)
         for other in (model.model, copy.deepcopy(model).model, model.get_decoder()): assert torch.equal(other(line).last_hidden_state, fresh.model(line).last_hidden_state)
     for config in (model.config, copy.deepcopy(model.config), pickle.loads(pickle.dumps(model.config)), copy.deepcopy(model).config):
-        assert config._attn_implementation == "eager"
+        assert config._attn_implementation == fresh.config._attn_implementation == SEGMENT_ATTENTION + "eager"
     type(model)(copy.deepcopy(model.config))(input_ids=line)
     model.save_pretrained(tmp_path)
-    assert PACKED_ATTENTION not in (tmp_path / "config.json").read_text()
+    assert SEGMENT_ATTENTION not in (tmp_path / "config.json").read_text()
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(loaded.eval()(input_ids=line).logits, model(input_ids=line).logits)
 
@@ -465,7 +476,7 @@ def test_an_error_in_the_forward_leaves_a_usable_model(checkpointing):
             hook.remove()
             model.zero_grad()
             assert state_of(model) == state
-    with pytest.raises(ZeroDivisionError), packed_forward(model.model, True, torch.tensor([0])): raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), reading_at(model.model, torch.tensor([0])): raise ZeroDivisionError
     assert state_of(model) == state
     again = rewards_and_gradients(model, "packed")
     assert torch.equal(again[0], expected[0]) and all(torch.equal(value, expected[1][name]) for name, value in again[1].items())
@@ -533,13 +544,15 @@ ALL_COLUMNS = [{"sequences": group, "ranks": list(range(1, len(group) + 1)), "we
 @pytest.mark.parametrize("parts, budget", [(1, None), (3, None), (100, None), (1, 60), (1, 1), (2, 200)])
 def test_a_part_of_a_batch_is_the_batch_of_its_examples(layout, parts, budget):
     whole = RewardCollator(0, layout)(ALL_COLUMNS)
-    found, start = split_batch(whole, parts, budget), 0
+    found, start = whole.micro_batches(parts, budget), 0
     for part in found:
-        count = len(part["ranks"])
+        count = part.examples
         own = RewardCollator(0, layout)(ALL_COLUMNS[start:start + count])
         for name, value in own.items():
             width = value.shape[-1] if name in ("reward_index", "mask", "ranks", "targets") else None
-            got = part[name][:, :width] if width else part[name]
+            if name == "segments": got, value = part.segments.keys, value.keys
+            elif name == "lengths": got, value = torch.tensor(sum(part.lengths, [])), torch.tensor(sum(value, []))
+            else: got = part[name][:, :width] if width else part[name]
             if name == "ranks": got, value = got[own["mask"]], value[own["mask"]]
             assert torch.equal(got, value), name
         assert budget is None or count == 1 or part["input_ids"].numel() <= budget
@@ -547,8 +560,27 @@ def test_a_part_of_a_batch_is_the_batch_of_its_examples(layout, parts, budget):
     assert start == len(ALL_COLUMNS) and len(found) >= min(parts, len(ALL_COLUMNS)) and (budget != 1 or len(found) == start)
 
 
-def test_examples_of_a_packed_batch_that_do_not_stand_together_are_refused():
-    with pytest.raises(ValueError, match="one after another"): take_examples(collate("packed", EVERYTHING), torch.tensor([0, 2]))
+def test_a_batch_survives_what_trainers_do_with_it():
+    "accelerate and transformers take it apart and put it together again; workers of a data loader send it between processes."
+    from accelerate.utils import send_to_device
+    from torch.utils.data._utils.pin_memory import pin_memory
+    whole = RewardCollator(0, "packed")(ALL_COLUMNS)
+    trainer = transformers.Trainer.__new__(transformers.Trainer)
+    trainer.args = transformers.TrainingArguments("none", use_cpu=True)
+    trainer.is_deepspeed_enabled = False
+    copies = [trainer._prepare_input(whole), send_to_device(whole, "cpu"), pickle.loads(pickle.dumps(whole)), whole.to("cpu"), copy.copy(whole)]
+    for batch in copies:
+        assert type(batch) is type(whole) and batch.lengths == whole.lengths and torch.equal(batch.segments.keys, whole.segments.keys)
+        assert torch.equal(batch.take(1, 3).input_ids, whole.take(1, 3).input_ids)
+    meta = whole.to("meta")
+    assert meta.segments.keys.device.type == meta.ranks.device.type == "meta" and meta.tokens == whole.tokens
+    assert pin_memory.__name__ and isinstance(whole, dict)
+
+
+def test_a_packed_batch_is_refused_where_attention_would_not_read_it():
+    model = make_model()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="does not read packed sequences yet"): forward(model, "packed", EVERYTHING)
 
 
 # ---- training
@@ -593,7 +625,7 @@ def test_an_adapter_is_trained_merged_and_saved(base, layout, tmp_path):
     trainer.save_model(str(tmp_path / "final"))
     extra = json.loads((tmp_path / "final/reward_kit.json").read_text())
     assert extra["merge"]["max_score_difference"] < 1e-5
-    assert PACKED_ATTENTION not in (tmp_path / "final/config.json").read_text() + (tmp_path / "final/adapter/adapter_config.json").read_text()
+    assert SEGMENT_ATTENTION not in (tmp_path / "final/config.json").read_text() + (tmp_path / "final/adapter/adapter_config.json").read_text()
 
 
 def test_two_processes_train_as_one(base, packed_run, tmp_path):
@@ -634,7 +666,7 @@ def test_sharded_weights_give_the_same_rewards_and_gradients(tmp_path):
 # ---- several threads, and models that are not transformers'
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_threads_that_share_a_model_wait_for_each_other(layout):
+def test_threads_can_share_a_model(layout):
     model = make_model("Qwen3")
     rows = [tokens(random.Random(i).randint(9, 30), i) for i in range(24)]
     scorer = RowScorer(model, 0, layout=layout)
@@ -680,10 +712,10 @@ def test_a_kernel_for_one_device_does_not_decide_the_layout(monkeypatch):
     transformers.AttentionInterface.register("elsewhere", elsewhere)
     model = make_model("Llama")
     model.config._attn_implementation = "elsewhere"
-    assert packing_problem(model) is None and model.config._attn_implementation == "elsewhere"
+    assert packing_problem(model) is None and model.config._attn_implementation == SEGMENT_ATTENTION + "sdpa"
 
 
 def test_padded_parts_are_bounded_with_their_padding():
     rows = [{"sequences": [tokens(100, 0), tokens(5, 1)]}, *({"sequences": [tokens(6, i), tokens(7, i + 1)]} for i in range(6))]
-    parts = split_batch(RewardCollator(0, "padded")(rows), 1, 60)
-    assert [part["input_ids"].numel() for part in parts] == [200, 56, 28] and sum(len(part["ranks"]) for part in parts) == 7
+    parts = RewardCollator(0, "padded")(rows).micro_batches(1, 60)
+    assert [part["input_ids"].numel() for part in parts] == [200, 56, 28] and sum(part.examples for part in parts) == 7

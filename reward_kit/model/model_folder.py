@@ -366,6 +366,7 @@ def scores_of(
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     with torch.no_grad():
+        collator = RewardCollator(collator.pad_token_id) # its attention was not asked whether it can read packed batches
         batches = [collator([{"sequences": [ids]}]) for ids in sequences]
         names = ("input_ids", "attention_mask", "position_ids", "segments", "reward_index")
         scores = [model(**{name: batch[name].to(device) for name in names if name in batch}).logits.item() for batch in batches]

@@ -27,7 +27,7 @@ import datasets
 import torch
 import transformers
 
-from .batches import CPU_BATCH_TOKENS
+from .batches import CPU_BATCH_TOKENS, Batch
 
 # %% ../../nbs/2_model/26_runs.ipynb #7ae81b5b
 @contextmanager
@@ -116,16 +116,7 @@ def split_batch(
     batch_tokens: int | None = None, # most tokens of a part that holds more than one example
 ) -> list[dict]: # batches whose examples together are those of `inputs`
     "Cuts a batch between examples, and the columns that only held padding."
-    n = len(batch_labels(inputs)["ranks"])
-    size, chosen, found, cost = math.ceil(n / max(1, parts)), [], [], part_cost(inputs)
-    for i in range(n):
-        full = len(chosen) >= size or batch_tokens is not None and cost([*chosen, i]) > batch_tokens
-        if chosen and full:
-            found.append(chosen)
-            chosen = []
-        chosen.append(i)
-    if not found: return [inputs]
-    return [take_examples(inputs, torch.tensor(part, device=inputs["input_ids"].device)) for part in (*found, chosen)]
+    return Batch.of_pairs(inputs).micro_batches(parts, batch_tokens)
 
 # %% ../../nbs/2_model/26_runs.ipynb #a54b516c
 def take_examples(
@@ -179,7 +170,7 @@ class MemorySteps:
         while loss is None: # out of the except block, which kept the failed graph alive
             self._halve(model)
             loss = self._try_step(model, self._step_inputs, num_items_in_batch)
-        self._tokens_seen += int(inputs["segments"][:, [0, 2]].sum() if "segments" in inputs else inputs["attention_mask"].sum()) # of the texts, shared or not
+        self._tokens_seen += Batch.of_pairs(inputs).tokens # of the texts, shared or not
         return loss
 
     def _try_step(self, model, batches, weight):

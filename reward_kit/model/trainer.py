@@ -48,7 +48,7 @@ from .settings import RemembersGiven, setting
 from .loss import centering_loss, pairwise_accuracy, reward_loss
 from .encoding import OVERFLOW_POLICIES, RewardEncoder, encode_dataset, prepare_tokenizer
 from .batches import RewardCollator, bind_reward_forward
-from .packing import LAYOUT_CHOICES, choose_layout, packing_problem
+from .packing import choose_layout, packing_problem
 from .model_folder import RewardMetadata, base_name, card_head, load_reward_backbone
 from .model_folder import markdown_table, merged_model, plot_training, scores_of
 from .model_folder import update_card_section
@@ -83,7 +83,7 @@ def default_precision(
 # %% ../../nbs/2_model/27_trainer.ipynb #23a365b6
 def check_config(args) -> None: # a RewardConfig
     "ValueError that names the setting, what it was, and what it may be."
-    for name, allowed in (("overflow", OVERFLOW_POLICIES), ("layout", LAYOUT_CHOICES)):
+    for name, allowed in (("overflow", OVERFLOW_POLICIES), ("layout", ("auto", "padded", "packed"))):
         if getattr(args, name) not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(args, name)!r}")
     pair = torch.zeros(1, 2)
     reward_loss(pair, loss_type=args.loss_type, targets=pair, **(args.loss_kwargs or {}))

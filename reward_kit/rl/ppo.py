@@ -46,7 +46,7 @@ from ..data.playground import load_base
 from ..model.settings import RemembersGiven, quiet_transformers, setting
 from ..model.encoding import template_value
 from ..model.batches import innermost_model
-from ..model.packing import LAYOUT_CHOICES, choose_layout, packing_problem
+from ..model.packing import choose_layout, packing_problem
 from ..model.model_folder import ModelLoadError, base_name, explain_load_error, hub_reachable
 from ..model.model_folder import markdown_table, merged_model, resolve_model, write_text_atomic
 from ..model.runs import CheckpointError, CheckpointSteps, InterruptSteps, ResumeSteps, StopWhenAsked
@@ -282,7 +282,7 @@ _ABOVE_ZERO = ("temperature", "cliprange", "cliprange_value", "num_train_epochs"
 
 def check_ppo_config(args: PPOConfig) -> None: # settings
     "ValueError that names the setting, what it was, and what it may be."
-    for name, allowed in (("critic", CRITICS), ("kl_estimator", KL_ESTIMATORS), ("lr_scheduler_type", SCHEDULES), ("layout", LAYOUT_CHOICES)):
+    for name, allowed in (("critic", CRITICS), ("kl_estimator", KL_ESTIMATORS), ("lr_scheduler_type", SCHEDULES), ("layout", ("auto", "padded", "packed"))):
         if getattr(args, name) not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(args, name)!r}")
     for least, names in _AT_LEAST.items():
         for name in names:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from ..model.batches import accepts, apply_head_float32, innermost_model, pack_sequences
-from ..model.batches import packed_forward, pad_sequences, segment_table
+from ..model.batches import apply_head_float32, forward_arguments, innermost_model, pack_sequences
+from ..model.batches import pad_sequences, reading_at
 from ..model.runs import is_out_of_memory
 from ..scores.inference import RewardModel
 
@@ -91,8 +91,7 @@ class EpisodeBatch:
 
     def arguments(self, model) -> dict: # of a forward pass of a transformers model
         "The inputs that a model takes."
-        given = {name: value for name, value in self.inputs.items() if name != "segments" and accepts(type(innermost_model(model)), name)}
-        return given if "segments" not in self.inputs else given | {"attention_mask": segment_table(self.inputs["segments"])}
+        return forward_arguments(model, self.inputs)
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #eff56ded
 def causal_logits(
@@ -110,7 +109,7 @@ def causal_logits(
 
     handle = innermost_model(model).get_output_embeddings().register_forward_pre_hook(keep)
     try:
-        with packed_forward(trunk_of(model), packed, places if len(places) < inputs["input_ids"].numel() else None): output = model(**inputs)
+        with reading_at(trunk_of(model), places if len(places) < inputs["input_ids"].numel() else None): output = model(**inputs)
     finally: handle.remove()
     return output.logits[0], output, found["hidden"]
 
@@ -142,8 +141,7 @@ class Critic(nn.Module):
 
     def values(self, batch: EpisodeBatch) -> torch.Tensor: # (b, t)
         "Predictions of a separate trunk before each sampled token."
-        inputs = batch.arguments(self.trunk) | ({"use_cache": False} if accepts(type(innermost_model(self.trunk)), "use_cache") else {})
-        with packed_forward(self.trunk, "segments" in batch.inputs, batch.places): hidden = self.trunk(**inputs).last_hidden_state
+        with reading_at(self.trunk, batch.places): hidden = self.trunk(**batch.arguments(self.trunk)).last_hidden_state
         return batch.table(self(hidden.flatten(0, 1)[batch.places])) # D5: the value before a token is read where its logits are, one position earlier
 
 
@@ -154,7 +152,7 @@ def evaluate_actions(
     temperature: float, # of sampling
 ) -> tuple[torch.Tensor, torch.Tensor | None]: # log-probabilities (b, t), values (b, t)
     "What the policy and the critic say of the sampled tokens."
-    logits, _, hidden = causal_logits(policy, batch.places, "segments" in batch.inputs, use_cache=False, **batch.arguments(policy))
+    logits, _, hidden = causal_logits(policy, batch.places, "segments" in batch.inputs, **batch.arguments(policy))
     logprobs = batch.table(sampled_logprobs(logits, batch.response_ids, temperature))
     if critic is None: return logprobs, None
     return logprobs, batch.table(critic(hidden)) if critic.trunk is None else critic.values(batch)
