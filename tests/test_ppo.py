@@ -18,6 +18,7 @@ from trainer_world import make_tokenizer
 
 from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
 from reward_kit.model.batches import bind_reward_forward
+from reward_kit.model.packing import read_segments
 from reward_kit.model.model_folder import ModelLoadError, RewardMetadata
 from reward_kit.scores.inference import RewardModel, RowScorer
 from reward_kit.rl.ppo_math import policy_loss
@@ -51,6 +52,7 @@ def tiny(name):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(configs[name]()).eval()
     for p in model.parameters(): p.data.mul_(3)  # random weights of the usual size give nearly uniform logits
+    if name != "falcon": read_segments(model)
     return model
 
 

@@ -46,7 +46,7 @@ from ..data.playground import load_base
 from ..model.settings import RemembersGiven, quiet_transformers, setting
 from ..model.encoding import template_value
 from ..model.batches import innermost_model
-from ..model.packing import choose_layout, packing_problem
+from ..model.packing import choose_layout, packing_problem, read_segments
 from ..model.model_folder import ModelLoadError, base_name, explain_load_error, hub_reachable
 from ..model.model_folder import markdown_table, merged_model, resolve_model, write_text_atomic
 from ..model.runs import CheckpointError, CheckpointSteps, InterruptSteps, ResumeSteps, StopWhenAsked
@@ -949,6 +949,8 @@ class PPOSetupSteps:
         self._check_precision()
         problem = packing_problem(self.policy) or (only and args.critic == "reward" and packing_problem(only.model)) or None
         self.layout = choose_layout(args.layout, problem)
+        for module in (self.policy, self.ref_policy, self.critic.trunk): # copies were made before the policy was tried
+            if module is not None and self.layout == "packed": read_segments(module)
         if args.gradient_checkpointing: self._checkpoint_gradients()
         for module in (self.policy, self.ref_policy, self.critic):
             if module is not None: module.to(self.device)
