@@ -19,8 +19,7 @@ from common import publish, table
 from reward_kit.trust.agreement import score_preferences
 from reward_kit.data.preferences import split_by_prompt
 from reward_kit.data.playground import Playground, normalize_text, split_sentences
-from reward_kit.trust.comparing import cross_validate, trainer_recipe
-from reward_kit.trust.labels import suspected_label_errors
+from reward_kit.trust.labels import cross_validate, suspected_label_errors, trainer_recipe
 from reward_kit.trust.learning_curve import learning_curve
 
 NUMBERS: dict[str, int] = {}

@@ -22,9 +22,10 @@ _EXPORTS = {
         "trust.agreement": "score_preferences",
         "trust.calibration": "calibrate store_calibration",
         "trust.probes": "run_probes",
-        "trust.comparing": "cross_validate compare_models compare_runs",
-        "trust.labels": "annotator_ceiling suspected_label_errors",
+        "trust.comparing": "compare_models compare_runs",
+        "trust.labels": "CrossValidation cross_validate trainer_recipe annotator_ceiling most_confident_mistakes suspected_label_errors",
         "trust.learning_curve": "learning_curve",
+        "trust.best_of_n": "BestOfNCurve best_of_n_curve best_of_n_scores",
         "trust.trust_report": "evaluate_reward_model TrustReport write_model_card",
         "rl.ppo": "PPOConfig PPOTrainer",
         "tools.pipeline": "train_reward_model train_ppo_policy",
@@ -33,7 +34,8 @@ _EXPORTS = {
         "tools.explorer": "RewardExplorer",
         "tools.dashboards": "TrainingDashboard PPODashboard",
         "autotrain": "LLMTrainingParams AutoTrainProject",
-        "beside.benchmarks": "load_benchmark run_benchmark score_benchmark",
+        "beside.benchmark_files": "load_benchmark",
+        "beside.benchmarks": "BenchmarkReport run_benchmark score_benchmark",
         "beside.averaged_weights": "average_reward_models",
     }.items()
     for name in names.split()

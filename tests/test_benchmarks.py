@@ -16,9 +16,10 @@ import torch
 
 from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import bootstrap_interval
-from reward_kit.beside.benchmarks import BENCHMARKS, BenchmarkReport, TIES_WEIGHTS, benchmark_kind
-from reward_kit.beside.benchmarks import best_of_credit, comparison_grid, load_benchmark, reads_conversations
-from reward_kit.beside.benchmarks import run_benchmark, score_benchmark, style_levels, ties_gap, ties_terms
+from reward_kit.beside.benchmark_files import BENCHMARKS, _benchmark_kind, load_benchmark
+from reward_kit.beside.benchmarks import _TIES_WEIGHTS, BenchmarkReport, _best_of_credit, _comparison_grid
+from reward_kit.beside.benchmarks import _reads_conversations, _style_levels, _ties_gap, _ties_terms
+from reward_kit.beside.benchmarks import run_benchmark, score_benchmark
 from reward_kit.data.files import PreferenceDataError
 from reward_kit.model.settings import quiet_transformers
 from reward_kit.model.encoding import prepare_tokenizer
@@ -123,7 +124,7 @@ def test_rewardbench_scores_are_the_authors(authors, values, prior):
         rewards = random_rewards(rng, benchmark, values)
         report = score_benchmark(benchmark, rewards, samples=1)
         metrics, expected = rewardbench_by_authors(authors, benchmark, rewards)
-        scores = {s["section"]: s["score"] for s in report.sections}
+        scores = {s["section"]: s["score"] for s in report.section_scores}
         assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
         sections, weights = list(expected.values()), [2, 2, 2, 2]
         if prior:
@@ -168,7 +169,7 @@ def test_scores_are_those_that_the_authors_program_gave():
     assert len(cases) == len(golden) == 18
     for name, benchmark, rewards in cases:
         report = score_benchmark(benchmark, rewards, samples=1)
-        got = {s["section"]: s["score"] for s in report.sections} if name.startswith("rewardbench,") else {s["subset"]: s["score"] for s in report.subsets}
+        got = {s["section"]: s["score"] for s in report.section_scores} if name.startswith("rewardbench,") else {s["subset"]: s["score"] for s in report.subsets}
         assert {part: got[part] for part in golden[name]} == pytest.approx(golden[name], abs=1e-12), name
 
 
@@ -192,7 +193,7 @@ def test_rewardbench_by_brute_force(values):
         assert s["score"] == pytest.approx(sum(accuracy[s["subset"]]) / 7)
         assert s["subset"] not in weight or weight[s["subset"]] in (984, BENCHMARKS["rewardbench"].published()[s["subset"]])
     code = [sum(accuracy[f"hep-{x}"]) / 7 for x in ("cpp", "go", "java", "js", "python", "rust")]
-    scores = {s["section"]: s["score"] for s in report.sections}
+    scores = {s["section"]: s["score"] for s in report.section_scores}
     assert scores["Reasoning"] == pytest.approx((np.mean(code) + sum(accuracy["math-prm"]) / 7) / 2)  # math weighs as much as all code
     chat = {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40}
     assert scores["Chat"] == pytest.approx(sum(n * sum(accuracy[name]) / 7 for name, n in chat.items()) / 358)
@@ -231,9 +232,9 @@ def test_rewardbench2_by_brute_force(values):
             expected[name] = np.mean([r.count(max(r)) ** -1 if r[0] == max(r) else 0 for r in own])
         chosen = [(row, r) for row, r in zip(benchmark.rows, rewards) if row["subset"] == "Ties"]
         expected["Ties"] = ties_by_loops(*zip(*chosen))
-        assert {s["section"]: s["score"] for s in report.sections} == pytest.approx(expected, abs=1e-12)
+        assert {s["section"]: s["score"] for s in report.section_scores} == pytest.approx(expected, abs=1e-12)
         assert report.total == pytest.approx(np.mean(list(expected.values())), abs=1e-12)
-        assert report.total_ties_half is None and report.ties.keys() == TIES_WEIGHTS.keys()
+        assert report.total_ties_half is None and report.ties.keys() == _TIES_WEIGHTS.keys()
 
 
 @pytest.mark.parametrize("values", [2, 5, None])
@@ -249,7 +250,7 @@ def test_rmbench_by_brute_force(values):
         domains[name] = (table, easy, (table[0][0] + table[1][1] + table[2][2]) / 3, hard)
     levels = [np.mean([d[k] for d in domains.values()]) for k in (1, 2, 3)]
     assert [s["score"] for s in report.levels] == pytest.approx(levels)
-    assert {s["section"].lower(): s["score"] for s in report.sections} == pytest.approx({n: np.mean(d[1:]) for n, d in domains.items()})
+    assert {s["section"].lower(): s["score"] for s in report.section_scores} == pytest.approx({n: np.mean(d[1:]) for n, d in domains.items()})
     assert report.total == pytest.approx(np.mean(levels)) and np.allclose(report.matrix, np.mean([d[0] for d in domains.values()], 0))
     equal = np.mean([s["score"] for s in report.subsets if s["section"] == "Safety"])
     assert any(f"plain mean of the two is {100 * equal:.1f}%" in note for note in report.notes)
@@ -269,7 +270,7 @@ def test_llmbar_by_brute_force():
     means = {name: np.mean(own) for name, own in right.items()}
     assert {s["subset"]: s["score"] for s in report.subsets} == pytest.approx(means)
     assert report.total == pytest.approx(np.mean(list(means.values()))) == pytest.approx(report.total_ties_half)
-    assert report.sections[1]["score"] == pytest.approx(np.mean([means[n] for n in ("Neighbor", "GPTInst", "GPTOut", "Manual")]))
+    assert report.section_scores[1]["score"] == pytest.approx(np.mean([means[n] for n in ("Neighbor", "GPTInst", "GPTOut", "Manual")]))
 
 
 def test_half_points_for_ties_beside_the_authors_score():
@@ -281,25 +282,25 @@ def test_half_points_for_ties_beside_the_authors_score():
 # --- one row ---------------------------------------------------------------------------------------------------------------
 
 def test_grid_and_credit_by_hand():
-    won, half, tied = comparison_grid([1.0, 2.0, 0.0, 2.0], [0, 1])
+    won, half, tied = _comparison_grid([1.0, 2.0, 0.0, 2.0], [0, 1])
     assert (won.tolist(), half.tolist(), tied) == ([[1, 0], [1, 0]], [[1, 0], [1, 0.5]], 1)
-    assert comparison_grid([None, 0.0], [0])[1].tolist() == [[0.5]]
-    assert [best_of_credit(r, [0]) for r in ([1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [None, 0, 0, 0], [1, 0, None, 0])] == [1, 1 / 3, 0, 0, 0]
+    assert _comparison_grid([None, 0.0], [0])[1].tolist() == [[0.5]]
+    assert [_best_of_credit(r, [0]) for r in ([1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [None, 0, 0, 0], [1, 0, None, 0])] == [1, 1 / 3, 0, 0, 0]
 
 
 def test_ties_terms_by_hand():
-    assert ties_gap([3, 2, 1.5, 0], [0, 1]) == (0.5, 1.0) and ties_gap([3, 1], [0]) == (2.0, None) and ties_gap([3, None], [0]) == (-math.inf, None)
-    value, there = ties_terms((0.5, 1.0), (2.0, None))
+    assert _ties_gap([3, 2, 1.5, 0], [0, 1]) == (0.5, 1.0) and _ties_gap([3, 1], [0]) == (2.0, None) and _ties_gap([3, None], [0]) == (-math.inf, None)
+    value, there = _ties_terms((0.5, 1.0), (2.0, None))
     assert value[:4].tolist() == [1, 1, 0, 0] and value[4] == pytest.approx(math.tanh(-0.5)) and there.tolist() == [1] * 5
-    assert ties_terms((0.5, 0.0), (2.0, None))[1].tolist() == [1, 1, 1, 1, 0]  # no spread, no margin
-    assert ties_terms((0.5, 1.0), None)[1].tolist() == [1, 0, 0, 0, 0] and ties_terms(None, (1.0, None))[1].tolist() == [0, 1, 0, 0, 0]
-    value, there = ties_terms((-math.inf, None), (2.0, None))
+    assert _ties_terms((0.5, 0.0), (2.0, None))[1].tolist() == [1, 1, 1, 1, 0]  # no spread, no margin
+    assert _ties_terms((0.5, 1.0), None)[1].tolist() == [1, 0, 0, 0, 0] and _ties_terms(None, (1.0, None))[1].tolist() == [0, 1, 0, 0, 0]
+    value, there = _ties_terms((-math.inf, None), (2.0, None))
     assert value.tolist() == [0, 1, 0, 0, 0] and there.tolist() == [1, 1, 1, 1, 0]  # a missing reward is not won
 
 
 def test_levels_are_the_triangles():
     matrix = np.arange(9.0).reshape(3, 3)
-    levels = style_levels(matrix)
+    levels = _style_levels(matrix)
     assert [float(levels[k]) for k in ("easy", "normal", "hard")] == [(3 + 6 + 7) / 3, (0 + 4 + 8) / 3, (1 + 2 + 5) / 3]
     assert np.mean(list(levels.values())) == pytest.approx(matrix.mean())
 
@@ -394,7 +395,7 @@ def test_prior_sets_and_llmbar_come_as_splits():
     benchmark = load_benchmark(datasets.DatasetDict(splits), "rewardbench")
     assert {row["subset"] for row in benchmark.rows} == {"anthropic_helpful", "anthropic_hhh", "shp", "summarize", "of its own"}
     report = score_benchmark(benchmark, [[1, 0], [1, 0], [0, 1], [0, 1], [1, 0]], samples=1)
-    assert [(s["section"], s["score"]) for s in report.sections] == [("Prior Sets", 0.5), ("Other", 1)] and report.total == 0.5
+    assert [(s["section"], s["score"]) for s in report.section_scores] == [("Prior Sets", 0.5), ("Other", 1)] and report.total == 0.5
     assert any("of its own; shown, but not part of the total" in note for note in report.notes)
     named = {"Natural": 2, "Adversarial_Neighbor": 1, "Adversarial_GPTInst": 1}
     benchmark = load_benchmark(datasets.DatasetDict({name: datasets.Dataset.from_list([LABELLED] * n) for name, n in named.items()}))
@@ -450,7 +451,7 @@ BAD = [
     (PAIR, {"subset": ""}, "no subset"),
     (FOUR, {"chosen": ["a", "b"]}, "chosen has 2 texts: 1 is needed"),
     (FOUR, {"rejected": []}, "rejected is not a list of texts"),
-    (FOUR, {"num_correct": 2}, "num_correct is 2: chosen has 1 texts"),
+    (FOUR, {"num_correct": 2}, "num_correct is 2: chosen has 1 text"),
     (TIED, {"id": "7"}, "id is '7': a row of Ties is called ref:NUMBER or tied:NUMBER"),
     (STYLED, {"rejected": ["a", "b"]}, "rejected has 2 texts: 3 are needed"),
     (STYLED, {"chosen": ["a", None, "b"]}, "chosen is not a list of texts"),
@@ -465,7 +466,7 @@ def test_a_bad_row_is_named(good, change, part):
     with pytest.raises(PreferenceDataError) as error:
         load_benchmark([good, row, row])
     assert str(error.value).startswith(f"row 2: {part}") and "\n" not in str(error.value)
-    assert "correct the row" in str(error.value) and "1 more rows cannot be read" in str(error.value)
+    assert "correct the row" in str(error.value) and "1 more row cannot be read" in str(error.value)
 
 
 def test_the_line_of_a_file_is_named(tmp_path):
@@ -483,7 +484,7 @@ def test_other_errors_are_one_line(tmp_path, monkeypatch):
     cases = [(tmp_path / "broken.jsonl", "broken.jsonl:2: malformed JSON"), (tmp_path / "empty.jsonl", "empty, there are no rows"), ([], "empty, there are no rows"),
              (tmp_path / "none.jsonl", "no such file or folder"), ("somebody/something", r"not readable from the Hugging Face hub \(ConnectionError: no network\)"),
              ([PAIR, 3], "row 2: row is not a dict: found int"), (3, "data has the type int"), ([{"a": 1}], "columns a are of no known benchmark"),
-             ([TIED, TIED], "1 ids of the subset Ties occur twice, the first is 'tied:0'")]
+             ([TIED, TIED], "the subset Ties has 1 id more than once, the first is 'tied:0'")]
     for data, part in cases:
         with pytest.raises(PreferenceDataError, match=part) as error:
             load_benchmark(data)
@@ -495,14 +496,14 @@ def test_other_errors_are_one_line(tmp_path, monkeypatch):
 
 
 def test_kinds_are_told_apart():
-    assert [benchmark_kind(rows[0]) for rows in ROWS.values()] == list(ROWS)
-    assert benchmark_kind({**FOUR, "chosen": list("abc"), "rejected": list("def")}) == "rewardbench2"  # num_correct says so
-    assert benchmark_kind({k: v for k, v in STYLED.items() if k != "domain"}) == "rm-bench"
-    assert benchmark_kind({**PAIR, "chosen": '["a"]'}) == "rewardbench"  # a text that looks like a list
+    assert [_benchmark_kind(rows[0]) for rows in ROWS.values()] == list(ROWS)
+    assert _benchmark_kind({**FOUR, "chosen": list("abc"), "rejected": list("def")}) == "rewardbench2"  # num_correct says so
+    assert _benchmark_kind({k: v for k, v in STYLED.items() if k != "domain"}) == "rm-bench"
+    assert _benchmark_kind({**PAIR, "chosen": '["a"]'}) == "rewardbench"  # a text that looks like a list
 
 
 @pytest.mark.parametrize("rewards, part", [
-    ([[1, 0]], "got rewards for 1 rows; the benchmark has 2 rows with 4 responses"),
+    ([[1, 0]], "got rewards for 1 row; the benchmark has 2 rows with 4 responses"),
     ([[1, 0], [1]], r"row 2: got the rewards \[1.0\]; needed are 2 finite numbers"),
     ([[1, 0], [1, math.inf]], "row 2: got the rewards"),
     ([1, 0, 1], "got rewards for 3 rows"),
@@ -587,7 +588,7 @@ def test_too_long_responses_stay_in_the_denominator(models):
 
 def test_ensembles(models):
     same = RewardEnsemble([models["text"], models["text"]], normalize_members=False)
-    assert reads_conversations(same) is False and reads_conversations(models["messages"]) is True and reads_conversations(len) is None
+    assert _reads_conversations(same) is False and _reads_conversations(models["messages"]) is True and _reads_conversations(len) is None
     assert run_benchmark(same, [PAIR], samples=1).total == run_benchmark(models["text"], [PAIR], samples=1).total
     with pytest.raises(ValueError, match="members read different text: of_messages conversations, of_text plain text"):
         run_benchmark(RewardEnsemble([models["text"], models["messages"]], normalize_members=False), [PAIR])
@@ -597,7 +598,7 @@ def test_other_scorers():
     class Judge:
         def score(self, prompts, responses): return [len(r) for r in responses]
     assert run_benchmark(Judge(), [PAIR], samples=1, name="J").model == "J"
-    with pytest.raises(ValueError, match="the scorer returned 1 rewards for 2 responses"):
+    with pytest.raises(ValueError, match="the scorer returned 1 reward for 2 responses"):
         run_benchmark(lambda prompts, responses: [0.0], [PAIR])
     with pytest.raises(ValueError, match=r"row 1: got the rewards \[nan, 0.0\]"):
         run_benchmark(lambda prompts, responses: [math.nan, 0.0], [PAIR])
@@ -610,16 +611,24 @@ def test_other_scorers():
 @pytest.mark.parametrize("kind", ROWS)
 def test_the_report_shows_itself(kind):
     report = score_benchmark(ROWS[kind], random_rewards(np.random.default_rng(0), load_benchmark(ROWS[kind]), None), model="<m>|x", samples=50)
-    again = BenchmarkReport(**json.loads(json.dumps(report.to_dict())))
+    again = BenchmarkReport.from_dict(json.loads(json.dumps(report.to_dict())))
     assert again.to_dict() == report.to_dict() and again.to_markdown() == report.to_markdown()
-    page, text = report._repr_html_(), repr(report)
+    page, text = report._repr_html_(), str(report)
     assert "&lt;m&gt;" in page and "<m>" not in page and text.startswith(f"{BENCHMARKS[kind].title}: <m>|x")
     assert all(s["subset"] in text and s["subset"] in report.to_markdown() for s in report.subsets)
     assert ("markdown" in text) == (kind == "rm-bench") == (report.matrix is not None) and (report.ties is not None) == (kind == "rewardbench2")
-    axes = report.plot().axes
-    assert len(axes) == (2 if kind == "rm-bench" else 1) and [t.get_text() for t in axes[0].get_yticklabels()][0] == "total"
-    widths = [bar.get_width() for bar in axes[0].patches]
-    assert widths == pytest.approx([100 * report.total, *(100 * s["score"] for s in report.sections[::-1])])
+    assert list(report.figures()) == ["benchmark"] + ["styles"] * (kind == "rm-bench")
+    axes = report.plot().axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [*(s["section"] for s in report.section_scores), "total"]
+    points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in ("o", "s")]
+    assert points == pytest.approx([*(100 * s["score"] for s in report.section_scores), 100 * report.total])
+
+
+def test_files_keep_their_names(tmp_path):
+    report = score_benchmark([PAIR], [[1, 0]], samples=1)
+    assert sorted(p.name for p in report.save(tmp_path / "report").iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
+    stored = json.loads((tmp_path / "report" / "benchmark.json").read_text())
+    assert stored["sections"] == report.section_scores and BenchmarkReport.from_dict(stored).to_dict() == report.to_dict()
 
 
 def test_verdicts_name_style_and_guessing():

@@ -1,4 +1,4 @@
-"""Small data: every statistic against an independent reference or brute force, every interval against its promise in 1,000 simulated experiments."""
+"""Comparing, labels, learning curves: every statistic against an independent reference or brute force, every interval against its promise in 1,000 simulated experiments."""
 
 import itertools
 import json
@@ -10,22 +10,16 @@ import pandas as pd
 import pytest
 from scipy import optimize, stats
 
-import reward_kit.data.report as report_module
-
-import reward_kit.scores.inference as inference_module
-
-import reward_kit.trust.agreement as agreement_module
-
-import reward_kit.trust.labels as labels_module
-from reward_kit.trust.agreement import pooled_accuracy
+import reward_kit.trust.comparing as comparing
 from reward_kit.data.files import PreferenceDataError
 from reward_kit.data.preferences import load_preferences
-from reward_kit.trust.comparing import CrossValidation, accuracy_draws, compare_models, compare_runs
-from reward_kit.trust.comparing import cross_validate, holm_correction, matched_interval, mcnemar_p_value
-from reward_kit.trust.comparing import pairs_of, setting_name, sign_flip_p_value, trainer_recipe
-from reward_kit.trust.labels import AnnotatorCeiling, annotator_ceiling, ceiling_of_agreement, count_votes
-from reward_kit.trust.labels import most_confident_mistakes, suspected_label_errors
-from reward_kit.trust.learning_curve import curve_of_outcomes, fit_power_law, learning_curve, power_law
+from reward_kit.data.report import wilson_interval
+from reward_kit.trust.agreement import bootstrap_interval, outcomes_of, pooled_accuracy, reward_differences, score_preferences
+from reward_kit.trust.comparing import _holm_correction, _matched_interval, _mcnemar_p_value, _setting_name, _sign_flip_p_value
+from reward_kit.trust.comparing import accuracy_draws, compare_models, compare_runs, pairs_of, paired_difference
+from reward_kit.trust.labels import AnnotatorCeiling, CrossValidation, _ceiling, _count_votes, _left_out_majority, annotator_ceiling
+from reward_kit.trust.labels import cross_validate, most_confident_mistakes, suspected_label_errors, trainer_recipe
+from reward_kit.trust.learning_curve import _curve_of_outcomes, _fit_power_law, _power_law, learning_curve
 
 EXPERIMENTS = 1000
 
@@ -83,7 +77,7 @@ def test_every_pair_is_judged_once_by_a_model_of_other_prompts():
     expected = [[float(len(r)) for r in record["responses"]] for record in data]
     assert found.rewards == [expected, expected] and found.n_pairs == 120 and found.n_prompts == 40
     assert found.accuracy == np.mean([a > b for a, b in expected])
-    assert found.wilson == report_module.wilson_interval(120 * found.accuracy, 120)
+    assert found.wilson == wilson_interval(120 * found.accuracy, 120)
     assert [sum(f["pairs"] for f in found.folds if f["seed"] == seed) for seed in (0, 5)] == [120, 120]
 
 
@@ -163,13 +157,13 @@ def test_a_recipe_of_the_trainer_returns_models_that_score():
 @pytest.mark.parametrize("a,b", [(0, 0), (1, 5), (0, 7), (12, 12), (13, 12), (30, 61), (400, 480), (0, 1)])
 def test_mcnemar_is_the_exact_binomial_test(a, b):
     expected = stats.binomtest(a, a + b).pvalue if a + b else 1.0
-    assert mcnemar_p_value(a, b) == pytest.approx(expected, rel=1e-9) == mcnemar_p_value(b, a)
+    assert _mcnemar_p_value(a, b) == pytest.approx(expected, rel=1e-9) == _mcnemar_p_value(b, a)
 
 
 @pytest.mark.parametrize("a,b", [(0.5, 3), (2.5, 9.5), (4, 4.5), (0.5, 0)])
 def test_halves_never_make_mcnemar_surer(a, b):
-    whole = [mcnemar_p_value(x, y) for x in (math.floor(a), math.ceil(a)) for y in (math.floor(b), math.ceil(b))]
-    assert mcnemar_p_value(a, b) == pytest.approx(max(whole))
+    whole = [_mcnemar_p_value(x, y) for x in (math.floor(a), math.ceil(a)) for y in (math.floor(b), math.ceil(b))]
+    assert _mcnemar_p_value(a, b) == pytest.approx(max(whole))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -177,20 +171,14 @@ def test_sign_flips_are_all_sign_flips(seed):
     rng = np.random.default_rng(seed)
     sums = rng.integers(-4, 6, size=int(rng.integers(1, 13))) / 2
     flipped = np.array(list(itertools.product([-1, 1], repeat=len(sums)))) @ sums
-    assert sign_flip_p_value(sums) == pytest.approx(np.mean(np.abs(flipped) >= abs(sums.sum()) - 1e-9), abs=1e-12)
+    assert _sign_flip_p_value(sums) == pytest.approx(np.mean(np.abs(flipped) >= abs(sums.sum()) - 1e-9), abs=1e-12)
 
 
 def test_sign_flips_are_scipys_permutation_test():
     sums = np.random.default_rng(1).integers(-3, 5, size=60) / 2
     found = stats.permutation_test((sums, np.zeros(60)), lambda a, b, axis: (a - b).mean(axis), permutation_type="samples", n_resamples=20_000, vectorized=True,
                                    rng=np.random.default_rng(0))
-    assert sign_flip_p_value(sums) == pytest.approx(found.pvalue, abs=0.01)
-
-
-def test_sign_flips_of_means_over_seeds_need_their_unit():
-    thirds = np.array([1, -2, 4, 5]) / 6
-    with pytest.raises(ValueError, match="multiples of 0.5"): sign_flip_p_value(thirds)
-    assert sign_flip_p_value(thirds, unit=1 / 6) == sign_flip_p_value([0.5, -1, 2, 2.5])
+    assert _sign_flip_p_value(sums) == pytest.approx(found.pvalue, abs=0.01)
 
 
 def test_the_matched_interval_by_its_definition():
@@ -199,11 +187,11 @@ def test_the_matched_interval_by_its_definition():
     n = both + a + b + none
     d = (b - a) / n
     se = math.sqrt(((a + b) / n - d * d) / n)
-    assert matched_interval(10, 20, 100) == pytest.approx((d - 1.959964 * se, d + 1.959964 * se), abs=1e-6)
+    assert _matched_interval(10, 20, 100) == pytest.approx((d - 1.959964 * se, d + 1.959964 * se), abs=1e-6)
 
 
 @pytest.mark.parametrize("p,expected", [([0.01, 0.02, 0.03, 0.04], [0.04, 0.06, 0.06, 0.06]), ([0.5], [0.5]), ([0.04, 0.001, 0.9], [0.08, 0.003, 0.9]), ([], [])])
-def test_holm_by_hand(p, expected): assert holm_correction(p) == pytest.approx(expected)
+def test_holm_by_hand(p, expected): assert _holm_correction(p) == pytest.approx(expected)
 
 
 def correlated(rng, a, b, prompts, ties=0.1):
@@ -283,7 +271,7 @@ def test_the_interval_over_prompts_and_seeds_covers_new_seeds():
 
 @pytest.mark.parametrize("name,setting", [("lora-seed0", "lora"), ("lora_seed=12", "lora"), ("full.s3", "full"), ("Base Seed 4", "Base"), ("rms3", "rms3"), ("seed1", "seed1"),
                                           ("llama-3", "llama-3")])
-def test_a_seed_at_the_end_is_not_part_of_the_setting(name, setting): assert setting_name(name) == setting
+def test_a_seed_at_the_end_is_not_part_of_the_setting(name, setting): assert _setting_name(name) == setting
 
 
 def noisy(noise, seed):
@@ -301,8 +289,8 @@ def test_folders_are_named_and_grouped(monkeypatch):
         @staticmethod
         def from_pretrained(name, **options): return loaded.append(options) or name
 
-    monkeypatch.setattr(inference_module, "RewardModel", Loads)
-    monkeypatch.setattr(agreement_module, "score_preferences", lambda run, data, progress=False: (
+    monkeypatch.setattr(comparing, "RewardModel", Loads)
+    monkeypatch.setattr(comparing, "score_preferences", lambda run, data, progress=False: (
         [[float(len(r)) if "good" in str(run) else 0.0 for r in record["responses"]] for record in data], "rm"))
     found = compare_runs(["a/good-seed0", "a/good-seed1", "b/flat"], rows())
     assert {(s["name"], s["seeds"]) for s in found.settings} == {("good", 2), ("flat", 1)}
@@ -318,12 +306,12 @@ def test_runs_are_compared_in_pairs_and_corrected():
     data = rows(n=400, prompts=200)
     found = compare_runs({"exact": by_length, "close": noisy(3, 0), "coin": [noisy(1000, s) for s in range(4)]}, data)
     assert [s["accuracy"] for s in found.settings] == sorted((s["accuracy"] for s in found.settings), reverse=True)
-    assert [c["corrected"] for c in found.comparisons] == holm_correction([c["p"] for c in found.comparisons])
+    assert [c["corrected"] for c in found.comparisons] == _holm_correction([c["p"] for c in found.comparisons])
     tests = {frozenset((c["a"], c["b"])): c["test"] for c in found.comparisons}
     assert tests[frozenset(("exact", "close"))].startswith("sign flips") and tests[frozenset(("exact", "coin"))].startswith("bootstrap")
     single = next(c for c in found.comparisons if {c["a"], c["b"]} == {"exact", "close"})
     pairs = pairs_of(load(data))
-    outcome = [agreement_module.outcomes_of(agreement_module.reward_differences(pairs, agreement_module.score_preferences(f, load(data))[0])) for f in (noisy(3, 0), by_length)]
+    outcome = [outcomes_of(reward_differences(pairs, score_preferences(f, load(data))[0])) for f in (noisy(3, 0), by_length)]
     direct = compare_models(*outcome, pairs["prompt"], samples=4000)
     assert (single["low"], single["high"], single["p"]) == (*direct.interval, direct.p_value) or single["difference"] == 0 or single["b"] == "close"
     assert any("coin" in s and "better than" in s for s in found.verdicts) and "exact" in found.to_markdown() and found.plot().axes
@@ -353,6 +341,13 @@ def test_one_seed_is_said():
     assert "One seed of each" in compare_runs({"a": by_length, "b": noisy(5, 1)}, rows()).verdicts[-1]
 
 
+def test_a_score_before_and_after_by_hand():
+    before, after = [1.0, 2.0, 4.0], [2.0, 2.0, 6.0]  # changes 1, 0, 2: mean 1, standard deviation 1
+    assert paired_difference(before, after) == pytest.approx((1, 1 - 1.96 / math.sqrt(3), 1 + 1.96 / math.sqrt(3)))
+    assert paired_difference([1.0], [3.0]) == (2, -math.inf, math.inf)
+    with pytest.raises(ValueError, match="1 score before and 2 after"): paired_difference([1.0], [1.0, 2.0])
+
+
 # --- learning curve -----------------------------------------------------------------------------------------------------
 
 def by_definition(parameters, n):
@@ -365,31 +360,31 @@ def test_the_fit_is_scipys_least_squares():
     rng = np.random.default_rng(0)
     n = np.array([100, 200, 400, 800, 1600.0])
     accuracy = by_definition((0.8, 2, 0.5), n) + 0.002 * rng.standard_normal(5)
-    ours = fit_power_law(n, accuracy)
+    ours, = _fit_power_law(n, [accuracy])
     theirs, _ = optimize.curve_fit(lambda x, a, b, c: by_definition((a, b, c), x), n, accuracy, p0=[0.8, 2, 0.5], maxfev=20_000)
-    assert power_law(ours, n, 1600) == pytest.approx(by_definition(theirs, n), abs=2e-4)
-    assert power_law(ours, 3200, 1600) == pytest.approx(by_definition(theirs, 3200), abs=1e-3)
+    assert _power_law(ours, n, 1600) == pytest.approx(by_definition(theirs, n), abs=2e-4)
+    assert _power_law(ours, 3200, 1600) == pytest.approx(by_definition(theirs, 3200), abs=1e-3)
 
 
 @pytest.mark.parametrize("parameters", [(0.8, 2, 0.5), (0.75, 1, 0.3), (1.0, 3, 0.4), (0.7, 0.0, 0.1), (0.2, -0.1, -0.2)])
 def test_an_exact_curve_is_recovered(parameters):
     n = np.array([100, 200, 400, 800])
-    found = fit_power_law(n, by_definition(parameters, n))
-    assert power_law(found, np.array([100, 1600]), 800) == pytest.approx(by_definition(parameters, [100, 1600]), abs=1e-6)
+    found, = _fit_power_law(n, [by_definition(parameters, n)])
+    assert _power_law(found, np.array([100, 1600]), 800) == pytest.approx(by_definition(parameters, [100, 1600]), abs=1e-6)
     assert found[2] == pytest.approx(parameters[2]) or parameters[1] == 0
 
 
 def test_a_straight_line_over_the_logarithm_is_in_the_family():
     n = np.array([100, 200, 400, 800])
-    assert fit_power_law(n, 0.3 + 0.05 * np.log(n)) == pytest.approx([0.3 + 0.05 * math.log(800), 0.05, 0], abs=1e-9)
-    assert power_law([0.9, 0.5, 0.0], 1600, 800) == 1  # no accuracy above 1
+    assert _fit_power_law(n, [0.3 + 0.05 * np.log(n)])[0] == pytest.approx([0.3 + 0.05 * math.log(800), 0.05, 0], abs=1e-9)
+    assert _power_law([0.9, 0.5, 0.0], 1600, 800) == 1  # no accuracy above 1
 
 
 def test_fits_of_many_draws_are_the_fits_of_each():
     drawn = np.random.default_rng(0).uniform(0.5, 0.9, (20, 4))
     n = [10, 20, 40, 80]
-    assert np.allclose(fit_power_law(n, drawn), [fit_power_law(n, row) for row in drawn])
-    found = fit_power_law(n, drawn)
+    assert np.allclose(_fit_power_law(n, drawn), [_fit_power_law(n, [row])[0] for row in drawn])
+    found = _fit_power_law(n, drawn)
     assert (found[:, 1] >= 0).all() and (found[:, 1] == 0).any()
 
 
@@ -399,7 +394,7 @@ def simulated_curve(rng, accuracy, sizes, repeats, seed):
     cut = np.array([NormalDist().inv_cdf(a) for a in accuracy]) * math.sqrt(1 + delta**2)
     hard = math.sqrt(0.3) * rng.standard_normal(200)[prompt] + math.sqrt(0.7) * rng.standard_normal(300)
     z = math.sqrt(0.6) * hard + math.sqrt(0.4) * rng.standard_normal((len(sizes), repeats, 300))
-    return curve_of_outcomes(sizes, z < cut[:, None, None] + delta * rng.standard_normal((len(sizes), repeats, 1)), prompt, samples=200, seed=seed)
+    return _curve_of_outcomes(sizes, z < cut[:, None, None] + delta * rng.standard_normal((len(sizes), repeats, 1)), prompt, samples=200, seed=seed)
 
 
 @pytest.mark.parametrize("parameters", [(0.8, 0.7, 0.35), (0.75, 30, 1.0), (0.75, 0.0, 0.5), (0.3, -0.1, -0.2)])
@@ -417,13 +412,13 @@ def test_the_interval_of_the_gain_covers(parameters):
 def test_the_sentences_of_a_curve():
     prompt, sizes = np.arange(2000), [250, 500, 1000]
     steps = lambda *shares: np.array([[np.arange(2000) < 2000 * share] * 2 for share in shares], dtype=float)
-    rising, flat = (curve_of_outcomes(sizes, steps(*shares), prompt) for shares in ((0.60, 0.65, 0.70), (0.7, 0.7, 0.7)))
+    rising, flat = (_curve_of_outcomes(sizes, steps(*shares), prompt) for shares in ((0.60, 0.65, 0.70), (0.7, 0.7, 0.7)))
     assert rising.verdicts[0].startswith("1,000 more labels would raise accuracy by") and flat.verdicts[0].startswith("1,000 more labels would hardly help")
-    few = curve_of_outcomes(sizes, np.random.default_rng(0).random((3, 1, 100)) < np.array([0.60, 0.65, 0.70])[:, None, None], prompt[:100])
+    few = _curve_of_outcomes(sizes, np.random.default_rng(0).random((3, 1, 100)) < np.array([0.60, 0.65, 0.70])[:, None, None], prompt[:100])
     assert "cannot be told" in few.verdicts[0] and "One repeat" in few.verdicts[1]
     with pytest.raises(ValueError, match="at most 1,000 more"): rising.gain(1100)
     assert rising.predict(2000)[0] - rising.predict(1000)[0] == pytest.approx(rising.gain(1000)[0], abs=0.003)
-    assert rising.limit is None and curve_of_outcomes(sizes, steps(0.5, 0.6, 0.65), prompt).limit == pytest.approx(0.70)
+    assert rising.limit is None and _curve_of_outcomes(sizes, steps(0.5, 0.6, 0.65), prompt).limit == pytest.approx(0.70)
     assert "_draws" not in rising.to_dict() and rising.plot().axes and "<table>" in rising._repr_html_()
 
 
@@ -462,11 +457,11 @@ def votes_of(p, n, rng):
 def test_the_bounds_hold_for_a_known_distribution(alpha, beta):
     p = np.random.default_rng(0).beta(alpha, beta, 200_000)
     agreement, best = np.mean(p**2 + (1 - p) ** 2), np.maximum(p, 1 - p).mean()
-    assert agreement <= best <= ceiling_of_agreement(agreement)
+    assert agreement <= best <= _ceiling(agreement)
 
 
 def test_the_bounds_are_reached():
-    assert ceiling_of_agreement(0.8**2 + 0.2**2) == pytest.approx(0.8)  # all pairs equally clear
+    assert _ceiling(0.8**2 + 0.2**2) == pytest.approx(0.8)  # all pairs equally clear
     certain = np.array([1.0] * 3 + [0.5] * 7)  # certain or a coin flip: the lower bound
     assert np.mean(certain**2 + (1 - certain) ** 2) == pytest.approx(np.maximum(certain, 1 - certain).mean())
 
@@ -484,7 +479,7 @@ def test_agreement_is_estimated_without_bias_and_its_interval_covers(n):
             share = np.mean([(v * (v - 1) + (n - v) * (n - v - 1)) / (n * (n - 1)) for v in votes])
             assert result.agreement == pytest.approx(share) and result.n_votes == 80 * n
         share = np.array([(v * (v - 1) + (n - v) * (n - v - 1)) / (n * (n - 1)) for v in votes])
-        low, high = agreement_module.bootstrap_interval(share, np.ones(80), samples=300, seed=i)
+        low, high = bootstrap_interval(share, np.ones(80), samples=300, seed=i)
         found.append(share.mean())
         covered.append(low <= expected <= high)
     assert np.mean(found) == pytest.approx(expected, abs=0.01) and np.mean(covered) > 0.90
@@ -499,7 +494,7 @@ def test_the_majority_of_the_others_by_brute_force():
             mean = np.mean(others)
             hits.append(0.5 if mean == 0.5 else float((mean > 0.5) == vote))
         return np.mean(hits)
-    assert labels_module._left_out_majority(first, second) == pytest.approx(np.mean([brute(a, b) for a, b in zip(first[:4].tolist(), second[:4].tolist())]))
+    assert _left_out_majority(first, second) == pytest.approx(np.mean([brute(a, b) for a, b in zip(first[:4].tolist(), second[:4].tolist())]))
 
 
 def test_repeated_votes_are_counted_in_every_form(tmp_path):
@@ -516,21 +511,21 @@ def test_repeated_votes_are_counted_in_every_form(tmp_path):
 
 def test_ties_and_broken_rows_are_counted_apart():
     pair = {"prompt": "q", "responses": ["a", "b"]}
-    (first, second, ties, _), unusable = count_votes([pair | {"ranks": [1, 2]}, pair | {"ranks": [2, 1]}, pair | {"ranks": [1, 1]}, pair | {"responses": ["a", None], "ranks": [1, 2]}])
-    assert sorted([first[0], second[0]]) == [1, 1] and ties[0] == 1 and unusable == 1
+    table, unusable = _count_votes([pair | {"ranks": [1, 2]}, pair | {"ranks": [2, 1]}, pair | {"ranks": [1, 1]}, pair | {"responses": ["a", None], "ranks": [1, 2]}])
+    assert table[["first", "second", "ties"]].values.tolist() == [[1, 1, 1]] and unusable == 1
 
 
 def test_what_cannot_be_counted_is_refused(tmp_path):
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
     with pytest.raises(PreferenceDataError, match="judged twice"): annotator_ceiling([pair])
     with pytest.raises(PreferenceDataError, match="no rows"): annotator_ceiling([])
-    with pytest.raises(FileNotFoundError, match="load_dataset"): annotator_ceiling("owner/name")
+    with pytest.raises(PreferenceDataError, match="no such file"): annotator_ceiling("nowhere/votes.jsonl")
     with pytest.raises(TypeError, match="raw rows"): annotator_ceiling(load([pair]))
-    with pytest.raises(PreferenceDataError, match="row 0: votes is 'many'"): annotator_ceiling([pair | {"votes": "many"}])
+    with pytest.raises(PreferenceDataError, match="row 1: votes is 'many'"): annotator_ceiling([pair | {"votes": "many"}])
 
 
 def test_the_sentence_of_the_ceiling():
-    found = AnnotatorCeiling(0.74, (0.70, 0.78), ceiling_of_agreement(0.74), tuple(map(ceiling_of_agreement, (0.70, 0.78))), None, 500, 400, 1000, 0, 0, 0)
+    found = AnnotatorCeiling(0.74, (0.70, 0.78), _ceiling(0.74), tuple(map(_ceiling, (0.70, 0.78))), None, 500, 400, 1000, 0, 0, 0)
     assert "74.0% (70.0% to 78.0%)" in found.verdicts[0] and "about 84.6% (81.6% to 87.4%)" in found.verdicts[0]
 
 
@@ -557,7 +552,7 @@ def test_flipped_labels_are_found():
     assert set(found.order[: wrong.sum()]) == set(np.flatnonzero(wrong).tolist()) and found.n_wrong == wrong.sum()
     assert 15 <= found.n_suspected == len(found.mistakes) <= wrong.sum()
     row = found.precision_at(wrong, [20])[0]
-    assert row["precision"] == 1 and row["base"] == wrong.mean() and (row["low"], row["high"]) == report_module.wilson_interval(20, 20)
+    assert row["precision"] == 1 and row["base"] == wrong.mean() and (row["low"], row["high"]) == wilson_interval(20, 20)
     assert [m["probability"] for m in found.mistakes] == sorted(m["probability"] for m in found.mistakes)
     p = 1 / (1 + np.exp(-np.array([a - b for a, b in cv.rewards[0]]) / found.temperature))
     assert found.threshold == pytest.approx(p.mean())

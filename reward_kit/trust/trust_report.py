@@ -225,8 +225,8 @@ def _report_sections(report: TrustReport, mistakes: bool) -> list[tuple]:
     if p: parts.append(("Bias probes", [p.summary, *p.failures], PROBE_COLUMNS, p.rows()))
     if mistakes and report.mistakes and report.mistakes.mistakes:
         said = [*report.mistakes.verdicts, "Some are errors of the labels, some of the model: read them."]
-        rows = report.mistakes.rows()
-        parts.append((report.mistakes.title, said, tuple(rows[0]), [tuple(row.values()) for row in rows]))
+        table = report.mistakes.sections()[0].table
+        parts.append((report.mistakes.title, said, table.header, table.rows))
     return parts
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #6a000003
