@@ -702,10 +702,10 @@ def test_settings_that_nothing_knows_are_one_clear_line(causal):
 
 
 def test_head_scale_for_a_wide_model():
-    from reward_kit.model.model_folder import init_reward_head
+    from reward_kit.model.model_folder import _init_head
     model = torch.nn.Module()
     model.score = torch.nn.Linear(4095, 1)
-    init_reward_head(model)
+    _init_head(model)
     assert model.score.weight.std().item() == pytest.approx(1 / 64, rel=0.05) and model.score.bias.item() == 0
 
 
@@ -739,7 +739,7 @@ def test_load_errors_are_one_clear_line(causal, tmp_path, monkeypatch):
     assert "not a reward model" in one_line(error) and "LlamaForCausalLM" in one_line(error)
     with pytest.raises(ModelLoadError) as error: load_reward_backbone("./no-such-folder")
     assert "does not exist" in one_line(error)
-    monkeypatch.setattr("reward_kit.model.model_folder.hub_reachable", lambda: False)
+    monkeypatch.setattr("reward_kit.model.model_folder._hub_reachable", lambda: False)
     with pytest.raises(ModelLoadError) as error: load_reward_backbone("some-org/no-such-model-here")
     assert "some-org/no-such-model-here" in one_line(error) and "cannot be reached" in one_line(error)
     (tmp_path / "empty").mkdir()

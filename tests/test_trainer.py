@@ -508,9 +508,9 @@ def test_a_trl_config_is_taken_as_it_is(base, tmp_path):
 
 
 def test_gemma3_stays_in_float32_where_only_fp16_is_left(monkeypatch):
-    monkeypatch.setattr(model_folder_module, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(runs_module, "is_torch_bf16_gpu_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [trainer_module.default_precision(model_type=t) for t in ("llama", "gemma3_text")] == ["fp16", "no"]
+    assert [runs_module.default_precision(model_type=t) for t in ("llama", "gemma3_text")] == ["fp16", "no"]
 
 
 def test_groups_of_equal_length_resume_by_epoch(base, config):
