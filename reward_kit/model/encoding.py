@@ -36,6 +36,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from ..data.records import read_column
 from .settings import quiet_transformers
 
 # %% ../../nbs/2_model/22_encoding.ipynb #b6e175c0
@@ -670,7 +671,7 @@ def _encode_table(
     encoder: RewardEncoder,
 ) -> pa.Table:  # its columns that are not text, and those of `_encode_rows`
     "The same for `Dataset.map`, where tables of token ids are many times faster than lists of them."
-    read = {name: rows[name].to_pylist() for name in (*TEXT_COLUMNS, "ranks", "scores", "origin") if name in rows.column_names}
+    read = {name: read_column(rows[name]) for name in (*TEXT_COLUMNS, "ranks", "scores", "origin") if name in rows.column_names}
     encoded = _encode_rows(read, indices, encoder)
     other = {name: rows[name] for name in rows.column_names if name not in (*TEXT_COLUMNS, *encoded.column_names)}
     return pa.table(other | {name: encoded[name] for name in encoded.column_names})
