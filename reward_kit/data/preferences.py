@@ -361,7 +361,7 @@ def _note_contradictions(collector, preferences):
     if len(rows):
         collector.noted[_CONTRADICTORY]["count"] = len(rows)
 
-# %% ../../nbs/1_data/16_preferences.ipynb #c2cd509c
+# %% ../../nbs/1_data/16_preferences.ipynb #a770c213
 def _first_items(items):
     "As many rows as decide the format: five thousand, or fewer long ones, or as many as it takes to find a good one."
     first, good, size = [], 0, 0
@@ -386,11 +386,17 @@ def _finished(reader, items, tokenizer, num_proc):
 
 
 def _with_progress(chunks, source):
-    "The chunks, with a progress bar after one second."
-    with tqdm(total=source.total, desc=source.name, unit=" rows", disable=None, delay=1) as bar:
-        for chunk in chunks:
-            yield chunk
-            bar.update(chunk.read)
+    "The chunks, with a progress bar where there is more than one."
+    yield from islice(chunks, 1)
+    bar = None
+    for chunk in chunks:
+        if bar is None:
+            options = {"initial": _CHUNK_ROWS, "unit": " rows", "disable": None, "delay": 1}
+            bar = tqdm(total=source.total, desc=source.name, **options)
+        yield chunk
+        bar.update(chunk.read)
+    if bar is not None:
+        bar.close()
 
 # %% ../../nbs/1_data/16_preferences.ipynb #93e6abd8
 def _load(source, given, *, strict=False, num_proc=None, cache_dir=None, tokenizer=None, progress=False):
