@@ -38,8 +38,9 @@ class _Format:
         "Number of rows of every subset."
         return {subset: n for subsets in self.sections.values() for subset, n in subsets.items()}
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #e0d67563
-_PRIOR_SETS = dict.fromkeys(("anthropic_helpful", "anthropic_hhh", "shp", "summarize"), 0)  # of another data set
+# %% ../../nbs/7_beside/benchmark_files.ipynb #52f17d79
+# of another data set, with no published number of rows
+_PRIOR_SETS = dict.fromkeys(("anthropic_helpful", "anthropic_hhh", "shp", "summarize"), 0)
 _CODE = {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")}
 _REWARDBENCH = {
     "Chat": {
@@ -131,7 +132,7 @@ class Benchmark:
         counts = f"{counted(len(self), 'row')}, {counted(n, 'response')}"
         return "\n".join([f"{self.format.title}: {counts} ({subsets})", *self.notes])
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #201fbffa
+# %% ../../nbs/7_beside/benchmark_files.ipynb #88016f36
 def _listed(value):
     "A cell with the list in it, where it is JSON text of a list of texts."
     if not isinstance(value, str) or not value.lstrip().startswith("["):
@@ -143,8 +144,8 @@ def _listed(value):
     return parsed if all(isinstance(v, str) for v in parsed) else value
 
 
-def _benchmark_kind(row: dict, name: str = "data") -> str: # the first row, name of the data -> key of `BENCHMARKS`
-    "Which benchmark a row is of."
+def _benchmark_kind(row: dict, name: str = "data") -> str: # -> key of `BENCHMARKS`
+    "Which benchmark a row of the data of this name is of."
     columns = set(row)
     if {"input", "output_1", "output_2", "label"} <= columns:
         return "llmbar"
@@ -159,11 +160,12 @@ def _benchmark_kind(row: dict, name: str = "data") -> str: # the first row, name
         if all(isinstance(side, str) for side in sides):
             return "rewardbench"
     needs = "; ".join(f"{kind}: {', '.join(fmt.columns)}" for kind, fmt in BENCHMARKS.items())
-    raise PreferenceDataError(f"{name}: the columns {', '.join(sorted(columns)) or 'none'} are of no known benchmark; "
+    known = ", ".join(sorted(columns)) or "none"
+    raise PreferenceDataError(f"{name}: the columns {known} are of no known benchmark; "
                               f"needed are for {needs} (chosen and rejected are texts for rewardbench, "
                               "lists of texts for rewardbench2 and rm-bench)")
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #76c41307
+# %% ../../nbs/7_beside/benchmark_files.ipynb #85c00fe4
 def _found(value) -> str:
     return f"found {'null' if value is None else type(value).__name__}"
 
@@ -182,7 +184,8 @@ def _texts(row, column, count=None) -> list[str]:
     if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
         raise UnusableRow(f"{column} is not a list of texts", _found(value))
     if count not in (None, len(value)):
-        raise UnusableRow(f"{column} has {counted(len(value), 'text')}", f"{count} {'is' if count == 1 else 'are'} needed")
+        needed = f"{count} {'is' if count == 1 else 'are'} needed"
+        raise UnusableRow(f"{column} has {counted(len(value), 'text')}", needed)
     return value
 
 
@@ -278,7 +281,7 @@ def _checked_rows(kind, items) -> list[dict]:
                                   f"or leave it out yourself{more}")
     return rows
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #5d3b81fb
+# %% ../../nbs/7_beside/benchmark_files.ipynb #c2e73c87
 def _file_place(data, origin: str) -> str:
     "What the file of a row is named for: its stem, or its folder where the stem says nothing."
     if not isinstance(data, (str, Path)):
@@ -300,7 +303,8 @@ def _wanted(items: list, name: str) -> list:
         items = [item for item in items if Path(item[1]).name.startswith(start)] or items
     files = {re.sub(r"(:| row )\d+$", "", origin) for _, origin, _ in items}
     if len(files) > 1 and any(file.startswith("total_dataset.") for file in files):
-        raise PreferenceDataError(f"{name}: holds total_dataset and the files it is made of; name the one to read")
+        raise PreferenceDataError(f"{name}: holds total_dataset and the files it is made of; "
+                                  "name the one to read")
     return items
 
 # %% ../../nbs/7_beside/benchmark_files.ipynb #cb9cb45f
@@ -324,7 +328,7 @@ def _items(data, split, **source) -> tuple[str, list]:
     name = Path(data).name if is_path else found.name
     return name, _wanted(items, name) if is_path else items
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #6b0b3328
+# %% ../../nbs/7_beside/benchmark_files.ipynb #6355c74b
 def _some(names: list, total: int, what: str) -> list[str]:
     "How many of the subsets, and the first three."
     more = ", ..." if len(names) > 3 else ""
@@ -334,8 +338,10 @@ def _some(names: list, total: int, what: str) -> list[str]:
 def _benchmark_notes(kind, rows) -> list[str]:
     "Sentences on what differs from the published benchmark."
     fmt, counts = BENCHMARKS[kind], Counter(row["subset"] for row in rows)
-    sizes, notes = {name: n for name, n in fmt.published().items() if n}, []
-    other = [f"{name} {counts[name]:,} rows for {n:,}" for name, n in sizes.items() if counts[name] not in (0, n)]
+    sizes, notes, other = {name: n for name, n in fmt.published().items() if n}, [], []
+    for name, n in sizes.items():
+        if counts[name] not in (0, n):
+            other.append(f"{name} {counts[name]:,} rows for {n:,}")
     absent = [name for name in sizes if not counts[name]]
     found = _some(other, len(sizes), "of another size") + _some(absent, len(sizes), "absent")
     if found:
@@ -343,12 +349,13 @@ def _benchmark_notes(kind, rows) -> list[str]:
                      "such sections and the total cannot be compared with published scores.")
     other = sorted(name for name in counts if fmt.section(name) == "Other")
     if other:
-        all_there_is = len(other) == len(counts)
-        counts_as = "all there is, so the total is their mean" if all_there_is else "shown, but not part of the total"
-        notes.append(f"Subsets that the authors do not have: {', '.join(other)}; {counts_as}.")
+        shown = "shown, but not part of the total"
+        if len(other) == len(counts):
+            shown = "all there is, so the total is their mean"
+        notes.append(f"Subsets that the authors do not have: {', '.join(other)}; {shown}.")
     return notes
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #1cdfa6fb
+# %% ../../nbs/7_beside/benchmark_files.ipynb #75f159f5
 def _check_ties(rows):
     "A row of Ties stands for itself: its id occurs once."
     seen = Counter(row["id"] for row in rows if row["subset"] == "Ties")
@@ -359,16 +366,16 @@ def _check_ties(rows):
 
 
 def load_benchmark(
-    data, # path of a file or folder, hub id `owner/name`, Dataset, DatasetDict, DataFrame, list of dicts, Benchmark
+    data, # what `read_rows` takes: file, folder, hub id, data set, list of dicts; or a Benchmark
     kind: str | None = None, # key of `BENCHMARKS`; None: found from the columns
     *,
-    split: str | None = None, # of a data set; None: "filtered" where there is one, else all splits, each a subset
+    split: str | None = None, # of a data set; None: "filtered" if there is one, else all, each a subset
     revision: str | None = None, # of a hub data set
     cache_dir: str | None = None, # of hub data; default: the cache of `datasets`
 ) -> Benchmark:
     """Read a benchmark in its authors' format.
 
-    Raises PreferenceDataError in one line: unknown columns, a row that cannot be used, splits to choose from."""
+    Raises PreferenceDataError: unknown columns, a row that cannot be used, splits to choose from."""
     if isinstance(data, Benchmark):
         return data
     if kind is not None and kind not in BENCHMARKS:

@@ -149,21 +149,21 @@ def _sum_by_prompt(rows, **tables) -> dict: # name -> (N, C)
         np.add.at(found[name], group, values)
     return found
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #7d781130
+# %% ../../nbs/7_beside/benchmarks.ipynb #fdc7cfd4
 def _subsets(benchmark, rewards) -> list[_Subset]:
     "The subsets of a benchmark, added up."
     fmt, found = benchmark.format, []
+    pairs = list(zip(benchmark.rows, rewards, strict=True))
     for name in benchmark.subsets():
-        chosen = [(row, own) for row, own in zip(benchmark.rows, rewards, strict=True) if row["subset"] == name]
-        rows, own = zip(*chosen)
+        rows, own = zip(*(pair for pair in pairs if pair[0]["subset"] == name))
         kind = _grid_subset
         if benchmark.kind == "rewardbench2":
             kind = _ties_subset if name == "Ties" else _best_subset
-        unscored = sum(None in r for r in own)
-        found.append(_Subset(name, fmt.section(name), len(rows), unscored=unscored, **kind(rows, own, fmt.tie)))
+        head = name, fmt.section(name), len(rows)
+        found.append(_Subset(*head, unscored=sum(None in r for r in own), **kind(rows, own, fmt.tie)))
     return found
 
-
+# %% ../../nbs/7_beside/benchmarks.ipynb #7c1c762b
 def _nested_rewards(benchmark, rewards) -> list[list]:
     "Rewards as one list for each row, checked."
     counts, rewards = [len(row["responses"]) for row in benchmark.rows], list(rewards)
@@ -222,7 +222,7 @@ def _style_levels(matrix) -> dict: # (..., 3, 3) shares won, rows: style of the 
     "The mean of the lower triangle, of the diagonal and of the upper triangle."
     return {name: (np.asarray(matrix) * cells).sum((-2, -1)) / 3 for name, cells in _LEVELS.items()}
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #3ab0f668
+# %% ../../nbs/7_beside/benchmarks.ipynb #7def1fb8
 @dataclass(repr=False)
 class BenchmarkReport(Report):
     "What a model scores on a benchmark; shares are in 0..1 (RewardBench 2's Ties in -0.01..1.01)."
@@ -231,7 +231,7 @@ class BenchmarkReport(Report):
     data: str # name of the data
     total: float # as the authors compute it
     interval: tuple # of the total: prompts drawn anew within each subset
-    total_ties_half: float | None # with every tie as a half; None for RewardBench 2, which shares ties already
+    total_ties_half: float | None # with every tie as a half; None: RewardBench 2 shares ties already
     section_scores: list # dicts: section, score, low, high, rows; "sections" in JSON
     subsets: list # dicts: subset, section, rows, score, low, high, ties_half, tied, unscored, guess
     n_rows: int # rows of the benchmark
@@ -272,7 +272,7 @@ class BenchmarkReport(Report):
         "The report again."
         return super().from_dict({**stored, "section_scores": stored["sections"]})
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #04ca1b45
+# %% ../../nbs/7_beside/benchmarks.ipynb #ce560eb4
 def _ends(low, high) -> str:
     "An interval as text."
     return "all rows alike" if low == high else span(low, high)
@@ -297,7 +297,7 @@ def sections(self: BenchmarkReport) -> list[Section]:
         tables.append(Table(("term of Ties", "value"), rows))
     return [Section(table=table) for table in (*tables, self._subset_table(level))]
 
-
+# %% ../../nbs/7_beside/benchmarks.ipynb #2a397a95
 @patch
 def _subset_table(self: BenchmarkReport, level: str) -> Table:
     "A row for each subset."
@@ -308,7 +308,7 @@ def _subset_table(self: BenchmarkReport, level: str) -> Table:
         rows.append((s["subset"], s["section"], f"{s['rows']:,}", *score))
     return Table(("subset", "section", "rows", "score", level, "ties as half"), rows)
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #99d11668
+# %% ../../nbs/7_beside/benchmarks.ipynb #e8b90eeb
 @patch
 def figures(self: BenchmarkReport) -> dict:
     "Sections with their intervals, and for RM-Bench the matrix of styles."
@@ -321,7 +321,7 @@ def figures(self: BenchmarkReport) -> dict:
         figures["styles"] = _plot_matrix(100 * np.array(self.matrix))
     return figures
 
-
+# %% ../../nbs/7_beside/benchmarks.ipynb #7a326b9e
 def _plot_matrix(matrix):
     "RM-Bench's shares by style of the chosen and the rejected response."
     figure = new_figure(figsize=(3.4, 2.9), dpi=90)
@@ -336,7 +336,7 @@ def _plot_matrix(matrix):
     axes.set_title("comparisons won (%)", fontsize=9)
     return figure
 
-
+# %% ../../nbs/7_beside/benchmarks.ipynb #a0de99ed
 @patch
 def save(
     self: BenchmarkReport,
@@ -351,26 +351,28 @@ def save(
     write_whole(path / "benchmark.md", "\n\n".join(text) + "\n")
     return path
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #9dce6636
+# %% ../../nbs/7_beside/benchmarks.ipynb #299b54b0
 def _verdicts(report: BenchmarkReport) -> list[str]:
     "What the scores allow one to say."
     title, level = BENCHMARKS[report.kind].title, f"{100 * report.level:g}%"
-    sentences = [f"{title}: {percent(report.total)} ({level} interval, prompts drawn anew: {_ends(*report.interval)})."]
+    ends = _ends(*report.interval)
+    sentences = [f"{title}: {percent(report.total)} ({level} interval, prompts drawn anew: {ends})."]
     guessing = [s["subset"] for s in report.subsets if s["guess"] is not None and s["low"] <= s["guess"]]
     if guessing:
         sentences.append(f"Not shown to be better than guessing in {len(guessing)} of "
                          f"{counted(len(report.subsets), 'subset')}: {', '.join(guessing)}.")
     if report.levels and report.levels[0]["low"] > report.levels[2]["high"]:
         easy, normal, hard = (percent(level["score"]) for level in report.levels)
-        sentences.append(f"Style sways it: {easy} where the right answer has the richer style, {normal} where both "
-                         f"have the same, {hard} where the wrong answer has it.")
+        sentences.append(f"Style sways it: {easy} where the right answer has the richer style, {normal} "
+                         f"where both have the same, {hard} where the wrong answer has it.")
     if report.n_unscored:
         lost = "a half" if BENCHMARKS[report.kind].tie else "lost"
-        sentences.append(f"{report.n_unscored:,} of {counted(report.n_rows, 'row')} have a response without a reward "
-                         f"(one that alone does not fit the model); comparisons with it count as {lost}.")
+        sentences.append(f"{report.n_unscored:,} of {counted(report.n_rows, 'row')} have a response "
+                         "without a reward (one that alone does not fit the model); "
+                         f"comparisons with it count as {lost}.")
     return sentences
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #fa05f4a8
+# %% ../../nbs/7_beside/benchmarks.ipynb #8319c398
 def _with_interval(values, level) -> dict: # (1 + draws,)
     "The value and the interval."
     low, high = percentile_interval(values[1:], level)
@@ -386,10 +388,18 @@ def _subset_row(subset: _Subset, scores, level) -> dict: # scores (1 + draws,)
     half = subset.half
     if half is not None:
         half = float(subset.score(_shares(half.sum(0), subset.of.sum(0))))
-    head = {"subset": subset.name, "section": subset.section, "rows": subset.rows}
-    return {**head, **found, "ties_half": half, "tied": subset.tied, "unscored": subset.unscored, "guess": subset.guess}
+    return {
+        "subset": subset.name,
+        "section": subset.section,
+        "rows": subset.rows,
+        **found,
+        "ties_half": half,
+        "tied": subset.tied,
+        "unscored": subset.unscored,
+        "guess": subset.guess,
+    }
 
-
+# %% ../../nbs/7_beside/benchmarks.ipynb #d28c2bfd
 def _style_extras(fmt, subsets, shares, level) -> tuple[dict, list[str]]:
     "RM-Bench's matrix and levels, means of the domains; and a note on safety."
     matrix = _total(fmt, subsets, _section_values(fmt, subsets, shares)).reshape(-1, 3, 3)
@@ -401,7 +411,15 @@ def _style_extras(fmt, subsets, shares, level) -> tuple[dict, list[str]]:
             f"the plain mean of the two is {percent(np.mean(safety))}.") if len(safety) == 2 else None
     return {"matrix": matrix[0].tolist(), "levels": levels}, [note] if note else []
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #5b63637f
+# %% ../../nbs/7_beside/benchmarks.ipynb #d424a2f2
+def _total_ties_half(fmt, subsets, table) -> float | None:
+    "The total with every tie as a half, where ties are not shared already."
+    halves = {row["subset"]: row["ties_half"] for row in table}
+    if None in halves.values():
+        return None
+    return float(_total(fmt, subsets, _section_values(fmt, subsets, halves)))
+
+# %% ../../nbs/7_beside/benchmarks.ipynb #afbbabc4
 def score_benchmark(
     benchmark, # Benchmark, or what `load_benchmark` takes
     rewards, # a list for each row (in the order of its `responses`), or one number for each response
@@ -425,26 +443,21 @@ def score_benchmark(
     sections = _section_values(fmt, subsets, scores)
     total = _with_interval(_total(fmt, subsets, sections), level)
     table = [_subset_row(subset, scores[subset.name], level) for subset in subsets]
-    halves, total_half = {row["subset"]: row["ties_half"] for row in table}, None
-    if None not in halves.values():
-        total_half = float(_total(fmt, subsets, _section_values(fmt, subsets, halves)))
     extras, notes = {}, []
     if benchmark.kind == "rm-bench":
         extras, notes = _style_extras(fmt, subsets, shares, level)
     if benchmark.kind == "rewardbench2" and "Ties" in shares:
         extras = {"ties": dict(zip(_TIES_WEIGHTS, shares["Ties"][0].tolist()))}
-    section_rows = Counter()
-    for subset in subsets:
-        section_rows[subset.section] += subset.rows
+    rows = {name: sum(s.rows for s in subsets if s.section == name) for name in sections}
     report = BenchmarkReport(
         model=model,
         kind=benchmark.kind,
         data=benchmark.name,
         total=total["score"],
         interval=(total["low"], total["high"]),
-        total_ties_half=total_half,
+        total_ties_half=_total_ties_half(fmt, subsets, table),
         section_scores=[
-            {"section": name, **_with_interval(values, level), "rows": section_rows[name]}
+            {"section": name, **_with_interval(values, level), "rows": rows[name]}
             for name, values in sections.items()
         ],
         subsets=table,
@@ -492,7 +505,7 @@ _READ_AS = {
     None: "prompts and responses as they stand in the data",
 }
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #5021ecb2
+# %% ../../nbs/7_beside/benchmarks.ipynb #4f233ca8
 def run_benchmark(
     model, # what `as_scorer` takes: RewardModel, ensemble, folder, hub id, object with .score, or function
     benchmark, # Benchmark, or what `load_benchmark` takes
@@ -505,7 +518,7 @@ def run_benchmark(
     seed: int = 0, # of the bootstrap
     progress: bool = False, # show a bar
 ) -> BenchmarkReport:
-    "A model's score on a benchmark, counted as its authors do. Raises what `load_benchmark` and `score_benchmark` do."
+    "A model's score on a benchmark, counted as its authors do. Raises as `load_benchmark` does."
     benchmark = load_benchmark(benchmark, kind, split=split)
     if isinstance(model, (str, Path)):
         model = RewardModel.from_pretrained(model)

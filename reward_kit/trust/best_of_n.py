@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from ..data.report import Report, Section, Table, counted, new_figure
 from .agreement import percentile_interval, resample_sums
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #11526854
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #4d884b45
 def _reward_rows(proxy, gold):
     "Both as lists of arrays, one a prompt. Raises ValueError where they do not fit or are not finite."
     if len(proxy) == 0 or len(proxy) != len(gold):
@@ -25,18 +25,18 @@ def _reward_rows(proxy, gold):
     proxy, gold = ([np.asarray(own, dtype=float) for own in rows] for rows in (proxy, gold))
     for i, (p, g) in enumerate(zip(proxy, gold)):
         if p.shape != g.shape or p.ndim != 1 or len(p) == 0:
-            raise ValueError(f"prompt {i} has proxy rewards of shape {p.shape} and gold rewards of shape {g.shape}; "
-                             "give one of each for every response")
+            raise ValueError(f"prompt {i} has proxy rewards of shape {p.shape} and gold rewards of shape "
+                             f"{g.shape}; give one of each for every response")
         if not np.isfinite([p, g]).all():
             raise ValueError(f"prompt {i} has a reward that is not finite; "
                              "leave out responses that could not be scored")
     return proxy, gold
 
-
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #f242b229
 def best_of_n_scores(
     proxy, # (Q, n) or Q lists: rewards that choose, of the responses of each prompt
     gold, # the same shape: rewards that judge
-) -> dict[str, float]: # gold of the pick, of a random response, of the best one (means over prompts); win_rate in 0..1
+) -> dict[str, float]: # gold, gold_of_random, gold_of_best (means over prompts), win_rate in 0..1
     "What choosing the response with the largest proxy reward brings by gold."
     rows = []
     for p, g in zip(*_reward_rows(proxy, gold)):
@@ -71,7 +71,7 @@ def _best_of_n_kl(n: np.ndarray) -> np.ndarray: # numbers of responses -> nats
     "An upper bound of the divergence of best-of-n from the policy that it samples."
     return np.log(n) - (n - 1) / n
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #f91374e7
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #8aeb6a82
 @dataclass(repr=False)
 class BestOfNCurve(Report):
     "What choosing the best of n by a proxy reward brings, for each n; lists have one entry per n."
@@ -94,36 +94,39 @@ class BestOfNCurve(Report):
         "The n with the largest gold reward."
         return self.n[int(np.argmax(self.gold))]
 
-    @property
-    def verdicts(self) -> list[str]:
-        "What the curve allows one to say."
-        gain, (low, high) = self.gain[-1], self.gain_interval[-1]
-        found, change = "cannot be told from", "changes"
-        if low > 0:
-            found, change = "is better than", "rises"
-        elif high < 0:
-            found, change = "is worse than", "falls"
-            gain, low, high = -gain, -high, -low
-        sentences = [f"The best of {self.n[-1]} {found} a random response: "
-                     f"gold reward {change} by {gain:.2f} ({low:.2f} to {high:.2f})."]
-        low, high = self.last_minus_peak
-        if high < 0:
-            sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and lower by {-high:.2f} to "
-                             f"{-low:.2f} at {self.n[-1]}, while the proxy goes on rising.")
-        return sentences
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #7ecdcda2
+@patch(as_prop=True)
+def verdicts(self: BestOfNCurve) -> list[str]:
+    "What the curve allows one to say."
+    gain, (low, high) = self.gain[-1], self.gain_interval[-1]
+    found, change = "cannot be told from", "changes"
+    if low > 0:
+        found, change = "is better than", "rises"
+    elif high < 0:
+        found, change = "is worse than", "falls"
+        gain, low, high = -gain, -high, -low
+    sentences = [f"The best of {self.n[-1]} {found} a random response: "
+                 f"gold reward {change} by {gain:.2f} ({low:.2f} to {high:.2f})."]
+    low, high = self.last_minus_peak
+    if high < 0:
+        sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and lower by {-high:.2f} to "
+                         f"{-low:.2f} at {self.n[-1]}, while the proxy goes on rising.")
+    return sentences
 
-    def sections(self) -> list[Section]:
-        "Gold and proxy at the powers of two and the largest n."
-        rows = []
-        for i, n in enumerate(self.n):
-            if n & (n - 1) == 0 or n == self.n[-1]:
-                low, high = self.gold_interval[i]
-                values = f"{self.kl[i]:.2f}", f"{self.gold[i]:.3f}", f"{low:.3f} to {high:.3f}"
-                rows.append((n, *values, f"{self.proxy[i]:.3f}"))
-        header = "n", "KL", "gold", f"{100 * self.level:g}% interval", "proxy"
-        return [Section(table=Table(header, rows))]
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #9126b17c
+@patch
+def sections(self: BestOfNCurve) -> list[Section]:
+    "Gold and proxy at the powers of two and the largest n."
+    rows = []
+    for i, n in enumerate(self.n):
+        if n & (n - 1) == 0 or n == self.n[-1]:
+            low, high = self.gold_interval[i]
+            values = f"{self.kl[i]:.2f}", f"{self.gold[i]:.3f}", f"{low:.3f} to {high:.3f}"
+            rows.append((n, *values, f"{self.proxy[i]:.3f}"))
+    header = "n", "KL", "gold", f"{100 * self.level:g}% interval", "proxy"
+    return [Section(table=Table(header, rows))]
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #4c97764e
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #30363f4d
 @patch
 def figures(self: BestOfNCurve) -> dict:
     "Gains of proxy and gold over the root of the divergence."
@@ -134,23 +137,25 @@ def figures(self: BestOfNCurve) -> dict:
     band = np.transpose(self.gain_interval) / self.gold_std
     label = f"gold, which judges ({100 * self.level:g}% interval)"
     axes.axhline(0, color="0.6", linewidth=1)
-    axes.plot(x, proxy_gain / self.proxy_std, color="#D55E00", linestyle="--", label="proxy, which chooses")
+    proxy_gain = proxy_gain / self.proxy_std
+    axes.plot(x, proxy_gain, color="#D55E00", linestyle="--", label="proxy, which chooses")
     axes.fill_between(x, *band, color="#0072B2", alpha=0.2, linewidth=0)
-    axes.plot(x, np.array(self.gain) / self.gold_std, color="#0072B2", marker="o", markersize=3, label=label)
+    gold_gain = np.array(self.gain) / self.gold_std
+    axes.plot(x, gold_gain, color="#0072B2", marker="o", markersize=3, label=label)
     axes.set_xlabel("root of KL(n) (square root of nats)")
     axes.set_ylabel("gain over a random response (sd)")
     axes.set_title(f"best of n = 1 to {self.n[-1]}, {counted(self.n_prompts, 'prompt')}", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return {"curve": figure}
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #534fd67b
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #df1f8d52
 def _intervals(draws, level: float) -> list[list[float]]: # (samples, n) -> n times [low, high]
     "The percentile interval of each column."
     return [list(percentile_interval(column, level)) for column in draws.T]
 
-
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #51cb94a2
 def best_of_n_curve(
-    proxy, # (Q, N) or Q lists: rewards that choose, of N responses that one policy sampled to each prompt
+    proxy, # (Q, N) or Q lists: rewards that choose, of N responses that one policy sampled
     gold, # the same shape: rewards that judge
     max_n: int | None = None, # largest n; default the smallest number of responses of a prompt
     *,
@@ -158,14 +163,13 @@ def best_of_n_curve(
     level: float = 0.95, # of the intervals
     seed: int = 0, # of the draws
 ) -> BestOfNCurve:
-    """Gold and proxy reward of the best of n by proxy, for every n, without bias.
-
-    Raises ValueError for rewards that do not fit together, and for max_n beyond the responses of a prompt."""
+    "Gold and proxy reward of the best of n by proxy, for every n, without bias. Raises ValueError."
     proxy, gold = _reward_rows(proxy, gold)
     most = min(map(len, proxy))
     max_n = most if max_n is None else max_n
     if not 1 <= max_n <= most:
-        raise ValueError(f"max_n={max_n} must be between 1 and {most}, the smallest number of responses of a prompt")
+        raise ValueError(f"max_n={max_n} must be between 1 and {most}, "
+                         "the smallest number of responses of a prompt")
     n = np.arange(1, max_n + 1)
     picked = []
     for p, g in zip(proxy, gold):

@@ -68,9 +68,9 @@ def _p_text(p: float) -> str:
         return "p < 0.001"
     return f"p = {p:.3f}" if p < 0.01 else f"p = {p:.2f}"
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #a36cbef9
+# %% ../../nbs/4_trust/44_comparing.ipynb #1211e441
 def _comparison_sentence(a, b, difference, interval, p, corrected=None, level=0.95) -> str:
-    "What one comparison (b minus a) allows one to say; `corrected`: p after correction, where there are several."
+    "What one comparison (b minus a) allows one to say; `corrected`: p after correction for several."
     low, high = interval
     if difference < 0:
         a, b, difference, low, high = b, a, -difference, -high, -low
@@ -129,7 +129,7 @@ def sections(self: PairedComparison) -> list[Section]:
     }
     return [Section(table=Table(tuple(row), [tuple(row.values())]))]
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #da127fc7
+# %% ../../nbs/4_trust/44_comparing.ipynb #2d2ae6de
 def compare_models(
     outcomes_a, # (P,) of model A: 1 right, 0 wrong, 0.5 tied
     outcomes_b, # (P,) of model B on the same pairs
@@ -140,12 +140,12 @@ def compare_models(
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the draws
 ) -> PairedComparison:
-    "Which of two models is better on the same pairs. Raises ValueError for unequal lengths or other outcomes."
+    "Which of two models is better on the same pairs. Raises ValueError for what are no outcomes."
     a, b = np.asarray(outcomes_a, float), np.asarray(outcomes_b, float)
     groups = np.arange(len(a)) if groups is None else groups
     if not len(a) == len(b) == len(groups) > 0:
-        raise ValueError(f"the same pairs are needed of both models, got {len(a)} and {len(b)} outcomes "
-                         f"of {len(groups)} groups")
+        raise ValueError(f"the same pairs are needed of both models, got {len(a)} and {len(b)} "
+                         f"outcomes of {len(groups)} groups")
     if not np.isin([a, b], (0, 0.5, 1)).all():
         raise ValueError("outcomes must be 1 (right), 0 (wrong) or 0.5 (tied); "
                          "leave out pairs that were not scored")
@@ -379,9 +379,9 @@ def _seed_sentences(settings: list[dict]) -> list[str]:
         sentences.append("With two or three seeds the spread between seeds is known only roughly.")
     return sentences
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #ef5d39b2
+# %% ../../nbs/4_trust/44_comparing.ipynb #bf92ea4c
 def _outcomes_by_setting(settings: dict, preferences, pairs, **scoring):
-    "({setting: (S, P) outcomes}, best first, on the pairs that every run scored; (all pairs,) which these are)."
+    "{setting: (S, P) outcomes}, best first, on the pairs that every run scored; which these are."
     outcomes = {}
     for name, runs in settings.items():
         rewards = [own for run in runs for own in rewards_of(run, preferences, **scoring)]
@@ -394,9 +394,9 @@ def _outcomes_by_setting(settings: dict, preferences, pairs, **scoring):
     best_first = sorted(outcomes, key=lambda name: -outcomes[name].mean())
     return {name: outcomes[name] for name in best_first}, scored
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #4f0388df
+# %% ../../nbs/4_trust/44_comparing.ipynb #0a913e2b
 def compare_runs(
-    runs, # models, folders, hub ids, cross-validations or their files, rewards; or {setting: run or list of runs}
+    runs, # models, folders, hub ids, cross-validations, rewards; or {setting: run or list of runs}
     data, # what `load_preferences` takes; nobody's training data, or the data of the cross-validations
     *,
     names=None, # of the runs in a list; default that of the folder
@@ -409,7 +409,7 @@ def compare_runs(
 ) -> RunComparison:
     """Every two settings on the same pairs, Holm-corrected; seeds of a setting are averaged within each pair.
 
-    Raises ValueError for fewer than two settings, runs of one name, other data, or nothing that all scored."""
+    Raises ValueError for fewer than two settings, runs of one name, rewards of other data, nothing scored."""
     settings = _group_runs(runs, names)
     preferences = load_preferences(data, progress=progress, **loading)
     pairs, scoring = pairs_of(preferences), {"progress": progress, "model_options": model_options}

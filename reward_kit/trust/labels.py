@@ -33,21 +33,21 @@ from .agreement import reward_differences, score_preferences, wider
 from .calibration import fit_temperature
 from .comparing import pairs_of, rewards_of
 
-# %% ../../nbs/4_trust/45_labels.ipynb #8b1f6cd6
+# %% ../../nbs/4_trust/45_labels.ipynb #5a2d1592
 @dataclass(repr=False)
 class CrossValidation(Report):
     "What cross-validation found; shares are in 0..1."
-    accuracy: float # share of strictly ordered pairs that came out right, each judged by a model of other prompts
-    wilson: tuple[float, float] # interval that takes every pair as independent
-    bootstrap: tuple[float, float] # interval that draws whole prompts
+    accuracy: float # share of strictly ordered pairs that models of other prompts got right
+    wilson: tuple # interval that takes every pair as independent
+    bootstrap: tuple # interval that draws whole prompts
     n_pairs: int # strictly ordered pairs judged
     n_prompts: int # distinct prompts among them
     n_records: int # records in the data
     n_too_long: int # records that no seed's models could score
     k: int # folds
     seeds: list # one complete cross-validation each
-    folds: list # {seed, fold, trained_on (records), pairs, accuracy, low, high} of every model
-    rewards: list # (S, n) out-of-fold rewards: of each seed, of each record, a list of K or None
+    folds: list # {seed, fold, trained_on (records), pairs, accuracy, low, high} of each model
+    rewards: list # (S, n) out-of-fold rewards: of each seed, of each record, K or None
     level: float = 0.95 # of the intervals
     fingerprint: str | None = None # of the data
     title = "Cross-validation by prompt"
@@ -57,27 +57,7 @@ class CrossValidation(Report):
         "The wider of the two: the lower low end and the higher high end."
         return wider(self.wilson, self.bootstrap)
 
-    def sections(self) -> list[Section]:
-        "The folds."
-        rows = []
-        for f in self.folds:
-            counts = f["seed"], f["fold"] + 1, f"{f['trained_on']:,}", f"{f['pairs']:,}"
-            ends = span(f["low"], f["high"]) if f["pairs"] else "none"
-            rows.append((*counts, percent(f["accuracy"]), ends))
-        header = "seed", "fold", "trained on", "judged pairs", "accuracy"
-        return [Section(table=Table((*header, f"{100 * self.level:g}% (Wilson)"), rows))]
-
-    def figures(self) -> dict:
-        "The folds and, above them, all pairs together."
-        rows = [(f"all {self.n_pairs:,} pairs", self.accuracy, *self.interval)]
-        for f in self.folds:
-            if f["pairs"]:
-                name = f"seed {f['seed']}, fold {f['fold'] + 1}"
-                rows.append((name, f["accuracy"], f["low"], f["high"]))
-        xlabel = f"accuracy (%) with {100 * self.level:g}% intervals"
-        return {"folds": forest_plot(rows, xlabel, scale=100)}
-
-# %% ../../nbs/4_trust/45_labels.ipynb #963d9b04
+# %% ../../nbs/4_trust/45_labels.ipynb #cccb10d9
 @patch(as_prop=True)
 def verdicts(self: CrossValidation) -> list[str]:
     "What was found, in sentences."
@@ -88,8 +68,8 @@ def verdicts(self: CrossValidation) -> list[str]:
     sentences = [
         f"Models trained on {100 * (self.k - 1) / self.k:.0f}% of the data order {percent(p)} of "
         f"{self.n_pairs:,} unseen pairs as people did ({level} interval {span(low, high)}).",
-        f"That is plus or minus {points((high - low) / 2)} points; holding out a tenth of the pairs once "
-        f"would leave {points(holdout)}.",
+        f"That is plus or minus {points((high - low) / 2)} points; "
+        f"holding out a tenth of the pairs once would leave {points(holdout)}.",
     ]
     if low <= 0.5 <= high:
         sentences.append("This cannot be told from chance.")
@@ -97,9 +77,33 @@ def verdicts(self: CrossValidation) -> list[str]:
         sentences.append("One seed: what another seed would change is not in this interval.")
     return sentences
 
-# %% ../../nbs/4_trust/45_labels.ipynb #7fc1a8cf
+# %% ../../nbs/4_trust/45_labels.ipynb #89818b0f
+@patch
+def sections(self: CrossValidation) -> list[Section]:
+    "The folds."
+    rows = []
+    for f in self.folds:
+        counts = f["seed"], f["fold"] + 1, f"{f['trained_on']:,}", f"{f['pairs']:,}"
+        ends = span(f["low"], f["high"]) if f["pairs"] else "none"
+        rows.append((*counts, percent(f["accuracy"]), ends))
+    header = "seed", "fold", "trained on", "judged pairs", "accuracy"
+    return [Section(table=Table((*header, f"{100 * self.level:g}% (Wilson)"), rows))]
+
+
+@patch
+def figures(self: CrossValidation) -> dict:
+    "The folds and, above them, all pairs together."
+    rows = [(f"all {self.n_pairs:,} pairs", self.accuracy, *self.interval)]
+    for f in self.folds:
+        if f["pairs"]:
+            name = f"seed {f['seed']}, fold {f['fold'] + 1}"
+            rows.append((name, f["accuracy"], f["low"], f["high"]))
+    xlabel = f"accuracy (%) with {100 * self.level:g}% intervals"
+    return {"folds": forest_plot(rows, xlabel, scale=100)}
+
+# %% ../../nbs/4_trust/45_labels.ipynb #bec356e9
 def _out_of_fold(train, preferences, k: int, seed: int, bar) -> tuple[list, list]:
-    "Rewards of every record by a model of other prompts; (records trained on, rows judged) of each fold."
+    "Rewards of every record by a model of other prompts; (records trained on, rows) of each fold."
     rewards, folds = [None] * len(preferences), []
     for part, held in kfold_by_prompt(preferences, k, seed=seed):
         own = np.flatnonzero(np.isin(preferences.group_keys, held.group_keys))
@@ -119,9 +123,17 @@ def _fold_row(outcomes, level: float) -> dict: # (P,) outcomes of a fold, nan wh
     low, high = wilson_interval(outcomes.sum(), len(outcomes), level)
     return {"pairs": len(outcomes), "accuracy": float(outcomes.mean()), "low": low, "high": high}
 
-# %% ../../nbs/4_trust/45_labels.ipynb #b42b0bf5
+# %% ../../nbs/4_trust/45_labels.ipynb #5212e743
+def _which_scored(missing, preferences) -> np.ndarray: # (P,) -> (P,)
+    "Which pairs were scored. Raises ValueError where none was."
+    if missing.all():
+        raise ValueError(f"none of {counted(len(preferences), 'record')} could be scored: "
+                         "a response of each is too long for the model")
+    return ~missing
+
+# %% ../../nbs/4_trust/45_labels.ipynb #5df82329
 def cross_validate(
-    train, # function(preferences, seed) -> RewardModel or anything that scores; `trainer_recipe` makes one
+    train, # function(preferences, seed) -> anything that scores; `trainer_recipe` makes one
     data, # what `load_preferences` takes
     *,
     folds: int = 5, # k, from 2 to the number of prompts
@@ -131,10 +143,11 @@ def cross_validate(
     progress: bool = False, # show a bar
     **loading, # further arguments of `load_preferences`: columns, format, split, ...
 ) -> CrossValidation:
-    """k-fold cross-validation by prompt: each seed judges every pair once, by a model of other prompts.
+    """k-fold cross-validation by prompt: each seed judges every pair once.
 
-    Raises ValueError for too few prompts, no seed, only ties, or nothing that could be scored."""
-    preferences, seeds = load_preferences(data, progress=progress, **loading), list(seeds)
+    Raises ValueError for too few prompts, no seed, only ties, or nothing scored."""
+    preferences = load_preferences(data, progress=progress, **loading)
+    seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must hold one or more different numbers, got {seeds}")
     pairs, rewards, outcomes, rows = pairs_of(preferences), [], [], []
@@ -146,13 +159,11 @@ def cross_validate(
             for fold, (n, judged) in enumerate(dealt):
                 found = _fold_row(outcomes[-1][np.isin(pairs["record"], judged)], level)
                 rows.append({"seed": seed, "fold": fold, "trained_on": n, **found})
-    scored = ~np.isnan(outcomes).any(0)
-    if not scored.any():
-        raise ValueError(_NOT_SCORED.format(counted(len(preferences), "record")))
-    answers = np.array(outcomes)[:, scored]
-    found = pooled_accuracy(answers, pairs["prompt"][scored], level=level, samples=samples)
+    scored = _which_scored(np.isnan(outcomes).any(0), preferences)
+    answers, prompt = np.array(outcomes)[:, scored], pairs["prompt"][scored]
+    found = pooled_accuracy(answers, prompt, level=level, samples=samples)
     return CrossValidation(
-        **{name: found[name] for name in ("accuracy", "wilson", "bootstrap", "n_pairs", "n_prompts")},
+        *(found[name] for name in ("accuracy", "wilson", "bootstrap", "n_pairs", "n_prompts")),
         n_records=len(preferences),
         n_too_long=sum(None in own for own in zip(*rewards)),
         k=folds,
@@ -163,7 +174,7 @@ def cross_validate(
         fingerprint=preferences.fingerprint,
     )
 
-# %% ../../nbs/4_trust/45_labels.ipynb #2f284bc1
+# %% ../../nbs/4_trust/45_labels.ipynb #2c3bff8f
 def trainer_recipe(
     model="playground", # "playground", a folder or a hub id
     *,
@@ -179,7 +190,7 @@ def trainer_recipe(
 
     def train(preferences, seed):
         from transformers import PrinterCallback
-        from reward_kit.model.runs import no_bars as quiet
+        from reward_kit.model.settings import quiet
         from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
         with tempfile.TemporaryDirectory() as folder, quiet():
@@ -197,9 +208,9 @@ def _ceiling(agreement: float) -> float: # 0..1 -> 0.5..1
     "The most that any model can agree with one label, reached when all pairs are equally clear."
     return (1 + math.sqrt(max(2 * agreement - 1, 0))) / 2
 
-# %% ../../nbs/4_trust/45_labels.ipynb #42a74634
+# %% ../../nbs/4_trust/45_labels.ipynb #ae67f14f
 def _vote_counts(row: dict, column: str, origin: str) -> tuple[int, int, int]:
-    "Votes for the response that the row prefers, for the other, and ties; one vote without such a column."
+    "Votes for the preferred response, for the other, and ties; one vote without such a column."
     cell = row.get(column)
     if cell is None or isinstance(cell, float) and math.isnan(cell):
         return 1, 0, 0
@@ -208,29 +219,31 @@ def _vote_counts(row: dict, column: str, origin: str) -> tuple[int, int, int]:
     except (TypeError, ValueError):
         counts = []
     if len(counts) not in (2, 3) or min(counts) < 0:
-        raise PreferenceDataError(f"{origin}: {column} is {cell!r}; it must hold two or three counts, "
-                                  "[for the preferred response, for the other, ties]")
+        raise PreferenceDataError(
+            f"{origin}: {column} is {cell!r}; it must hold two or three counts, "
+            "[for the preferred response, for the other, ties]")
     return (*counts, 0)[:3]
 
-# %% ../../nbs/4_trust/45_labels.ipynb #7b0ac2c2
+# %% ../../nbs/4_trust/45_labels.ipynb #c459c4b6
 def _votes_of(record: dict, given: tuple) -> list[tuple]:
-    "(prompt, first, second, votes for first, for second, ties) of each two responses, in an order of their own."
+    "(prompt, a, b, votes for a, for b, ties) of each two responses a < b."
     votes, prompt = [], prompt_key(record["prompt"])
     texts = [json.dumps(response, sort_keys=True) for response in record["responses"]]
-    for i, j in itertools.combinations(range(len(texts)), 2):  # best first, so i is preferred unless they tie
-        own = (0, 0, 1) if record["ranks"][i] == record["ranks"][j] and given == (1, 0, 0) else given
+    for i, j in itertools.combinations(range(len(texts)), 2):  # i is preferred unless they tie
+        tied = record["ranks"][i] == record["ranks"][j]
+        better, worse, ties = (0, 0, 1) if tied and given == (1, 0, 0) else given
         if texts[i] < texts[j]:
-            votes.append((prompt, texts[i], texts[j], *own))
+            votes.append((prompt, texts[i], texts[j], better, worse, ties))
         else:
-            votes.append((prompt, texts[j], texts[i], own[1], own[0], own[2]))
+            votes.append((prompt, texts[j], texts[i], worse, better, ties))
     return votes
 
-
+# %% ../../nbs/4_trust/45_labels.ipynb #d1fa99dd
 def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
-    "A table of prompt, first, second, ties for every distinct pair; the number of rows that could not be read."
+    "Prompt, first, second, ties of every distinct pair as a table; the number of unreadable rows."
     if isinstance(data, Preferences):
-        raise TypeError("annotator_ceiling needs the raw rows: Preferences have lost repeated votes, which are "
-                        "dropped as exact duplicates; pass the file or the list of dicts")
+        raise TypeError("annotator_ceiling needs the raw rows: Preferences have lost repeated votes, "
+                        "which are dropped as exact duplicates; pass the file or the list of dicts")
     rows, found, unusable = list(read_rows(data)), [], 0
     readable = [row for _, row in rows if isinstance(row, dict)]
     if not readable:
@@ -245,15 +258,15 @@ def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
     table = pd.DataFrame(found, columns=["prompt", "a", "b", "first", "second", "ties"])
     return table.groupby(["prompt", "a", "b"], sort=False).sum().reset_index(), unusable
 
-# %% ../../nbs/4_trust/45_labels.ipynb #0bc0feb7
+# %% ../../nbs/4_trust/45_labels.ipynb #b85ca9f4
 @dataclass(repr=False)
 class AnnotatorCeiling(Report):
     "How far people agree with each other, and what that leaves for a model; shares are in 0..1."
-    agreement: float # how often two labels of the same pair agree; every pair of responses counts once
+    agreement: float # how often two labels of the same pair agree; every pair counts once
     interval: tuple[float, float] # of the agreement, prompts drawn anew
     ceiling: float # the most that any model can agree with single labels, an upper bound
     ceiling_interval: tuple[float, float] # the same at the ends of the interval
-    majority: float | None # how often the majority of the others predicts a label; None: no pair has three
+    majority: float | None # how often the majority of the others predicts a label; None: never three
     n_pairs: int # pairs of responses with two or more labels that are not ties
     n_prompts: int # distinct prompts among them
     n_votes: int # labels of these pairs
@@ -267,30 +280,32 @@ class AnnotatorCeiling(Report):
     def verdicts(self) -> list[str]:
         "What it means, in sentences."
         sentences = [
-            f"People agree with each other in {percent(self.agreement)} ({span(*self.interval)}) of repeated "
-            "judgements: on single labels like these no model can be shown to be better than about "
-            f"{percent(self.ceiling)} ({span(*self.ceiling_interval)})."
+            f"People agree with each other in {percent(self.agreement)} ({span(*self.interval)}) "
+            "of repeated judgements: on single labels like these no model can be shown to be better "
+            f"than about {percent(self.ceiling)} ({span(*self.ceiling_interval)})."
         ]
         if self.interval[0] <= 0.5:
             sentences.append("Such agreement cannot be told from coin flips.")
         return sentences
 
-    def sections(self) -> list[Section]:
-        "The counts and the bounds."
-        row = {
-            "pairs with two or more labels": f"{self.n_pairs:,}",
-            "labels": f"{self.n_votes:,}",
-            "pairs with one": f"{self.n_single:,}",
-            "ties": f"{self.n_ties:,}",
-            "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}",
-            "best model lies within": span(self.agreement, self.ceiling),
-            "majority of the others": percent(self.majority),
-        }
-        return [Section(table=Table(tuple(row), [tuple(row.values())]))]
+# %% ../../nbs/4_trust/45_labels.ipynb #db609eb9
+@patch
+def sections(self: AnnotatorCeiling) -> list[Section]:
+    "The counts and the bounds."
+    row = {
+        "pairs with two or more labels": f"{self.n_pairs:,}",
+        "labels": f"{self.n_votes:,}",
+        "pairs with one": f"{self.n_single:,}",
+        "ties": f"{self.n_ties:,}",
+        "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}",
+        "best model lies within": span(self.agreement, self.ceiling),
+        "majority of the others": percent(self.majority),
+    }
+    return [Section(table=Table(tuple(row), [tuple(row.values())]))]
 
-# %% ../../nbs/4_trust/45_labels.ipynb #b60f1829
+# %% ../../nbs/4_trust/45_labels.ipynb #455f92bb
 def _left_out_majority(first, second) -> float | None: # (M,) votes
-    "How often the majority of a pair's other votes predicts one vote (an even split: half); pairs of three or more."
+    "How often the majority of a pair's other votes predicts one vote; of pairs with three or more."
     three = first + second >= 3
     if not three.any():
         return None
@@ -298,16 +313,16 @@ def _left_out_majority(first, second) -> float | None: # (M,) votes
     hits = a * outcomes_of(a - 1 - b) + b * outcomes_of(b - 1 - a)
     return float((hits / (a + b)).mean())
 
-
+# %% ../../nbs/4_trust/45_labels.ipynb #e86cf484
 def annotator_ceiling(
-    data, # what `read_rows` takes, such as a file or a list of dicts: the raw rows, repeated ones included
+    data, # file, folder, hub id, DataFrame or list of dicts: the raw rows, repeated ones included
     *,
     level: float = 0.95, # confidence of the interval, between 0 and 1
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the draws
     **reading, # votes (column of counts); columns, format, labels as in `load_preferences`
 ) -> AnnotatorCeiling:
-    "Agreement between labels of the same pair and the accuracy it allows. Raises PreferenceDataError, TypeError."
+    "Agreement between labels of the same pair and the accuracy it allows. Raises PreferenceDataError."
     table, unusable = _count_votes(data, **reading)
     first, second = table["first"].to_numpy(), table["second"].to_numpy()
     n = first + second
@@ -315,10 +330,11 @@ def annotator_ceiling(
     if not many.any():
         raise PreferenceDataError(f"none of {counted(len(n), 'pair')} has two labels or more, so people's "
                                   "agreement cannot be measured; have some pairs judged twice")
-    agreement = ((first * (first - 1) + second * (second - 1)) / np.maximum(n * (n - 1), 1))[many]
+    agreeing = first * (first - 1) + second * (second - 1)  # of n (n - 1) ordered pairs of labels
+    agreement = agreeing[many] / (n * (n - 1))[many]
     _, group = np.unique(table["prompt"][many], return_inverse=True)
-    total = np.bincount(group)
-    interval = bootstrap_interval(np.bincount(group, agreement), total, samples=samples, level=level, seed=seed)
+    sums, total = np.bincount(group, agreement), np.bincount(group)
+    interval = bootstrap_interval(sums, total, samples=samples, level=level, seed=seed)
     mean = float(agreement.mean())
     return AnnotatorCeiling(
         agreement=mean,
@@ -335,11 +351,11 @@ def annotator_ceiling(
         level=level,
     )
 
-# %% ../../nbs/4_trust/45_labels.ipynb #63be8253
+# %% ../../nbs/4_trust/45_labels.ipynb #a8a3a027
 @dataclass(repr=False)
 class Mistakes(Report):
     "Pairs that a model orders the other way than their label, the surest first."
-    mistakes: list # {record, prompt, chosen, rejected, difference, probability (of the label, 0..1), origin}
+    mistakes: list # {record, prompt, chosen, rejected, difference, probability (of the label), origin}
     n_pairs: int # strictly ordered pairs scored
     n_wrong: int # of them ordered the other way
     temperature: float # that reward differences were divided by
@@ -360,7 +376,7 @@ class Mistakes(Report):
         header = "prompt", "chosen", "rejected", "reward difference", "probability", "origin"
         return [Section(table=Table(header, rows, width=90))]
 
-
+# %% ../../nbs/4_trust/45_labels.ipynb #e45089ab
 def _pair_rows(pairs, preferences, differences, temperature: float, order) -> list[dict]:
     "A dict for each pair in an order: texts, reward difference, probability, origin."
     rows = []
@@ -378,12 +394,9 @@ def _pair_rows(pairs, preferences, differences, temperature: float, order) -> li
         })
     return rows
 
-# %% ../../nbs/4_trust/45_labels.ipynb #614e948a
-_NOT_SCORED = "none of {} could be scored: a response of each is too long for the model"
-
-
+# %% ../../nbs/4_trust/45_labels.ipynb #bc25b13f
 def most_confident_mistakes(
-    model, # what `score_preferences` takes, or rewards: of each record a list of K, or None
+    model, # what `score_preferences` takes, or rewards: of each record K, or None
     preferences, # what `load_preferences` takes; not what the model was trained on
     n: int = 20, # how many at most
     *,
@@ -393,16 +406,14 @@ def most_confident_mistakes(
     preferences = load_preferences(preferences, progress=False)
     pairs = pairs_of(preferences)
     differences = reward_differences(pairs, rewards_of(model, preferences)[0])
-    scored = ~np.isnan(differences)
-    if not scored.any():
-        raise ValueError(_NOT_SCORED.format(counted(len(preferences), "record")))
+    scored = _which_scored(np.isnan(differences), preferences)
     temperature = float(temperature or getattr(model, "temperature", None) or 1)
-    wrong = np.flatnonzero(scored & (differences < 0))
+    wrong = np.flatnonzero(differences < 0)
     order = wrong[np.argsort(differences[wrong], kind="stable")][:n]
     rows = _pair_rows(pairs, preferences, differences, temperature, order)
     return Mistakes(rows, int(scored.sum()), len(wrong), temperature)
 
-# %% ../../nbs/4_trust/45_labels.ipynb #18db0331
+# %% ../../nbs/4_trust/45_labels.ipynb #3917bf3c
 @dataclass(repr=False)
 class SuspectedErrors(Mistakes):
     "Labels that out-of-fold models find unlikely, the least likely first."
@@ -418,28 +429,30 @@ class SuspectedErrors(Mistakes):
                 f"them find the opposite at least {percent(self.threshold)} likely. "
                 f"Here are the {len(self.mistakes):,} least likely."]
 
-    def precision_at(
-        self,
-        is_error, # (n,) for every record whether its label is an error
-        ks=(20, 50, 100), # how many of the first
-        level: float = 0.95, # confidence of the intervals
-    ) -> list[dict]: # {k, errors, precision, low, high, base (share of errors among all pairs)}
-        "How many of the first k are errors."
-        is_error = np.asarray(is_error, dtype=bool)
-        if len(is_error) <= max(self.order):
-            raise ValueError(f"is_error must hold one value for each record, got {len(is_error)}")
-        hits, rows = is_error[self.order], []
-        for k in ks:
-            if k <= len(hits):
-                errors = int(hits[:k].sum())
-                low, high = wilson_interval(errors, k, level)
-                found = {"precision": errors / k, "low": low, "high": high, "base": float(hits.mean())}
-                rows.append({"k": k, "errors": errors, **found})
-        return rows
+# %% ../../nbs/4_trust/45_labels.ipynb #99813bba
+@patch
+def precision_at(
+    self: SuspectedErrors,
+    is_error, # (n,) for every record whether its label is an error
+    ks=(20, 50, 100), # how many of the first
+    level: float = 0.95, # confidence of the intervals
+) -> list[dict]: # {k, errors, precision, low, high, base (share of errors among all pairs)}
+    "How many of the first k are errors."
+    is_error = np.asarray(is_error, bool)
+    if len(is_error) <= max(self.order):
+        raise ValueError(f"is_error must hold one value for each record, got {len(is_error)}")
+    hits, rows = is_error[self.order], []
+    for k in ks:
+        if k <= len(hits):
+            errors = int(hits[:k].sum())
+            low, high = wilson_interval(errors, k, level)
+            shares = {"precision": errors / k, "low": low, "high": high}
+            rows.append({"k": k, "errors": errors, **shares, "base": float(hits.mean())})
+    return rows
 
-# %% ../../nbs/4_trust/45_labels.ipynb #7fad86a3
+# %% ../../nbs/4_trust/45_labels.ipynb #afae91a5
 def suspected_label_errors(
-    rewards, # CrossValidation, a file it wrote, or out-of-fold rewards: of each record a list of K, or None
+    rewards, # CrossValidation, its file, or out-of-fold rewards: of each record K, or None
     preferences, # what `load_preferences` takes: the data that was cross-validated
     n: int = 50, # rows of the table, at most
     *,
@@ -447,17 +460,16 @@ def suspected_label_errors(
 ) -> SuspectedErrors:
     """Confident learning on pairs: labels whose opposite is as likely as labels on average are.
 
-    Raises TypeError for a model, which may have learned these labels; ValueError for rewards of other data."""
+    Raises TypeError for a model, which may have learned these labels; ValueError for other data."""
     preferences = load_preferences(preferences, progress=False)
     if not isinstance(rewards, (CrossValidation, list, tuple)) and not str(rewards).endswith(".json"):
-        raise TypeError(f"suspected_label_errors needs out-of-fold rewards, got {type(rewards).__name__}: a model "
-                        "has learned the errors of its own training data; pass what cross_validate returned")
+        raise TypeError(f"suspected_label_errors needs out-of-fold rewards, got {type(rewards).__name__}: "
+                        "a model has learned the errors of its own training data; "
+                        "pass what cross_validate returned")
     pairs = pairs_of(preferences)
     by_seed = [reward_differences(pairs, own) for own in rewards_of(rewards, preferences)]
     differences = np.mean(by_seed, axis=0)
-    scored = np.flatnonzero(~np.isnan(differences))
-    if not len(scored):
-        raise ValueError(f"none of {counted(len(preferences), 'record')} has a reward for each of its responses")
+    scored = np.flatnonzero(_which_scored(np.isnan(differences), preferences))
     temperature = float(temperature or fit_temperature(differences[scored]).temperature)
     p = expit(differences[scored] / temperature)
     threshold, order = float(p.mean()), scored[np.argsort(p, kind="stable")]

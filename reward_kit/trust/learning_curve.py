@@ -27,13 +27,10 @@ def _rise(ratio, c): # (...) n / largest n, (...)
     safe = np.where(near, 1.0, c)
     return np.where(near, np.log(ratio), (1 - ratio**-safe) / safe)
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #0be54aa4
-def _fit_power_law(
-    sizes, # (N,) examples trained on, three or more different numbers
-    accuracy, # (B, N) at these sizes, 0..1, of B curves
-) -> np.ndarray: # (B, 3): m (accuracy at the largest size), g >= 0 (slope over log n there), c
-    "Least squares of accuracy = m + g (1 - (n / largest n)^-c) / c. Raises ValueError for too few sizes."
-    n, y = np.asarray(sizes, dtype=float), np.asarray(accuracy, dtype=float)
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #27686221
+def _fit_power_law(sizes, accuracy) -> np.ndarray: # (N,), (B, N) of B curves -> (B, 3): m, g, c
+    "Least squares. Raises ValueError for fewer than three sizes."
+    n, y = np.asarray(sizes, float), np.asarray(accuracy, float)
     if len(np.unique(n)) < 3 or n.min() <= 0:
         raise ValueError(f"a curve needs three or more different sizes above 0, got {n.tolist()}")
     least, found = np.full(len(y), np.inf), np.zeros((len(y), 3))
@@ -48,13 +45,13 @@ def _fit_power_law(
         found[better] = np.stack([m, g, np.full(len(y), c)], 1)[better]
     return found
 
-
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #2f34e807
 def _power_law(parameters, n, largest: float): # (..., 3) of `_fit_power_law`, sizes, largest size of the fit
     "The fitted accuracy at n examples, at most 1."
     m, g, c = np.moveaxis(np.asarray(parameters), -1, 0)
     return np.minimum(m + g * _rise(np.asarray(n) / largest, c), 1)
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #6cdb47f2
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #34a1ef61
 @dataclass(repr=False)
 class LearningCurve(Report):
     "Accuracy over the number of training records; shares are in 0..1."
@@ -70,34 +67,50 @@ class LearningCurve(Report):
     _draws: np.ndarray = field(default=None) # (B, 3) fits of the bootstrap draws
     title = "Learning curve"
 
-    @property
-    def limit(self) -> float | None:
-        "The accuracy of unlimited labels by the fit, only a hint; None where it shows no limit below 1."
-        m, g, c = self.fit
-        return m + g / c if c > 0 and m + g / c < 1 else None
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #b8f5dfee
+@patch
+def _fitted(self: LearningCurve, n) -> np.ndarray:
+    "Accuracy at n records of every draw."
+    most = self.sizes[-1]
+    if not 0 < n <= 2.01 * most:  # whole prompts rarely add up to the size asked for
+        raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; the fit is not "
+                         f"trusted beyond twice ({2 * most:,.0f}), so ask for at most {most:,.0f} more")
+    return _power_law(self._draws, n, most)
 
-    def predict(self, n: float) -> tuple[float, float, float]: # accuracy, low, high
-        "Accuracy at n records: median and interval. Raises ValueError beyond twice the largest size measured."
-        return self._ends(self._fitted(n))
 
-    def gain(self, extra: int) -> tuple[float, float, float]: # gain, low, high
-        "What `extra` more records would add: median and interval. Raises ValueError as `predict`."
-        n = self.sizes[-1]
-        return self._ends(self._fitted(n + extra) - self._fitted(n))
+@patch
+def _ends(self: LearningCurve, values) -> tuple:
+    "Median, low, high."
+    tail = (1 - self.level) / 2
+    return tuple(np.quantile(values, [0.5, tail, 1 - tail]).tolist())
 
-    def _fitted(self, n):
-        "Accuracy at n records of every draw."
-        most = self.sizes[-1]
-        if not 0 < n <= 2.01 * most:  # whole prompts rarely add up to the size that was asked for
-            raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; the fit is not trusted "
-                             f"beyond twice ({2 * most:,.0f}), so ask for at most {most:,.0f} more")
-        return _power_law(self._draws, n, most)
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #bfef5c75
+@patch
+def predict(
+    self: LearningCurve,
+    n: float, # records, at most twice the largest size measured
+) -> tuple[float, float, float]: # accuracy, low, high
+    "Accuracy at n records. Raises ValueError beyond twice the largest size."
+    return self._ends(self._fitted(n))
 
-    def _ends(self, values):
-        "Median and interval."
-        return tuple(np.quantile(values, [0.5, (1 - self.level) / 2, (1 + self.level) / 2]).tolist())
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #d90ea094
+@patch
+def gain(
+    self: LearningCurve,
+    extra: int, # more records than the largest size measured
+) -> tuple[float, float, float]: # gain, low, high
+    "What `extra` more records would add. Raises ValueError as `predict`."
+    n = self.sizes[-1]
+    return self._ends(self._fitted(n + extra) - self._fitted(n))
+
+
+@patch(as_prop=True)
+def limit(self: LearningCurve) -> float | None:
+    "The accuracy of unlimited labels by the fit, only a hint; None where it shows no limit below 1."
+    m, g, c = self.fit
+    return m + g / c if c > 0 and m + g / c < 1 else None
+
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #0851a76a
 @patch(as_prop=True)
 def verdicts(self: LearningCurve) -> list[str]:
     "Whether more labels would help, and what the interval leaves out."
@@ -117,7 +130,7 @@ def verdicts(self: LearningCurve) -> list[str]:
                          "is not in these intervals.")
     return sentences
 
-
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #b03a7b89
 @patch
 def sections(self: LearningCurve) -> list[Section]:
     "The measured points and the fit."
@@ -127,7 +140,7 @@ def sections(self: LearningCurve) -> list[Section]:
     header = "training records", "accuracy", f"{100 * self.level:g}% interval", "fit"
     return [Section(table=Table(header, rows))]
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #24054ddd
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #e9275d53
 @patch
 def figures(self: LearningCurve) -> dict:
     "Measured points with intervals, the fitted curve with its band, and the extrapolation."
@@ -140,10 +153,11 @@ def figures(self: LearningCurve) -> dict:
     ):
         middle, low, high = 100 * np.array([self.predict(value) for value in x]).T
         axes.plot(x, middle, color="#0072B2", linestyle=style, label=label)
-        axes.fill_between(x, low, high, facecolor="#56B4E9", alpha=0.3, hatch=hatch, edgecolor="white", linewidth=0)
-    accuracy = 100 * np.array(self.accuracy)
-    bars = np.maximum([accuracy - 100 * np.array(self.low), 100 * np.array(self.high) - accuracy], 0)
-    axes.errorbar(self.sizes, accuracy, bars, fmt="o", color="#D55E00", capsize=3, label="measured")
+        band = {"facecolor": "#56B4E9", "alpha": 0.3, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+        axes.fill_between(x, low, high, **band)
+    share, low, high = 100 * np.array([self.accuracy, self.low, self.high])
+    bars = np.maximum([share - low, high - share], 0)
+    axes.errorbar(self.sizes, share, bars, fmt="o", color="#D55E00", capsize=3, label="measured")
     axes.axvline(n, color="0.5", linewidth=1)
     axes.set_xscale("log")
     ticks = [*self.sizes, 2 * n]
@@ -154,18 +168,10 @@ def figures(self: LearningCurve) -> dict:
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return {"curve": figure}
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #afb65c06
-def _curve_of_outcomes(
-    sizes, # (N,) training records
-    outcomes, # (N, R, P) of R repeats on P held-out pairs: 1 right, 0 wrong, 0.5 tied
-    prompt, # (P,) which prompt each pair belongs to
-    *,
-    level: float = 0.95, # confidence of the intervals, between 0 and 1
-    samples: int = 2000, # draws of the bootstrap
-    seed: int = 0, # of the draws
-) -> LearningCurve:
-    "The learning curve of outcomes that are there already."
-    sizes, outcomes = np.asarray(sizes, dtype=float), np.asarray(outcomes, dtype=float)
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #4e022d74
+def _curve_of_outcomes(sizes, outcomes, prompt, *, level=0.95, samples=2000, seed=0) -> LearningCurve:
+    "The curve of outcomes (N, R, P) at N sizes, of R repeats, on P held-out pairs of these prompts (P,)."
+    sizes, outcomes = np.asarray(sizes, float), np.asarray(outcomes, float)
     draws = accuracy_draws(outcomes, prompt, together=True, samples=samples, seed=seed)
     accuracy = outcomes.mean((1, 2))
     low, high = zip(*(percentile_interval(own, level) for own in draws))
@@ -182,7 +188,7 @@ def _curve_of_outcomes(
         _draws=_fit_power_law(sizes, draws.T),
     )
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #d1de5a8b
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #80d9b973
 def _nested_rows(keys, sizes, seed: int) -> list[np.ndarray]: # keys (n,) prompt of each record
     "Rows of nested subsets of about these sizes: whole prompts, in an order that depends on the seed."
     _, group, count = np.unique(keys, return_inverse=True, return_counts=True)
@@ -191,7 +197,7 @@ def _nested_rows(keys, sizes, seed: int) -> list[np.ndarray]: # keys (n,) prompt
     up_to = np.cumsum(count[order])
     return [np.flatnonzero(position <= np.abs(up_to - size).argmin()) for size in sizes]
 
-
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #ca220760
 def _curve_sizes(sizes, n: int) -> list[int]:
     "Five sizes from an eighth of the data to all of it, or those given."
     sizes = np.geomspace(n / 8, n, 5).round() if sizes is None else sizes
@@ -201,7 +207,7 @@ def _curve_sizes(sizes, n: int) -> list[int]:
                          f"the training records there are; got {sizes}")
     return sizes
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #6c6303d9
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #2b0bc6c1
 def _held_out_pairs(preferences, held_out, seed: int, loading) -> tuple[Preferences, Preferences]:
     "Training and held-out records; ValueError where they share a prompt."
     if isinstance(held_out, (int, float)):
@@ -209,13 +215,13 @@ def _held_out_pairs(preferences, held_out, seed: int, loading) -> tuple[Preferen
     held = load_preferences(held_out, progress=False, **loading)
     shared = len(np.intersect1d(preferences.group_keys, held.group_keys))
     if shared:
-        raise ValueError(f"{counted(shared, 'prompt')} in both the training and the held-out data; "
+        raise ValueError(f"training and held-out data share {counted(shared, 'prompt')}; "
                          "a learning curve needs prompts that no model has seen")
     return preferences, held
 
-
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #ecd24d07
 def learning_curve(
-    train, # function(preferences, seed) -> RewardModel or anything that scores; `trainer_recipe` makes one
+    train, # function(preferences, seed) -> anything that scores; `trainer_recipe` makes one
     data, # what `load_preferences` takes
     *,
     sizes=None, # numbers of training records; default five from an eighth of them to all
@@ -229,14 +235,14 @@ def learning_curve(
 ) -> LearningCurve:
     """Accuracy over the number of training records, nested by prompt and judged on the same pairs.
 
-    Raises ValueError for fewer than three sizes, no repeat, shared prompts, or nothing that could be scored."""
+    Raises ValueError for fewer than three sizes, no repeat, shared prompts, or nothing scored."""
     if repeats < 1:
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
     preferences = load_preferences(data, progress=progress, **loading)
     pool, held = _held_out_pairs(preferences, held_out, seed, loading)
     sizes, pairs = _curve_sizes(sizes, len(pool)), pairs_of(held)
-    outcomes = np.empty((len(sizes), repeats, len(pairs["record"])))
     used = np.empty((len(sizes), repeats))
+    outcomes = np.empty((*used.shape, len(pairs["record"])))
     with tqdm(total=used.size, desc="Training models", disable=not progress) as bar:
         for repeat in range(repeats):
             for i, rows in enumerate(_nested_rows(pool.group_keys, sizes, seed + repeat)):
@@ -250,4 +256,5 @@ def learning_curve(
         raise ValueError(f"none of {counted(len(held), 'held-out record')} could be scored: "
                          "a response of each is too long for the model")
     drawing = {"level": level, "samples": samples, "seed": seed}
-    return _curve_of_outcomes(used.mean(1), outcomes[:, :, scored], pairs["prompt"][scored], **drawing)
+    prompt = pairs["prompt"][scored]
+    return _curve_of_outcomes(used.mean(1), outcomes[:, :, scored], prompt, **drawing)
