@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from reward_kit.model.encoding import RewardEncoder, RewardEncoding, WRAPPER_MARK, encode_dataset
-from reward_kit.model.encoding import prepare_tokenizer, tokenizer_fingerprint, wrap_template
+from reward_kit.model.encoded_data import encode_dataset
+from reward_kit.model.encoding import RewardEncoder, RewardEncoding, _wrap_template, _WRAPPER_MARK
+from reward_kit.model.encoding import prepare_tokenizer, tokenizer_fingerprint
 from reward_kit.model.batches import RewardCollator, bind_reward_forward
 from reward_kit.model.model_folder import ModelLoadError, RewardMetadata, load_reward_backbone
 from reward_kit.model.model_folder import read_card_section, resolve_model, reward_head, update_card_section
@@ -348,8 +349,8 @@ def test_dates_are_fixed():
 def test_white_space_at_the_edges_of_a_template_survives_wrapping():
     for template in ("\n\n  {% for m in messages %}{{ m.content }}{% endfor %}  \n", "   {%- for m in messages %} {{ m.content }}\n{% endfor %}\n\n",
                      "    {% for m in messages %}\n    {{ m.content }}\n    {% endfor %}\n    ", "x\n{{ messages[0].content }}\n"):
-        raw, wrapped = make_tokenizer(template), make_tokenizer(wrap_template(template, bos="<nothing>"))
-        assert WRAPPER_MARK in wrapped.chat_template
+        raw, wrapped = make_tokenizer(template), make_tokenizer(_wrap_template(template, bos="<nothing>"))
+        assert _WRAPPER_MARK in wrapped.chat_template
         assert raw.apply_chat_template(TURNS, tokenize=False) == wrapped.apply_chat_template(TURNS, tokenize=False)
 
 
@@ -357,13 +358,13 @@ def test_templates_that_mark_generated_text():
     template = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content + '|' }}{% endif %}{% endfor %}"
     tokenizer = make_tokenizer(template, "<s>", "</s>")
     prepare_tokenizer(tokenizer)
-    assert WRAPPER_MARK in tokenizer.chat_template and tokenizer.apply_chat_template(TURNS, tokenize=False) == "U1|A1"
+    assert _WRAPPER_MARK in tokenizer.chat_template and tokenizer.apply_chat_template(TURNS, tokenize=False) == "U1|A1"
 
 
 def test_several_templates():
     tokenizer = make_tokenizer({"default": MISTRAL, "tool_use": ZEPHYR}, "<s>", "</s>", True)
     encoding = prepare_tokenizer(tokenizer)
-    assert set(encoding.chat_template) == {"default", "tool_use"} and all(WRAPPER_MARK in t for t in encoding.chat_template.values())
+    assert set(encoding.chat_template) == {"default", "tool_use"} and all(_WRAPPER_MARK in t for t in encoding.chat_template.values())
     assert tokenizer.apply_chat_template(TURNS, tokenize=False) == FAMILIES["mistral"][-1]
 
 
@@ -400,7 +401,7 @@ def test_truncation_keeps_bos_response_and_eos():
     for prompt in ("the cat sat " * 30, [{"role": "user", "content": "the cat sat " * 30}]):
         for response in ("AI is artificial.", "a"):
             batch, whole = encoder.encode([prompt], [response]), full.encode([prompt], [response]).ids[0]
-            assert batch.ids[0] == whole[:1] + whole[-23:] and batch.truncated == 1 and batch.truncated_rows == [0] and not batch.dropped
+            assert batch.ids[0] == whole[:1] + whole[-23:] and batch.truncated == 1 and batch.cut == [True] and not batch.dropped
 
 
 def test_response_that_does_not_fit_is_dropped():
@@ -425,9 +426,9 @@ def test_other_overflow_policies():
 
 def test_encoder_errors_name_the_row():
     encoder = make_encoder()
-    with pytest.raises(ValueError, match="2 prompts but 1 responses"): encoder.encode(["a", "b"], ["c"])
+    with pytest.raises(ValueError, match="2 prompts but 1 response"): encoder.encode(["a", "b"], ["c"])
     with pytest.raises(ValueError, match="row 1: the chat template refuses.*alternate"): encoder.encode([TURNS, TURNS[::-1]])
-    with pytest.raises(ValueError, match="tools: 1 entries for 2 texts"): encoder.encode([TURNS, TURNS], tools=["[]"])
+    with pytest.raises(ValueError, match="tools: 1 entry for 2 texts"): encoder.encode([TURNS, TURNS], tools=["[]"])
 
 
 def test_ids_do_not_depend_on_the_batch_or_on_earlier_calls():

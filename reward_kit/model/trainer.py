@@ -46,7 +46,9 @@ from ..data.preferences import load_preferences
 from ..data.playground import PLAYGROUND_TRAINING
 from .settings import RemembersGiven, setting
 from .loss import centering_loss, pairwise_accuracy, reward_loss
-from .encoding import OVERFLOW_POLICIES, RewardEncoder, encode_dataset, prepare_tokenizer
+from .settings import OVERFLOW_POLICIES
+from .encoding import RewardEncoder, prepare_tokenizer
+from .encoded_data import encode_dataset
 from .batches import RewardCollator, bind_reward_forward
 from .packing import choose_layout, packing_problem
 from .model_folder import RewardMetadata, base_name, card_head, load_reward_backbone
@@ -739,7 +741,7 @@ class CardText:
         rows = {
             "base model": self._base["id"], "loss": self._loss_text(),
             "examples": f"{len(self.train_dataset):,}" if has_length(self.train_dataset) else "a stream",
-            "length": overflow and str(overflow), "batch": f"{batch} examples",
+            "length": overflow and overflow.summary, "batch": f"{batch} examples",
             "steps": f"{self._weights_step()} of {self.state.max_steps}",
             "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}", "adapter": self._adapter_text(),
             "precision": args.mixed_precision if args.mixed_precision != "no" else "float32", "seed": args.seed,
@@ -897,7 +899,7 @@ class TrainSteps:
         if self.args.show_plan:
             self._say(self.plan())
             cut = self.overflow_report
-            if cut is not None and cut.truncated + cut.dropped: self._say(f"length    {cut}")
+            if cut is not None and cut.truncated + cut.dropped: self._say(f"length    {cut.summary}")
         with self._stop_on_interrupt():
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 

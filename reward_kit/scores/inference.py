@@ -235,7 +235,7 @@ class ForeignEncoder:
 
     def encode(self, prompts: list, responses: list | None = None, *, tools=None, chat_template_kwargs=None) -> EncodedBatch:
         "Token ids of each (prompt, response), as `RewardEncoder.encode`. Raises ValueError naming a text without tokens."
-        batch = EncodedBatch([])
+        batch = EncodedBatch()
         for i, prompt in enumerate(prompts):
             response = responses[i] if responses is not None else None
             template = {"tools": _row_value(tools, i), **(_row_value(chat_template_kwargs, i) or {})}
@@ -243,9 +243,7 @@ class ForeignEncoder:
             if not whole:
                 raise ValueError(f"row {i} has no tokens, so there is nothing to read a reward from")
             batch.ids.append(_cut_foreign(self.tokenizer, whole, response, self.max_length, self.skipped_at_end))
-            if batch.ids[-1] is None:
-                batch.dropped.append(i)
-            batch.truncated += batch.ids[-1] is not None and len(whole) > self.max_length
+            batch.cut.append(batch.ids[-1] is not None and len(whole) > self.max_length)
         return batch
 
 # %% ../../nbs/3_scores/30_inference.ipynb #6ed3b402
