@@ -11,21 +11,40 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from reward_kit.trust.agreement import resample_sums
-from reward_kit.trust.calibration import CalibrationResult, TemperatureFit, _slope_draws, brier_decomposition
-from reward_kit.trust.calibration import brier_score, calibrate, calibrated_reference, calibration_verdicts
-from reward_kit.trust.calibration import cross_fitted_temperatures, expected_calibration_error
-from reward_kit.trust.calibration import fit_temperature, log_loss, measure_calibration, preference_confidence
-from reward_kit.trust.calibration import reliability_table, store_calibration, true_calibration_error
-from reward_kit.model.settings import quiet_transformers
+from reward_kit.beside.averaged_weights import average_reward_models
+from reward_kit.data.files import json_ready
+from reward_kit.data.playground import Playground
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
+from reward_kit.model.settings import quiet_transformers
 from reward_kit.scores.inference import RewardModel, store_normalization
-from reward_kit.beside.averaged_weights import average_reward_models
-from reward_kit.data.playground import Playground
+from reward_kit.trust.agreement import resample_sums
+from reward_kit.trust.calibration import (
+    CalibrationResult,
+    Predictions,
+    _TemperatureFit,
+    calibrate,
+    fit_temperature,
+    store_calibration,
+    true_calibration_error,
+)
 
 
 def sigmoid(x): return 1 / (1 + np.exp(-np.asarray(x, dtype=np.float64)))
+
+
+def brier_score(differences, outcomes=None, temperature=1.0, weights=None):
+    pairs = Predictions(differences, outcomes, temperature=temperature, weights=weights)
+    return pairs.mean(pairs.squared_errors())
+
+
+def log_loss(differences, outcomes=None, temperature=1.0, weights=None):
+    pairs = Predictions(differences, outcomes, temperature=temperature, weights=weights)
+    return pairs.mean(pairs.log_losses())
+
+
+def expected_calibration_error(differences, outcomes=None, **options):
+    return Predictions(differences, outcomes, **options).ece()
 
 
 def world(n=500, slope=1.0, seed=0, ties=0.0):
@@ -47,7 +66,8 @@ def test_which_response_stands_first_does_not_matter(seed):
     for f in (brier_score, log_loss, expected_calibration_error):
         assert f(d, y) == pytest.approx(f(e, x), abs=1e-12)
     assert fit_temperature(d, y).temperature == pytest.approx(fit_temperature(e, x).temperature, rel=1e-9)
-    for one, other in zip(preference_confidence(d, y), preference_confidence(e, x)): assert np.allclose(one, other)
+    one, other = Predictions(d, y), Predictions(e, x)
+    assert np.allclose(one.confidence, other.confidence) and np.allclose(one.right, other.right)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
@@ -62,13 +82,13 @@ def test_scores_are_scikit_learns(temperature):
 @pytest.mark.parametrize("bins", [1, 4, 10])
 def test_table_is_scikit_learns_calibration_curve(scheme, strategy, bins):
     d, y = world(n=700, seed=4)
-    rows = reliability_table(d, y, bins=bins, scheme=scheme)
+    rows = Predictions(d, y, bins=bins, scheme=scheme).table()
     if strategy == "uniform":  # scikit-learn's bins on 0..1 of both orders of every pair; ours are their upper half
         observed, predicted = calibration_curve(np.concatenate([y, 1 - y]), sigmoid(np.concatenate([d, -d])), n_bins=2 * bins)
         observed, predicted = observed[-len(rows):], predicted[-len(rows):]
     else:
-        confidence, right = preference_confidence(d, y)
-        observed, predicted = calibration_curve(right, confidence, n_bins=bins, strategy="quantile")
+        pairs = Predictions(d, y)
+        observed, predicted = calibration_curve(pairs.right, pairs.confidence, n_bins=bins, strategy="quantile")
     assert np.allclose([r["observed"] for r in rows], observed) and np.allclose([r["predicted"] for r in rows], predicted)
     assert sum(r["pairs"] for r in rows) == 700 and sum(r["weight"] for r in rows) == pytest.approx(1)
     for r in rows:
@@ -93,8 +113,8 @@ def test_a_weight_of_two_is_a_pair_given_twice():
     for f in (brier_score, log_loss): assert f(d, y, weights=w) == pytest.approx(f(*again), rel=1e-12)
     assert expected_calibration_error(d, y, scheme="equal-width", weights=w) == pytest.approx(expected_calibration_error(*again, scheme="equal-width"), abs=1e-12)
     assert fit_temperature(d, y, w).temperature == pytest.approx(fit_temperature(*again).temperature, rel=1e-9)
-    own, copied = (brier_decomposition(*given, scheme="equal-width", weights=v) for given, v in (((d, y), w), (again, None)))
-    assert own == pytest.approx(copied, abs=1e-12)
+    own, copied = (Predictions(*given, scheme="equal-width", weights=v).by_bin() for given, v in (((d, y), w), (again, None)))
+    for name in ("predicted", "observed", "weight"): assert own[name].tolist() == pytest.approx(copied[name].tolist(), abs=1e-12)
 
 
 def test_decomposition_in_both_orders_of_every_pair():
@@ -103,16 +123,16 @@ def test_decomposition_in_both_orders_of_every_pair():
     p, o = sigmoid(np.concatenate([d, -d])), np.concatenate([y, 1 - y])
     k = np.clip(np.ceil(p * 20).astype(int), 1, 20)
     share, said, came = (np.array([f(k == j) for j in np.unique(k)]) for f in (np.mean, lambda m: p[m].mean(), lambda m: o[m].mean()))
-    parts = brier_decomposition(d, y, scheme="equal-width")
-    assert parts["reliability"] == pytest.approx(share @ (said - came) ** 2) and parts["resolution"] == pytest.approx(share @ (came - o.mean()) ** 2)
-    assert parts["uncertainty"] == o.mean() * (1 - o.mean()) == 0.25
-    assert parts["brier"] == pytest.approx(parts["reliability"] - parts["resolution"] + 0.25 + parts["within"])
+    rows = Predictions(d, y, scheme="equal-width").by_bin()
+    assert rows.weight @ (rows.predicted - rows.observed) ** 2 == pytest.approx(share @ (said - came) ** 2)
+    assert rows.weight @ (rows.observed - 0.5) ** 2 == pytest.approx(share @ (came - o.mean()) ** 2)
+    assert o.mean() * (1 - o.mean()) == 0.25
 
 
 def test_huge_differences_stay_finite():
     d = np.array([1e6, -1e6, 1e-300, 0.0])
     with np.errstate(over="raise", invalid="raise", divide="raise"):
-        found = measure_calibration(d, samples=50)
+        found = Predictions(d, samples=50).measure()
         assert log_loss(d) == pytest.approx(1e6 / 4, rel=1e-5) and math.isfinite(found["ece"])
         assert fit_temperature([1e6, 1e6, -1e6]).temperature == pytest.approx(1e6 / math.log(2))
         assert fit_temperature([1e-9, 1e-9, -1e-9]).temperature == pytest.approx(1e-9 / math.log(2))
@@ -135,7 +155,7 @@ def test_temperature_must_be_above_zero(temperature):
 
 
 def test_bad_bins_and_groups():
-    with pytest.raises(ValueError, match="bins=0"): reliability_table([1.0], bins=0)
+    with pytest.raises(ValueError, match="bins=0"): Predictions([1.0], bins=0)
     with pytest.raises(ValueError, match="equal-width"): expected_calibration_error([1.0], scheme="even")
     with pytest.raises(ValueError, match="groups has 1 entries for 2"): calibrate([1.0, 2.0], groups=[0])
     with pytest.raises(ValueError, match="number of prompts, 1"): calibrate([1.0, 2.0], groups=["a", "a"])
@@ -147,12 +167,12 @@ def test_bad_bins_and_groups():
 def test_reference_is_the_binomial_sum(n, c):
     k = np.arange(n + 1)
     exact = stats.binom.pmf(k, n, c) @ np.abs(k / n - c)
-    found = calibrated_reference(np.full(n, math.log(c / (1 - c))), samples=40_000)
+    found = Predictions(np.full(n, math.log(c / (1 - c))), samples=40_000).reference()
     assert found.mean() == pytest.approx(exact, rel=0.02)
 
 
 def test_tied_rewards_add_no_chance():
-    assert (calibrated_reference(np.zeros(20), samples=10) == 0).all()
+    assert (Predictions(np.zeros(20), samples=10).reference() == 0).all()
 
 
 def test_p_values_of_calibrated_models_are_uniform_and_of_others_small():
@@ -161,7 +181,7 @@ def test_p_values_of_calibrated_models_are_uniform_and_of_others_small():
         d = rng.normal(0, 1.5, 200)
         y = (rng.random(200) < sigmoid(d)).astype(float)
         for found, scale in ((calm, 1), (bold, 3)):
-            ece, reference = expected_calibration_error(scale * d, y), calibrated_reference(scale * d, samples=100)
+            ece, reference = expected_calibration_error(scale * d, y), Predictions(scale * d, samples=100).reference()
             found.append((1 + (reference >= ece).sum()) / 101)
     assert stats.kstest(calm, "uniform").pvalue > 0.01
     assert 0.02 < np.mean(np.array(calm) <= 0.05) < 0.085 and np.mean(np.array(bold) <= 0.05) > 0.99
@@ -175,7 +195,7 @@ def test_rankings_hardly_raise_the_rate_of_false_alarms():
         rewards = rng.normal(0, 1.2, (50, 4))
         noisy = rewards + rng.gumbel(size=(50, 4))
         d, y = (rewards[:, i] - rewards[:, j]).ravel(), (noisy[:, i] > noisy[:, j]).ravel().astype(float)
-        alarms.append((1 + (calibrated_reference(d, samples=100) >= expected_calibration_error(d, y)).sum()) / 101 <= 0.05)
+        alarms.append((1 + (Predictions(d, samples=100).reference() >= expected_calibration_error(d, y)).sum()) / 101 <= 0.05)
     assert np.mean(alarms) < 0.12
 
 
@@ -210,7 +230,7 @@ def experiments():
         prompt = np.repeat(np.arange(250), rng.integers(1, 4, 250))
         d = rng.normal(0, 2, 250)
         y = (rng.random(250) < q(d)).astype(float)
-        m = measure_calibration(d[prompt], y[prompt], groups=prompt, samples=300, seed=trial)
+        m = Predictions(d[prompt], y[prompt], groups=prompt, samples=300, seed=trial).measure()
         found.append({**m, "temperature_interval": fit_temperature(d[prompt], y[prompt], groups=prompt, samples=300, seed=trial).interval})
     return found, truth
 
@@ -235,7 +255,7 @@ def test_the_interval_of_the_ece_holds_the_zero_of_calibrated_models():
         prompt = np.repeat(np.arange(100), 2)
         d = rng.normal(0, 2, 100)
         y = (rng.random(100) < sigmoid(d)).astype(float)
-        held.append(measure_calibration(d[prompt], y[prompt], groups=prompt, samples=200, seed=trial)["ece_interval"][0] == 0)
+        held.append(Predictions(d[prompt], y[prompt], groups=prompt, samples=200, seed=trial).measure()["ece_interval"][0] == 0)
     assert np.mean(held) > 0.92
 
 
@@ -245,13 +265,14 @@ def test_squared_gaps_are_free_of_the_bias():
     truth = np.mean((np.maximum(sigmoid(d), sigmoid(-d)) - np.where(d > 0, sigmoid(d / 2), sigmoid(-d / 2))) ** 2)
     for _ in range(2000):
         y = (rng.random(300) < sigmoid(d / 2)).astype(float)
-        c, right = preference_confidence(d, y)
+        pairs = Predictions(d, y, bins=1000, samples=20)
+        c, right = pairs.confidence, pairs.right
         gaps = (c - right).reshape(20, 15).mean(1)
         plain.append((gaps**2).mean())
         found.append((gaps**2 - right.reshape(20, 15).var(1) / 14).mean())
     assert np.mean(found) == pytest.approx(truth, rel=0.03) and np.mean(plain) > 1.3 * truth
     values, _ = np.unique(d, return_inverse=True)
-    m = measure_calibration(d, y, bins=1000, samples=20)  # the shipped measure, on the last data set
+    m = pairs.measure()  # the shipped measure, on the last data set
     assert len(values) == len(m["table"]) == 20 and m["rms"] ** 2 == pytest.approx(max(0.0, found[-1]), abs=1e-12)
 
 
@@ -281,7 +302,7 @@ def test_one_newton_step_a_draw_is_as_good_as_refitting():
     d, y = world(n=400, seed=1)
     prompt = np.arange(400) // 2
     slope = 1 / fit_temperature(d, y).temperature
-    draws = _slope_draws(slope, d, y, np.ones(400), prompt, 200, 0)
+    draws = Predictions(d, y, groups=prompt, samples=200)._slope_draws(slope)
     rng, refitted = np.random.default_rng(0), []
     for _ in range(200):
         drawn = (2 * rng.integers(200, size=200)[:, None] + np.arange(2)).ravel()
@@ -300,12 +321,12 @@ def test_separable_pairs_bound_the_temperature(outcomes):
     assert fit.separable and fit.temperature == pytest.approx(best.x, rel=1e-5)
     high = optimize.brentq(lambda t: np.logaddexp(0, -np.abs(d[:4]) / t).sum() - stats.chi2.ppf(0.95, 1) / 2, 0.01, 1e3)
     assert fit.interval == (0.0, pytest.approx(high, rel=1e-9))
-    assert json.loads(json.dumps(fit.to_dict(), allow_nan=False))["interval"][0] == 0
+    assert json.loads(json.dumps(json_ready(fit), allow_nan=False))["interval"][0] == 0
 
 
 def test_two_right_pairs_set_no_limit():
     fit = fit_temperature([1.0, 1.0])
-    assert fit.interval == (0.0, math.inf) and fit.to_dict()["interval"] == [0.0, None]
+    assert fit.interval == (0.0, math.inf) and json_ready(fit)["interval"] == [0.0, None]
 
 
 def test_more_right_pairs_allow_more_confidence():
@@ -327,13 +348,13 @@ def test_a_weak_signal_sets_no_upper_limit():
 def test_cross_fitting_never_looks_at_its_own_prompt():
     d, y = world(n=300, seed=5)
     prompt = np.arange(300) // 3
-    before = cross_fitted_temperatures(d, y, groups=prompt, folds=4)
+    before = Predictions(d, y, groups=prompt).cross_fitted(folds=4)
     assert len(np.unique(before)) == 4
     own = before == before[0]
     changed = np.where(own, 1 - y, y)
-    assert np.array_equal(cross_fitted_temperatures(d, changed, groups=prompt, folds=4)[own], before[own])
+    assert np.array_equal(Predictions(d, changed, groups=prompt).cross_fitted(folds=4)[own], before[own])
     assert set(np.unique(prompt[own])) & set(np.unique(prompt[~own])) == set()
-    assert np.isinf(cross_fitted_temperatures(-np.abs(d), groups=prompt)).all()
+    assert np.isinf(Predictions(-np.abs(d), groups=prompt).cross_fitted()).all()
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------
@@ -342,7 +363,7 @@ def test_cross_fitting_never_looks_at_its_own_prompt():
                                   (np.zeros(20), None), (np.ones(2), None)])
 def test_every_result_is_json_and_comes_back(d, y):
     result = calibrate(d, y, samples=50)
-    again = CalibrationResult(**json.loads(json.dumps(result.to_dict(), allow_nan=False)))
+    again = CalibrationResult.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
     assert again.to_markdown() == result.to_markdown() and repr(again) == repr(result) and len(result.verdicts) == 2
     assert len(result.plot().axes) == 2
     assert result.before["accuracy"] == pytest.approx(result.after["accuracy"]) or result.temperature is None
@@ -352,9 +373,9 @@ def test_results_are_of_the_measures():
     d, y = world(n=400, slope=0.4)
     prompt = np.arange(400) // 2
     result = calibrate(d, y, groups=prompt, temperature=0.5, samples=100)
-    crossed = cross_fitted_temperatures(d, y, groups=prompt)
-    assert result.before == measure_calibration(d, y, temperature=0.5, groups=prompt, samples=100)
-    assert result.after == measure_calibration(d, y, temperature=crossed, groups=prompt, samples=100)
+    crossed = Predictions(d, y, groups=prompt).cross_fitted()
+    assert result.before == Predictions(d, y, temperature=0.5, groups=prompt, samples=100).measure()
+    assert result.after == Predictions(d, y, temperature=crossed, groups=prompt, samples=100).measure()
     assert result.temperature == fit_temperature(d, y, groups=prompt).temperature and result.n_prompts == 200
     assert result.gain[0] < result.before["log_loss"] - result.after["log_loss"] < result.gain[1]
 
@@ -363,7 +384,11 @@ def measures(over=(0.02, 0.08), p=0.01, **more):
     return {"overconfidence_interval": list(over), "p_value": p, "confidence": 0.9, "accuracy": 0.78, "ece": 0.12, "reference_high": 0.03, "log_loss": 0.6, **more}
 
 
-FIT = TemperatureFit(temperature=2.0, interval=(1.5, 2.5), log_loss_before=0.6, log_loss=0.5, n_pairs=100, n_prompts=90)
+def verdicts(before, after, fit, gain=(0.01, 0.02), present=1.0):
+    return CalibrationResult(100, 90, present, json_ready(fit), before, after, list(gain)).verdicts
+
+
+FIT = _TemperatureFit(temperature=2.0, interval=(1.5, 2.5), log_loss_before=0.6, log_loss=0.5, n_pairs=100, n_prompts=90)
 
 
 @pytest.mark.parametrize("before, said", [
@@ -372,15 +397,15 @@ FIT = TemperatureFit(temperature=2.0, interval=(1.5, 2.5), log_loss_before=0.6, 
     (measures((-0.01, 0.02)), "Not calibrated, though neither too bold nor too timid on the whole"),
     (measures((-0.01, 0.02), 0.3), "No miscalibration is shown")])
 def test_the_first_verdict(before, said):
-    assert calibration_verdicts(before, measures(), FIT, (0.01, 0.02))[0].startswith(said)
+    assert verdicts(before, measures(), FIT)[0].startswith(said)
 
 
 def test_the_second_verdict():
-    second = lambda fit=FIT, gain=(0.01, 0.02), present=1.0: calibration_verdicts(measures(), measures(ece=0.02, log_loss=0.5), fit, gain, present)[1]
+    second = lambda fit=FIT, gain=(0.01, 0.02), present=1.0: verdicts(measures(), measures(ece=0.02, log_loss=0.5), fit, gain, present)[1]
     assert second().endswith("the calibration error goes from 12.0% to 2.0% and the log loss from 0.600 to 0.500.")
     assert "cannot be told from the present one" in second(present=2.1)
     assert "not shown to lower the log loss" in second(gain=(-0.01, 0.02))
-    assert "only bound the temperature" in second(TemperatureFit(0.5, (0.0, math.inf), 0.6, 0.5, 2, 2, separable=True))
+    assert "only bound the temperature" in second(_TemperatureFit(0.5, (0.0, math.inf), 0.6, 0.5, 2, 2, separable=True))
     assert "No temperature helps" in second(None)
 
 

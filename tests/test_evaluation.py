@@ -1,6 +1,5 @@
 """Evaluation: every statistic against an independent reference, intervals against their promise, the report and the card."""
 
-import itertools
 import json
 import math
 
@@ -9,13 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 from scipy import stats
 
-from reward_kit.data.report import wilson_interval
-from reward_kit.trust.agreement import accuracy_by, bootstrap_interval, by_size, correlation, discounted_gain
-from reward_kit.trust.agreement import length_preference, midranks, pair_outcomes, pair_table
-from reward_kit.trust.agreement import ranking_agreement
 from reward_kit.data.preferences import load_preferences
-from reward_kit.trust.trust_report import TrustReport, difference_histogram, evaluate_reward_model
-from reward_kit.trust.trust_report import evaluation_verdicts, write_model_card
+from reward_kit.data.report import wilson_interval
+from reward_kit.trust.trust_report import TrustReport, difference_histogram, evaluate_reward_model, evaluation_verdicts, write_model_card
 
 
 def by_length(prompts, responses):
@@ -33,140 +28,6 @@ def pairs(n=60, seed=0, prompts=20):
     return rows
 
 
-# --- statistics ---------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("correct, n", [(0, 1), (1, 1), (8, 10), (50, 100), (713, 1000), (3, 400)])
-@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
-def test_wilson_is_scipys(correct, n, level):
-    expected = stats.binomtest(correct, n).proportion_ci(level, method="wilson")
-    assert wilson_interval(correct, n, level) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
-@pytest.mark.parametrize("n", [20, 100])
-@pytest.mark.parametrize("p", [0.55, 0.7, 0.9])
-def test_wilson_covers_what_it_says(n, p):
-    "Exact coverage, summed over all outcomes."
-    covered = sum(stats.binom.pmf(k, n, p) for k in range(n + 1) if wilson_interval(k, n)[0] <= p <= wilson_interval(k, n)[1])
-    assert 0.92 < covered < 0.985
-
-
-def test_ties_do_not_make_wilson_too_narrow():
-    "Answers 0, 1/2, 1: the interval covers at least as often as it says."
-    rng = np.random.default_rng(0)
-    answers = rng.choice([0.0, 0.5, 1.0], p=[0.2, 0.3, 0.5], size=(3000, 80)).sum(1)
-    intervals = np.array([wilson_interval(c, 80) for c in answers])
-    assert np.mean((intervals[:, 0] <= 0.65) & (0.65 <= intervals[:, 1])) > 0.95
-
-
-def test_bootstrap_covers_where_wilson_does_not():
-    "80 prompts with 1 to 6 pairs that go right or wrong together; 400 such data sets."
-    rng = np.random.default_rng(0)
-    hits = {"bootstrap": 0, "wilson": 0}
-    for _ in range(400):
-        total = rng.integers(1, 7, 80)
-        correct = rng.binomial(total, np.clip(rng.normal(0.7, 0.25, 80), 0, 1))
-        low, high = bootstrap_interval(correct, total, samples=400, seed=int(rng.integers(1e9)))
-        hits["bootstrap"] += low <= TRUTH <= high
-        low, high = wilson_interval(correct.sum(), total.sum())
-        hits["wilson"] += low <= TRUTH <= high
-    assert 0.91 <= hits["bootstrap"] / 400 <= 0.98
-    assert hits["wilson"] < hits["bootstrap"]
-
-
-def _clipped_mean():
-    "Mean of a normal(0.7, 0.25) clipped to [0, 1]."
-    a, b = -0.7 / 0.25, 0.3 / 0.25
-    inside = stats.norm.cdf(b) - stats.norm.cdf(a)
-    return 0.7 * inside + 0.25 * (stats.norm.pdf(a) - stats.norm.pdf(b)) + stats.norm.sf(b)
-
-
-TRUTH = _clipped_mean()
-
-
-def test_bootstrap_standard_error_and_memory():
-    "Independent pairs: as wide as the textbook says; many prompts are drawn in steps."
-    rng = np.random.default_rng(0)
-    right = (rng.random(4000) < 0.7).astype(float)
-    low, high = bootstrap_interval(right, np.ones(4000), samples=1500)
-    p = right.mean()
-    assert (high - low) == pytest.approx(2 * 1.96 * math.sqrt(p * (1 - p) / 4000), rel=0.08)
-    assert bootstrap_interval([1, 0, 0], [2, 0, 1], seed=3) == bootstrap_interval([1, 0], [2, 1], seed=3)
-    with pytest.raises(ValueError, match="at least one prompt"):
-        bootstrap_interval([0.0], [0])
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_rank_statistics_are_scipys(seed):
-    rng = np.random.default_rng(seed)
-    k = int(rng.integers(3, 9))
-    rewards, ranks = rng.integers(0, 4, k).astype(float), rng.integers(1, 4, k)
-    assert midranks(rewards) == pytest.approx(stats.rankdata(rewards))
-    found = ranking_agreement(rewards, ranks)
-    constant = len(set(rewards)) == 1 or len(set(ranks)) == 1
-    spearman, kendall = (np.nan, np.nan) if constant else (stats.spearmanr(rewards, -ranks).statistic, stats.kendalltau(rewards, -ranks).statistic)
-    assert found["spearman"] == pytest.approx(spearman, nan_ok=True)
-    assert found["kendall"] == pytest.approx(kendall, nan_ok=True)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_discounted_gain_is_the_mean_over_the_orders_that_ties_allow(seed):
-    rng = np.random.default_rng(seed)
-    k = int(rng.integers(2, 6))
-    rewards, gains = rng.integers(0, 3, k).astype(float), rng.integers(0, 4, k).astype(float)
-    orders = [o for o in itertools.permutations(range(k)) if all(rewards[a] >= rewards[b] for a, b in itertools.pairwise(o))]
-    dcg = lambda order: sum(gains[i] / math.log2(place + 2) for place, i in enumerate(order))
-    best = max(map(dcg, itertools.permutations(range(k))))
-    expected = np.mean([dcg(o) for o in orders]) / best if best else math.nan
-    assert discounted_gain(rewards, gains) == pytest.approx(expected, nan_ok=True)
-
-
-def test_groups_of_pairs_hold_every_pair_once():
-    rng = np.random.default_rng(0)
-    values, outcome = rng.integers(0, 40, 300).astype(float), rng.choice([0, 0.5, 1], 300)
-    values[:20] = np.nan
-    rows = by_size(values, outcome, groups=4)
-    assert sum(row["pairs"] for row in rows) == 280 and len(rows) == 4
-    for row in rows:
-        low, high = map(float, row["group"].split(" to "))
-        own = outcome[(values >= low) & (values <= high)]
-        assert row["pairs"] == len(own) and row["accuracy"] == pytest.approx(own.mean()) and row["low"] < row["accuracy"] < row["high"]
-    assert by_size([np.nan], [1.0]) == [] and by_size([3, 3], [1, 0])[0]["group"] == "3"
-    assert [(r["group"], r["pairs"], r["accuracy"]) for r in accuracy_by(["b", "a", "b"], [1, 0.5, 0])] == [("a", 1, 0.5), ("b", 2, 0.5)]
-
-
-def test_pairs_know_their_lengths_and_margins():
-    rows = [{"prompt": "abc", "responses": ["long one", "s", "mid"], "scores": [3.0, 1.0, 2.5]}, {"prompt": "d", "chosen": "x", "rejected": "yy", "margin": 0.7}]
-    table = pair_table(preferences := load_preferences(rows[:1], progress=False), [[1.0, 0.0, 0.5]])
-    responses, margins = preferences[0]["responses"], dict(zip(preferences[0]["responses"], preferences[0]["scores"]))
-    for i in range(3):
-        better, worse = responses[table["better"][i]], responses[table["worse"][i]]
-        assert table["margin"][i] == margins[better] - margins[worse] > 0
-        assert table["length"][i] == (len(better) + len(worse)) / 2 and table["prompt_length"][i] == 3 and table["record"][i] == 0
-    assert pair_table(load_preferences(rows[1:], progress=False), [[1.0, 0.0]])["margin"].tolist() == pytest.approx([0.7])
-    assert np.isnan(pair_table(load_preferences([{"prompt": "d", "chosen": "x", "rejected": "yy"}], progress=False), [[1.0, 0.0]])["margin"]).all()
-
-
-def test_best_first_shares_a_tie():
-    assert ranking_agreement([2.0, 2.0, 1.0], [1, 3, 2])["best_first"] == 0.5
-    assert ranking_agreement([2.0, 2.0, 1.0], [1, 1, 2])["best_first"] == 1.0
-    assert ranking_agreement([0.0, 2.0, 1.0], [1, 2, 3])["best_first"] == 0.0
-    assert math.isnan(correlation([1.0, 1.0], [1.0, 2.0]))
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_outcomes_are_those_of_the_trainer(seed):
-    import torch
-
-    from reward_kit.model.loss import pairwise_accuracy
-    rng = np.random.default_rng(seed)
-    rewards, ranks = rng.integers(0, 3, 5).astype(np.float32), rng.integers(1, 4, 5)
-    outcome = pair_outcomes(rewards, ranks)[2]
-    correct, total = pairwise_accuracy(torch.tensor(rewards[None]), ranks=torch.tensor(ranks[None]))
-    assert (outcome.sum(), len(outcome)) == (pytest.approx(float(correct)), int(total))
-    brute = [1.0 if a > b else 0.5 if a == b else 0.0 for a, i in zip(rewards, ranks) for b, j in zip(rewards, ranks) if i < j]
-    assert sorted(outcome) == sorted(brute)
-
-
 def test_histogram_keeps_every_pair_on_its_side():
     rng = np.random.default_rng(0)
     for differences in (rng.normal(1, 2, 500), rng.standard_cauchy(500), [0.3], [-2.0, -1.0], [0.0, 0.0], [1e-9, -1e9]):
@@ -176,14 +37,6 @@ def test_histogram_keeps_every_pair_on_its_side():
         assert len(edges) == len(counts) + 1 and 0.0 in edges and len(counts) <= 82
         assert counts[edges[:-1] >= 0].sum() == (differences > 0).sum()
         assert counts[edges[:-1] < 0].sum() == (differences < 0).sum()
-
-
-def test_length_preference_by_hand():
-    table = {"longer": np.array([3, -2, 0, 5]), "difference": np.array([1.0, 1.0, 1.0, -1.0]), "outcome": np.ones(4)}
-    found = length_preference(table)
-    # longer preferred in pairs 1 and 4 of three; scored higher only in pair 1; always longer: right, wrong, tie, right
-    assert found == {"pairs_of_different_length": 3, "longer_is_preferred": pytest.approx(2 / 3), "longer_is_scored_higher": pytest.approx(1 / 3),
-                     "accuracy_of_always_longer": pytest.approx(2.5 / 4)}
 
 
 # --- the report -------------------------------------------------------------------------------------------------------------
@@ -335,17 +188,6 @@ def test_card_for_a_folder_without_one(tmp_path):
 def test_a_bootstrap_without_variation_says_so():
     report = evaluate_reward_model(by_length, load_preferences([{"prompt": f"question {i}", "chosen": f"a long answer {i}", "rejected": f"no {i}"} for i in range(6)], progress=False))
     assert report.accuracy == 1 and dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing where all prompts came out alike"
-
-
-def test_groups_of_pairs_that_go_right_together_get_wider_intervals():
-    rng, covered = np.random.default_rng(0), {"alone": 0, "by prompt": 0}
-    for _ in range(300):
-        prompts = np.repeat(np.arange(40), 6)
-        outcome = np.where(rng.random(240) < 0.6, np.repeat(rng.random(40) < 0.7, 6), rng.random(240) < 0.7).astype(float)
-        for name, own in (("alone", None), ("by prompt", prompts)):
-            row = accuracy_by(np.zeros(240), outcome, prompts=own)[0]
-            covered[name] += row["low"] <= 0.7 <= row["high"]
-    assert covered["by prompt"] / 300 > 0.9 > covered["alone"] / 300
 
 
 def test_probes_that_measured_nothing_are_not_called_passed():

@@ -8,26 +8,26 @@ import re
 import unicodedata
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-import reward_kit.data.report as report_module
-
 import reward_kit.trust.agreement as agreement_module
-
-import reward_kit.trust.probes as probes_module
-
 import reward_kit.trust.length as length_module
-from reward_kit.trust.agreement import pair_table, score_preferences
+import reward_kit.trust.probes as probes_module
 from reward_kit.data.preferences import load_preferences
-from reward_kit.trust.probes import EXPECTED, PROBES, Probe, ProbeReport, cluster_bootstrap, edit_text
-from reward_kit.trust.probes import effect_size, probe_sentence, probe_verdict, run_probes
-from reward_kit.trust.length import LENGTH_MEASURES, length_correlation, length_matched_accuracy, length_rows
-from reward_kit.trust.length import length_table, length_verdicts
+from reward_kit.data.report import wilson_interval
+from reward_kit.trust.agreement import cluster_bootstrap, pair_table, score_preferences
+from reward_kit.trust.length import LengthReport, length_preference, measure_length
+from reward_kit.trust.probes import PROBES, Probe, ProbeReport, on_text, probe, probe_verdict, run_probes
 
 
 def by_length(prompts, responses):
     return [float(len(r)) for r in responses]
+
+
+def rows_of(report):
+    return report.sections()[0].table.rows
 
 
 TOPICS = "tides engines poems bridges markets glaciers violins orchids treaties planets recipes castles".split()
@@ -100,7 +100,8 @@ def test_a_conversation_without_an_answer_is_not_edited(name, talk):
 
 def test_the_last_answer_is_edited_and_keeps_its_other_keys():
     talk = [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [1]}, {"role": "tool", "content": "c"}]
-    assert edit_text(talk, str.upper) == [talk[0], {"role": "assistant", "content": "B", "tool_calls": [1]}, talk[2]]
+    upper = on_text(lambda text, *_: text.upper())
+    assert upper(talk, "", None, []) == [talk[0], {"role": "assistant", "content": "B", "tool_calls": [1]}, talk[2]]
 
 
 def test_edits_word_by_word():
@@ -139,13 +140,13 @@ def test_english_is_added_to_english_only(name):
                          ("請用 the 寫一句話", "這是一句話"), ("Что это?", "Это дом, and it is the old one.")):
         assert edit(name, text, prompt) is None
     added = edit(name, "It is a house.", "What is that?")
-    assert "It is a house." in added and any(s in added for s in probes_module.SENTENCES[name])
+    assert "It is a house." in added and any(s in added for s in probes_module._SENTENCES[name])
     assert len({edit(name, "It is a house.", "What is that?", seed=s) for s in range(9)}) > 1
 
 
 def test_padding_does_not_finish_an_unfinished_sentence():
     assert edit("padding", "It is a", "What is that?").startswith("It is a\n\n") and edit("padding", "It is.", "What is that?").startswith("It is. ")
-    assert sum(edit("padding", "It is.", "What is that?").count(s) for s in probes_module.SENTENCES["padding"]) == 3
+    assert sum(edit("padding", "It is.", "What is that?").count(s) for s in probes_module._SENTENCES["padding"]) == 3
 
 
 def test_what_is_borrowed_belongs_to_another_question_and_is_as_long():
@@ -205,7 +206,7 @@ def test_the_interval_is_that_of_drawing_prompts_one_by_one():
     rng = np.random.default_rng(0)
     changes, rewards = rng.normal(0.2, 1, (30, 1)), [rng.normal(0, 1, rng.integers(2, 5)) + rng.normal() for _ in range(30)]
     changes[3] = np.nan
-    effect, low, high = (float(x[0]) for x in probes_module._measure(changes, rewards, 0.9, 300, 5))
+    effect, low, high = (float(x[0]) for x in probes_module._measure(changes, pd.DataFrame(rewards).to_numpy(), level=0.9, samples=300, seed=5))
     assert effect == pytest.approx(np.nanmean(changes) / np.concatenate(rewards).std())
     draws, generator = [], np.random.default_rng(5)
     for drawn in generator.integers(30, size=(300, 30)):
@@ -240,7 +241,7 @@ def test_what_does_not_fit_is_counted():
     report = run_probes(short, preferences)
     assert report.unscored == sum(len(r) > 200 for r in best) > 0 and report.n_prompts == 40 - report.unscored
     by_name = {r.name: r for r in report.results}
-    assert by_name["padding"].too_long > 0 and "too long" in "".join(dict((r[0], r[4]) for r in report.rows())["padding"])
+    assert by_name["padding"].too_long > 0 and "too long" in "".join(dict((r[0], r[4]) for r in rows_of(report))["padding"])
     assert all(r.n + r.not_applicable + r.too_long == report.n_prompts for r in report.results)
     assert "left out as too long" in repr(report)
     kept = np.concatenate([[len(x) for x in r["responses"] if len(x) <= 200] for r in preferences if len(r["responses"][0]) <= 200])
@@ -262,7 +263,7 @@ def test_a_constant_reward_and_one_without_spread():
     assert all(r.verdict == ("fails" if r.expected == "lower" else "passes") for r in still.results if r.n >= 20)
     flat = run_probes(lambda p, r: [float("\n" in x) for x in r], preferences, probes=["white space", "cut"])
     assert [r.effect for r in flat.results] == [None, 0.0] and flat.results[0].verdict == "not measured"
-    assert "same reward" in flat.results[0].sentence and json.dumps(flat.to_dict()) and flat.plot() and "none" in flat.rows()[-1][2]
+    assert "same reward" in flat.results[0].sentence and json.dumps(flat.to_dict()) and flat.plot() and "none" in rows_of(flat)[-1][2]
 
 
 def test_an_exact_invariance_is_exactly_zero():
@@ -311,8 +312,8 @@ def test_a_reward_model_with_a_short_context(tmp_path):
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-    from reward_kit.scores.inference import RewardModel
     from reward_kit.data.playground import playground_base
+    from reward_kit.scores.inference import RewardModel
 
     tokenizer = AutoTokenizer.from_pretrained(playground_base())
     torch.manual_seed(0)
@@ -357,12 +358,12 @@ def test_template_columns_follow_each_text():
     (-0.5, 0.5, ("unclear", "unclear", "unclear")), (0.0, 0.0, ("passes", "passes", "fails")), (-0.3, 0.0, ("passes", "unclear", "unclear")),
 ])
 def test_verdicts(low, high, expected):
-    assert tuple(probe_verdict(e, low, high, 0.1) for e in EXPECTED) == expected
+    assert tuple(probe_verdict(e, low, high, 0.1) for e in probes_module._EXPECTED) == expected
 
 
 def test_verdicts_follow_the_threshold():
     assert probe_verdict("no rise", 0.15, 0.3, 0.1) == "fails" and probe_verdict("no rise", 0.15, 0.3, 0.5) == "passes"
-    assert [effect_size(d, 0.2) for d in (0.19, 0.2, -0.5, 0.8)] == ["negligible", "small", "medium", "large"]
+    assert [probes_module._size(d, 0.2) for d in (0.19, 0.2, -0.5, 0.8)] == ["negligible", "small", "medium", "large"]
 
 
 @pytest.mark.parametrize("name, numbers, words", [
@@ -376,13 +377,25 @@ def test_verdicts_follow_the_threshold():
 ])
 def test_sentences(name, numbers, words):
     probe = PROBES[name]
-    said = probe_sentence(probe, *numbers, probe_verdict(probe.expected, *numbers[1:]), n=200)
+    said = probes_module._sentence(probe, *numbers, probe_verdict(probe.expected, *numbers[1:]), n=200)
     assert said.startswith(probe.what) and words in said and said.endswith(".")
+
+
+def test_a_probe_is_added_in_one_place():
+    @probe("shouting", "Writing in capitals", "no change", "the reward depends on case")
+    @on_text
+    def shout(text, *_): return text.upper()
+
+    try:
+        report = run_probes(lambda ps, rs: [len(r) + 9.0 * sum(c.isupper() for c in r) for r in rs], pairs(30))
+    finally:
+        del PROBES["shouting"]
+    assert report.results[-1].name == "shouting" and report.results[-1].verdict == "fails" and len(report.results) == 16
 
 
 def test_every_probe_has_its_words():
     assert len(PROBES) == 15 and all(name == p.name and p.what[0].isupper() and p.bias.startswith(("the model", "the reward")) for name, p in PROBES.items())
-    assert {p.expected for p in PROBES.values()} == set(EXPECTED)
+    assert {p.expected for p in PROBES.values()} == set(probes_module._EXPECTED)
 
 
 def test_together_means_wider():
@@ -418,8 +431,8 @@ def test_the_length_interval_covers_the_truth():
         reward = rng.normal(0, 1, (n, 1)) - 0.7 * label + 0.4 * x + rng.normal(0, 1, (n, 2))
         index = np.repeat(np.arange(n), 2)
         tables.append({"reward": reward.ravel(), "length": 2 ** x.ravel(), "rank": label.ravel(), "record": index, "prompt": index})
-    sums = np.hstack([length_module._length_sums(t) for t in tables])
-    statistic = lambda totals: np.concatenate([length_module._length_statistics(totals[:, 12 * e : 12 * e + 12]) for e in range(experiments)], 1)
+    sums = np.hstack([length_module._length_sums(pd.DataFrame(t)) for t in tables])
+    statistic = lambda totals: np.concatenate([length_module._length_statistics(totals[:, 18 * e : 18 * e + 18]) for e in range(experiments)], 1)
     low, high = (end.reshape(experiments, 5) for end in cluster_bootstrap(sums, statistic, samples=600))
     spread = math.sqrt(1 + (0.7 / 2) ** 2 + 0.4**2 * 0.8**2 + 1)
     partial = 0.4 * 0.8 / math.sqrt(0.4**2 * 0.8**2 + 1)
@@ -451,8 +464,8 @@ PLANTED = {
     "bold": (lambda p, r: 0.5 * ("**" in r), {"bold"}),
     "list": (lambda p, r: 0.5 * r.startswith("- "), {"list"}),
     "loud": (lambda p, r: 0.5 * ("!" in r), {"emphasis"}),
-    "flattery": (lambda p, r: 0.5 * any(s in r for s in probes_module.SENTENCES["flattery"]), {"flattery"}),
-    "certainty": (lambda p, r: 0.5 * any(s in r for s in probes_module.SENTENCES["certainty"]), {"certainty"}),
+    "flattery": (lambda p, r: 0.5 * any(s in r for s in probes_module._SENTENCES["flattery"]), {"flattery"}),
+    "certainty": (lambda p, r: 0.5 * any(s in r for s in probes_module._SENTENCES["certainty"]), {"certainty"}),
     "disclaimer": (lambda p, r: -0.5 * ("AI language model" not in r), {"disclaimer"}),
     "repetition": (lambda p, r: 0.5 * (r.count("with care") > 1), {"repetition"}),
     "double spaces": (lambda p, r: -0.5 * ("  " in r), {"white space"}),
@@ -494,20 +507,20 @@ def test_without_a_bias_flags_stay_within_the_nominal_rate():
 
 def test_the_report_survives_json():
     report = run_probes(by_length, pairs(30))
-    again = ProbeReport(**json.loads(json.dumps(report.to_dict())))
+    again = ProbeReport.from_dict(json.loads(json.dumps(report.to_dict())))
     assert again == report and again.verdicts == report.verdicts and repr(again) == repr(report) and again.to_markdown() == report.to_markdown()
 
 
 def test_the_report_as_text():
     nasty = Probe("a|b<i>", "Doing <b>a|b</b>", PROBES["padding"].edit, "no rise", "it <likes> a|b")
     report = run_probes(by_length, pairs(30), probes=["cut", nasty, "white space"])
-    assert [r[0] for r in report.rows()][0] == "a|b<i>" and [r.verdict for r in report.worst_first] == sorted(
+    assert [r[0] for r in rows_of(report)][0] == "a|b<i>" and [r.verdict for r in report.worst_first] == sorted(
         (r.verdict for r in report.results), key=probes_module.VERDICTS.index)
     page, text = report._repr_html_(), report.to_markdown()
     assert "<likes>" not in page and "&lt;likes&gt;" in page and "#D55E00" in page
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 5 and {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
-    assert report.count("fails") == text.count("- **fails**") and f"({report.spread:.3g})" in text
+    assert report.count("fails") == text.count("- fails: ") and f"({report.spread:.3g})" in text
 
 
 def test_the_figure_shows_what_was_found():
@@ -516,19 +529,41 @@ def test_the_figure_shows_what_was_found():
     axes = figure.axes[0]
     labels = [t.get_text() for t in axes.get_yticklabels()]
     assert labels == [f"{r.name} ({r.expected})" for r in report.worst_first] and axes.get_ylim()[0] > axes.get_ylim()[1]
-    points = {}
-    for container in axes.containers:
-        line = container.lines[0]
-        points |= {int(y): (x, line.get_color(), line.get_marker()) for x, y in zip(line.get_xdata(), line.get_ydata())}
+    intervals, markers = axes.lines[1::2], axes.lines[2::2] # the first line is zero
+    points = {int(m.get_ydata()[0]): (m.get_xdata()[0], m.get_color(), m.get_marker()) for m in markers}
     for y, r in enumerate(report.worst_first):
-        assert points[y] == (r.effect, *probes_module._STYLE[r.verdict])
-    bars = [s for c in axes.containers for s in c.lines[2][0].get_segments()]
-    ends = {int(s[0][1]): (s[0][0], s[1][0]) for s in bars}
+        assert points[y] == (r.effect, *probes_module._STYLES[r.verdict])
+    ends = {int(i.get_ydata()[0]): tuple(i.get_xdata()) for i in intervals}
     assert all(ends[y] == pytest.approx((r.low, r.high)) for y, r in enumerate(report.worst_first))
-    assert len({marker for _, marker in probes_module._STYLE.values()}) == 4 and "standard deviations" in axes.get_xlabel()
+    assert len({marker for _, marker in probes_module._STYLES.values()}) == 4 and "standard deviations" in axes.get_xlabel()
 
 
 # --- length -------------------------------------------------------------------------------------------------------------
+
+OPTIONS = {"level": 0.95, "samples": 50, "seed": 0}
+MEASURES = ("pearson", "spearman", "within_prompt", "given_label", "per_doubling", "per_doubling_given_label")
+
+
+def length_correlation(t, **options):
+    return length_module._length_correlation(pd.DataFrame(t), OPTIONS | options)
+
+
+def length_matched_accuracy(t, caliper=0.1, **options):
+    "Of a table of responses: its pairs one by one."
+    pairs = {"longer": [], "length": [], "prompt": [], "outcome": []}
+    for i in range(len(t["reward"])):
+        for j in range(len(t["reward"])):
+            if t["record"][i] == t["record"][j] and t["rank"][i] < t["rank"][j]:
+                values = (t["length"][i] - t["length"][j], (t["length"][i] + t["length"][j]) / 2, t["prompt"][i],
+                          (np.sign(t["reward"][i] - t["reward"][j]) + 1) / 2)
+                for column, value in zip(pairs.values(), values): column.append(value)
+    pairs = {name: np.array(column) for name, column in pairs.items()}
+    return length_module._matched_accuracy(pairs, caliper, OPTIONS | {"samples": 2000} | options)
+
+
+def length_report(matched, correlations):
+    return LengthReport(matched, correlations)
+
 
 def random_table(seed=0, n=80, k=3, ties=False):
     rng = np.random.default_rng(seed)
@@ -583,11 +618,9 @@ def test_what_does_not_vary_has_no_correlation():
     t = random_table()
     for constant in ({"reward": np.full(240, 0.1)}, {"length": np.full(240, 7)}):
         found = length_correlation(t | constant, samples=50)
-        assert all(found[name] is None for name in LENGTH_MEASURES) and found["n"] == 240 and found["prompts"] == 40
+        assert all(found[name] is None for name in MEASURES) and found["n"] == 240 and found["prompts"] == 40
     tied = length_correlation(t | {"rank": np.ones(240, int)}, samples=50)
     assert tied["given_label"] == pytest.approx(tied["within_prompt"]), "no ranks, nothing to control for"
-    with pytest.raises(ValueError, match="no row"):
-        length_correlation({name: column[:0] for name, column in t.items()})
 
 
 def test_planted_length_is_found_and_confounding_is_not_taken_for_it():
@@ -607,18 +640,18 @@ def test_planted_length_is_found_and_confounding_is_not_taken_for_it():
 def test_the_length_table_reads_records():
     preferences = pairs(10)
     rewards = [None if i == 4 else own for i, own in enumerate(score_preferences(by_length, preferences)[0])]
-    t = length_table(preferences, rewards)
-    assert len(t["reward"]) == 18 and 4 not in t["record"] and t["reward"].tolist() == t["length"].tolist()
-    talk = length_table(messages(3), [[1.0, 2.0]] * 3)
+    t = length_module._length_table(preferences, rewards)
+    assert len(t["reward"]) == 18 and 4 not in set(t["record"]) and t["reward"].tolist() == t["length"].tolist()
+    talk = length_module._length_table(messages(3), [[1.0, 2.0]] * 3)
     assert talk["length"].tolist() == [len(r["responses"][k][0]["content"]) for r in messages(3) for k in (0, 1)] and talk["rank"].tolist() == [1, 2] * 3
     no_prompt = load_preferences([{"chosen": "one two", "rejected": "three"}, {"chosen": "four", "rejected": "five six"}], progress=False)
-    assert length_table(no_prompt, [[1.0, 0.0]] * 2)["prompt"].tolist() == [0, 0, 1, 1]
+    assert length_module._length_table(no_prompt, [[1.0, 0.0]] * 2)["prompt"].tolist() == [0, 0, 1, 1]
 
 
 def test_accuracy_by_length_is_a_plain_count():
     preferences = pairs(60)
     rewards = score_preferences(lambda p, r: [round(hash_normal(x, 1)) for x in r], preferences)[0]
-    found = length_matched_accuracy(length_table(preferences, rewards), caliper=0.3)
+    found = measure_length(preferences, rewards, caliper=0.3).matched
     pairs_, table = {name: [] for name in ("all", "matched", "longer", "shorter")}, pair_table(preferences, rewards)
     for record, own, outcome in zip(preferences, rewards, table["outcome"], strict=True):
         a, b = map(len, record["responses"])
@@ -628,7 +661,7 @@ def test_accuracy_by_length_is_a_plain_count():
     for name, outcomes in pairs_.items():
         share = found[name]
         assert share["accuracy"] == pytest.approx(np.mean(outcomes)) and share["pairs"] == share["prompts"] == len(outcomes)
-        wilson = report_module.wilson_interval(sum(outcomes), len(outcomes))
+        wilson = wilson_interval(sum(outcomes), len(outcomes))
         assert share["low"] <= wilson[0] and share["high"] >= wilson[1]
     p, q = found["longer"], found["shorter"]
     assert found["balanced"]["value"] == pytest.approx((p["accuracy"] + q["accuracy"]) / 2) and found["gap"]["value"] == pytest.approx(p["accuracy"] - q["accuracy"])
@@ -645,10 +678,19 @@ def test_accuracy_of_a_pure_length_reward_and_its_edges():
     t["length"] = np.full(160, 9)
     equal = length_matched_accuracy(t)
     assert equal["matched"]["pairs"] == equal["all"]["pairs"] == 80 and equal["longer"] is equal["balanced"] is equal["gap"] is None
+    preferences = pairs(3)
     with pytest.raises(ValueError, match="caliper"):
-        length_matched_accuracy(t, caliper=-0.1)
+        measure_length(preferences, [[1.0, 0.0]] * 3, caliper=-0.1)
     with pytest.raises(ValueError, match="no strictly ordered pair"):
-        length_matched_accuracy(t | {"rank": np.ones(160, int)})
+        measure_length(preferences, [None] * 3)
+
+
+def test_length_preference_by_hand():
+    table = {"longer": np.array([3, -2, 0, 5]), "difference": np.array([1.0, 1.0, 1.0, -1.0]), "outcome": np.ones(4)}
+    found = length_preference(table)
+    # longer preferred in pairs 1 and 4 of three; scored higher only in pair 1; always longer: right, wrong, tie, right
+    assert found == {"pairs_of_different_length": 3, "longer_is_preferred": pytest.approx(2 / 3), "longer_is_scored_higher": pytest.approx(1 / 3),
+                     "accuracy_of_always_longer": pytest.approx(2.5 / 4)}
 
 
 def test_balanced_accuracy_covers_the_truth():
@@ -671,18 +713,18 @@ def test_words_and_rows_of_length():
     both = lambda v, h: {"value": v, "low": v - h, "high": v + h}
     matched = {"all": share(0.7), "matched": share(0.6, 1234), "longer": share(0.9), "shorter": share(0.5), "balanced": both(0.7, 0.05),
                "gap": both(0.4, 0.1), "caliper": 0.1}
-    correlations = {name: both(0.3, 0.1) for name in LENGTH_MEASURES} | {"n": 100, "prompts": 50}
-    said = length_verdicts(matched, correlations)
+    correlations = {name: both(0.3, 0.1) for name in MEASURES} | {"n": 100, "prompts": 50}
+    said = length_report(matched, correlations).verdicts
     assert "at most 10%, accuracy is 60.0% (55.0% to 65.0%, 1,234 pairs); on all pairs 70.0%" in said[0] and "leans to the longer" in said[1]
     assert "raises the reward by 0.30 standard deviations (0.20 to 0.40): for length, or for what goes with it" in said[2]
-    said = length_verdicts(matched, correlations | {"per_doubling_given_label": both(-0.2, 0.06)})
+    said = length_report(matched, correlations | {"per_doubling_given_label": both(-0.2, 0.06)}).verdicts
     assert "lowers the reward by 0.20 standard deviations (0.14 to 0.26)" in said[2]
-    assert length_verdicts(matched, correlations | {"prompts": 5}) == ["5 prompts are too few to judge what length does; 20 are the least."]
-    weak = length_verdicts(matched | {"gap": both(-0.4, 0.1)}, correlations | {"per_doubling_given_label": both(-0.01, 0.02)})
+    assert length_report(matched, correlations | {"prompts": 5}).verdicts == ["5 prompts are too few to judge what length does; 20 are the least."]
+    weak = length_report(matched | {"gap": both(-0.4, 0.1)}, correlations | {"per_doubling_given_label": both(-0.01, 0.02)}).verdicts
     assert "leans to the shorter" in weak[1] and "lowers the reward by 0.01" in weak[2] and "does not matter" in weak[2]
-    unclear = length_verdicts(matched | {"gap": both(0.0, 0.1)}, correlations | {"per_doubling_given_label": both(0.1, 0.1)})
+    unclear = length_report(matched | {"gap": both(0.0, 0.1)}, correlations | {"per_doubling_given_label": both(0.1, 0.1)}).verdicts
     assert "no lean" in unclear[1] and "neither shown nor excluded" in unclear[2]
-    nothing = {name: None for name in LENGTH_MEASURES} | {"prompts": 50}
-    assert length_verdicts(matched | {"matched": None, "balanced": None}, nothing) == []
-    rows = length_rows(matched | {"matched": None}, nothing)
+    nothing = {name: None for name in MEASURES} | {"prompts": 50}
+    assert length_report(matched | {"matched": None, "balanced": None}, nothing).verdicts == []
+    rows = rows_of(length_report(matched | {"matched": None}, nothing))
     assert rows[0] == ("accuracy, lengths within 10%", "none") and len(rows) == 10 and rows[1][1] == "90.0% (85.0% to 95.0%) of 100 pairs"
