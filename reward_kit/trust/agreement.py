@@ -7,7 +7,7 @@ __all__ = ['outcomes_of', 'draw_counts', 'resample_sums', 'percentile_interval',
            'wider', 'pooled_accuracy', 'ranking_agreement', 'as_scorer', 'score_preferences', 'ordered_pairs',
            'reward_differences', 'pair_table', 'by_source', 'by_size']
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #31be9484
+# %% ../../nbs/4_trust/40_agreement.ipynb #7cbd369b
 import math
 from functools import partial
 from itertools import islice
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import stats
-from sklearn.metrics import ndcg_score
 from tqdm.auto import tqdm
 
 from ..data.records import response_text
@@ -145,23 +144,30 @@ def pooled_accuracy(
     low, high = wider(found["wilson"], found["bootstrap"])
     return found | {"low": low, "high": high, "n_pairs": len(outcomes), "n_prompts": len(total)}
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #4ceb5352
+# %% ../../nbs/4_trust/40_agreement.ipynb #d22a53b2
+def _discounted_gain(rewards, gains) -> float:
+    "NDCG; responses of equal reward share the mean discount of their positions."
+    discounts = 1 / np.log2(np.arange(len(rewards)) + 2)
+    _, group = np.unique(-rewards, return_inverse=True) # 0: the highest reward
+    shared = np.bincount(np.sort(group), discounts) / np.bincount(group)
+    return gains @ shared[group] / (np.sort(gains)[::-1] @ discounts)
+
+
 def ranking_agreement(
     rewards, # (K,) rewards of the responses of one prompt
     ranks, # (K,) 1 = best
-) -> dict[str, float]: # spearman, kendall (-1..1), best_first, ndcg (0..1); nan where a side is constant
-    "How well the order of the rewards agrees with a ranking; a response gains the number of those that it beats."
+) -> dict[str, float]: # spearman, kendall (-1..1), best_first, ndcg (0..1); nan: a side is constant
+    "How well the order of the rewards agrees with a ranking."
     rewards, goodness = np.asarray(rewards, dtype=np.float64), -np.asarray(ranks, dtype=np.float64)
-    top = rewards == rewards.max()  # a tie for the top counts its share of best responses
+    top = rewards == rewards.max() # a tie for the top counts its share of best responses
     best_first = float((goodness == goodness.max())[top].mean())
     found = {"spearman": math.nan, "kendall": math.nan, "best_first": best_first, "ndcg": math.nan}
-    if not np.ptp(goodness):
-        return found
-    beaten = (goodness[:, None] > goodness).sum(1)
-    found["ndcg"] = float(ndcg_score([beaten], [rewards]))
-    if np.ptp(rewards):
+    if np.ptp(goodness) and np.ptp(rewards):
         found["spearman"] = float(stats.spearmanr(rewards, goodness).statistic)
         found["kendall"] = float(stats.kendalltau(rewards, goodness).statistic)
+    if np.ptp(goodness):
+        beaten = (goodness[:, None] > goodness).sum(1)
+        found["ndcg"] = float(_discounted_gain(rewards, beaten))
     return found
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #c94d30d4
