@@ -44,10 +44,10 @@ def load(data): return load_preferences(data, progress=False)
 
 def test_records_without_a_prompt_are_prompts_of_their_own():
     data = load([{"chosen": "a", "rejected": "b"}, {"chosen": "b", "rejected": "a"}, {"chosen": "c", "rejected": "d"}])
-    keys = data.group_keys.tolist()
+    keys = data.prompt_keys.tolist()
     assert keys[0] == keys[1] != keys[2]
     data = load([{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": " Q", "chosen": "c", "rejected": "b"}, {"prompt": "r", "chosen": "c", "rejected": "b"}])
-    keys = data.group_keys.tolist()
+    keys = data.prompt_keys.tolist()
     assert keys[0] == keys[1] != keys[2]
 
 

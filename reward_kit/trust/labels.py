@@ -101,12 +101,12 @@ def figures(self: CrossValidation) -> dict:
     xlabel = f"accuracy (%) with {100 * self.level:g}% intervals"
     return {"folds": forest_plot(rows, xlabel, scale=100)}
 
-# %% ../../nbs/4_trust/45_labels.ipynb #bec356e9
+# %% ../../nbs/4_trust/45_labels.ipynb #db08b2c2
 def _out_of_fold(train, preferences, k: int, seed: int, bar) -> tuple[list, list]:
     "Rewards of every record by a model of other prompts; (records trained on, rows) of each fold."
     rewards, folds = [None] * len(preferences), []
     for part, held in kfold_by_prompt(preferences, k, seed=seed):
-        own = np.flatnonzero(np.isin(preferences.group_keys, held.group_keys))
+        own = np.flatnonzero(np.isin(preferences.prompt_keys, held.prompt_keys))
         scored, _ = score_preferences(train(part, seed), held)
         for index, values in zip(own.tolist(), scored, strict=True):
             rewards[index] = values

@@ -207,19 +207,19 @@ def _curve_sizes(sizes, n: int) -> list[int]:
                          f"the training records there are; got {sizes}")
     return sizes
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #2b0bc6c1
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #52d9c92d
 def _held_out_pairs(preferences, held_out, seed: int, loading) -> tuple[Preferences, Preferences]:
     "Training and held-out records; ValueError where they share a prompt."
     if isinstance(held_out, (int, float)):
         return split_by_prompt(preferences, held_out, seed=seed)
     held = load_preferences(held_out, progress=False, **loading)
-    shared = len(np.intersect1d(preferences.group_keys, held.group_keys))
+    shared = len(np.intersect1d(preferences.prompt_keys, held.prompt_keys))
     if shared:
         raise ValueError(f"training and held-out data share {counted(shared, 'prompt')}; "
                          "a learning curve needs prompts that no model has seen")
     return preferences, held
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #ecd24d07
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #6f3efc33
 def learning_curve(
     train, # function(preferences, seed) -> anything that scores; `trainer_recipe` makes one
     data, # what `load_preferences` takes
@@ -245,7 +245,7 @@ def learning_curve(
     outcomes = np.empty((*used.shape, len(pairs["record"])))
     with tqdm(total=used.size, desc="Training models", disable=not progress) as bar:
         for repeat in range(repeats):
-            for i, rows in enumerate(_nested_rows(pool.group_keys, sizes, seed + repeat)):
+            for i, rows in enumerate(_nested_rows(pool.prompt_keys, sizes, seed + repeat)):
                 model = train(pool.select(rows), seed + repeat)
                 rewards, _ = score_preferences(model, held)
                 outcomes[i, repeat] = outcomes_of(reward_differences(pairs, rewards))
