@@ -18,7 +18,7 @@ from reward_kit.tools.pipeline import train_reward_model
 from reward_kit.trust.calibration import true_calibration_error
 from reward_kit.data.records import response_text
 from reward_kit.data.preferences import load_preferences, split_by_prompt
-from reward_kit.trust.trust_report import FIGURES
+from reward_kit.trust.trust_report import TrustReport
 from reward_kit.scores.inference import RewardModel
 from reward_kit.data.playground import Playground
 
@@ -46,7 +46,7 @@ def true_errors(rm: RewardModel, world: Playground, held_out) -> dict:
 def summary_row(name: str, report, errors: dict | None) -> list[str]:
     "What the table says of a model."
     effect = {r.name: r for r in report.probes.results}["padding"]
-    slope, c = report.length_control["correlations"]["per_doubling_given_label"], report.calibration
+    slope, c = report.length_control.correlations["per_doubling_given_label"], report.calibration
     truth = f"{errors['before']['mean_absolute']:.3f}, {errors['after']['mean_absolute']:.3f}" if errors else "not known"
     return [name, f"{report.n_pairs:,}", f"{report.accuracy:.1%} ({report.interval[0]:.1%} to {report.interval[1]:.1%})",
             f"{c.before['confidence']:.1%}, {c.before['accuracy']:.1%}", f"{c.before['ece']:.1%}, {c.after['ece']:.1%}", "none" if c.fit is None else f"{c.fit['temperature']:.2f}",
@@ -79,7 +79,7 @@ def main(args) -> None:
             for figure, picture in report.figures().items():
                 file = args.output.with_name(f"{args.output.stem}_{name.split(',')[0]}{'_length' if ',' in name else ''}_{figure}.png")
                 picture.savefig(file, dpi=80)
-                parts += [f"![{name}: {FIGURES[figure]}]({file.name})", ""]
+                parts += [f"![{name}: {TrustReport.captions[figure]}]({file.name})", ""]
     publish("\n".join([*parts, versions_line(available_threads())]), args.output, None, "")
 
 

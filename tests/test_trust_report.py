@@ -1,4 +1,4 @@
-"""Evaluation: every statistic against an independent reference, intervals against their promise, the report and the card."""
+"""The trust report: by hand, its sentences, JSON and files, and the model card."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from scipy import stats
 
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
-from reward_kit.trust.trust_report import TrustReport, difference_histogram, evaluate_reward_model, evaluation_verdicts, write_model_card
+from reward_kit.trust.trust_report import TrustReport, _difference_histogram, _verdicts, evaluate_reward_model, write_model_card
 
 
 def by_length(prompts, responses):
@@ -32,7 +32,7 @@ def test_histogram_keeps_every_pair_on_its_side():
     rng = np.random.default_rng(0)
     for differences in (rng.normal(1, 2, 500), rng.standard_cauchy(500), [0.3], [-2.0, -1.0], [0.0, 0.0], [1e-9, -1e9]):
         differences = np.asarray(differences)
-        found = difference_histogram(differences)
+        found = _difference_histogram(differences)
         edges, counts = np.array(found["edges"]), np.array(found["counts"])
         assert len(edges) == len(counts) + 1 and 0.0 in edges and len(counts) <= 82
         assert counts[edges[:-1] >= 0].sum() == (differences > 0).sum()
@@ -99,7 +99,7 @@ def test_objects_and_bad_scorers():
     assert evaluate_reward_model(by_length, pairs()).model == "by_length"
     with pytest.raises(TypeError, match="cannot score with dict"):
         evaluate_reward_model({}, pairs())
-    with pytest.raises(ValueError, match="returned 1 rewards"):
+    with pytest.raises(ValueError, match="returned 1 reward for"):
         evaluate_reward_model(lambda p, r: [1.0], pairs())
     with pytest.raises(ValueError, match="inf .* must be finite"):
         evaluate_reward_model(lambda p, r: [math.inf] * len(p), pairs())
@@ -116,15 +116,15 @@ def test_too_long_is_left_out_and_counted():
 
 
 def test_verdicts_compare_with_the_length_rule():
-    said = evaluation_verdicts(0.66, (0.62, 0.7), 0.3, 400)
+    said = _verdicts(0.66, (0.62, 0.7), 0.3, 400, (-0.08, 0.0))
     assert "always picking the shorter response, which reaches 70.0%" in said[1]
-    assert len(evaluation_verdicts(0.9, (0.88, 0.92), 0.6, 4000)) == 1
+    assert len(_verdicts(0.9, (0.88, 0.92), 0.6, 4000, (0.28, 0.32))) == 1
 
 
 def test_numbers_of_pairs_for_a_narrow_interval():
     "The promised number of pairs gives plus or minus 3 points."
     low, high = wilson_interval(60, 100)
-    said = evaluation_verdicts(0.6, (low, high), 0.5, 100)[-1]
+    said = _verdicts(0.6, (low, high), 0.5, 100, (0.0, 0.2))[-1]
     n = int(said.split("about ")[1].split(" pairs")[0].replace(",", ""))
     low, high = wilson_interval(0.6 * n, n)
     assert (high - low) / 2 == pytest.approx(0.03, abs=0.0035)
@@ -199,9 +199,9 @@ def test_probes_that_measured_nothing_are_not_called_passed():
 
 def test_the_rule_of_length_is_compared_on_the_same_pairs():
     "60% against 57%: few discordant pairs show a difference, many do not."
-    said = evaluation_verdicts(0.60, (0.56, 0.64), 0.57, 600, over_rule=(0.015, 0.045))
+    said = _verdicts(0.60, (0.56, 0.64), 0.57, 600, over_rule=(0.015, 0.045))
     assert not any("Not shown to be better" in s for s in said)
-    said = evaluation_verdicts(0.60, (0.56, 0.64), 0.555, 600, over_rule=(-0.011, 0.1))
+    said = _verdicts(0.60, (0.56, 0.64), 0.555, 600, over_rule=(-0.011, 0.1))
     assert "always picking the longer response, which reaches 55.5% here (difference on the same pairs -1.1 to 10.0 points)" in said[1]
 
 
@@ -217,3 +217,14 @@ def test_probes_are_made_of_what_fits():
 class RewardScorer:
     "An object that scores."
     def __init__(self, score): self.score = score
+
+
+def test_reports_of_before_still_load():
+    "They had no threshold in `length_control`, and bars only where there were differences."
+    report = evaluate_reward_model(by_length, pairs(200), probe_prompts=20)
+    stored = json.loads(json.dumps(report.to_dict()))
+    del stored["length_control"]["threshold"]
+    stored["histogram"] = {"edges": [-1.0, 0.0, 1.0, 2.0], "counts": [3, 5, 2]}
+    again = TrustReport(**stored)
+    assert again.to_text() == report.to_text() and again.plot().axes
+    assert TrustReport(**{**stored, "length_control": None, "probes": None, "calibration": None}).to_text()
