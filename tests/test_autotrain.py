@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
-import reward_kit.tools.pipeline as pipeline_module
-
 import reward_kit.autotrain as autotrain_module
-from reward_kit.model.settings import ParameterError
-from reward_kit.tools.pipeline import find_split, prompt_rows
-from reward_kit.autotrain import AutoTrainProject, LLMTrainingParams, UNSUPPORTED, lora_values
-from reward_kit.autotrain import parameter_names, parameter_table, ppo_config_values, ppo_run_arguments
-from reward_kit.autotrain import reward_config_values, run_arguments
+import reward_kit.tools.pipeline as pipeline_module
+from reward_kit.autotrain import AutoTrainProject, LLMTrainingParams
+RunRecord = None
+from reward_kit.model.settings import PPOSettings, ParameterError, RewardSettings, settings_of
 
+PARAMETERS = settings_of(LLMTrainingParams)
+REFUSED = [name for name, parameter in PARAMETERS.items() if parameter.more["refused"]]  # by trainer ppo
 COLUMNS = {"prompt_text_column": "prompt", "text_column": "chosen", "rejected_text_column": "rejected"}
 BASE = {"model": "some/model", "data_path": "data.jsonl", "project_name": "out", "trainer": "reward", **COLUMNS}
 PPO = {"model": "some/model", "project_name": "out", "trainer": "ppo", "rl_reward_model_path": "org/reward-model"}
@@ -27,11 +26,16 @@ def params(**more):
     return LLMTrainingParams(**(BASE | more))
 
 
+def arguments(given):
+    "What a training with these LLMTrainingParams is called with."
+    return AutoTrainProject(params=given).arguments
+
+
 def config(**more):
     "The RewardConfig a run with these parameters would use."
     from reward_kit.model.trainer import RewardConfig
 
-    return RewardConfig(**{**reward_config_values(params(**more)), "output_dir": "unused", "use_cpu": True})
+    return RewardConfig(**{**arguments(params(**more))["config"], "output_dir": "unused", "use_cpu": True})
 
 
 @pytest.mark.parametrize(
@@ -84,55 +88,65 @@ def test_training_parameters_reach_the_config(given, expected):
 
 
 def test_fp16_reaches_the_config():
-    assert {k: reward_config_values(params(mixed_precision="fp16"))[k] for k in ("bf16", "fp16")} == {"bf16": False, "fp16": True}
+    assert {k: arguments(params(mixed_precision="fp16"))["config"][k] for k in ("bf16", "fp16")} == {"bf16": False, "fp16": True}
 
 
 def test_the_config_accepts_every_field_the_parameters_name():
     from reward_kit.model.trainer import RewardConfig
 
-    assert set(reward_config_values(params(attn_implementation="eager", valid_split="v"))) <= {f.name for f in fields(RewardConfig)}
+    assert set(arguments(params(attn_implementation="eager", valid_split="v"))["config"]) <= {f.name for f in fields(RewardConfig)}
 
 
 def test_the_playground_keeps_its_own_settings_unless_they_are_given():
-    values = reward_config_values(params(model="playground", lr=3e-5, seed=5))
+    values = arguments(params(model="playground", lr=3e-5, seed=5))["config"]
     assert values["learning_rate"] == 3e-5 and values["seed"] == 5 and values["report_to"] == "none"
     assert not {"num_train_epochs", "per_device_train_batch_size", "gradient_checkpointing", "warmup_steps"} & set(values)
 
 
 def test_lora_parameters_reach_the_lora_config():
     pytest.importorskip("peft")
-    assert lora_values(params()) is None
-    made = pipeline_module.lora_config(lora_values(params(peft=True, lora_r=4, lora_alpha=9, lora_dropout=0.2, target_modules="q_proj, v_proj")))
+    assert arguments(params())["peft_config"] is None
+    made = pipeline_module._lora_config(arguments(params(peft=True, lora_r=4, lora_alpha=9, lora_dropout=0.2, target_modules="q_proj, v_proj"))["peft_config"], "SEQ_CLS")
     assert (made.r, made.lora_alpha, made.lora_dropout, made.target_modules) == (4, 9, 0.2, {"q_proj", "v_proj"})
     assert made.task_type == "SEQ_CLS"
-    assert pipeline_module.lora_config(lora_values(params(peft=True))).target_modules == "all-linear"
+    assert pipeline_module._lora_config(arguments(params(peft=True))["peft_config"], "SEQ_CLS").target_modules == "all-linear"
 
 
-def test_data_parameters_reach_the_pipeline(tmp_path):
-    for name in ("train.jsonl", "dev.csv", "file.jsonl", "other.jsonl"):
-        (tmp_path / name).write_text("{}\n")
-    given = run_arguments(params(data_path=str(tmp_path), valid_split="dev", max_samples=9, chat_template="chatml", overwrite=True))
-    assert given["data"] == str(tmp_path / "train.jsonl") and given["eval_data"] == str(tmp_path / "dev.csv")
+def test_data_parameters_reach_the_pipeline():
+    given = arguments(params(data_path="folder", valid_split="dev", max_samples=9, chat_template="chatml", overwrite=True))
+    assert (given["data"], given["split"], given["eval_data"], given["eval_split"]) == ("folder", None, "folder", "dev")
     assert (given["max_samples"], given["chat_template"], given["overwrite"], given["quantization"]) == (9, "chatml", True, None)
-    one = run_arguments(params(data_path=str(tmp_path / "file.jsonl"), eval_dataset_path=str(tmp_path / "other.jsonl")))
-    assert (one["data"], one["eval_data"]) == (str(tmp_path / "file.jsonl"), str(tmp_path / "other.jsonl"))
-    assert run_arguments(params(data_path="org/dataset", train_split="t", valid_split="v"))["eval_split"] == "v"
-    assert run_arguments(params(peft=True, quantization="int8"))["quantization"] == "int8"
-    with pytest.raises(ParameterError, match="no split 'dev'"):
-        run_arguments(params(data_path=str(tmp_path / "file.jsonl"), valid_split="dev"))
+    one = arguments(params(data_path="file.jsonl", eval_dataset_path="other.jsonl"))
+    assert (one["data"], one["eval_data"], one["eval_split"]) == ("file.jsonl", "other.jsonl", None)
+    assert arguments(params(data_path="org/dataset", train_split="t"))["split"] == "t"
+    assert arguments(params(peft=True, quantization="int8"))["quantization"] == "int8"
 
 
-def test_a_gzipped_split_is_found(tmp_path):
-    (tmp_path / "train.jsonl.gz").write_bytes(b"")
-    assert find_split(tmp_path, "train") == (str(tmp_path / "train.jsonl.gz"), None)
+def test_splits_are_files_of_a_folder(base, tmp_path):
+    write_pairs(tmp_path / "train.jsonl", 12)
+    write_pairs(tmp_path / "dev.jsonl", 3)
+    given = {"model": base, "data_path": str(tmp_path), "project_name": str(tmp_path / "out"), "epochs": 0.1}
+    lines = []
+    AutoTrainProject(params=params(**given, valid_split="dev")).create(progress=False, say=lambda text: lines.append(str(text)))
+    assert "Training on 12 preferences, evaluating on 3 given ones." in "\n".join(lines)
+    for path, more in ((tmp_path, {"valid_split": "tset"}), (tmp_path / "dev.jsonl", {"valid_split": "test"})):
+        with pytest.raises(ValueError, match=f"no split.*{more['valid_split']}"):
+            AutoTrainProject(params=params(**given | {"data_path": str(path)}, **more)).create(progress=False, say=lambda text: None)
 
 
 def test_every_parameter_is_mapped_or_belongs_to_ppo():
-    for name, f in parameter_names().items():
-        assert name.startswith("rl_") or f.metadata["becomes"], name
-        assert f.metadata["help"], name
-    assert parameter_table().count("\n") == len(parameter_names()) + 1
-    assert not set(UNSUPPORTED) & set(parameter_names())
+    for name, parameter in PARAMETERS.items():
+        assert name.startswith("rl_") or parameter.more["reward"], name
+        assert parameter.more["ppo"] or parameter.more["refused"], name
+        assert parameter.help, name
+    assert not LLMTrainingParams.unsupported.keys() & PARAMETERS.keys()
+
+
+def test_a_parameter_that_a_setting_takes_has_its_help_and_limits():
+    reward, ppo = settings_of(RewardSettings), settings_of(PPOSettings)
+    assert PARAMETERS["epochs"].help == reward["num_train_epochs"].help
+    assert PARAMETERS["scheduler"].choices == reward["lr_scheduler_type"].choices
+    assert PARAMETERS["rl_gamma"].help == ppo["gamma"].help and PARAMETERS["rl_gamma"].limits is ppo["gamma"].limits
 
 
 @pytest.mark.parametrize("missing", list(COLUMNS))
@@ -182,19 +196,19 @@ def test_quantization_without_cuda_says_so():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(ValueError, match="CUDA"):
-        pipeline_module.quantization_config("int4")
+        pipeline_module._quantized("int4")
 
 
 def test_signature_and_secrets():
     import inspect
 
-    assert set(inspect.signature(LLMTrainingParams).parameters) == set(parameter_names())
+    assert set(inspect.signature(LLMTrainingParams).parameters) == set(PARAMETERS)
     assert "hf_secret" not in repr(params(token="hf_secret"))
 
 
 def test_the_token_is_set_for_the_run_only(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "before")
-    with autotrain_module.hub_token("mine"):
+    with autotrain_module._hub_token("mine"):
         assert os.environ["HF_TOKEN"] == "mine"
     assert os.environ["HF_TOKEN"] == "before"
 
@@ -208,14 +222,14 @@ def test_push_uploads_without_checkpoints(monkeypatch, tmp_path):
         def upload_folder(self, **more): calls["upload"] = more
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    address = autotrain_module.push_folder(tmp_path / "rm", params(push_to_hub=True, username="me", token="t", hub_private=False))
+    address = autotrain_module._push(tmp_path / "rm", params(push_to_hub=True, username="me", token="t", hub_private=False))
     assert address == "https://hub/me/rm" and calls["token"] == "t" and calls["repo"] == ("me/rm", False)
     assert "checkpoint-*" in calls["upload"]["ignore_patterns"]
 
     def refuse(self, **more): raise RuntimeError("403\nforbidden")
     monkeypatch.setattr(Api, "upload_folder", refuse)
     with pytest.raises(OSError, match="the model is in .* 403 forbidden"):
-        autotrain_module.push_folder(tmp_path / "rm", params(push_to_hub=True, repo_id="org/rm"))
+        autotrain_module._push(tmp_path / "rm", params(push_to_hub=True, repo_id="org/rm"))
 
 
 # --- what the parameters become with trainer ppo
@@ -228,13 +242,13 @@ def ppo_params(**more):
 def ppo_config(**more):
     from reward_kit.rl.ppo import PPOConfig
 
-    return PPOConfig(**ppo_config_values(ppo_params(**more)))
+    return PPOConfig(**arguments(ppo_params(**more))["config"])
 
 
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({}, {"output_dir": "out", "gamma": 0.99, "lam": 0.95, "kl_coef": 0.1, "vf_coef": 1.0, "cliprange": 0.2, "cliprange_value": 0.2, "num_ppo_epochs": 4}),
+        ({}, {"gamma": 0.99, "lam": 0.95, "kl_coef": 0.1, "vf_coef": 1.0, "cliprange": 0.2, "cliprange_value": 0.2, "num_ppo_epochs": 4}),
         ({}, {"local_batch_size": 128, "num_mini_batches": 16, "response_length": 128, "top_k": 50, "top_p": 1.0, "temperature": 1.0, "report_to": "none"}),
         ({}, {"per_device_train_batch_size": 2, "learning_rate": 3e-5, "warmup_steps": 0.1, "bf16": None, "gradient_checkpointing": True, "logging_steps": 1}),
         ({}, {"save_steps": 0.1, "eval_steps": 0.9999, "save_total_limit": 1, "local_rollout_forward_batch_size": 64}),
@@ -296,40 +310,32 @@ OTHER_VALUE = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(parameter_names()) - SHARED - {"trainer"}))
+@pytest.mark.parametrize("name", sorted(set(PARAMETERS) - SHARED - {"trainer"}))
 def test_every_parameter_changes_a_ppo_run_or_is_refused(name):
     more = {"peft": True} if name.startswith("lora_") or name in ("target_modules", "quantization") else {}
-    if name in autotrain_module.NOT_FOR_PPO:
+    if name in REFUSED:
         with pytest.raises(ParameterError, match=f"{name} is not supported by trainer ppo: "):
             ppo_params(**more, **{name: OTHER_VALUE[name]})
     else:
-        assert ppo_run_arguments(ppo_params(**more)) != ppo_run_arguments(ppo_params(**more, **{name: OTHER_VALUE[name]}))
-
-
-def test_each_parameter_has_one_fate_with_ppo():
-    tables = [autotrain_module.PPO_FIELDS, autotrain_module.PPO_BECOMES, autotrain_module.NOT_FOR_PPO]
-    both = {"keep_checkpoints", "overwrite", "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules"} | SHARED
-    assert sorted([*both, *(name for table in tables for name in table)]) == sorted(parameter_names())
+        assert arguments(ppo_params(**more)) != arguments(ppo_params(**more, **{name: OTHER_VALUE[name]}))
 
 
 def test_the_playground_keeps_its_own_ppo_settings_unless_they_are_named():
     from reward_kit.rl.ppo import PLAYGROUND_PPO, PPOConfig
-    from reward_kit.model.trainer import fill_config
-
-    values = ppo_config_values(ppo_params(model="playground"))
+    values = arguments(ppo_params(model="playground"))["config"]
     assert not PLAYGROUND_PPO.keys() & values.keys()
-    own = fill_config(PPOConfig(**values), PLAYGROUND_PPO)
+    own = PPOConfig(**values).fill(PLAYGROUND_PPO)
     assert {name: getattr(own, name) for name in PLAYGROUND_PPO} == PLAYGROUND_PPO
-    named = fill_config(PPOConfig(**ppo_config_values(ppo_params(model="playground", rl_kl_coef=0.1, lr=3e-5, rl_mini_batch_size=8))), PLAYGROUND_PPO)
+    named = PPOConfig(**arguments(ppo_params(model="playground", rl_kl_coef=0.1, lr=3e-5, rl_mini_batch_size=8))["config"]).fill(PLAYGROUND_PPO)
     assert (named.kl_coef, named.learning_rate, named.local_batch_size // named.num_mini_batches) == (0.1, 3e-5, 8)
     assert named.local_batch_size == own.local_batch_size and named.temperature == own.temperature
 
 
 def test_lora_of_a_policy():
     pytest.importorskip("peft")
-    made = pipeline_module.lora_config(ppo_run_arguments(ppo_params(peft=True, lora_r=3))["peft_config"])
+    made = pipeline_module._lora_config(arguments(ppo_params(peft=True, lora_r=3))["peft_config"], "CAUSAL_LM")
     assert (made.task_type, made.r) == ("CAUSAL_LM", 3)
-    assert pipeline_module.lora_config({"r": 2}, "CAUSAL_LM").task_type == "CAUSAL_LM"
+    assert pipeline_module._lora_config({"target_modules": "q_proj"}, "CAUSAL_LM").target_modules == {"q_proj"}
 
 
 @pytest.mark.parametrize(
@@ -355,21 +361,20 @@ def test_what_ppo_cannot_honour_is_refused(given, message):
 @pytest.mark.parametrize("name, text", [("a.csv", "prompt,x\n1,2\n"), ("a.tsv", "prompt\tx\n1\t2\n"), ("a.json", '[{"prompt": "a", "x": 1}]')])
 def test_prompts_of_files(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert [list(row) for row in prompt_rows(str(tmp_path / name))] == [["prompt", "x"]]
-    assert [list(row) for row in prompt_rows(str(tmp_path))] == [["prompt", "x"]]
+    for path in (tmp_path / name, tmp_path):
+        rows = pipeline_module._read_prompts(str(path), None, None)
+        assert len(rows) == 1 and rows[0]["prompt"] in ("1", "a") and name in rows[0]["origin"]
 
 
 def test_prompts_of_what_cannot_be_read(tmp_path):
     (tmp_path / "a.jsonl").write_text("not json\n")
     (tmp_path / "b.jsonl").write_text("")
-    (tmp_path / "c.txt").write_text("prompt\n")
     (tmp_path / "empty").mkdir()
-    for name, error, message in (("a.jsonl", ValueError, "a.jsonl:1: not JSON"), ("b.jsonl", ValueError, "holds no rows"), ("c.txt", ParameterError, "not a file of prompts"),
-                                 ("none.jsonl", FileNotFoundError, "no data"), ("empty", FileNotFoundError, "holds no data file")):
-        with pytest.raises(error, match=message):
-            prompt_rows(str(tmp_path / name))
-    with pytest.raises(ParameterError, match="no split 'test'; its files are: a.jsonl, b.jsonl"):
-        prompt_rows(str(tmp_path), "test")
+    for name, message in (("a.jsonl", "a.jsonl:1: "), ("b.jsonl", "no rows|empty"), ("none.jsonl", "no such file"), ("empty", "empty")):
+        with pytest.raises(ValueError, match=message):
+            pipeline_module._read_prompts(str(tmp_path / name), None, None)
+    with pytest.raises(ValueError, match="no split.*test"):
+        pipeline_module._read_prompts(str(tmp_path), "test", None)
 
 
 # --- a run
@@ -460,7 +465,7 @@ def test_a_finished_run_is_kept_and_can_be_overwritten(documented, monkeypatch):
     changed = LLMTrainingParams(**{n: getattr(documented["params"], n) for n in documented["params"].given} | {"lr": 2e-3})
     with pytest.raises(FileExistsError, match="learning_rate 0.001 -> 0.002"):
         AutoTrainProject(params=changed).create(progress=False, say=lambda text: None)
-    record = json.loads((documented["folder"] / "reward-model" / pipeline_module.RUN_RECORD).read_text())
+    record = json.loads((documented["folder"] / "reward-model" / "training_run.json").read_text())
     assert record["finished"] and record["settings"]["learning_rate"] == 1e-3
 
 
@@ -484,10 +489,10 @@ def test_a_short_run_that_is_killed_loses_one_interval(base, tmp_path):
 
     with pytest.raises(SystemExit):
         run(base, data, out, say=die)
-    assert not pipeline_module.read_run_record(out)["finished"] and checkpoints(out) == ["checkpoint-4", "checkpoint-5"]
+    assert not RunRecord(out).read()["finished"] and checkpoints(out) == ["checkpoint-4", "checkpoint-5"]
     result, said = run(base, data, out)
     assert result.resumed and "Resuming from checkpoint-5" in said and "step 6/9" in said and "step 5/9" not in said
-    assert pipeline_module.read_run_record(out)["finished"] and checkpoints(out) == []
+    assert RunRecord(out).read()["finished"] and checkpoints(out) == []
     whole, _ = run(base, data, tmp_path / "whole")
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
@@ -508,10 +513,10 @@ def test_a_finished_run_is_evaluated_where_it_is_asked_for(base, tmp_path):
 def test_a_run_stopped_in_its_evaluation_resumes_and_can_keep_its_checkpoints(base, tmp_path, monkeypatch):
     data, out = write_pairs(tmp_path / "p.jsonl", 24), tmp_path / "out"
 
-    def stop(*args):
+    def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline_module, "evaluate_output", stop)
+    monkeypatch.setattr(pipeline_module, "evaluate_reward_model", stop)
     with pytest.raises(KeyboardInterrupt):
         run(base, data, out)
     monkeypatch.undo()
@@ -534,7 +539,7 @@ def test_the_folder_names_no_path_of_this_machine(documented, base):
 def test_lora_given_evaluation_data_and_a_chat_template(base, tmp_path):
     pytest.importorskip("peft")
     data, other = write_pairs(tmp_path / "p.jsonl", 24), write_pairs(tmp_path / "e.jsonl", 6)
-    lora = lora_values(params(peft=True, lora_r=2, target_modules="q_proj,v_proj"))
+    lora = arguments(params(peft=True, lora_r=2, target_modules="q_proj,v_proj"))["peft_config"]
     result, said = run(base, data, tmp_path / "out", eval_data=other, peft_config=lora, chat_template="chatml", max_samples=20)
     assert "Training on 20 preferences, evaluating on 6 given ones" in said
     adapter = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
@@ -561,7 +566,8 @@ def test_a_broken_row_stops_the_run_unless_it_may_be_left_out(base, tmp_path):
     with pytest.raises(ValueError, match=r"p.jsonl:13: null chosen; p.jsonl:14.*malformed JSON.*skip_broken_rows=True") as caught:
         run(base, data, tmp_path / "out")
     assert "\n" not in str(caught.value) and "empty" not in str(caught.value) and not (tmp_path / "out").exists()
-    assert pipeline_module.load_both(data, None, 0.1, None, None, None, 0, True, False, {}, lambda text: None)[2].rows_dropped == 3
+    result, _ = run(base, data, tmp_path / "out", skip_broken_rows=True, config={"max_steps": 1})
+    assert result.data_report.rows_dropped == 3
 
 
 def test_shared_prompts_are_counted_said_and_written_into_the_card(base, tmp_path):
@@ -580,8 +586,8 @@ def test_the_same_full_texts_are_noticed():
 
     rows = [{"chosen": f"Text {i} is good.", "rejected": f"Text {i}."} for i in range(3)]
     train, other = (load_preferences(part, progress=False) for part in (rows, rows[:2]))
-    assert "is the training data" in pipeline_module.with_overlap(train.report, train, train)[1]
-    assert pipeline_module.with_overlap(train.report, train, other) == (train.report, None)
+    assert "is the training data" in pipeline_module._with_overlap(train.report, train, train)[1]
+    assert pipeline_module._with_overlap(train.report, train, other) == (train.report, None)
 
 
 @pytest.mark.parametrize(
@@ -673,13 +679,13 @@ def test_a_killed_ppo_run_ends_with_the_same_policy(base, reward_model, tmp_path
     data, threads = write_prompts(tmp_path / "p.jsonl"), torch.get_num_threads()
     code = (
         "import os, signal, torch; torch.set_num_threads(1)\n"
-        "from reward_kit.autotrain import train_ppo_policy\n"
+        "from reward_kit.tools.pipeline import train_ppo_policy\n"
         "die = lambda text: str(text).startswith('batch 4/5') and os.kill(os.getpid(), signal.SIGKILL)\n"
         f"train_ppo_policy({base!r}, {reward_model!r}, {data!r}, {str(tmp_path / 'out')!r}, config={SMALL!r}, progress=False, say=die)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoints(tmp_path / "out")[-1] == "checkpoint-3" and not pipeline_module.read_run_record(tmp_path / "out")["finished"]
+    assert checkpoints(tmp_path / "out")[-1] == "checkpoint-3" and not RunRecord(tmp_path / "out").read()["finished"]
     torch.set_num_threads(1)
     try:
         parts, said = teach(base, reward_model, data, tmp_path / "out", resume=True)
@@ -774,16 +780,16 @@ def test_a_failed_start_leaves_the_policy_that_was_there(base, reward_model, tmp
 @pytest.mark.slow
 def test_two_processes_answer_and_save_together(base, tmp_path):
     (tmp_path / "run.py").write_text(
-        "from reward_kit.autotrain import train_ppo_policy\n"
+        "from reward_kit.tools.pipeline import train_ppo_policy\n"
         "def brevity(completions, **columns): return [-len(text) / 10 for text in completions]\n"
         f"result = train_ppo_policy({base!r}, brevity, [f'Question {{i}}?' for i in range(20)], {str(tmp_path / 'out')!r}, eval_fraction=0.25,\n"
         f"                          config={SMALL | {'use_cpu': True}!r}, progress=False)\n"
         "print('rows', [a['row'] for a in result.before], [a['row'] for a in result.after])\n"
     )
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py")]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(pipeline_module.__file__).parents[1])}
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(autotrain_module.__file__).parents[1])}
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("rows [0, 1, 2, 3, 4] [0, 1, 2, 3, 4]") == 2 and done.stdout.count("Starting a new run") == 1
     assert "3 batches of 16 responses" in done.stdout and len((tmp_path / "out" / "held_out.jsonl").read_text().splitlines()) == 5
-    assert pipeline_module.read_run_record(tmp_path / "out")["finished"] and checkpoints(tmp_path / "out") == []
+    assert RunRecord(tmp_path / "out").read()["finished"] and checkpoints(tmp_path / "out") == []

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from test_autotrain import base, write_pairs, write_prompts  # noqa: F401  (a fixture and helpers)
 
 import reward_kit.tools.cli as cli
-from reward_kit.tools.cli import COMMANDS, CONFIG_OPTIONS, LORA_OPTIONS, PPO_OPTIONS, main, read_arguments
+from reward_kit.model.settings import DataSettings, LoraSettings, PPOSettings, RewardSettings, settings_of
 from reward_kit.scores.inference import RewardModel
+from reward_kit.tools.cli import _COMMANDS as COMMANDS
+from reward_kit.tools.cli import main
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.tools.cli import main; raise SystemExit(main())"]
@@ -41,7 +43,7 @@ def fails(capsys, code, *argv):
 
 def test_help_and_import_load_nothing_heavy():
     code = (
-        "import sys, reward_kit; from reward_kit.tools.cli import COMMANDS, main\n"
+        "import sys, reward_kit; from reward_kit.tools.cli import _COMMANDS as COMMANDS, main\n"
         "for c in ['--help', *([c, '--help'] for c in COMMANDS)]: assert main(c if isinstance(c, list) else [c]) == 0\n"
         "heavy = {'torch', 'trl', 'transformers', 'datasets', 'pandas', 'numpy', 'matplotlib', 'yaml', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -56,9 +58,11 @@ def test_each_help_shows_every_option_and_an_example(name, capsys):
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"example:\n  reward-kit {name}" in text
-    for option in COMMANDS[name].options:
-        assert option.positional or f"--{option.name.replace('_', '-')}" in text
+    for option in COMMANDS[name].options().values():
+        assert option.more.get("positional") or f"--{option.name.replace('_', '-')}" in text
         assert option.help
+        words = option.help.partition("None: ")[0].split()
+        assert " ".join(words)[:-1] in " ".join(text.split()), option.name  # whole and word by word
 
 
 def test_examples_parse():
@@ -68,76 +72,54 @@ def test_examples_parse():
         for line in command.example.replace("\\\n", " ").splitlines():
             words = shlex.split(line)
             assert words[:2] == ["reward-kit", command.name]
-            read_arguments(command, words[2:])
+            cli._read(command, words[2:])
 
 
-def test_training_options_are_those_of_the_config():
-    from reward_kit.model.loss import LOSSES
-    from reward_kit.model.trainer import RewardConfig
-
-    config = {f.name: f for f in fields(RewardConfig)}
-    choices = {o.name: set(o.choices) for o in CONFIG_OPTIONS}
-    assert choices["loss_type"] == set(LOSSES)
-    for option in CONFIG_OPTIONS:
-        default = config[option.name].default
-        assert default is not MISSING, option.name
-        if option.name != "optim":  # depends on the torch version
-            assert getattr(default, "value", default) == option.default, option.name
+@pytest.mark.parametrize("name, kinds", [("train", (RewardSettings, LoraSettings, DataSettings)), ("ppo", (PPOSettings,))])
+def test_options_are_the_settings(name, kinds):
+    options = COMMANDS[name].options()
+    for known in (known for kind in kinds for known in settings_of(kind).values() if known.on_command_line):
+        assert options[known.name] is known
 
 
-def test_ppo_options_are_those_of_the_config():
-    import typing
-
-    from reward_kit.rl.ppo_math import KL_ESTIMATORS
-    from reward_kit.rl.rollouts import CRITICS
-    from reward_kit.rl.ppo import PPOConfig
-
-    config, kinds = {f.name: f for f in fields(PPOConfig)}, typing.get_type_hints(PPOConfig)
+def test_every_setting_of_ppo_is_an_option():
     by_another_name = {"output_dir", "disable_tqdm", "reward_weights", "model_init_kwargs", "vllm_kwargs"}  # --output, --progress, --reward-weight; Python only
-    assert {o.name for o in PPO_OPTIONS} == set(config) - by_another_name
-    choices = {o.name: o.choices for o in PPO_OPTIONS}
-    assert set(choices["critic"]) == set(CRITICS) and set(choices["kl_estimator"]) == set(KL_ESTIMATORS)
-    for option in PPO_OPTIONS:
-        assert config[option.name].default == option.default, option.name
-        assert option.kind in (kinds[option.name], *typing.get_args(kinds[option.name])), option.name
-        assert option.help == as_option_help(config[option.name]), option.name
+    assert settings_of(PPOSettings).keys() - COMMANDS["ppo"].options().keys() == by_another_name
 
 
-def as_option_help(f):
-    "The help of a setting of PPOConfig as the command says it: 'Discount.' as 'discount', and what None stands for as the default."
-    text = f.metadata["help"].removesuffix(".")
-    before, _, absent = text.partition(". None: ")
-    text = f"{before} (default: {absent})" if absent and f.default is None else before
-    return text if text.startswith("AdamW") else text[0].lower() + text[1:]
+def test_the_losses_in_the_help_are_all():
+    from reward_kit.model.loss import LOSSES
+
+    assert all(name in settings_of(RewardSettings)["loss_type"].help for name in LOSSES)
 
 
-def test_the_help_of_a_setting_as_the_command_says_it():
-    from types import SimpleNamespace
-
-    said = lambda help, default=None: as_option_help(SimpleNamespace(metadata={"help": help}, default=default))
-    assert said("Nats a response. None: beta is fixed.") == "nats a response (default: beta is fixed)"
-    assert said("Checkpoints kept. None: all.", 2) == "checkpoints kept" and said("AdamW's weight decay.", 0.0) == "AdamW's weight decay"
+def test_the_default_in_the_help_is_the_setting():
+    options = COMMANDS["train"].options()
+    assert cli._help(options["num_train_epochs"]) == "Passes over the data (default: 3.0)"
+    assert cli._help(options["weight_decay"]).endswith("(default: 0.0)")
+    assert cli._help(options["learning_rate"]).startswith("Peak learning rate. Default: 1e-5")
+    assert "all" not in cli._help(options["save_total_limit"]).split("(default: 2)")[-1]  # what None would mean is no default there
 
 
 def test_lora_options_are_those_of_peft():
     peft = pytest.importorskip("peft")
-    names = {f.name for f in fields(peft.LoraConfig)} | {"r"}
-    assert {o.name if o.name != "lora_r" else "r" for o in LORA_OPTIONS} - {"lora", "quantization"} <= names
+    names = {f.name for f in fields(peft.LoraConfig)} | {"lora_r"}
+    assert settings_of(LoraSettings).keys() - {"lora", "quantization"} <= names
 
 
 # --- reading options
 
 
 def test_dashes_and_underscores(tmp_path):
-    a = read_arguments(COMMANDS["train"], ["--model", "m_m", "--data", "d", "--output", "o", "--num_train_epochs", "2", "--lr=1e-5", "--bf16"])
+    a = cli._read(COMMANDS["train"], ["--model", "m_m", "--data", "d", "--output", "o", "--num_train_epochs", "2", "--lr=1e-5", "--bf16"])
     assert (a.model, a.num_train_epochs, a.learning_rate, a.bf16, a.seed) == ("m_m", 2.0, 1e-5, True, 42)
-    assert {"num_train_epochs", "learning_rate", "bf16"} < a.given and "seed" not in a.given
+    assert {"num_train_epochs", "learning_rate", "bf16"} < a.given.keys() and "seed" not in a.given
 
 
 def test_config_file_is_overridden_by_the_command_line(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: playground\ndata: d.jsonl\noutput: o\nlearning-rate: 2e-5\nepochs: 4\nseed: 3\ncolumn: [scores=r]\nbf16: no\nsave_strategy: no\n")
-    a = read_arguments(COMMANDS["train"], ["--config", str(file), "--seed", "5", "--epochs", "1"])
+    a = cli._read(COMMANDS["train"], ["--config", str(file), "--seed", "5", "--epochs", "1"])
     assert (a.model, a.learning_rate, a.num_train_epochs, a.seed, a.column) == ("playground", 2e-5, 1.0, 5, ["scores=r"])
     assert (a.bf16, a.save_strategy) == (False, "no")
 
@@ -251,8 +233,9 @@ CALLS = {"train": ["--model", "playground", "--data", "none.jsonl", "--output", 
 @pytest.mark.parametrize("name", list(CALLS))
 def test_every_number_out_of_range_is_one_line_before_anything_is_read(name, value, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for option in COMMANDS[name].options:
-        if option.kind not in (int, float) or (option.name, value) == ("reward_weight", "-3"): continue  # a reward may count against
+    for option in COMMANDS[name].options().values():
+        numbers = {int, float} & set(cli._kinds(option))
+        if not numbers or (option.name, value) == ("reward_weight", "-3"): continue  # a reward may count against
         said = fails(capsys, 2, name, *CALLS[name], f"--{option.name.replace('_', '-')}={value}")
         assert option.name in said.replace("-", "_"), said
     assert not list(tmp_path.iterdir())
@@ -269,17 +252,7 @@ def test_a_model_that_is_not_there_is_found_before_the_data_is_read(pairs, tmp_p
 def test_the_schedules_are_those_of_transformers():
     from transformers.trainer_utils import SchedulerType
 
-    from reward_kit.model.settings import SCHEDULERS
-
-    assert set(SCHEDULERS) == {kind.value for kind in SchedulerType}
-
-
-def test_the_schedules_of_ppo_are_those_of_its_config():
-    from reward_kit.model.settings import PPO_SCHEDULERS
-    from reward_kit.rl.ppo import SCHEDULES
-
-    assert PPO_SCHEDULERS == SCHEDULES
-    assert {o.name: o.choices for o in PPO_OPTIONS}["lr_scheduler_type"] == SCHEDULES
+    assert set(settings_of(RewardSettings)["lr_scheduler_type"].choices) == {kind.value for kind in SchedulerType}
 
 
 def test_debug_shows_the_traceback(capsys, monkeypatch):
@@ -294,16 +267,6 @@ def test_version_and_overview(capsys):
     assert main(["--version"]) == 0 and main([]) == 0
     text = capsys.readouterr().out
     assert __version__ in text and all(name in text for name in COMMANDS)
-
-
-def test_write_file_leaves_nothing_half_written(tmp_path):
-    def broken(path):
-        Path(path).write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError):
-        cli.write_file(tmp_path / "r.html", broken)
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- commands on a small model
@@ -597,7 +560,7 @@ def test_quickstart_twice(tmp_path, capsys):
     for words in commands:
         assert output(capsys, *words)
     assert sum(1 for _ in open(tmp_path / "q" / "preferences.jsonl")) == 240
-    assert sum(1 for _ in open(tmp_path / "q" / "ppo-model" / "held_out.jsonl")) == cli.HELD_OUT
+    assert sum(1 for _ in open(tmp_path / "q" / "ppo-model" / "held_out.jsonl")) == cli._HELD_OUT
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     assert "holds other files" in fails(capsys, 1, "quickstart", "--output", tmp_path / "other")
@@ -647,9 +610,9 @@ def test_messages_name_options_not_python(tmp_path, capsys):
     (tmp_path / "q.jsonl").write_text('{"promt": "p", "chosen": "c", "rejected": "r"}\n')
     assert "say --prompt-column promt (or --column prompt= for texts" in fails(capsys, 1, "inspect", tmp_path / "q.jsonl")
     assert "rows kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--column", "prompt=")
-    assert cli.as_options('name them with columns={"prompt": "my question"}', COMMANDS["score"]) == "name them with --column prompt='my question'"
-    assert cli.as_options("columns={'chosen': 'c', 'rejected': 'r'}", COMMANDS["llm"]) == "--text-column c --rejected-text-column r"
-    assert cli.as_options("say columns={'scores': 'ratings'} or skip_broken_rows=True") == "say --column scores=ratings or --skip-broken-rows"
+    assert cli._as_options('name them with columns={"prompt": "my question"}', COMMANDS["score"]) == "name them with --column prompt='my question'"
+    assert cli._as_options("columns={'chosen': 'c', 'rejected': 'r'}", COMMANDS["llm"]) == "--text-column c --rejected-text-column r"
+    assert cli._as_options("say columns={'scores': 'ratings'} or skip_broken_rows=True") == "say --column scores=ratings or --skip-broken-rows"
 
 
 def test_output_that_cannot_be_written(base, pairs, model, tmp_path, capsys):  # noqa: F811
