@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LLMTrainingParams', 'AutoTrainProject']
 
-# %% ../nbs/7_beside/autotrain.ipynb #7122e069
+# %% ../nbs/7_beside/autotrain.ipynb #7590a202
 import inspect
 import math
 import os
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .beside.autotrain_parameters import AutoTrainParameters
+from .beside.aitraining_parameters import AutoTrainParameters
 from .model.settings import ParameterError, PPOSettings, RewardSettings, nearest, settings_of
 
 # %% ../nbs/7_beside/autotrain.ipynb #e522d62e

@@ -90,8 +90,10 @@ def _add(parser, option):
     if bool in _kinds(option): keys = {"help": keys["help"], "action": argparse.BooleanOptionalAction}
     parser.add_argument(*map(flag, filter(None, (option.name, option.alias))), dest=option.name, **keys)
 
-# %% ../../nbs/6_tools/66_options.ipynb #56f5a4c3
-def flag(name):
+# %% ../../nbs/6_tools/66_options.ipynb #cd40c12e
+def flag(
+    name: str,  # as in Python
+) -> str:  # with dashes
     "The command line's spelling of a name."
     return "--" + name.replace("_", "-")
 
@@ -117,11 +119,11 @@ def _help(option):
     if option.default is False: return text
     return f"{text.strip().removesuffix('.')} (default: {option.default})"
 
-# %% ../../nbs/6_tools/66_options.ipynb #a8900854
+# %% ../../nbs/6_tools/66_options.ipynb #124599ab
 def read_words(
-    command,  # a command class
-    argv,  # the words after the command's name
-):  # -> the command, with a value for every option, and `given`, what was set
+    command: type[Command],  # the one that was called
+    argv: list[str],  # the words after its name
+) -> Command:  # with a value for every option, and `given`, what was set
     "Parses, merges the configuration file, converts and checks. Raises `ParameterError`."
     parsed, rest = _parser(command).parse_known_args(_with_dashes(argv))
     if rest:
@@ -182,9 +184,14 @@ def _read_file(command, path):
         found[names[name]] = value
     return found
 
-# %% ../../nbs/6_tools/66_options.ipynb #31d7d8a1
-def pairs(option, words, pattern, form):
-    "{left: right} of words like left=right. Raises `ParameterError`, which says the `form`."
+# %% ../../nbs/6_tools/66_options.ipynb #f25f1149
+def pairs(
+    option: str,  # for the message
+    words: list[str],  # such as ["prompt=question"]
+    pattern: str,  # of a word, with two groups
+    form: str,  # what a word must look like, in words
+) -> dict:  # {left: right}; None where nothing is on the right
+    "What words like left=right say. Raises `ParameterError`."
     found = {}
     for word in words:
         match = re.fullmatch(pattern, word, re.S)
@@ -192,8 +199,10 @@ def pairs(option, words, pattern, form):
         found[match[1]] = match[2] or None
     return found
 
-# %% ../../nbs/6_tools/66_options.ipynb #a0f8643e
-def shell_line(words):
+# %% ../../nbs/6_tools/66_options.ipynb #7b8311c3
+def shell_line(
+    words: list,  # what follows reward-kit
+) -> str:  # indented
     "A command of reward-kit that a shell reads as these words."
     line = "  reward-kit"
     for word in map(str, words):
@@ -211,9 +220,12 @@ _PYTHON_WORDS = {
 _PAIRS = re.compile(r"(columns|labels)=(\{[^{}]*\})")
 _NAME = re.compile(r"(?<![\w('\"./-])([a-z]+(?:_[a-z0-9]+)+)(=True)?(?![\w.'\"/-])")
 
-# %% ../../nbs/6_tools/66_options.ipynb #cd0815d2
-def as_options(text, command):
-    "Python arguments in a message as the options of a command."
+# %% ../../nbs/6_tools/66_options.ipynb #d82c768f
+def as_options(
+    text: str,  # a message that names Python arguments
+    command: type[Command],  # the one that was called
+) -> str:
+    "The message, naming the options of a command."
     options = command.options().values()
     flags = {name: flag(o.name) for o in options for name in (o.alias, o.name)}
 
