@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from test_autotrain import base, write_pairs, write_prompts  # noqa: F401  (a fixture and helpers)
 
-import reward_kit.tools.cli as cli
+from reward_kit.tools import options as command_options
+from reward_kit.tools import quickstart
 from reward_kit.model.settings import DataSettings, LoraSettings, PPOSettings, RewardSettings, settings_of
 from reward_kit.scores.inference import RewardModel
-from reward_kit.tools.cli import _COMMANDS as COMMANDS
 from reward_kit.tools.cli import main
+from reward_kit.tools.commands import COMMANDS
+from reward_kit.tools.options import as_options, read_words
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.tools.cli import main; raise SystemExit(main())"]
@@ -43,7 +45,7 @@ def fails(capsys, code, *argv):
 
 def test_help_and_import_load_nothing_heavy():
     code = (
-        "import sys, reward_kit; from reward_kit.tools.cli import _COMMANDS as COMMANDS, main\n"
+        "import sys, reward_kit; from reward_kit.tools.cli import COMMANDS, main\n"
         "for c in ['--help', *([c, '--help'] for c in COMMANDS)]: assert main(c if isinstance(c, list) else [c]) == 0\n"
         "heavy = {'torch', 'trl', 'transformers', 'datasets', 'pandas', 'numpy', 'matplotlib', 'yaml', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -72,7 +74,7 @@ def test_examples_parse():
         for line in command.example.replace("\\\n", " ").splitlines():
             words = shlex.split(line)
             assert words[:2] == ["reward-kit", command.name]
-            cli._read(command, words[2:])
+            read_words(command, words[2:])
 
 
 @pytest.mark.parametrize("name, kinds", [("train", (RewardSettings, LoraSettings, DataSettings)), ("ppo", (PPOSettings,))])
@@ -95,10 +97,10 @@ def test_the_losses_in_the_help_are_all():
 
 def test_the_default_in_the_help_is_the_setting():
     options = COMMANDS["train"].options()
-    assert cli._help(options["num_train_epochs"]) == "Passes over the data (default: 3.0)"
-    assert cli._help(options["weight_decay"]).endswith("(default: 0.0)")
-    assert cli._help(options["learning_rate"]).startswith("Peak learning rate. Default: 1e-5")
-    assert "all" not in cli._help(options["save_total_limit"]).split("(default: 2)")[-1]  # what None would mean is no default there
+    assert command_options._help(options["num_train_epochs"]) == "Passes over the data (default: 3.0)"
+    assert command_options._help(options["weight_decay"]).endswith("(default: 0.0)")
+    assert command_options._help(options["learning_rate"]).startswith("Peak learning rate. Default: 1e-5")
+    assert "all" not in command_options._help(options["save_total_limit"]).split("(default: 2)")[-1]  # what None would mean is no default there
 
 
 def test_lora_options_are_those_of_peft():
@@ -111,7 +113,7 @@ def test_lora_options_are_those_of_peft():
 
 
 def test_dashes_and_underscores(tmp_path):
-    a = cli._read(COMMANDS["train"], ["--model", "m_m", "--data", "d", "--output", "o", "--num_train_epochs", "2", "--lr=1e-5", "--bf16"])
+    a = read_words(COMMANDS["train"], ["--model", "m_m", "--data", "d", "--output", "o", "--num_train_epochs", "2", "--lr=1e-5", "--bf16"])
     assert (a.model, a.num_train_epochs, a.learning_rate, a.bf16, a.seed) == ("m_m", 2.0, 1e-5, True, 42)
     assert {"num_train_epochs", "learning_rate", "bf16"} < a.given.keys() and "seed" not in a.given
 
@@ -119,7 +121,7 @@ def test_dashes_and_underscores(tmp_path):
 def test_config_file_is_overridden_by_the_command_line(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: playground\ndata: d.jsonl\noutput: o\nlearning-rate: 2e-5\nepochs: 4\nseed: 3\ncolumn: [scores=r]\nbf16: no\nsave_strategy: no\n")
-    a = cli._read(COMMANDS["train"], ["--config", str(file), "--seed", "5", "--epochs", "1"])
+    a = read_words(COMMANDS["train"], ["--config", str(file), "--seed", "5", "--epochs", "1"])
     assert (a.model, a.learning_rate, a.num_train_epochs, a.seed, a.column) == ("playground", 2e-5, 1.0, 5, ["scores=r"])
     assert (a.bf16, a.save_strategy) == (False, "no")
 
@@ -170,11 +172,11 @@ def test_config_of_llm(tmp_path, capsys):
         (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--kl-coeff", "1"], "Did you mean --kl-coef?"),
         (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--critic", "big"], "separate, shared, reward"),
         (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--quantization", "int4"], "unknown option --quantization"),
-        ([*PPO_LLM, "--rl-mini-batch-size", "48"], "rl_mini_batch_size=48 does not divide"),
-        ([*PPO_LLM, "--block-size", "512"], "block_size is not supported by trainer ppo"),
+        ([*PPO_LLM, "--rl-mini-batch-size", "48"], "--rl-mini-batch-size=48 does not divide"),
+        ([*PPO_LLM, "--block-size", "512"], "--block-size is not supported by trainer ppo"),
         ([*PPO_LLM, "--lora-r", "8"], "only with --peft (peft), which trains LoRA adapters: --lora-r (lora_r)"),
         ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS, "--lora-r", "8", "--lora-alpha", "4"], "--lora-r (lora_r), --lora-alpha (lora_alpha)"),
-        ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS[:4], "--rejected-text-column", "chosen"], "text_column and rejected_text_column name the same column"),
+        ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS[:4], "--rejected-text-column", "chosen"], "--text-column and --rejected-text-column name the same column"),
         ([*TRAIN_WORDS, "--prompt-column", "p", "--chosen-column", "p"], "prompt and chosen name the same column 'p'"),
         (["score", "m", "--response", "r", "--score-column", "s"], "--score-column goes with a file"),
         (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--lora-r", "8"], "--lora-r: only with --lora"),
@@ -221,7 +223,7 @@ def test_bad_values_of_ppo_and_the_interface_are_found_before_anything_is_read(b
     llm = ["llm", "--train", "--model", base, "--data-path", none, "--project-name", out, "--trainer", "reward", *COLUMNS]
     ppo_llm = [*PPO_LLM, "--scheduler", "cosine_with_min_lr"]
     assert "scheduler=cosine_with_min_lr is not supported by trainer ppo" in fails(capsys, 2, *ppo_llm)
-    for words, message in (("--scheduler foo", "scheduler must be one of linear"), ("--block-size 1", "max_length must be 3 or more"), ("--optimizer foo", "foo")):
+    for words, message in (("--scheduler foo", "scheduler must be one of linear"), ("--block-size 1", "--max-length must be 3 or more"), ("--optimizer foo", "foo")):
         assert message in fails(capsys, 2, *llm, *words.split())
 
 
@@ -234,7 +236,7 @@ CALLS = {"train": ["--model", "playground", "--data", "none.jsonl", "--output", 
 def test_every_number_out_of_range_is_one_line_before_anything_is_read(name, value, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for option in COMMANDS[name].options().values():
-        numbers = {int, float} & set(cli._kinds(option))
+        numbers = {int, float} & set(command_options._kinds(option))
         if not numbers or (option.name, value) == ("reward_weight", "-3"): continue  # a reward may count against
         said = fails(capsys, 2, name, *CALLS[name], f"--{option.name.replace('_', '-')}={value}")
         assert option.name in said.replace("-", "_"), said
@@ -560,7 +562,7 @@ def test_quickstart_twice(tmp_path, capsys):
     for words in commands:
         assert output(capsys, *words)
     assert sum(1 for _ in open(tmp_path / "q" / "preferences.jsonl")) == 240
-    assert sum(1 for _ in open(tmp_path / "q" / "ppo-model" / "held_out.jsonl")) == cli._HELD_OUT
+    assert sum(1 for _ in open(tmp_path / "q" / "ppo-model" / "held_out.jsonl")) == quickstart._HELD_OUT
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     assert "holds other files" in fails(capsys, 1, "quickstart", "--output", tmp_path / "other")
@@ -610,9 +612,9 @@ def test_messages_name_options_not_python(tmp_path, capsys):
     (tmp_path / "q.jsonl").write_text('{"promt": "p", "chosen": "c", "rejected": "r"}\n')
     assert "say --prompt-column promt (or --column prompt= for texts" in fails(capsys, 1, "inspect", tmp_path / "q.jsonl")
     assert "rows kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--column", "prompt=")
-    assert cli._as_options('name them with columns={"prompt": "my question"}', COMMANDS["score"]) == "name them with --column prompt='my question'"
-    assert cli._as_options("columns={'chosen': 'c', 'rejected': 'r'}", COMMANDS["llm"]) == "--text-column c --rejected-text-column r"
-    assert cli._as_options("say columns={'scores': 'ratings'} or skip_broken_rows=True") == "say --column scores=ratings or --skip-broken-rows"
+    assert as_options('name them with columns={"prompt": "my question"}', COMMANDS["score"]) == "name them with --column prompt='my question'"
+    assert as_options("columns={'chosen': 'c', 'rejected': 'r'}", COMMANDS["llm"]) == "--text-column c --rejected-text-column r"
+    assert as_options("say columns={'scores': 'ratings'} or skip_broken_rows=True", COMMANDS["train"]) == "say --column scores=ratings or --skip-broken-rows"
 
 
 def test_output_that_cannot_be_written(base, pairs, model, tmp_path, capsys):  # noqa: F811

@@ -16,7 +16,7 @@ MODULES = sorted(p for p in (ROOT / "reward_kit").rglob("*.py") if not p.stem.st
 MAX_CELL_LINES = MAX_FUNCTION_LINES = 60
 MAX_OUTPUT_BYTES, MAX_IMAGE_BYTES, MAX_IMAGES = 60_000, 40 * 1024, 6
 MACHINE_PATH = re.compile(r"(?<![\w.:/~-])(?:/(?:home|root|work|Users|tmp|mnt)/\w|[A-Z]:\\\\?Users)")
-ADDRESSES = {"67_command_line": ["tools.cli"], "autotrain": ["autotrain"]}  # chapters whose module has another name than its file
+ADDRESSES = {"68_command_line": ["tools.cli"], "autotrain": ["autotrain"]}  # chapters whose module has another name than its file
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
 DEVELOPMENT_TOOLS = {"nbdev", "execnb", "ghapi"}
 
@@ -118,7 +118,7 @@ def test_own_imports_are_found_in_every_form():
 def test_a_module_imports_only_from_earlier_chapters(path):
     name = module_name(path)
     assert name in ORDER, f"{path.name} comes from no notebook"
-    later = [m for m in imports_of(path) if ORDER.get(m, 999) >= ORDER[name] and not (name == "tools.cli" and m in BESIDE)]
+    later = [m for m in imports_of(path) if ORDER.get(m, 999) >= ORDER[name] and not (name == "tools.commands" and m in BESIDE)]
     assert not later, f"{name} imports from {later}: missing, or not an earlier chapter"
 
 
@@ -134,7 +134,7 @@ def test_nothing_on_the_path_needs_what_stands_beside_it():
 def test_a_chapter_uses_only_itself_and_earlier_chapters(path):
     place = ORDER[exported_module(path)]
     found = [m for cell in cells(path, "code") for m in own_imports(python(cell)) if m != "__init__"]
-    later = [m for m in found if ORDER.get(m, 999) > place and not (path.stem == "67_command_line" and m in BESIDE)]
+    later = [m for m in found if ORDER.get(m, 999) > place and not (path.stem == "67_commands" and m in BESIDE)]
     assert not later, f"{path.name} uses {later}: missing, or a later chapter, which the reader has not met yet"
 
 
