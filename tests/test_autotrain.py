@@ -12,7 +12,7 @@ import pytest
 import reward_kit.autotrain as autotrain_module
 import reward_kit.tools.pipeline as pipeline_module
 from reward_kit.autotrain import AutoTrainProject, LLMTrainingParams
-RunRecord = None
+from reward_kit.model.runs import RunRecord
 from reward_kit.model.settings import PPOSettings, ParameterError, RewardSettings, settings_of
 
 PARAMETERS = settings_of(LLMTrainingParams)

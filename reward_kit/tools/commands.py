@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['COMMANDS']
 
-# %% ../../nbs/6_tools/67_commands.ipynb #c1afb972
+# %% ../../nbs/6_tools/67_commands.ipynb #f3a050d9
 import json
 import os
-import shlex
 import sys
 import textwrap
 from dataclasses import dataclass
