@@ -298,42 +298,43 @@ def _ppo_config(params):
 # %% ../nbs/7_beside/autotrain.ipynb #124ea6a3
 _AS_NAMED = ("model", "max_samples", "chat_template", "overwrite", "keep_checkpoints")
 
-# %% ../nbs/7_beside/autotrain.ipynb #b6f82457
+# %% ../nbs/7_beside/autotrain.ipynb #730c70f9
 def _arguments(params):
     "What both trainings are called with."
     found = {name: getattr(params, name) for name in _AS_NAMED}
-    return found | {
-        "output": params.project_name,
-        "split": None if params.train_split == "train" else params.train_split,
-        "eval_split": params.valid_split,
-        "peft_config": _lora(params),
-    }
+    return found | {"output": params.project_name, "peft_config": _lora(params)}
 
-# %% ../nbs/7_beside/autotrain.ipynb #e76ffcf9
-def _held_out(params):
-    "The data that judges, or None."
-    return params.eval_dataset_path or (params.data_path if params.valid_split else None)
+# %% ../nbs/7_beside/autotrain.ipynb #cf2d32ff
+def _data(params, data, eval_data):
+    "What is read for training and for judging, under the names that a training has for it."
+    train, split = _part(params.data_path, params.train_split)
+    judges, eval_split = _part(params.data_path, params.valid_split) if params.valid_split else (None, None)
+    judges = params.eval_dataset_path or judges
+    return {data: train, "split": split, eval_data: judges, "eval_split": eval_split}
 
-# %% ../nbs/7_beside/autotrain.ipynb #11b13d97
+# %% ../nbs/7_beside/autotrain.ipynb #2749cd88
+def _part(path, split):
+    "(path, split): the file of that name in a folder, else the split of the folder or hub dataset."
+    files = sorted(Path(path).glob(f"{split}.*")) if Path(path).is_dir() else []
+    if files: return str(files[0]), None
+    return path, None if split == "train" else split
+
+# %% ../nbs/7_beside/autotrain.ipynb #3ddf5565
 def _reward_arguments(params):
     "Keyword arguments of `train_reward_model`."
     columns = (params.prompt_text_column, params.text_column, params.rejected_text_column)
-    return _arguments(params) | {
-        "data": params.data_path,
-        "eval_data": _held_out(params),
+    return _arguments(params) | _data(params, "data", "eval_data") | {
         "columns": dict(zip(("prompt", "chosen", "rejected"), columns)),
         "config": _reward_config(params),
         "quantization": params.quantization,
         "skip_broken_rows": params.skip_broken_rows,
     }
 
-# %% ../nbs/7_beside/autotrain.ipynb #ff873d8c
+# %% ../nbs/7_beside/autotrain.ipynb #f5c45c58
 def _ppo_arguments(params):
     "Keyword arguments of `train_ppo_policy`."
-    return _arguments(params) | {
+    return _arguments(params) | _data(params, "prompts", "eval_prompts") | {
         "reward": params.rl_reward_model_path,
-        "prompts": params.data_path,
-        "eval_prompts": _held_out(params),
         "prompt_column": params.prompt_text_column,
         "config": _ppo_config(params),
     }
