@@ -739,7 +739,7 @@ def test_defaults_of_the_command_are_those_of_the_server():
 
     from reward_kit.scores.inference import load_reward_model
 
-    options, limits = {o.name: o.default for o in COMMANDS["serve"].options}, ServerLimits()
+    options, limits = {name: o.default for name, o in COMMANDS["serve"].options().items()}, ServerLimits()
     names = {f.name for f in fields(ServerLimits)} - {"max_batch_rows", "body_timeout_s"}  # Python only
     assert {n: options[n] for n in names} == {n: getattr(limits, n) for n in names} and {"shutdown_timeout", "max_queue"} < names
     defaults = {n: p.default for n, p in inspect.signature(serve).parameters.items()}
