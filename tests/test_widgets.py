@@ -24,11 +24,16 @@ from reward_kit.model.model_folder import load_reward_backbone
 from reward_kit.scores.inference import RewardModel
 from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.data.playground import Playground
-from reward_kit.tools.annotator import ANSWERS, AnnotationSession, KEYS, PreferenceAnnotator, annotation_items
-from reward_kit.tools.annotator import annotation_progress, annotator_agreement, item_html, key_script
-from reward_kit.tools.annotator import pair_id, render_markdown, render_text
-from reward_kit.tools.explorer import RewardExplorer, TokenInfluence, compare_responses, embedding_gradient
-from reward_kit.tools.explorer import explain_reward, influence_html, split_words, without_word
+from reward_kit.tools.annotator import _ANSWERS as ANSWERS
+from reward_kit.tools.annotator import _KEYS as KEYS
+from reward_kit.tools.annotator import AnnotationSession, PreferenceAnnotator, annotation_items, annotator_agreement
+from reward_kit.tools.annotator import _item_html as item_html
+from reward_kit.tools.annotator import _key_script as key_script
+from reward_kit.tools.annotator import _pair_id as pair_id
+from reward_kit.tools.annotator import render_text
+from reward_kit.tools.explorer import RewardExplorer, TokenInfluence, compare_responses, embedding_gradient, explain_reward
+from reward_kit.tools.explorer import _split_words as split_words
+from reward_kit.tools.explorer import _without_word as without_word
 from reward_kit.tools.dashboards import PPODashboard, TrainingDashboard, plot_history
 
 
@@ -73,7 +78,7 @@ def test_a_repeated_pair_is_asked_once_and_said(caplog):
 
 
 @pytest.mark.parametrize("record,words", [
-    ({"prompt": "p"}, ["record 2", "keys ['prompt']"]), ({"prompt": "p", "responses": ["x"]}, ["record 2", "1 responses"]),
+    ({"prompt": "p"}, ["record 2", "keys ['prompt']"]), ({"prompt": "p", "responses": ["x"]}, ["record 2", "1 response;"]),
     ({"prompt": "p", "responses": ["x", "x"]}, ["record 2", "identical"]), ({"prompt": "p", "responses": ["x", " "]}, ["record 2", "empty"]),
     ({"prompt": "p", "responses": ["x", None]}, ["record 2", "null"]), ({"prompt": "p", "responses": ["x", 3]}, ["record 2", "not text"]),
     ({"prompt": [{"role": "user", "content": "p"}], "responses": [[{"role": "user", "content": "x"}], [{"role": "assistant", "content": "y"}]]},
@@ -94,13 +99,13 @@ def test_a_session_moves_on_and_back(tmp_path):
     session = AnnotationSession(rows(3), tmp_path / "sub" / "a.jsonl", annotator="ann")
     first, second, third = session.items
     assert session.current == first and session.choose("left") == second and session.skip() == third and session.choose("tie") is None
-    assert annotation_progress(session) == {"pairs": 3, "labelled": 2, "skipped": 1, "left": 0}
+    assert session.progress() == {"pairs": 3, "labelled": 2, "skipped": 1, "left": 0}
     for act in (session.skip, lambda: session.choose("left")):
         with pytest.raises(ValueError, match="every pair is judged or skipped"): act()
     assert session.undo() == third and session.undo() == second and session.undo() == first
     with pytest.raises(ValueError, match="nothing to take back"): session.undo()
     with pytest.raises(ValueError, match="left, right, tie, got 'a'"): session.choose("a")
-    assert session.path.read_text() == "" and annotation_progress(session)["left"] == 3
+    assert session.path.read_text() == "" and session.progress()["left"] == 3
 
 
 def test_the_file_is_read_as_what_was_chosen(tmp_path):
@@ -137,7 +142,7 @@ def test_reopening_continues_and_keeps_the_sides_of_the_first_seed(tmp_path):
     assert again.current == session.items[3] and again.items[:50] == session.items and len(again.items) == 60
     assert again.undo() == session.items[2]
     fewer = AnnotationSession(rows(10, start=20), tmp_path / "a.jsonl")
-    assert annotation_progress(fewer)["labelled"] == 0 and len(lines(fewer.path)) == 2  # judged pairs stay, also those not among the records
+    assert fewer.progress()["labelled"] == 0 and len(lines(fewer.path)) == 2  # judged pairs stay, also those not among the records
 
 
 def test_sessions_in_turn_do_not_overwrite_each_other(tmp_path):
@@ -208,7 +213,7 @@ def test_a_lost_or_old_preferences_file_is_made_again(tmp_path):
 def test_a_log_line_is_on_the_disk_before_the_preferences_change(tmp_path, monkeypatch):
     order = []
     session = AnnotationSession(rows(2), tmp_path / "a.jsonl")
-    monkeypatch.setattr("reward_kit.widgets.os.fsync", lambda handle: order.append("fsync"))
+    monkeypatch.setattr("reward_kit.data.files.os.fsync", lambda handle: order.append("fsync"))
     monkeypatch.setattr(session, "_write_preferences", lambda: order.append("write"))
     session.choose("left")
     assert order == ["fsync", "write"]
@@ -311,17 +316,19 @@ def test_no_text_becomes_a_page(text, markdown):
     messages = [{"role": "user<script>", "content": text, "tool_calls": [{"name": text}]}]
     item = annotation_items([{"prompt": text, "responses": [text, text + "x"]}])[0]._replace(prompt=messages)
     influence = TokenInfluence(split_words(text), [1.0] * len(split_words(text)), 0.0, "leave_one_out", "word")
-    for page in (render_text(text, markdown), render_text(messages, markdown), item_html(item, markdown=markdown), influence_html(influence)):
+    for page in (render_text(text, markdown), render_text(messages, markdown), item_html(item, markdown=markdown), influence.to_html()):
         found = Tags(page)
-        assert found.tags <= {"div", "span", "pre", "code", "b", "i"} and found.depth == 0
-        assert found.attributes <= {"style", "dir", "title", "tabindex"}
+        emphasis = {"p", "strong", "em", "ul", "ol", "li", "blockquote", "hr", "br", *(f"h{n}" for n in range(1, 7))}
+        assert found.tags <= {"div", "span", "pre", "code", "b", "i"} | (emphasis if markdown else set()) and found.depth == 0
+        assert found.attributes <= {"style", "dir", "title", "tabindex"} | ({"class"} if markdown else set())
     if not markdown: assert text in Tags(render_text(text)).text
 
 
 def test_markdown():
-    assert render_markdown("## Title\n- one\n* *two* and **three** `a*b*`\n2 * 3 * 4 and snake*case*x") == (
-        "<b>Title</b>\n\u2022 one\n\u2022 <i>two</i> and <b>three</b> <code>a*b*</code>\n2 * 3 * 4 and snake*case*x")
-    assert "<code>x = 1 &lt; 2\n</code>" in render_markdown("so:\n```python\nx = 1 < 2\n```\nend")
+    shown = render_text("## Title\n- one\n* *two* and **three** `a*b*`\n\n2 * 3 * 4 and snake_case_x\n\n[a](http://x)", markdown=True)
+    assert "<h2>Title</h2>" in shown and "<li>one</li>" in shown and "<em>two</em> and <strong>three</strong> <code>a*b*</code>" in shown
+    assert "2 * 3 * 4 and snake_case_x" in shown and "<a" not in shown
+    assert "x = 1 &lt; 2\n</code>" in render_text("so:\n```python\nx = 1 < 2\n```\nend", markdown=True)
 
 
 # ---------------------------------------------------------------- the annotator
@@ -370,7 +377,7 @@ def test_agreement_is_shown_as_one_goes(tmp_path):
     annotator = PreferenceAnnotator(rows(3), tmp_path / "a.jsonl", compare_with=tmp_path / "b.jsonl")
     assert "no pair of this annotation" in annotator.status.value
     annotator.act("left")
-    assert "with b.jsonl: 1 of 1 answers equal" in annotator.status.value
+    assert "with b.jsonl: 1 of 1 answer equal" in annotator.status.value
 
 
 def test_the_key_script_names_every_action_and_its_class(tmp_path):

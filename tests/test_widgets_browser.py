@@ -25,7 +25,7 @@ LONG = "A long answer goes on and on, and only its end says what matters. " * 60
 ROWS = [{"prompt": f"question {i}", "responses": [f"good {i} <b>bold</b>", f"bad {i} " + LONG * (i == 1)]} for i in range(12)]
 ANNOTATE = """from reward_kit.tools.annotator import PreferenceAnnotator
 PreferenceAnnotator("rows.jsonl", "labels.jsonl", annotator="ann", height="14em")"""
-NO_SCRIPT = "import reward_kit.widgets\nreward_kit.widgets.key_script = lambda name: ''\n" + ANNOTATE.replace("labels.jsonl", "plain.jsonl")
+NO_SCRIPT = "import reward_kit.tools.annotator as annotator\nannotator._key_script = lambda name: ''\n" + ANNOTATE.replace("labels.jsonl", "plain.jsonl")
 KILL = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 EXPLORE = """from reward_kit.tools.explorer import RewardExplorer
 RewardExplorer(lambda prompts, responses: [2.0 * r.split().count("please") - 0.1 * len(r.split()) for r in responses])"""

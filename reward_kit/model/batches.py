@@ -372,7 +372,8 @@ def apply_head_float32(
 ) -> Tensor:  # (..., labels), float32
     "The head's product in float32."
     parameters = dict(head.named_parameters())
-    low = {name: p.float() for name, p in parameters.items() if p.dtype in (torch.float16, torch.bfloat16)}
+    floats = {name: p for name, p in parameters.items() if p.is_floating_point()}
+    low = {name: p.float() for name, p in floats.items() if p.dtype != torch.float32}
     with torch.autocast(hidden.device.type, enabled=False):
         if not low:
             return head(hidden.float())
