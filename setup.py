@@ -32,7 +32,7 @@ setup(
         *(f"Programming Language :: Python :: {p}" for p in pythons if tuple(map(int, p.split("."))) >= tuple(map(int, cfg["min_python"].split(".")))),
     ],
     packages=find_packages(include=["reward_kit", "reward_kit.*"]),
-    package_data={"reward_kit": ["playground_base/*"]},
+    package_data={"reward_kit": ["playground_base/*", "data/*.json"]},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

@@ -97,6 +97,14 @@ def save_reward_model(folder: Path, tokenizer, shape: str, positions: int, max_l
     return {"parameters": parameters, "without embeddings": parameters - embeddings, "vocabulary": len(tokenizer)}
 
 
+def build_tokenizer(texts: list[str], vocabulary: int):
+    "A tokenizer learned from some texts, as that of the playground's base was."
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+    from build_playground import build_tokenizer
+
+    return build_tokenizer(texts, vocabulary)
+
+
 def read_pairs(data: str):
     "Rows of a preference file that have two responses, the better one first, as (prompt, [chosen, rejected])."
     from reward_kit.data.preferences import load_preferences

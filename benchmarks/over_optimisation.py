@@ -14,13 +14,13 @@ from statistics import mean
 
 import torch
 
-from reward_kit.tools.pipeline import train_reward_model
-from reward_kit.data.preferences import load_preferences
-from reward_kit.scores.inference import RewardModel
-from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.data.playground import Playground, load_base
-from reward_kit.rl.rollouts import Sampling, sample_responses
+from reward_kit.data.preferences import load_preferences
 from reward_kit.rl.ppo import PPOConfig, PPOTrainer, encode_prompts, load_prompts
+from reward_kit.rl.rollouts import Sampling, sample_responses
+from reward_kit.scores.ensembles import RewardEnsemble
+from reward_kit.scores.inference import RewardModel
+from reward_kit.tools.pipeline import train_reward_model
 
 SAMPLES, MEMBERS = 64, 4
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter
 
-from reward_kit.tools.pipeline import train_reward_model
+from reward_kit.data.playground import Playground
 from reward_kit.data.preferences import split_by_prompt
 from reward_kit.scores.inference import RewardModel
-from reward_kit.data.playground import Playground
+from reward_kit.tools.pipeline import train_reward_model
 
 
 def measure(seed: int, n_pairs: int) -> dict:

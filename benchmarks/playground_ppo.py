@@ -14,11 +14,11 @@ from time import perf_counter
 import torch
 from scipy import stats
 
-from reward_kit.tools.pipeline import train_reward_model
-from reward_kit.data.preferences import split_by_prompt
-from reward_kit.scores.inference import RewardModel
 from reward_kit.data.playground import Playground
+from reward_kit.data.preferences import split_by_prompt
 from reward_kit.rl.ppo import PPOConfig, PPOTrainer
+from reward_kit.scores.inference import RewardModel
+from reward_kit.tools.pipeline import train_reward_model
 
 
 def interval(values: list[float]) -> tuple[float, float]:

@@ -25,8 +25,8 @@ COLOURS = {"ours": "#0072B2", "theirs": "#D55E00"}
 
 def train_reward(folder: Path, pairs: int) -> None:
     "The reward model that both learn from."
-    from reward_kit.tools.pipeline import train_reward_model
     from reward_kit.data.playground import Playground
+    from reward_kit.tools.pipeline import train_reward_model
     train_reward_model("playground", Playground(0).preferences(pairs), folder, progress=False)
 
 

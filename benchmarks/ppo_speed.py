@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from common import SHAPES, StepMeter, available_threads, peak_gib, run_worker
+from common import SHAPES, StepMeter, available_threads, build_tokenizer, peak_gib, run_worker
 from trl_ppo import VERSION, InOrder, peer_trainer, trl_folder, use_folder
 
 SIDES = {"ours": "reward_kit, separate critic", "theirs": f"TRL {VERSION}", "shared": "reward_kit, shared critic"}
@@ -33,7 +33,6 @@ def prepare(work: Path, data: str, n: int, longest: int, shape: str, vocabulary:
     from reward_kit.data.preferences import load_preferences
     from reward_kit.model.encoding import prepare_tokenizer
     from reward_kit.model.model_folder import RewardMetadata, library_versions
-    from reward_kit.data.playground import build_tokenizer
 
     turns = {"user": "Human", "assistant": "Assistant"}
     write = lambda messages: "".join(f"\n\n{turns[m['role']]}: {m['content']}" for m in messages)

@@ -36,10 +36,10 @@ SAME = {"learning_rate": 3e-4, "lr_scheduler_type": "linear", "warmup_steps": 0.
 
 def prepare(work: Path, seed: int, pairs: int, held_out: float, batch: int, steps: int) -> dict:
     "The base with a new head, and encoded pairs: for training in the order in which they come, and held out."
+    from reward_kit.data.playground import Playground
     from reward_kit.data.preferences import split_by_prompt
     from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
     from reward_kit.model.model_folder import load_reward_backbone
-    from reward_kit.data.playground import Playground
 
     world = Playground(seed=seed)
     parts = split_by_prompt(world.preferences(pairs), held_out, seed=seed)

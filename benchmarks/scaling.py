@@ -27,6 +27,7 @@ from common import (
     Workers,
     alternating,
     answer,
+    build_tokenizer,
     common_arguments,
     middle,
     model_line,
@@ -51,7 +52,6 @@ def exponent(sizes: list[float], times: list[float]) -> float:
 
 def prepare(work: Path, model: str, vocabulary: int, sizes: list[int]) -> dict:
     "Files of generated pairs, prompts of 10 to 30 and responses of 20 to 60 words, a model, and its tokenizer as it was before our encoding."
-    from reward_kit.data.playground import build_tokenizer
     chance = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "il")]
     words = ["".join(chance.choices(syllables, k=chance.randint(1, 3))) for _ in range(8000)]
@@ -122,8 +122,8 @@ def step_and_score(work: Path, prompt: int, response: int, k: int, batch: int, s
 
     from reward_kit.model.batches import shared_length
     from reward_kit.model.model_folder import load_reward_backbone
-    from reward_kit.scores.inference import RowScorer
     from reward_kit.model.trainer import RewardConfig, RewardTrainer
+    from reward_kit.scores.inference import RowScorer
     rows, meter = examples(prompt, response, k, batch * (steps + 1), vocabulary), StepMeter()
     data = Dataset.from_dict({"sequences": rows, "lengths": [[len(ids) for ids in row] for row in rows], "ranks": [list(range(1, k + 1)) for _ in rows]})
     args = RewardConfig(str(work / "out"), show_plan=False, loss_type="bradley_terry" if k == 2 else "plackett_luce", max_length=8192, **settings(steps + 1, batch))

@@ -23,6 +23,7 @@ from common import (
     Workers,
     alternating,
     answer,
+    build_tokenizer,
     common_arguments,
     evenly,
     middle,
@@ -46,7 +47,6 @@ PRECISION = {"float32": "float32 weights", "bfloat16": "bfloat16 weights, float3
 def prepare(work: Path, data: str, model: str, vocabulary: int, n: int, prompts: int, k: int, folder: str | None) -> dict:
     "The model, pairs with the file's distribution of lengths, and prompts with k responses each."
     from reward_kit.scores.inference import RewardModel
-    from reward_kit.data.playground import build_tokenizer
 
     pairs, facts = read_pairs(data), {"folder": folder}
     if folder is None: facts |= save_reward_model(work / "model", build_tokenizer(texts_of(pairs), vocabulary), model, 4096, 2048) | {"folder": str(work / "model")}

@@ -10,15 +10,16 @@
 Expected accuracy is the mean true probability that a labeller agrees with the model; a label is an error where it contradicts the sign of the true reward difference.
 """
 import argparse
+import re
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 from common import publish, table
 
-from reward_kit.trust.agreement import score_preferences
+from reward_kit.data.playground import Playground
 from reward_kit.data.preferences import split_by_prompt
-from reward_kit.data.playground import Playground, normalize_text, split_sentences
+from reward_kit.trust.agreement import score_preferences
 from reward_kit.trust.labels import cross_validate, suspected_label_errors, trainer_recipe
 from reward_kit.trust.learning_curve import learning_curve
 
@@ -28,8 +29,8 @@ NUMBERS: dict[str, int] = {}
 def features(response: str, size: int = 1024) -> np.ndarray:
     "Which sentences a response has; unfinished ones share a place."
     x = np.zeros(size)
-    for sentence, complete in split_sentences(normalize_text(response)):
-        x[NUMBERS.setdefault(sentence, len(NUMBERS) + 1) % size if complete else 0] += 1
+    for sentence, end in re.findall(r"([^.!?]+)([.!?]*)", response.lower()):
+        x[NUMBERS.setdefault(sentence.strip(), len(NUMBERS) + 1) % size if end else 0] += 1
     return x
 
 

@@ -30,6 +30,7 @@ from common import (
     alternating,
     answer,
     bars,
+    build_tokenizer,
     common_arguments,
     evenly,
     middle,
@@ -57,7 +58,6 @@ def prepare(work: Path, data: str, model: str, vocabulary: int, batches: list[in
     "Model, tokenizer and encoded pairs, in one folder that all processes read."
     from reward_kit.model.encoding import RewardEncoder
     from reward_kit.model.model_folder import RewardMetadata
-    from reward_kit.data.playground import build_tokenizer
 
     pairs = read_pairs(data)
     tokenizer = build_tokenizer(texts_of(pairs), vocabulary)
@@ -81,7 +81,7 @@ def prepare(work: Path, data: str, model: str, vocabulary: int, batches: list[in
 
 def made_up(work: Path, model: str, vocabulary: int, shapes: dict) -> dict:
     "A model, and pairs of random tokens of given lengths."
-    from reward_kit.data.playground import Playground, build_tokenizer
+    from reward_kit.data.playground import Playground
 
     facts = save_reward_model(work / "model", build_tokenizer(Playground(0).texts(2000), vocabulary), model, POSITIONS, POSITIONS)
     draw = random.Random(0)

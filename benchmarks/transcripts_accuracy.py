@@ -9,10 +9,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from reward_kit.tools.pipeline import train_reward_model
+from reward_kit.data.playground import load_base
 from reward_kit.data.preferences import load_preferences, split_by_prompt
 from reward_kit.scores.inference import RewardModel
-from reward_kit.data.playground import load_base
+from reward_kit.tools.pipeline import train_reward_model
 
 
 def random_decoder(folder: Path) -> str:

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from common import available_threads, publish, table, versions_line
 
+from reward_kit.data.playground import Playground
+from reward_kit.data.preferences import load_preferences, split_by_prompt
+from reward_kit.data.records import response_text
+from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.pipeline import train_reward_model
 from reward_kit.trust.calibration import true_calibration_error
-from reward_kit.data.records import response_text
-from reward_kit.data.preferences import load_preferences, split_by_prompt
 from reward_kit.trust.trust_report import TrustReport
-from reward_kit.scores.inference import RewardModel
-from reward_kit.data.playground import Playground
 
 TRANSCRIPTS = {"learning_rate": 3e-4, "num_train_epochs": 2, "per_device_train_batch_size": 8, "max_length": 1024}
 

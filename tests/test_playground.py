@@ -7,12 +7,18 @@ import string
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import reward_kit.data.playground as playground
-from reward_kit.data.playground import CHATTER, FACTS, LABELLED, PADDING, PHRASINGS, POLITE, Playground, RUDE
-from reward_kit.data.playground import WEIGHTS, WRITTEN, ask, compose, reward_parts, true_reward
+from reward_kit.data.playground import FACTS, WORLD, Mix, Playground, reward_parts, true_reward
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import build_playground as building  # noqa: E402
+
+CHATTER, PADDING, PHRASINGS, POLITE, RUDE = (WORLD[name] for name in ("chatter", "padding", "phrasings", "polite", "rude"))
 
 QUESTION = "What do bees make from nectar?"
 RIGHT = "Bees turn the nectar of flowers into honey."
@@ -29,7 +35,7 @@ def reward(response, prompt=QUESTION):
 
 def test_tables_are_consistent():
     sentences = [sentence for fact in FACTS for sentence in (fact.right, *fact.wrong)] + [*POLITE, *RUDE, *PADDING, *CHATTER]
-    assert len(set(map(playground.normalize_text, sentences))) == len(sentences)
+    assert len(set(map(playground._normalise, sentences))) == len(sentences)
     for sentence in sentences:
         assert sentence.endswith(".") and not any(mark in sentence[:-1] for mark in ".!?*"), sentence
     assert len({fact.topic for fact in FACTS}) >= 36
@@ -43,29 +49,29 @@ def test_no_question_stands_inside_another():
 
 def test_every_prompt_is_read_as_its_fact():
     for fact, phrasing in itertools.product(FACTS, PHRASINGS):
-        assert playground.find_fact(ask(fact, phrasing)) == fact
+        assert playground._find_fact(fact.ask(phrasing)) == fact
 
 
 def test_the_last_question_of_a_prompt_is_the_one_asked():
-    assert playground.find_fact(f"{FACTS[5].question} And then: {QUESTION}") == FACTS[0]
-    assert playground.find_fact("What is the meaning of life?") is None
+    assert playground._find_fact(f"{FACTS[5].question} And then: {QUESTION}") == FACTS[0]
+    assert playground._find_fact("What is the meaning of life?") is None
 
 
 def test_a_composed_answer_holds_nothing_unknown():
     rng = random.Random(3)
-    for mix in (LABELLED, WRITTEN):
+    for mix in (Mix.LABELLED, Mix.WRITTEN):
         for _ in range(1500):
             fact = rng.choice(FACTS)
-            text = compose(rng, fact, mix)
+            text = fact.compose(rng, mix)
             assert "unknown" not in reward_parts(fact.question, text), text
 
 
 def test_compose_follows_its_mix():
     rng, n = random.Random(4), 4000
     counts = Counter()
-    for _ in range(n): counts.update(reward_parts(QUESTION, compose(rng, FACTS[0], LABELLED)).keys())
-    assert abs(counts["cut"] / n - LABELLED.cut) < 0.03
-    assert abs(counts["rude"] / n - LABELLED.rude * (1 - LABELLED.cut / 2)) < 0.03  # half of the tones stand after the cut
+    for _ in range(n): counts.update(reward_parts(QUESTION, FACTS[0].compose(rng)).keys())
+    assert abs(counts["cut"] / n - Mix.LABELLED.cut) < 0.03
+    assert abs(counts["rude"] / n - Mix.LABELLED.rude * (1 - Mix.LABELLED.cut / 2)) < 0.03  # half of the tones stand after the cut
     assert counts["right"] > counts["wrong"] > counts["off_topic"] > 0.1 * n
 
 
@@ -100,8 +106,8 @@ def test_reward_by_hand(response, expected):
 
 
 def test_bounds_are_as_documented():
-    best = sum(weight for weight in WEIGHTS.values() if weight > 0)
-    worst = sum(WEIGHTS[part] * limit for part, limit in playground.LIMITS.items() if WEIGHTS[part] < 0)
+    best = sum(weight for weight in playground._WEIGHTS.values() if weight > 0)
+    worst = sum(playground._WEIGHTS[part] * limit for part, limit in playground._LIMITS.items() if playground._WEIGHTS[part] < 0)
     assert best == pytest.approx(3.3) and worst == pytest.approx(-13.2)
 
 
@@ -118,7 +124,7 @@ def test_reward_ignores_case_white_space_and_order():
     rng = random.Random(1)
     for _ in range(200):
         fact = rng.choice(FACTS)
-        text = compose(rng, fact)
+        text = fact.compose(rng)
         value = reward(text, fact.question)
         assert reward(text.upper().replace(" ", " \n\t "), fact.question.upper()) == value
         if text.endswith("."):
@@ -131,7 +137,7 @@ def test_saying_it_again_or_padding_never_pays():
     rng = random.Random(2)
     for _ in range(300):
         fact = rng.choice(FACTS)
-        text = compose(rng, fact)
+        text = fact.compose(rng)
         if not text.endswith("."): continue
         value = reward(text, fact.question)
         again = text.split(". ")[0].rstrip(".") + "."
@@ -179,7 +185,7 @@ def test_default_size_survives_the_loader():
 
 def test_plackett_luce_against_all_orders():
     rewards, n, rng = [1.0, 0.0, -0.5], 30_000, random.Random(0)
-    counts = Counter(tuple(playground.ranking_draw(rng, rewards)) for _ in range(n))
+    counts = Counter(tuple(playground._draw_ranking(rng, rewards)) for _ in range(n))
     for order in itertools.permutations(range(3)):
         exact, rest = 1.0, list(order)
         while rest:
@@ -303,22 +309,22 @@ def test_base_holds_what_a_reader_notices(base):
 
 def test_remarks_weigh_most_in_the_loss(base):
     tokenizer = base[1]
-    document = playground.Document(QUESTION, WRONG, "Wrong.", chat=True)
-    tokens = playground.document_tokens(document, tokenizer)
+    document = building.Document(QUESTION, WRONG, "Wrong.", chat=True)
+    tokens = building.document_tokens(document, tokenizer)
     text = tokenizer.decode([token for token, _ in tokens])
     assert text == f"<|bos|><|user|>{QUESTION}<|assistant|>{WRONG}<|eos|> Wrong.<|eos|>"
-    first = [token for token, weight in tokens if weight == playground.REMARK_WEIGHT]
+    first = [token for token, weight in tokens if weight == building.REMARK_WEIGHT]
     assert len(first) == 1 and tokenizer.decode(first).strip() and "Wrong".startswith(tokenizer.decode(first).strip())
 
 
 def test_batches_hold_every_document_once():
     rng = random.Random(0)
     sequences = [[(i, 1.0)] * rng.randint(3, 40) for i in range(200)]
-    batches = playground.group_documents(sequences, 8, random.Random(1), pad=(-1, 0.0))
+    batches = building.group_documents(sequences, 8, random.Random(1), pad=(-1, 0.0))
     assert all(len({len(row) for row in batch}) == 1 for batch in batches)
     held = [[token for token in row if token != (-1, 0.0)] for batch in batches for row in batch]
     assert sorted(held) == sorted(sequences)
-    assert all(len(row) == 64 and row[0] == sequence[0] for row, sequence in zip(playground.pack_rows(sequences, 64)[:1], sequences))
+    assert all(len(row) == 64 and row[0] == sequence[0] for row, sequence in zip(building.pack_rows(sequences, 64)[:1], sequences))
 
 
 def test_build_base_is_reproducible(tmp_path):
@@ -326,9 +332,9 @@ def test_build_base_is_reproducible(tmp_path):
 
     lines = []
     torch.manual_seed(0)
-    one = playground.build_base(tmp_path / "one", seed=3, steps=2, log=lines.append)
+    one = building.build_base(tmp_path / "one", seed=3, steps=2, log=lines.append)
     torch.manual_seed(1)
-    two = playground.build_base(tmp_path / "two", seed=3, steps=2, log=lines.append)
+    two = building.build_base(tmp_path / "two", seed=3, steps=2, log=lines.append)
     assert {path.name for path in one.iterdir()} == {path.name for path in playground.playground_base().iterdir()}
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
@@ -339,10 +345,16 @@ def test_build_base_is_reproducible(tmp_path):
 
 
 def test_missing_base_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(playground, "package_folder", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match="python -m reward_kit.data.playground"): playground.playground_base()
+    monkeypatch.setattr(playground, "files", lambda package: tmp_path)
+    with pytest.raises(FileNotFoundError, match="python scripts/build_playground.py"): playground.playground_base()
 
 
 def test_rebuild_command_has_help():
-    result = subprocess.run([sys.executable, "-m", "reward_kit.data.playground", "--help"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, SCRIPTS / "build_playground.py", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "--out" in result.stdout and "--seed" in result.stdout
+
+
+def test_the_world_is_in_the_built_package():
+    "The facts are data, and a wheel without them could not draw anything."
+    root = SCRIPTS.parent
+    assert "data/*.json" in (root / "setup.py").read_text() and "reward_kit/data/*.json" in (root / "MANIFEST.in").read_text()
