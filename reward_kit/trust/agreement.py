@@ -22,16 +22,16 @@ from ..data.records import response_text
 from ..data.report import counted, wilson_interval
 from ..scores.inference import RewardModel, TextScorer
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #cef0e105
+# %% ../../nbs/4_trust/40_agreement.ipynb #ee180753
 def outcomes_of(
-    differences, # (..., P) reward of the better response minus reward of the worse; nan: not scored
-) -> np.ndarray: # (..., P) 1 right, 0 wrong, 0.5 tied rewards, nan where not scored
+    differences, # (..., P) reward of the better response minus that of the worse
+) -> np.ndarray: # (..., P) 1 right, 0 wrong, 0.5 tied rewards, nan: not scored
     "Whether each pair came out right."
     return (np.sign(differences) + 1) / 2
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #c87f62d3
+# %% ../../nbs/4_trust/40_agreement.ipynb #ba173519
 def _ordered(ranks):
-    "(better, worse): indices of every strictly ordered pair of the responses of one record."
+    "(better, worse): responses of every strictly ordered pair of a record."
     ranks = np.asarray(ranks)
     return np.nonzero(ranks[:, None] < ranks[None, :])
 
@@ -74,7 +74,7 @@ def percentile_interval(
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #fb8da3e3
+# %% ../../nbs/4_trust/40_agreement.ipynb #2f0c65b9
 def cluster_bootstrap(
     sums, # (C, m) sums of m quantities in each of C prompts
     statistic, # function: (draws, m) totals -> (draws, s) statistics
@@ -82,10 +82,10 @@ def cluster_bootstrap(
     samples: int = 2000, # number of draws
     level: float = 0.95, # confidence, between 0 and 1
     seed: int = 0, # of the draws
-) -> tuple[np.ndarray, np.ndarray]: # low (s,), high (s,): percentiles, nan where a statistic never exists
-    """Percentile bootstrap of any function of totals, drawing whole prompts (Cameron, Gelbach and Miller 2008).
+) -> tuple[np.ndarray, np.ndarray]: # low (s,), high (s,); nan: never exists
+    """Percentile bootstrap over prompts of any function of totals (Cameron, Gelbach and Miller 2008).
 
-    Draws in which a statistic does not exist (a division by zero) are left out. Raises ValueError without a prompt."""
+    Draws without a statistic (a division by zero) are left out. Raises ValueError without a prompt."""
     if len(sums) == 0:
         raise ValueError("cluster_bootstrap needs at least one prompt")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -93,12 +93,7 @@ def cluster_bootstrap(
     low, high = np.transpose([percentile_interval(column, level) for column in drawn.T])
     return low, high
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #d857696b
-def _share(totals):
-    "(draws, 1) right answers over pairs."
-    return totals[:, :1] / totals[:, 1:]
-
-
+# %% ../../nbs/4_trust/40_agreement.ipynb #06f11f6e
 def bootstrap_interval(
     correct, # (C,) right answers in each prompt, ties as half
     total, # (C,) pairs in each prompt
@@ -106,16 +101,16 @@ def bootstrap_interval(
     samples: int = 2000, # number of draws
     level: float = 0.95, # confidence, between 0 and 1
     seed: int = 0, # of the draws
-) -> tuple[float, float]: # low, high: percentiles of the accuracy over the draws
-    "Percentile bootstrap of sum(correct) / sum(total), drawing whole prompts. Raises ValueError without a pair."
+) -> tuple[float, float]: # low, high
+    "Percentile bootstrap of the accuracy over prompts. Raises ValueError without a pair."
     sums = np.stack([correct, total], axis=1).astype(np.float64)
     sums = sums[sums[:, 1] > 0]
     if len(sums) == 0:
         raise ValueError("bootstrap_interval needs at least one prompt with a strictly ordered pair")
-    (low,), (high,) = cluster_bootstrap(sums, _share, samples=samples, level=level, seed=seed)
-    return float(low), float(high)
+    right, pairs = resample_sums(sums, samples, seed).T
+    return percentile_interval(right / pairs, level)
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #93a26fae
+# %% ../../nbs/4_trust/40_agreement.ipynb #af76d847
 def wider(
     *intervals, # (low, high) each
 ) -> tuple[float, float]: # the lowest low end and the highest high end
@@ -131,20 +126,25 @@ def pooled_accuracy(
     level: float = 0.95, # confidence, between 0 and 1
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the draws
-) -> dict: # accuracy; wilson, bootstrap (low, high); low, high: the wider; n_pairs, n_prompts
-    "Accuracy with its intervals by Wilson and by a bootstrap over prompts; seeds are averaged within each pair first."
+) -> dict: # accuracy, wilson, bootstrap, low and high (the wider), n_pairs, n_prompts
+    "Accuracy with both intervals; seeds are averaged within each pair first."
     outcomes = np.atleast_2d(np.asarray(outcomes, dtype=np.float64)).mean(0)
     _, group = np.unique(prompt, return_inverse=True)
     correct, total = np.bincount(group, outcomes), np.bincount(group)
-    found = {
+    wilson = wilson_interval(outcomes.sum(), len(outcomes), level)
+    drawn = bootstrap_interval(correct, total, samples=samples, level=level, seed=seed)
+    low, high = wider(wilson, drawn)
+    return {
         "accuracy": float(outcomes.mean()),
-        "wilson": wilson_interval(outcomes.sum(), len(outcomes), level),
-        "bootstrap": bootstrap_interval(correct, total, samples=samples, level=level, seed=seed),
+        "wilson": wilson,
+        "bootstrap": drawn,
+        "low": low,
+        "high": high,
+        "n_pairs": len(outcomes),
+        "n_prompts": len(total),
     }
-    low, high = wider(found["wilson"], found["bootstrap"])
-    return found | {"low": low, "high": high, "n_pairs": len(outcomes), "n_prompts": len(total)}
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #d22a53b2
+# %% ../../nbs/4_trust/40_agreement.ipynb #4411798b
 def _discounted_gain(rewards, gains) -> float:
     "NDCG; responses of equal reward share the mean discount of their positions."
     discounts = 1 / np.log2(np.arange(len(rewards)) + 2)
@@ -156,12 +156,13 @@ def _discounted_gain(rewards, gains) -> float:
 def ranking_agreement(
     rewards, # (K,) rewards of the responses of one prompt
     ranks, # (K,) 1 = best
-) -> dict[str, float]: # spearman, kendall (-1..1), best_first, ndcg (0..1); nan: a side is constant
+) -> dict[str, float]: # spearman, kendall, best_first, ndcg; nan: a side is constant
     "How well the order of the rewards agrees with a ranking."
-    rewards, goodness = np.asarray(rewards, dtype=np.float64), -np.asarray(ranks, dtype=np.float64)
+    rewards = np.asarray(rewards, dtype=np.float64)
+    goodness = -np.asarray(ranks, dtype=np.float64)
     top = rewards == rewards.max() # a tie for the top counts its share of best responses
-    best_first = float((goodness == goodness.max())[top].mean())
-    found = {"spearman": math.nan, "kendall": math.nan, "best_first": best_first, "ndcg": math.nan}
+    found = dict.fromkeys(("spearman", "kendall", "best_first", "ndcg"), math.nan)
+    found["best_first"] = float((goodness == goodness.max())[top].mean())
     if np.ptp(goodness) and np.ptp(rewards):
         found["spearman"] = float(stats.spearmanr(rewards, goodness).statistic)
         found["kendall"] = float(stats.kendalltau(rewards, goodness).statistic)
@@ -170,33 +171,32 @@ def ranking_agreement(
         found["ndcg"] = float(_discounted_gain(rewards, beaten))
     return found
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #c94d30d4
+# %% ../../nbs/4_trust/40_agreement.ipynb #b711aa50
 def as_scorer(
-    model, # RewardModel | RewardEnsemble | folder or hub id | object with .score(prompts, responses) | function
-): # -> (function(prompts, responses, **template) -> list of rewards or None, name, is_reward_model)
+    model, # RewardModel, RewardEnsemble, folder, hub id, object with .score, or function
+): # -> (function(prompts, responses, **template) -> rewards or None, name, is_reward_model)
     "One scoring function for anything that scores. Raises TypeError for what does not."
     if isinstance(model, (str, Path)):
         model = RewardModel.from_pretrained(model)
     score = getattr(model, "score", model)
     if not callable(score):
         raise TypeError(
-            f"cannot score with {type(model).__name__}: pass a RewardModel, a model folder, an object with "
-            ".score(prompts, responses) or a function (prompts, responses) -> list of numbers"
+            f"cannot score with {type(model).__name__}: pass a RewardModel, a model folder, "
+            "an object with .score(prompts, responses) or a function "
+            "(prompts, responses) -> list of numbers"
         )
     name = getattr(model, "__name__", type(model).__name__)
     if isinstance(model, TextScorer):
         return partial(score, too_long="none"), name, True
     return lambda prompts, responses, **_: score(prompts, responses), name, False
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #de04ad4c
+# %% ../../nbs/4_trust/40_agreement.ipynb #877facf3
 def _checked_rewards(rewards, responses: list) -> list:
-    "Rewards of the responses. Raises ValueError for another number of them, and for one that is not finite."
+    "Raises ValueError for another number of rewards, and for one that is not finite."
     rewards = list(rewards)
     if len(rewards) != len(responses):
-        raise ValueError(
-            f"the scorer returned {counted(len(rewards), 'reward')} for {counted(len(responses), 'response')}; "
-            "one for each is needed"
-        )
+        found = f"{counted(len(rewards), 'reward')} for {counted(len(responses), 'response')}"
+        raise ValueError(f"the scorer returned {found}; one for each is needed")
     for reward, response in zip(rewards, responses):
         if reward is not None and not math.isfinite(reward):
             raise ValueError(
@@ -205,9 +205,9 @@ def _checked_rewards(rewards, responses: list) -> list:
             )
     return rewards
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #9d1352c7
+# %% ../../nbs/4_trust/40_agreement.ipynb #30034ae5
 def _score_chunk(scorer, records: list[dict], templated: bool) -> list[list | None]:
-    "Rewards of the responses of each record, None for a record with a response that cannot be scored."
+    "Rewards of each record, None for one with a response that cannot be scored."
     rows = [(record, response) for record in records for response in record["responses"]]
     responses = [response for _, response in rows]
     template = {}
@@ -223,30 +223,31 @@ def _score_chunk(scorer, records: list[dict], templated: bool) -> list[list | No
         found.append(None if None in own else [float(reward) for reward in own])
     return found
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #36494532
+# %% ../../nbs/4_trust/40_agreement.ipynb #fcce9418
 def score_preferences(
     model, # what `as_scorer` takes
     preferences, # Preferences
     *,
     chunk: int = 1024, # records scored at a time
     progress: bool = False, # show a bar
-): # -> (rewards of each record (list of K floats, or None where a response is too long), name of the model)
+): # -> (K rewards of each record or None where a response is too long, name of the model)
     "Score every response of every record, in bounded memory."
     scorer, name, templated = as_scorer(model)
     rewards = []
     with tqdm(total=len(preferences), desc="Scoring records", disable=not progress) as bar:
         for start in range(0, len(preferences), chunk):
             stop = min(start + chunk, len(preferences))
-            rewards += _score_chunk(scorer, [preferences[i] for i in range(start, stop)], templated)
-            bar.update(stop - start)
+            records = [preferences[i] for i in range(start, stop)]
+            rewards += _score_chunk(scorer, records, templated)
+            bar.update(len(records))
     return rewards, name
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #b7544f81
+# %% ../../nbs/4_trust/40_agreement.ipynb #e55cd57d
 _COLUMNS = ("record", "better", "worse", "source", "longer", "prompt_length", "length", "margin")
 
 
 def _margin(record: dict, better: int, worse: int) -> float:
-    "By how much people preferred one response: the difference of their scores, else the stated margin, else nan."
+    "Difference of people's scores, else the stated margin, else nan."
     if record.get("scores") is not None:
         return float(record["scores"][better] - record["scores"][worse])
     return math.nan if record.get("margin") is None else float(record["margin"])
@@ -262,11 +263,11 @@ def _pairs_of(index: int, record: dict):
         margin = _margin(record, better, worse)
         yield index, better, worse, source, a - b, prompt, (a + b) / 2, margin
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #33e0bf33
+# %% ../../nbs/4_trust/40_agreement.ipynb #c621d399
 def ordered_pairs(
     preferences, # Preferences
-): # -> dict of columns (P,): prompt (uint64), record, better, worse, source, longer, prompt_length, length, margin
-    """Every strictly ordered pair of every record; `better` and `worse` are indices of its responses.
+): # -> dict of columns (P,): prompt (uint64), record, better, worse (indices), ...
+    """Every strictly ordered pair of every record.
 
     `longer`: characters of the better response minus those of the worse; `length`: their mean;
     `margin`: how much better people found it (nan: not stated)."""
@@ -300,9 +301,9 @@ def pair_table(
     table = pairs | {"difference": difference, "outcome": outcomes_of(difference)}
     return {name: values[~np.isnan(difference)] for name, values in table.items()}
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #a99c676d
+# %% ../../nbs/4_trust/40_agreement.ipynb #51974640
 def _accuracy_by(labels, outcome, level: float, prompts) -> list[dict]:
-    "Accuracy of each group of pairs, in the order of the labels: group, pairs, accuracy, low, high."
+    "Accuracy of each group of pairs, in the order of the labels."
     rows = []
     for label in np.unique(labels).tolist():
         own = labels == label
@@ -316,12 +317,12 @@ def by_source(
     table, # of `pair_table`
     level: float = 0.95, # confidence
 ) -> list[dict]: # source, pairs, accuracy, low, high; most pairs first
-    "Accuracy of each source, with the wider of Wilson's interval and a bootstrap over prompts."
+    "Accuracy of each source, with the wider of both intervals."
     rows = _accuracy_by(table["source"], table["outcome"], level, table["prompt"])
     rows = [{"source": row.pop("group"), **row} for row in rows]
     return sorted(rows, key=lambda row: (-row["pairs"], row["source"]))
 
-# %% ../../nbs/4_trust/40_agreement.ipynb #1f77c676
+# %% ../../nbs/4_trust/40_agreement.ipynb #172d3e31
 def _size_text(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
@@ -333,18 +334,20 @@ def by_size(
     level: float = 0.95, # confidence
     prompts=None, # (P,) prompt of each pair; default: every pair is a prompt of its own
 ) -> list[dict]: # group ("12 to 80"), pairs, accuracy, low, high; smallest values first
-    "Accuracy of the pairs with small, middling and large values; empty where no value is known."
-    values, outcome = np.asarray(values, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
+    "Accuracy of pairs with small, middling and large values; empty where none is known."
+    values = np.asarray(values, dtype=np.float64)
+    outcome = np.asarray(outcome, dtype=np.float64)
     prompts = np.arange(len(values)) if prompts is None else np.asarray(prompts)
     known = ~np.isnan(values)
     if not known.any():
         return []
     values, outcome, prompts = values[known], outcome[known], prompts[known]
-    edges = np.unique(np.quantile(values, np.arange(1, groups) / groups, method="inverted_cdf"))
+    shares = np.arange(1, groups) / groups
+    edges = np.unique(np.quantile(values, shares, method="inverted_cdf"))
     group = np.searchsorted(edges, values)
     rows = _accuracy_by(group, outcome, level, prompts)
     for row in rows:
         own = values[group == row["group"]]
-        ends = dict.fromkeys([_size_text(own.min()), _size_text(own.max())]) # one text where both are equal
-        row["group"] = " to ".join(ends)
+        ends = [_size_text(own.min()), _size_text(own.max())]
+        row["group"] = " to ".join(dict.fromkeys(ends)) # one text where both are equal
     return rows

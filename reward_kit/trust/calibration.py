@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Predictions', 'true_calibration_error', 'fit_temperature', 'CalibrationResult', 'calibrate', 'store_calibration']
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #872be58e
+# %% ../../nbs/4_trust/41_calibration.ipynb #7555b7f2
 import math
 from dataclasses import KW_ONLY, dataclass, replace
 from statistics import NormalDist
@@ -18,39 +18,39 @@ from scipy.special import expit
 
 from ..data.files import json_ready
 from ..data.preferences import load_preferences
-from ..data.report import Report, Section, Table, counted, new_figure, percent, wilson_interval
+from ..data.report import Report, Section, Table, counted, new_figure, percent
+from ..data.report import wilson_interval
 from ..scores.inference import RewardModel, keep_measured
-from .agreement import pair_table, percentile_interval, resample_sums, score_preferences
+from .agreement import pair_table, percentile_interval, resample_sums
+from .agreement import score_preferences
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #629fc12f
+# %% ../../nbs/4_trust/41_calibration.ipynb #44b490e3
 def _checked_pairs(differences, outcomes, weights, groups):
-    "Float64 arrays of one length; by default outcomes 1, weights 1, a group for each pair."
+    "Four arrays of one length; by default outcomes 1, weights 1, a group for each pair."
     d = np.asarray(differences, dtype=np.float64).reshape(-1)
-    n, infinite = len(d), int((~np.isfinite(d)).sum())
-    if n == 0 or infinite:
-        raise ValueError(
-            f"differences must be at least one finite number, got {n} with {infinite} not finite"
-        )
-    columns = {
-        "outcomes": np.ones(n) if outcomes is None else outcomes,
-        "weights": np.ones(n) if weights is None else weights,
-        "groups": np.arange(n) if groups is None else groups,
-    }
-    y, w, g = (np.asarray(column).reshape(-1) for column in columns.values())
-    for name, column in zip(columns, (y, w, g)):
-        if len(column) != n:
-            raise ValueError(
-                f"{name} has {len(column)} entries for {n} differences; give one for each"
-            )
-    y, w = y.astype(np.float64), w.astype(np.float64)
+    n, odd = len(d), int((~np.isfinite(d)).sum())
+    if n == 0 or odd:
+        found = f"{n} with {odd} not finite"
+        raise ValueError(f"differences must be at least one finite number, got {found}")
+    columns = []
+    for name, given, default in (
+        ("outcomes", outcomes, np.ones(n)),
+        ("weights", weights, np.ones(n)),
+        ("groups", groups, np.arange(n)),
+    ):
+        columns.append(np.asarray(default if given is None else given).reshape(-1))
+        if len(columns[-1]) != n:
+            found = f"{len(columns[-1])} entries for {n} differences"
+            raise ValueError(f"{name} has {found}; give one for each")
+    y, w, g = columns
     if not ((y >= 0) & (y <= 1)).all():
         raise ValueError(
             "outcomes must lie in 0..1: 1 where people prefer the first response, "
             "0 the second, 0.5 for a tie"
         )
     if not (np.isfinite(w) & (w > 0)).all():
-        raise ValueError("weights must be finite and above 0; leave out pairs that should not count")
-    return d, y, w, np.unique(g, return_inverse=True)[1]
+        raise ValueError("weights must be finite and above 0; leave out what should not count")
+    return d, y.astype(np.float64), w.astype(np.float64), np.unique(g, return_inverse=True)[1]
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #dcc7fa08
 def _bin_numbers(confidence, bins: int, scheme: str):
@@ -66,14 +66,14 @@ def _bin_numbers(confidence, bins: int, scheme: str):
         raise ValueError(f"scheme={scheme!r}: choose 'equal-mass' or 'equal-width'")
     return np.unique(np.searchsorted(edges[1:-1], confidence), return_inverse=True)[1]
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #d8f6a1d6
+# %% ../../nbs/4_trust/41_calibration.ipynb #fb3fc7e2
 @dataclass(eq=False, repr=False)
 class Predictions:
     "What a model claims of pairs of responses, and whether it was right."
     differences: np.ndarray # (P,) reward of the first response minus that of the second
-    outcomes: np.ndarray | None = None # (P,) 1: people prefer the first, 0: the second, 0.5: a tie; default 1
+    outcomes: np.ndarray | None = None # (P,) 1: the first is preferred, 0: the second, 0.5: a tie
     _: KW_ONLY
-    temperature: float | np.ndarray = 1.0 # divides the differences: a number, or one for each pair
+    temperature: float | np.ndarray = 1.0 # divides the differences; one, or one for each pair
     weights: np.ndarray | None = None # (P,) of the pairs; default equal
     groups: np.ndarray | None = None # (P,) prompt of each pair; default: each has its own
     bins: int = 10 # at most
@@ -142,17 +142,17 @@ def mean(
     "Mean over the pairs, by their weights."
     return float(np.average(values, weights=self.weights))
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #f6a27486
+# %% ../../nbs/4_trust/41_calibration.ipynb #d9dc2604
 @patch
 def ece(self: Predictions) -> float: # 0..1; too large on average, see `reference`
-    "Mean distance between confidence and share of right answers over bins (arXiv 1706.04599, section 2)."
+    "Mean distance of confidence and share of right answers (arXiv 1706.04599, section 2)."
     rows = self.by_bin()
     return float(rows.weight @ (rows.predicted - rows.observed).abs())
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #314dedbc
+# %% ../../nbs/4_trust/41_calibration.ipynb #92213c5a
 @patch
 def reference(self: Predictions) -> np.ndarray: # (samples,) expected calibration errors
-    "The ECE that a calibrated model with these confidences shows: outcomes are drawn from its claims."
+    "The ECE of calibrated models with these confidences: outcomes are drawn from the claims."
     order = np.argsort(self.bin, kind="stable")
     starts = np.flatnonzero(np.diff(self.bin[order], prepend=-1)) # of the bins
     confidence, tied = self.confidence[order], self.log_odds[order] == 0
@@ -176,9 +176,9 @@ def by_prompt(
     sums = [np.bincount(self.groups, self.weights * column) for column in columns]
     return np.stack(sums, axis=1)
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #b329a7da
+# %% ../../nbs/4_trust/41_calibration.ipynb #9602196a
 def _ece_with_interval(gaps, draws, level: float) -> tuple[float, list[float]]:
-    "ECE and interval, from the bins' parts of it (bins,) and draws of them (samples, bins)."
+    "ECE and interval, from each bin's part of it (bins,) and draws (samples, bins)."
     ece = float(np.abs(gaps).sum())
     noise = np.quantile(np.abs(draws - gaps).sum(1), (1 + level) / 2)
     high = np.quantile(np.abs(draws).sum(1), (1 + level) / 2)
@@ -194,29 +194,12 @@ def _root_mean_square_gap(gaps, mass) -> float:
     variance = np.where(prompts > 1, variance, gap**2) # nothing is known from a single prompt
     return math.sqrt(max(0.0, np.average(gap**2 - variance, weights=weight)))
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #8b80677b
+# %% ../../nbs/4_trust/41_calibration.ipynb #81170f1b
 @patch
-def measure(self: Predictions) -> dict: # each measure, its `_interval`, reference, p_value, table, histogram
-    "All measures of the pairs, with intervals that draw whole prompts."
-    gap = self.confidence - self.right
-    member = self.bin == np.arange(self.bin.max() + 1)[:, None] # (bins, P)
-    scores = {"overconfidence": gap, "brier": self.squared_errors(), "log_loss": self.log_losses()}
-    sums = self.by_prompt(np.ones(len(gap)), *scores.values(), *(member * gap))
-    drawn = resample_sums(sums, self.samples, self.seed)
-    drawn = drawn[:, 1:] / drawn[:, :1]
-    found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
-    for column, (name, values) in enumerate(scores.items()):
-        found[name] = self.mean(values)
-        found[f"{name}_interval"] = list(percentile_interval(drawn[:, column], self.level))
-    gaps = sums[:, 4:]
-    means = gaps.sum(0) / self.weights.sum()
-    found["ece"], found["ece_interval"] = _ece_with_interval(means, drawn[:, 3:], self.level)
-    found["rms"] = _root_mean_square_gap(gaps, self.by_prompt(*member))
-    return found | self._compared(found["ece"]) | {"table": self.table()}
-
-
-@patch
-def _compared(self: Predictions, ece: float) -> dict:
+def at_random(
+    self: Predictions,
+    ece: float, # of the pairs
+) -> dict: # reference, reference_high, p_value, histogram
     "The ECE beside that of calibrated models, and how many pairs claim which confidence."
     reference = self.reference()
     larger = (reference >= ece - 1e-12).sum()
@@ -228,24 +211,48 @@ def _compared(self: Predictions, ece: float) -> dict:
         "histogram": counts.tolist(),
     }
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #1ad38bc6
+# %% ../../nbs/4_trust/41_calibration.ipynb #ab8709c0
+@patch
+def measure(self: Predictions) -> dict: # each measure, its `_interval`, table, histogram
+    "All measures of the pairs, with intervals that draw whole prompts."
+    gap = self.confidence - self.right
+    member = self.bin == np.arange(self.bin.max() + 1)[:, None] # (bins, P)
+    scores = {
+        "overconfidence": gap,
+        "brier": self.squared_errors(),
+        "log_loss": self.log_losses(),
+    }
+    sums = self.by_prompt(np.ones(len(gap)), *scores.values(), *(member * gap))
+    drawn = resample_sums(sums, self.samples, self.seed)
+    drawn = drawn[:, 1:] / drawn[:, :1]
+    found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
+    for column, (name, values) in enumerate(scores.items()):
+        found[name] = self.mean(values)
+        found[f"{name}_interval"] = list(percentile_interval(drawn[:, column], self.level))
+    gaps = sums[:, 4:]
+    ece = _ece_with_interval(gaps.sum(0) / self.weights.sum(), drawn[:, 3:], self.level)
+    found["ece"], found["ece_interval"] = ece
+    found["rms"] = _root_mean_square_gap(gaps, self.by_prompt(*member))
+    return found | self.at_random(found["ece"]) | {"table": self.table()}
+
+# %% ../../nbs/4_trust/41_calibration.ipynb #2c24e083
 def true_calibration_error(
     predicted, # (P,) the model's probability that the first response is preferred
     true_probability, # (P,) the same, in truth
     bins: int = 10, # at most
     scheme: str = "equal-mass", # or "equal-width"
 ) -> dict[str, float]: # mean_absolute, root_mean_square, binned (the ECE of endless labels)
-    "How far the probabilities are from the truth. Raises ValueError for what is no probability."
-    p, q = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (predicted, true_probability))
+    "How far probabilities are from the truth. Raises ValueError for what is none."
+    p = np.asarray(predicted, dtype=np.float64).reshape(-1)
+    q = np.asarray(true_probability, dtype=np.float64).reshape(-1)
     if len(p) == 0 or len(p) != len(q):
-        raise ValueError(
-            f"predicted has {len(p)} entries and true_probability {len(q)}; give one for each pair"
-        )
+        found = f"predicted has {len(p)} entries and true_probability {len(q)}"
+        raise ValueError(f"{found}; give one for each pair")
     if not ((np.minimum(p, q) >= 0) & (np.maximum(p, q) <= 1)).all():
         raise ValueError("predicted and true_probability must lie in 0..1")
     error = p - q
     which = _bin_numbers(np.maximum(p, 1 - p), bins, scheme)
-    gaps = np.bincount(which, np.sign(p - 0.5) * error) # of the response that the model prefers
+    gaps = np.bincount(which, np.sign(p - 0.5) * error) # of the preferred response
     return {
         "mean_absolute": float(np.abs(error).mean()),
         "root_mean_square": math.sqrt((error**2).mean()),
@@ -290,10 +297,10 @@ def _slope_draws(self: Predictions, slope: float) -> np.ndarray:
     gradient, curvature = resample_sums(sums, self.samples, self.seed).T
     return slope - gradient / np.maximum(curvature, 1e-300)
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #86882d0b
+# %% ../../nbs/4_trust/41_calibration.ipynb #bb893b4b
 @patch
 def _separable_interval(self: Predictions) -> tuple[float, float]:
-    "Low 0, and the temperature at which the likelihood ratio of right answers only reaches its limit."
+    "Low 0, and the temperature at which the likelihood ratio reaches its limit."
     scale = np.abs(self.differences).max()
     size = np.abs(self.differences) / scale
     w = np.where(size > 0, self.weights, 0.0)
@@ -304,61 +311,62 @@ def _separable_interval(self: Predictions) -> tuple[float, float]:
 
     return 0.0, float(scale / _root(below)) if below(0.0) < 0 else math.inf
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #a8864e28
+# %% ../../nbs/4_trust/41_calibration.ipynb #f3c5ff7e
 @dataclass
 class _TemperatureFit:
     "A fitted temperature; the log losses are those of the pairs that it was fitted on."
     temperature: float # reward differences are divided by it before the sigmoid
-    interval: tuple[float, float] # low (0 for separable data), high (inf: the data set no limit)
+    interval: tuple[float, float] # low (0: separable), high (inf: no limit)
     log_loss_before: float # at temperature 1
     log_loss: float # at the fitted temperature
     n_pairs: int # pairs
     n_prompts: int # distinct prompts among them
-    separable: bool = False # every pair was right, so that only their number bounds the temperature
+    separable: bool = False # every pair was right, so that only their number sets a bound
     level: float = 0.95 # of the interval
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #fee5b62f
+# %% ../../nbs/4_trust/41_calibration.ipynb #b984036d
 @patch
 def fit(self: Predictions) -> _TemperatureFit:
-    "The temperature that minimises the log loss, with an interval by prompts; ValueError where none does."
+    "The temperature of least log loss, with an interval by prompts; ValueError: none fits."
     d, y = self.differences, self.outcomes
     slope, separable = _best_slope(d, y, self.weights), _is_separable(d, y)
     if slope == 0:
         raise ValueError(
-            "no temperature fits: the larger reward is preferred no more often than the smaller one "
-            f"(in {counted(len(d), 'pair')}, weighted by the size of the difference); "
-            "are better and worse swapped?"
+            "no temperature fits: the larger reward is preferred no more often than "
+            f"the smaller one (in {counted(len(d), 'pair')}, weighted by the size of the "
+            "difference); are better and worse swapped?"
         )
     interval = self._separable_interval() if separable else (math.nan, math.nan)
     if not separable:
         low, high = percentile_interval(self._slope_draws(slope), self.level)
         interval = 1 / high, 1 / low if low > 0 else math.inf
-    losses = [self.mean(replace(self, temperature=t).log_losses()) for t in (1.0, 1 / slope)]
-    return _TemperatureFit(1 / slope, interval, *losses, len(d), self.prompts, separable, self.level)
+    sides = [replace(self, temperature=t) for t in (1.0, 1 / slope)]
+    losses = [side.mean(side.log_losses()) for side in sides]
+    counts = len(d), self.prompts
+    return _TemperatureFit(1 / slope, interval, *losses, *counts, separable, self.level)
 
-
+# %% ../../nbs/4_trust/41_calibration.ipynb #9f846c6b
 def fit_temperature(
     differences, # (P,) as in `Predictions`, on pairs that the model was not trained on
     outcomes=None, # (P,) as in `Predictions`
     weights=None, # (P,) as in `Predictions`
     **options, # of `Predictions`: groups, samples, level, seed
 ) -> _TemperatureFit:
-    """The temperature that minimises the log loss (arXiv 1706.04599, section 4), with an interval by prompts.
+    """The temperature of least log loss (arXiv 1706.04599, section 4), with an interval by prompts.
 
     Raises ValueError where the larger reward is not, on the whole, the preferred one."""
     return Predictions(differences, outcomes, weights=weights, **options).fit()
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #58f0d509
+# %% ../../nbs/4_trust/41_calibration.ipynb #91611675
 @patch
 def cross_fitted(
     self: Predictions,
     folds: int = 2, # each gets the temperature of all the others
 ) -> np.ndarray: # (P,) temperature of each pair; inf where the other prompts fit none
-    "Temperatures that no pair's own prompt had a share in. Raises ValueError for fewer prompts than folds."
+    "Temperatures without a share of the own prompt. Raises ValueError for more folds than prompts."
     if not 2 <= folds <= self.prompts:
-        raise ValueError(
-            f"folds={folds} needs to be at least 2 and at most the number of prompts, {self.prompts}"
-        )
+        limit = f"at most the number of prompts, {self.prompts}"
+        raise ValueError(f"folds={folds} needs to be at least 2 and {limit}")
     order = np.random.default_rng(self.seed).permutation(self.prompts)
     fold = (order % folds)[self.groups]
     temperatures = np.full(len(fold), math.inf)
@@ -396,7 +404,7 @@ class CalibrationResult(Report):
         "The temperature fitted on all pairs."
         return self.fit and self.fit["temperature"]
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #c1012e73
+# %% ../../nbs/4_trust/41_calibration.ipynb #c6fdd280
 @patch
 def _honesty(self: CalibrationResult) -> str:
     "Whether the model claims too much or too little."
@@ -408,14 +416,15 @@ def _honesty(self: CalibrationResult) -> str:
     if high < 0:
         return f"Under-confident: {means}, {-high:.1f} to {-low:.1f} points too little."
     error = (
-        f"the calibration error is {percent(m['ece'])}; "
-        f"19 of 20 calibrated models stay below {percent(m['reference_high'])} on such pairs"
-    )
+        "the calibration error is {ece:.1%}; 19 of 20 calibrated models stay below "
+        "{reference_high:.1%} on such pairs"
+    ).format(**m)
     if m["p_value"] > 0.05:
         return f"No miscalibration is shown: {means}; {error}."
-    return f"Not calibrated, though neither too bold nor too timid on the whole ({means}): {error}."
+    start = "Not calibrated, though neither too bold nor too timid on the whole"
+    return f"{start} ({means}): {error}."
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #4626ca03
+# %% ../../nbs/4_trust/41_calibration.ipynb #53d49228
 @patch
 def _advice(self: CalibrationResult) -> str:
     "What a temperature would make of it."
@@ -425,8 +434,8 @@ def _advice(self: CalibrationResult) -> str:
     ends = f"{low:.2f} or more" if high is None else f"{low:.2f} to {high:.2f}"
     if self.fit["separable"]:
         return (
-            f"Every pair is in the right order, so the pairs only bound the temperature: {ends}; "
-            f"{best:.2f} is what their number supports."
+            "Every pair is in the right order, so the pairs only bound the temperature: "
+            f"{ends}; {best:.2f} is what their number supports."
         )
     if low <= self.present_temperature <= (high or math.inf):
         return f"The fitted temperature, {best:.2f} ({ends}), cannot be told from the present one."
@@ -435,25 +444,32 @@ def _advice(self: CalibrationResult) -> str:
             f"The fitted temperature is {best:.2f} ({ends}), "
             "but on prompts that did not choose it, it is not shown to lower the log loss."
         )
-    changes = [(percent(m["ece"]), f"{m['log_loss']:.3f}") for m in (self.before, self.after)]
-    error, loss = (" to ".join(values) for values in zip(*changes))
+    before, after = self.before, self.after
+    error = f"{percent(before['ece'])} to {percent(after['ece'])}"
+    loss = f"{before['log_loss']:.3f} to {after['log_loss']:.3f}"
     return (
-        f"Dividing differences by {best:.2f} ({ends}) makes it more honest: on prompts that did not choose it, "
-        f"the calibration error goes from {error} and the log loss from {loss}."
+        f"Dividing differences by {best:.2f} ({ends}) makes it more honest: "
+        "on prompts that did not choose it, the calibration error goes from "
+        f"{error} and the log loss from {loss}."
     )
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #651de4e6
-_SHARE = "{{{0}:.1%}} ({{{0}_interval[0]:.1%}} to {{{0}_interval[1]:.1%}})".format
-_NUMBER = "{{{0}:.3f}} ({{{0}_interval[0]:.3f}} to {{{0}_interval[1]:.3f}})".format
-_ROWS = {
-    "confidence, share right": "{confidence:.1%}, {accuracy:.1%}",
-    "over-confidence ({level:g}% interval)": _SHARE("overconfidence"),
-    "calibration error, ECE ({level:g}% interval)": _SHARE("ece"),
-    "ECE of a calibrated model: mean, 19 of 20 below": "{reference:.1%}, {reference_high:.1%}",
-    "root mean square gap, without chance": "{rms:.1%}",
-    "Brier score ({level:g}% interval)": _NUMBER("brier"),
-    "log loss ({level:g}% interval)": _NUMBER("log_loss"),
-}
+# %% ../../nbs/4_trust/41_calibration.ipynb #4fd24eb7
+_ROWS = ( # name, measures, how they are written
+    ("confidence, share right", ("confidence", "accuracy"), ".1%"),
+    ("over-confidence ({:g}% interval)", ("overconfidence",), ".1%"),
+    ("calibration error, ECE ({:g}% interval)", ("ece",), ".1%"),
+    ("ECE of a calibrated model: mean, 19 of 20 below", ("reference", "reference_high"), ".1%"),
+    ("root mean square gap, without chance", ("rms",), ".1%"),
+    ("Brier score ({:g}% interval)", ("brier",), ".3f"),
+    ("log loss ({:g}% interval)", ("log_loss",), ".3f"),
+)
+
+
+def _written(measures: dict, name: str, style: str) -> str:
+    "A measure, with its interval where it has one."
+    ends = [format(end, style) for end in measures.get(f"{name}_interval", ())]
+    value = format(measures[name], style)
+    return f"{value} ({' to '.join(ends)})" if ends else value
 
 
 @patch
@@ -461,56 +477,43 @@ def sections(self: CalibrationResult) -> list[Section]:
     "The measures, before and after."
     fitted = "none" if self.fit is None else f"{self.temperature:.2f}, on all pairs"
     rows = [("temperature", f"{self.present_temperature:.2f}", fitted)]
-    for name, text in _ROWS.items():
-        sides = [text.format(**measures) for measures in (self.before, self.after)]
-        rows.append((name.format(level=100 * self.level), *sides))
+    for title, names, style in _ROWS:
+        row = [title.format(100 * self.level)]
+        for side in (self.before, self.after):
+            row.append(", ".join(_written(side, name, style) for name in names))
+        rows.append(row)
     return [Section(table=Table(("measure", "before", "after"), rows))]
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #c0847873
-@patch
-def _draw(self: CalibrationResult, axes, strip, name: str, color: str, marker: str, line: str):
-    "One side: claims against what came true, and how many pairs claim what."
-    m = getattr(self, name)
-    rows = 100 * pd.DataFrame(m["table"])
-    claims = "ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}".format(**m)
-    axes.errorbar(
-        rows.predicted,
-        rows.observed,
-        (rows.observed - rows.low, rows.high - rows.observed),
-        fmt=marker + line,
-        color=color,
-        markersize=5,
-        capsize=2,
-        linewidth=1.2,
-        label=f"{name}: {claims}",
-    )
-    edges = np.linspace(50, 100, 21)
-    strip.stairs(m["histogram"], edges, color=color, linestyle=line, linewidth=1.4)
-
-
+# %% ../../nbs/4_trust/41_calibration.ipynb #95b5addd
 @patch
 def figures(self: CalibrationResult) -> dict: # name -> matplotlib Figure
-    "Confidence against share right, with intervals; below, how many pairs claim which confidence."
+    "Confidence against share right; below, how many pairs claim which confidence."
     figure = new_figure(figsize=(5.4, 4.4), dpi=78)
     axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    axes.plot([50, 100], [50, 100], color="0.5", linewidth=1)
-    axes.text(75, 73, "honest", color="0.4", rotation=34, fontsize=8, ha="center")
-    self._draw(axes, strip, "before", "#D55E00", "o", "-")
-    self._draw(axes, strip, "after", "#0072B2", "s", "--")
-    title = f"{counted(self.n_pairs, 'pair')}; bars: {100 * self.level:g}% intervals (Wilson)"
+    axes.plot([50, 100], [50, 100], color="0.5", linewidth=1, label="honest")
+    for name, color, style in (("before", "#D55E00", "o-"), ("after", "#0072B2", "s--")):
+        m = getattr(self, name)
+        rows = 100 * pd.DataFrame(m["table"])
+        bars = rows.observed - rows.low, rows.high - rows.observed
+        claims = "ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}".format(**m)
+        options = {"color": color, "label": f"{name}: {claims}", "capsize": 2}
+        axes.errorbar(rows.predicted, rows.observed, bars, fmt=style, markersize=5, **options)
+        strip.stairs(m["histogram"], np.linspace(50, 100, 21), color=color, linestyle=style[1:])
     axes.set_ylabel("right (% of the pairs in a bin)")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(
+        f"{counted(self.n_pairs, 'pair')}; {100 * self.level:g}% intervals (Wilson)", fontsize=9
+    )
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     strip.set(xlabel="confidence in the preferred response (%)", ylabel="pairs")
     return {"calibration": figure}
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #43221e74
+# %% ../../nbs/4_trust/41_calibration.ipynb #7e59d432
 def calibrate(
     differences, # (P,) as in `Predictions`, on pairs that the model was not trained on
     outcomes=None, # (P,) as in `Predictions`
-    **options, # of `Predictions`: groups, temperature (the model's present one), weights, bins, ...
+    **options, # of `Predictions`: groups, temperature (the model's now), weights, bins, ...
 ) -> CalibrationResult:
-    "Measure calibration, fit a temperature, and measure again with halves of the prompts that did not choose it."
+    "Measure, fit a temperature, measure again with halves of the prompts that did not choose it."
     before = Predictions(differences, outcomes, **options)
     after = replace(before, temperature=before.cross_fitted())
     try:
@@ -531,7 +534,7 @@ def calibrate(
         **{name: getattr(before, name) for name in ("bins", "scheme", "level", "seed")},
     )
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #d8020ff8
+# %% ../../nbs/4_trust/41_calibration.ipynb #4d89813d
 def _measure_temperature(rm: RewardModel, preferences) -> dict:
     "The temperature that fits the strictly ordered pairs, responses too long left out."
     preferences = load_preferences(preferences, progress=False)
@@ -547,12 +550,12 @@ def _measure_temperature(rm: RewardModel, preferences) -> dict:
 
 
 def store_calibration(
-    model, # folder of a reward model, whose reward_kit.json is rewritten; or a RewardModel, changed in memory only
+    model, # folder, whose reward_kit.json is rewritten; or a RewardModel, changed in memory only
     preferences, # what `load_preferences` takes; not the training data
     *,
     device=None, # where a folder is loaded; default cuda, mps or cpu, the first there is
 ) -> RewardModel: # whose `compare` uses the temperature
-    "Fit a model's temperature and keep it. Raises ValueError for what is no folder, and where none fits."
+    "Fit a temperature and keep it. Raises ValueError for what is no folder, and where none fits."
     def measure(rm):
         return _measure_temperature(rm, preferences)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['length_preference', 'LengthReport', 'measure_length']
 
-# %% ../../nbs/4_trust/43_length.ipynb #e5aed5f0
+# %% ../../nbs/4_trust/43_length.ipynb #00b4e6a3
 import math
 from dataclasses import dataclass
 
@@ -15,14 +15,15 @@ from fastcore.basics import patch
 
 from ..data.records import response_text
 from ..data.report import Report, Section, Table, counted, percent, span
-from .agreement import cluster_bootstrap, draw_counts, pair_table, percentile_interval, pooled_accuracy
+from .agreement import cluster_bootstrap, draw_counts, pair_table
+from .agreement import percentile_interval, pooled_accuracy
 from .probes import MIN_PROMPTS, effect_clause, probe_verdict
 
-# %% ../../nbs/4_trust/43_length.ipynb #15be3d2e
+# %% ../../nbs/4_trust/43_length.ipynb #05c102cd
 def length_preference(
     table, # of `pair_table`
-) -> dict: # pairs of different length; shares in 0..1, None where there is no such pair
-    "How often people prefer the longer response, how often the model does, and what that rule would reach."
+) -> dict: # pairs of different length; shares in 0..1, None without such a pair
+    "How often people, and the model, prefer the longer response; accuracy of that rule."
     longer = np.sign(table["longer"])
     scored = (np.sign(table["difference"]) * longer + 1) / 2
     differ = longer != 0
@@ -33,36 +34,36 @@ def length_preference(
         "accuracy_of_always_longer": float(((longer + 1) / 2).mean()),
     }
 
-# %% ../../nbs/4_trust/43_length.ipynb #0b3ed804
+# %% ../../nbs/4_trust/43_length.ipynb #ce92a4e9
 _ENDS = ("value", "low", "high")
 
 
-def _added(first: list, second: list, boot: tuple) -> np.ndarray: # value, low, high
-    "The sum of two (value, low, high), with the wider of Newcombe's (1998, Stat. Med. 17:873) interval and a bootstrap's."
+def _added(first: list, second: list, drawn: tuple) -> np.ndarray: # value, low, high
+    "The sum of two (value, low, high): Newcombe (1998, Stat. Med. 17:873), or the draws if wider."
     first, second = np.array(first), np.array(second)
-    value = first + second
-    half = np.hypot(first - first[0], second - second[0])
-    low, high = value[0] - half[1], value[0] + half[2]
-    return np.array([value[0], np.fmin(low, boot[0]), np.fmax(high, boot[1])])
+    value = first[0] + second[0]
+    _, below, above = np.hypot(first - first[0], second - second[0])
+    return np.array([value, np.fmin(value - below, drawn[0]), np.fmax(value + above, drawn[1])])
 
-# %% ../../nbs/4_trust/43_length.ipynb #99da4d6f
+# %% ../../nbs/4_trust/43_length.ipynb #7b82562f
 def _sum_and_gap(totals: np.ndarray) -> np.ndarray:
-    "(draws, 2): sum and difference of two accuracies, from right answers and pairs of each."
+    "(draws, 2): sum and difference of two accuracies, of right answers and pairs."
     first, second = totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 3]
     return np.stack([first + second, first - second], 1)
 
 
 def _balanced(table, first: dict, second: dict, options: dict) -> dict:
-    "Mean and difference of the accuracies where the better response is longer, and shorter: {value, low, high}."
+    "Mean and difference of the accuracies where the better response is longer, and shorter."
     group = np.unique(table["prompt"], return_inverse=True)[1]
     columns = []
     for keep in (table["longer"] > 0, table["longer"] < 0):
         columns += [np.bincount(group, table["outcome"] * keep), np.bincount(group, keep)]
     both, apart = zip(*cluster_bootstrap(np.stack(columns, 1), _sum_and_gap, **options))
-    a, b = ([share[key] for key in ("accuracy", "low", "high")] for share in (first, second))
-    balanced = _added(a, b, both) / 2
-    gap = _added(a, [-b[0], -b[2], -b[1]], apart)
-    return {"balanced": dict(zip(_ENDS, balanced.tolist())), "gap": dict(zip(_ENDS, gap.tolist()))}
+    a = [first[key] for key in ("accuracy", "low", "high")]
+    b = [second[key] for key in ("accuracy", "low", "high")]
+    turned = [-second[key] for key in ("accuracy", "high", "low")]
+    found = {"balanced": _added(a, b, both) / 2, "gap": _added(a, turned, apart)}
+    return {name: dict(zip(_ENDS, value.tolist())) for name, value in found.items()}
 
 # %% ../../nbs/4_trust/43_length.ipynb #40b3034e
 def _matched_accuracy(table, caliper: float, options: dict) -> dict:
@@ -87,9 +88,9 @@ def _matched_accuracy(table, caliper: float, options: dict) -> dict:
         found |= _balanced(table, found["longer"], found["shorter"], options)
     return found
 
-# %% ../../nbs/4_trust/43_length.ipynb #1a00ff48
+# %% ../../nbs/4_trust/43_length.ipynb #d4c62e31
 def _length_table(preferences, rewards) -> pd.DataFrame:
-    "reward, length (characters), rank, record and prompt (indices) of each scored response."
+    "reward, length, rank, record and prompt (indices) of each scored response."
     rows = []
     for index, own in enumerate(rewards):
         record = preferences[index]
@@ -118,9 +119,9 @@ def _length_sums(table: pd.DataFrame) -> np.ndarray:
     within = within.round(12) # a difference that is none leaves no rounding
     return np.hstack([_moments(frame, table["prompt"]) for frame in (whole, within)])
 
-# %% ../../nbs/4_trust/43_length.ipynb #01172780
+# %% ../../nbs/4_trust/43_length.ipynb #b82627c2
 def _controlled(moments: np.ndarray) -> np.ndarray:
-    "(draws, 3, 3) moments after regression on the first column; what is left by rounding alone is 0."
+    "(draws, 3, 3) moments after regression on the first column, without rounding."
     own = moments[:, :1, :1]
     explained = moments[:, :, :1] * moments[:, :1, :] / np.where(own > 0, own, np.inf)
     left = moments - explained
@@ -128,7 +129,7 @@ def _controlled(moments: np.ndarray) -> np.ndarray:
 
 
 def _length_statistics(totals: np.ndarray) -> np.ndarray:
-    "(draws, 5): correlation; within prompts; at equal label too; reward per doubling, before control and after."
+    "(draws, 5): correlations before control, within prompts, at equal label; slopes before, after."
     whole, within = totals.reshape(-1, 2, 3, 3).swapaxes(0, 1)
     before, after = _controlled(whole), _controlled(within)
     spread = np.sqrt(before[:, 2, 2] / whole[:, 0, 0])
@@ -136,9 +137,9 @@ def _length_statistics(totals: np.ndarray) -> np.ndarray:
     found += [m[:, 1, 2] / m[:, 1, 1] / spread for m in (before, after)]
     return np.stack(found, 1)
 
-# %% ../../nbs/4_trust/43_length.ipynb #aa858a03
+# %% ../../nbs/4_trust/43_length.ipynb #297c26f3
 def _weighted_ranks(weights: np.ndarray, values) -> np.ndarray:
-    "(draws, N) ranks of values that each count (draws, N) times, ties averaged; their mean is 0."
+    "(draws, N) ranks, ties averaged, of values that count (draws, N) times; mean 0."
     _, group = np.unique(values, return_inverse=True)
     size = np.stack([np.bincount(group, own) for own in weights])
     ranks = (size.cumsum(1) - size / 2)[:, group]
@@ -151,14 +152,16 @@ def _spearman(weights: np.ndarray, table: pd.DataFrame) -> np.ndarray:
     ab, aa, bb = ((weights * product).sum(1) for product in (a * b, a * a, b * b))
     return ab / np.sqrt(aa * bb)
 
-# %% ../../nbs/4_trust/43_length.ipynb #9c224fb8
-_MEASURES = { # name -> what a table calls it; all but Spearman's in the order of `_length_statistics`
+# %% ../../nbs/4_trust/43_length.ipynb #6b93c0f9
+_MEASURES = { # all but Spearman's in the order of `_length_statistics`
     "pearson": "correlation of reward and log length (Pearson)",
     "spearman": "correlation of reward and length (Spearman)",
     "within_prompt": "correlation among responses of one prompt",
     "given_label": "correlation among responses of one prompt, at equal label",
     "per_doubling": "reward for twice the length, before control (standard deviations)",
-    "per_doubling_given_label": "reward for twice the length, same prompt and equal label (standard deviations)",
+    "per_doubling_given_label": (
+        "reward for twice the length, same prompt and equal label (standard deviations)"
+    ),
 }
 
 
@@ -171,34 +174,34 @@ def _length_correlation(table: pd.DataFrame, options: dict) -> dict:
         value = _length_statistics(sums.sum(0, keepdims=True))[0]
         rank = _spearman(np.ones((1, n)), table)[0]
         ranks = [_spearman(counts[:, prompt].astype(np.float64), table) for counts in draws]
-    rows = np.stack([value, *cluster_bootstrap(sums, _length_statistics, **options)], 1).tolist()
+    low, high = cluster_bootstrap(sums, _length_statistics, **options)
+    rows = np.stack([value, low, high], 1).tolist()
     rows.insert(1, [rank, *percentile_interval(np.concatenate(ranks), options["level"])])
-    found = {name: dict(zip(_ENDS, row)) for name, row in zip(_MEASURES, rows)}
-    found = {name: ends if np.isfinite([*ends.values()]).all() else None for name, ends in found.items()}
+    found = {}
+    for name, row in zip(_MEASURES, rows):
+        found[name] = dict(zip(_ENDS, row)) if np.isfinite(row).all() else None
     return found | {"n": n, "prompts": len(sums)}
 
-# %% ../../nbs/4_trust/43_length.ipynb #5daf3c0d
+# %% ../../nbs/4_trust/43_length.ipynb #65e51ba5
 @dataclass(repr=False)
 class LengthReport(Report):
     "What length has to do with the reward; shares are in 0..1."
-    matched: dict # all, matched, longer, shorter: accuracy, low, high, pairs, prompts; balanced, gap: value, low, high
+    matched: dict # all, matched, longer, shorter: accuracy, low, high, ...; balanced, gap: value, ...
     correlations: dict # each measure: value, low, high; n (responses), prompts
-    threshold: float = 0.1 # of practical size, standard deviations of the reward per doubling
+    threshold: float = 0.1 # of practical size, standard deviations per doubling
     title = "Length"
 
-# %% ../../nbs/4_trust/43_length.ipynb #c6625ba5
+# %% ../../nbs/4_trust/43_length.ipynb #3a3ad254
 @patch
 def _lean(self: LengthReport) -> str:
     "Accuracy where the better response is longer, shorter, and balanced between the two."
     m, gap = self.matched, self.matched["gap"]
     lean = "longer" if gap["low"] > 0 else "shorter" if gap["high"] < 0 else None
-    lean = f"it leans to the {lean} response" if lean else "no lean to either can be shown"
-    longer, shorter = (percent(m[name]["accuracy"]) for name in ("longer", "shorter"))
-    balanced = "{value:.1%} ({low:.1%} to {high:.1%})".format(**m["balanced"])
     return (
-        f"Where the better response is longer accuracy is {longer}, where it is shorter {shorter}: "
-        f"{lean}. Balanced between the two it is {balanced}."
-    )
+        "Where the better response is longer accuracy is {longer[accuracy]:.1%}, "
+        "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two it is "
+        "{balanced[value]:.1%} ({balanced[low]:.1%} to {balanced[high]:.1%})."
+    ).format(lean=f"it leans to the {lean} response" if lean else "no lean to either can be shown", **m)
 
 
 @patch
@@ -213,20 +216,21 @@ def _slope(self: LengthReport) -> str:
     verdict = probe_verdict("no change", *ends, self.threshold)
     return f"At equal label, twice the length {effect_clause(value, *ends)}{means[verdict]}."
 
-
+# %% ../../nbs/4_trust/43_length.ipynb #afb98b66
 @patch(as_prop=True)
 def verdicts(self: LengthReport) -> list[str]:
     "What the measures allow one to say, in plain words."
-    own, prompts = self.matched["matched"], self.correlations["prompts"]
+    prompts, found = self.correlations["prompts"], []
     if prompts < MIN_PROMPTS:
         few = f"{counted(prompts, 'prompt')} are too few"
         return [f"{few} to judge what length does; {MIN_PROMPTS} are the least."]
-    found = []
-    if own:
-        share = "{accuracy:.1%} ({low:.1%} to {high:.1%}, {pairs:,} pairs)".format(**own)
-        overall = percent(self.matched["all"]["accuracy"])
+    if self.matched["matched"]:
         limit = f"{100 * self.matched['caliper']:g}%"
-        found.append(f"Where lengths differ by at most {limit}, accuracy is {share}; on all pairs {overall}.")
+        found.append((
+            "Where lengths differ by at most {limit}, accuracy is {matched[accuracy]:.1%} "
+            "({matched[low]:.1%} to {matched[high]:.1%}, {matched[pairs]:,} pairs); "
+            "on all pairs {all[accuracy]:.1%}."
+        ).format(limit=limit, **self.matched))
     if self.matched["balanced"]:
         found.append(self._lean())
     if self.correlations["per_doubling_given_label"]:
@@ -258,18 +262,18 @@ def sections(self: LengthReport) -> list[Section]:
         rows.append((name, text.replace("-0.00", "0.00")))
     return [Section(table=Table(("measure", "value"), rows))]
 
-# %% ../../nbs/4_trust/43_length.ipynb #39eef87e
+# %% ../../nbs/4_trust/43_length.ipynb #cd038c24
 def measure_length(
     preferences, # Preferences
     rewards, # of each record, None where not scored, as `score_preferences` gives them
     *,
-    caliper: float = 0.1, # the longer response exceeds the shorter by at most this part of it
-    threshold: float = 0.1, # of practical size, standard deviations of the reward per doubling
+    caliper: float = 0.1, # share by which the longer response exceeds the shorter, at most
+    threshold: float = 0.1, # of practical size, standard deviations per doubling
     level: float = 0.95, # confidence, between 0 and 1
     samples: int = 2000, # draws of the bootstrap over prompts
     seed: int = 0, # of the bootstrap
 ) -> LengthReport:
-    "What length does. Raises ValueError for a negative caliper or without a strictly ordered pair."
+    "What length does. Raises ValueError for a caliper below 0 or without an ordered pair."
     if caliper < 0:
         raise ValueError(f"caliper must be 0 or more, got {caliper}")
     pairs = pair_table(preferences, rewards)
