@@ -275,7 +275,7 @@ def ordered_pairs(
     for index, record in enumerate(preferences):
         rows.extend(_pairs_of(index, record))
     table = pd.DataFrame(rows, columns=_COLUMNS)
-    prompts = preferences.group_keys[table["record"].to_numpy(dtype=int)]
+    prompts = preferences.prompt_keys[table["record"].to_numpy(dtype=int)]
     return {"prompt": prompts} | {name: table[name].to_numpy() for name in _COLUMNS}
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #be2c30a5

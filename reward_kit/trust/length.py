@@ -97,7 +97,7 @@ def _length_table(preferences, rewards) -> pd.DataFrame:
         lengths = [len(response_text(response)) for response in record["responses"]]
         rows += [(*row, index) for row in zip(own or (), lengths, record["ranks"])]
     table = pd.DataFrame(rows, columns=["reward", "length", "rank", "record"])
-    prompts = preferences.group_keys[table["record"].to_numpy(dtype=int)]
+    prompts = preferences.prompt_keys[table["record"].to_numpy(dtype=int)]
     return table.assign(prompt=pd.factorize(prompts)[0])
 
 # %% ../../nbs/4_trust/43_length.ipynb #86b2a4ac

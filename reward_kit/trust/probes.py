@@ -626,7 +626,7 @@ def _pick_records(preferences, most: int | None, seed: int) -> list[dict]:
         )
     if most is not None and most < 1:
         raise ValueError(f"max_records must be at least 1, got {most}")
-    found, keys = {}, preferences.group_keys.tolist()
+    found, keys = {}, preferences.prompt_keys.tolist()
     for index in np.random.default_rng(seed).permutation(len(preferences)).tolist():
         found[keys[index]] = min(index, found.get(keys[index], index))
         if len(found) == most:
