@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from trainer_world import WORDS, make_base
 
-from reward_kit.rl.rollouts import Episode
+from reward_kit.rl.rollouts import Episode, prompt_order
 from reward_kit.rl.ppo import PPOConfig, PPOTrainer
 
 __all__ = ["make_base"]
@@ -61,7 +61,7 @@ def run_processes(base, folder):
         (Path(folder) / f"metrics_{trainer.accelerator.num_processes}.json").write_text(json.dumps(metrics))
     episodes, rollout = trainer.collect(0)
     rows = [e.row for e in episodes]
-    assert sorted(rows) == sorted(trainer.order.batch(0, 4 * trainer.accelerator.num_processes)) and rollout["response/length"] > 0
+    assert sorted(rows) == sorted(prompt_order(16, trainer.args.seed, 0, trainer.batch_size())) and rollout["response/length"] > 0
     trainer.train()  # with one held-out prompt, so that a second process has none
     trainer.update(fixed_episodes(1))  # nor an episode
     return trainer

@@ -21,13 +21,16 @@ from reward_kit.model.batches import bind_reward_forward
 from reward_kit.model.packing import read_segments
 from reward_kit.model.model_folder import ModelLoadError, RewardMetadata
 from reward_kit.scores.inference import RewardModel, RowScorer
-from reward_kit.rl.ppo_math import policy_loss
-from reward_kit.rl.rollouts import Episode, EpisodeBatch, Sampling, check_sampling, evaluate_actions
-from reward_kit.rl.rollouts import make_critic, sample_responses
-from reward_kit.rl.rewards import RewardError
-from reward_kit.rl.ppo import ELSEWHERE, PPOConfig, PPOTrainer, PromptOrder, SCHEDULES, encode_prompts
-from reward_kit.rl.ppo import load_prompts, log_line, make_rollout, sample_table
+from reward_kit.beside.trl_ppo import ELSEWHERE
+from reward_kit.model.packing import packing_problem
 from reward_kit.model.runs import CheckpointError, TrainingInterrupted
+from reward_kit.model.settings import settings_of
+from reward_kit.rl.policies import PPOConfig, _make_critic, _stop_ids
+from reward_kit.rl.ppo import PPOTrainer
+from reward_kit.rl.ppo_report import log_line, rollout_metrics, sample_table
+from reward_kit.rl.rewards import RewardError
+from reward_kit.rl.rollouts import Episode, EpisodeBatch, Sampling, check_sampling, encode_prompts
+from reward_kit.rl.rollouts import evaluate_actions, load_prompts, prompt_order, sample_responses
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +63,19 @@ def tiny(name):
 def test_sampling_and_measuring_agree_for_every_architecture(name):
     "Cache, left padding, shrinking batches and sliding windows change nothing about log-probabilities and values."
     model = tiny(name)
-    critic = make_critic("shared", model)
+    assert packing_problem(model) is None
+    critic = _make_critic("shared", model)
     torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
     asked = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16], [17]]
     found = sample_responses(model, asked, Sampling(12, 0.9, stop_ids=(3, 20, 21, 22, 23, 24, 25, 26), rows=3), torch.Generator().manual_seed(0), critic)
-    episodes = [Episode(i, ids, response, stopped) for i, (ids, (response, _, _, stopped)) in enumerate(zip(asked, found))]
-    assert len({len(e.response_ids) for e in episodes}) > 1, "rows must end at different times for this to test anything"
+    episodes = [Episode(e.row, e.prompt_ids, e.response_ids, e.stopped) for e in found]
+    assert [e.prompt_ids for e in found] == asked and len({len(e.response_ids) for e in episodes}) > 1, "rows must end at different times for this to test anything"
     with torch.no_grad():
         logprobs, values = evaluate_actions(model, critic, EpisodeBatch.of(episodes), 0.9)
-        for row, (response, own_logprobs, own_values, _) in enumerate(found):
-            n = len(response)
-            assert torch.allclose(logprobs[row, :n], torch.tensor(own_logprobs), atol=2e-4)
-            assert torch.allclose(values[row, :n], torch.tensor(own_values), atol=2e-3)
+        for row, own in enumerate(found):
+            n = len(own.response_ids)
+            assert torch.allclose(logprobs[row, :n], torch.tensor(own.logprobs), atol=2e-4)
+            assert torch.allclose(values[row, :n], torch.tensor(own.values), atol=2e-3)
             single, single_values = evaluate_actions(model, critic, EpisodeBatch.of([episodes[row]]), 0.9)
             assert torch.allclose(logprobs[row, :n], single[0], atol=2e-4) and torch.allclose(values[row, :n], single_values[0], atol=2e-3)
 
@@ -123,6 +127,7 @@ def test_what_cannot_be_sampled_is_refused_when_the_trainer_is_made(base, tmp_pa
 
 def test_log_probabilities_are_those_of_a_plain_forward_pass():
     model, episode = tiny("llama"), Episode(0, [5, 6, 7], [8, 9, 3])
+    packing_problem(model)
     with torch.no_grad():
         logits = model(torch.tensor([[5, 6, 7, 8, 9, 3]])).logits[0].double() / 0.7
         expected = [logits.log_softmax(-1)[2 + t, token].item() for t, token in enumerate([8, 9, 3])]
@@ -132,7 +137,7 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass():
 
 def test_sampling_settings():
     model = tiny("llama")
-    draws = lambda **how: {tuple(r[0]) for r in sample_responses(model, [[5, 6]] * 40, Sampling(1, **how), torch.Generator().manual_seed(0))}
+    draws = lambda **how: {tuple(e.response_ids) for e in sample_responses(model, [[5, 6]] * 40, Sampling(1, **how), torch.Generator().manual_seed(0))}
     with torch.no_grad(): logits = model(torch.tensor([[5, 6]])).logits[0, -1]
     best = logits.topk(3).indices.tolist()
     assert draws(temperature=0) == {(best[0],)} and draws(top_k=3) <= {(b,) for b in best} and len(draws(top_k=3)) > 1
@@ -142,8 +147,7 @@ def test_sampling_settings():
 def test_a_sample_stops_at_any_stop_token_and_says_so(base):
     trainer = make_trainer(base, "unused")
     trainer.policy.generation_config.eos_token_id = [trainer.tokenizer.eos_token_id, 9]
-    from reward_kit.rl.rollouts import stop_ids
-    assert stop_ids(trainer.policy, trainer.tokenizer) == (trainer.tokenizer.eos_token_id, 9)
+    assert _stop_ids(trainer.policy, trainer.tokenizer) == (trainer.tokenizer.eos_token_id, 9)
 
 
 # ---------------------------------------------------------------- the update
@@ -165,7 +169,7 @@ def test_the_first_step_is_the_policy_gradient(base, tmp_path):
     "Where old and new policy are one, the ratio is 1, nothing is clipped, and the gradient is -A grad log p, token by token."
     trainer = make_trainer(base, tmp_path, critic="shared", num_mini_batches=1, vf_coef=0.0, max_grad_norm=0.0)
     episodes, _ = trainer.collect(0)
-    rollout = make_rollout(episodes, trainer.args, trainer.kl.value)
+    rollout = trainer.make_rollout(episodes)
     sums = trainer._backward(rollout, list(range(len(episodes))), 1)
     found = {name: p.grad.clone() for name, p in trainer.policy.named_parameters()}
     trainer.policy.zero_grad()
@@ -183,11 +187,11 @@ def test_a_minibatch_is_an_optimizer_step(base, tmp_path):
     assert len(steps) == 12
 
 
-def test_rollouts_hold_whitened_advantages_of_real_tokens_only():
-    rollout = make_rollout(fixed_episodes(), PPOConfig(), 0.1)
+def test_rollouts_hold_whitened_advantages_of_real_tokens_only(base, tmp_path):
+    rollout = make_trainer(base, tmp_path).make_rollout(fixed_episodes())
     assert rollout.advantages[~rollout.mask].eq(0).all() and rollout.returns[~rollout.mask].eq(0).all()
     assert rollout.advantages[rollout.mask].mean().item() == pytest.approx(0, abs=1e-6)
-    plain = make_rollout(fixed_episodes(), PPOConfig(whiten_advantages=False, whiten_rewards=True), 0.1)
+    plain = make_trainer(base, tmp_path, whiten_advantages=False, whiten_rewards=True).make_rollout(fixed_episodes())
     assert plain.advantages[plain.mask].mean().abs() > 1e-4
 
 
@@ -226,7 +230,7 @@ def test_the_layout_of_the_updates_changes_no_weight(base, tmp_path):
     results = []
     for layout in ("auto", "padded"):
         trainer = make_trainer(base, tmp_path, layout=layout)
-        assert trainer.layout == {"auto": "packed"}.get(layout, layout)
+        assert trainer.models.layout == {"auto": "packed"}.get(layout, layout)
         trainer.update(fixed_episodes())
         results.append(weights(trainer))
     for name, value in results[0].items(): assert torch.allclose(value, results[1][name], atol=1e-6), name
@@ -236,7 +240,7 @@ def test_the_layout_of_the_updates_changes_no_weight(base, tmp_path):
 def test_bf16_autocast_stays_near_float32(base, tmp_path):
     full, half = (make_trainer(base, tmp_path, bf16=flag, critic="shared") for flag in (False, True))
     episodes, _ = full.collect(0)
-    rollout = make_rollout(episodes, full.args, 0.05)
+    rollout = full.make_rollout(episodes)
     sums = [trainer._backward(rollout, list(range(len(episodes))), 1) for trainer in (full, half)]
     for name in ("policy_loss", "value_loss"): assert sums[1][name].item() == pytest.approx(sums[0][name].item(), abs=0.3)
     assert half.policy.dtype == torch.float32  # weights stay in float32
@@ -444,12 +448,13 @@ def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
     assert all(torch.isfinite(torch.tensor(float(value))) for log in logs for value in log.values())
     assert logs[-1]["objective/scores"] > logs[0]["objective/scores"] + 0.1
     assert logs[0]["lr"] > logs[-1]["lr"] > 0
-    assert "score" in log_line(logs[0], 1, 10) and "tokens" not in sample_table(trainer.samples)
+    assert "score" in log_line(logs[0], 1, 10) and trainer.samples[0]["prompt"][:20] in sample_table(trainer.samples)
+    assert {"step", "prompt", "completion", "score", "tokens"} == set(trainer.samples[0])
 
 
 def test_the_table_of_metrics_is_complete(base, tmp_path):
     "Every name that a run logs has a row with its unit and what is healthy, and no row is of a name that is not logged."
-    chapter = json.loads((Path(__file__).parents[1] / "nbs" / "07_ppo.ipynb").read_text(encoding="utf-8"))
+    chapter = json.loads((Path(__file__).parents[1] / "nbs" / "5_rl" / "54_ppo_report.ipynb").read_text(encoding="utf-8"))
     rows = [line.split("|")[1:-1] for cell in chapter["cells"] if cell["cell_type"] == "markdown" for line in cell["source"] if line.startswith("| `")]
     documented = [name for row in rows for name in re.findall("`([^`]+)`", row[0])]
     one = lambda completions, **columns: [1.0 for _ in completions]
@@ -459,29 +464,16 @@ def test_the_table_of_metrics_is_complete(base, tmp_path):
     assert all(len(row) == 4 and row[1].strip() and row[2].strip() for row in rows)
 
 
-def test_metrics_of_rollouts_by_hand(base, tmp_path):
+def test_metrics_of_rollouts_by_hand():
     "Two responses of two tokens and one; numbers worked out on paper."
-    trainer = make_trainer(base, tmp_path, kl_coef=0.5)
     episodes = [Episode(0, [5], [6, 7], True, [-1.0, -2.0], None, [-1.5, -2.0], 1.0, 3.0), Episode(1, [5], [6], False, [-4.0], None, [-3.0], 2.0, 2.0)]
     sampled = [(2, True), (1, False), (5, True)]
-    k1 = trainer._rollout_metrics(episodes, sampled, [])
+    k1, k3 = (rollout_metrics(episodes, sampled, [{}], 0.5, kind) for kind in ("k1", "k3"))
     assert k1["objective/kl"] == pytest.approx((0.5 + 0.0 - 1.0) / 2) and k1["objective/entropy"] == pytest.approx(7 / 2) and k1["policy/entropy_avg"] == pytest.approx(7 / 3)
     assert k1["objective/non_score_reward"] == pytest.approx(-0.5 * -0.25) and k1["objective/rlhf_reward"] == pytest.approx(1.5 + 0.125)
     assert k1["val/num_eos_tokens"] == 2 and k1["response/left_out"] == 1
-    trainer.args.kl_estimator = "k3"
-    k3 = trainer._rollout_metrics(episodes, sampled, [])
     penalty = (2.718281828 ** -0.5 - 1 + 0.5 + 2.718281828 - 1 - 1) / 2
     assert k3["objective/kl"] == k1["objective/kl"] and k3["objective/non_score_reward"] == pytest.approx(-0.5 * penalty) and k3["objective/rlhf_reward"] == pytest.approx(1.5 - 0.5 * penalty)
-
-
-def test_variance_of_the_ratio(base, tmp_path):
-    new, old = torch.tensor([[1.0, 1.5, 2.0, 9.0]]).log(), torch.zeros(1, 4)
-    mask = torch.tensor([[True, True, True, False]])
-    _, sums = policy_loss(new, old, torch.ones(1, 4), mask)
-    trainer = make_trainer(base, tmp_path)
-    rollout = make_rollout(fixed_episodes(), trainer.args, 0.1)
-    found = trainer._update_metrics(rollout, {name: value.item() for name, value in sums.items()} | {"tokens": 3, "steps": 1, "grad_norm": 1.0, "value_clipped": 0, "policy_loss": 0, "value_loss": 0})
-    assert found["val/ratio"] == pytest.approx(1.5) and found["val/ratio_var"] == pytest.approx(0.5 / 3)  # ((-0.5)^2 + 0 + 0.5^2) / 3
 
 
 def test_a_callback_may_stop_the_run(base, tmp_path):
@@ -583,16 +575,20 @@ def test_kl_coefficient_follows_its_target(base, tmp_path):
 
 
 def test_prompts_are_shuffled_passes():
-    order = PromptOrder(7, seed=1)
-    stream = [row for step in range(7) for row in order.batch(step, 3)]
+    stream = [row for step in range(7) for row in prompt_order(7, 1, 3 * step, 3 * step + 3)]
     assert all(sorted(stream[i : i + 7]) == list(range(7)) for i in (0, 7, 14)) and stream[:7] != stream[7:14]
+    assert prompt_order(7, 1, 0, 21) == stream
 
 
 def test_prompts_come_from_lists_files_and_datasets(tmp_path):
     import datasets
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?", "x": 1}\n{"prompt": "b?", "x": 2}\n')
-    for data in (tmp_path / "p.jsonl", str(tmp_path / "p.jsonl"), [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}], datasets.Dataset.from_dict({"prompt": ["a?", "b?"], "x": [1, 2]})):
-        assert load_prompts(data) == [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}]
+    rows = [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}]
+    for data in (rows, datasets.Dataset.from_list(rows)): assert load_prompts(data) == rows
+    for path in (tmp_path / "p.jsonl", str(tmp_path / "p.jsonl")):
+        assert load_prompts(path) == [{**row, "origin": f"p.jsonl:{i}"} for i, row in enumerate(rows, 1)]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a?"}\n{"prompt": " "}\n')
+    with pytest.raises(ValueError, match="p.jsonl:2: the prompt is empty"): load_prompts(tmp_path / "p.jsonl")
     with pytest.raises(TypeError, match="with a length, got generator"): load_prompts(x for x in "ab")
     with pytest.raises(ValueError, match="has no rows"): load_prompts([])
     with pytest.raises(ValueError, match=r"holds several sets \(train, test\); give one of them"): load_prompts(datasets.DatasetDict(train=data, test=data))
@@ -617,13 +613,6 @@ def test_a_resumed_run_ends_with_the_same_weights(base, tmp_path):
     assert again.state.global_step == 5 and len([log for log in again.state.log_history if "objective/kl" in log]) == 5
     for name, value in weights(whole).items(): assert torch.equal(value, weights(again)[name]), name
     assert whole.kl.value == again.kl.value
-    for path in (tmp_path / "a").glob("checkpoint-*/reward_kit_checkpoint.json"):  # as earlier versions wrote it
-        marker = json.loads(path.read_text())
-        marker["files"].pop("ppo_settings.json")
-        path.write_text(json.dumps(marker))
-        path.with_name("ppo_settings.json").unlink()
-    with pytest.raises(CheckpointError, match="of a run of 5 batches, this one has 3"):
-        make_trainer(base, tmp_path / "a", **settings | {"total_episodes": 24}).train(resume_from_checkpoint=True)
 
 
 def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
@@ -736,13 +725,13 @@ def test_arguments_of_trls_trainer_are_taken_or_answered(base, tmp_path):
     with pytest.raises(TypeError, match="reward is missing"): PPOTrainer(base, args=config(tmp_path), train_dataset=prompts(4))
     with pytest.raises(TypeError, match="reward is a bare LlamaForCausalLM, which reads token ids"): PPOTrainer(base, policy, config(tmp_path), prompts(4))
     with pytest.raises(TypeError, match="model is a configuration: the order is PPOTrainer"): PPOTrainer(config(tmp_path), tokenizer, base)
-    with pytest.raises(TypeError, match="args must be a PPOConfig, got TrainingArguments of transformers"): PPOTrainer(base, vowels, transformers.TrainingArguments(str(tmp_path)), prompts(4))
+    with pytest.raises(TypeError, match="args must be a PPOConfig of reward_kit, got TrainingArguments of transformers"): PPOTrainer(base, vowels, transformers.TrainingArguments(str(tmp_path)), prompts(4))
 
 
 def test_schedules_that_would_fail_in_train_fail_in_the_config(base, tmp_path):
     from transformers.trainer_utils import SchedulerType
     for kind in SchedulerType:
-        if kind.value in SCHEDULES:
+        if kind.value in settings_of(PPOConfig)["lr_scheduler_type"].choices:
             make_trainer(base, tmp_path, lr_scheduler_type=kind.value, total_episodes=16, num_ppo_epochs=1).train()
             assert PPOConfig(lr_scheduler_type=kind).lr_scheduler_type == kind
         else:
@@ -761,10 +750,10 @@ def test_a_gradient_that_is_not_a_number_stops_before_the_weights_change(base, t
 
 
 @pytest.mark.parametrize("reward, message", [
-    (lambda completions, **k: [float("nan")] * len(completions), r"gave nan for the prompt of row \d+"),
-    (lambda completions, **k: [1.0], "gave 1 rewards for 8 responses"),
+    (lambda completions, **k: [float("nan")] * len(completions), r"gave nan; a reward is a finite number or None \(row \d+\)"),
+    (lambda completions, **k: [1.0], "gave 1 reward for 8 responses"),
     (lambda completions, **k: None, "gave NoneType; it must give a list"),
-    (lambda completions, **k: {}["score"], "raised KeyError for the prompts of rows"),
+    (lambda completions, **k: {}["score"], r"raised KeyError: 'score' \(rows \d+"),
 ])
 def test_bad_rewards_name_the_row(base, tmp_path, reward, message):
     with pytest.raises(RewardError, match=message): make_trainer(base, tmp_path, reward=reward).train()
@@ -782,7 +771,7 @@ def test_what_cannot_be_a_policy_or_its_settings_is_refused(base, tmp_path):
     with pytest.raises(ValueError, match="ref_model has a vocabulary of"): make_trainer(base, tmp_path, ref_model=tiny("llama"))
     for wrong in ({"total_episodes": -5}, {"score_clip": -1.0}, {"kl_target": 0.0}, {"missing_eos_penalty": -3.0}, {"cliprange": float("nan")}, {"temperature": float("inf")}):
         with pytest.raises(ValueError, match=next(iter(wrong))): PPOConfig(**wrong)
-    with pytest.raises(TypeError, match="args must be a PPOConfig, got dict"): PPOTrainer(base, vowels, {}, prompts(4))
+    with pytest.raises(TypeError, match="args must be a PPOConfig of reward_kit, got dict"): PPOTrainer(base, vowels, {}, prompts(4))
     with pytest.raises(ValueError, match="no chat template"): make_trainer(base, tmp_path, data=[[{"role": "user", "content": "hi"}]])
 
 
