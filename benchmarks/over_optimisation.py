@@ -16,8 +16,8 @@ import torch
 
 from reward_kit.data.playground import Playground, load_base
 from reward_kit.data.preferences import load_preferences
-from reward_kit.rl.ppo import PPOConfig, PPOTrainer, encode_prompts, load_prompts
-from reward_kit.rl.rollouts import Sampling, sample_responses
+from reward_kit.rl.ppo import PPOConfig, PPOTrainer
+from reward_kit.rl.rollouts import Sampling, encode_prompts, load_prompts, sample_responses
 from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.pipeline import train_reward_model
@@ -43,7 +43,7 @@ def base_samples(prompts: list[str]) -> list[list[str]]:
     model, tokenizer = load_base()
     ids = [row for row in encode_prompts(load_prompts(prompts), tokenizer) for _ in range(SAMPLES)]
     how = Sampling(64, stop_ids=(tokenizer.eos_token_id,), rows=256)
-    texts = [tokenizer.decode(r[0], skip_special_tokens=True) for r in sample_responses(model, ids, how, torch.Generator().manual_seed(0))]
+    texts = [tokenizer.decode(e.response_ids, skip_special_tokens=True) for e in sample_responses(model, ids, how, torch.Generator().manual_seed(0))]
     return [texts[i : i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
 
 

@@ -272,7 +272,7 @@ def _ppo_batches(params):
 # %% ../nbs/7_beside/autotrain.ipynb #09789502
 def _playground_batches():
     "The sizes that the playground chooses."
-    from reward_kit.rl.ppo import PLAYGROUND_PPO
+    from reward_kit.rl.policies import PLAYGROUND_PPO
 
     own = {name: s.default for name, s in _SETTINGS["ppo"].items()} | PLAYGROUND_PPO
     batch = own["per_device_train_batch_size"] * own["gradient_accumulation_steps"]

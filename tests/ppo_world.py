@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from trainer_world import WORDS, make_base
 
-from reward_kit.rl.rollouts import Episode, prompt_order
 from reward_kit.rl.ppo import PPOConfig, PPOTrainer
+from reward_kit.rl.rollouts import Episode, prompt_order
 
 __all__ = ["make_base"]
 

@@ -16,21 +16,29 @@ from accelerate.tracking import GeneralTracker
 from ppo_world import config, fixed_episodes, make_base, make_trainer, prompts, run_processes, vowels, weights
 from trainer_world import make_tokenizer
 
-from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
-from reward_kit.model.batches import bind_reward_forward
-from reward_kit.model.packing import read_segments
-from reward_kit.model.model_folder import ModelLoadError, RewardMetadata
-from reward_kit.scores.inference import RewardModel, RowScorer
 from reward_kit.beside.trl_ppo import ELSEWHERE
-from reward_kit.model.packing import packing_problem
+from reward_kit.model.batches import bind_reward_forward
+from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
+from reward_kit.model.model_folder import ModelLoadError, RewardMetadata
+from reward_kit.model.packing import packing_problem, read_segments
 from reward_kit.model.runs import CheckpointError, TrainingInterrupted
 from reward_kit.model.settings import settings_of
 from reward_kit.rl.policies import PPOConfig, _make_critic, _stop_ids
 from reward_kit.rl.ppo import PPOTrainer
 from reward_kit.rl.ppo_report import log_line, rollout_metrics, sample_table
 from reward_kit.rl.rewards import RewardError
-from reward_kit.rl.rollouts import Episode, EpisodeBatch, Sampling, check_sampling, encode_prompts
-from reward_kit.rl.rollouts import evaluate_actions, load_prompts, prompt_order, sample_responses
+from reward_kit.rl.rollouts import (
+    Episode,
+    EpisodeBatch,
+    Sampling,
+    check_sampling,
+    encode_prompts,
+    evaluate_actions,
+    load_prompts,
+    prompt_order,
+    sample_responses,
+)
+from reward_kit.scores.inference import RewardModel, RowScorer
 
 
 @pytest.fixture(scope="module")

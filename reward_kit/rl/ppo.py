@@ -26,13 +26,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #e93f63ae
+# %% ../../nbs/5_rl/55_ppo.ipynb #93fd914b
 from ..data.files import json_ready, write_whole
 from ..model.model_folder import saved_whole
 from ..model.runs import Checkpoints, StopOnInterrupt, changed_settings
 from ..model.settings import quiet
 from . import ppo_math
-from .policies import PLAYGROUND_PPO as PLAYGROUND_PPO
 from .policies import PPOConfig, complete_settings, prepare_models
 from .ppo_report import PhaseClock, log_line, rollout_metrics, sample_table, update_metrics
 from .ppo_report import write_policy_card

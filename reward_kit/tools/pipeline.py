@@ -32,8 +32,9 @@ from ..model.runs import Checkpoints, RunRecord, is_main_process
 from ..model.settings import FRACTION, INSIDE, POSITIVE, ParameterError, check_names, nearest, quiet
 from ..model.settings import RewardSettings, settings_of
 from ..model.trainer import RewardConfig, RewardTrainer
-from ..rl.ppo import PPOConfig, PPOTrainer, log_line
-from ..rl.ppo import load_prompts
+from ..rl.ppo import PPOConfig, PPOTrainer
+from ..rl.ppo_report import log_line
+from ..rl.rollouts import load_prompts
 from ..scores.inference import RewardModel
 from ..trust.comparing import paired_difference
 from ..trust.trust_report import TrustReport, evaluate_reward_model, write_model_card

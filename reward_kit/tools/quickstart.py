@@ -13,7 +13,7 @@ from ..data.playground import Playground
 from ..data.preferences import save_preferences
 from ..data.report import Table
 from ..model.runs import RunRecord
-from ..rl.ppo import PLAYGROUND_PPO
+from ..rl.policies import PLAYGROUND_PPO
 from ..scores.inference import RewardModel
 from .pipeline import train_ppo_policy, train_reward_model
 from ..trust.comparing import paired_difference
