@@ -17,7 +17,7 @@ from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import bootstrap_interval, outcomes_of, pooled_accuracy, reward_differences, score_preferences
 from reward_kit.trust.comparing import _holm_correction, _matched_interval, _mcnemar_p_value, _setting_name, _sign_flip_p_value
 from reward_kit.trust.comparing import accuracy_draws, compare_models, compare_runs, pairs_of, paired_difference
-from reward_kit.trust.labels import AnnotatorCeiling, CrossValidation, _ceiling, _count_votes, _left_out_majority, annotator_ceiling
+from reward_kit.trust.labels import _AnnotatorCeiling, CrossValidation, _ceiling, _count_votes, _left_out_majority, annotator_ceiling
 from reward_kit.trust.labels import cross_validate, most_confident_mistakes, suspected_label_errors, trainer_recipe
 from reward_kit.trust.learning_curve import _curve_of_outcomes, _fit_power_law, _power_law, learning_curve
 
@@ -525,7 +525,7 @@ def test_what_cannot_be_counted_is_refused(tmp_path):
 
 
 def test_the_sentence_of_the_ceiling():
-    found = AnnotatorCeiling(0.74, (0.70, 0.78), _ceiling(0.74), tuple(map(_ceiling, (0.70, 0.78))), None, 500, 400, 1000, 0, 0, 0)
+    found = _AnnotatorCeiling(0.74, (0.70, 0.78), _ceiling(0.74), tuple(map(_ceiling, (0.70, 0.78))), None, 500, 400, 1000, 0, 0, 0)
     assert "74.0% (70.0% to 78.0%)" in found.verdicts[0] and "about 84.6% (81.6% to 87.4%)" in found.verdicts[0]
 
 

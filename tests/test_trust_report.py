@@ -116,15 +116,15 @@ def test_too_long_is_left_out_and_counted():
 
 
 def test_verdicts_compare_with_the_length_rule():
-    said = _verdicts(0.66, (0.62, 0.7), 0.3, 400, (-0.08, 0.0))
+    said = _verdicts((0.62, 0.7), 0.3, 400, (-0.08, 0.0))
     assert "always picking the shorter response, which reaches 70.0%" in said[1]
-    assert len(_verdicts(0.9, (0.88, 0.92), 0.6, 4000, (0.28, 0.32))) == 1
+    assert len(_verdicts((0.88, 0.92), 0.6, 4000, (0.28, 0.32))) == 1
 
 
 def test_numbers_of_pairs_for_a_narrow_interval():
     "The promised number of pairs gives plus or minus 3 points."
     low, high = wilson_interval(60, 100)
-    said = _verdicts(0.6, (low, high), 0.5, 100, (0.0, 0.2))[-1]
+    said = _verdicts((low, high), 0.5, 100, (0.0, 0.2))[-1]
     n = int(said.split("about ")[1].split(" pairs")[0].replace(",", ""))
     low, high = wilson_interval(0.6 * n, n)
     assert (high - low) / 2 == pytest.approx(0.03, abs=0.0035)
@@ -199,9 +199,9 @@ def test_probes_that_measured_nothing_are_not_called_passed():
 
 def test_the_rule_of_length_is_compared_on_the_same_pairs():
     "60% against 57%: few discordant pairs show a difference, many do not."
-    said = _verdicts(0.60, (0.56, 0.64), 0.57, 600, over_rule=(0.015, 0.045))
+    said = _verdicts((0.56, 0.64), 0.57, 600, over_rule=(0.015, 0.045))
     assert not any("Not shown to be better" in s for s in said)
-    said = _verdicts(0.60, (0.56, 0.64), 0.555, 600, over_rule=(-0.011, 0.1))
+    said = _verdicts((0.56, 0.64), 0.555, 600, over_rule=(-0.011, 0.1))
     assert "always picking the longer response, which reaches 55.5% here (difference on the same pairs -1.1 to 10.0 points)" in said[1]
 
 

@@ -126,7 +126,7 @@ def sections(self: BestOfNCurve) -> list[Section]:
     header = "n", "KL", "gold", f"{100 * self.level:g}% interval", "proxy"
     return [Section(table=Table(header, rows))]
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #30363f4d
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #9cc78059
 @patch
 def figures(self: BestOfNCurve) -> dict:
     "Gains of proxy and gold over the root of the divergence."
@@ -142,9 +142,8 @@ def figures(self: BestOfNCurve) -> dict:
     axes.fill_between(x, *band, color="#0072B2", alpha=0.2, linewidth=0)
     gold_gain = np.array(self.gain) / self.gold_std
     axes.plot(x, gold_gain, color="#0072B2", marker="o", markersize=3, label=label)
-    axes.set_xlabel("root of KL(n) (square root of nats)")
-    axes.set_ylabel("gain over a random response (sd)")
-    axes.set_title(f"best of n = 1 to {self.n[-1]}, {counted(self.n_prompts, 'prompt')}", fontsize=9)
+    xlabel = "root of KL(n) (square root of nats)"
+    axes.set(xlabel=xlabel, ylabel="gain over a random response (sd)")
     axes.legend(frameon=False, fontsize=8)
     return {"curve": figure}
 

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['TrustReport', 'evaluate_reward_model', 'write_model_card']
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #75013511
+# %% ../../nbs/4_trust/48_trust_report.ipynb #52f9a8a6
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 
-from ..data.files import write_whole
+from ..data.files import json_ready, write_whole
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, forest_plot
 from ..data.report import new_figure, percent, points, span
@@ -27,8 +28,8 @@ from .labels import Mistakes, most_confident_mistakes
 from .length import LengthReport, length_preference, measure_length
 from .probes import VERDICTS, ProbeReport, run_probes
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #32281526
-def _verdicts(accuracy, interval, always_longer, n_pairs, over_rule) -> list[str]:
+# %% ../../nbs/4_trust/48_trust_report.ipynb #9fdf6496
+def _verdicts(interval, always_longer, n_pairs, over_rule) -> list[str]:
     "Sentences; `over_rule`: interval of the accuracy minus that of the rule of length, on the same pairs."
     low, high = interval
     found = f"the 95% interval, {span(low, high)}"
@@ -60,7 +61,7 @@ def _difference_histogram(differences, bins: int = 40) -> dict: # (P,) -> edges 
     counts, _ = np.histogram(np.clip(differences, edges[0], edges[-1]), edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #7e79e427
+# %% ../../nbs/4_trust/48_trust_report.ipynb #920c0111
 @dataclass(repr=False)
 class TrustReport(Report):
     "What an evaluation found; shares are in 0..1."
@@ -97,17 +98,11 @@ class TrustReport(Report):
     }
 
     def __post_init__(self):
-        for name, kind in _PARTS.items():
+        names = "length_control", "calibration", "probes", "mistakes"
+        kinds = LengthReport, CalibrationResult, ProbeReport, Mistakes
+        for name, kind in zip(names, kinds):
             if isinstance(getattr(self, name), dict):
                 setattr(self, name, kind.from_dict(getattr(self, name)))
-
-
-_PARTS = {
-    "length_control": LengthReport,
-    "calibration": CalibrationResult,
-    "probes": ProbeReport,
-    "mistakes": Mistakes,
-}
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #c26e84e4
 @patch(as_prop=True)
@@ -240,7 +235,7 @@ def to_text(
 
 TrustReport.__str__ = Report.__repr__
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #ff4de91f
+# %% ../../nbs/4_trust/48_trust_report.ipynb #43aba35b
 @patch
 def _plot_differences(self: TrustReport):
     "Bars of reward differences: wrongly ordered pairs left of zero and hatched, the others right of it."
@@ -252,15 +247,15 @@ def _plot_differences(self: TrustReport):
         label = f"{order} order: {counts[side].sum():,} pairs"
         axes.bar(edges[:-1][side], counts[side], np.diff(edges)[side], align="edge", label=label, **style)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_xlabel("reward of the better minus reward of the worse response (reward units)")
-    axes.set_ylabel("pairs")
+    xlabel = "reward of the better minus reward of the worse response (reward units)"
+    axes.set(xlabel=xlabel, ylabel="pairs")
     ties = f"; {self.n_tied_rewards:,} tied pairs, not shown, count half" if self.n_tied_rewards else ""
     found = f"accuracy {percent(self.accuracy)}, 95% interval {span(*self.interval)}"
     axes.set_title(found + ties, fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #d8d04ef4
+# %% ../../nbs/4_trust/48_trust_report.ipynb #fac04267
 @patch
 def figures(self: TrustReport) -> dict: # name -> matplotlib Figure
     "The pictures: accuracy, groups, and calibration and probes where they were measured."
@@ -269,14 +264,14 @@ def figures(self: TrustReport) -> dict: # name -> matplotlib Figure
         label = f"{name}: {row['group']} ({row['pairs']:,} pairs)"
         rows.append((label, row["accuracy"], row["low"], row["high"]))
     if rows:
-        xlabel = f"accuracy (%), {100 * self.level:g}% intervals; the line: all pairs"
+        xlabel = f"accuracy (%), {100 * self.level:g}% intervals; dotted: not unlike all pairs"
         figures["groups"] = forest_plot(rows, xlabel, scale=100, line=self.accuracy)
     for name in ("calibration", "probes"):
         if getattr(self, name):
             figures[name] = getattr(self, name).plot()
     return figures
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #d123335d
+# %% ../../nbs/4_trust/48_trust_report.ipynb #180a2486
 def _summarise_rankings(preferences, rewards) -> dict | None:
     "Means of `ranking_agreement` over scored records of three or more responses; None where there is none."
     found = []
@@ -285,11 +280,7 @@ def _summarise_rankings(preferences, rewards) -> dict | None:
             found.append(ranking_agreement(own, preferences[index]["ranks"]))
     if not found:
         return None
-    means = {"n": len(found)}
-    for name in ("spearman", "kendall", "best_first", "ndcg"):
-        values = [row[name] for row in found if not math.isnan(row[name])]
-        means[name] = float(np.mean(values)) if values else None
-    return means
+    return {"n": len(found), **json_ready(pd.DataFrame(found).mean().to_dict())}
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #ae49e595
 _MIN_CALIBRATION_PROMPTS = 20
@@ -318,14 +309,14 @@ def _measured(preferences, rewards, table, temperature, **drawing) -> dict:
         found["calibration"] = calibrate(table["difference"], **present, **drawing)
     return found
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #b38c81ec
+# %% ../../nbs/4_trust/48_trust_report.ipynb #3b0c6a98
 def _accuracy_verdicts(report: TrustReport, table, **drawing) -> list[str]:
     "The sentences on the accuracy."
     always_longer = report.length["accuracy_of_always_longer"]
     sign = 1 if always_longer >= 0.5 else -1
     rule = (np.sign(table["longer"]) * sign + 1) / 2
     over_rule = compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
-    return _verdicts(report.accuracy, report.interval, always_longer, report.n_pairs, over_rule)
+    return _verdicts(report.interval, always_longer, report.n_pairs, over_rule)
 
 
 def _data_name(data) -> str:
@@ -334,7 +325,7 @@ def _data_name(data) -> str:
         return ""
     return Path(data).name if Path(data).exists() else str(data)
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #f2121ec2
+# %% ../../nbs/4_trust/48_trust_report.ipynb #79f16c84
 def evaluate_reward_model(
     model, # what `as_scorer` takes: RewardModel, ensemble, folder, hub id, object with .score, or function
     data, # what `load_preferences` takes
@@ -365,7 +356,11 @@ def evaluate_reward_model(
     report = TrustReport(
         model=name or own_name,
         data=_data_name(data),
-        **{key: pooled[key] for key in ("accuracy", "wilson", "bootstrap", "n_pairs", "n_prompts")},
+        accuracy=pooled["accuracy"],
+        wilson=pooled["wilson"],
+        bootstrap=pooled["bootstrap"],
+        n_pairs=pooled["n_pairs"],
+        n_prompts=pooled["n_prompts"],
         n_records=len(preferences),
         n_tied_rewards=int((difference == 0).sum()),
         n_too_long=skipped,
@@ -386,14 +381,12 @@ def evaluate_reward_model(
         report.probes = replace(probes, model=report.model)
     return report
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #fa58716d
+# %% ../../nbs/4_trust/48_trust_report.ipynb #663ecf66
 def write_model_card(
     model_folder: str | Path, # a saved reward model
     report: TrustReport, # its evaluation
 ) -> Path: # the README.md
-    """Put a report into the model card of a folder: text, pictures (trust_*.png), and a valid head.
-
-    A folder without README.md gets one. Raises FileNotFoundError for a folder that does not exist."""
+    "Put a report into the model card of a folder, with pictures (trust_*.png). Raises FileNotFoundError."
     folder = Path(model_folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}; save the model first")
