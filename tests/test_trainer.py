@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import reward_kit.model.model_folder as model_folder_module
 import reward_kit.model.runs as runs_module
-import reward_kit.model.trainer as trainer_module
+from reward_kit.model.loss import loss_terms
+from reward_kit.model.measures import STATISTICS, add_up, row_statistics, summarise
 from reward_kit.model.model_folder import RewardMetadata
 from reward_kit.model.runs import CheckpointError, read_marker
 from reward_kit.model.trainer import RewardConfig, RewardTrainer
@@ -240,10 +241,10 @@ def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypat
         monkeypatch.setattr(trainer, "_rewards", lambda model, inputs: (limit(int(inputs["mask"].sum())), rewards(model, inputs))[1])
     else:
         backward, record, size = trainer.accelerator.backward, trainer._record, []
-        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, trainer_module.STATISTICS.index("rewards")].sum())), record(rows)))
+        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, STATISTICS.index("rewards")].sum())), record(rows)))
         monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **kw: (backward(loss, **kw), limit(size[-1])))
     trainer.train()
-    assert failures and trainer._parts == 2 and "2 parts" in capsys.readouterr().out
+    assert failures and trainer.micro_batches.count == 2 and "2 micro-batches" in capsys.readouterr().out
     assert same(weights(expected), weights(trainer), rtol=1e-5, atol=1e-6)
     pooled = [[log["accuracy"] for log in t.state.log_history if "loss" in log] for t in (expected, trainer)]
     assert pooled[0] == pytest.approx(pooled[1])
@@ -533,6 +534,6 @@ def test_long_prompts_are_cut_and_counted(base, config):
 
 def test_nan_losses_do_not_reach_the_accuracy():
     rewards = torch.tensor([[math.nan, 0.0]])
-    labels = runs_module.batch_labels({"input_ids": torch.zeros(2, 1)})
-    lines = trainer_module.row_statistics(rewards, labels, rewards[:, 1], rewards[:, 1], "bradley_terry")
-    assert math.isnan(trainer_module.summarise(trainer_module.add_up(lines))["accuracy"])
+    labels = {"ranks": torch.tensor([[1, 2]]), "mask": torch.ones(1, 2, dtype=torch.bool)}
+    rows = row_statistics(rewards, loss_terms(rewards, **labels), **labels)
+    assert math.isnan(summarise(add_up(rows))["accuracy"])

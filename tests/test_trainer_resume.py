@@ -11,7 +11,7 @@ from trainer_kill import SCENARIOS, build
 from trainer_world import make_base
 from transformers import TrainerCallback
 
-from reward_kit.model.runs import complete_checkpoints
+from reward_kit.model.runs import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,13 @@ def test_a_killed_run_ends_with_the_same_weights(base, runs, expected, name, cap
     folder, output = runs
     status = 0 if name == "interrupt_5" else -signal.SIGKILL
     assert f"{name} {status}" in output.splitlines()
-    assert complete_checkpoints(folder / name)[-1].name == f"checkpoint-{LAST[name]}"
+    assert Checkpoints(folder / name).complete()[-1].name == f"checkpoint-{LAST[name]}"
     trainer = build(base, folder / name)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 9 and trainer._initial_global_step == LAST[name]
     for parameter, value in trainer.model.named_parameters(): assert torch.equal(value, expected[parameter]), parameter
-    assert {path.name for path in (folder / name).glob("checkpoint-*")} == {path.name for path in complete_checkpoints(folder / name)}
-    assert len(complete_checkpoints(folder / name)) == 2
+    assert {path.name for path in (folder / name).glob("checkpoint-*")} == {path.name for path in Checkpoints(folder / name).complete()}
+    assert len(Checkpoints(folder / name).complete()) == 2
 
 
 def test_ctrl_c_says_how_to_go_on(runs):

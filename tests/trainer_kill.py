@@ -9,7 +9,7 @@ import torch
 from trainer_world import make_dataset
 from transformers import TrainerCallback
 
-import reward_kit.model.runs as module
+from reward_kit.model.runs import Checkpoints, TrainingInterrupted
 from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 STEPS, INTERVAL = 9, 2
@@ -37,7 +37,7 @@ def build(base, folder, callbacks=None):
 def break_at(scenario, trainer):
     "Kills the process while it writes checkpoint-6, when 2 and 4 stand."
     here = lambda: trainer.state.global_step == 6
-    save, complete, calls = torch.save, module.complete_checkpoint, []
+    save, finish, calls = torch.save, Checkpoints.finish, []
     if scenario in ("first_file", "last_file"):
         def saving(value, path, *rest, **kwargs):
             if not here(): return save(value, path, *rest, **kwargs)
@@ -47,8 +47,8 @@ def break_at(scenario, trainer):
                 kill()
             save(value, path, *rest, **kwargs)
         torch.save = saving
-    if scenario == "marker": module.complete_checkpoint = lambda folder, step: kill() if here() else complete(folder, step)
-    if scenario == "after_marker": module.complete_checkpoint = lambda folder, step: (complete(folder, step), here() and kill())
+    if scenario == "marker": Checkpoints.finish = lambda *args: kill() if here() else finish(*args)
+    if scenario == "after_marker": Checkpoints.finish = lambda *args: (finish(*args), here() and kill())
     if scenario == "rotation": shutil.rmtree = lambda folder, **kwargs: ((Path(folder) / "optimizer.pt").unlink(), kill())
 
 
@@ -63,6 +63,6 @@ if __name__ == "__main__":
     for name in SCENARIOS:
         if os.fork() == 0:
             try: scenario(name, sys.argv[1], Path(sys.argv[2]) / name)
-            except module.TrainingInterrupted as stopped: print(f"{name}: {stopped}", flush=True)
+            except TrainingInterrupted as stopped: print(f"{name}: {stopped}", flush=True)
             os._exit(0)
         print(name, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)

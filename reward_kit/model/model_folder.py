@@ -7,8 +7,9 @@ __all__ = ['METADATA_FILE', 'SCHEMA_VERSION', 'hub_reachable', 'library_versions
            'read_metadata', 'ModelLoadError', 'resolve_model', 'base_name', 'explain_load_error', 'head_modules',
            'reward_head', 'load_reward_backbone', 'check_decoder', 'load_policy_backbone', 'RewardMetadata',
            'ModelCard', 'setting_table', 'CheckpointError', 'is_write_error', 'write_problem', 'saved_whole',
-           'write_weights', 'merged_model', 'write_adapter', 'without_scale', 'update_card_section',
-           'read_card_section', 'markdown_table', 'card_head', 'scores_of', 'plot_training']
+           'write_weights', 'with_trained_head', 'check_head_is_trained', 'merged_model', 'write_adapter',
+           'without_scale', 'update_card_section', 'read_card_section', 'markdown_table', 'card_head', 'scores_of',
+           'plot_training']
 
 # %% ../../nbs/2_model/25_model_folder.ipynb #7a412ec5
 import copy
@@ -512,6 +513,34 @@ def write_weights(
     weights = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
     model.save_pretrained(folder, state_dict=weights)
     _update_json(folder / "config.json", dtype="float32")
+
+# %% ../../nbs/2_model/25_model_folder.ipynb #30aea3c3
+def with_trained_head(
+    peft_config, # peft.PeftConfig, left as it is
+    model: nn.Module, # the classifier it will be applied to
+    added: list = (), # ids of tokens that came with a chat template
+):
+    "A copy that adapts a classifier, trains and saves its head, and the embeddings of tokens that were added."
+    config = copy.deepcopy(peft_config)
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), *head_modules(model)]))
+    if added:
+        indices = dict(config.trainable_token_indices or {})
+        indices["embed_tokens"] = [*indices.get("embed_tokens", []), *added]
+        config.trainable_token_indices = indices
+    return config
+
+
+def check_head_is_trained(
+    model, # peft.PeftModel around a *ForSequenceClassification
+) -> None:
+    "ValueError when the head of a PeftModel is frozen: it would stay random, and would not be saved."
+    inner = model.get_base_model()
+    for name in head_modules(inner):
+        if any(p.requires_grad for p in getattr(inner, name).parameters()): return
+        raise ValueError(f"the head {name!r} of this PeftModel is frozen and would stay random: build it with "
+                         f"task_type='SEQ_CLS' and modules_to_save=['{name}'], or pass peft_config and let the trainer do it")
 
 # %% ../../nbs/2_model/25_model_folder.ipynb #df63ce80
 def merged_model(
