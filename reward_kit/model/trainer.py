@@ -243,13 +243,13 @@ def _encode(self: RewardTrainer, data, args, name):
     if not is_stream and not (isinstance(data, datasets.Dataset) and _READY & set(data.column_names)):
         data = load_preferences(data, progress=not self._quiet)
         if name == "train": self.data_report, self.data_hash = data.report, data.fingerprint
-    elif is_stream and name != "train" and args.world_size > 1:
-        data = datasets.Dataset.from_list(list(data)) # only a known length lets duplicates of the last batch be removed
     if name == "train": self.data_kind = _kind_of(data)
     quiet_or_not = quiet() if self._quiet else nullcontext()
     with trl.trainer.utils.global_then_local_main_first(), quiet_or_not:
         encoded, report = encode_dataset(data, self.encoder, num_proc=args.dataset_num_proc, desc=f"Encoding {name} data")
         if report is not None: self.overflow_reports[name] = report
+        if is_stream and name != "train" and args.world_size > 1: # only a known length shows duplicates of the last batch
+            encoded = datasets.Dataset.from_list(list(encoded))
         if self._own_collator is not None: encoded = pair_columns(encoded)
     if has_length(encoded) and len(encoded) == 0:
         raise ValueError(f"nothing is left of the {name} data after encoding")
