@@ -6,14 +6,13 @@
 __all__ = ['Preferences', 'load_preferences', 'prompt_overlap', 'hold_out', 'split_by_prompt', 'kfold_by_prompt',
            'save_preferences']
 
-# %% ../../nbs/1_data/16_preferences.ipynb #796dd0fd
+# %% ../../nbs/1_data/16_preferences.ipynb #d2217513
 import hashlib
 import json
 import re
 import tempfile
-from collections import deque
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, combinations, islice
 from pathlib import Path
@@ -25,37 +24,36 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from .files import PreferenceDataError, UnusableRow, append_line, json_line, read_rows, write_whole
+from .files import PreferenceDataError, UnusableRow, append_line, json_line, read_rows
+from .files import write_whole
 from .formats import RowReader, to_record
 from .quality import DataReport, Measures
 from .records import hash64, read_column, record_keys
 from .report import an, counted
 
-# %% ../../nbs/1_data/16_preferences.ipynb #4136a421
+# %% ../../nbs/1_data/16_preferences.ipynb #6202af2f
 def _features(kind):
     "The columns of records; messages are JSON (chapter 12)."
     text = datasets.Value("string") if kind == "text" else datasets.Json()
-    names = ("margin", "weight", "source", "origin", "tools", "chat_template_kwargs")
     number, words = datasets.Value("float64"), datasets.Value("string")
-    others = {name: number if name in ("margin", "weight") else words for name in names}
-    return datasets.Features(
-        id=words, prompt=text, responses=datasets.List(text), ranks=datasets.List(datasets.Value("int64")),
-        scores=datasets.List(number), **others,
-    )
+    ranks = datasets.List(datasets.Value("int64"))
+    fixed = {"id": words, "prompt": text, "responses": datasets.List(text), "ranks": ranks}
+    numbers = {"scores": datasets.List(number), "margin": number, "weight": number}
+    names = ("source", "origin", "tools", "chat_template_kwargs")
+    return datasets.Features(fixed | numbers | dict.fromkeys(names, words))
 
 
 def _to_table(records, kind):
     "Records as an Arrow table."
-    schema = _features(kind).arrow_schema
-    if kind == "text":
-        return pa.Table.from_pylist(records, schema)
-    cells = [r | {"prompt": _json(r["prompt"]), "responses": list(map(_json, r["responses"]))} for r in records]
+    if kind == "messages":
+        records = [record | _as_json(record["prompt"], record["responses"]) for record in records]
     plain = _features("text").arrow_schema.remove_metadata()
-    return pa.Table.from_pylist(cells, plain).cast(schema)
+    return pa.Table.from_pylist(records, plain).cast(_features(kind).arrow_schema)
 
 
-def _json(messages):
-    return json.dumps(messages, ensure_ascii=False)
+def _as_json(prompt, responses):
+    texts = [json.dumps(turns, ensure_ascii=False) for turns in (prompt, *responses)]
+    return {"prompt": texts[0], "responses": texts[1:]}
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1cd62fb6
 class Preferences:
@@ -96,14 +94,14 @@ def _records(table):
                 del record[name]
         yield record
 
-# %% ../../nbs/1_data/16_preferences.ipynb #221347c3
+# %% ../../nbs/1_data/16_preferences.ipynb #1d7d2b2b
 @patch(as_prop=True)
 def measures(self: Preferences) -> Measures:
     "Hashes and lengths of every record: the base of report, splits and fingerprint."
     if self._measures is None:
-        rows = iter(self)
-        parts = iter(lambda: list(islice(rows, 1000)), [])
-        self._measures = Measures.join([Measures.of([]), *(Measures.of(part, self.tokenizer) for part in parts)])
+        parts = map(list, map(_records, self._tables.iter(1000)))
+        measured = [Measures.of(part, self.tokenizer) for part in parts]
+        self._measures = Measures.join([Measures.of([]), *measured])
     return self._measures
 
 
@@ -138,26 +136,25 @@ def select(
     dataset, measures = self.dataset.select(indices), self.measures.take(indices)
     return Preferences(dataset, measures=measures, tokenizer=self.tokenizer)
 
-# %% ../../nbs/1_data/16_preferences.ipynb #8f6511f4
+# %% ../../nbs/1_data/16_preferences.ipynb #78d1556d
 _IN_MEMORY = 1 << 25
 
 
-def _store(tables, optional, cache_dir, fingerprint):
-    "A data set of all tables, without optional columns that hold nothing; `fingerprint` is called at the end."
+def _store(tables, cache_dir, fingerprint):
+    "A data set of all tables; `fingerprint` is called at the end."
     tables, held, size = iter(tables), [], 0
     while size <= _IN_MEMORY and (table := next(tables, None)) is not None:
         held.append(table)
         size += table.nbytes
     if size <= _IN_MEMORY:
-        table, name = datasets.table.InMemoryTable(pa.concat_tables(held)), fingerprint()
-    else:
-        folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "reward_kit"
-        path, name = _write_arrow(chain(held, tables), folder, fingerprint)
-        table = datasets.table.MemoryMappedTable.from_file(str(path))
-    empty = [column for column in optional if table.column(column).null_count == len(table)]
-    return datasets.Dataset(table, fingerprint=name).remove_columns(empty)
+        table = datasets.table.InMemoryTable(pa.concat_tables(held))
+        return datasets.Dataset(table, fingerprint=fingerprint())
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "reward_kit"
+    path = _write_arrow(chain(held, tables), folder, fingerprint)
+    table = datasets.table.MemoryMappedTable.from_file(str(path))
+    return datasets.Dataset(table, fingerprint=path.stem)
 
-
+# %% ../../nbs/1_data/16_preferences.ipynb #4bb8cb6a
 def _write_arrow(tables, folder, fingerprint):
     "Write the tables to a file that is named by what it holds."
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,91 +163,109 @@ def _write_arrow(tables, folder, fingerprint):
         with pa.ipc.new_stream(part, first.schema) as writer:
             for table in chain([first], tables):
                 writer.write_table(table)
-        name = fingerprint()
-        return write_whole(folder / f"{name}.arrow", part), name
+        return write_whole(folder / f"{fingerprint()}.arrow", part)
 
-# %% ../../nbs/1_data/16_preferences.ipynb #56afb480
+# %% ../../nbs/1_data/16_preferences.ipynb #3542de85
+def _ordered(ranks):
+    "Every strictly ordered pair of some rankings: the row, and the positions of both responses among all."
+    found, start = [], 0
+    for row, own in enumerate(ranks):
+        pairs = combinations(range(len(own)), 2)
+        found += [(row, start + i, start + j) for i, j in pairs if own[i] < own[j]]
+        start += len(own)
+    return np.reshape(np.array(found, np.int64), (-1, 3)).T
+
+
+def _pairs(table):
+    "The strictly ordered pairs of a table of records; a margin that only some have is 0 for the others."
+    rows, better, worse = _ordered(table["ranks"].to_pylist())
+    responses = pc.list_flatten(table["responses"])
+    found = table.drop_columns(["responses", "ranks"]).take(rows)
+    if "margin" in found.column_names:
+        filled = found["margin"].fill_null(0.0)
+        found = found.drop_columns("margin").append_column("margin", filled)
+    found = found.append_column("chosen", responses.take(better))
+    return found.append_column("rejected", responses.take(worse))
+
+
 @patch
 def to_pairs(self: Preferences) -> datasets.Dataset:
     "TRL's `prompt, chosen, rejected` (and `margin`, `weight`, ... where given)."
-    optional = ["margin", "source", "tools", "chat_template_kwargs"]
-    kept = [name for name in ("prompt", "weight", "id", *optional) if name in self.dataset.column_names]
-    margins = self.dataset.data.column("margin").null_count < len(self)
-
-    def pairs(table):
-        rows, better, worse = _ordered(table["ranks"].to_pylist())
-        found, responses = table.select(kept).take(rows), pc.list_flatten(table["responses"])
-        if margins:  # that of a record without one is 0
-            filled = found["margin"].fill_null(0.0)
-            found = found.set_column(found.column_names.index("margin"), "margin", filled)
-        found = found.append_column("chosen", responses.take(better))
-        return found.append_column("rejected", responses.take(worse))
-
+    names = ["id", "prompt", "responses", "ranks", "weight"]
+    names += ["margin", "source", "tools", "chat_template_kwargs"]
+    columns = self.dataset.data
+    kept = [name for name in names if name in columns.column_names and columns[name].null_count < len(self)]
+    tables = self.dataset.select_columns(kept).with_format("arrow").iter(1000)
     name = hashlib.blake2b(f"pairs {self.fingerprint}".encode(), digest_size=16).hexdigest()
-    tables = map(pairs, self._tables.iter(1000))
-    return _store(tables, [column for column in optional if column in kept], None, lambda: name)
+    return _store(map(_pairs, tables), None, lambda: name)
+
+# %% ../../nbs/1_data/16_preferences.ipynb #d18c361f
+_ROWS, _CHARACTERS = 1000, 1 << 22  # most of a chunk
 
 
-def _ordered(ranks):
-    "Every strictly ordered pair of some rankings: the row, and the positions of both responses among all."
-    rows, better, worse, start = [], [], [], 0
-    for row, own in enumerate(ranks):
-        for i, j in combinations(range(len(own)), 2):
-            if own[i] < own[j]:
-                rows.append(row)
-                better.append(start + i)
-                worse.append(start + j)
-        start += len(own)
-    return rows, better, worse
+def _take(items, rows=_ROWS, characters=_CHARACTERS):
+    "The next rows: so many, or fewer where texts are long."
+    taken, size = [], 0
+    while len(taken) < rows and size < characters and (item := next(items, None)):
+        taken.append(item)
+        cells = item[1].values() if isinstance(item[1], dict) else ()
+        size += sum(len(cell) for cell in cells if isinstance(cell, str))
+    return taken
 
-# %% ../../nbs/1_data/16_preferences.ipynb #7fefeb25
-_CHUNK_ROWS, _CHUNK_CHARACTERS, _FIRST_ROWS = 1000, 1 << 22, 5000
+# %% ../../nbs/1_data/16_preferences.ipynb #074d38eb
 _SCORES, _LIFTED = "scores disagree with the order (kept)", "plain text turned into messages (kept)"
 _OTHER = "row in another format than the first rows (kept)"
 _CONTRADICTORY = "contradictory pair, also judged the other way round (kept)"
-
-
-def _chunks(items):
-    "Lists of a thousand rows, or fewer where texts are long."
-    chunk, size = [], 0
-    for origin, row in items:
-        chunk.append((origin, row))
-        if isinstance(row, dict):
-            size += sum(len(cell) for cell in row.values() if isinstance(cell, str))
-        if len(chunk) >= _CHUNK_ROWS or size >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 @dataclass
 class _Chunk:
     "What reading some rows gives."
 
-    records: list  # of any kind; None once they are in the table
-    dropped: list  # (reason, origin, detail)
-    noted: list  # (reason, origin, detail)
+    kind: str
     read: int  # rows
+    dropped: list = field(default_factory=list)  # (reason, origin, detail)
+    noted: list = field(default_factory=list)  # the same, of rows that are kept
     table: pa.Table | None = None
     measures: Measures | None = None
 
-# %% ../../nbs/1_data/16_preferences.ipynb #fc658265
-def _read_chunk(reader, items):
-    "The records of some rows."
-    chunk = _Chunk([], [], [], len(items))
+
+def _convert(reader, tokenizer, kind, items):
+    "The records of some rows in a table; `kind` None: messages, if any of them has some."
+    chunk, records = _Chunk(kind, len(items)), []
     for origin, row in items:
         try:
             record, other = reader(row)
         except UnusableRow as error:
             chunk.dropped.append((error.reason, origin, error.detail))
             continue
-        chunk.records.append(record | {"origin": origin})
+        records.append(record | {"origin": origin})
         if other:
             chunk.noted.append((_OTHER, origin, other))
-        if record["scores"] and not _agree(record["scores"], record["ranks"]):
-            chunk.noted.append((_SCORES, origin, f"scores {record['scores']}"))
+    if not kind:
+        chunk.kind = "messages" if any(isinstance(r["prompt"], list) for r in records) else "text"
+    records = list(filter(None, (_as_kind(record, chunk) for record in records)))
+    chunk.measures = Measures.of(records, tokenizer)
+    for record, key in zip(records, chunk.measures["key"].tolist(), strict=True):
+        record["id"] = record["id"] or f"{key:016x}"
+    chunk.table = _to_table(records, chunk.kind)
     return chunk
+
+# %% ../../nbs/1_data/16_preferences.ipynb #5296a7e8
+def _as_kind(record, chunk):
+    "The record as one of the data's kind; None for a conversation among plain texts."
+    is_text, origin = isinstance(record["prompt"], str), record["origin"]
+    if chunk.kind == "text" and not is_text:
+        chunk.dropped.append(("conversation in plain-text data", origin, ""))
+        return None
+    if record["scores"] and not _agree(record["scores"], record["ranks"]):
+        chunk.noted.append((_SCORES, origin, f"scores {record['scores']}"))
+    if chunk.kind == "text" or not is_text:
+        return record
+    chunk.noted.append((_LIFTED, origin, ""))
+    prompt = [{"role": "user", "content": record["prompt"]}] if record["prompt"] else []
+    responses = [[{"role": "assistant", "content": response}] for response in record["responses"]]
+    return record | {"prompt": prompt, "responses": responses}
 
 
 def _agree(scores, ranks):
@@ -258,57 +273,7 @@ def _agree(scores, ranks):
     ordered = combinations(zip(ranks, scores, strict=True), 2)  # best rank first
     return all(a[0] == b[0] or a[1] >= b[1] for a, b in ordered)
 
-# %% ../../nbs/1_data/16_preferences.ipynb #25295c2d
-def _finish_chunk(chunk, kind, tokenizer):
-    "Make the records those of one kind, measure them, and put them into a table."
-    records, chunk.records = chunk.records, None
-    if kind == "messages":
-        lifted = [record for record in records if isinstance(record["prompt"], str)]
-        chunk.noted += [(_LIFTED, record["origin"], "") for record in lifted]
-        records = [_lift(record) for record in records]
-    else:
-        wrong = [record for record in records if isinstance(record["prompt"], list)]
-        chunk.dropped += [("conversation in plain-text data", record["origin"], "") for record in wrong]
-        records = [record for record in records if isinstance(record["prompt"], str)]
-    chunk.measures = Measures.of(records, tokenizer)
-    for record, key in zip(records, chunk.measures["key"].tolist(), strict=True):
-        record["id"] = record["id"] or f"{key:016x}"
-    chunk.table = _to_table(records, kind)
-    return chunk
-
-
-def _lift(record):
-    "A record of messages; plain texts become the user's turn and the assistant's."
-    if isinstance(record["prompt"], list):
-        return record
-    prompt = [{"role": "user", "content": record["prompt"]}] if record["prompt"] else []
-    responses = [[{"role": "assistant", "content": response}] for response in record["responses"]]
-    return record | {"prompt": prompt, "responses": responses}
-
-# %% ../../nbs/1_data/16_preferences.ipynb #2d6c60c4
-_WORKER = {}  # the job of a process
-
-
-def _work(items):
-    return _WORKER["job"](items)
-
-
-def _in_processes(job, chunks, num_proc):
-    "The results of a job for each chunk, in order, with a bounded number of chunks under way."
-    with ProcessPoolExecutor(num_proc, initializer=_WORKER.update, initargs=({"job": job},)) as pool:
-        under_way = deque()
-        for items in chunks:
-            under_way.append(pool.submit(_work, items))
-            if len(under_way) > 2 * num_proc:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-
-
-def _job(reader, kind, tokenizer, items):
-    return _finish_chunk(_read_chunk(reader, items), kind, tokenizer)
-
-# %% ../../nbs/1_data/16_preferences.ipynb #d6f2b7bc
+# %% ../../nbs/1_data/16_preferences.ipynb #6e89951d
 class _Collector:
     "Counts what happened to the rows, and drops duplicates."
 
@@ -317,22 +282,22 @@ class _Collector:
 
     def keep(self, chunk):
         "The table of a chunk, without what was there before."
-        keep, origins = [], chunk.table["origin"].to_pylist()
+        new = []
         for n, key in enumerate(chunk.measures["key"].tolist()):
             if key in self.seen:
-                chunk.dropped.append(("exact duplicate", origins[n], ""))
+                chunk.dropped.append(("exact duplicate", chunk.table["origin"][n].as_py(), ""))
             else:
                 self.seen.add(key)
-                keep.append(n)
+                new.append(n)
         for tally, rows in ((self.dropped, chunk.dropped), (self.noted, chunk.noted)):
-            for reason, origin, detail in rows:
-                _count(tally, reason, origin, detail)
+            for row in rows:
+                _count(tally, *row)
         self.read += chunk.read
-        whole = len(keep) == len(origins)
-        self.measures.append(chunk.measures if whole else chunk.measures.take(keep))
-        return chunk.table if whole else chunk.table.take(keep)
+        whole = len(new) == len(chunk.table)
+        self.measures.append(chunk.measures if whole else chunk.measures.take(new))
+        return chunk.table if whole else chunk.table.take(new)
 
-
+# %% ../../nbs/1_data/16_preferences.ipynb #e775d0f8
 def _count(tally, reason, origin, detail=""):
     "Count a row by reason, keeping three examples."
     entry = tally.setdefault(reason, {"count": 0, "examples": []})
@@ -340,7 +305,7 @@ def _count(tally, reason, origin, detail=""):
     if len(entry["examples"]) < 3:
         entry["examples"].append(f"{origin}: {detail[:120]}" if detail else origin)
 
-# %% ../../nbs/1_data/16_preferences.ipynb #a1160b06
+
 def _refusal(tally, read, strict):
     "The error for data with no usable row, or with an unusable one where `strict` forbids it."
     worst = sorted(tally.items(), key=lambda item: -item[1]["count"])
@@ -350,39 +315,12 @@ def _refusal(tally, read, strict):
     what = f"strict reading found {counts} in {counted(read, 'row')}" if strict else f"{none}: {counts}"
     return PreferenceDataError(f"{what}; first: {entry['examples'][0]} ({reason})")
 
-
-def _note_contradictions(collector, preferences):
-    "Count the pairs that are judged both ways."
-    measures = preferences.measures
-    contradicted = measures.contradicted()
-    rows = np.repeat(np.arange(len(measures)), pc.list_value_length(measures.table["pairs"]))[contradicted]
-    for row in rows[:3].tolist():
-        _count(collector.noted, _CONTRADICTORY, preferences[row]["origin"])
-    if len(rows):
-        collector.noted[_CONTRADICTORY]["count"] = len(rows)
-
-# %% ../../nbs/1_data/16_preferences.ipynb #a770c213
-def _first_items(items):
-    "As many rows as decide the format: five thousand, or fewer long ones, or as many as it takes to find a good one."
-    first, good, size = [], 0, 0
-    for origin, row in items:
-        first.append((origin, row))
-        if isinstance(row, dict):
-            good += 1
-            size += sum(len(cell) for cell in row.values() if isinstance(cell, str))
-        if good and (len(first) >= _FIRST_ROWS or size >= 2 * _CHUNK_CHARACTERS):
-            break
-    return first
-
-
-def _finished(reader, items, tokenizer, num_proc):
-    "Finished chunks, and on the way the kind of the data."
-    chunks = _chunks(items)
-    head = _read_chunk(reader, next(chunks, []))
-    kind = "messages" if any(isinstance(record["prompt"], list) for record in head.records) else "text"
-    yield _finish_chunk(head, kind, tokenizer)
-    job = partial(_job, reader, kind, tokenizer)
-    yield from map(job, chunks) if (num_proc or 1) == 1 else _in_processes(job, chunks, num_proc)
+# %% ../../nbs/1_data/16_preferences.ipynb #4ed9b58c
+def _in_processes(job, chunks, num_proc):
+    "The results of a job for each chunk, in order; a bounded number of chunks is under way."
+    with ProcessPoolExecutor(num_proc) as pool:
+        while group := list(islice(chunks, 8 * num_proc)):
+            yield from pool.map(job, group)
 
 
 def _with_progress(chunks, source):
@@ -391,40 +329,19 @@ def _with_progress(chunks, source):
     bar = None
     for chunk in chunks:
         if bar is None:
-            options = {"initial": _CHUNK_ROWS, "unit": " rows", "disable": None, "delay": 1}
-            bar = tqdm(total=source.total, desc=source.name, **options)
+            options = {"total": source.total, "initial": _ROWS, "unit": " rows"}
+            bar = tqdm(desc=source.name, disable=None, delay=1, **options)
         yield chunk
         bar.update(chunk.read)
     if bar is not None:
         bar.close()
 
-# %% ../../nbs/1_data/16_preferences.ipynb #93e6abd8
-def _load(source, given, *, strict=False, num_proc=None, cache_dir=None, tokenizer=None, progress=False):
-    "Read one source and report on it; `given`: columns, format and labels."
-    items, collector = iter(source), _Collector()
-    reader = _reader(source, items, given)
-    chunks = _finished(reader, reader.items(items), tokenizer, num_proc)
-    tables = map(collector.keep, _with_progress(chunks, source) if progress else chunks)
 
-    def fingerprint():
-        collector.measures = Measures.join(collector.measures)
-        if not len(collector.measures):
-            raise _refusal(collector.dropped, collector.read, strict)
-        return collector.measures.fingerprint()
-
-    dataset = _store(tables, ["tools", "chat_template_kwargs"], cache_dir, fingerprint)
-    preferences = Preferences(dataset, measures=collector.measures, tokenizer=tokenizer)
-    _note_contradictions(collector, preferences)
-    wrong = collector.dropped | {k: v for k, v in collector.noted.items() if k == _CONTRADICTORY}
-    if strict and wrong:
-        raise _refusal(wrong, collector.read, strict)
-    preferences._report = _report_on(preferences, source, reader, collector)
-    return preferences
-
-# %% ../../nbs/1_data/16_preferences.ipynb #b04b68dd
-def _reader(source, items, given):
-    "The reader of the rows; an error says in which of several files the first row is."
-    first = _first_items(items)
+def _open(source, items, given):
+    "The reader of a source, from its first rows; an error says in which of several files the first one is."
+    first = _take(items, 5 * _ROWS, 2 * _CHARACTERS)
+    while not any(isinstance(row, dict) for _, row in first) and (more := _take(items)):
+        first += more
     if not first:
         raise PreferenceDataError("empty, there are no rows")
     try:
@@ -434,39 +351,77 @@ def _reader(source, items, given):
         elsewhere = file != first[0][0] and not file.startswith(source.name)
         raise PreferenceDataError(f"{file}: {error}" if elsewhere else str(error)) from None
 
+# %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
+def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=None, progress=False):
+    "Read one source and report on it; `given`: columns, format and labels."
+    items, collector = iter(source), _Collector()
+    reader = _open(source, items, given)
+    rows = reader.items(items)
+    chunks = iter(lambda: _take(rows), [])
+    head = _convert(reader, tokenizer, None, next(chunks, []))
+    job = partial(_convert, reader, tokenizer, head.kind)
+    rest = _in_processes(job, chunks, num_proc) if num_proc and num_proc > 1 else map(job, chunks)
+    chunks = chain([head], rest)
+    tables = map(collector.keep, _with_progress(chunks, source) if progress else chunks)
+
+    def fingerprint():
+        collector.measures = Measures.join(collector.measures)
+        if not len(collector.measures):
+            raise _refusal(collector.dropped, collector.read, strict)
+        return collector.measures.fingerprint()
+
+    dataset = _store(tables, cache_dir, fingerprint)
+    nulls = {name: dataset.data[name].null_count for name in ("tools", "chat_template_kwargs")}
+    dataset = dataset.remove_columns([name for name, count in nulls.items() if count == len(dataset)])
+    preferences = Preferences(dataset, measures=collector.measures, tokenizer=tokenizer)
+    preferences._report = _report_on(preferences, source, reader, collector)
+    unusable = collector.dropped | {k: v for k, v in collector.noted.items() if k == _CONTRADICTORY}
+    if strict and unusable:
+        raise _refusal(unusable, collector.read, strict)
+    return preferences
+
+# %% ../../nbs/1_data/16_preferences.ipynb #7e3f904e
+def _note_contradictions(noted, preferences):
+    "Count the pairs that are judged both ways."
+    lengths = pc.list_value_length(preferences.measures.table["pairs"])
+    rows = np.repeat(np.arange(len(preferences)), lengths)[preferences.measures.contradicted()]
+    if len(rows):
+        examples = [preferences[row]["origin"] for row in rows[:3].tolist()]
+        noted[_CONTRADICTORY] = {"count": len(rows), "examples": examples}
+
 
 def _report_on(preferences, source, reader, collector):
     "The report of what was read."
-    full_texts = "prompt" not in reader.format.columns and preferences.kind == "text"
+    fmt = reader.format
+    full_texts = "prompt" not in fmt.columns and preferences.kind == "text"
     if full_texts:
         preferences.measures.merge_starts(record["responses"] for record in preferences)
-    used = [*reader.format.columns.values(), "ranks", "origin"]
+    _note_contradictions(collector.noted, preferences)
+    used = [*fmt.columns.values(), "ranks", "origin"]
     return DataReport.of(
         preferences.measures, preferences.__getitem__, preferences.tokenizer,
-        name=source.name, format=reader.format.name, kind=preferences.kind, rows_read=collector.read,
-        dropped=collector.dropped, noted=collector.noted, columns=reader.format.columns,
+        name=source.name, format=fmt.name, kind=preferences.kind, rows_read=collector.read,
+        dropped=collector.dropped, noted=collector.noted, columns=fmt.columns,
         unused_columns=[name for name in reader.names if name not in used],
-        notes=list(_notes(source, reader.format, preferences.kind, full_texts)),
+        notes=[*_notes(source, full_texts), *fmt.notes(preferences.kind, full_texts)],
     )
 
 
-def _notes(source, fmt, kind, full_texts):
-    "What a reader of the report should know about how rows were read."
+def _notes(source, full_texts):
     if len(source.splits) > 1:
         yield f"split {source.split!r} of {', '.join(source.splits)}"
     if full_texts:
         yield (
-            "there is no prompt column: the responses are full texts, and splits group them by the words that both "
-            "sides begin with; records that share fewer than three words are grouped by their responses"
+            "there is no prompt column: the responses are full texts, and splits group them by the words "
+            "that both sides begin with; records that share fewer than three are grouped by their responses"
         )
-    yield from fmt.notes(kind, full_texts)
 
-# %% ../../nbs/1_data/16_preferences.ipynb #dc1548a6
+# %% ../../nbs/1_data/16_preferences.ipynb #f1f33bfc
 def load_preferences(
     data,  # path, glob, folder, hub id `owner/name`, Dataset, DatasetDict, DataFrame, or list of dicts
     *,
-    columns: dict | None = None,  # canonical name -> the source's column, as {"chosen": "better"}; None: absent
-    format: str = "auto",  # pairs, messages, transcript, sharegpt, ranking, labelled or scored; "auto" detects it
+    columns: dict | None = None,  # canonical name -> the source's column, as {"chosen": "better"}
+    format: str = "auto",  # pairs, messages, transcript, sharegpt, ranking, labelled or scored
     labels: dict | None = None,  # what a label column's values mean, as {"0": "b", "1": "a", "2": "tie"}
     split: str | None = None,  # which split; where there are several, "train" is the default
     strict: bool = False,  # an unusable or contradictory row is an error
@@ -476,7 +431,7 @@ def load_preferences(
     tokenizer=None,  # counts the report's lengths; None: words and punctuation marks
     progress: bool = True,  # a progress bar after one second, in terminals and notebooks
 ) -> Preferences:
-    "Read preferences in any common form; raises `PreferenceDataError` with one line that says what is wrong, and where."
+    "Read preferences in any common form; `PreferenceDataError` says in one line what is wrong, and where."
     if isinstance(data, Preferences):
         return data
     source = read_rows(data, split, revision=revision, cache_dir=cache_dir)
@@ -493,7 +448,7 @@ def load_preferences(
             preferences.report.notes.append(f"split {name!r} was not compared: {error}"[:200])
     return preferences
 
-
+# %% ../../nbs/1_data/16_preferences.ipynb #3edfd2a0
 def prompt_overlap(
     a: Preferences,  # for example the training data
     b: Preferences,  # for example the evaluation data
@@ -503,7 +458,7 @@ def prompt_overlap(
     shared, records = np.intersect1d(ours, theirs), np.isin(theirs, ours)
     return {"shared": len(shared), "prompts": len(np.unique(theirs)), "records": int(records.sum())}
 
-# %% ../../nbs/1_data/16_preferences.ipynb #7f8550e9
+# %% ../../nbs/1_data/16_preferences.ipynb #e6f80269
 def _mix(keys, seed):
     "The keys, shuffled by the seed into other 64-bit numbers (splitmix64: Steele, Lea and Flood 2014)."
     mixed = keys + np.uint64(hash64(str(seed)))
@@ -513,7 +468,7 @@ def _mix(keys, seed):
 
 
 def _deal(keys, seed):
-    "For each row the number of its prompt, and the rows of each prompt; prompts are in the order of the seed."
+    "For each row the number of its prompt, in the order of the seed, and the rows of each prompt."
     _, group, sizes = np.unique(_mix(keys, seed), return_inverse=True, return_counts=True)
     return group, sizes
 
@@ -541,7 +496,7 @@ def hold_out(
         held = np.arange(len(sizes)) == sizes.argmin()
     return held[group]
 
-# %% ../../nbs/1_data/16_preferences.ipynb #8ded960f
+# %% ../../nbs/1_data/16_preferences.ipynb #ae929b56
 def split_by_prompt(
     preferences: Preferences,  # what to split
     eval_fraction: float = 0.1,  # share of records in the evaluation part, in (0, 1); met about
@@ -552,7 +507,7 @@ def split_by_prompt(
     held = hold_out(preferences.prompt_keys, eval_fraction, seed=seed)
     return preferences.select(np.flatnonzero(~held)), preferences.select(np.flatnonzero(held))
 
-
+# %% ../../nbs/1_data/16_preferences.ipynb #3b17a822
 def kfold_by_prompt(
     preferences: Preferences,  # what to split
     k: int = 5,  # number of folds, from 2 to the number of prompts
@@ -567,25 +522,25 @@ def kfold_by_prompt(
     for n in np.argsort(-sizes, kind="stable").tolist():
         fold[n] = filled.index(min(filled))
         filled[fold[n]] += int(sizes[n])
-    rows = [(np.flatnonzero(fold[group] != i), np.flatnonzero(fold[group] == i)) for i in range(k)]
-    return [(preferences.select(train), preferences.select(held)) for train, held in rows]
+    held = [fold[group] == i for i in range(k)]
+    parts = [(np.flatnonzero(~own), np.flatnonzero(own)) for own in held]
+    return [(preferences.select(train), preferences.select(held_out)) for train, held_out in parts]
 
-# %% ../../nbs/1_data/16_preferences.ipynb #c2635012
+# %% ../../nbs/1_data/16_preferences.ipynb #3df8f206
 def _save_row(record):
     "A record as the row of a file that reads back as the same record."
-    row = {"prompt": record["prompt"]} if record["prompt"] else {}
-    if record["ranks"] == [1, 2]:
-        row |= dict(zip(("chosen", "rejected"), record["responses"], strict=True))
-        row |= dict(zip(("score_chosen", "score_rejected"), record["scores"] or [], strict=False))
-    else:
-        row |= {name: record[name] for name in ("responses", "ranks", "scores") if record[name]}
-    names = ("margin", "source", "tools", "chat_template_kwargs")
-    row |= {name: record[name] for name in names if record.get(name) is not None}
-    if record["weight"] != 1:
-        row["weight"] = record["weight"]
-    return row | {"id": record["id"]}
+    row = {name: cell for name, cell in record.items() if name != "origin" and cell not in (None, "", [])}
+    if record["weight"] == 1:
+        del row["weight"]
+    if record["ranks"] != [1, 2]:
+        return row
+    (chosen, rejected), scores = row.pop("responses"), row.pop("scores", None)
+    del row["ranks"]
+    if scores:
+        row |= {"score_chosen": scores[0], "score_rejected": scores[1]}
+    return row | {"chosen": chosen, "rejected": rejected}
 
-
+# %% ../../nbs/1_data/16_preferences.ipynb #173d8bdc
 def _save_lines(rows):
     "Checked JSON lines of some rows."
     seen = {}
@@ -598,14 +553,14 @@ def _save_lines(rows):
             raise PreferenceDataError(f"row {n}: the same pair as row {before}")
         yield json_line(_save_row(record)) + "\n"
 
-# %% ../../nbs/1_data/16_preferences.ipynb #1bc19f3c
+# %% ../../nbs/1_data/16_preferences.ipynb #c4eea269
 def save_preferences(
     rows,  # Preferences, or an iterable of dicts in any of the formats
     path: str | Path,  # a `.jsonl` file, or `.jsonl.gz`
     *,
     append: bool = False,  # add to the file instead of replacing it
 ) -> int:  # rows written
-    "Write checked preferences, whole or not at all; raises `PreferenceDataError` naming the first row that is wrong."
+    "Write checked preferences, whole or not at all; `PreferenceDataError` names the first row that is wrong."
     path, written = Path(path), 0
     if not path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         raise PreferenceDataError(f"{path}: preferences are written as .jsonl or .jsonl.gz")

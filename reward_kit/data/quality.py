@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Measures', 'DataReport']
 
-# %% ../../nbs/1_data/15_quality.ipynb #4c1c9d96
+# %% ../../nbs/1_data/15_quality.ipynb #6ab43ca8
 import hashlib
-import math
 import os
 import re
 from collections import Counter, deque
@@ -63,13 +62,19 @@ def _prompt_group(record, keys):
         own ^= key
     return deque(_start_keys(shared), 1).pop() if len(shared) >= _SHARED_START else own
 
-# %% ../../nbs/1_data/15_quality.ipynb #c75f51b2
+# %% ../../nbs/1_data/15_quality.ipynb #9f2e7457
 _CONTENT = ("scores", "margin", "weight", "source", "tools", "chat_template_kwargs")
 _LENGTHS = ("prompt", "chosen", "rejected")  # of the prompt, the best and the worst response
-_KEY, _KEYS = pa.uint64(), pa.list_(pa.uint64())
-_COLUMNS = dict.fromkeys(("key", "digest", "group", "source"), _KEY) | dict.fromkeys(_LENGTHS, pa.int32())
-_COLUMNS |= {"overlap": pa.float32(), "first_won": pa.bool_(), "responses": _KEYS, "pairs": _KEYS}
-_COLUMNS |= {"forward": pa.list_(pa.bool_())}
+_KEYS = ("key", "digest", "group", "source")
+_COLUMNS = pa.schema([
+    *((name, pa.uint64()) for name in _KEYS),
+    *((name, pa.int32()) for name in _LENGTHS),
+    ("overlap", pa.float32()),
+    ("first_won", pa.bool_()),
+    ("responses", pa.list_(pa.uint64())),
+    ("pairs", pa.list_(pa.uint64())),  # strictly ordered ones, whichever is better
+    ("forward", pa.list_(pa.bool_())),
+])
 
 
 def _measure(record, words, lengths):
@@ -91,7 +96,7 @@ def _measure(record, words, lengths):
         "forward": [better < worse for better, worse in ordered],
     }
 
-# %% ../../nbs/1_data/15_quality.ipynb #07832273
+# %% ../../nbs/1_data/15_quality.ipynb #bf9c3b82
 class Measures:
     "The numbers of some records: an Arrow table with a row a record."
 
@@ -104,28 +109,31 @@ class Measures:
     @classmethod
     def of(cls, records, tokenizer=None):
         "Measure records; a tokenizer counts their lengths."
-        texts = [response_text(text) for r in records for text in (r["prompt"], r["responses"][0], r["responses"][-1])]
-        words = [_words(text) for text in texts]
+        texts = []
+        for record in records:
+            best, worst = record["responses"][0], record["responses"][-1]
+            texts += map(response_text, (record["prompt"], best, worst))
+        words = list(map(_words, texts))
         units = tokenizer(texts, add_special_tokens=False)["input_ids"] if tokenizer and texts else words
         lengths = list(map(len, units))
-        parts = [slice(n, n + 3) for n in range(0, len(texts), 3)]
-        rows = [_measure(r, words[part], lengths[part]) for r, part in zip(records, parts, strict=True)]
-        return cls(pa.Table.from_pylist(rows, pa.schema(_COLUMNS)))
+        slices = [slice(n, n + 3) for n in range(0, len(texts), 3)]
+        rows = [_measure(r, words[own], lengths[own]) for r, own in zip(records, slices, strict=True)]
+        return cls(pa.Table.from_pylist(rows, _COLUMNS))
 
     @classmethod
     def join(cls, parts):
         "The measures of all parts, in order."
         return cls(pa.concat_tables([part.table for part in parts]).combine_chunks())
 
-    def take(self, indices):
-        "The measures of some records."
-        return Measures(self.table.take(indices))
-
     def __len__(self):
         return len(self.table)
 
     def __getitem__(self, name):
         return self.table[name].to_numpy()
+
+    def take(self, indices):
+        "The measures of some records."
+        return Measures(self.table.take(indices))
 
     def flat(self, name):
         "The items of a column of lists, as one array."
@@ -144,7 +152,7 @@ def contradicted(self: Measures) -> np.ndarray:
     ways = pd.Series(self.flat("forward"), dtype=bool).groupby(self.flat("pairs"))
     return (ways.transform("min") != ways.transform("max")).to_numpy()
 
-# %% ../../nbs/1_data/15_quality.ipynb #4604a125
+# %% ../../nbs/1_data/15_quality.ipynb #0ff880b5
 @patch
 def merge_starts(
     self: Measures,
@@ -154,8 +162,8 @@ def merge_starts(
     keys = self["group"]
     starts, merged = set(keys.tolist()), keys.copy()
     for n, texts in enumerate(responses):
-        shared = _words(os.path.commonprefix([text.lower() for text in texts]))[:-1]  # shorter starts than its own
-        merged[n] = next((key for key in _start_keys(shared) if key in starts), merged[n])
+        shorter = _words(os.path.commonprefix([text.lower() for text in texts]))[:-1]  # than its own start
+        merged[n] = next((key for key in _start_keys(shorter) if key in starts), merged[n])
     moved = pd.DataFrame({"own": keys, "to": merged})[merged != keys]
     for _, gathered in moved.groupby("to"):
         if len(gathered) > len(keys) / 10 and gathered["own"].nunique() > 20:
@@ -163,64 +171,65 @@ def merge_starts(
     column = self.table.column_names.index("group")
     self.table = self.table.set_column(column, "group", pa.array(merged))
 
-# %% ../../nbs/1_data/15_quality.ipynb #83564778
-def _summary(lengths):
-    "Mean and quantiles of some lengths."
-    values = pd.Series(lengths, dtype=float)
-    quantiles = {"p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
-    found = {"mean": values.mean()} | {name: values.quantile(q) for name, q in quantiles.items()}
-    return {name: 0.0 if math.isnan(value) else float(value) for name, value in found.items()}
+# %% ../../nbs/1_data/15_quality.ipynb #d423b3f1
+def _most_frequent(keys):
+    "Where each different key first stands, and how often it does, the most frequent first."
+    found = pd.DataFrame({"key": keys, "first": range(len(keys))}).groupby("key").agg(["min", "size"])
+    found = found.sort_values(("first", "size"), ascending=False, kind="stable")
+    return list(found.itertuples(index=False, name=None))
 
 
+def _top_response(measures, record_at):
+    "The response that is most often the best or most often the worst of a record."
+    counts = pc.list_value_length(measures.table["responses"]).to_numpy()
+    ends, responses, top = np.cumsum(counts), measures.flat("responses"), {"count": 0, "text": ""}
+    for side, positions in ((0, ends - counts), (-1, ends - 1)):
+        for row, count in _most_frequent(responses[positions])[:1]:
+            if count > top["count"]:
+                top = {"count": int(count), "text": response_text(record_at(row)["responses"][side])[:60]}
+    return top
+
+
+def _sources(measures, record_at):
+    "Source -> records; empty where there is only one."
+    found = _most_frequent(measures["source"])
+    named = {record_at(row)["source"] or "(none)": int(count) for row, count in found}
+    return named if len(named) > 1 else {}
+
+# %% ../../nbs/1_data/15_quality.ipynb #aa7607a6
 @patch
 def statistics(
     self: Measures,
     record_at,  # function: row number -> record
 ) -> dict:
     "The numbers behind the verdicts."
-    ordered = self.table.filter(pc.greater(pc.list_value_length(self.table["pairs"]), 0))
-    longer = ordered["chosen"].to_numpy() - ordered["rejected"].to_numpy()
+    ordered = self.ordered()
+    longer = ordered["chosen"] - ordered["rejected"]
     first_won = self.table["first_won"].drop_null().to_numpy()
-    responses, per_prompt = self.flat("responses"), pd.Series(self["group"]).value_counts()
-    pairs = self.flat("pairs")
+    responses, per_prompt = self.flat("responses"), pd.Series(self["group"]).value_counts().to_numpy(float)
     return {
-        "pairs": len(pairs), "ordered_records": len(ordered), "ties": len(self) - len(ordered),
-        "prompts": len(per_prompt), "effective_prompts": float(len(self) ** 2 / (per_prompt.astype(float) ** 2).sum()),
-        "responses": len(responses), "distinct_responses": len(np.unique(responses)),
-        "near_identical": int((ordered["overlap"].to_numpy() >= 0.9).sum()),
-        "longer": int((longer > 0).sum()), "shorter": int((longer < 0).sum()),
+        "pairs": len(self.flat("pairs")),
+        "ordered_records": len(ordered),
+        "ties": len(self) - len(ordered),
+        "prompts": len(per_prompt),
+        "effective_prompts": float(len(self) ** 2 / (per_prompt**2).sum()),
+        "responses": len(responses),
+        "distinct_responses": len(np.unique(responses)),
+        "near_identical": int((ordered["overlap"] >= 0.9).sum()),
+        "longer": int((longer > 0).sum()),
+        "shorter": int((longer < 0).sum()),
         "contradictory": int(self.contradicted().sum()),
-        "labelled": len(first_won), "first_won": int(first_won.sum()),
-        "sources": _sources(self, record_at), "top_response": _top_response(self, record_at),
+        "labelled": len(first_won),
+        "first_won": int(first_won.sum()),
+        "sources": _sources(self, record_at),
+        "top_response": _top_response(self, record_at),
     }
 
-# %% ../../nbs/1_data/15_quality.ipynb #38c3045b
-def _first_and_counts(keys):
-    "Where each different key first stands, and how often it does, the most frequent first."
-    _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return first[order].tolist(), counts[order].tolist()
 
-
-def _sources(measures, record_at):
-    "Source -> records; empty where there is only one."
-    first, counts = _first_and_counts(measures["source"])
-    names = [record_at(n)["source"] or "(none)" for n in first] if len(first) > 1 else []
-    return dict(zip(names, counts, strict=False))
-
-
-def _top_response(measures, record_at):
-    "The response that is most often the best or most often the worst of a record."
-    top = {"count": 0, "text": ""}
-    for side in (0, -1):
-        keys = pc.list_element(measures.table["responses"], 0) if side == 0 else None
-        ends = np.cumsum(pc.list_value_length(measures.table["responses"]).to_numpy())
-        keys = measures.flat("responses")[ends - 1] if keys is None else keys.to_numpy()
-        first, counts = _first_and_counts(keys)
-        if counts and counts[0] > top["count"]:
-            text = response_text(record_at(first[0])["responses"][side])
-            top = {"count": counts[0], "text": text[:60]}
-    return top
+@patch
+def ordered(self: Measures) -> Measures:
+    "The measures of the records with a strictly ordered pair."
+    return Measures(self.table.filter(pc.greater(pc.list_value_length(self.table["pairs"]), 0)))
 
 # %% ../../nbs/1_data/15_quality.ipynb #930f252e
 @dataclass(frozen=True)
@@ -243,11 +252,11 @@ class _Practice:
         words = ("from", "below") if self.ok > self.fail else ("up to", "above")
         return f"{self.what}: ok {words[0]} {ok}, fails {words[1]} {fail}"
 
-# %% ../../nbs/1_data/15_quality.ipynb #7b86e702
+# %% ../../nbs/1_data/15_quality.ipynb #371daf27
 _PRACTICES = {
     "enough pairs": _Practice(
         1000, 200, "strictly ordered pairs",
-        "below about 1,000 pairs, an accuracy measured on a tenth of them is uncertain by 10 points either way"),
+        "below about 1,000 pairs, an accuracy measured on a tenth is uncertain by 10 points either way"),
     "diverse prompts": _Practice(
         100, 30, "effective number of prompts (inverse Simpson index)",
         "pairs of one prompt are not independent; few prompts teach the prompts"),
@@ -280,7 +289,7 @@ _PRACTICES = {
         "accuracy on prompts seen in training is too high"),
 }
 
-# %% ../../nbs/1_data/15_quality.ipynb #97674357
+# %% ../../nbs/1_data/15_quality.ipynb #85911eba
 @dataclass(frozen=True)
 class _Verdict:
     "One practice of good preference data, measured."
@@ -297,6 +306,14 @@ def _share(count, of, text):
     return (count / of, f"{text} ({percent(count / of)})") if of else None
 
 
+def _count(count, of, noun):
+    return _share(count, of, counted(count, noun))
+
+
+def _of_split(name, shared, prompts, records):
+    return _share(shared, prompts, f"{shared:,} of {prompts:,} in {name!r}")
+
+
 def _balance(what, count, of):
     "How far the interval of a share stays away from one half."
     if not of:
@@ -305,7 +322,7 @@ def _balance(what, count, of):
     distance = max(low - 0.5, 0.5 - high, 0.0)
     return distance, f"{what} in {percent(count / of)} of {of:,} (95% interval {span(low, high)})"
 
-# %% ../../nbs/1_data/15_quality.ipynb #877eb087
+# %% ../../nbs/1_data/15_quality.ipynb #9fd6a57c
 @dataclass(repr=False)
 class DataReport(Report):
     "What was read, dropped and measured, with a verdict for each practice of good preference data."
@@ -321,7 +338,7 @@ class DataReport(Report):
     unused_columns: list = field(default_factory=list)  # the source's other columns
     notes: list = field(default_factory=list)  # what else you should know, in sentences
     token_unit: str = "words and punctuation marks"  # what lengths are counted in
-    lengths: dict = field(default_factory=dict)  # prompt, chosen (the best), rejected (the worst) -> {"mean", ...}
+    lengths: dict = field(default_factory=dict)  # prompt, chosen (best), rejected (worst) -> {"mean", ...}
     stats: dict = field(default_factory=dict)  # the numbers behind the verdicts
     overlaps: dict = field(default_factory=dict)  # another split -> {"shared", "prompts", "records"}
     _lengths: dict = field(default_factory=dict)  # the lengths themselves, for the figure
@@ -331,27 +348,30 @@ class DataReport(Report):
         "The name of the data."
         return f"Preferences: {self.name}"
 
-    @property
-    def rows_dropped(self) -> int:
-        "Rows that are not among the records."
-        return self.rows_read - self.rows_kept
+# %% ../../nbs/1_data/15_quality.ipynb #5cfee888
+@patch(as_prop=True)
+def rows_dropped(self: DataReport) -> int:
+    "Rows that are not among the records."
+    return self.rows_read - self.rows_kept
 
-    @property
-    def duplicates(self) -> int:
-        "Rows dropped because they repeat an earlier pair."
-        return self.dropped.get("exact duplicate", {}).get("count", 0)
 
-    @property
-    def longer_is_chosen(self) -> float | None:
-        "The share of pairs whose chosen response is the longer one, among those of different length."
-        longer, shorter = self.stats["longer"], self.stats["shorter"]
-        return longer / (longer + shorter) if longer + shorter else None
+@patch(as_prop=True)
+def duplicates(self: DataReport) -> int:
+    "Rows dropped because they repeat an earlier pair."
+    return self.dropped.get("exact duplicate", {}).get("count", 0)
 
-# %% ../../nbs/1_data/15_quality.ipynb #8a51ec78
+
+@patch(as_prop=True)
+def longer_is_chosen(self: DataReport) -> float | None:
+    "The share of pairs whose chosen response is the longer one, among those of different length."
+    longer, shorter = self.stats["longer"], self.stats["shorter"]
+    return longer / (longer + shorter) if longer + shorter else None
+
+# %% ../../nbs/1_data/15_quality.ipynb #8ddeeccd
 _BROKEN = re.compile(
-    r"(malformed|line is not|row is not|wrong number of cells|null |missing |negative )"
-    r"|.*( is not text| is not a list| is not a list of messages| is not a finite number| is not JSON| not as JSON"
-    r"| has a broken character| differ in number)$"
+    "malformed|line is not|row is not|wrong number of cells|null |missing |negative "
+    "|.*( is not text| is not a list| is not a list of messages| is not a finite number"
+    "| is not JSON| not as JSON| has a broken character| differ in number)$"
 )
 
 
@@ -360,29 +380,29 @@ def broken(self: DataReport) -> dict:
     "The part of `dropped` in which the file is at fault, as opposed to rows that teach nothing."
     return {reason: found for reason, found in self.dropped.items() if _BROKEN.match(reason)}
 
-
+# %% ../../nbs/1_data/15_quality.ipynb #818cab09
 @patch
 def _measured(self: DataReport) -> dict:
     "Practice -> (number, what it says), None where it does not apply."
-    s, kept, read, sources = self.stats, self.rows_kept, self.rows_read, self.stats["sources"]
-    broken, top = self.rows_dropped - self.duplicates, s["top_response"]
+    s, kept, read, top = self.stats, self.rows_kept, self.rows_read, self.stats["top_response"]
+    sources, broken = s["sources"], self.rows_dropped - self.duplicates
+    overlaps = [_of_split(name, **overlap) for name, overlap in self.overlaps.items()]
+    distinct = f"{s['distinct_responses']:,} of {s['responses']:,}"
+    prompts = f"{s['effective_prompts']:.0f} ({s['prompts']:,} distinct)"
     largest = f"the largest of {len(sources)}: {next(iter(sources), None)!r}"
-    overlaps = [_share(o["shared"], o["prompts"], f"{o['shared']:,} of {o['prompts']:,} in {name!r}")
-                for name, o in self.overlaps.items()]
+    repeated = _share(top["count"], kept, f"{top['count']:,} times {top['text']!r}")
     return {
         "enough pairs": (s["pairs"], f"{s['pairs']:,}"),
-        "diverse prompts": (s["effective_prompts"], f"{s['effective_prompts']:.0f} ({s['prompts']:,} distinct)"),
-        "diverse responses": _share(
-            s["distinct_responses"], s["responses"], f"{s['distinct_responses']:,} of {s['responses']:,}"),
-        "clear preference": _share(s["near_identical"], s["ordered_records"], counted(s["near_identical"], "pair")),
+        "diverse prompts": (s["effective_prompts"], prompts),
+        "diverse responses": _share(s["distinct_responses"], s["responses"], distinct),
+        "clear preference": _count(s["near_identical"], s["ordered_records"], "pair"),
         "length balance": _balance("longer one chosen", s["longer"], s["longer"] + s["shorter"]),
         "position balance": _balance("first one chosen", s["first_won"], s["labelled"]),
         "source balance": _share(max(sources.values(), default=0), sources and kept, largest),
-        "no repeated response": _share(top["count"], kept, f"{top['count']:,} times {top['text']!r}")
-        if top["count"] > 1 else (0.0, "none repeated"),
-        "no duplicates": _share(self.duplicates, read, counted(self.duplicates, "row")),
-        "no contradictions": _share(s["contradictory"], s["pairs"], counted(s["contradictory"], "pair")),
-        "no dropped rows": _share(broken, read, counted(broken, "row")),
+        "no repeated response": repeated if top["count"] > 1 else (0.0, "none repeated"),
+        "no duplicates": _count(self.duplicates, read, "row"),
+        "no contradictions": _count(s["contradictory"], s["pairs"], "pair"),
+        "no dropped rows": _count(broken, read, "row"),
         "no prompts across splits": max(filter(None, overlaps), default=None),
     }
 
@@ -397,7 +417,7 @@ def verdicts(self: DataReport) -> list[_Verdict]:
         found.append(_Verdict(name, status, measured, practice.threshold(), practice.why))
     return found
 
-# %% ../../nbs/1_data/15_quality.ipynb #0331fabb
+# %% ../../nbs/1_data/15_quality.ipynb #3a847a5e
 @patch(cls_method=True)
 def of(
     cls: DataReport,
@@ -407,58 +427,71 @@ def of(
     **facts,  # the other fields
 ) -> DataReport:
     "The report of some records."
-    ordered = measures.table.filter(pc.greater(pc.list_value_length(measures.table["pairs"]), 0))
-    lengths = {name: ordered[name].to_numpy() for name in _LENGTHS} | {"prompt": measures["prompt"]}
+    ordered = measures.ordered()
+    lengths = {name: ordered[name] for name in _LENGTHS} | {"prompt": measures["prompt"]}
     if tokenizer is not None:
         facts["token_unit"] = f"tokens of {type(tokenizer).__name__}"
     summaries = {name: _summary(values) for name, values in lengths.items()}
     found = {"lengths": summaries, "stats": measures.statistics(record_at), "_lengths": lengths}
     return cls(rows_kept=len(measures), **found, **facts)
 
-# %% ../../nbs/1_data/15_quality.ipynb #512eb998
-_COLORS = {"ok": "#1a7f37", "warn": "#9a6700", "fail": "#cf222e", "n/a": "#6e7781"}
 
+def _summary(lengths):
+    "Mean and quantiles of some lengths."
+    if not len(lengths):
+        return dict.fromkeys(("mean", "p5", "median", "p95", "max"), 0.0)
+    p5, median, p95, longest = np.percentile(lengths, (5, 50, 95, 100)).tolist()
+    return {"mean": float(lengths.mean()), "p5": p5, "median": median, "p95": p95, "max": longest}
 
+# %% ../../nbs/1_data/15_quality.ipynb #2900258a
 @patch(as_prop=True)
 def sentences(self: DataReport) -> list[str]:
     "How many rows there are, and what is wrong with them."
-    counts = f"{self.rows_kept:,} of {counted(self.rows_read, 'row')} kept, {counted(self.stats['pairs'], 'strictly ordered pair')}"
-    bad = [f"{v.practice}: {v.status}, {v.measured}; {v.why}" for v in self.verdicts if v.status in ("warn", "fail")]
-    return [counts, *bad]
-
-
-@patch
-def sections(self: DataReport) -> list[Section]:
-    "Facts, dropped rows, lengths and practices."
-    parts = [Section(table=Table(("", ""), list(_facts(self))))]
-    for title, tally in (("Dropped", self.dropped), ("Kept, but worth a look", self.noted)):
-        if tally:
-            rows = [(reason, f"{entry['count']:,}", "; ".join(entry["examples"])) for reason, entry in _sorted(tally)]
-            parts.append(Section(title, table=Table(("reason", "rows", "for example"), rows)))
-    names = ("mean", "p5", "median", "p95", "max")
-    rows = [(name, *(f"{row[k]:,.0f}" for k in names)) for name, row in self.lengths.items()]
-    parts.append(Section(f"Lengths in {self.token_unit}", table=Table(("", *names), rows)))
-    rows = [(v.practice, v.status, v.measured, v.threshold) for v in self.verdicts]
-    header = ("practice", "verdict", "measured", "threshold")
-    return [*parts, Section("Practices", table=Table(header, rows, _COLORS))]
-
-
-def _sorted(tally):
-    return sorted(tally.items(), key=lambda item: -item[1]["count"])
+    rows, pairs = counted(self.rows_read, "row"), counted(self.stats["pairs"], "strictly ordered pair")
+    bad = [v for v in self.verdicts if v.status in ("warn", "fail")]
+    return [f"{self.rows_kept:,} of {rows} kept, {pairs}"] + [
+        f"{v.practice}: {v.status}, {v.measured}; {v.why}" for v in bad
+    ]
 
 
 def _facts(report):
     yield "format", f"{report.format} ({report.kind})"
     for name in ("rows_read", "rows_kept", "rows_dropped"):
         yield name.replace("_", " "), f"{getattr(report, name):,}"
-    for name, key in (("strictly ordered pairs", "pairs"), ("ties", "ties")):
-        yield name, f"{report.stats[key]:,}"
+    yield "strictly ordered pairs", f"{report.stats['pairs']:,}"
+    yield "ties", f"{report.stats['ties']:,}"
     if report.columns:
         yield "columns", ", ".join(k if k == v else f"{k} = {v}" for k, v in report.columns.items())
     if report.unused_columns:
         yield "columns not used", ", ".join(report.unused_columns)
-    for note in report.notes:
-        yield "note", note
+    yield from (("note", note) for note in report.notes)
+
+
+def _tally(title, tally):
+    "What was counted by reason, the most frequent first."
+    worst = sorted(tally.items(), key=lambda item: -item[1]["count"])
+    rows = [(reason, f"{found['count']:,}", "; ".join(found["examples"])) for reason, found in worst]
+    return [Section(title, table=Table(("reason", "rows", "for example"), rows))] if rows else []
+
+# %% ../../nbs/1_data/15_quality.ipynb #c4f89e5f
+_COLORS = {"ok": "#1a7f37", "warn": "#9a6700", "fail": "#cf222e", "n/a": "#6e7781"}
+
+
+@patch
+def sections(self: DataReport) -> list[Section]:
+    "Facts, dropped rows, lengths and practices."
+    facts = Section(table=Table(("", ""), list(_facts(self))))
+    names = ("mean", "p5", "median", "p95", "max")
+    lengths = [(name, *(f"{row[k]:,.0f}" for k in names)) for name, row in self.lengths.items()]
+    practices = [(v.practice, v.status, v.measured, v.threshold) for v in self.verdicts]
+    header = ("practice", "verdict", "measured", "threshold")
+    return [
+        facts,
+        *_tally("Dropped", self.dropped),
+        *_tally("Kept, but worth a look", self.noted),
+        Section(f"Lengths in {self.token_unit}", table=Table(("", *names), lengths)),
+        Section("Practices", table=Table(header, practices, _COLORS)),
+    ]
 
 
 @patch
@@ -467,9 +500,9 @@ def to_dict(self: DataReport) -> dict:
     more = {"rows_dropped": self.rows_dropped, "longer_is_chosen": self.longer_is_chosen}
     return super(DataReport, self).to_dict() | more
 
-# %% ../../nbs/1_data/15_quality.ipynb #f6f69168
+# %% ../../nbs/1_data/15_quality.ipynb #aafd242c
 def _longer_by_gap(report, groups=5):
-    "Pairs in groups of like size by their difference in length: (smallest, largest, pairs, those whose longer one is chosen)."
+    "Pairs in groups of like size by difference in length: (smallest, largest, pairs, longer one chosen)."
     gap = report._lengths["chosen"].astype(int) - report._lengths["rejected"]
     gap = gap[np.argsort(np.abs(gap), kind="stable")]
     parts = [part for part in np.array_split(gap[gap != 0], groups) if len(part)]
@@ -477,18 +510,16 @@ def _longer_by_gap(report, groups=5):
 
 
 def _plot_lengths(axes, report):
-    chosen, rejected = report._lengths["chosen"], report._lengths["rejected"]
-    top = max(np.percentile(np.concatenate([chosen, rejected]), 99), 1) if len(chosen) else 1
+    chosen, rejected = (report._lengths[name] for name in ("chosen", "rejected"))
+    top = max(np.percentile(np.concatenate([chosen, rejected, [1]]), 99), 1)
+    names = [f"{name} (median {report.lengths[name]['median']:.0f})" for name in ("chosen", "rejected")]
     bins = np.linspace(0, top, min(30, int(top) + 2))
-    for name in ("chosen", "rejected"):
-        median = report.lengths[name]["median"]
-        lengths = np.minimum(report._lengths[name], top)
-        axes.hist(lengths, bins, histtype="step", label=f"{name} (median {median:.0f})")
-    axes.set(xlabel=f"length ({report.token_unit})", ylabel="pairs", title="How long responses are")
-    axes.xaxis.label.set_size(8)
+    axes.hist([np.minimum(chosen, top), np.minimum(rejected, top)], bins, histtype="step", label=names)
+    axes.set(ylabel="pairs", title="How long responses are")
+    axes.set_xlabel(f"length ({report.token_unit})", size=8)
     axes.legend(frameon=False, fontsize=8)
 
-# %% ../../nbs/1_data/15_quality.ipynb #9971a305
+# %% ../../nbs/1_data/15_quality.ipynb #e6063780
 def _plot_longer(axes, report):
     groups = _longer_by_gap(report)
     shares = np.array([k / n for *_, n, k in groups])
@@ -499,7 +530,7 @@ def _plot_longer(axes, report):
     axes.set(ylim=(0, 1), ylabel="longer one chosen (share, 95%)", title="Is the longer one chosen?")
     axes.set_xlabel(f"difference in length ({report.token_unit})", size=8)
 
-
+# %% ../../nbs/1_data/15_quality.ipynb #64b5d70a
 @patch
 def figures(self: DataReport) -> dict:
     "One figure of two panels."
