@@ -87,7 +87,7 @@ def _absent_column(name, actual, present):
     shown = ", ".join(map(repr, present))
     return PreferenceDataError(f"column {actual!r} (for {name!r}) is missing; present are {shown}{hint}")
 
-# %% ../../nbs/1_data/13_columns.ipynb #0f7c5af5
+# %% ../../nbs/1_data/13_columns.ipynb #8eff7e6c
 def _sought(columns, judged):
     "Canonical names in the order in which columns are looked for."
     if "response_a" in columns:
@@ -98,7 +98,7 @@ def _sought(columns, judged):
     if not judged:
         yield "text"
 
-
+# %% ../../nbs/1_data/13_columns.ipynb #cbd85655
 def _candidates(name, names, taken):
     "The columns that a canonical name may stand for: the one of that name, else those of its aliases."
     for wanted in ([name], _ALIASES.get(name, []), _LAST_RESORT.get(name, [])):
@@ -131,7 +131,7 @@ def find_columns(
             raise PreferenceDataError(f"{both} could both be the prompt; {advice}")
     return columns
 
-# %% ../../nbs/1_data/13_columns.ipynb #40de790b
+# %% ../../nbs/1_data/13_columns.ipynb #6f65986a
 def _likely(name, free):
     "The unused column that is named most like a canonical one; None where none is."
     names = [name, *_ALIASES.get(name, [])]
@@ -142,7 +142,7 @@ def _likely(name, free):
     best = max(free, key=likeness, default=None)
     return best if best is not None and likeness(best) >= 0.75 else None
 
-
+# %% ../../nbs/1_data/13_columns.ipynb #ad1b28ed
 def missing_columns(
     columns: dict,  # canonical name -> column, of those that were found
     present: list[str],  # columns of the source
@@ -157,8 +157,8 @@ def missing_columns(
             likely[name] = column
     mapping = likely if len(likely) == len(lacking) else f"{{{lacking[0]!r}: '...'}}"
     return PreferenceDataError(
-        f"no column for {' and '.join(map(repr, lacking))}; present are {shown}. If one of them holds it, say "
-        f"columns={mapping} (accepted: prompt + chosen + rejected, responses + scores or ranks, "
+        f"no column for {' and '.join(map(repr, lacking))}; present are {shown}. If one of them holds it, "
+        f"say columns={mapping} (accepted: prompt + chosen + rejected, responses + scores or ranks, "
         "response_a + response_b + label, response + score)"
     )
 
@@ -177,7 +177,7 @@ def nested_export(
 def _without(row, names):
     return {name: cell for name, cell in row.items() if name not in names}
 
-# %% ../../nbs/1_data/13_columns.ipynb #8db36acd
+# %% ../../nbs/1_data/13_columns.ipynb #74033cb4
 def _majority(words):
     "What most annotators answered, a tie where two answers lead, None where nobody answered."
     counts = Counter(words).most_common(2)
@@ -186,7 +186,7 @@ def _majority(words):
     leads = len(counts) == 1 or counts[0][1] > counts[1][1]
     return counts[0][0] if leads else "tie"
 
-
+# %% ../../nbs/1_data/13_columns.ipynb #19d7160b
 @nested_export
 class Argilla:
     "Answers to a question, else its suggestion, become the label (most answers win) or the ranking."
@@ -307,14 +307,14 @@ def _texts(cell):
     good = isinstance(cell, list) and cell and all(text is None or isinstance(text, str) for text in cell)
     return cell if good and any(cell) else None
 
-# %% ../../nbs/1_data/13_columns.ipynb #f3ac547b
+# %% ../../nbs/1_data/13_columns.ipynb #351fe0fc
 _TEXT_KEYS = ("response", "answer", "text", "completion", "output", "content", "summary", "generation")
 _OF_THE_ROW = ("id", "source", "weight", "margin", "system")  # what an item has under these names is left out
 
 
 @nested_export
 class ListOfItems:
-    "UltraFeedback, Nectar: a list of dicts, one a response, becomes a list of texts and one of every other key."
+    "UltraFeedback, Nectar: a list of dicts becomes a list of texts and one of every other key."
 
     note = "list of responses with their scores"
 
@@ -335,7 +335,7 @@ class ListOfItems:
 def _are_dicts(items):
     return isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
 
-# %% ../../nbs/1_data/13_columns.ipynb #b00aac59
+# %% ../../nbs/1_data/13_columns.ipynb #0dfef549
 @nested_export
 class ListsOfTurns:
     "LMSYS: prompt and responses as lists, one text for each turn, become conversations."
@@ -345,7 +345,8 @@ class ListsOfTurns:
     @staticmethod
     def flat(row):
         "Two conversations and no prompt."
-        prompt, *responses = (_parsed_texts(row.get(name)) for name in ("prompt", "response_a", "response_b"))
+        names = ("prompt", "response_a", "response_b")
+        prompt, *responses = (_parsed_texts(row.get(name)) for name in names)
         if prompt is None or None in responses:
             return None
         first, second = (_alternate(prompt, texts) for texts in responses)
@@ -367,7 +368,7 @@ def _alternate(asked, answered):
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return turns
 
-# %% ../../nbs/1_data/13_columns.ipynb #3934b02a
+# %% ../../nbs/1_data/13_columns.ipynb #8542b4b0
 def flatten(
     items,  # (origin, row)
     exports: tuple,  # that the first rows are of
@@ -383,7 +384,7 @@ def flatten(
 def _of_another_shape(export):
     return UnusableRow("row is not nested as the first rows are", f"no {export.note}")
 
-
+# %% ../../nbs/1_data/13_columns.ipynb #cd88ebc1
 def unnest(
     items: list,  # (origin, row) of the first rows
 ) -> tuple:  # (exports, items)
@@ -393,6 +394,7 @@ def unnest(
         flat = [row if isinstance(row, UnusableRow) else export.flat(row) for _, row in items]
         known = [row for row in flat if not isinstance(row, UnusableRow)]
         if 2 * known.count(None) < len(known):
-            items = [(item[0], row or _of_another_shape(export)) for item, row in zip(items, flat, strict=True)]
+            rows = [row or _of_another_shape(export) for row in flat]
+            items = [(item[0], row) for item, row in zip(items, rows, strict=True)]
             exports.append(export)
     return tuple(exports), items

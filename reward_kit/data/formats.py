@@ -6,7 +6,7 @@
 __all__ = ['RowFormat', 'PreferenceFormat', 'preference_format', 'Pairs', 'Transcripts', 'Messages', 'ShareGPT', 'Ranking',
            'Labelled', 'Scored', 'Conversation', 'Text', 'detect_format', 'to_record', 'RowReader']
 
-# %% ../../nbs/1_data/14_formats.ipynb #b14fb877
+# %% ../../nbs/1_data/14_formats.ipynb #308cd461
 import difflib
 import re
 from collections import Counter
@@ -16,7 +16,8 @@ from fastcore.basics import patch
 
 from .columns import column_name, find_columns, flatten, missing_columns, unnest
 from .files import PreferenceDataError, UnusableRow
-from .records import Row, as_messages, is_transcript, make_record, record_keys, text_or_messages
+from .records import Row, as_messages, is_transcript, make_record, record_keys
+from .records import text_or_messages
 
 # %% ../../nbs/1_data/14_formats.ipynb #f628cd3f
 _COMMON = ("prompt", "system", "margin", "weight", "source", "id", "tools", "chat_template_kwargs")
@@ -58,7 +59,7 @@ def preference_format(
     _FORMATS[cls.name] = cls
     return cls
 
-# %% ../../nbs/1_data/14_formats.ipynb #44ad4d10
+# %% ../../nbs/1_data/14_formats.ipynb #485435f7
 @patch
 def responses(self: PreferenceFormat, row: Row) -> list:
     "The responses as they stand in the row."
@@ -77,7 +78,7 @@ def record(self: PreferenceFormat, cells: dict) -> dict:
     prompt, responses = row.texts(responses, names, self.transcripts)
     return make_record(row, prompt, responses, ranks, scores, names) | self.more(row, ranks)
 
-
+# %% ../../nbs/1_data/14_formats.ipynb #ad0bcccd
 @patch
 def more(self: PreferenceFormat, row: Row, ranks: list) -> dict:
     "What else a record of this format has."
@@ -138,7 +139,7 @@ def matches(cls: PreferenceFormat, columns: dict, rows: list, judged: bool = Tru
     "Whether rows with these columns are of this format; `rows` are the first ones."
     return not cls.lacking(columns, judged)
 
-# %% ../../nbs/1_data/14_formats.ipynb #b0b7687e
+# %% ../../nbs/1_data/14_formats.ipynb #b59019a9
 def _cells_of(rows, columns, names):
     "Cells of the prompt and the responses in the first rows; rows without a response are left out."
     for row in rows:
@@ -149,7 +150,7 @@ def _cells_of(rows, columns, names):
         if None not in cells[1:]:
             yield cells
 
-
+# %% ../../nbs/1_data/14_formats.ipynb #2a47dd5f
 @patch(cls_method=True)
 def holds_transcripts(cls: PreferenceFormat, columns: dict, rows: list) -> bool:
     "Whether most of the first rows are transcripts, in the prompt or in all responses."
@@ -252,7 +253,7 @@ def _clear_words(columns):
         words |= dict.fromkeys([own, *others, *ends], side)
     return words
 
-# %% ../../nbs/1_data/14_formats.ipynb #214be883
+# %% ../../nbs/1_data/14_formats.ipynb #5870d659
 _SHP = (("human_ref_a", "labels"), {"1": 0, "0": 1})  # Ethayarajh et al. 2022: 1 where A is preferred
 
 
@@ -267,18 +268,18 @@ def _numbers(seen, columns):
     clear = seen == {"1", "2"} or ends == "12" and seen == {"2"}
     return {"1": 0, "2": 1} if clear else None
 
-
+# %% ../../nbs/1_data/14_formats.ipynb #e1a4dafa
 def _open_labels(columns, values):
     "The error for labels that could mean either response."
     label, a, b = (columns[name] for name in ("label", "response_a", "response_b"))
     shown = ", ".join(values[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "")
     example = dict(zip(values, ("a", "b", "tie"), strict=False))
     return PreferenceDataError(
-        f"the labels in {label!r} are {shown}, which could name either response; say what each means, for example "
-        f"labels={example} ('a' is {a!r}, 'b' is {b!r}, 'tie' neither)"
+        f"the labels in {label!r} are {shown}, which could name either response; say what each means, for "
+        f"example labels={example} ('a' is {a!r}, 'b' is {b!r}, 'tie' neither)"
     )
 
-# %% ../../nbs/1_data/14_formats.ipynb #d4addc1f
+# %% ../../nbs/1_data/14_formats.ipynb #c0371025
 def _given_labels(labels):
     "The caller's mapping of labels, checked."
     sides = {"a": 0, "b": 1, "tie": None}
@@ -288,7 +289,7 @@ def _given_labels(labels):
             raise PreferenceDataError(f"labels: {value!r} is not one of {known}")
     return {_word(word): sides[value] for word, value in labels.items()}
 
-
+# %% ../../nbs/1_data/14_formats.ipynb #c2bb5f80
 def _read_labels(columns, rows, labels):
     "What each word in the label column means: 0, 1 or None."
     if labels:
@@ -414,6 +415,10 @@ def absent(self: PreferenceFormat, cells: dict) -> list[str]:
     "The names of columns that this format needs and the row does not have."
     return [name for name in self.needed if self.columns[name] not in cells]
 
+# %% ../../nbs/1_data/14_formats.ipynb #bddc9f0e
+#| export
+
+
 # %% ../../nbs/1_data/14_formats.ipynb #6897ed81
 def _as_ranking(rows):
     "Rows of one prompt as one row of the format `ranking`, or why they are none."
@@ -479,7 +484,7 @@ class Text(_Whole):
 
     name, needs = "text", ("text",)
 
-# %% ../../nbs/1_data/14_formats.ipynb #0a14f249
+# %% ../../nbs/1_data/14_formats.ipynb #bdc7a9a9
 def _choose(columns, present, rows, format, judged):
     "The class that reads these rows."
     if format != "auto":
@@ -492,14 +497,15 @@ def _choose(columns, present, rows, format, judged):
             return cls
     if not judged:
         raise PreferenceDataError(
-            f"nothing to score: the file has {', '.join(map(repr, present))}; needed are chosen and rejected, "
-            'prompt and response(s), messages, or text; name them with columns={"prompt": "question"}'
+            f"nothing to score: the file has {', '.join(map(repr, present))}; needed are chosen and "
+            "rejected, prompt and response(s), messages, or text; "
+            'name them with columns={"prompt": "question"}'
         )
     halves = [("chosen", "rejected"), ("responses", "scores"), ("response_a", "response_b", "label")]
     wanted = max(halves, key=lambda names: sum(name in columns for name in names))
     raise missing_columns(columns, present, [name for name in wanted if name not in columns])
 
-
+# %% ../../nbs/1_data/14_formats.ipynb #16e0c150
 def _refuse_lost_prompt(columns, present):
     free = [name for name in present if name not in columns.values()]
     for close in difflib.get_close_matches("prompt", free, 1, 0.6):
@@ -530,7 +536,7 @@ def _detect(rows, columns, format, labels, judged=True):
         raise PreferenceDataError(f"{shown} has no label column; leave it out")
     return fmt
 
-# %% ../../nbs/1_data/14_formats.ipynb #e4b9a350
+# %% ../../nbs/1_data/14_formats.ipynb #0f8dbd30
 def detect_format(
     rows: list[dict],  # the first rows of a source
     columns: dict | None = None,  # canonical name -> the source's column; None declares a column absent
@@ -539,19 +545,19 @@ def detect_format(
     *,
     judged: bool = True,  # False: rows to be scored, which need no verdict
 ) -> PreferenceFormat:
-    "Find the format of some rows; raises `PreferenceDataError` naming the columns present where there is none."
+    "Find the format of some rows; `PreferenceDataError` names the columns present where there is none."
     exports, items = unnest([(None, row) for row in rows])
     fmt = _detect([row for _, row in items if isinstance(row, dict)], columns, format, labels, judged)
     fmt.nested = exports
     return fmt
 
-# %% ../../nbs/1_data/14_formats.ipynb #d073ae71
+# %% ../../nbs/1_data/14_formats.ipynb #7d594aab
 def to_record(
     example: dict,  # one example in any of the formats
     *,
     origin: str = "",  # where it comes from, for messages and for the record
     columns: dict | None = None,  # canonical name -> the example's column
-    format: str | PreferenceFormat = "auto",  # the name of a format, or what `detect_format` found in other rows
+    format: str | PreferenceFormat = "auto",  # its name, or what `detect_format` found in other rows
     labels: dict | None = None,  # what the values of a label column mean: {"0": "b", "1": "a"}
 ) -> dict:
     "One example as a record; raises `PreferenceDataError` (as `UnusableRow` where the cells are at fault)."
@@ -591,7 +597,7 @@ class RowReader:
         fmt = self._format_of(row)
         return fmt.record(row), "" if fmt.alike(self.reads) else fmt.name
 
-# %% ../../nbs/1_data/14_formats.ipynb #d21b8757
+# %% ../../nbs/1_data/14_formats.ipynb #45416213
 @patch
 def items(self: RowReader, rest):
     "(origin, row) of all rows, flat, those of one response grouped; to be called once."
@@ -626,7 +632,10 @@ def _format_of(self: RowReader, row):
 @patch
 def alike(self: PreferenceFormat, other: PreferenceFormat) -> bool:
     "Whether two formats are the same one, or both pairs whose messages are given in other ways."
-    return self is other or isinstance(self, Pairs) and isinstance(other, Pairs) and not (self.transcripts or other.transcripts)
+    if self is other:
+        return True
+    pairs = isinstance(self, Pairs) and isinstance(other, Pairs)
+    return pairs and not self.transcripts and not other.transcripts
 
 # %% ../../nbs/1_data/14_formats.ipynb #67de1fa0
 RowFormat = PreferenceFormat  # the old name, until its callers have moved

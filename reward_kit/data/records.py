@@ -79,12 +79,12 @@ def _message(turn, what):
             message[key] = value
     return message
 
-# %% ../../nbs/1_data/12_records.ipynb #665e5eae
+# %% ../../nbs/1_data/12_records.ipynb #0bbff7b8
 def as_messages(
     value,  # one message or a list of them, role/content or from/value
     what: str = "messages",  # how the cell is called in a reason
 ) -> list[dict]:
-    "A list of `{'role', 'content', ...}` with all that messages carry; raises `UnusableRow` where it cannot be one."
+    "A list of `{'role', 'content', ...}` with all that messages carry; raises `UnusableRow`."
     turns = _turns_of(value)
     if not isinstance(turns, (list, tuple, str)):
         raise UnusableRow(f"{what} is not a list of messages", f"found {type(turns).__name__}")
@@ -112,12 +112,12 @@ def _is_message(turn):
         return "content" in turn or "tool_calls" in turn
     return "from" in turn and "value" in turn
 
-# %% ../../nbs/1_data/12_records.ipynb #dfa7a262
+# %% ../../nbs/1_data/12_records.ipynb #0118ea6a
 def text_or_messages(
     value,  # a cell
     what: str,  # how the cell is called in a reason
 ):
-    "The cell, parsed where its text is JSON messages; raises `UnusableRow` for messages that Python's `str` wrote."
+    "The cell, parsed where its text is JSON messages; `UnusableRow` for messages that Python's `str` wrote."
     if not isinstance(value, str) or value[:1] not in ("[", "{", " ", "\n", "\t"):
         return value
     start = _MESSAGE_TEXT.match(value)
@@ -133,7 +133,7 @@ def text_or_messages(
     turns = parsed if isinstance(parsed, list) else [parsed]
     return parsed if all(map(_is_message, turns)) else value
 
-# %% ../../nbs/1_data/12_records.ipynb #cfe309be
+# %% ../../nbs/1_data/12_records.ipynb #ed6bb391
 _FIRST, _ROLE = r"\A\s*(?=System|Human|Assistant)", r"(System|Human|Assistant)[ \t]*:"
 _TURN = re.compile(rf"(?:{_FIRST}|\n[ \t]*\n[ \t]*(?=Human|Assistant)){_ROLE}")
 _LINE_TURN = re.compile(rf"(?:{_FIRST}|\n[ \t]*(?=Human|Assistant)){_ROLE}")
@@ -145,7 +145,7 @@ _SPEAKERS = {"System": "system", "Human": "user", "Assistant": "assistant"}
 def is_transcript(
     value,  # a cell
 ) -> bool:
-    "Whether the value is a text that begins with `Human:` (or a `System:` turn before it) and has an `Assistant:` turn."
+    "Whether a text begins with `Human:` (or a `System:` turn before it) and has an `Assistant:` turn."
     return isinstance(value, str) and bool(_TRANSCRIPT.match(value))
 
 # %% ../../nbs/1_data/12_records.ipynb #7a850cf2
@@ -187,9 +187,9 @@ def _answers(turns):
     "Whether turns begin with an answer: of the assistant, or of a tool that it called."
     return turns[0]["role"] in ("assistant", "tool")
 
-# %% ../../nbs/1_data/12_records.ipynb #76e268c1
+# %% ../../nbs/1_data/12_records.ipynb #2a9f8003
 def _conversations(prompt, responses, names):
-    "Prompt and responses as messages; the prompt is a text, messages, or None where it is what the responses share."
+    "Prompt and responses as messages; the prompt is a text, messages, or None: what the responses share."
     responses = [_response_turns(*pair) for pair in zip(responses, names, strict=True)]
     if isinstance(prompt, list):
         return _continue_prompt(prompt, responses)
@@ -215,9 +215,9 @@ def _response_turns(response, name):
         raise UnusableRow(f"{name} does not end with the assistant's turn", found)
     return turns
 
-# %% ../../nbs/1_data/12_records.ipynb #f782676b
+# %% ../../nbs/1_data/12_records.ipynb #ac138057
 def _continue_prompt(prompt, responses):
-    "A prompt of messages and what follows it; where the prompt has no user's turn yet, the shared one belongs to it."
+    "A prompt of messages and what follows it; a shared turn belongs to a prompt that has no user's turn yet."
     for n in range(len(prompt), 0, -1):  # a response may repeat the end of the prompt
         if all(len(turns) > n and turns[:n] == prompt[-n:] for turns in responses):
             responses = [turns[n:] for turns in responses]
@@ -247,14 +247,9 @@ class Row:
     def __getitem__(self, name):
         return self.cells.get(self.columns[name]) if name in self.columns else None
 
-# %% ../../nbs/1_data/12_records.ipynb #f78f174d
+# %% ../../nbs/1_data/12_records.ipynb #4e71ab9e
 @patch
-def number(
-    self: Row,
-    name: str,  # of the column
-    *,
-    negative: bool = True,  # whether the number may be below zero
-) -> float | None:
+def number(self: Row, name: str, *, negative: bool = True) -> float | None:
     "A finite number from a number or its text; None for an empty cell."
     return _number(self[name], name, negative)
 
@@ -272,12 +267,9 @@ def _number(value, what, negative=True):
         raise UnusableRow(f"negative {what}", str(number))
     return number
 
-# %% ../../nbs/1_data/12_records.ipynb #ff9a1215
+# %% ../../nbs/1_data/12_records.ipynb #8e3bca91
 @patch
-def entries(
-    self: Row,
-    name: str,  # of the column
-) -> list:
+def entries(self: Row, name: str) -> list:
     "A list, which tables hold as JSON text."
     value = self[name]
     if value is None:
@@ -296,14 +288,10 @@ def _parse_list(value, what):
         remedy = "written by Python's str(); write lists with json.dumps" if value[:1] == "[" else ""
         raise UnusableRow(f"{what} is not a list", remedy) from None
 
-# %% ../../nbs/1_data/12_records.ipynb #b0c4cc8d
+# %% ../../nbs/1_data/12_records.ipynb #9bf3876a
 @patch
-def numbers(
-    self: Row,
-    name: str,  # of the column
-    count: int,  # of the responses
-) -> list[float] | None:
-    "The numbers of a list, one a response; None where there is no list."
+def numbers(self: Row, name: str, count: int) -> list[float] | None:
+    "The numbers of a list, one for each of `count` responses; None where there is no list."
     if self[name] is None:
         return None
     values = self.entries(name)
@@ -339,15 +327,10 @@ def _with_system(prompt, responses, system):
         prompt = [{"role": "system", "content": system.strip()}, *prompt]
     return prompt, responses
 
-# %% ../../nbs/1_data/12_records.ipynb #f50e46b6
+# %% ../../nbs/1_data/12_records.ipynb #45dc2f59
 @patch
-def texts(
-    self: Row,
-    responses: list,  # their cells, in any order
-    names: list,  # how each is called in a reason
-    transcripts: bool = False,  # whether the texts of this data are transcripts
-) -> tuple:  # (prompt, responses): texts, or messages
-    "Prompt and responses, read as one kind; raises `UnusableRow`."
+def texts(self: Row, responses: list, names: list, transcripts: bool = False) -> tuple:
+    "Prompt and responses (their cells, called by these names in a reason), read as texts or as messages."
     prompt = _prompt(self, transcripts)
     whole = transcripts and (not isinstance(prompt, list) or all(map(is_transcript, responses)))
     responses = [text_or_messages(*pair) for pair in zip(responses, names, strict=True)]
