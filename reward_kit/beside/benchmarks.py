@@ -321,10 +321,10 @@ def figures(self: BenchmarkReport) -> dict:
         figures["styles"] = _plot_matrix(100 * np.array(self.matrix))
     return figures
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #7a326b9e
+# %% ../../nbs/7_beside/benchmarks.ipynb #bdcaa8cb
 def _plot_matrix(matrix):
     "RM-Bench's shares by style of the chosen and the rejected response."
-    figure = new_figure(figsize=(3.4, 2.9), dpi=90)
+    figure = new_figure(figsize=(3.8, 2.9), dpi=90)
     axes = figure.subplots()
     axes.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
     for (i, j), value in np.ndenumerate(matrix):
