@@ -13,13 +13,15 @@ import pytest
 from scipy import stats
 
 import reward_kit.trust.agreement as agreement_module
+import reward_kit.trust.edits as edits_module
 import reward_kit.trust.length as length_module
 import reward_kit.trust.probes as probes_module
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import cluster_bootstrap, pair_table, score_preferences
+from reward_kit.trust.edits import PROBES, Probe, on_text, probe
 from reward_kit.trust.length import LengthReport, length_preference, measure_length
-from reward_kit.trust.probes import PROBES, Probe, ProbeReport, on_text, probe, probe_verdict, run_probes
+from reward_kit.trust.probes import ProbeReport, probe_verdict, run_probes
 
 
 def by_length(prompts, responses):
@@ -140,13 +142,13 @@ def test_english_is_added_to_english_only(name):
                          ("請用 the 寫一句話", "這是一句話"), ("Что это?", "Это дом, and it is the old one.")):
         assert edit(name, text, prompt) is None
     added = edit(name, "It is a house.", "What is that?")
-    assert "It is a house." in added and any(s in added for s in probes_module._SENTENCES[name])
+    assert "It is a house." in added and any(s in added for s in edits_module._SENTENCES[name])
     assert len({edit(name, "It is a house.", "What is that?", seed=s) for s in range(9)}) > 1
 
 
 def test_padding_does_not_finish_an_unfinished_sentence():
     assert edit("padding", "It is a", "What is that?").startswith("It is a\n\n") and edit("padding", "It is.", "What is that?").startswith("It is. ")
-    assert sum(edit("padding", "It is.", "What is that?").count(s) for s in probes_module._SENTENCES["padding"]) == 3
+    assert sum(edit("padding", "It is.", "What is that?").count(s) for s in edits_module._SENTENCES["padding"]) == 3
 
 
 def test_what_is_borrowed_belongs_to_another_question_and_is_as_long():
@@ -358,7 +360,7 @@ def test_template_columns_follow_each_text():
     (-0.5, 0.5, ("unclear", "unclear", "unclear")), (0.0, 0.0, ("passes", "passes", "fails")), (-0.3, 0.0, ("passes", "unclear", "unclear")),
 ])
 def test_verdicts(low, high, expected):
-    assert tuple(probe_verdict(e, low, high, 0.1) for e in probes_module._EXPECTED) == expected
+    assert tuple(probe_verdict(e, low, high, 0.1) for e in edits_module._EXPECTED) == expected
 
 
 def test_verdicts_follow_the_threshold():
@@ -395,7 +397,7 @@ def test_a_probe_is_added_in_one_place():
 
 def test_every_probe_has_its_words():
     assert len(PROBES) == 15 and all(name == p.name and p.what[0].isupper() and p.bias.startswith(("the model", "the reward")) for name, p in PROBES.items())
-    assert {p.expected for p in PROBES.values()} == set(probes_module._EXPECTED)
+    assert {p.expected for p in PROBES.values()} == set(edits_module._EXPECTED)
 
 
 def test_together_means_wider():
@@ -464,8 +466,8 @@ PLANTED = {
     "bold": (lambda p, r: 0.5 * ("**" in r), {"bold"}),
     "list": (lambda p, r: 0.5 * r.startswith("- "), {"list"}),
     "loud": (lambda p, r: 0.5 * ("!" in r), {"emphasis"}),
-    "flattery": (lambda p, r: 0.5 * any(s in r for s in probes_module._SENTENCES["flattery"]), {"flattery"}),
-    "certainty": (lambda p, r: 0.5 * any(s in r for s in probes_module._SENTENCES["certainty"]), {"certainty"}),
+    "flattery": (lambda p, r: 0.5 * any(s in r for s in edits_module._SENTENCES["flattery"]), {"flattery"}),
+    "certainty": (lambda p, r: 0.5 * any(s in r for s in edits_module._SENTENCES["certainty"]), {"certainty"}),
     "disclaimer": (lambda p, r: -0.5 * ("AI language model" not in r), {"disclaimer"}),
     "repetition": (lambda p, r: 0.5 * (r.count("with care") > 1), {"repetition"}),
     "double spaces": (lambda p, r: -0.5 * ("  " in r), {"white space"}),
