@@ -27,7 +27,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 # %% ../../nbs/2_model/23_batches.ipynb #7145a28d
 LAYOUTS = ("padded", "packed")
-CPU_BATCH_TOKENS = 4096  # computed at once on a CPU by default, where larger batches were slower (benchmarks/NOTES.md)
+CPU_BATCH_TOKENS = 4096  # at once on a CPU by default; larger ones were slower (benchmarks/NOTES.md)
 MIN_SHARED = 8  # tokens
 
 
@@ -66,7 +66,7 @@ def pad_sequences(
 class Segments:
     "What each sequence of a packed batch sees: the tokens it shares, then its own."
 
-    table: list[tuple[int, int, int]]  # of each sequence: its own tokens, where the shared ones start, how many those are
+    table: list[tuple[int, int, int]]  # tokens of its own, where the shared ones start, how many
     keys: Tensor  # (k,) where in the row the keys stand, one sequence after another
     query_starts: Tensor  # (n + 1,) int32, where the queries of each sequence start; at last their number
     key_starts: Tensor  # (n + 1,) int32, the same for `keys`
@@ -91,16 +91,18 @@ class Segments:
         )
         return cls(table, count + shift, queries.int(), keys.int(), int(own.max()), int(total.max()))
 
-    def to(self, device, non_blocking: bool = False) -> "Segments":
-        "The same on a device."
-        names = ("keys", "query_starts", "key_starts")
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
-        return replace(self, **moved)
+# %% ../../nbs/2_model/23_batches.ipynb #a6e5b6cf
+@patch
+def to(self: Segments, device, non_blocking: bool = False) -> Segments:
+    "The same on a device."
+    names = ("keys", "query_starts", "key_starts")
+    moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+    return replace(self, **moved)
 
-# %% ../../nbs/2_model/23_batches.ipynb #d7017701
+# %% ../../nbs/2_model/23_batches.ipynb #366fddbe
 def pack_sequences(
     groups: Sequence[Sequence[Sequence[int]]],  # b examples of up to K sequences
-) -> tuple[dict, Tensor]:  # (input_ids, attention_mask, position_ids, all (1, T), and segments; last positions (n,))
+) -> tuple[dict, Tensor]:  # (input_ids, attention_mask, position_ids (1, T), segments; last positions (n,))
     "All sequences in one row, what each shares with the first of its example left out."
     ids, positions, table = [], [], []
     for group in groups:
@@ -118,9 +120,9 @@ def pack_sequences(
     }
     return inputs, inputs["segments"].query_starts[1:].long() - 1
 
-# %% ../../nbs/2_model/23_batches.ipynb #bff85518
+# %% ../../nbs/2_model/23_batches.ipynb #d7e47d8f
 class Batch(dict):
-    "Token ids of b examples with up to K responses each, where their rewards are read, and what the data says about them."
+    "Token ids of b examples of up to K responses, where rewards are read, and what the data says."
 
     input_ids: Tensor  # (n, L) padded, (1, T) packed
     attention_mask: Tensor  # like input_ids, 1 = a token
@@ -150,21 +152,27 @@ class Batch(dict):
         "Tokens of all its texts, whether they are computed once or several times."
         return sum(map(sum, self.lengths))
 
-    def to(self, device, non_blocking: bool = False) -> "Batch":
-        "The same on a device."
-        move = lambda value: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
-        return Batch({name: move(value) for name, value in self.items()})
+# %% ../../nbs/2_model/23_batches.ipynb #7c6c287d
+@patch
+def to(self: Batch, device, non_blocking: bool = False) -> Batch:
+    "The same on a device."
+    move = lambda value: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+    return Batch({name: move(value) for name, value in self.items()})
 
-    def model_inputs(self) -> dict:
-        "What a model with `bind_reward_forward` is called with."
-        names = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "segments", "reward_index")
-        return {name: self[name] for name in names if name in self}
 
-    def labels(self) -> dict:
-        "What a loss is called with."
-        return {name: self.get(name) for name in ("ranks", "mask", "targets", "margin", "weight")}
+@patch
+def model_inputs(self: Batch) -> dict:
+    "What a model with `bind_reward_forward` is called with."
+    names = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "segments", "reward_index")
+    return {name: self[name] for name in names if name in self}
 
-# %% ../../nbs/2_model/23_batches.ipynb #45f2fac7
+
+@patch
+def labels(self: Batch) -> dict:
+    "What a loss is called with."
+    return {name: self.get(name) for name in ("ranks", "mask", "targets", "margin", "weight")}
+
+# %% ../../nbs/2_model/23_batches.ipynb #e108c060
 def _table(examples, name, mask, fill, dtype, default):
     "A column of lists as a tensor like `mask`, `fill` where there is no response."
     given = [default(e) if e.get(name) is None else e[name] for e in examples]
@@ -176,7 +184,7 @@ def _table(examples, name, mask, fill, dtype, default):
 def _column(examples, name, default):
     return torch.tensor([default if e.get(name) is None else float(e[name]) for e in examples])
 
-
+# %% ../../nbs/2_model/23_batches.ipynb #e54127bd
 def _labels(examples, sizes, mask):
     "What the loss needs besides rewards."
     best_first = lambda example: range(1, len(_sequences(example)) + 1)
@@ -197,7 +205,7 @@ def _sequences(example):
         return example["sequences"]
     return [example["chosen_ids"], example["rejected_ids"]]
 
-# %% ../../nbs/2_model/23_batches.ipynb #cc9de1cb
+# %% ../../nbs/2_model/23_batches.ipynb #34ea7419
 _PAYS_BELOW = 0.95  # of the padded positions
 
 
@@ -206,7 +214,7 @@ class RewardCollator:
     "Encoded rows to a `Batch`."
 
     pad_token_id: int  # fills the rows of the padded layout; masked, so the rewards do not depend on it
-    layout: str = "padded"  # or "packed"; `choose_layout` says what a model can. "packed" pads where it would hardly shorten
+    layout: str = "padded"  # or "packed", which pads where it would hardly shorten
     pad_to_multiple_of: int | None = None  # round L up, for tensor cores; the padded layout only
 
     def __post_init__(self):
@@ -229,17 +237,35 @@ class RewardCollator:
         labels = _labels(examples, sizes, mask)
         return Batch(inputs | {"reward_index": index, "lengths": lengths} | labels)
 
-    def _lay_out(self, groups, lengths):
-        "The batch in the shorter layout, and the position of the last token of each sequence."
-        sequences, longest = list(chain(*groups)), max(chain(*lengths))
-        if self.layout == "packed":
-            inputs, last = pack_sequences(groups)
-            if inputs["input_ids"].numel() <= _PAYS_BELOW * len(sequences) * longest:
-                return inputs, last
-        step = self.pad_to_multiple_of or 1
-        return pad_sequences(sequences, self.pad_token_id, math.ceil(longest / step) * step)
+# %% ../../nbs/2_model/23_batches.ipynb #0fb4cf1e
+@patch
+def _lay_out(self: RewardCollator, groups, lengths):
+    "The batch in the shorter layout, and the position of the last token of each sequence."
+    sequences, longest = list(chain(*groups)), max(chain(*lengths))
+    if self.layout == "packed":
+        inputs, last = pack_sequences(groups)
+        if inputs["input_ids"].numel() <= _PAYS_BELOW * len(sequences) * longest:
+            return inputs, last
+    step = self.pad_to_multiple_of or 1
+    return pad_sequences(sequences, self.pad_token_id, math.ceil(longest / step) * step)
 
-# %% ../../nbs/2_model/23_batches.ipynb #ea2b7f15
+# %% ../../nbs/2_model/23_batches.ipynb #076806d8
+def _cut_padded(batch, part, index, first, last):
+    "The rows and columns of some sequences, and where their rewards are now."
+    length, width = batch.input_ids.shape[1], max(chain(*part.lengths))
+    return slice(first, last), slice(width), (index // length - first) * width + index % length
+
+
+def _cut_packed(batch, part, index, first, last):
+    "The same of a packed row, and the segments."
+    table = batch.segments.table
+    begin, chosen = sum(own for own, _, _ in table[:first]), table[first:last]
+    moved = [(own, start - begin if shared else 0, shared) for own, start, shared in chosen]
+    part["segments"] = Segments.of(moved).to(index.device)
+    end = begin + sum(own for own, _, _ in chosen)
+    return slice(None), slice(begin, end), index - begin
+
+# %% ../../nbs/2_model/23_batches.ipynb #0cd6dd82
 @patch
 def take(
     self: Batch,
@@ -260,30 +286,14 @@ def take(
             part[name] = self[name][rows, columns]
     return part
 
-
-def _cut_padded(batch, part, index, first, last):
-    "The rows and columns of some sequences, and where their rewards are now."
-    length, width = batch.input_ids.shape[1], max(chain(*part.lengths))
-    return slice(first, last), slice(width), (index // length - first) * width + index % length
-
-
-def _cut_packed(batch, part, index, first, last):
-    "The same of a packed row, and the segments."
-    table = batch.segments.table
-    begin, chosen = sum(own for own, _, _ in table[:first]), table[first:last]
-    moved = [(own, start - begin if shared else 0, shared) for own, start, shared in chosen]
-    part["segments"] = Segments.of(moved).to(index.device)
-    end = begin + sum(own for own, _, _ in chosen)
-    return slice(None), slice(begin, end), index - begin
-
-# %% ../../nbs/2_model/23_batches.ipynb #b71da93c
+# %% ../../nbs/2_model/23_batches.ipynb #20f1a1c2
 @patch
 def positions(
     self: Batch,
     start: int = 0,  # the first example
     stop: int | None = None,  # one after the last
 ) -> int:
-    "What some neighbouring examples cost: the positions a forward pass over them alone computes, padding included."
+    "What a forward pass over some neighbouring examples computes, padding included."
     chosen = self.lengths[start:stop]
     if self.segments is None:
         return sum(map(len, chosen)) * max(chain(*chosen))
@@ -291,7 +301,7 @@ def positions(
     count = sum(map(len, chosen))
     return sum(own for own, _, _ in self.segments.table[first : first + count])
 
-
+# %% ../../nbs/2_model/23_batches.ipynb #cb669a66
 @patch
 def micro_batches(
     self: Batch,
@@ -310,7 +320,7 @@ def micro_batches(
         return [self]
     return [self.take(*ends) for ends in pairwise([*starts, self.examples])]
 
-# %% ../../nbs/2_model/23_batches.ipynb #8b3996f1
+# %% ../../nbs/2_model/23_batches.ipynb #4e94a09c
 @patch(cls_method=True)
 def of_pairs(
     cls: Batch,
@@ -337,7 +347,7 @@ def of_pairs(
         **given,
     )
 
-# %% ../../nbs/2_model/23_batches.ipynb #4f08f551
+# %% ../../nbs/2_model/23_batches.ipynb #79003a0d
 def innermost_model(
     model,  # transformers model, possibly wrapped by PEFT or for data-parallel training
 ):
@@ -350,7 +360,7 @@ def innermost_model(
         else:
             return model
 
-
+# %% ../../nbs/2_model/23_batches.ipynb #906596b9
 def base_of(
     model,  # causal language model or *ForSequenceClassification, possibly wrapped
 ):
@@ -362,10 +372,10 @@ def base_of(
 def is_reward_decoder(
     model,  # *ForSequenceClassification
 ) -> bool:
-    "Whether rewards are a linear `score` head over the hidden states of the base model, as for all decoders of transformers."
+    "Whether rewards are a linear `score` head over hidden states, as for all decoders of transformers."
     return hasattr(model, "score") and base_of(model) is not None
 
-# %% ../../nbs/2_model/23_batches.ipynb #3072e591
+# %% ../../nbs/2_model/23_batches.ipynb #8912a5d5
 def apply_head_float32(
     head: nn.Module,  # linear layer, possibly wrapped by PEFT
     hidden: Tensor,  # (..., h)
@@ -382,7 +392,7 @@ def apply_head_float32(
             return head(hidden.to(next(iter(parameters.values())).dtype)).float()
         return torch.func.functional_call(head, low, (hidden.float(),))
 
-# %% ../../nbs/2_model/23_batches.ipynb #80ec39df
+# %% ../../nbs/2_model/23_batches.ipynb #a14bf439
 _READING = ContextVar("reading", default=None)  # a value for each thread and task
 _HOOKING = threading.Lock()
 
@@ -406,7 +416,7 @@ def _put_back(block, args, output):
     reading.shape = None
     return whole
 
-
+# %% ../../nbs/2_model/23_batches.ipynb #ea7548ff
 def _last_feed_forward(base):
     "The block after which no token sees another; None where it is not sure what else happens there."
     stacks = [child for child in base.children() if isinstance(child, nn.ModuleList) and len(child)]
@@ -420,7 +430,7 @@ def _last_feed_forward(base):
     mixes = any("expert" in name or "router" in name for name, _ in block.named_modules())
     return None if mixes else block
 
-# %% ../../nbs/2_model/23_batches.ipynb #4221d2ce
+# %% ../../nbs/2_model/23_batches.ipynb #7c3beaae
 @contextlib.contextmanager
 def reading_at(
     base,  # transformer without its head
@@ -441,7 +451,7 @@ def reading_at(
     finally:
         _READING.reset(token)
 
-# %% ../../nbs/2_model/23_batches.ipynb #a2779c28
+# %% ../../nbs/2_model/23_batches.ipynb #e7a37dd9
 SEGMENT_ATTENTION = "segments_or_"  # how the name of an attention function begins that reads segments
 
 
@@ -457,12 +467,12 @@ def takes(
     "Whether a model's forward takes an argument by name."
     return _takes(type(innermost_model(model)), name)
 
-
+# %% ../../nbs/2_model/23_batches.ipynb #cc7dcbb2
 def forward_arguments(
     model,  # transformers model, possibly wrapped
     inputs: dict,  # input_ids, attention_mask, position_ids, ..., segments if packed
 ) -> dict:
-    "The arguments of a forward pass. Raises ValueError for segments that the model's attention would not read."
+    "The arguments of a forward pass. ValueError: segments that the model's attention does not read."
     inner = innermost_model(model)
     arguments = {name: value for name, value in inputs.items() if takes(inner, name) and value is not None}
     if takes(inner, "use_cache"):
@@ -479,7 +489,7 @@ def forward_arguments(
     mask = torch.zeros(1, 1, 1, 1, device=device)
     return arguments | {"attention_mask": mask, "segments": segments.to(device)}
 
-# %% ../../nbs/2_model/23_batches.ipynb #992ce49c
+# %% ../../nbs/2_model/23_batches.ipynb #eb0d83b9
 def _decoder_rewards(model, inputs, index):
     base = base_of(model)
     with reading_at(base, index[index >= 0]):
@@ -490,12 +500,13 @@ def _decoder_rewards(model, inputs, index):
 
 def _encoder_rewards(model, own_forward, inputs, index):
     if inputs.pop("segments", None) is not None:
-        raise ValueError(f"{type(model).__name__} is an encoder, which cannot read packed batches: use layout='padded'")
+        name = type(model).__name__
+        raise ValueError(f"{name} is an encoder, which cannot read packed batches: use layout='padded'")
     inputs.pop("position_ids", None)
     length = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"].shape[1]
     return own_forward(**inputs).logits.float().flatten()[index.clamp(min=0) // length]
 
-
+# %% ../../nbs/2_model/23_batches.ipynb #f771fb6e
 _INPUTS = ("input_ids", "attention_mask", "inputs_embeds", "position_ids", "token_type_ids", "segments")
 
 
@@ -514,19 +525,19 @@ def _reward_forward(self, *args, reward_index=None, **kwargs):
     absent = (reward_index < 0).to(rewards.device)
     return SequenceClassifierOutput(logits=rewards.masked_fill(absent, 0.0))
 
-# %% ../../nbs/2_model/23_batches.ipynb #49922b48
+# %% ../../nbs/2_model/23_batches.ipynb #e4fda455
 def bind_reward_forward(
     model,  # *ForSequenceClassification with one label, before or after PEFT wrapping
 ):  # the same model
-    "Give the innermost model a forward that reads rewards by index. Raises ValueError for other kinds of models."
+    "Give the innermost model a forward that reads rewards by index. ValueError: another kind of model."
     inner = innermost_model(model)
     name, config = type(inner).__name__, inner.config
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder: reward_kit uses decoders and encoders")
     if name.endswith("ForCausalLM") or hasattr(inner, "lm_head"):
         raise ValueError(
-            f"{name} is a causal language model, which has no reward head: pass its name or folder, and a head is "
-            "added, or load it with AutoModelForSequenceClassification and num_labels=1"
+            f"{name} is a causal language model, which has no reward head: pass its name or folder, "
+            "and a head is added, or load it with AutoModelForSequenceClassification and num_labels=1"
         )
     if getattr(config, "num_labels", None) != 1:
         raise ValueError(f"{name} has {config.num_labels} labels: a reward model has num_labels=1")

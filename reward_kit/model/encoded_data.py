@@ -16,6 +16,7 @@ from itertools import chain, compress, islice
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
+from fastcore.basics import patch
 
 from ..data.files import UnusableRow
 from ..data.report import Report, counted
@@ -39,41 +40,50 @@ class OverflowReport(Report):
     examples: list[str] = field(default_factory=list)  # where the first rows left out came from
     title = "Encoding"
 
-    @property
-    def summary(self) -> str:
-        "All of it on one line."
-        cut = f"{self.truncated} cut ({self.truncated / max(self.sequences, 1):.1%}), {self.dropped} dropped"
-        text = f"{counted(self.rows, 'row')}, {counted(self.sequences, 'sequence')}, {self.tokens} tokens kept; "
-        text += f"over {self.max_length} tokens: {cut}"
-        if self.dropped_rows:
-            text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)})"
-        return text
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #64ec5284
+@patch(as_prop=True)
+def summary(self: OverflowReport) -> str:
+    "All of it on one line."
+    cut = f"{self.truncated} cut ({self.truncated / max(self.sequences, 1):.1%}), {self.dropped} dropped"
+    text = f"{counted(self.rows, 'row')}, {counted(self.sequences, 'sequence')}, "
+    text += f"{self.tokens} tokens kept; over {self.max_length} tokens: {cut}"
+    if self.dropped_rows:
+        text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)})"
+    return text
 
-    @property
-    def verdicts(self) -> list[str]:
-        "The summary."
-        return [self.summary]
 
-    def count(
-        self,
-        rows: Iterable[dict],  # encoded
-    ) -> None:
-        "Count them."
-        for row in rows:
-            self.rows += 1
-            self.sequences += row["encoded"]
-            self.truncated += row["truncated"]
-            self.dropped += row["encoded"] - len(row["lengths"])
-            if row["kept"]:
-                self.tokens += sum(row["lengths"])
-            else:
-                self.dropped_rows += 1
-                self.examples = [*self.examples, row["name"]][:3]
+@patch(as_prop=True)
+def verdicts(self: OverflowReport) -> list[str]:
+    "The summary."
+    return [self.summary]
 
-# %% ../../nbs/2_model/22b_encoded_data.ipynb #1a8ecc9d
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #65673e16
+@patch
+def count(
+    self: OverflowReport,
+    rows: Iterable[dict],  # encoded
+) -> None:
+    "Count them."
+    for row in rows:
+        self.rows += 1
+        self.sequences += row["encoded"]
+        self.truncated += row["truncated"]
+        self.dropped += row["encoded"] - len(row["lengths"])
+        if row["kept"]:
+            self.tokens += sum(row["lengths"])
+        else:
+            self.dropped_rows += 1
+            self.examples = [*self.examples, row["name"]][:3]
+
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #ca587554
 _TEXT = ("prompt", "responses", "tools", "chat_template_kwargs")  # columns that encoding replaces
 _LABELS = ("ranks", "scores", "origin")  # columns that it reads
-_COUNTS = {"kept": pa.bool_(), "encoded": pa.int64(), "truncated": pa.int64(), "name": pa.string()}  # for the report
+_COUNTS = {  # for the report
+    "kept": pa.bool_(),
+    "encoded": pa.int64(),
+    "truncated": pa.int64(),
+    "name": pa.string(),
+}
 _INTEGERS = pa.list_(pa.int64())
 _ENCODED = {
     "sequences": pa.list_(pa.list_(pa.int32())),
@@ -82,7 +92,7 @@ _ENCODED = {
     "scores": pa.list_(pa.float64()),
 }
 
-
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #5ac47ccd
 def _encoded_row(record, sequences, cut):
     "A record's responses that fit, and what the report counts."
     fits = [ids is not None for ids in sequences]
@@ -100,12 +110,17 @@ def _encoded_row(record, sequences, cut):
         "name": record["origin"],
     }
 
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #dbc249d2
+def _rows(columns, indices):
+    "Columns as rows; one that does not say where it comes from is called by its number."
+    rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+    for row, i in zip(rows, indices):
+        row["origin"] = row.get("origin") or f"row {i}"
+    return rows
 
-def _encode_records(columns, indices, encoder):
-    "Encoded rows of columns of records."
-    records = [dict(zip(columns, values)) for values in zip(*columns.values())]
-    for record, i in zip(records, indices):
-        record["origin"] = record.get("origin") or f"row {i}"
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #a7cf9248
+def _encode_records(records, encoder):
+    "Encoded rows, one a record."
     texts = [(record, response) for record in records for response in record["responses"]]
     def column(name):
         return [record.get(name) for record, _ in texts]
@@ -117,23 +132,23 @@ def _encode_records(columns, indices, encoder):
         chat_template_kwargs=column("chat_template_kwargs"),
         names=column("origin"),
     )
-    ids, cut = iter(batch.ids), iter(batch.cut)
-    sizes = [len(record["responses"]) for record in records]
-    return [
-        _encoded_row(record, list(islice(ids, size)), islice(cut, size)) for record, size in zip(records, sizes)
-    ]
+    ids, cut, encoded = iter(batch.ids), iter(batch.cut), []
+    for record in records:
+        size = len(record["responses"])
+        encoded.append(_encoded_row(record, list(islice(ids, size)), islice(cut, size)))
+    return encoded
 
-# %% ../../nbs/2_model/22b_encoded_data.ipynb #209642b6
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #9392bec1
 def _encode_table(table, indices, encoder):
     "For `Dataset.map`: columns that are not text as they are, and the encoded ones."
     names = table.column_names
     columns = {name: read_column(table[name]) for name in (*_TEXT, *_LABELS) if name in names}
     schema = pa.schema(_ENCODED | _COUNTS)
-    encoded = pa.Table.from_pylist(_encode_records(columns, indices, encoder), schema)
+    encoded = pa.Table.from_pylist(_encode_records(_rows(columns, indices), encoder), schema)
     other = {name: table[name] for name in names if name not in (*_TEXT, *schema.names)}
     return pa.table(other | {name: encoded[name] for name in schema.names})
 
-
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #6ed124af
 def _encode_stored(dataset, encoder, report, num_proc, desc):
     "The encoded rows that are kept."
     if len(dataset) == 0:
@@ -156,39 +171,43 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
         encoded = encoded.select(np.flatnonzero(encoded["kept"][:]))
     return encoded.remove_columns(list(_COUNTS))
 
-# %% ../../nbs/2_model/22b_encoded_data.ipynb #f497a08c
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #2c826d51
 _log = logging.getLogger("reward_kit")
 _KEPT = (*_ENCODED, "margin", "weight")  # columns of an encoded stream
 
 
 def _usable(rows):
-    "Columns of a stream as columns of records."
+    "Records of the rows that can be used."
     records = []
-    for values in zip(*rows.values()):
-        row = dict(zip(rows, values))
+    for row in rows:
         try:
-            records.append(row if "responses" in row else to_record(row))
+            records.append(row if "responses" in row else to_record(row, origin=row.pop("origin")))
         except UnusableRow as error:
             _log.warning("a row of the stream is left out: %s", error)
-    names = dict.fromkeys(chain(*records))
-    return {name: [record.get(name) for record in records] for name in names}
+    return records
 
-
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #d8c9c2ae
 def _encode_stream(dataset, encoder, report):
     "The encoded rows that are kept, made as they are read."
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError("the dataset has no rows to encode")
 
-    def encode(rows, indices):
-        columns = _usable(rows)
-        encoded = _encode_records(columns, indices, encoder)
+    def encode(columns, indices):
+        records = _usable(_rows(columns, indices))
+        encoded = _encode_records(records, encoder)
         report.count(encoded)
-        labels = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        kept = [label | row for label, row in zip(labels, encoded) if row["kept"]]
+        kept = [record | row for record, row in zip(records, encoded) if row["kept"]]
         return {name: [row.get(name) for row in kept] for name in _KEPT}
 
     return dataset.map(encode, batched=True, with_indices=True, batch_size=100, remove_columns=list(first))
+
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #7c335234
+def column_names(
+    dataset: Dataset | IterableDataset,  # also a stream that does not know its columns
+) -> list[str]:
+    "The names of a data set's columns."
+    return list(dataset.column_names or next(iter(dataset), {}))
 
 
 def _from_ids(dataset, max_length):
@@ -204,22 +223,15 @@ def _from_ids(dataset, max_length):
     dataset = dataset.map(convert, remove_columns=column_names(dataset))
     return dataset.filter(lambda row: max(row["lengths"]) <= max_length)
 
-# %% ../../nbs/2_model/22b_encoded_data.ipynb #97c03028
-def column_names(
-    dataset: Dataset | IterableDataset,  # also a stream that does not know its columns
-) -> list[str]:
-    "The names of a data set's columns."
-    return list(dataset.column_names or next(iter(dataset), {}))
-
-
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #89c04274
 def encode_dataset(
-    data,  # Preferences, or a data set of records, of token ids, or (a stream) of rows in one of TRL's formats
+    data,  # Preferences, a data set of records or of token ids, a stream in a format of TRL's
     encoder: RewardEncoder,  # its encoding is part of the key of the cache
     *,
     num_proc: int | None = None,  # processes; not for streams
     desc: str | None = None,  # title of the progress bar
 ) -> tuple:  # (data set with `sequences`, `lengths`, `ranks`, ...; OverflowReport, None for token ids)
-    "Encode every response of every record. The report of a stream fills as it is read. Raises ValueError for no rows."
+    "Encode every response of every record. Raises ValueError for no rows."
     dataset, limit = getattr(data, "dataset", data), encoder.encoding.max_length
     columns = column_names(dataset)
     if "sequences" in columns:
@@ -231,7 +243,7 @@ def encode_dataset(
         return _encode_stored(dataset, encoder, report, num_proc, desc), report
     return _encode_stream(dataset, encoder, report), report
 
-# %% ../../nbs/2_model/22b_encoded_data.ipynb #b77bc0e1
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #4d6fbfec
 def content_hash(
     dataset,  # of `encode_dataset`
 ) -> str | None:  # 16 hex digits; None for a stream
@@ -243,14 +255,16 @@ def content_hash(
         digest.update(json.dumps([rows["sequences"], rows["ranks"]]).encode())
     return digest.hexdigest()[:16]
 
-
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #84b2ac82
 def pair_columns(
     dataset,  # of `encode_dataset`
 ):
     "chosen_ids, rejected_ids and margin. ValueError: rankings of more than two."
     def convert(row):
         if len(row["sequences"]) != 2:
-            raise ValueError("a data_collator of your own gets pairs; this data has rankings: leave data_collator out")
+            raise ValueError(
+                "a data_collator of your own gets pairs; this data has rankings: leave data_collator out"
+            )
         pair = dict(zip(("chosen_ids", "rejected_ids"), row["sequences"]))
         return pair if row.get("margin") is None else pair | {"margin": row["margin"]}
 

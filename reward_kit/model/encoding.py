@@ -34,10 +34,10 @@ _OVERFLOW = {
 
 @dataclass
 class RewardEncoding:
-    "How text becomes token ids; made by `prepare_tokenizer`. Raises ValueError for impossible settings."
+    "How text becomes token ids; `prepare_tokenizer` makes it. Raises ValueError."
 
     chat_template: str | dict | None = None  # Jinja template(s) of the prepared tokenizer
-    separator: str | None = None  # between prompt and response; None = a space where neither side has white space
+    separator: str | None = None  # between prompt and response; None = one space where there is none
     add_bos: bool = False  # one BOS at the start
     add_eos: bool = True  # one EOS at the end
     max_length: int = 2048  # tokens of one sequence, special tokens included
@@ -53,7 +53,8 @@ class RewardEncoding:
         special = len(self.prefix) + len(self.suffix)
         if self.max_length <= special:
             raise ValueError(
-                f"max_length={self.max_length} leaves no room for text beside {counted(special, 'special token')}"
+                f"max_length={self.max_length} leaves no room for text "
+                f"beside {counted(special, 'special token')}"
             )
 
     def to_dict(self) -> dict:
@@ -68,20 +69,22 @@ class RewardEncoding:
         "The encoding of a dictionary."
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
-    def describe(self) -> str:
-        "The encoding in words, one statement a line."
-        before, after = (" ".join(tokens) or "nothing" for tokens in (self.prefix, self.suffix))
-        between = "one space where neither side brings white space"
-        if self.separator is not None:
-            between = repr(self.separator)
-        return "\n".join([
-            f"special tokens: {before} before, {after} after every text",
-            f"between plain prompt and response: {between}",
-            f"a text longer than {self.max_length} tokens {_OVERFLOW[self.overflow]}",
-            *self.adjustments,
-        ])
+# %% ../../nbs/2_model/22_encoding.ipynb #086f6803
+@patch
+def describe(self: RewardEncoding) -> str:
+    "The encoding in words, one statement a line."
+    before, after = (" ".join(tokens) or "nothing" for tokens in (self.prefix, self.suffix))
+    between = "one space where neither side brings white space"
+    if self.separator is not None:
+        between = repr(self.separator)
+    return "\n".join([
+        f"special tokens: {before} before, {after} after every text",
+        f"between plain prompt and response: {between}",
+        f"a text longer than {self.max_length} tokens {_OVERFLOW[self.overflow]}",
+        *self.adjustments,
+    ])
 
-# %% ../../nbs/2_model/22_encoding.ipynb #ab389c96
+# %% ../../nbs/2_model/22_encoding.ipynb #63daf3e1
 PLAIN_TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}
 
 {% endif %}
@@ -96,7 +99,7 @@ PLAIN_TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"""
 
-# %% ../../nbs/2_model/22_encoding.ipynb #39e97ec8
+# %% ../../nbs/2_model/22_encoding.ipynb #48da40cf
 _WRAPPER_MARK = "{#- wrapped by reward_kit: outer BOS and EOS are left to the tokenizer -#}"
 _FIXED_DATE = datetime(2024, 7, 26)
 
@@ -105,13 +108,13 @@ def _quoted(text):
     "`text` as a Jinja string literal."
     return json.dumps(text, ensure_ascii=False)
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #a3338d72
 def _fix_date(template):
     "The template with a fixed date for today's."
     call = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
     return call.sub(lambda found: _quoted(_FIXED_DATE.strftime(found[2])), template)
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #50674ac1
 def _when(condition, text):
     "Jinja: what has been rendered becomes `text` on a condition."
     return f"{{%- if {condition} -%}}{{%- set reward_text = {text} -%}}{{%- endif -%}}"
@@ -125,7 +128,7 @@ def _cut_end(eos):
     ends = f"not add_generation_prompt and reward_text.rstrip().endswith({_quoted(eos)})"
     return _when(ends, f"reward_text.rstrip()[:-{len(eos)}]")
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #62296ffe
 def _cut_inserted(inserted):
     "Cut the first of (text before, text) pairs that a conversation without a system message starts with."
     cases = []
@@ -136,7 +139,7 @@ def _cut_inserted(inserted):
     no_system = "messages and messages[0]['role'] not in ['system', 'developer']"
     return f"{{%- if {no_system} -%}}{{%- {'{%- el'.join(cases)}{{%- endif -%}}{{%- endif -%}}"
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #d0815034
 def _wrap_template(template, bos=None, eos=None, inserted=()):
     "The template in a wrapper that cuts BOS, EOS and what it inserts; as it is where there is nothing to do."
     if _WRAPPER_MARK in template:
@@ -144,13 +147,13 @@ def _wrap_template(template, bos=None, eos=None, inserted=()):
     template = _fix_date(template)
     if not (bos or eos or inserted):
         return template
-    # a line break right after the opening tag is swallowed, so the original starts on a line of its own, as it did
+    # a line break after the opening tag is swallowed, so the original starts on a line of its own
     body = "{%- set reward_text %}\n" + template.removesuffix("\n") + "{{ '' }}{% endset -%}"
     for text, cut in ((bos, _cut_start), (inserted, _cut_inserted), (eos, _cut_end)):
         body += cut(text) if text else ""
     return _WRAPPER_MARK + body + "{{- reward_text -}}"
 
-# %% ../../nbs/2_model/22_encoding.ipynb #470dce2b
+# %% ../../nbs/2_model/22_encoding.ipynb #d08c6a4b
 _USER, _REPLY, _AGAIN, _SYSTEM = "qXuserXone", "qXreplyXone", "qXuserXtwo", "qXsystemXone"
 
 
@@ -159,12 +162,12 @@ def _turns(*contents):
 
 
 def _user_header(first, second):
-    "What stands before a later user's content, from renderings of one and of two user turns; None: not to be told."
+    "What stands before a later user's content, from two renderings; None: it cannot be told."
     end = first.partition(_REPLY)[2]
     between, again, _ = second.partition(_REPLY)[2].partition(_AGAIN)
     return between.removeprefix(end) if again and between.startswith(end) else None
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #fd96cbca
 def _split_start(start, header):
     "(text before, inserted text) of what stands before the first user's content."
     for head in (header, header.lstrip()):
@@ -172,33 +175,27 @@ def _split_start(start, header):
             return "", start.removesuffix(head)
     return (head, start.removeprefix(head)) if start.startswith(head) else ("", "")
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #ce651eba
 def _default_system(render, bos, inserted):
-    "The system prompt inside inserted text: [(text before it, prompt)]; empty where the template has no system role."
-    try:
-        own = render([{"role": "system", "content": _SYSTEM}, *_turns(_USER, _REPLY)]).removeprefix(bos)
-    except Exception:
-        return []
+    "The default system prompt in inserted text: [(text before it, prompt)], or nothing."
+    own = render([{"role": "system", "content": _SYSTEM}, *_turns(_USER, _REPLY)]).removeprefix(bos)
     head, _, after = own.partition(_SYSTEM)
     if not head or not inserted.startswith(head):
         return []
-    rest = inserted[len(head) :]
-    ends = (i for i in range(len(rest)) if after.startswith(rest[i:]))
-    prompt = rest[: next(ends, None)]
+    prompt = inserted.removeprefix(head)
+    ends = (i for i in range(len(prompt)) if after.startswith(prompt[i:]))
+    prompt = prompt[: next(ends, None)]
     return [(head, prompt)] if prompt.strip() else []
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #cb108957
 def _find_inserted(
     render: Callable,  # messages -> text, by the template
-    bos: str | None,  # BOS token, which does not count
+    bos: str,  # BOS token, which does not count
     special_tokens: Iterable[str] = (),  # text made of these alone belongs to the format
 ) -> list[tuple[str, str]]:  # (text before it, text): the whole, then the default system prompt alone
     "What a template inserts before the first user turn when the conversation has no system message."
-    try:
-        first, second = render(_turns(_USER, _REPLY)), render(_turns(_USER, _REPLY, _AGAIN))
-    except Exception:  # templates raise on anything; then nothing can be said about them
-        return []
-    header, bos = _user_header(first, second), bos or ""
+    first, second = render(_turns(_USER, _REPLY)), render(_turns(_USER, _REPLY, _AGAIN))
+    header = _user_header(first, second)
     if header is None or _USER not in first:
         return []
     header, start = header.removeprefix(bos), first.partition(_USER)[0].removeprefix(bos)
@@ -206,26 +203,24 @@ def _find_inserted(
     rest = text
     for token in special_tokens:
         rest = rest.replace(token, "")
-    if not rest.strip():
-        return []
-    return [(before, text), *_default_system(render, bos, before + text)]
+    return [(before, text), *_default_system(render, bos, before + text)] if rest.strip() else []
 
-# %% ../../nbs/2_model/22_encoding.ipynb #c6f010ad
+# %% ../../nbs/2_model/22_encoding.ipynb #62ea365a
 _PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|_pad_|>")
 
 
 def _ensure_pad_token(tokenizer):
-    "A pad token that is neither EOS nor BOS: its own, one the vocabulary reserves, or a new one; what was done, in words."
-    old = tokenizer.pad_token
-    if old is not None and tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+    "A pad token that is neither EOS nor BOS; what was done for it, in words."
+    old, boundaries = tokenizer.pad_token, (tokenizer.eos_token, tokenizer.bos_token)
+    if old is not None and old not in boundaries:
         return None
     reserved = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    usable = [token for token in _PAD_TOKENS if token in reserved - {tokenizer.eos_token, tokenizer.bos_token}]
+    usable = [token for token in _PAD_TOKENS if token in reserved and token not in boundaries]
     tokenizer.add_special_tokens({"pad_token": usable[0] if usable else "<|pad|>"})
     before = "none" if old is None else f"{old}, which marks a boundary"
     return f"pad token: {tokenizer.pad_token} (before: {before})"
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #32b7dd0e
 def _fit_embeddings(model, tokenizer):
     "Embeddings for the whole vocabulary (new rows zero, no random numbers drawn), and the pad id."
     rows = model.get_input_embeddings().weight.shape[0]
@@ -237,7 +232,7 @@ def _fit_embeddings(model, tokenizer):
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
 
-# %% ../../nbs/2_model/22_encoding.ipynb #b2c4df2a
+# %% ../../nbs/2_model/22_encoding.ipynb #840f269e
 def _special_token_ids(tokenizer):
     "Ids that a tokenizer puts before and after every text. Raises ValueError when it does more than that."
     body = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -247,9 +242,11 @@ def _special_token_ids(tokenizer):
         if body and whole[start:end] == body:
             return whole[:start], whole[end:]
     name = type(tokenizer).__name__
-    raise ValueError(f"{name} encodes 'a' as {whole}, but as {body} without special tokens: not a usable tokenizer")
+    raise ValueError(
+        f"{name} encodes 'a' as {whole}, but as {body} without special tokens: not a usable tokenizer"
+    )
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #b39222d1
 def set_special_tokens(
     tokenizer,  # fast tokenizer, changed in place
     prefix: Sequence[int],  # token ids before every text
@@ -263,7 +260,7 @@ def set_special_tokens(
         special_tokens=list(zip([*before, *after], [*prefix, *suffix], strict=True)),
     )
 
-# %% ../../nbs/2_model/22_encoding.ipynb #eb825376
+# %% ../../nbs/2_model/22_encoding.ipynb #c2dc9ced
 _PROBES = (
     "What is AI? AI is artificial intelligence...",
     "  Grüße, 你好 🙂\n\n\tdef f(x): return x**2 ",
@@ -280,9 +277,9 @@ def tokenizer_fingerprint(
     state += [tokenizer(text)["input_ids"] for text in _PROBES]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #f6ca4774
 def _survives_saving(tokenizer):
-    "Whether ids, ids of texts that are cut, template, pad token and side are the same after saving and loading."
+    "Whether all that decides the ids is the same after saving and loading."
     def state(tokenizer):
         cut = [tokenizer(text, truncation=True, max_length=8)["input_ids"] for text in _PROBES]
         ids = tokenizer_fingerprint(tokenizer), tokenizer.pad_token_id
@@ -292,9 +289,9 @@ def _survives_saving(tokenizer):
         tokenizer.save_pretrained(folder)
         return state(AutoTokenizer.from_pretrained(folder)) == state(tokenizer)
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #3392f5c6
 def _make_saveable(tokenizer):
-    "The general class, which keeps its file as it is, where the tokenizer's own would not; what was done, in words."
+    "The general class where the tokenizer's own would not keep its file; what was done, in words."
     if _survives_saving(tokenizer):
         return None
     name, tokenizer.__class__ = type(tokenizer).__name__, PreTrainedTokenizerFast
@@ -302,7 +299,7 @@ def _make_saveable(tokenizer):
         return f"tokenizer class: the general one, because {name} loses its special tokens on loading"
     raise ValueError(f"{name} gives other ids after saving and loading: no encoding can be guaranteed")
 
-# %% ../../nbs/2_model/22_encoding.ipynb #6706a405
+# %% ../../nbs/2_model/22_encoding.ipynb #a21e55b6
 _DEFAULT_MAX_LENGTH = 2048
 _OFFSET_POSITIONS = re.compile("(xlm-|xlm-roberta-)?roberta|camembert|data2vec-text|longformer|mpnet")
 
@@ -315,7 +312,7 @@ def _positions(config):
         return None
     return limit - (config.pad_token_id or 0) - 1 if _OFFSET_POSITIONS.match(config.model_type) else limit
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #e5a811ca
 def choose_max_length(
     tokenizer,  # its model_max_length counts where it is stated
     model=None,  # its number of positions counts; None = no limit from there
@@ -327,23 +324,30 @@ def choose_max_length(
         declared = tokenizer.model_max_length  # transformers writes 1e30 for "unknown"
         return min(filter(None, (positions, declared, _DEFAULT_MAX_LENGTH)))
     if positions is not None and max_length > positions:
-        raise ValueError(f"max_length={max_length}: this model has {positions} positions; choose {positions} or less")
+        raise ValueError(
+            f"max_length={max_length}: this model has {positions} positions; choose {positions} or less"
+        )
     return max_length
 
-# %% ../../nbs/2_model/22_encoding.ipynb #1e894b0d
+# %% ../../nbs/2_model/22_encoding.ipynb #436be331
+def _renderer(tokenizer, template):
+    "Messages -> text; empty where the template raises, which it may on anything."
+    def render(messages):
+        with contextlib.suppress(Exception):
+            return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        return ""
+
+    return render
+
+
 def _uses_bos(tokenizer, template):
     "Whether a template renders BOS at the start, or did before it was wrapped."
-    if tokenizer.bos_token is None:
-        return False
-    if _WRAPPER_MARK in template:
-        return _cut_start(tokenizer.bos_token) in template
-    for messages in (_turns(_USER, _REPLY), _turns(_USER)):
-        with contextlib.suppress(Exception):  # templates raise on anything
-            text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-            return text.startswith(tokenizer.bos_token)
-    return False
+    bos, render = tokenizer.bos_token, _renderer(tokenizer, template)
+    if bos is None or _WRAPPER_MARK in template:
+        return bos is not None and _cut_start(bos) in template
+    return any(render(turns).startswith(bos) for turns in (_turns(_USER, _REPLY), _turns(_USER)))
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #e58ea59c
 def _plan_special_tokens(tokenizer, templates):
     "Ids before and after every text."
     prefix, suffix = _special_token_ids(tokenizer)
@@ -353,14 +357,14 @@ def _plan_special_tokens(tokenizer, templates):
         suffix = [tokenizer.eos_token_id]
     return prefix, suffix
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #df5b2ece
 def _adjust_template(tokenizer, template, bos, eos):
     "A template that renders its messages and nothing else, and what was done to it in words."
     if _WRAPPER_MARK in template:
         return template, []
     fixed, notes = _fix_date(template), []
-    render = lambda messages: tokenizer.apply_chat_template(messages, chat_template=fixed, tokenize=False)
-    inserted = _find_inserted(render, tokenizer.bos_token, tokenizer.get_added_vocab())
+    render = _renderer(tokenizer, fixed)
+    inserted = _find_inserted(render, tokenizer.bos_token or "", tokenizer.get_added_vocab())
     if inserted:
         text = inserted[0][1].strip()
         notes.append(f"chat template: inserts {text!r} where a conversation has no system message; removed")
@@ -368,17 +372,39 @@ def _adjust_template(tokenizer, template, bos, eos):
         notes.append(f"chat template: renders the current date; fixed to {_FIXED_DATE:%Y-%m-%d}")
     return _wrap_template(template, bos, eos, inserted), notes
 
-# %% ../../nbs/2_model/22_encoding.ipynb #f0fd5e42
+# %% ../../nbs/2_model/22_encoding.ipynb #b856be8a
+def _set_up(tokenizer, template):
+    "Give a tokenizer its templates and special tokens: ids before and after every text, notes."
+    templates = template if isinstance(template, dict) else {"default": template}
+    prefix, suffix = _plan_special_tokens(tokenizer, templates.values())
+    bos = tokenizer.bos_token if tokenizer.bos_token_id in prefix else None
+    eos = tokenizer.eos_token if tokenizer.eos_token_id in suffix else None
+    made = {name: _adjust_template(tokenizer, text, bos, eos) for name, text in templates.items()}
+    texts = {name: text for name, (text, _) in made.items()}
+    tokenizer.chat_template = texts if isinstance(template, dict) else texts["default"]
+    if (prefix, suffix) != _special_token_ids(tokenizer):
+        set_special_tokens(tokenizer, prefix, suffix)
+    return prefix, suffix, [note for _, notes in made.values() for note in notes]
+
+
+def _set_sides(tokenizer, length):
+    "Cut on the left, pad on the right."
+    sides = {"truncation_side": "left", "padding_side": "right", "model_max_length": length}
+    for name, value in sides.items():
+        setattr(tokenizer, name, value)
+        tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
+
+# %% ../../nbs/2_model/22_encoding.ipynb #21fbf0f9
 def prepare_tokenizer(
     tokenizer,  # fast tokenizer, changed in place
     model=None,  # its embeddings grow if a pad token is added; its config gets the pad id
     *,
     max_length: int | None = None,  # tokens; None = smallest of model positions, tokenizer's limit and 2048
     overflow: str = "truncate_left",  # too long: "truncate_left" | "drop" | "error"
-    separator: str | None = None,  # between prompt and response; None = a space where neither side has white space
+    separator: str | None = None,  # between prompt and response; None = one space where there is none
     chat_template: str | dict | None = None,  # replaces the tokenizer's own
 ) -> RewardEncoding:
-    "Make a tokenizer follow the encoding by itself, also after saving; a second call changes nothing. Raises ValueError."
+    "Make a tokenizer follow the encoding by itself, also after saving. Raises ValueError."
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} is not a fast tokenizer: convert it once, "
@@ -390,11 +416,11 @@ def prepare_tokenizer(
         _fit_embeddings(model, tokenizer)
     template = chat_template or tokenizer.chat_template or PLAIN_TEMPLATE
     if template == PLAIN_TEMPLATE:
-        notes.append("chat template: none of its own; conversations become 'User: ...', 'Assistant: ...' paragraphs")
+        notes.append(
+            "chat template: none of its own; conversations become 'User: ...', 'Assistant: ...' paragraphs"
+        )
     prefix, suffix, template_notes = _set_up(tokenizer, template)
-    for name, value in {"truncation_side": "left", "padding_side": "right", "model_max_length": length}.items():
-        setattr(tokenizer, name, value)
-        tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
+    _set_sides(tokenizer, length)
     notes += [*template_notes, _make_saveable(tokenizer)]
     return RewardEncoding(
         chat_template=tokenizer.chat_template,
@@ -409,21 +435,7 @@ def prepare_tokenizer(
         adjustments=[note for note in notes if note],
     )
 
-
-def _set_up(tokenizer, template):
-    "Give a tokenizer its templates and special tokens: ids before and after every text, notes."
-    templates = template if isinstance(template, dict) else {"default": template}
-    prefix, suffix = _plan_special_tokens(tokenizer, templates.values())
-    bos = tokenizer.bos_token if tokenizer.bos_token_id in prefix else None
-    eos = tokenizer.eos_token if tokenizer.eos_token_id in suffix else None
-    made = {name: _adjust_template(tokenizer, text, bos, eos) for name, text in templates.items()}
-    texts = {name: text for name, (text, _) in made.items()}
-    tokenizer.chat_template = texts if isinstance(template, dict) else texts["default"]
-    if (prefix, suffix) != _special_token_ids(tokenizer):
-        set_special_tokens(tokenizer, prefix, suffix)
-    return prefix, suffix, [note for _, notes in made.values() for note in notes]
-
-# %% ../../nbs/2_model/22_encoding.ipynb #4af7af43
+# %% ../../nbs/2_model/22_encoding.ipynb #3e8112ec
 def join_plain(
     prompt: str,  # comes first, never changed
     response: str,  # may be empty; then nothing separates the two
@@ -435,7 +447,7 @@ def join_plain(
         separator = " " if touching else ""
     return prompt + separator + response, len(prompt) + len(separator)
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #e4d33bb9
 def _as_turns(value, role):
     if isinstance(value, str):
         return [{"role": role, "content": value}] if value or role == "assistant" else []
@@ -453,7 +465,7 @@ def join_messages(
     cut = len(before) - bool(before and before[-1]["role"] == "assistant")
     return before[:cut], before[cut:]
 
-# %% ../../nbs/2_model/22_encoding.ipynb #c41ea991
+# %% ../../nbs/2_model/22_encoding.ipynb #4a2c0e18
 @dataclass
 class EncodedBatch:
     "Token ids of a list of texts, with what had to be cut or left out."
@@ -476,7 +488,7 @@ class EncodedBatch:
         "Tokens of each text, 0 where dropped."
         return [len(ids or ()) for ids in self.ids]
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #6ee190e0
 class RewardEncoder:
     "Turns prompts and responses into token ids by the encoding."
 
@@ -491,7 +503,7 @@ class RewardEncoder:
         self.bos = tokenizer.bos_token if encoding.add_bos else ""
         self.eos = tokenizer.eos_token if encoding.add_eos else ""
 
-# %% ../../nbs/2_model/22_encoding.ipynb #8e6e4e48
+# %% ../../nbs/2_model/22_encoding.ipynb #f88d98ee
 def _all_text(prompt, response):
     "Whether a pair is read without a chat template."
     return isinstance(response, str) and (prompt is None or isinstance(prompt, str))
@@ -518,7 +530,7 @@ def _render(self: RewardEncoder, prompt, response, tools, arguments):
         return self._join(prompt, response)[0]
     return self._template(sum(join_messages(prompt, response), []), tools, arguments)
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #50454b01
 @patch
 def _join(self: RewardEncoder, prompt, response):
     "Text of a pair of strings, and where the response starts."
@@ -531,7 +543,7 @@ def _template(self: RewardEncoder, messages, tools, arguments, **options):
     options |= arguments or {}
     return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
 
-# %% ../../nbs/2_model/22_encoding.ipynb #c1af291c
+# %% ../../nbs/2_model/22_encoding.ipynb #1ab05346
 @patch
 def _response_tokens(self: RewardEncoder, text, prompt, response, tools, arguments):
     "How many tokens of a rendered text cover the response; 0 for a full text, of which nobody knows."
@@ -547,7 +559,7 @@ def _response_tokens(self: RewardEncoder, text, prompt, response, tools, argumen
     found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return sum(end > start for _, end in found["offset_mapping"])
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #030c039b
 @patch
 def _fit(self: RewardEncoder, ids, text, row, name):
     "The special tokens and the last ones of the text, or None when it is left out."
@@ -562,7 +574,7 @@ def _fit(self: RewardEncoder, ids, text, row, name):
     end = len(ids) - len(self.suffix)
     return [*self.prefix, *ids[end - self.room : end], *self.suffix]
 
-# %% ../../nbs/2_model/22_encoding.ipynb #6a3f7f6e
+# %% ../../nbs/2_model/22_encoding.ipynb #582bb56d
 def template_value(
     value,  # an argument of a chat template as data holds it: JSON text, or the thing itself
 ):
@@ -572,12 +584,13 @@ def template_value(
 
 def _for_each_row(value, n, kinds, name):
     "A value for each of n rows: the entries of a list that has one a row, else the same for all."
-    by_row = isinstance(value, list) and value and all(item is None or isinstance(item, kinds) for item in value)
+    kinds = (*kinds, type(None))
+    by_row = isinstance(value, list) and value and all(isinstance(item, kinds) for item in value)
     if by_row and len(value) != n:
         raise ValueError(f"{name}: {counted(len(value), 'entry', 'entries')} for {counted(n, 'text')}")
     return [template_value(item) for item in (value if by_row else [value] * n)]
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #9c0ae1e3
 @patch
 def _named_text(self: RewardEncoder, name, row):
     "The text of a row; an error of its template names it."
@@ -589,7 +602,7 @@ def _named_text(self: RewardEncoder, name, row):
 
 @patch
 def _text_ids(self: RewardEncoder, texts):
-    "What `tokenizer(text)` gives for each text, straight from the fast tokenizer, which keeps settings of earlier calls."
+    "What `tokenizer(text)` gives, by the fast tokenizer, which keeps settings of earlier calls."
     backend = self.tokenizer.backend_tokenizer
     if backend.truncation:
         backend.no_truncation()
@@ -598,7 +611,7 @@ def _text_ids(self: RewardEncoder, texts):
     backend.encode_special_tokens = self.tokenizer.split_special_tokens
     return [encoded.ids for encoded in backend.encode_batch_fast(texts)]
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #700d71e2
 @patch
 def encode(
     self: RewardEncoder,
@@ -609,12 +622,14 @@ def encode(
     chat_template_kwargs=None,  # likewise, dictionaries
     names: Sequence[str] | None = None,  # of the rows, for error messages
 ) -> EncodedBatch:
-    "Token ids of each text. Raises ValueError: lengths differ, a template refuses, an empty text, overflow='error'."
+    "Token ids of each text. Raises ValueError that names the row."
     n = len(prompts)
     if responses is None:
         responses = [None] * n
     if len(responses) != n:
-        raise ValueError(f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}: there must be as many")
+        raise ValueError(
+            f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}: there must be as many"
+        )
     names = names or [f"row {i}" for i in range(n)]
     tools = _for_each_row(tools, n, (str, list), "tools")
     arguments = _for_each_row(chat_template_kwargs, n, (str, dict), "chat_template_kwargs")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../../nbs/2_model/21_loss.ipynb #19506913
@@ -22,11 +23,12 @@ def _tensor(name, value, shape, like):
     value = torch.as_tensor(value, device=like.device)
     if tuple(value.shape) != tuple(shape):
         raise ValueError(
-            f"{name} must have shape {tuple(shape)} to match rewards {tuple(like.shape)}, got {tuple(value.shape)}"
+            f"{name} must have shape {tuple(shape)} to match rewards {tuple(like.shape)}, "
+            f"got {tuple(value.shape)}"
         )
     return value
 
-# %% ../../nbs/2_model/21_loss.ipynb #f8a63b3c
+# %% ../../nbs/2_model/21_loss.ipynb #61712e69
 def _check_rewards(rewards, least):
     "Raises for what is no tensor (b, K) of rewards."
     if not isinstance(rewards, Tensor) or not rewards.is_floating_point():
@@ -34,11 +36,11 @@ def _check_rewards(rewards, least):
         raise TypeError(f"rewards must be a floating point tensor, got {kind}")
     if rewards.dim() != 2 or rewards.shape[1] < least:
         raise ValueError(
-            f"rewards must have shape (b, K) with K >= {least} responses to a prompt, got {tuple(rewards.shape)}; "
-            "for pairs use torch.stack([chosen, rejected], dim=1)"
+            f"rewards must have shape (b, K) with K >= {least} responses to a prompt, "
+            f"got {tuple(rewards.shape)}; for pairs use torch.stack([chosen, rejected], dim=1)"
         )
 
-
+# %% ../../nbs/2_model/21_loss.ipynb #b871e00f
 def _present(rewards, mask, least=2):
     "Rewards in float32 (float64 stays) with absent ones set to 0, and the mask."
     _check_rewards(rewards, least)
@@ -50,7 +52,7 @@ def _present(rewards, mask, least=2):
     rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     return rewards.masked_fill(~mask, 0), mask
 
-# %% ../../nbs/2_model/21_loss.ipynb #a8a1780b
+# %% ../../nbs/2_model/21_loss.ipynb #27c57688
 def ordered(
     ranks: Tensor,  # (b, K) int, 1 = best, equal = tie
     mask: Tensor,  # (b, K) bool, True = keep
@@ -59,7 +61,7 @@ def ordered(
     above = ranks[:, :, None] < ranks[:, None, :]
     return above & mask[:, :, None] & mask[:, None, :]
 
-
+# %% ../../nbs/2_model/21_loss.ipynb #5eda0dd2
 def mean_where(
     values: Tensor,  # (b, ...)
     keep: Tensor,  # like values, bool
@@ -68,7 +70,7 @@ def mean_where(
     count = keep.flatten(1).sum(1)
     return values.masked_fill(~keep, 0).flatten(1).sum(1) / count.clamp(min=1)
 
-# %% ../../nbs/2_model/21_loss.ipynb #bd00b1ea
+# %% ../../nbs/2_model/21_loss.ipynb #215f899f
 @dataclass
 class Judgements:
     "The rewards of some rows, and how their responses were judged."
@@ -86,7 +88,7 @@ class Judgements:
             differences = differences - self.margin[:, None, None]
         return differences
 
-
+# %% ../../nbs/2_model/21_loss.ipynb #4500b2e4
 def _judgements(rewards, ranks, mask, margin, targets, least):
     "Checked: shapes, types and devices."
     given = rewards
@@ -100,7 +102,7 @@ def _judgements(rewards, ranks, mask, margin, targets, least):
         targets = _tensor("targets", targets, rewards.shape, given).to(rewards.dtype)
     return Judgements(rewards, mask, above, margin, targets)
 
-# %% ../../nbs/2_model/21_loss.ipynb #85409b0b
+# %% ../../nbs/2_model/21_loss.ipynb #c4815585
 def _divided(total, weight):
     "A weighted sum by its weight; 0 where there is none."
     return total / torch.where(weight == 0, torch.ones_like(weight), weight)
@@ -115,7 +117,7 @@ def _reduce(losses, weights, reduction):
     total = losses.sum()
     return total if reduction == "sum" else _divided(total, weights.sum())
 
-# %% ../../nbs/2_model/21_loss.ipynb #82fbe1bc
+# %% ../../nbs/2_model/21_loss.ipynb #1f44257f
 def _centering(rewards, mask):
     "A loss for the level of the rewards, which comparisons leave open; see below."
     return (2 * mean_where(rewards, mask)) ** 2
@@ -131,53 +133,59 @@ class Loss:
     needs: tuple[str, ...] = ()  # columns of the data it cannot do without
     least: int = 2  # responses to a prompt
 
-    def weights(
-        self,
-        above: Tensor,  # (b, K, K) bool, of `ordered`
-        mask: Tensor,  # (b, K) bool
-        weight: Tensor | None = None,  # (b,) weight of each row, default 1
-    ) -> Tensor:  # (b, 2)
-        "Weight of each row in the loss and in centering, 0 where the row says nothing about it."
-        if weight is None:
-            weight = torch.ones(len(mask), device=mask.device)
-        return weight[:, None] * torch.stack([self.counts(above, mask), mask.any(1)], 1)
-
-    def terms(
-        self,
-        rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
-        *,
-        ranks: Tensor | None = None,  # (b, K) int, 1 = best, equal = tie
-        mask: Tensor | None = None,  # (b, K) bool, True = keep
-        targets: Tensor | None = None,  # (b, K) score of each response, for regression
-        margin: Tensor | None = None,  # (b,) the difference to win by
-        weight: Tensor | None = None,  # (b,) weight of each row, default 1
-        **keywords,  # its own
-    ) -> Tensor:  # (b, 4): weighted loss, its weight, weighted centering loss, its weight
-        "What each row adds to the loss. ValueError, TypeError: shapes, types, ranges."
-        rows = _judgements(rewards, ranks, mask, margin, targets, self.least)
-        losses = [self.of_rows(rows, **keywords), _centering(rows.rewards, rows.mask)]
-        if weight is not None:
-            weight = _tensor("weight", weight, rewards.shape[:1], rewards)
-        weights = self.weights(rows.above, rows.mask, weight).to(losses[0].dtype)
-        return torch.stack([weights * torch.stack(losses, 1), weights], 2).flatten(1)
-
-    def __call__(
-        self,
-        rewards: Tensor,  # (b, K)
-        *,
-        reduction: str = "mean",  # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
-        **labels,  # ranks, mask, targets, margin, weight, and keywords of its own, as in `terms`
-    ) -> Tensor:  # scalar, or (b,) for "none"
-        "The loss."
-        losses, weights, _, _ = self.terms(rewards, **labels).unbind(1)
-        return _reduce(losses, weights, reduction)
-
     @property
     def keywords(self) -> list[str]:
         "Names of the keywords that are its own."
         return list(inspect.signature(self.of_rows).parameters)[1:]
 
-# %% ../../nbs/2_model/21_loss.ipynb #28e6f88f
+# %% ../../nbs/2_model/21_loss.ipynb #d2422900
+@patch
+def weights(
+    self: Loss,
+    above: Tensor,  # (b, K, K) bool, of `ordered`
+    mask: Tensor,  # (b, K) bool
+    weight: Tensor | None = None,  # (b,) weight of each row, default 1
+) -> Tensor:  # (b, 2)
+    "Weight of each row in the loss and in centering, 0 where the row says nothing about it."
+    if weight is None:
+        weight = torch.ones(len(mask), device=mask.device)
+    return weight[:, None] * torch.stack([self.counts(above, mask), mask.any(1)], 1)
+
+# %% ../../nbs/2_model/21_loss.ipynb #854aace6
+@patch
+def terms(
+    self: Loss,
+    rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
+    *,
+    ranks: Tensor | None = None,  # (b, K) int, 1 = best, equal = tie
+    mask: Tensor | None = None,  # (b, K) bool, True = keep
+    targets: Tensor | None = None,  # (b, K) score of each response, for regression
+    margin: Tensor | None = None,  # (b,) the difference to win by
+    weight: Tensor | None = None,  # (b,) weight of each row, default 1
+    **keywords,  # its own
+) -> Tensor:  # (b, 4): weighted loss, its weight, weighted centering loss, its weight
+    "What each row adds to the loss. ValueError, TypeError: shapes, types, ranges."
+    rows = _judgements(rewards, ranks, mask, margin, targets, self.least)
+    losses = [self.of_rows(rows, **keywords), _centering(rows.rewards, rows.mask)]
+    if weight is not None:
+        weight = _tensor("weight", weight, rewards.shape[:1], rewards)
+    weights = self.weights(rows.above, rows.mask, weight).to(losses[0].dtype)
+    return torch.stack([weights * torch.stack(losses, 1), weights], 2).flatten(1)
+
+# %% ../../nbs/2_model/21_loss.ipynb #ff413d1a
+@patch
+def __call__(
+    self: Loss,
+    rewards: Tensor,  # (b, K)
+    *,
+    reduction: str = "mean",  # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
+    **labels,  # ranks, mask, targets, margin, weight, and keywords of its own, as in `terms`
+) -> Tensor:  # scalar, or (b,) for "none"
+    "The loss."
+    losses, weights, _, _ = self.terms(rewards, **labels).unbind(1)
+    return _reduce(losses, weights, reduction)
+
+# %% ../../nbs/2_model/21_loss.ipynb #f8712df6
 LOSSES: dict[str, Loss] = {}
 
 
@@ -188,7 +196,7 @@ def some_order(
     "Rows with at least one strictly ordered pair."
     return above.flatten(1).any(1)
 
-
+# %% ../../nbs/2_model/21_loss.ipynb #d386db49
 def register_loss(
     counts: Callable = some_order,  # (above, mask) -> (b,) bool, rows the loss says something about
     needs: tuple[str, ...] = (),  # columns of the data it cannot do without
@@ -203,7 +211,7 @@ def register_loss(
 
     return enter
 
-# %% ../../nbs/2_model/21_loss.ipynb #3c16f4c8
+# %% ../../nbs/2_model/21_loss.ipynb #158d0ca5
 @register_loss()
 def bradley_terry_loss(
     rows: Judgements,  # of b rows; tied pairs say nothing
@@ -218,7 +226,7 @@ def bradley_terry_loss(
         losses = losses - label_smoothing * F.logsigmoid(-z)
     return mean_where(losses, rows.above)
 
-# %% ../../nbs/2_model/21_loss.ipynb #592e5cd2
+# %% ../../nbs/2_model/21_loss.ipynb #ae0a0119
 @register_loss()
 def plackett_luce_loss(
     rows: Judgements,  # of b rows; tied responses are not compared with each other
@@ -230,7 +238,7 @@ def plackett_luce_loss(
     stages = -F.logsigmoid(-lower.logsumexp(2))  # log(1 + sum of exp)
     return stages.masked_fill(~some_below, 0).sum(1)
 
-# %% ../../nbs/2_model/21_loss.ipynb #df1905e2
+# %% ../../nbs/2_model/21_loss.ipynb #b57ade80
 def _a_pair(above, mask):
     return mask.sum(1) > 1
 
@@ -238,7 +246,7 @@ def _a_pair(above, mask):
 @register_loss(counts=_a_pair)
 def davidson_loss(
     rows: Judgements,  # of b rows; tied pairs count as ties, margins hold for ordered pairs only
-    tie_parameter: float | Tensor = 1.0,  # nu > 0; two equally good responses tie with probability nu / (2 + nu)
+    tie_parameter: float | Tensor = 1.0,  # nu > 0; equal responses tie with probability nu / (2 + nu)
 ) -> Tensor:  # (b,)
     "Mean over all pairs of -log P(observed outcome: win or tie): Davidson (1970), JASA 65, 317."
     if not isinstance(tie_parameter, Tensor) and not tie_parameter > 0:
@@ -253,7 +261,7 @@ def davidson_loss(
     tie = -F.logsigmoid(log_nu - torch.logaddexp(gap, -gap))
     return mean_where(torch.where(tied, tie, win), above | tied)
 
-# %% ../../nbs/2_model/21_loss.ipynb #00d8f3ee
+# %% ../../nbs/2_model/21_loss.ipynb #0ab48368
 def _anyone(above, mask):
     return mask.any(1)
 
@@ -265,15 +273,17 @@ def regression_loss(
     "Mean squared difference between rewards and scores over a row's responses."
     if rows.targets is None:
         raise ValueError(
-            "regression_loss needs targets: the score of each response, (b, K); the data must have scores"
+            "regression_loss needs targets: the score of each response, (b, K); "
+            "the data must have scores"
         )
     if rows.margin is not None:
         raise ValueError(
-            "regression_loss has no margin: remove the margin column, or choose a loss that compares responses"
+            "regression_loss has no margin: remove the margin column, "
+            "or choose a loss that compares responses"
         )
     return mean_where((rows.rewards - rows.targets) ** 2, rows.mask)
 
-# %% ../../nbs/2_model/21_loss.ipynb #29dc4666
+# %% ../../nbs/2_model/21_loss.ipynb #c1c92d00
 def centering_loss(
     rewards: Tensor,  # (b, K) float, K >= 1
     *,
@@ -281,14 +291,14 @@ def centering_loss(
     weight: Tensor | None = None,  # (b,) weight of each row, default 1
     reduction: str = "mean",  # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
 ) -> Tensor:  # scalar, or (b,) for "none"
-    "(2 * mean reward of the prompt)^2, for a pair (r_chosen + r_rejected)^2: arXiv 2312.09244. ValueError: shape."
+    "(2 * mean reward of a prompt)^2: arXiv 2312.09244. ValueError: shape."
     terms = _LEVEL.terms(rewards, mask=mask, weight=weight)
     return _reduce(terms[:, 2], terms[:, 3], reduction)
 
 
 _LEVEL = Loss("centering", lambda rows: _centering(rows.rewards, rows.mask), _anyone, least=1)
 
-# %% ../../nbs/2_model/21_loss.ipynb #3de38b16
+# %% ../../nbs/2_model/21_loss.ipynb #03a2c2dc
 def _known_loss(loss_type, keywords=()):
     "The loss of a name, once its name and its own keywords are known to exist."
     if loss_type not in LOSSES:
@@ -297,11 +307,12 @@ def _known_loss(loss_type, keywords=()):
     for name in keywords:
         if name not in ("ranks", "mask", "targets", "margin", "weight", *own):
             raise ValueError(
-                f"loss_type {loss_type!r} has no keyword {name!r}; it has {', '.join(own) or 'none of its own'}"
+                f"loss_type {loss_type!r} has no keyword {name!r}; "
+                f"it has {', '.join(own) or 'none of its own'}"
             )
     return LOSSES[loss_type]
 
-
+# %% ../../nbs/2_model/21_loss.ipynb #7ec27b0e
 def loss_weights(
     *,
     ranks: Tensor,  # (b, K) int, 1 = best, equal = tie
@@ -313,21 +324,21 @@ def loss_weights(
     "Weight of each row in the loss and in centering, before any reward is known."
     return _known_loss(loss_type).weights(ordered(ranks, mask), mask, weight)
 
-
+# %% ../../nbs/2_model/21_loss.ipynb #9ea311cb
 def loss_terms(
     rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
     *,
     loss_type: str = "bradley_terry",  # a name in `LOSSES`
     **labels,  # ranks, mask, targets, margin, weight, and keywords of that loss alone, as in `Loss.terms`
 ) -> Tensor:  # (b, 4): weighted loss, its weight, weighted centering loss, its weight
-    "What each row adds to the loss. ValueError: unknown name or keyword, and what the loss itself raises."
+    "What each row adds to the loss. ValueError: name, keywords, shapes, ranges."
     return _known_loss(loss_type, labels).terms(rewards, **labels)
 
-# %% ../../nbs/2_model/21_loss.ipynb #46635d10
+# %% ../../nbs/2_model/21_loss.ipynb #d9c14043
 def total_loss(
     terms: Tensor,  # (4,) sum of rows of `loss_terms`
     center_rewards_coefficient: float | None = None,  # weight of centering, None = off
-    weights: Tensor | None = None,  # (2,) to divide by, of a larger batch (`loss_weights`); None: those of the terms
+    weights: Tensor | None = None,  # (2,) of a larger batch, to divide by; None: those of the terms
 ) -> Tensor:  # scalar
     "Weighted mean loss, plus centering if asked for."
     loss, weight, centering, centering_weight = terms
@@ -338,23 +349,23 @@ def total_loss(
         return mean
     return mean + center_rewards_coefficient * _divided(centering, centering_weight)
 
-# %% ../../nbs/2_model/21_loss.ipynb #9c6dfde0
+# %% ../../nbs/2_model/21_loss.ipynb #a7aff64d
 def reward_loss(
     rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
     *,
     loss_type: str = "bradley_terry",  # a name in `LOSSES`
-    center_rewards_coefficient: float | None = None,  # weight of `centering_loss`; TRL advises 0.01, None = off
+    center_rewards_coefficient: float | None = None,  # weight of centering, None = off; TRL: 0.01
     reduction: str = "mean",  # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
     **labels,  # ranks, mask, targets, margin, weight, and keywords of that loss, as in `loss_terms`
 ) -> Tensor:  # scalar, or (b,) for "none"
-    "The loss called `loss_type`, plus centering if asked for. ValueError: unknown name or keyword, shapes, ranges."
+    "The loss of a name, plus centering if asked for. ValueError: name, keywords, shapes, ranges."
     terms = loss_terms(rewards, loss_type=loss_type, **labels)
     if reduction == "mean":
         return total_loss(terms.sum(0), center_rewards_coefficient)
     rows = terms[:, 0] + (center_rewards_coefficient or 0) * terms[:, 2]
     return _reduce(rows, None, reduction)
 
-# %% ../../nbs/2_model/21_loss.ipynb #e4e7f87f
+# %% ../../nbs/2_model/21_loss.ipynb #d2d14dbc
 def pairwise_accuracy(
     rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
     *,
@@ -362,14 +373,13 @@ def pairwise_accuracy(
     mask: Tensor | None = None,  # (b, K) bool, True = keep
     reduction: str = "sum",  # "sum" over all pairs of the batch, or "none" = one count a row
 ) -> tuple[Tensor, Tensor]:  # (correct, total): scalars or (b,); float32 and int64
-    "Ordered pairs the rewards get right (equal: one half), and all; NaN where a reward is. ValueError: shape."
+    "Ordered pairs the rewards get right (equal: one half), and all of them. ValueError: shape."
     if reduction not in ("sum", "none"):
         raise ValueError(f"reduction must be 'sum' or 'none', got {reduction!r}")
     rows = _judgements(rewards, ranks, mask, None, None, least=2)
     better, worse = rows.rewards[:, :, None], rows.rewards[:, None, :]
-    halves = 2 * (better > worse) + (better == worse).int()
-    halves, total = ((counts * rows.above).sum((1, 2)) for counts in (halves, rows.above))
-    lost = ((better.isnan() | worse.isnan()) & rows.above).flatten(1).any(1)
-    if reduction == "sum":
-        halves, total, lost = halves.sum(), total.sum(), lost.any()
-    return (halves / 2).masked_fill(lost, torch.nan), total
+    right = ((better > worse).float() + (better >= worse).float()) / 2
+    right = right.masked_fill(better.isnan() | worse.isnan(), torch.nan)
+    correct = right.masked_fill(~rows.above, 0).sum((1, 2))
+    total = rows.above.sum((1, 2))
+    return (correct, total) if reduction == "none" else (correct.sum(), total.sum())

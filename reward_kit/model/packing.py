@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from .batches import LAYOUTS, MIN_SHARED, SEGMENT_ATTENTION, Segments, base_of, forward_arguments
-from .batches import innermost_model, is_reward_decoder, pack_sequences, pad_sequences, reading_at, takes
+from .batches import LAYOUTS, MIN_SHARED, SEGMENT_ATTENTION, base_of, forward_arguments
+from .batches import innermost_model, is_reward_decoder, pack_sequences, pad_sequences
+from .batches import reading_at, takes
 
 # %% ../../nbs/2_model/24_packing.ipynb #607f038c
 def _causal_mask(masks, n, total, window, like):
-    "(n, total) additive: the last n of `total` positions, each seeing those before it, `window` back at most with itself."
+    "(n, total) additive: the last n of `total` positions, each seeing `window` back with itself."
     key = n, total, window, like.dtype, like.device
     if key not in masks:
         positions = torch.arange(total, device=like.device)
@@ -30,7 +31,7 @@ def _causal_mask(masks, n, total, window, like):
         masks[key] = torch.zeros_like(back, dtype=like.dtype).masked_fill(hidden, -torch.inf)
     return masks[key]
 
-
+# %% ../../nbs/2_model/24_packing.ipynb #43831cce
 def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, scaling=None):
     "Attention of one sequence's last positions (1, heads, n, d) to all of it (1, heads, total, d)."
     n, total = query.shape[2], key.shape[2]
@@ -45,7 +46,7 @@ def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, sc
     weights = logits.float().softmax(-1).to(value.dtype)
     return nn.functional.dropout(weights, dropout) @ value
 
-# %% ../../nbs/2_model/24_packing.ipynb #ca6df82f
+# %% ../../nbs/2_model/24_packing.ipynb #add18561
 def _attend_in_turn(query, key, value, segments, **options):
     "Attention (1, heads, T, d) of each segment to what it sees, one segment after another."
     sizes = [own for own, _, _ in segments.table]
@@ -62,7 +63,7 @@ def _attend_in_turn(query, key, value, segments, **options):
         out.append(_attend(queries[i], *seen, segments.masks, **options))
     return torch.cat(out, 2)
 
-# %% ../../nbs/2_model/24_packing.ipynb #6161497b
+# %% ../../nbs/2_model/24_packing.ipynb #2d97be51
 @cache
 def _varlen_attention():
     "Torch's attention over sequences of different lengths; None where this torch has none with windows."
@@ -73,7 +74,7 @@ def _varlen_attention():
     known = inspect.signature(varlen_attn).parameters
     return varlen_attn if "window_size" in known else None
 
-
+# %% ../../nbs/2_model/24_packing.ipynb #bbf8effd
 def _flash_fits(query, value):
     "Whether torch's flash attention takes these tensors."
     size, device = query.shape[-1], query.device
@@ -82,7 +83,7 @@ def _flash_fits(query, value):
     fits = size <= 256 and size % 8 == 0 and value.shape[-1] == size
     return fits and torch.cuda.get_device_capability(device)[0] >= 8
 
-
+# %% ../../nbs/2_model/24_packing.ipynb #3bcff86f
 def _attend_at_once(query, key, value, segments, window=None, scaling=None):
     "The same as `_attend_in_turn` by one kernel."
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -99,8 +100,8 @@ def _attend_at_once(query, key, value, segments, window=None, scaling=None):
     )
     return out.transpose(0, 1)[None]
 
-# %% ../../nbs/2_model/24_packing.ipynb #3d658e3d
-CPU_16_BIT_FROM = 2048  # tokens; shorter segments in 16 bits are slower on a CPU than in float32 (benchmarks/NOTES.md)
+# %% ../../nbs/2_model/24_packing.ipynb #8be74fa6
+CPU_16_BIT_FROM = 2048  # tokens; shorter segments are faster in float32 on a CPU (benchmarks/NOTES.md)
 _UNKNOWN = ("s_aux", "position_bias", "head_mask")  # attention that is more than attention
 
 
@@ -131,7 +132,7 @@ def _segment_attention(
             out = _attend_in_turn(query, key, value, segments, **options)
     return out.transpose(1, 2).contiguous().to(dtype), None
 
-# %% ../../nbs/2_model/24_packing.ipynb #aad09938
+# %% ../../nbs/2_model/24_packing.ipynb #7b6a3afe
 def _eager_attention(module, *args, **kwargs):
     "The attention written out in the file of the model, for which transformers keeps no name."
     files = [modules.get(cls.__module__) for cls in type(module).__mro__]
@@ -151,7 +152,7 @@ for _name, _own in {"sdpa": _attentions["sdpa"], "eager": _eager_attention}.item
     AttentionInterface.register(SEGMENT_ATTENTION + _name, partial(_segments_or, _own))
     AttentionMaskInterface.register(SEGMENT_ATTENTION + _name, _masks[_name])
 
-
+# %% ../../nbs/2_model/24_packing.ipynb #8b618b49
 def read_segments(
     model,  # transformers model, possibly wrapped; one whose kind `packing_problem` has tried
 ) -> None:
@@ -162,7 +163,7 @@ def read_segments(
         own = "sdpa" if base._supports_sdpa else "eager"
     base.set_attn_implementation(SEGMENT_ATTENTION + own)
 
-# %% ../../nbs/2_model/24_packing.ipynb #069ac3ca
+# %% ../../nbs/2_model/24_packing.ipynb #9534ee38
 _LONGEST_WINDOW = 1024  # tokens; the probe does not exceed longer windows, whose code is that of shorter ones
 
 
@@ -177,7 +178,7 @@ def _probe_groups(config):
     opening = tokens(MIN_SHARED)
     return [[prompt + tokens(9), prompt + tokens(12)], [opening + tokens(5), tokens(7), opening + tokens(3)]]
 
-
+# %% ../../nbs/2_model/24_packing.ipynb #596e45c6
 @torch.no_grad()
 def _probe_states(base, groups, layout):
     "Hidden states (n, h) at the last token of each sequence."
@@ -191,7 +192,7 @@ def _probe_states(base, groups, layout):
         hidden = base(**forward_arguments(base, inputs)).last_hidden_state
     return hidden.flatten(0, 1)[last.to(hidden.device)].float()
 
-
+# %% ../../nbs/2_model/24_packing.ipynb #61cd9036
 def _compare_layouts(base, groups):
     "How far the states of the two layouts are apart, in standard deviations, with the model as it scores."
     modes = [(module, module.training) for module in base.modules()]
@@ -203,7 +204,7 @@ def _compare_layouts(base, groups):
             module.training = training
     return ((packed - padded).abs().max() / padded.std()).item()
 
-# %% ../../nbs/2_model/24_packing.ipynb #5dcbd145
+# %% ../../nbs/2_model/24_packing.ipynb #d709b815
 def _known_problem(inner, base):
     "What can be said without a trial."
     if not is_reward_decoder(inner) and inner.get_output_embeddings() is None:
@@ -218,7 +219,7 @@ def _known_problem(inner, base):
         return "computes its attention by itself"
     return None
 
-
+# %% ../../nbs/2_model/24_packing.ipynb #7379d0a5
 def _tried(base, groups):
     "What goes wrong in a trial; None: nothing, and the attention reads segments from now on."
     before = base.config._attn_implementation
@@ -236,7 +237,7 @@ def _tried(base, groups):
         base.set_attn_implementation(before)
     return problem
 
-# %% ../../nbs/2_model/24_packing.ipynb #4338dbb6
+# %% ../../nbs/2_model/24_packing.ipynb #8a5e8bc1
 def packing_problem(
     model,  # *ForSequenceClassification or causal language model, not yet wrapped for several devices
 ) -> str | None:  # None: packed and padded are the same, and the model's attention reads segments from now on
@@ -248,7 +249,7 @@ def packing_problem(
         problem = _tried(base, _probe_groups(inner.config.get_text_config()))
     return problem and f"{type(inner).__name__} {problem}"
 
-
+# %% ../../nbs/2_model/24_packing.ipynb #bf2dc043
 def choose_layout(
     layout: str,  # "auto" or one of LAYOUTS
     problem: str | None,  # of `packing_problem`
