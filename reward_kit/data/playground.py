@@ -211,13 +211,13 @@ def _described(value):
     name = type(value).__name__
     return name if isinstance(value, str) else f"{an(name)} of {len(value)}"
 
-# %% ../../nbs/1_data/17_playground.ipynb #7ff20342
+# %% ../../nbs/1_data/17_playground.ipynb #7c95ad38
 def _preference_probability(prompts, a, b):
     "The probability that an annotator prefers each of `a`: sigmoid(r*(a) - r*(b)), Bradley and Terry (1952)."
     rewards = zip(true_reward(prompts, a), true_reward(prompts, b), strict=True)
     return [1 / (1 + math.exp(second - first)) for first, second in rewards]
 
-
+# %% ../../nbs/1_data/17_playground.ipynb #e7b41e3e
 def _pair_columns(pairs):
     "Prompts, chosen and rejected of pairs; rankings and ties have no chosen response, or more than one."
     rows = []
@@ -266,7 +266,7 @@ def _draw_ranking(rng, rewards):
     noisy = [reward - math.log(rng.expovariate(1.0)) for reward in rewards]
     return sorted(range(len(rewards)), key=lambda index: -noisy[index])
 
-# %% ../../nbs/1_data/17_playground.ipynb #f2a98c27
+# %% ../../nbs/1_data/17_playground.ipynb #4bcefd88
 def sample_responses(
     rng: random.Random,  # where the draws come from
     prompt: str,  # one of the world's prompts
@@ -282,7 +282,7 @@ def sample_responses(
         answers[fact.compose(rng, mix)] = None
     return list(answers)
 
-
+# %% ../../nbs/1_data/17_playground.ipynb #364c226c
 def _draw_rows(seed, prompts, n, k=2, tie=0.0):
     "Rows with responses and ranks; no two rows hold the same prompt with the same responses."
     rng, rows, seen = random.Random(seed), [], set()
