@@ -20,10 +20,9 @@ import pytest
 
 import reward_kit.data.preferences as data
 from reward_kit.data.files import PreferenceDataError, UnusableRow
-from reward_kit.data.records import as_messages, parse_transcript, prompt_key
 from reward_kit.data.formats import to_record
-from reward_kit.data.preferences import Preferences, kfold_by_prompt, load_preferences, prompt_overlap
-from reward_kit.data.preferences import save_preferences, split_by_prompt
+from reward_kit.data.preferences import Preferences, kfold_by_prompt, load_preferences, prompt_overlap, save_preferences, split_by_prompt
+from reward_kit.data.records import as_messages, parse_transcript, prompt_key
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 HH, DEMO = REAL / "hh-rlhf-harmless-test.jsonl.gz", REAL / "dpo-en-demo.json.gz"

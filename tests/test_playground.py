@@ -214,7 +214,7 @@ def test_no_reward_beats_the_best_accuracy():
 
 
 def test_a_foreign_prompt_has_no_answers():
-    with pytest.raises(ValueError, match="asks for no fact"): playground.sample_responses(random.Random(0), "Tell me a joke.", 2)
+    with pytest.raises(ValueError, match="asks for no fact"): playground._sample_responses(random.Random(0), "Tell me a joke.", 2)
 
 
 # --- the base

@@ -588,13 +588,3 @@ def save(
 ) -> int:  # records written
     "Write the records so that `load_preferences` reads the same ones again."
     return save_preferences(self, path)
-
-# %% ../../nbs/1_data/16_preferences.ipynb #8b437c16
-Preferences.group_keys = Preferences.prompt_keys  # old names, until their callers have moved
-
-
-def _parse(payload, origin):
-    "The row of what a reader yields."
-    if isinstance(payload, UnusableRow):
-        raise payload
-    return payload
