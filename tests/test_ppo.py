@@ -108,7 +108,7 @@ def odd(name):
 
 @pytest.mark.parametrize("name", ["mamba", "jamba", "bamba", "lfm2"])
 def test_state_space_and_hybrid_models_are_refused(name):
-    with pytest.raises(ValueError, match="whose cache cannot drop the rows of answers that have ended") as refused: check_sampling(odd(name))
+    with pytest.raises(ValueError, match="cannot be sampled while rows leave the batch") as refused: check_sampling(odd(name))
     assert type(odd(name)).__name__ in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -592,7 +592,8 @@ def test_prompts_come_from_lists_files_and_datasets(tmp_path):
     import datasets
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?", "x": 1}\n{"prompt": "b?", "x": 2}\n')
     rows = [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}]
-    for data in (rows, datasets.Dataset.from_list(rows)): assert load_prompts(data) == rows
+    for data in (rows, datasets.Dataset.from_list(rows)):
+        assert load_prompts(data) == [{**row, "origin": f"train_dataset, row {i}"} for i, row in enumerate(rows)]
     for path in (tmp_path / "p.jsonl", str(tmp_path / "p.jsonl")):
         assert load_prompts(path) == [{**row, "origin": f"p.jsonl:{i}"} for i, row in enumerate(rows, 1)]
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?"}\n{"prompt": " "}\n')

@@ -16,7 +16,7 @@ import transformers
 from ..model.settings import nearest
 from ..rl.ppo import PPOTrainer
 
-# %% ../../nbs/7_beside/trl_ppo.ipynb #04527d72
+# %% ../../nbs/7_beside/trl_ppo.ipynb #dc9dc3bc
 _ANSWERS = {
     "a response always ends at the tokenizer's EOS, and at every token of the policy's "
     "generation_config.eos_token_id; name other tokens there": "stop_token stop_token_id",
@@ -37,13 +37,16 @@ _ANSWERS = {
         "fp16 fp16_full_eval bf16_full_eval"
     ),
     "trainer.save_model() writes a folder, and huggingface_hub.upload_folder(repo_id=..., folder_path=...) "
-    "uploads it": "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
+    "uploads it": (
+        "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision"
+    ),
     "gradient_checkpointing=True needs no arguments, and is never reentrant": (
         "gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs"
     ),
     "prompts are encoded once, when the trainer is made, no loader is needed, and every column reaches the "
     "reward functions; leave it out": (
-        "dataset_num_proc dataloader_num_workers dataloader_drop_last dataloader_pin_memory remove_unused_columns"
+        "dataset_num_proc dataloader_num_workers dataloader_drop_last dataloader_pin_memory "
+        "remove_unused_columns"
     ),
 }
 
@@ -71,12 +74,12 @@ _ANSWERS |= {
 
 ELSEWHERE = {name: answer for answer, names in _ANSWERS.items() for name in names.split()}
 
-# %% ../../nbs/7_beside/trl_ppo.ipynb #dca51e77
+# %% ../../nbs/7_beside/trl_ppo.ipynb #c98868d4
 def check_setting_names(
     config: type,  # PPOConfig
     names,  # keyword arguments it is made with
 ) -> None:
-    "TypeError for a name that is none of its settings: what takes the place of one of TRL's, or which name was meant."
+    "TypeError for a name that is no setting: what takes the place of TRL's, or which was meant."
     known = [field.name for field in dataclasses.fields(config)]
     below = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
     loop = "it is a setting of transformers' Trainer, and PPOTrainer has a loop of its own; leave it out"
@@ -89,11 +92,12 @@ def check_setting_names(
         hint = nearest(name, known)
         raise TypeError(f"{config.__name__} has no {name}{hint and '.' + hint}")
 
-# %% ../../nbs/7_beside/trl_ppo.ipynb #82f9a4d4
+# %% ../../nbs/7_beside/trl_ppo.ipynb #af3af98d
 TRL_ARGUMENTS = {  # an argument of TRL's PPOTrainer -> what takes its place
-    "value_model": "PPOConfig(critic=...) makes the critic: 'reward' from the reward model, 'separate' from the "
-    "policy, 'shared' as a head on the policy",
-    "data_collator": "train_dataset holds prompts as text or conversations, and PPOTrainer encodes and pads them",
+    "value_model": "PPOConfig(critic=...) makes the critic: 'reward' from the reward model, "
+    "'separate' from the policy, 'shared' as a head on the policy",
+    "data_collator": "train_dataset holds prompts as text or conversations, and PPOTrainer encodes "
+    "and pads them",
     "optimizers": "PPOTrainer makes AdamW for policy and critic; see learning_rate, critic_learning_rate, "
     "lr_scheduler_type and adam_epsilon of PPOConfig",
 }
@@ -104,7 +108,7 @@ def take_trl_names(
     reward,  # the argument of this name
     processing_class,  # the argument of this name
 ) -> tuple:  # reward, processing_class
-    "`reward_model` is the reward and `tokenizer` the processing_class. TypeError: no counterpart, or given twice."
+    "`reward_model` is the reward, `tokenizer` the processing_class. TypeError."
     ours = {"reward_model": reward, "tokenizer": processing_class}
     names = dict(zip(ours, ("reward", "processing_class")))
     for name, value in others.items():

@@ -173,14 +173,13 @@ def _critic_from_reward(reward_model, scale, tokenizer):
         head.bias.fill_(intercept)
     return Critic(base_of(model), head.to(model.device))
 
-# %% ../../nbs/5_rl/53_policies.ipynb #06e77c63
+# %% ../../nbs/5_rl/53_policies.ipynb #072c6ce3
 @dataclass
 class PPOConfig(PPOSettings):
     """Settings of `PPOTrainer`, by TRL's names; what differs from TRL's, with the reason:
 
     - `gradient_accumulation_steps` 8 (TRL: 1), so that a batch of rollouts has 64 responses.
-    - a minibatch is one optimizer step, whatever `gradient_accumulation_steps` is
-      (in TRL 1.12 fewer steps are taken than minibatches are cut).
+    - a minibatch is one optimizer step (in TRL 1.12 fewer are taken than minibatches are cut).
     - `gradient_checkpointing` off and precision by the hardware, as in `RewardConfig`.
     - `learning_rate` 3e-6 as there, but 1e-4 for LoRA, as in `RewardConfig`.
     - `adam_epsilon` 1e-5, as in the code of N+ (TensorFlow's Adam, with which the first such

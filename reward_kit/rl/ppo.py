@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #93fd914b
+# %% ../../nbs/5_rl/55_ppo.ipynb #ffbe24f0
 from ..data.files import json_ready, write_whole
 from ..model.model_folder import saved_whole
 from ..model.runs import Checkpoints, StopOnInterrupt, changed_settings
@@ -37,9 +37,13 @@ from .ppo_report import PhaseClock, log_line, rollout_metrics, sample_table, upd
 from .ppo_report import write_policy_card
 from .rewards import RewardError, RewardMix
 from .rollouts import Episode, EpisodeBatch, Rollout, Sampling, VLLMSampling
-from .rollouts import encode_prompts, evaluate_actions, load_prompts, prompt_order, sample_responses
+from .rollouts import encode_prompts, evaluate_actions, load_prompts, prompt_order
+from .rollouts import sample_responses
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #4e7bb392
+# %% ../../nbs/5_rl/55_ppo.ipynb #023a3016
+_REWARDS = "give a RewardModel, its path, or a function (prompts, completions, **columns) -> numbers"
+
+
 class PPOTrainer:
     """PPO for a causal language model: `PPOTrainer(policy, reward, args, prompts).train()`.
 
@@ -69,23 +73,20 @@ class PPOTrainer:
             reward, processing_class = take_trl_names(others, reward, processing_class)
         self.args = complete_settings(args, model)
         if reward is None:
-            raise TypeError(
-                "reward is missing: give a RewardModel, its path, or a function "
-                "(prompts, completions, **columns) -> list of numbers"
-            )
+            raise TypeError(f"reward is missing: {_REWARDS}")
         transformers.set_seed(self.args.seed)
         self._prepare_processes()
         weights, normalize = self.args.reward_weights, self.args.normalize_reward
         self.rewards = RewardMix(reward, weights, normalize, self.device)
-        given = processing_class, ref_model, peft_config
-        self.models = prepare_models(model, self.args, self.rewards, self.device, *given)
+        own = processing_class, ref_model, peft_config
+        self.models = prepare_models(model, self.args, self.rewards, self.device, *own)
         self.policy, self.ref_policy = self.models.policy, self.models.reference
         self.critic, self.tokenizer = self.models.critic, self.models.tokenizer
         self.optimizer = self.models.make_optimizer(self.args, self.device)
         self._prepare_prompts(train_dataset, eval_dataset)
         self._prepare_run(callbacks)
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #0d875934
+# %% ../../nbs/5_rl/55_ppo.ipynb #12d3122d
 @patch
 def _prepare_processes(self: PPOTrainer):
     "ValueError where models are spread over processes."
@@ -102,7 +103,7 @@ def _prepare_processes(self: PPOTrainer):
     if self.accelerator.num_processes > 1:  # not at the end of a run: callers may still gather
         atexit.register(accelerate.PartialState().destroy_process_group)
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #230bfa3e
 @patch
 def is_world_process_zero(self: PPOTrainer) -> bool:
     "Whether this process speaks for all."
@@ -114,7 +115,7 @@ def batch_size(self: PPOTrainer) -> int:
     "Responses in a batch of rollouts, of all processes."
     return self.args.local_batch_size * self.accelerator.num_processes
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #4892f977
+# %% ../../nbs/5_rl/55_ppo.ipynb #e4427a88
 @patch
 def _prepare_prompts(self: PPOTrainer, train_dataset, eval_dataset):
     "Rows and token ids, all checked."
@@ -127,16 +128,16 @@ def _prepare_prompts(self: PPOTrainer, train_dataset, eval_dataset):
     self.eval_rows = self.eval_ids = None
     if eval_dataset is not None:
         self.eval_rows = load_prompts(eval_dataset, name="eval_dataset")
-        self.eval_ids = encode_prompts(self.eval_rows, self.tokenizer, limit, "eval_dataset")
+        self.eval_ids = encode_prompts(self.eval_rows, self.tokenizer, limit)
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #f76595dd
+# %% ../../nbs/5_rl/55_ppo.ipynb #190aaaa8
 @patch
 def _new_generator(self: PPOTrainer, stream):
     "D22: a random state of its own for each process, so that no two sample the same."
     seed = self.args.seed + 1_000_003 * stream + 7919 * self.accelerator.process_index
     return torch.Generator(self.device).manual_seed(seed % 2**63)
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #c4f9864e
 @patch
 def _prepare_run(self: PPOTrainer, callbacks):
     args, main = self.args, self.accelerator.is_main_process
@@ -168,13 +169,13 @@ def sample(self: PPOTrainer, prompts: list[list[int]]) -> list[Episode]:
     critic = self.critic if self.critic.trunk is None else None
     return sample_responses(self.policy, prompts, self.sampling, self.generator, critic)
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #5eaa5385
+# %% ../../nbs/5_rl/55_ppo.ipynb #a08e418b
 @patch
 def _autocast(self: PPOTrainer):
     "accelerate allows one precision in a program; here each trainer has its own."
     return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.args.bf16))
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #6db7d3c9
 @patch
 def _episodes(self: PPOTrainer, rows, data, encoded):
     "Episodes of some prompts; their completions are what the reward functions read."
@@ -213,7 +214,7 @@ def score(self: PPOTrainer, episodes: list[Episode], data: list[dict]) -> dict:
             episode.score -= args.missing_eos_penalty
     return each
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #16fbba58
+# %% ../../nbs/5_rl/55_ppo.ipynb #d161f70a
 @patch
 @torch.no_grad()
 def _measure(self: PPOTrainer, batch, again):
@@ -229,7 +230,7 @@ def _measure(self: PPOTrainer, batch, again):
             found["values"] = self.critic.values(batch)
     return found
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #406788bc
 @patch
 def measure(self: PPOTrainer, episodes: list[Episode]) -> None:
     "Sets `logprobs`, `values` and `ref_logprobs`, where they are not known yet."
@@ -243,7 +244,7 @@ def measure(self: PPOTrainer, episodes: list[Episode]) -> None:
             for episode, numbers in zip(chosen, table.tolist()):
                 setattr(episode, name, numbers[: len(episode.response_ids)])
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #107ec724
+# %% ../../nbs/5_rl/55_ppo.ipynb #1d04b5b6
 @patch
 def _rollout(self: PPOTrainer, rows, data, encoded):
     "Episodes of some prompts, those of them with a score, and {name: rewards}."
@@ -256,7 +257,7 @@ def _rollout(self: PPOTrainer, rows, data, encoded):
         self.measure(scored)
     return episodes, scored, each
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #4e28c2ef
 @patch
 def collect(self: PPOTrainer, step: int) -> tuple[list[Episode], dict]:
     "Episodes of batch `step` (from 0) and metrics. RewardError where nothing has a score."
@@ -275,7 +276,7 @@ def collect(self: PPOTrainer, step: int) -> tuple[list[Episode], dict]:
     penalty = self.kl.value, self.args.kl_estimator
     return scored, rollout_metrics(scored, sampled, each, *penalty)
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #b46a3e17
+# %% ../../nbs/5_rl/55_ppo.ipynb #d0e4f572
 @patch
 def token_rewards(self: PPOTrainer, scores, logprobs, ref_logprobs, mask) -> Tensor:
     "What each token earned (n, t), from scores (n,) and tables (n, t); mask: True = sampled."
@@ -285,7 +286,7 @@ def token_rewards(self: PPOTrainer, scores, logprobs, ref_logprobs, mask) -> Ten
         rewards = ppo_math.whiten(rewards, mask, shift_mean=False)
     return rewards
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #5acb24c4
 @patch
 def advantages(self: PPOTrainer, rewards, values, mask) -> tuple[Tensor, Tensor]:
     "How much better each token did than expected, and what the critic should have said (n, t)."
@@ -377,7 +378,7 @@ def _clip_gradients(self: PPOTrainer, rollout, minibatch):
         )
     return norm
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #ea7a7964
+# %% ../../nbs/5_rl/55_ppo.ipynb #91b2c697
 @patch
 def update(self: PPOTrainer, episodes: list[Episode], step: int = 0) -> dict:
     "`num_ppo_epochs` passes over batch `step`, `num_mini_batches` optimizer steps each."
@@ -398,7 +399,7 @@ def update(self: PPOTrainer, episodes: list[Episode], step: int = 0) -> dict:
     metrics = self._update_metrics(rollout, sums)
     return metrics | {"policy/grad_norm": sums["grad_norm"] / steps}
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #767c6f26
 @patch
 def _update_metrics(self: PPOTrainer, rollout, sums):
     "From all processes, over all passes."
@@ -470,7 +471,25 @@ def _show_samples(self: PPOTrainer, episodes):
         self.samples.append(sample | texts)
     self._write(sample_table(self.samples[-3:]))
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #70fb533d
+# %% ../../nbs/5_rl/55_ppo.ipynb #bda3053a
+@patch
+def total_steps(self: PPOTrainer) -> int:
+    "Batches of rollouts in the run."
+    episodes = self.args.total_episodes
+    if episodes is None:
+        episodes = math.ceil(self.args.num_train_epochs * len(self.train_rows))
+    return math.ceil(episodes / self.batch_size())
+
+
+@patch
+def _new_scheduler(self: PPOTrainer):
+    "D23: the learning rate falls to 0 over the run, batch by batch (Z; N+ section 7)."
+    steps, warmup = self.state.max_steps, self.args.warmup_steps
+    warmup = math.ceil(warmup * (1 if warmup >= 1 else steps))
+    kind = self.args.lr_scheduler_type
+    return transformers.get_scheduler(kind, self.optimizer, warmup, steps)
+
+# %% ../../nbs/5_rl/55_ppo.ipynb #88a913e5
 @patch
 def _deciding_settings(self: PPOTrainer):
     "What makes a run the run it is."
@@ -480,7 +499,7 @@ def _deciding_settings(self: PPOTrainer):
     own = {"prompts": digest.hexdigest()[:16], "processes": self.accelerator.num_processes}
     return self.args.deciding() | own
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #39c1ad8b
 @patch
 def _check_settings(self: PPOTrainer, folder):
     "ValueError: the checkpoint is of a run with other settings."
@@ -527,24 +546,6 @@ def _load_state(self: PPOTrainer, folder):
     for name in ("global_step", "log_history", "epoch"):
         setattr(self.state, name, getattr(saved, name))
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #bda3053a
-@patch
-def total_steps(self: PPOTrainer) -> int:
-    "Batches of rollouts in the run."
-    episodes = self.args.total_episodes
-    if episodes is None:
-        episodes = math.ceil(self.args.num_train_epochs * len(self.train_rows))
-    return math.ceil(episodes / self.batch_size())
-
-
-@patch
-def _new_scheduler(self: PPOTrainer):
-    "D23: the learning rate falls to 0 over the run, batch by batch (Z; N+ section 7)."
-    steps, warmup = self.state.max_steps, self.args.warmup_steps
-    warmup = math.ceil(warmup * (1 if warmup >= 1 else steps))
-    kind = self.args.lr_scheduler_type
-    return transformers.get_scheduler(kind, self.optimizer, warmup, steps)
-
 # %% ../../nbs/5_rl/55_ppo.ipynb #5464feeb
 @patch
 def _step(self: PPOTrainer, step):
@@ -562,7 +563,7 @@ def _step(self: PPOTrainer, step):
     self._call("on_step_end")
     return metrics
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #5c2b8338
+# %% ../../nbs/5_rl/55_ppo.ipynb #fe752575
 @patch
 def _is_due(self: PPOTrainer, every, asked):
     "Every so many batches (below 1: a share of the run; 0: never), or when a callback asks."
@@ -572,7 +573,7 @@ def _is_due(self: PPOTrainer, every, asked):
     every = math.ceil(every if every >= 1 else every * self.state.max_steps)
     return due or bool(every) and self.state.global_step % every == 0
 
-
+# %% ../../nbs/5_rl/55_ppo.ipynb #a9653899
 @patch
 def _run(self: PPOTrainer):
     "Batch after batch of rollouts."

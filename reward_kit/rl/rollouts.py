@@ -268,7 +268,7 @@ def sample_responses(
         episodes += found
     return sorted(episodes, key=lambda e: e.row)
 
-# %% ../../nbs/5_rl/51_rollouts.ipynb #febc9cc2
+# %% ../../nbs/5_rl/51_rollouts.ipynb #683c1c73
 class VLLMSampling:
     "Responses from TRL's VLLMGeneration."
 
@@ -282,9 +282,16 @@ class VLLMSampling:
     ):
         from trl.generation.vllm_generation import VLLMGeneration
 
-        own = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
-        own |= {"max_completion_length": how.max_new_tokens, **(settings or {})}
-        self.engine = VLLMGeneration(model, accelerator, tokenizer, **own)
+        self.engine = VLLMGeneration(
+            model,
+            accelerator,
+            tokenizer,
+            temperature=how.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+            max_completion_length=how.max_new_tokens,
+            **(settings or {}),
+        )
         self.stop_ids, self.outdated = how.stop_ids, True
 
     def __call__(self, prompts: list[list[int]]) -> list[Episode]:
@@ -296,7 +303,7 @@ class VLLMSampling:
         ends, pairs = self.stop_ids, zip(prompts, found[1])
         return [Episode(0, ids, list(new), new[-1] in ends) for ids, new in pairs]
 
-# %% ../../nbs/5_rl/51_rollouts.ipynb #ff90a5ba
+# %% ../../nbs/5_rl/51_rollouts.ipynb #637e9972
 def _next_token(policy, prompts, more=None):
     "Probabilities of the next token; with `more`, after row 0 has left and row 1 has got a token."
     batch = _Unfinished(prompts, next(policy.parameters()).device)
@@ -307,91 +314,89 @@ def _next_token(policy, prompts, more=None):
     return logits.softmax(-1)
 
 
-@torch.no_grad()
-def check_sampling(
-    policy,  # causal language model; put into evaluation mode
-) -> None:
-    "ValueError for a policy that a shrinking batch or padding changes."
-    policy.eval()
-    kind = f"the policy is a {type(innermost_model(policy)).__name__}"
+def _sampling_problem(policy):
+    "What a shrinking batch or padding changes, in words."
     try:
         batched = _next_token(policy, [[1, 2, 3], [2]], more=3)
         alone = _next_token(policy, [[2, 3]])
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise ValueError(
-            f"{kind}, whose cache cannot drop the rows of answers that have ended, as state-space "
-            "and hybrid models cannot: give a causal language model with attention in every layer "
-            f"({reason})"
-        ) from error
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     moved = 0.5 * (batched - alone).abs().sum().item()
-    if moved > 0.05:
+    return moved > 0.05 and f"the padding of a batch moves {moved:.0%} of the next probabilities"
+
+# %% ../../nbs/5_rl/51_rollouts.ipynb #c5599342
+@torch.no_grad()
+def check_sampling(
+    policy,  # causal language model; put into evaluation mode
+) -> None:
+    "ValueError for a policy that a shrinking batch or padding changes."
+    problem = _sampling_problem(policy.eval())
+    if problem:
         raise ValueError(
-            f"{kind}, for which the padding of a batch moves {moved:.0%} of the next token's "
-            "probability: give a model that reads position_ids and attention_mask"
+            f"the policy is a {type(innermost_model(policy)).__name__}, which cannot be sampled while "
+            "rows leave the batch, as state-space and hybrid models cannot: give a causal language "
+            f"model with attention in every layer, which reads position_ids ({problem})"
         )
 
-# %% ../../nbs/5_rl/51_rollouts.ipynb #05f06ca8
-def _origin(row, i, name):
-    "How messages call a row."
-    return row.get("origin") or f"{name}, row {i}"
+# %% ../../nbs/5_rl/51_rollouts.ipynb #a92d511c
+def _for_each(rows, function):
+    "Its results; a ValueError names the row."
+    found = []
+    for row in rows:
+        try:
+            found.append(function(row))
+        except ValueError as error:
+            raise ValueError(f"{row['origin']}: {error}") from error
+    return found
 
 
-def _prompt(value, where):
-    "A text, or messages that wait for an answer. ValueError."
-    if isinstance(value, str):
-        if value.strip():
-            return value
-        raise ValueError(f"{where}: the prompt is empty")
-    try:
-        messages = as_messages(value, "the prompt")
-    except UnusableRow as error:
-        raise ValueError(f"{where}: {error}") from None
-    if not messages:
-        form = 'a string or a non-empty list of messages like {"role": "user", "content": "..."}'
-        raise ValueError(f"{where}: the prompt is {value!r}; it must be {form}")
-    if messages[-1]["role"] == "assistant":
-        wrong = "the prompt ends with an assistant turn; leave the answer out"
-        raise ValueError(f"{where}: {wrong}")
-    return messages
+def _checked_prompt(value):
+    "A text, or messages that wait for an answer."
+    prompt = value if isinstance(value, str) else as_messages(value, "the prompt")
+    if not prompt or isinstance(prompt, str) and not prompt.strip():
+        raise ValueError("the prompt is empty")
+    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        raise ValueError("the prompt ends with an assistant turn; leave the answer out")
+    return prompt
 
-# %% ../../nbs/5_rl/51_rollouts.ipynb #89ee8abe
-def _read(path):
-    "Rows of a file with their origin. ValueError: a row that cannot be read."
-    for origin, row in read_rows(path):
-        if isinstance(row, UnusableRow):
-            raise ValueError(f"{origin}: {row}")
-        yield {"origin": origin} | row
+# %% ../../nbs/5_rl/51_rollouts.ipynb #c580dd59
+def _with_origin(data, column, name):
+    "(where it is from, row) of prompts or rows."
+    if isinstance(data, (str, os.PathLike)):
+        return list(read_rows(data))
+    if not hasattr(data, "__len__"):
+        wanted = "a list, a file or a dataset with a length"
+        raise TypeError(f"{name} must be {wanted}, got {type(data).__name__}")
+    rows = [row if isinstance(row, dict) else {column: row} for row in data]
+    return [(f"{name}, row {i}", row) for i, row in enumerate(rows)]
 
-
+# %% ../../nbs/5_rl/51_rollouts.ipynb #561cabfb
 def load_prompts(
     data,  # list of prompts or rows, Dataset, Preferences, or path of a file
     column: str = "prompt",  # that holds the prompts
-    name: str = "train_dataset",  # for messages about rows without `origin`
-) -> list[dict]:  # rows with `prompt` and what else there was
+    name: str = "train_dataset",  # for messages about rows of a list
+) -> list[dict]:  # rows with `prompt`, `origin` and what else there was
     "Rows of prompts. ValueError names the row that holds none; TypeError for what is not data."
     if isinstance(data, dict):
         sets = ", ".join(map(str, data))
         raise ValueError(f"{name} holds several sets ({sets}); give one of them")
-    if isinstance(data, (str, os.PathLike)):
-        rows = list(_read(data))
-    elif hasattr(data, "__len__"):
-        rows = [row if isinstance(row, dict) else {column: row} for row in data]
-    else:
-        wanted = "a list, a file or a dataset with a length"
-        raise TypeError(f"{name} must be {wanted}, got {type(data).__name__}")
+    rows = []
+    for origin, row in _with_origin(data, column, name):
+        if isinstance(row, UnusableRow):
+            raise row
+        rows.append({"origin": origin} | row)
     if not rows:
         raise ValueError(f"{name} has no rows")
     if column not in rows[0]:
-        columns = ", ".join(map(repr, rows[0]))
+        columns = ", ".join(repr(c) for c in rows[0] if c != "origin")
         raise ValueError(f"{name} has no column {column!r}; it has {columns}")
-    prompts = [_prompt(row.get(column), _origin(row, i, name)) for i, row in enumerate(rows)]
+    prompts = _for_each(rows, lambda row: _checked_prompt(row.get(column)))
     return [row | {"prompt": prompt} for row, prompt in zip(rows, prompts)]
 
-# %% ../../nbs/5_rl/51_rollouts.ipynb #2fa9642f
-def _render(tokenizer, row, where):
+# %% ../../nbs/5_rl/51_rollouts.ipynb #b431f8e8
+def _render(tokenizer, row):
     "A conversation by the chat template, up to the header of the answer."
     try:
         more = template_value(row.get("chat_template_kwargs")) or {}
@@ -400,14 +405,19 @@ def _render(tokenizer, row, where):
             row["prompt"], tools=tools, tokenize=False, add_generation_prompt=True, **more
         )
     except Exception as error:  # templates raise on anything
-        reason = f"the chat template refuses this conversation: {' '.join(str(error).split())}"
-        raise ValueError(f"{where}: {reason}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the chat template refuses this conversation: {reason}") from error
 
 
-def _encode(tokenizer, row, where):
+def _encode(tokenizer, row):
     "Token ids the policy continues: BOS if its tokenizer has one, no EOS."
     chat = not isinstance(row["prompt"], str)
-    text = _render(tokenizer, row, where) if chat else row["prompt"]
+    if chat and not tokenizer.chat_template:
+        raise ValueError(
+            "a conversation, but the policy's tokenizer has no chat template; "
+            "give prompts as strings, or a tokenizer with a template"
+        )
+    text = _render(tokenizer, row) if chat else row["prompt"]
     ids = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # D9: a prompt that ends in EOS has nothing to continue
@@ -416,28 +426,24 @@ def _encode(tokenizer, row, where):
         ids = [bos, *ids]
     return ids
 
-# %% ../../nbs/5_rl/51_rollouts.ipynb #0e96c235
+# %% ../../nbs/5_rl/51_rollouts.ipynb #c807a9ed
 def encode_prompts(
     rows: list[dict],  # of `load_prompts`
     tokenizer,  # of the policy
     limit: int | None = None,  # tokens a prompt may have; None: any number
-    name: str = "train_dataset",  # for messages about rows without `origin`
 ) -> list[list[int]]:
     "Token ids; conversations with the header of the answer. ValueError names the row."
-    are_texts = all(isinstance(row["prompt"], str) for row in rows)
-    if not tokenizer.chat_template and not are_texts:
-        raise ValueError(
-            f"{name} holds conversations, but the policy's tokenizer has no chat template; "
-            "give prompts as strings, or a tokenizer with a template"
-        )
-    encoded = [_encode(tokenizer, row, _origin(row, i, name)) for i, row in enumerate(rows)]
-    for i, ids in enumerate(encoded):
+
+    def encode(row):
+        ids = _encode(tokenizer, row)
         if limit is not None and len(ids) > limit:
             raise ValueError(
-                f"{_origin(rows[i], i, name)}: the prompt has {len(ids)} tokens, but only {limit} fit "
-                "beside the response in the policy's context; shorten it, or lower response_length"
+                f"the prompt has {len(ids)} tokens, but only {limit} fit beside the response in "
+                "the policy's context; shorten it, or lower response_length"
             )
-    return encoded
+        return ids
+
+    return _for_each(rows, encode)
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #a445f431
 def prompt_order(
