@@ -585,9 +585,8 @@ def test_the_same_full_texts_are_noticed():
     from reward_kit.data.preferences import load_preferences
 
     rows = [{"chosen": f"Text {i} is good.", "rejected": f"Text {i}."} for i in range(3)]
-    train, other = (load_preferences(part, progress=False) for part in (rows, rows[:2]))
-    assert "is the training data" in pipeline_module._with_overlap(train.report, train, train)[1]
-    assert pipeline_module._with_overlap(train.report, train, other) == (train.report, None)
+    train = load_preferences(rows, progress=False)
+    assert "3 of the 3 evaluation prompts" in pipeline_module._with_overlap(train.report, train, train)[1]
 
 
 @pytest.mark.parametrize(
@@ -746,7 +745,7 @@ def test_given_held_out_prompts_and_none(base, reward_model, tmp_path):
         ({"prompts": ["A?", " "]}, ValueError, "row [12]: the prompt is empty"),
         ({"prompts": ["A?"] * 3 + ["A? " * 200], "eval_fraction": 0.5}, ValueError, "the prompt has .* tokens"),
         ({"prompts": [{"question": "A?"}]}, ParameterError, "no column prompt or text; the columns are: question"),
-        ({"prompts": ["A?"]}, ValueError, "hold out|held out"),
+        ({"prompts": ["A?"]}, ValueError, "two or more prompts"),
         ({"prompt_column": "quest"}, ParameterError, "no column 'quest'"),
         ({"config": {"kl_coeff": 1}}, ParameterError, "PPOConfig has no kl_coeff. Did you mean kl_coef?"),
         ({"config": {"save_strategy": "no"}}, ParameterError, "PPOConfig has no save_strategy: .*save_steps=0"),
