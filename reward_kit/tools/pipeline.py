@@ -250,14 +250,10 @@ def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
     say(f"Training on {counted(len(train), 'preference')}, evaluating on {len(held_out):,} {which}.")
     return train, held_out, report
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #9f810829
+# %% ../../nbs/6_tools/60_pipeline.ipynb #4a95ba0a
 def _with_overlap(report, train, held_out):
     "The report with how many evaluation prompts are trained on, and a warning or None."
     found = prompt_overlap(train, held_out)
-    if not found["prompts"]:
-        same = train.fingerprint == held_out.fingerprint
-        text = "Warning: the evaluation data is the training data; its accuracy says nothing of other texts."
-        return report, text if same else None
     report = replace(report, overlaps=report.overlaps | {held_out.report.name: found})
     if not found["shared"]: return report, None
     return report, (
@@ -390,7 +386,7 @@ def _keep_temperature(folder, report):
         "and compare divides reward differences by it."
     )
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #ea17a905
+# %% ../../nbs/6_tools/60_pipeline.ipynb #809d8066
 def _complete_folder(run, held_out, data_report, progress, say):
     "Evaluates the saved folder, completes its card, and closes the record."
     report = _evaluate(run.folder, held_out, progress, say)
@@ -399,7 +395,7 @@ def _complete_folder(run, held_out, data_report, progress, say):
     write_model_card(run.folder, report)
     data_report.plot().savefig(run.folder / "data_report.png", bbox_inches="tight")
     picture = "![lengths of the responses, and how often the longer one is chosen](data_report.png)"
-    text = f"## Training data\n\n{data_report.to_markdown()}\n\n{picture}"
+    text = f"## Training data\n\n{data_report.title}\n\n{data_report.to_markdown()}\n\n{picture}"
     ModelCard(run.folder).replace("data", text)
     run.finish()
     return report
