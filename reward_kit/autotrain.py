@@ -269,7 +269,7 @@ def _ppo_batches(params):
         "num_mini_batches": chunk // sizes["rl_mini_batch_size"],
     }
 
-# %% ../nbs/7_beside/autotrain.ipynb #09789502
+# %% ../nbs/7_beside/autotrain.ipynb #77bd348f
 def _playground_batches():
     "The sizes that the playground chooses."
     from reward_kit.rl.policies import PLAYGROUND_PPO

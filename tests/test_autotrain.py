@@ -240,7 +240,7 @@ def ppo_params(**more):
 
 
 def ppo_config(**more):
-    from reward_kit.rl.ppo import PPOConfig
+    from reward_kit.rl.policies import PPOConfig
 
     return PPOConfig(**arguments(ppo_params(**more))["config"])
 

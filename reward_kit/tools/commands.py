@@ -61,10 +61,10 @@ def _check_writable(folder):
 
     if folder: RunRecord(folder).check_writable()
 
-# %% ../../nbs/6_tools/67_commands.ipynb #75ab4ab1
+# %% ../../nbs/6_tools/67_commands.ipynb #11d87e50
 def _show(result, args):
     "Prints a report, as text or as JSON."
-    print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if args.json else result)
+    print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if args.json else result.to_text())
 
 # %% ../../nbs/6_tools/67_commands.ipynb #535b7359
 def _wrote(path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainedRewardModel', 'train_reward_model', 'TrainedPolicy', 'train_ppo_policy']
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #563e97f4
+# %% ../../nbs/6_tools/60_pipeline.ipynb #2054fc14
 import hashlib
 import json
 import os
@@ -30,9 +30,9 @@ from ..model.loss import LOSSES
 from ..model.model_folder import ModelCard, RewardMetadata, explain_load_error, resolve_model
 from ..model.runs import Checkpoints, RunRecord, is_main_process
 from ..model.settings import FRACTION, INSIDE, POSITIVE, ParameterError, check_names, nearest, quiet
-from ..model.settings import RewardSettings, settings_of
 from ..model.trainer import RewardConfig, RewardTrainer
-from ..rl.ppo import PPOConfig, PPOTrainer
+from ..rl.policies import PPOConfig
+from ..rl.ppo import PPOTrainer
 from ..rl.ppo_report import log_line
 from ..rl.rollouts import load_prompts
 from ..scores.inference import RewardModel
@@ -127,12 +127,11 @@ def _check_sizes(eval_fraction, max_samples, limits):
     if max_samples is not None and not POSITIVE.holds(max_samples):
         raise ParameterError(f"max_samples must be {POSITIVE.text}, got {max_samples}")
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #4e231d9b
+# %% ../../nbs/6_tools/60_pipeline.ipynb #84734d17
 def _reward_config(output, config, quantization, progress):
     "The settings of a run. Raises `ParameterError`; `ValueError`: no device for fp16 or quantization."
     config = dict(config or {})
     check_names(RewardConfig, config)
-    for name, known in settings_of(RewardSettings).items(): known.check(config.get(name))
     config |= _cpu_precision(config)
     if quantization:
         model_init = config.get("model_init_kwargs") or {}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['quickstart']
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #c95465f7
+# %% ../../nbs/6_tools/65_quickstart.ipynb #5de31ddb
 import textwrap
 from pathlib import Path
 
