@@ -560,7 +560,7 @@ def _prompt_settings(rows, held_out):
         found[name] = _hash(json.dumps(plain, sort_keys=True, default=str))
     return found
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #c8a9ac6f
+# %% ../../nbs/6_tools/60_pipeline.ipynb #4acfa76d
 def _plan(trainer, model, reward):
     "What is about to happen."
     args = trainer.args
@@ -570,12 +570,12 @@ def _plan(trainer, model, reward):
     lines = [
         f"PPO on {_shown(model)}, judged by {', '.join(map(_shown, rewards))}: "
         f"{counted(len(trainer.train_rows), 'prompt')} to train on, {held_out}.",
-        f"{batches} of {args.local_batch_size * args.world_size:,} responses of at most "
+        f"{batches} of {trainer.batch_size():,} responses of at most "
         f"{args.response_length} tokens, {args.num_ppo_epochs} passes of {args.num_mini_batches} steps "
         f"over each; KL coefficient {args.kl_coef:g}, "
         f"learning rate {args.learning_rate:g}{_critic_rate(args)}.",
     ]
-    if any(scale != (0.0, 1.0) for scale in trainer.rewards.scales):
+    if any(trainer.rewards.scaled):
         lines[-1] += " Scores have mean 0 and standard deviation 1 on the reward model's own evaluation set."
     return "\n".join(lines)
 
@@ -609,7 +609,7 @@ class _WatchPolicy(TrainerCallback):
         if not args.disable_tqdm or not state.is_world_process_zero: return
         self.say(log_line(logs, state.global_step, state.max_steps))
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #40be99f3
+# %% ../../nbs/6_tools/60_pipeline.ipynb #6d9e2d0f
 def _answers(trainer):
     "What the policy has just answered to the held-out prompts, from all processes, in the order of the rows."
     own = []
@@ -620,7 +620,7 @@ def _answers(trainer):
             "prompt": trainer.eval_rows[e.row]["prompt"],
             "answer": text,
             "score": e.raw_score,
-            "kl": sum(e.logprobs) - sum(e.ref_logprobs),
+            "kl": e.kl,
             "tokens": len(e.response_ids),
         })
     return sorted(gather_object(own), key=lambda answer: answer["row"])
