@@ -276,7 +276,7 @@ class Models:
 
     policy: nn.Module  # causal language model, possibly with an adapter
     reference: nn.Module | None  # None: the policy with its adapter switched off
-    critic: Critic
+    critic: Critic  # on a trunk of its own, or on the policy's
     tokenizer: object  # of the policy
     stop_ids: tuple  # tokens that end a response
     base: str  # name of what the policy began as
