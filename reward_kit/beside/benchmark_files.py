@@ -229,7 +229,7 @@ def _label_row(row):
 
 _ROWS = {"rewardbench": _pair_row, "rewardbench2": _best_row, "rm-bench": _style_row, "llmbar": _label_row}
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #f5184de8
+# %% ../../nbs/7_beside/benchmark_files.ipynb #6500c746
 def _known_subset(fmt, text, *, within=False) -> str | None:
     "The authors' name for a subset: the same letters, or the longest name that stands in the text."
     letters = lambda name: re.sub(r"[^a-z0-9]", "", str(name).lower())
@@ -239,22 +239,22 @@ def _known_subset(fmt, text, *, within=False) -> str | None:
     return max(same, key=len, default=None)
 
 
-def _subset_of(kind, row, place) -> str: # `place`: the split or file that the row comes from
+def _subset_of(kind, row, source) -> str: # `source`: the split or file that the row comes from
     "The subset of a row."
     fmt = BENCHMARKS[kind]
     stated = row.get("domain" if kind == "rm-bench" else "subset")
     stated = stated if isinstance(stated, str) and stated.strip() else None
     if kind == "llmbar" or kind == "rm-bench" and stated is None:
-        text = stated or place
+        text = stated or source
         return _known_subset(fmt, text, within=True) or text or "not stated"
-    if place in _PRIOR_SETS and kind == "rewardbench":
-        return place
-    if stated is None and not place:
+    if source in _PRIOR_SETS and kind == "rewardbench":
+        return source
+    if stated is None and not source:
         raise UnusableRow("no subset", "its name is needed to weigh the row")
-    return _known_subset(fmt, stated or place) or stated or place
+    return _known_subset(fmt, stated or source) or stated or source
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #7456f9be
-def _benchmark_row(kind, row, place, origin) -> dict:
+# %% ../../nbs/7_beside/benchmark_files.ipynb #da852681
+def _benchmark_row(kind, row, source, origin) -> dict:
     "A row as `Benchmark` holds it; raises `UnusableRow` with its origin."
     try:
         missing = [name for name in BENCHMARKS[kind].columns if name not in row and name != "subset"]
@@ -262,7 +262,7 @@ def _benchmark_row(kind, row, place, origin) -> dict:
             raise UnusableRow(f"no column {missing[0]}", f"there are {', '.join(row) or 'none'}")
         prompt, responses, correct = _ROWS[kind](row)
         found = {"prompt": prompt, "responses": responses, "correct": correct}
-        return {**found, "subset": _subset_of(kind, row, place), "id": row.get("id"), "origin": origin}
+        return {**found, "subset": _subset_of(kind, row, source), "id": row.get("id"), "origin": origin}
     except UnusableRow as error:
         raise UnusableRow(error.reason, error.detail, origin) from None
 
@@ -270,9 +270,9 @@ def _benchmark_row(kind, row, place, origin) -> dict:
 def _checked_rows(kind, items) -> list[dict]:
     "All rows; raises PreferenceDataError with the first that cannot be used and the number of the others."
     rows, bad = [], []
-    for place, origin, row in items:
+    for source, origin, row in items:
         try:
-            rows.append(_benchmark_row(kind, row, place, origin))
+            rows.append(_benchmark_row(kind, row, source, origin))
         except UnusableRow as error:
             bad.append(error)
     if bad:
@@ -281,8 +281,8 @@ def _checked_rows(kind, items) -> list[dict]:
                                   f"or leave it out yourself{more}")
     return rows
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #c2e73c87
-def _file_place(data, origin: str) -> str:
+# %% ../../nbs/7_beside/benchmark_files.ipynb #ac66698e
+def _file_source(data, origin: str) -> str:
     "What the file of a row is named for: its stem, or its folder where the stem says nothing."
     if not isinstance(data, (str, Path)):
         return ""
@@ -307,10 +307,10 @@ def _wanted(items: list, name: str) -> list:
                                   "name the one to read")
     return items
 
-# %% ../../nbs/7_beside/benchmark_files.ipynb #cb9cb45f
-def _items(data, split, **source) -> tuple[str, list]:
-    "The name of the data, and (place, origin, row) of each row."
-    found = read_rows(data, split or "*", **source)
+# %% ../../nbs/7_beside/benchmark_files.ipynb #ae3b57f3
+def _items(data, split, **hub) -> tuple[str, list]:
+    "The name of the data, and (source, origin, row) of each row."
+    found = read_rows(data, split or "*", **hub)
     splits = {} if split else found.splits
     if "filtered" in splits:
         splits = {"filtered": splits["filtered"]}
@@ -323,7 +323,7 @@ def _items(data, split, **source) -> tuple[str, list]:
         for origin, row in rows:
             if isinstance(row, UnusableRow):
                 raise PreferenceDataError(f"{origin}: {row}; correct it, every row counts in the score")
-            items.append((key or _file_place(data, origin), f"{key} {origin}".strip(), row))
+            items.append((key or _file_source(data, origin), f"{key} {origin}".strip(), row))
     is_path = isinstance(data, (str, Path)) and Path(data).expanduser().exists()
     name = Path(data).name if is_path else found.name
     return name, _wanted(items, name) if is_path else items

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['best_of_n_scores', 'BestOfNCurve', 'best_of_n_curve']
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #cf68c7cf
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #c10622ed
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from fastcore.basics import patch
+from scipy.special import gammaln
 from scipy.stats import rankdata
 
 from ..data.report import Report, Section, Table, counted, new_figure
 from .agreement import percentile_interval, resample_sums
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #4d884b45
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #4b280297
 def _reward_rows(proxy, gold):
-    "Both as lists of arrays, one a prompt. Raises ValueError where they do not fit or are not finite."
+    "Both as lists of arrays, one a prompt. Raises ValueError where they do not fit."
     if len(proxy) == 0 or len(proxy) != len(gold):
         raise ValueError(f"proxy has {counted(len(proxy), 'prompt')} and gold {len(gold)}; "
                          "give the rewards of the same one or more prompts")
@@ -46,19 +46,16 @@ def best_of_n_scores(
     names = "gold", "gold_of_random", "gold_of_best", "win_rate"
     return dict(zip(names, np.mean(rows, axis=0).tolist()))
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #bfbae954
-def _subset_weights(n: int, total: int) -> np.ndarray: # (N,), sums to 1
-    "The probability that the i-th of `total` is the best of a random subset of n, from the top down."
-    i = np.arange(total, n, -1)  # from the best down to the one after the n-th
-    weights = np.zeros(total)
-    weights[n - 1 :] = n / total * np.cumprod([1, *((i - n) / (i - 1))])[::-1]
-    return weights
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #29ea6a4b
+def _subset_weights(max_n: int, total: int) -> np.ndarray: # (max_n, N), rows sum to 1
+    "The probability that the i-th is the best of a random subset of 1 ... max_n."
+    n, i = np.arange(1, max_n + 1)[:, None], np.arange(1, total + 1)
+    return np.exp(_log_comb(i - 1, n - 1) - _log_comb(total, n))
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #64c45880
-@lru_cache
-def _weights_of_sizes(max_n: int, total: int) -> np.ndarray: # (max_n, N)
-    "The weights of subsets of 1 to max_n responses."
-    return np.stack([_subset_weights(n, total) for n in range(1, max_n + 1)])
+
+def _log_comb(n, k):
+    "The logarithm of the binomial coefficient; -inf for k > n."
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9401df1d
 def _gold_by_proxy(proxy, gold) -> np.ndarray: # (N,), (N,) -> (N,)
@@ -71,10 +68,10 @@ def _best_of_n_kl(n: np.ndarray) -> np.ndarray: # numbers of responses -> nats
     "An upper bound of the divergence of best-of-n from the policy that it samples."
     return np.log(n) - (n - 1) / n
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #8aeb6a82
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #16705048
 @dataclass(repr=False)
 class BestOfNCurve(Report):
-    "What choosing the best of n by a proxy reward brings, for each n; lists have one entry per n."
+    "What choosing by a proxy reward brings; lists have one entry for each n."
     n: list # how many responses are chosen from
     kl: list # upper bound of the divergence from the policy that samples, nats
     gold: list # mean gold reward of the pick
@@ -147,22 +144,22 @@ def figures(self: BestOfNCurve) -> dict:
     axes.legend(frameon=False, fontsize=8)
     return {"curve": figure}
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #df1f8d52
-def _intervals(draws, level: float) -> list[list[float]]: # (samples, n) -> n times [low, high]
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #d7a5d644
+def _intervals(draws, level: float) -> list: # (samples, n) -> n times [low, high]
     "The percentile interval of each column."
     return [list(percentile_interval(column, level)) for column in draws.T]
 
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #51cb94a2
+# %% ../../nbs/4_trust/47_best_of_n.ipynb #95a81870
 def best_of_n_curve(
     proxy, # (Q, N) or Q lists: rewards that choose, of N responses that one policy sampled
     gold, # the same shape: rewards that judge
-    max_n: int | None = None, # largest n; default the smallest number of responses of a prompt
+    max_n: int | None = None, # largest n; default: all responses
     *,
     samples: int = 1000, # draws of the bootstrap over prompts
     level: float = 0.95, # of the intervals
     seed: int = 0, # of the draws
 ) -> BestOfNCurve:
-    "Gold and proxy reward of the best of n by proxy, for every n, without bias. Raises ValueError."
+    "Gold and proxy reward of the best of n by proxy, for every n. Raises ValueError."
     proxy, gold = _reward_rows(proxy, gold)
     most = min(map(len, proxy))
     max_n = most if max_n is None else max_n
@@ -170,10 +167,11 @@ def best_of_n_curve(
         raise ValueError(f"max_n={max_n} must be between 1 and {most}, "
                          "the smallest number of responses of a prompt")
     n = np.arange(1, max_n + 1)
+    weights = {size: _subset_weights(max_n, size) for size in set(map(len, proxy))}
     picked = []
     for p, g in zip(proxy, gold):
-        weights = _weights_of_sizes(max_n, len(p))
-        picked.append([weights @ _gold_by_proxy(p, g), weights @ np.sort(p)])
+        own = weights[len(p)]
+        picked.append([own @ _gold_by_proxy(p, g), own @ np.sort(p)])
     by_gold, by_proxy = np.swapaxes(picked, 0, 1)  # (Q, max_n) each
     mean = by_gold.mean(0)
     draws = resample_sums(by_gold, samples, seed) / len(by_gold)

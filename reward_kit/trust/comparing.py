@@ -67,9 +67,9 @@ def _p_text(p: float) -> str:
         return "p < 0.001"
     return f"p = {p:.3f}" if p < 0.01 else f"p = {p:.2f}"
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #1211e441
+# %% ../../nbs/4_trust/44_comparing.ipynb #b44ef2d4
 def _comparison_sentence(a, b, difference, interval, p, corrected=None, level=0.95) -> str:
-    "What one comparison (b minus a) allows one to say; `corrected`: p after correction for several."
+    "What one comparison (b minus a) allows one to say."
     low, high = interval
     if difference < 0:
         a, b, difference, low, high = b, a, -difference, -high, -low
@@ -128,7 +128,7 @@ def sections(self: _PairedComparison) -> list[Section]:
     }
     return [Section(table=Table(tuple(row), [tuple(row.values())]))]
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #63c93bac
+# %% ../../nbs/4_trust/44_comparing.ipynb #3e235043
 def compare_models(
     outcomes_a, # (P,) of model A: 1 right, 0 wrong, 0.5 tied
     outcomes_b, # (P,) of model B on the same pairs
@@ -139,7 +139,7 @@ def compare_models(
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the draws
 ) -> _PairedComparison:
-    "Which of two models is better on the same pairs. Raises ValueError for what are no outcomes."
+    "Which of two models is better on the same pairs. Raises ValueError."
     a, b = np.asarray(outcomes_a, float), np.asarray(outcomes_b, float)
     groups = np.arange(len(a)) if groups is None else groups
     if not len(a) == len(b) == len(groups) > 0:
@@ -177,9 +177,9 @@ def _holm_correction(p_values) -> list[float]: # (M,) -> (M,) in the same order
     corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     return np.minimum(corrected, 1).tolist()
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #d0a42e1d
-def _mean_over_seeds(by_seed, picks): # (B, S) accuracies, (B, S) how often each seed was drawn
-    "The mean of drawn seeds, its deviation from the mean of all stretched by sqrt(S / (S - 1))."
+# %% ../../nbs/4_trust/44_comparing.ipynb #3d6a7798
+def _mean_over_seeds(by_seed, picks): # (B, S) accuracies, (B, S) counts of drawn seeds
+    "The mean of drawn seeds, its deviation stretched by sqrt(S / (S - 1))."
     n = by_seed.shape[1]
     centre = by_seed.mean(1)
     if n == 1:
@@ -187,7 +187,7 @@ def _mean_over_seeds(by_seed, picks): # (B, S) accuracies, (B, S) how often each
     drawn = (by_seed * picks).sum(1) / n
     return centre + math.sqrt(n / (n - 1)) * (drawn - centre)
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #1904839f
+# %% ../../nbs/4_trust/44_comparing.ipynb #bf266645
 def accuracy_draws(
     outcomes, # G arrays (S_g, P): of each setting, of each of its seeds, of each pair
     prompt, # (P,) which prompt each pair belongs to
@@ -204,7 +204,8 @@ def accuracy_draws(
         weight, picks, found = counts.astype(float), None, []
         for own in sums:  # (S_g, C)
             if picks is None or not together:
-                picks = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=len(counts))
+                n = len(own)
+                picks = rng.multinomial(n, np.full(n, 1 / n), size=len(counts))
             by_seed = weight @ own.T / (weight @ total)[:, None]
             found.append(_mean_over_seeds(by_seed, picks))
         draws.append(np.stack(found))
@@ -218,26 +219,22 @@ def _setting_name(run: str) -> str:
     "The name of a run without a seed at its end."
     return _SEED.sub("", run) or run
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #c679a55f
-def _name_parts(run) -> tuple[str, ...]:
-    "The folders of a run, or the name of an object."
-    if isinstance(run, (str, Path)):
-        return Path(run).parts
-    return (getattr(run, "__name__", type(run).__name__),)
-
-
+# %% ../../nbs/4_trust/44_comparing.ipynb #b3baf542
 def _run_names(runs: list) -> list[str]:
-    "A name for each run, with as many parents as it takes."
-    parts = list(map(_name_parts, runs))
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(own[-depth:]).removesuffix(".json") for own in parts]
+    "A name for each run: of its folder, with its parent if needed, or of the object."
+    paths = []
+    for run in runs:
+        is_path = isinstance(run, (str, Path))
+        paths.append(Path(run if is_path else getattr(run, "__name__", type(run).__name__)))
+    for depth in (1, 2):
+        names = ["/".join(path.parts[-depth:]).removesuffix(".json") for path in paths]
         if len(set(names)) == len(runs):
             return names
     doubled = next(name for name in names if names.count(name) > 1)
     raise ValueError(f"two runs are called {doubled!r}; tell them apart with names=[...], "
                      "or pass {setting: [runs]}")
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #aa3485a6
+# %% ../../nbs/4_trust/44_comparing.ipynb #641f94a4
 def _are_rewards(value) -> bool:
     "Whether a value is rewards of records, and not a model or several runs."
     if not isinstance(value, (list, tuple)) or not value:
@@ -260,11 +257,12 @@ def _group_runs(runs, names) -> dict[str, list]:
         for name, run in zip(names, runs):
             settings.setdefault(_setting_name(str(name)), []).append(run)
     if len(settings) < 2 or not all(settings.values()):
-        raise ValueError(f"two or more settings are needed to compare, got {', '.join(settings) or 'none'}; "
+        found = ", ".join(settings) or "none"
+        raise ValueError(f"two or more settings are needed to compare, got {found}; "
                          "names that differ in a seed at their end are one setting")
     return settings
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #206faf85
+# %% ../../nbs/4_trust/44_comparing.ipynb #0c1fc7bc
 def _read_stored(path) -> SimpleNamespace:
     "Rewards and fingerprint of the file of a cross-validation."
     stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -292,18 +290,20 @@ def rewards_of(
     fingerprint = getattr(run, "fingerprint", None)
     same = fingerprint in (None, preferences.fingerprint)
     if not same or {len(own) for own in rewards} != {len(preferences)}:
-        raise ValueError(f"the rewards are of other data than these {counted(len(preferences), 'record')}; "
+        own = counted(len(preferences), "record")
+        raise ValueError(f"the rewards are of other data than these {own}; "
                          "score the same data with every run")
     return rewards
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #463ccd7d
+# %% ../../nbs/4_trust/44_comparing.ipynb #9b4dac58
 def pairs_of(
     preferences, # Preferences
 ) -> dict: # of `ordered_pairs`
     "The strictly ordered pairs. Raises ValueError where there is none."
     pairs = ordered_pairs(preferences)
     if not len(pairs["record"]):
-        raise ValueError(f"no strictly ordered pair in {counted(len(preferences), 'record')}: all are ties")
+        records = counted(len(preferences), "record")
+        raise ValueError(f"no strictly ordered pair in {records}: all are ties")
     return pairs
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #d5a9be41
@@ -321,12 +321,12 @@ def _compare_two(a, b, prompt, draws, **drawing) -> dict: # (S_a, P), (S_b, P), 
     difference = float(b.mean() - a.mean())
     return {"difference": difference, "low": low, "high": high, "p": p, "test": test}
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #51d7d2f6
+# %% ../../nbs/4_trust/44_comparing.ipynb #f565ba23
 @dataclass(repr=False)
 class _RunComparison(Report):
     "Several settings compared in pairs on the same data; shares are in 0..1."
     settings: list # {name, seeds, accuracy, low, high} of each, best first
-    comparisons: list # {a, b, difference (b - a, at least 0), low, high, p, corrected, test} of each two
+    comparisons: list # {a, b, difference (b - a >= 0), low, high, p, corrected, test}
     n_pairs: int # strictly ordered pairs that every run scored
     n_prompts: int # distinct prompts among them
     n_left_out: int # strictly ordered pairs that a run could not score
@@ -338,7 +338,8 @@ class _RunComparison(Report):
         "The settings, best first."
         rows = []
         for s in self.settings:
-            rows.append((s["name"], s["seeds"], percent(s["accuracy"]), span(s["low"], s["high"])))
+            found = percent(s["accuracy"]), span(s["low"], s["high"])
+            rows.append((s["name"], s["seeds"], *found))
         header = "setting", "seeds", "accuracy", f"{100 * self.level:g}% interval"
         return [Section(table=Table(header, rows))]
 
@@ -350,7 +351,7 @@ class _RunComparison(Report):
         xlabel = f"difference in accuracy (points) with {100 * self.level:g}% intervals"
         return {"differences": forest_plot(rows, xlabel, scale=100, line=0)}
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #56c8338b
+# %% ../../nbs/4_trust/44_comparing.ipynb #7ada3ab1
 @patch(as_prop=True)
 def verdicts(self: _RunComparison) -> list[str]:
     "A sentence for each comparison, and what the intervals leave out."
@@ -369,22 +370,21 @@ def verdicts(self: _RunComparison) -> list[str]:
 def _seed_sentences(settings: list[dict]) -> list[str]:
     "What the intervals leave out about seeds."
     sentences, single = [], [s["name"] for s in settings if s["seeds"] == 1]
-    if len(single) == len(settings):
-        sentences.append("One seed of each: differences between seeds are not in these intervals.")
-    elif single:
-        sentences.append(f"One seed of {', '.join(single)}: what other seeds of it would do "
-                         "is not in these intervals.")
+    if single:
+        which = "each" if len(single) == len(settings) else ", ".join(single)
+        sentences.append(f"One seed of {which}: differences between seeds are not in these intervals.")
     if any(s["seeds"] in (2, 3) for s in settings):
         sentences.append("With two or three seeds the spread between seeds is known only roughly.")
     return sentences
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #bf92ea4c
+# %% ../../nbs/4_trust/44_comparing.ipynb #a146c1b1
 def _outcomes_by_setting(settings: dict, preferences, pairs, **scoring):
-    "{setting: (S, P) outcomes}, best first, on the pairs that every run scored; which these are."
+    "{setting: (S, P) outcomes}, best first, of pairs that every run scored; and which."
     outcomes = {}
     for name, runs in settings.items():
         rewards = [own for run in runs for own in rewards_of(run, preferences, **scoring)]
-        outcomes[name] = np.array([outcomes_of(reward_differences(pairs, own)) for own in rewards])
+        differences = [reward_differences(pairs, own) for own in rewards]
+        outcomes[name] = outcomes_of(np.array(differences))
     scored = ~np.isnan(np.concatenate(list(outcomes.values()))).any(0)
     if not scored.any():
         raise ValueError(f"no pair of {len(scored)} was scored by every run: "
@@ -393,25 +393,26 @@ def _outcomes_by_setting(settings: dict, preferences, pairs, **scoring):
     best_first = sorted(outcomes, key=lambda name: -outcomes[name].mean())
     return {name: outcomes[name] for name in best_first}, scored
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #5988ac6f
+# %% ../../nbs/4_trust/44_comparing.ipynb #645e4707
 def compare_runs(
-    runs, # models, folders, hub ids, cross-validations, rewards; or {setting: run or list of runs}
-    data, # what `load_preferences` takes; nobody's training data, or the data of the cross-validations
+    runs, # models, folders, cross-validations, rewards; or {setting: run or runs}
+    data, # what `load_preferences` takes; no run was trained on it
     *,
     names=None, # of the runs in a list; default that of the folder
     level: float = 0.95, # confidence, between 0 and 1
     samples: int = 4000, # draws of the bootstrap
     seed: int = 0, # of the draws
     progress: bool = False, # show bars
-    model_options: dict | None = None, # of `RewardModel.from_pretrained`, for folders and hub ids
+    model_options: dict | None = None, # of `RewardModel.from_pretrained`, for folders
     **loading, # further arguments of `load_preferences`: columns, format, split, ...
 ) -> _RunComparison:
-    """Every two settings on the same pairs, Holm-corrected; seeds of a setting are averaged within each pair.
+    """Every two settings on the same pairs, Holm-corrected; seeds are averaged within each pair.
 
-    Raises ValueError for fewer than two settings, runs of one name, rewards of other data, nothing scored."""
+    Raises ValueError for fewer than two settings, one name twice, other data, nothing scored."""
     settings = _group_runs(runs, names)
     preferences = load_preferences(data, progress=progress, **loading)
-    pairs, scoring = pairs_of(preferences), {"progress": progress, "model_options": model_options}
+    pairs = pairs_of(preferences)
+    scoring = {"progress": progress, "model_options": model_options}
     outcomes, scored = _outcomes_by_setting(settings, preferences, pairs, **scoring)
     prompt = pairs["prompt"][scored]
     draws = accuracy_draws(outcomes.values(), prompt, samples=samples, seed=seed)
@@ -424,7 +425,8 @@ def compare_runs(
     for b, a in itertools.combinations(outcomes, 2):
         found = _compare_two(outcomes[a], outcomes[b], prompt, draws[b] - draws[a], **drawing)
         comparisons.append({"a": a, "b": b, **found})
-    for row, corrected in zip(comparisons, _holm_correction([row["p"] for row in comparisons])):
+    p_values = [row["p"] for row in comparisons]
+    for row, corrected in zip(comparisons, _holm_correction(p_values)):
         row["corrected"] = corrected
     return _RunComparison(
         table,

@@ -6,7 +6,7 @@
 __all__ = ['CrossValidation', 'cross_validate', 'trainer_recipe', 'annotator_ceiling', 'Mistakes', 'most_confident_mistakes',
            'suspected_label_errors']
 
-# %% ../../nbs/4_trust/45_labels.ipynb #82e1db11
+# %% ../../nbs/4_trust/45_labels.ipynb #e95dbaa6
 import itertools
 import json
 import math
@@ -25,7 +25,7 @@ from ..data.files import PreferenceDataError, UnusableRow, read_rows
 from ..data.formats import detect_format, to_record
 from ..data.preferences import Preferences, kfold_by_prompt, load_preferences
 from ..data.records import prompt_key, response_text
-from ..data.report import Report, Section, Table, counted, forest_plot
+from ..data.report import Report, Section, Table, an, counted, forest_plot
 from ..data.report import percent, points, span, wilson_interval
 from ..scores.inference import RewardModel
 from .agreement import outcomes_of, pooled_accuracy
@@ -101,27 +101,28 @@ def figures(self: CrossValidation) -> dict:
     xlabel = f"accuracy (%) with {100 * self.level:g}% intervals"
     return {"folds": forest_plot(rows, xlabel, scale=100)}
 
-# %% ../../nbs/4_trust/45_labels.ipynb #db08b2c2
+# %% ../../nbs/4_trust/45_labels.ipynb #7f0624b2
 def _out_of_fold(train, preferences, k: int, seed: int, bar) -> tuple[list, list]:
-    "Rewards of every record by a model of other prompts; (records trained on, rows) of each fold."
+    "Rewards of every record by a model of other prompts; (trained on, rows) of each fold."
     rewards, folds = [None] * len(preferences), []
-    for part, held in kfold_by_prompt(preferences, k, seed=seed):
+    for rest, held in kfold_by_prompt(preferences, k, seed=seed):
         own = np.flatnonzero(np.isin(preferences.prompt_keys, held.prompt_keys))
-        scored, _ = score_preferences(train(part, seed), held)
+        scored, _ = score_preferences(train(rest, seed), held)
         for index, values in zip(own.tolist(), scored, strict=True):
             rewards[index] = values
-        folds.append((len(part), own))
+        folds.append((len(rest), own))
         bar.update()
     return rewards, folds
 
 
-def _fold_row(outcomes, level: float) -> dict: # (P,) outcomes of a fold, nan where not scored
+def _fold_row(outcomes, level: float) -> dict: # (P,), nan where not scored
     "Pairs, accuracy and interval of a fold."
     outcomes = outcomes[~np.isnan(outcomes)]
     if not len(outcomes):
         return {"pairs": 0, "accuracy": None, "low": None, "high": None}
-    low, high = wilson_interval(outcomes.sum(), len(outcomes), level)
-    return {"pairs": len(outcomes), "accuracy": float(outcomes.mean()), "low": low, "high": high}
+    n, right = len(outcomes), float(outcomes.sum())
+    low, high = wilson_interval(right, n, level)
+    return {"pairs": n, "accuracy": right / n, "low": low, "high": high}
 
 # %% ../../nbs/4_trust/45_labels.ipynb #5212e743
 def _which_scored(missing, preferences) -> np.ndarray: # (P,) -> (P,)
@@ -204,19 +205,20 @@ def trainer_recipe(
 
     return train
 
-# %% ../../nbs/4_trust/45_labels.ipynb #f0de888b
+# %% ../../nbs/4_trust/45_labels.ipynb #c37af1b3
 def _ceiling(agreement: float) -> float: # 0..1 -> 0.5..1
-    "The most that any model can agree with one label, reached when all pairs are equally clear."
+    "The most that any model can agree with one label."
     return (1 + math.sqrt(max(2 * agreement - 1, 0))) / 2
 
-# %% ../../nbs/4_trust/45_labels.ipynb #ae67f14f
+# %% ../../nbs/4_trust/45_labels.ipynb #c0ac2f2f
 def _vote_counts(row: dict, column: str, origin: str) -> tuple[int, int, int]:
-    "Votes for the preferred response, for the other, and ties; one vote without such a column."
+    "Votes for the preferred response, for the other, and ties."
     cell = row.get(column)
     if cell is None or isinstance(cell, float) and math.isnan(cell):
         return 1, 0, 0
     try:
-        counts = [int(count) for count in (json.loads(cell) if isinstance(cell, str) else cell)]
+        cells = json.loads(cell) if isinstance(cell, str) else cell
+        counts = [int(count) for count in cells]
     except (TypeError, ValueError):
         counts = []
     if len(counts) not in (2, 3) or min(counts) < 0:
@@ -239,9 +241,9 @@ def _votes_of(record: dict, given: tuple) -> list[tuple]:
             votes.append((prompt, texts[j], texts[i], worse, better, ties))
     return votes
 
-# %% ../../nbs/4_trust/45_labels.ipynb #d1fa99dd
+# %% ../../nbs/4_trust/45_labels.ipynb #0e4e0381
 def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
-    "Prompt, first, second, ties of every distinct pair as a table; the number of unreadable rows."
+    "A table of votes on every distinct pair; the number of unreadable rows."
     if isinstance(data, Preferences):
         raise TypeError("annotator_ceiling needs the raw rows: Preferences have lost repeated votes, "
                         "which are dropped as exact duplicates; pass the file or the list of dicts")
@@ -259,15 +261,15 @@ def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
     table = pd.DataFrame(found, columns=["prompt", "a", "b", "first", "second", "ties"])
     return table.groupby(["prompt", "a", "b"], sort=False).sum().reset_index(), unusable
 
-# %% ../../nbs/4_trust/45_labels.ipynb #c3e4c1ec
+# %% ../../nbs/4_trust/45_labels.ipynb #3cedf0ad
 @dataclass(repr=False)
 class _AnnotatorCeiling(Report):
-    "How far people agree with each other, and what that leaves for a model; shares are in 0..1."
+    "How far people agree with each other, and what that leaves for a model."
     agreement: float # how often two labels of the same pair agree; every pair counts once
     interval: tuple[float, float] # of the agreement, prompts drawn anew
     ceiling: float # the most that any model can agree with single labels, an upper bound
     ceiling_interval: tuple[float, float] # the same at the ends of the interval
-    majority: float | None # how often the majority of the others predicts a label; None: never three
+    majority: float | None # how often the others predict a label; None: never three
     n_pairs: int # pairs of responses with two or more labels that are not ties
     n_prompts: int # distinct prompts among them
     n_votes: int # labels of these pairs
@@ -304,9 +306,9 @@ def sections(self: _AnnotatorCeiling) -> list[Section]:
     }
     return [Section(table=Table(tuple(row), [tuple(row.values())]))]
 
-# %% ../../nbs/4_trust/45_labels.ipynb #455f92bb
+# %% ../../nbs/4_trust/45_labels.ipynb #ba79a453
 def _left_out_majority(first, second) -> float | None: # (M,) votes
-    "How often the majority of a pair's other votes predicts one vote; of pairs with three or more."
+    "How often the majority of a pair's other votes predicts one vote."
     three = first + second >= 3
     if not three.any():
         return None
@@ -314,24 +316,25 @@ def _left_out_majority(first, second) -> float | None: # (M,) votes
     hits = a * outcomes_of(a - 1 - b) + b * outcomes_of(b - 1 - a)
     return float((hits / (a + b)).mean())
 
-# %% ../../nbs/4_trust/45_labels.ipynb #9d239341
+# %% ../../nbs/4_trust/45_labels.ipynb #97420df3
 def annotator_ceiling(
-    data, # file, folder, hub id, DataFrame or list of dicts: the raw rows, repeated ones included
+    data, # what `read_rows` takes: the raw rows, repeated ones included
     *,
     level: float = 0.95, # confidence of the interval, between 0 and 1
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the draws
     **reading, # votes (column of counts); columns, format, labels as in `load_preferences`
 ) -> _AnnotatorCeiling:
-    "Agreement between labels of the same pair and the accuracy it allows. Raises PreferenceDataError."
+    "Agreement between labels of a pair, and the accuracy it allows. Raises PreferenceDataError."
     table, unusable = _count_votes(data, **reading)
     first, second = table["first"].to_numpy(), table["second"].to_numpy()
     n = first + second
     many = n >= 2
     if not many.any():
-        raise PreferenceDataError(f"none of {counted(len(n), 'pair')} has two labels or more, so people's "
-                                  "agreement cannot be measured; have some pairs judged twice")
-    agreeing = first * (first - 1) + second * (second - 1)  # of n (n - 1) ordered pairs of labels
+        raise PreferenceDataError(
+            f"none of {counted(len(n), 'pair')} has two labels or more, so people's "
+            "agreement cannot be measured; have some pairs judged twice")
+    agreeing = first * (first - 1) + second * (second - 1)  # of n (n - 1)
     agreement = agreeing[many] / (n * (n - 1))[many]
     drawing = {"samples": samples, "level": level, "seed": seed}
     found = pooled_accuracy(agreement, table["prompt"][many], **drawing)
@@ -350,11 +353,11 @@ def annotator_ceiling(
         level=level,
     )
 
-# %% ../../nbs/4_trust/45_labels.ipynb #a8a3a027
+# %% ../../nbs/4_trust/45_labels.ipynb #a4f4c42a
 @dataclass(repr=False)
 class Mistakes(Report):
     "Pairs that a model orders the other way than their label, the surest first."
-    mistakes: list # {record, prompt, chosen, rejected, difference, probability (of the label), origin}
+    mistakes: list # {record, prompt, chosen, rejected, difference, probability, origin}
     n_pairs: int # strictly ordered pairs scored
     n_wrong: int # of them ordered the other way
     temperature: float # that reward differences were divided by
@@ -363,8 +366,8 @@ class Mistakes(Report):
     @property
     def verdicts(self) -> list[str]:
         "What is in the table."
-        return [f"{self.n_wrong:,} of {self.n_pairs:,} pairs are ordered the other way than their label; "
-                f"here are the {len(self.mistakes):,} surest."]
+        return [f"{self.n_wrong:,} of {self.n_pairs:,} pairs are ordered the other way "
+                f"than their label; here are the {len(self.mistakes):,} surest."]
 
     def sections(self) -> list[Section]:
         "The table to read, texts shortened."
@@ -393,15 +396,15 @@ def _pair_rows(pairs, preferences, differences, temperature: float, order) -> li
         })
     return rows
 
-# %% ../../nbs/4_trust/45_labels.ipynb #bc25b13f
+# %% ../../nbs/4_trust/45_labels.ipynb #7b974959
 def most_confident_mistakes(
     model, # what `score_preferences` takes, or rewards: of each record K, or None
     preferences, # what `load_preferences` takes; not what the model was trained on
     n: int = 20, # how many at most
     *,
-    temperature: float | None = None, # reward differences are divided by it; None: the model's own, else 1
+    temperature: float | None = None, # of the probabilities; None: the model's own, else 1
 ) -> Mistakes:
-    "The pairs whose label the model finds least likely. Raises ValueError when nothing could be scored."
+    "The pairs whose label the model finds least likely. Raises ValueError."
     preferences = load_preferences(preferences, progress=False)
     pairs = pairs_of(preferences)
     differences = reward_differences(pairs, rewards_of(model, preferences)[0])
@@ -412,7 +415,7 @@ def most_confident_mistakes(
     rows = _pair_rows(pairs, preferences, differences, temperature, order)
     return Mistakes(rows, int(scored.sum()), len(wrong), temperature)
 
-# %% ../../nbs/4_trust/45_labels.ipynb #821e69ad
+# %% ../../nbs/4_trust/45_labels.ipynb #5d32c116
 @dataclass(repr=False)
 class _SuspectedErrors(Mistakes):
     "Labels that out-of-fold models find unlikely, the least likely first."
@@ -424,8 +427,8 @@ class _SuspectedErrors(Mistakes):
     @property
     def verdicts(self) -> list[str]:
         "How many are suspected."
-        return [f"{self.n_suspected:,} of {self.n_pairs:,} labels are suspected: models that have not seen "
-                f"them find the opposite at least {percent(self.threshold)} likely. "
+        return [f"{self.n_suspected:,} of {self.n_pairs:,} labels are suspected: models that have "
+                f"not seen them find the opposite at least {percent(self.threshold)} likely. "
                 f"Here are the {len(self.mistakes):,} least likely."]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #5e69a6ce
@@ -449,20 +452,22 @@ def precision_at(
             rows.append({"k": k, "errors": errors, **shares, "base": float(hits.mean())})
     return rows
 
-# %% ../../nbs/4_trust/45_labels.ipynb #ded76188
+# %% ../../nbs/4_trust/45_labels.ipynb #9a793bab
 def suspected_label_errors(
     rewards, # CrossValidation, its file, or out-of-fold rewards: of each record K, or None
     preferences, # what `load_preferences` takes: the data that was cross-validated
     n: int = 50, # rows of the table, at most
     *,
-    temperature: float | None = None, # reward differences are divided by it; None: fitted to these pairs
+    temperature: float | None = None, # of the probabilities; None: fitted to these pairs
 ) -> _SuspectedErrors:
-    """Confident learning on pairs: labels whose opposite is as likely as labels on average are.
+    """Labels whose opposite is as likely as labels on average are.
 
-    Raises TypeError for a model, which may have learned these labels; ValueError for other data."""
+    Raises TypeError for a model, which may have learned them; ValueError for other data."""
     preferences = load_preferences(preferences, progress=False)
-    if not isinstance(rewards, (CrossValidation, list, tuple)) and not str(rewards).endswith(".json"):
-        raise TypeError(f"suspected_label_errors needs out-of-fold rewards, got {type(rewards).__name__}: "
+    stored = isinstance(rewards, (CrossValidation, list, tuple))
+    if not stored and not str(rewards).endswith(".json"):
+        kind = an(type(rewards).__name__)
+        raise TypeError(f"suspected_label_errors needs out-of-fold rewards, got {kind}: "
                         "a model has learned the errors of its own training data; "
                         "pass what cross_validate returned")
     pairs = pairs_of(preferences)
@@ -473,8 +478,9 @@ def suspected_label_errors(
     p = expit(differences[scored] / temperature)
     threshold, order = float(p.mean()), scored[np.argsort(p, kind="stable")]
     suspected = int((1 - p >= max(threshold, 0.5)).sum())
+    first = order[: min(n, suspected)]
     return _SuspectedErrors(
-        _pair_rows(pairs, preferences, differences, temperature, order[: min(n, suspected)]),
+        _pair_rows(pairs, preferences, differences, temperature, first),
         n_pairs=len(scored),
         n_wrong=int((p < 0.5).sum()),
         temperature=temperature,

@@ -5,29 +5,23 @@
 # %% auto #0
 __all__ = ['learning_curve']
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #c2865141
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #b2c984ef
 from dataclasses import dataclass, field
 
 import numpy as np
 from fastcore.basics import patch
+from scipy.special import boxcox
 from tqdm.auto import tqdm
 
-from ..data.preferences import Preferences, load_preferences, split_by_prompt
+from ..data.preferences import load_preferences, prompt_overlap, split_by_prompt
 from ..data.report import Report, Section, Table, counted, new_figure, percent, points, span
 from .agreement import outcomes_of, percentile_interval, reward_differences, score_preferences
 from .comparing import accuracy_draws, pairs_of
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #c64c89ba
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #ce79d8a2
 _EXPONENTS = np.linspace(-0.35, 1.5, 75).round(3) # the values of c that are tried
 
 
-def _rise(ratio, c): # (...) n / largest n, (...)
-    "(1 - ratio^-c) / c, the logarithm at c = 0."
-    near = np.abs(c) < 1e-9
-    safe = np.where(near, 1.0, c)
-    return np.where(near, np.log(ratio), (1 - ratio**-safe) / safe)
-
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #27686221
 def _fit_power_law(sizes, accuracy) -> np.ndarray: # (N,), (B, N) of B curves -> (B, 3): m, g, c
     "Least squares. Raises ValueError for fewer than three sizes."
     n, y = np.asarray(sizes, float), np.asarray(accuracy, float)
@@ -35,7 +29,7 @@ def _fit_power_law(sizes, accuracy) -> np.ndarray: # (N,), (B, N) of B curves ->
         raise ValueError(f"a curve needs three or more different sizes above 0, got {n.tolist()}")
     least, found = np.full(len(y), np.inf), np.zeros((len(y), 3))
     for c in _EXPONENTS:
-        x = _rise(n / n.max(), c)
+        x = boxcox(n / n.max(), -c)
         centred = x - x.mean()
         g = np.maximum(y @ centred / (centred @ centred), 0)  # no accuracy that falls
         m = y.mean(1) - g * x.mean()
@@ -45,11 +39,11 @@ def _fit_power_law(sizes, accuracy) -> np.ndarray: # (N,), (B, N) of B curves ->
         found[better] = np.stack([m, g, np.full(len(y), c)], 1)[better]
     return found
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #2f34e807
-def _power_law(parameters, n, largest: float): # (..., 3) of `_fit_power_law`, sizes, largest size of the fit
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #d5f6b6ef
+def _power_law(parameters, n, largest: float): # (..., 3) of a fit, sizes, its largest size
     "The fitted accuracy at n examples, at most 1."
     m, g, c = np.moveaxis(np.asarray(parameters), -1, 0)
-    return np.minimum(m + g * _rise(np.asarray(n) / largest, c), 1)
+    return np.minimum(m + g * boxcox(n / largest, -c), 1)
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #de4b29ac
 @dataclass(repr=False)
@@ -67,7 +61,7 @@ class _LearningCurve(Report):
     _draws: np.ndarray = field(default=None) # (B, 3) fits of the bootstrap draws
     title = "Learning curve"
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #56f9f96c
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #c6155c15
 @patch
 def _fitted(self: _LearningCurve, n) -> np.ndarray:
     "Accuracy at n records of every draw."
@@ -81,10 +75,9 @@ def _fitted(self: _LearningCurve, n) -> np.ndarray:
 @patch
 def _ends(self: _LearningCurve, values) -> tuple:
     "Median, low, high."
-    tail = (1 - self.level) / 2
-    return tuple(np.quantile(values, [0.5, tail, 1 - tail]).tolist())
+    return float(np.median(values)), *percentile_interval(values, self.level)
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #1357ac3f
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #7053b659
 @patch
 def predict(
     self: _LearningCurve,
@@ -106,11 +99,11 @@ def gain(
 
 @patch(as_prop=True)
 def limit(self: _LearningCurve) -> float | None:
-    "The accuracy of unlimited labels by the fit, only a hint; None where it shows no limit below 1."
+    "The accuracy of unlimited labels by the fit, only a hint; None: no limit below 1."
     m, g, c = self.fit
     return m + g / c if c > 0 and m + g / c < 1 else None
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #4b204538
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #d2f49fbb
 @patch(as_prop=True)
 def verdicts(self: _LearningCurve) -> list[str]:
     "Whether more labels would help, and what the interval leaves out."
@@ -122,7 +115,8 @@ def verdicts(self: _LearningCurve) -> list[str]:
     if high < 0.01:
         sentences = [f"{extra:,} more labels would hardly help: {found}."]
     elif low < 0.0005 or high - low > 0.06:
-        sentences = [f"Whether {extra:,} more labels would help cannot be told from these data: {found}."]
+        sentences = [f"Whether {extra:,} more labels would help cannot be told "
+                     f"from these data: {found}."]
     else:
         sentences = [f"{extra:,} more labels would raise accuracy by {found}."]
     if self.repeats == 1:
@@ -140,7 +134,7 @@ def sections(self: _LearningCurve) -> list[Section]:
     header = "training records", "accuracy", f"{100 * self.level:g}% interval", "fit"
     return [Section(table=Table(header, rows))]
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #ed48822a
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #d4464780
 @patch
 def figures(self: _LearningCurve) -> dict:
     "Measured points with intervals, the fitted curve with its band, and the extrapolation."
@@ -152,21 +146,22 @@ def figures(self: _LearningCurve) -> dict:
         x = np.geomspace(start, end, 40)
         middle, low, high = 100 * np.transpose([self.predict(value) for value in x])
         axes.plot(x, middle, color="#0072B2", linestyle=style, label=label)
-        axes.fill_between(x, low, high, facecolor="#56B4E9", alpha=0.3, hatch=hatch, edgecolor="white")
+        axes.fill_between(x, low, high, color="#56B4E9", alpha=0.3, hatch=hatch)
     share, low, high = 100 * np.array([self.accuracy, self.low, self.high])
     bars = np.maximum([share - low, high - share], 0)
     axes.errorbar(self.sizes, share, bars, fmt="o", color="#D55E00", capsize=3, label="measured")
     axes.axvline(n, color="0.5", linewidth=1)
-    axes.set(xlabel="training records (log scale)", ylabel="accuracy on held-out pairs (%)", xscale="log")
+    axes.set(xlabel="training records (log scale)", ylabel="accuracy on held-out pairs (%)")
+    axes.set_xscale("log")
     ticks = [*self.sizes, 2 * n]
     axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return {"curve": figure}
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #5da71d07
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #4a111cdd
 def _curve_of_outcomes(sizes, outcomes, prompt, *, level=0.95, samples=2000, seed=0) -> _LearningCurve:
-    "The curve of outcomes (N, R, P) at N sizes, of R repeats, on P held-out pairs of these prompts (P,)."
+    "The curve of outcomes (N, R, P): N sizes, R repeats, P held-out pairs of these prompts."
     sizes, outcomes = np.asarray(sizes, float), np.asarray(outcomes, float)
     draws = accuracy_draws(outcomes, prompt, together=True, samples=samples, seed=seed)
     accuracy = outcomes.mean((1, 2))
@@ -184,9 +179,9 @@ def _curve_of_outcomes(sizes, outcomes, prompt, *, level=0.95, samples=2000, see
         _draws=_fit_power_law(sizes, draws.T),
     )
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #80d9b973
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #5a472778
 def _nested_rows(keys, sizes, seed: int) -> list[np.ndarray]: # keys (n,) prompt of each record
-    "Rows of nested subsets of about these sizes: whole prompts, in an order that depends on the seed."
+    "Rows of nested subsets of about these sizes: whole prompts, in an order by the seed."
     _, group, count = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(count))
     position = np.argsort(order)[group]  # of each record's prompt in that order
@@ -203,19 +198,19 @@ def _curve_sizes(sizes, n: int) -> list[int]:
                          f"the training records there are; got {sizes}")
     return sizes
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #52d9c92d
-def _held_out_pairs(preferences, held_out, seed: int, loading) -> tuple[Preferences, Preferences]:
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #4e490a57
+def _held_out_pairs(preferences, held_out, seed: int, loading) -> tuple:
     "Training and held-out records; ValueError where they share a prompt."
     if isinstance(held_out, (int, float)):
         return split_by_prompt(preferences, held_out, seed=seed)
     held = load_preferences(held_out, progress=False, **loading)
-    shared = len(np.intersect1d(preferences.prompt_keys, held.prompt_keys))
+    shared = prompt_overlap(preferences, held)["shared"]
     if shared:
         raise ValueError(f"training and held-out data share {counted(shared, 'prompt')}; "
                          "a learning curve needs prompts that no model has seen")
     return preferences, held
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #538ce7bf
+# %% ../../nbs/4_trust/46_learning_curve.ipynb #a8bffeb2
 def learning_curve(
     train, # function(preferences, seed) -> anything that scores; `trainer_recipe` makes one
     data, # what `load_preferences` takes
@@ -229,9 +224,9 @@ def learning_curve(
     progress: bool = False, # show a bar
     **loading, # further arguments of `load_preferences`: columns, format, split, ...
 ) -> _LearningCurve:
-    """Accuracy over the number of training records, nested by prompt and judged on the same pairs.
+    """Accuracy over the number of training records, judged on the same pairs.
 
-    Raises ValueError for fewer than three sizes, no repeat, shared prompts, or nothing scored."""
+    Raises ValueError for fewer than three sizes, no repeat, shared prompts, nothing scored."""
     if repeats < 1:
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
     preferences = load_preferences(data, progress=progress, **loading)

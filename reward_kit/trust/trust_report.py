@@ -28,9 +28,9 @@ from .labels import Mistakes, most_confident_mistakes
 from .length import LengthReport, length_preference, measure_length
 from .probes import VERDICTS, ProbeReport, run_probes
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #9fdf6496
+# %% ../../nbs/4_trust/48_trust_report.ipynb #6135d21e
 def _verdicts(interval, always_longer, n_pairs, over_rule) -> list[str]:
-    "Sentences; `over_rule`: interval of the accuracy minus that of the rule of length, on the same pairs."
+    "Sentences; `over_rule`: interval of the accuracy minus that of the rule of length."
     low, high = interval
     found = f"the 95% interval, {span(low, high)}"
     if low > 0.5:
@@ -51,9 +51,9 @@ def _verdicts(interval, always_longer, n_pairs, over_rule) -> list[str]:
                          "would bring it to plus or minus 3 points.")
     return sentences
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #e926a9c9
-def _difference_histogram(differences, bins: int = 40) -> dict: # (P,) -> edges (bins + 1), counts (bins)
-    "Counts of reward differences; the outermost bars hold what lies beyond the 99.5th percentile of size."
+# %% ../../nbs/4_trust/48_trust_report.ipynb #a7d5f36a
+def _difference_histogram(differences, bins: int = 40) -> dict: # (P,) -> edges, counts
+    "Counts of reward differences; the outermost bars hold what lies beyond."
     differences = np.asarray(differences, float)
     differences = differences[differences != 0]
     limit = np.quantile(np.abs(differences), 0.995) if len(differences) else 1.0
@@ -61,13 +61,13 @@ def _difference_histogram(differences, bins: int = 40) -> dict: # (P,) -> edges 
     counts, _ = np.histogram(np.clip(differences, edges[0], edges[-1]), edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #920c0111
+# %% ../../nbs/4_trust/48_trust_report.ipynb #b339c06f
 @dataclass(repr=False)
 class TrustReport(Report):
     "What an evaluation found; shares are in 0..1."
     model: str # name of what was evaluated
     data: str # name of the data
-    accuracy: float # share of strictly ordered pairs in the right order; tied rewards count half
+    accuracy: float # share of pairs in the right order; tied rewards count half
     wilson: tuple # interval that takes every pair as independent
     bootstrap: tuple # interval that draws whole prompts
     n_pairs: int # strictly ordered pairs scored
@@ -104,7 +104,7 @@ class TrustReport(Report):
             if isinstance(getattr(self, name), dict):
                 setattr(self, name, kind.from_dict(getattr(self, name)))
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #c26e84e4
+# %% ../../nbs/4_trust/48_trust_report.ipynb #c7872d8d
 @patch(as_prop=True)
 def title(self: TrustReport) -> str:
     "What was evaluated, and on what."
@@ -124,7 +124,7 @@ def summary(self: TrustReport) -> list[str]:
     if self.calibration:
         sentences.append(self.calibration.verdicts[0])
     if probes:
-        failing = ", ".join(result.name for result in probes.worst_first if result.verdict == "fails")
+        failing = ", ".join(r.name for r in probes.worst_first if r.verdict == "fails")
         counts = [f"{probes.count(v)} {v}" for v in VERDICTS if probes.count(v)]
         of = f"{probes.count('fails')} of {len(probes.results)} bias probes fail"
         unsure = f"No bias probe is shown to fail ({', '.join(counts)})."
@@ -235,17 +235,18 @@ def to_text(
 
 TrustReport.__str__ = Report.__repr__
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #43aba35b
+# %% ../../nbs/4_trust/48_trust_report.ipynb #cba84923
 @patch
 def _plot_differences(self: TrustReport):
-    "Bars of reward differences: wrongly ordered pairs left of zero and hatched, the others right of it."
+    "Bars of reward differences; wrongly ordered pairs are hatched."
     edges, counts = np.array(self.histogram["edges"]), np.array(self.histogram["counts"])
     figure = new_figure(figsize=(6, 3), dpi=100)
     axes, left = figure.subplots(), edges[:-1] < 0
-    for side, order, color, hatch in ((left, "wrong", "#D55E00", "///"), (~left, "right", "#0072B2", None)):
-        style = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+    wrong = left, "wrong", "#D55E00", "///"
+    for side, order, color, hatch in (wrong, (~left, "right", "#0072B2", None)):
         label = f"{order} order: {counts[side].sum():,} pairs"
-        axes.bar(edges[:-1][side], counts[side], np.diff(edges)[side], align="edge", label=label, **style)
+        style = {"color": color, "hatch": hatch, "edgecolor": "white", "label": label}
+        axes.bar(edges[:-1][side], counts[side], edges[1] - edges[0], align="edge", **style)
     axes.axvline(0, color="black", linewidth=1)
     xlabel = "reward of the better minus reward of the worse response (reward units)"
     axes.set(xlabel=xlabel, ylabel="pairs")
@@ -271,9 +272,9 @@ def figures(self: TrustReport) -> dict: # name -> matplotlib Figure
             figures[name] = getattr(self, name).plot()
     return figures
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #180a2486
+# %% ../../nbs/4_trust/48_trust_report.ipynb #7d1c3d58
 def _summarise_rankings(preferences, rewards) -> dict | None:
-    "Means of `ranking_agreement` over scored records of three or more responses; None where there is none."
+    "Means of `ranking_agreement` over scored records of three or more responses."
     found = []
     for index, own in enumerate(rewards):
         if own is not None and len(own) > 2:
@@ -282,7 +283,7 @@ def _summarise_rankings(preferences, rewards) -> dict | None:
         return None
     return {"n": len(found), **json_ready(pd.DataFrame(found).mean().to_dict())}
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #ae49e595
+# %% ../../nbs/4_trust/48_trust_report.ipynb #d331b2b6
 _MIN_CALIBRATION_PROMPTS = 20
 
 
@@ -294,13 +295,14 @@ def _measured(preferences, rewards, table, temperature, **drawing) -> dict:
         "responses, mean characters": table["length"],
         "margin of the label": table["margin"],
     }
+    groups = {name: by_size(values, outcome, prompts=prompts) for name, values in sizes.items()}
     found = {
         "length": length_preference(table),
         "length_control": measure_length(preferences, rewards, **drawing),
         "sources": by_source(table),
         "rankings": _summarise_rankings(preferences, rewards),
         "histogram": _difference_histogram(table["difference"]),
-        "groups": {name: by_size(values, outcome, prompts=prompts) for name, values in sizes.items()},
+        "groups": groups,
         "mistakes": most_confident_mistakes(rewards, preferences, temperature=temperature),
     }
     if len(np.unique(prompts)) >= _MIN_CALIBRATION_PROMPTS:
@@ -325,13 +327,13 @@ def _data_name(data) -> str:
         return ""
     return Path(data).name if Path(data).exists() else str(data)
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #79f16c84
+# %% ../../nbs/4_trust/48_trust_report.ipynb #181d0caf
 def evaluate_reward_model(
-    model, # what `as_scorer` takes: RewardModel, ensemble, folder, hub id, object with .score, or function
+    model, # what `as_scorer` takes: RewardModel, folder, hub id, object with .score, function
     data, # what `load_preferences` takes
     *,
     name: str | None = None, # how the report calls the model; default its own name
-    probe_prompts: int = 100, # prompts whose best response is edited and scored again; 0: no probes
+    probe_prompts: int = 100, # prompts whose best response is edited; 0: no probes
     bootstrap_samples: int = 2000, # draws of the bootstrap over prompts
     seed: int = 0, # of the bootstrap and the probes
     progress: bool = False, # show a bar
@@ -348,11 +350,13 @@ def evaluate_reward_model(
     scored = [i for i, own in enumerate(rewards) if own is not None]
     skipped = len(rewards) - len(scored)
     if not len(table["outcome"]):
-        raise ValueError(f"no strictly ordered pair to evaluate on: {counted(len(preferences), 'record')}, "
-                         f"{skipped} with a response too long for the model, the others tied")
+        records = counted(len(preferences), "record")
+        raise ValueError(f"no strictly ordered pair to evaluate on: {records}, {skipped} "
+                         "with a response too long for the model, the others tied")
     drawing = {"samples": bootstrap_samples, "seed": seed}
     pooled = pooled_accuracy(table["outcome"], table["prompt"], **drawing)
     flat, difference = np.concatenate([rewards[i] for i in scored]), table["difference"]
+    temperature = getattr(model, "temperature", 1.0)
     report = TrustReport(
         model=name or own_name,
         data=_data_name(data),
@@ -370,7 +374,7 @@ def evaluate_reward_model(
             "mean_difference": float(difference.mean()),
             "std_difference": float(difference.std()),
         },
-        **_measured(preferences, rewards, table, getattr(model, "temperature", 1.0), **drawing),
+        **_measured(preferences, rewards, table, temperature, **drawing),
         seed=seed,
         fingerprint=preferences.fingerprint,
     )
@@ -381,17 +385,17 @@ def evaluate_reward_model(
         report.probes = replace(probes, model=report.model)
     return report
 
-# %% ../../nbs/4_trust/48_trust_report.ipynb #663ecf66
+# %% ../../nbs/4_trust/48_trust_report.ipynb #5f42c1f8
 def write_model_card(
     model_folder: str | Path, # a saved reward model
     report: TrustReport, # its evaluation
 ) -> Path: # the README.md
-    "Put a report into the model card of a folder, with pictures (trust_*.png). Raises FileNotFoundError."
+    "Put a report into the model card of a folder, with pictures. Raises FileNotFoundError."
     folder = Path(model_folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}; save the model first")
     for name in report.captions:
-        (folder / f"trust_{name}.png").unlink(missing_ok=True)  # of an earlier report that had it
+        (folder / f"trust_{name}.png").unlink(missing_ok=True)  # of an earlier report
     text = ["## Trust report", report.to_markdown(mistakes=False)]
     for name, figure in report.figures().items():
         write_whole(folder / f"trust_{name}.png", figure.savefig)
