@@ -20,9 +20,9 @@ import pytest
 
 import reward_kit.data.preferences as data
 from reward_kit.data.files import PreferenceDataError, UnusableRow
-from reward_kit.data.formats import to_record
-from reward_kit.data.preferences import Preferences, kfold_by_prompt, load_preferences, prompt_overlap, save_preferences, split_by_prompt
-from reward_kit.data.records import as_messages, parse_transcript, prompt_key
+from reward_kit.data.formats import detect_format, to_record
+from reward_kit.data.preferences import Preferences, hold_out, kfold_by_prompt, load_preferences, prompt_overlap, save_preferences, split_by_prompt
+from reward_kit.data.records import as_messages, parse_transcript, prompt_key, read_column
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 HH, DEMO = REAL / "hh-rlhf-harmless-test.jsonl.gz", REAL / "dpo-en-demo.json.gz"
@@ -1015,3 +1015,103 @@ def test_weight_and_margin_of_scored_rows_are_those_of_their_prompt():
     preferences = load_preferences(rows, progress=False)
     assert [record["weight"] for record in preferences] == [2.0]
     assert preferences.report.dropped["rows of one prompt have different weights"]["count"] == 1
+
+
+# ---------------------------------------------------------------- one truth, one reading, one registry
+
+CARRIED = {"tool_calls": [{"id": "c", "function": {"name": "add", "arguments": {"a": 0.12345678901234566, "b": [None, {}]}}}], "reasoning_content": "é\u2028", "name": "Ada"}
+ANSWER = {"role": "tool", "content": "2", "tool_call_id": "c"}
+
+
+def test_a_message_keeps_all_it_carries_wherever_it_lies(tmp_path):
+    rows = [{"prompt": [USER("1 + 1?")], "chosen": [BOT("") | CARRIED, ANSWER, BOT("2")], "rejected": [BOT("3")]}, {"prompt": [USER("q")], "chosen": "a", "rejected": "b"}]
+    found = load(jsonl(tmp_path / "a.jsonl", rows))
+    best = [BOT("") | CARRIED, ANSWER, BOT("2")]
+    assert found[0]["responses"][0] == best == to_record(rows[0])["responses"][0] == next(iter(found))["responses"][0]
+    assert found.select([1, 0])[1]["responses"][0] == best and found[1]["responses"] == [[BOT("a")], [BOT("b")]]
+    kept = found.dataset[0]["responses"][0]
+    assert [set(turn) for turn in kept] == [set(turn) for turn in best], "no key is added, none is lost"
+    table = found.dataset.with_format("arrow")[:]
+    assert read_column(table["responses"])[0][0] == best and read_column(table["ranks"]) == [[1, 2], [1, 2]]
+    assert read_column(found.to_pairs().with_format("arrow")[:]["chosen"])[0] == best
+    found.save(tmp_path / "b.jsonl")
+    assert list(load(tmp_path / "b.jsonl"))[0]["responses"][0] == best
+    found.dataset.save_to_disk(tmp_path / "saved")
+    assert Preferences(datasets.load_from_disk(tmp_path / "saved"))[0] == found[0]
+
+
+def test_a_row_is_parsed_and_flattened_once(tmp_path, monkeypatch):
+    from reward_kit.data import columns, files
+
+    rows = [{"question": {"full_text": f"q{n}"}, "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0} for n in range(50)]
+    path, counts, decode = jsonl(tmp_path / "a.jsonl", rows), collections.Counter(), files._JSON.decode
+
+    def parse(text):
+        counts["parsed"] += 1
+        return decode(text)
+
+    flat = columns.Containers.flat
+
+    def flatten(row):
+        counts["flattened"] += flat(row) is not None
+        return flat(row)
+
+    monkeypatch.setattr(files, "_JSON", type("Decoder", (), {"decode": staticmethod(parse)}))
+    monkeypatch.setattr(columns.Containers, "flat", staticmethod(flatten))
+    assert len(load(path)) == 50 and counts == {"parsed": 50, "flattened": 50}
+
+
+def test_a_format_of_your_own_takes_one_class(tmp_path):
+    from reward_kit.data import columns, formats
+
+    @formats.preference_format
+    class Votes(formats.Pairs):
+        name, verdicts = "votes", (("margin", "weight"),)
+
+        def judge(self, row, count):
+            return ([1, 2] if row.number("margin") > row.number("weight") else [2, 1]), None
+
+    @columns.nested_export
+    class Boxed:
+        note = "a box"
+
+        @staticmethod
+        def flat(row):
+            return row["box"] if "box" in row else None
+
+    try:
+        found = load([{"box": {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1, "weight": 3}}])
+        assert found.report.format == "votes" and found[0]["responses"] == ["b", "a"]
+        assert to_record({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 4, "weight": 3})["responses"] == ["a", "b"]
+    finally:
+        del formats._FORMATS["votes"]
+        columns._EXPORTS.remove(Boxed)
+
+
+@pytest.mark.parametrize("row,name,texts,scores", [
+    ({"question": "q", "better": "a", "worse": "b"}, "pairs", ("q", ["a", "b"]), ["chosen_s", "rejected_s"]),
+    ({"prompt": "q", "completions": ["a", ""]}, "ranking", ("q", ["a", ""]), ["ss"]),
+    ({"prompt": "q", "answer_1": "a", "answer_2": "b"}, "labelled", ("q", ["a", "b"]), ["s_a", "s_b"]),
+    ({"prompt": [USER("q")], "output": "a"}, "scored", ([USER("q")], [[BOT("a")]]), ["s"]),
+    ({"messages": [USER("q"), BOT("a") | CARRIED]}, "conversation", (None, [[USER("q"), BOT("a") | CARRIED]]), ["s"]),
+    ({"text": "all of it"}, "text", (None, ["all of it"]), ["s"]),
+    ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "transcript", ([USER("q")], [[BOT("a")], [BOT("b")]]), ["chosen_s", "rejected_s"]),
+])
+def test_files_to_be_scored_are_told_apart_by_the_same_formats(row, name, texts, scores):
+    found = detect_format([row], judged=False)
+    assert (found.name, found.texts(row), found.score_columns("s")) == (name, texts, scores)
+
+
+def test_what_is_only_scored_teaches_nothing():
+    for row in ({"messages": [USER("q"), BOT("a")]}, {"text": "all of it"}, {"prompt": "q", "answer_1": "a", "answer_2": "b"}):
+        with pytest.raises(PreferenceDataError, match="no column for"): load([row])
+    with pytest.raises(PreferenceDataError, match="nothing to score: the file has 'essay'"): detect_format([{"essay": "a"}], judged=False)
+
+
+def test_hold_out_is_the_rule_of_every_split():
+    found = load(pairs(200, prompts=40))
+    held = hold_out(found.prompt_keys, 0.25, seed=5)
+    assert np.array_equal(held, hold_out([prompt_key(f"  {r['prompt'].upper()}") for r in found], 0.25, seed=5))
+    assert split_by_prompt(found, 0.25, seed=5)[1].fingerprint == found.select(np.flatnonzero(held)).fingerprint
+    assert len(np.unique(found.prompt_keys[hold_out(found.prompt_keys, 0.5, most=3)])) == 3
+    with pytest.raises(PreferenceDataError, match="1 record with one prompt"): hold_out([7], 0.5)

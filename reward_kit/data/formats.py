@@ -112,13 +112,14 @@ def flat(self: PreferenceFormat, cells: dict) -> dict:
             raise row
         return row
 
-# %% ../../nbs/1_data/14_formats.ipynb #2cb7849a
+# %% ../../nbs/1_data/14_formats.ipynb #90c60e67
 @preference_format
 class Pairs(PreferenceFormat):
     "`prompt` (may be absent), `chosen`, `rejected`, with a score each where there are some."
 
     name, needs = "pairs", ("chosen", "rejected")
     optional = ("score_chosen", "score_rejected")
+    scored_as = ("chosen_{}", "rejected_{}")
 
     def judge(self, row, count):
         "The chosen one is better."
@@ -484,7 +485,12 @@ class Text(_Whole):
 
     name, needs = "text", ("text",)
 
-# %% ../../nbs/1_data/14_formats.ipynb #bdc7a9a9
+# %% ../../nbs/1_data/14_formats.ipynb #5fca66f4
+def _turn(cls):
+    "Subclasses before what they derive from, whole texts last."
+    return issubclass(cls, _Whole), -len(cls.__mro__)
+
+
 def _choose(columns, present, rows, format, judged):
     "The class that reads these rows."
     if format != "auto":
@@ -492,7 +498,7 @@ def _choose(columns, present, rows, format, judged):
         if lacking:
             raise missing_columns(columns, present, lacking)
         return _FORMATS[format]
-    for cls in sorted(_FORMATS.values(), key=lambda cls: -len(cls.__mro__)):
+    for cls in sorted(_FORMATS.values(), key=_turn):
         if cls.matches(columns, rows, judged):
             return cls
     if not judged:
