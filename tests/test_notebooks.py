@@ -171,7 +171,7 @@ def test_no_star_imports(path):
 @each_chapter
 def test_a_chapter_exports_to_the_module_of_its_name(path):
     module, package = exported_module(path), path.parent.name.split("_", 1)[1]
-    names = {f"{package}.{re.sub(r'^[0-9]+_', '', path.stem)}", *ADDRESSES.get(path.stem, ())}
+    names = {f"{package}.{re.sub(r'^[0-9]+[a-z]?_', '', path.stem)}", *ADDRESSES.get(path.stem, ())}
     assert module in names and (ROOT / "reward_kit" / f"{module.replace('.', '/')}.py").exists()
 
 

@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_counted():
     by_name = {r.name: r for r in report.results}
     assert by_name["padding"].too_long > 0 and "too long" in "".join(dict((r[0], r[4]) for r in rows_of(report))["padding"])
     assert all(r.n + r.not_applicable + r.too_long == report.n_prompts for r in report.results)
-    assert "left out as too long" in repr(report)
+    assert "did not fit the model" in repr(report)
     kept = np.concatenate([[len(x) for x in r["responses"] if len(x) <= 200] for r in preferences if len(r["responses"][0]) <= 200])
     assert report.spread == pytest.approx(kept.std())
     with pytest.raises(ValueError, match="none of the 40 best responses"):

@@ -345,25 +345,25 @@ def fit(self: Predictions) -> _TemperatureFit:
     counts = len(d), self.prompts
     return _TemperatureFit(1 / slope, interval, *losses, *counts, separable, self.level)
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #9f846c6b
+# %% ../../nbs/4_trust/41_calibration.ipynb #a0698074
 def fit_temperature(
     differences, # (P,) as in `Predictions`, on pairs that the model was not trained on
     outcomes=None, # (P,) as in `Predictions`
     weights=None, # (P,) as in `Predictions`
     **options, # of `Predictions`: groups, samples, level, seed
 ) -> _TemperatureFit:
-    """The temperature of least log loss (arXiv 1706.04599, section 4), with an interval by prompts.
+    """The temperature of least log loss (arXiv 1706.04599, section 4), with an interval.
 
     Raises ValueError where the larger reward is not, on the whole, the preferred one."""
     return Predictions(differences, outcomes, weights=weights, **options).fit()
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #91611675
+# %% ../../nbs/4_trust/41_calibration.ipynb #3b2ef068
 @patch
 def cross_fitted(
     self: Predictions,
     folds: int = 2, # each gets the temperature of all the others
 ) -> np.ndarray: # (P,) temperature of each pair; inf where the other prompts fit none
-    "Temperatures without a share of the own prompt. Raises ValueError for more folds than prompts."
+    "Each pair's temperature by other prompts. Raises ValueError for more folds than prompts."
     if not 2 <= folds <= self.prompts:
         limit = f"at most the number of prompts, {self.prompts}"
         raise ValueError(f"folds={folds} needs to be at least 2 and {limit}")
@@ -484,7 +484,7 @@ def sections(self: CalibrationResult) -> list[Section]:
         rows.append(row)
     return [Section(table=Table(("measure", "before", "after"), rows))]
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #95b5addd
+# %% ../../nbs/4_trust/41_calibration.ipynb #0863a234
 @patch
 def figures(self: CalibrationResult) -> dict: # name -> matplotlib Figure
     "Confidence against share right; below, how many pairs claim which confidence."
@@ -498,22 +498,22 @@ def figures(self: CalibrationResult) -> dict: # name -> matplotlib Figure
         claims = "ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}".format(**m)
         options = {"color": color, "label": f"{name}: {claims}", "capsize": 2}
         axes.errorbar(rows.predicted, rows.observed, bars, fmt=style, markersize=5, **options)
-        strip.stairs(m["histogram"], np.linspace(50, 100, 21), color=color, linestyle=style[1:])
+        edges = np.linspace(50, 100, 21)
+        strip.stairs(m["histogram"], edges, color=color, linestyle=style[1:])
     axes.set_ylabel("right (% of the pairs in a bin)")
-    axes.set_title(
-        f"{counted(self.n_pairs, 'pair')}; {100 * self.level:g}% intervals (Wilson)", fontsize=9
-    )
+    title = f"{counted(self.n_pairs, 'pair')}; {100 * self.level:g}% intervals (Wilson)"
+    axes.set_title(title, fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     strip.set(xlabel="confidence in the preferred response (%)", ylabel="pairs")
     return {"calibration": figure}
 
-# %% ../../nbs/4_trust/41_calibration.ipynb #7e59d432
+# %% ../../nbs/4_trust/41_calibration.ipynb #23290a5c
 def calibrate(
     differences, # (P,) as in `Predictions`, on pairs that the model was not trained on
     outcomes=None, # (P,) as in `Predictions`
     **options, # of `Predictions`: groups, temperature (the model's now), weights, bins, ...
 ) -> CalibrationResult:
-    "Measure, fit a temperature, measure again with halves of the prompts that did not choose it."
+    "Measure, fit a temperature, and measure again on prompts that did not choose it."
     before = Predictions(differences, outcomes, **options)
     after = replace(before, temperature=before.cross_fitted())
     try:

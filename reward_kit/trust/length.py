@@ -19,7 +19,7 @@ from .agreement import cluster_bootstrap, draw_counts, pair_table
 from .agreement import percentile_interval, pooled_accuracy
 from .probes import MIN_PROMPTS, effect_clause, probe_verdict
 
-# %% ../../nbs/4_trust/43_length.ipynb #05c102cd
+# %% ../../nbs/4_trust/43_length.ipynb #d76107da
 def length_preference(
     table, # of `pair_table`
 ) -> dict: # pairs of different length; shares in 0..1, None without such a pair
@@ -27,25 +27,26 @@ def length_preference(
     longer = np.sign(table["longer"])
     scored = (np.sign(table["difference"]) * longer + 1) / 2
     differ = longer != 0
-    return {
-        "pairs_of_different_length": int(differ.sum()),
-        "longer_is_preferred": float((longer[differ] > 0).mean()) if differ.any() else None,
-        "longer_is_scored_higher": float(scored[differ].mean()) if differ.any() else None,
-        "accuracy_of_always_longer": float(((longer + 1) / 2).mean()),
-    }
+    found = {"pairs_of_different_length": int(differ.sum())}
+    shares = {"longer_is_preferred": longer > 0, "longer_is_scored_higher": scored}
+    for name, share in shares.items():
+        found[name] = float(share[differ].mean()) if differ.any() else None
+    found["accuracy_of_always_longer"] = float(((longer + 1) / 2).mean())
+    return found
 
-# %% ../../nbs/4_trust/43_length.ipynb #ce92a4e9
+# %% ../../nbs/4_trust/43_length.ipynb #e4bb41fa
 _ENDS = ("value", "low", "high")
 
 
 def _added(first: list, second: list, drawn: tuple) -> np.ndarray: # value, low, high
-    "The sum of two (value, low, high): Newcombe (1998, Stat. Med. 17:873), or the draws if wider."
+    "The sum of two (value, low, high): by Newcombe (1998, Stat. Med. 17:873), or wider by draws."
     first, second = np.array(first), np.array(second)
     value = first[0] + second[0]
     _, below, above = np.hypot(first - first[0], second - second[0])
-    return np.array([value, np.fmin(value - below, drawn[0]), np.fmax(value + above, drawn[1])])
+    low, high = np.fmin(value - below, drawn[0]), np.fmax(value + above, drawn[1])
+    return np.array([value, low, high])
 
-# %% ../../nbs/4_trust/43_length.ipynb #7b82562f
+# %% ../../nbs/4_trust/43_length.ipynb #72b3c61b
 def _sum_and_gap(totals: np.ndarray) -> np.ndarray:
     "(draws, 2): sum and difference of two accuracies, of right answers and pairs."
     first, second = totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 3]
@@ -57,8 +58,10 @@ def _balanced(table, first: dict, second: dict, options: dict) -> dict:
     group = np.unique(table["prompt"], return_inverse=True)[1]
     columns = []
     for keep in (table["longer"] > 0, table["longer"] < 0):
-        columns += [np.bincount(group, table["outcome"] * keep), np.bincount(group, keep)]
-    both, apart = zip(*cluster_bootstrap(np.stack(columns, 1), _sum_and_gap, **options))
+        columns.append(np.bincount(group, table["outcome"] * keep))
+        columns.append(np.bincount(group, keep))
+    drawn = cluster_bootstrap(np.stack(columns, 1), _sum_and_gap, **options)
+    both, apart = zip(*drawn)
     a = [first[key] for key in ("accuracy", "low", "high")]
     b = [second[key] for key in ("accuracy", "low", "high")]
     turned = [-second[key] for key in ("accuracy", "high", "low")]
@@ -88,7 +91,7 @@ def _matched_accuracy(table, caliper: float, options: dict) -> dict:
         found |= _balanced(table, found["longer"], found["shorter"], options)
     return found
 
-# %% ../../nbs/4_trust/43_length.ipynb #d4c62e31
+# %% ../../nbs/4_trust/43_length.ipynb #acaacfa5
 def _length_table(preferences, rewards) -> pd.DataFrame:
     "reward, length, rank, record and prompt (indices) of each scored response."
     rows = []
@@ -119,7 +122,7 @@ def _length_sums(table: pd.DataFrame) -> np.ndarray:
     within = within.round(12) # a difference that is none leaves no rounding
     return np.hstack([_moments(frame, table["prompt"]) for frame in (whole, within)])
 
-# %% ../../nbs/4_trust/43_length.ipynb #b82627c2
+# %% ../../nbs/4_trust/43_length.ipynb #1b838d50
 def _controlled(moments: np.ndarray) -> np.ndarray:
     "(draws, 3, 3) moments after regression on the first column, without rounding."
     own = moments[:, :1, :1]
@@ -129,7 +132,7 @@ def _controlled(moments: np.ndarray) -> np.ndarray:
 
 
 def _length_statistics(totals: np.ndarray) -> np.ndarray:
-    "(draws, 5): correlations before control, within prompts, at equal label; slopes before, after."
+    "(draws, 5): correlations before control, within prompts, at equal label; two slopes."
     whole, within = totals.reshape(-1, 2, 3, 3).swapaxes(0, 1)
     before, after = _controlled(whole), _controlled(within)
     spread = np.sqrt(before[:, 2, 2] / whole[:, 0, 0])
@@ -182,26 +185,28 @@ def _length_correlation(table: pd.DataFrame, options: dict) -> dict:
         found[name] = dict(zip(_ENDS, row)) if np.isfinite(row).all() else None
     return found | {"n": n, "prompts": len(sums)}
 
-# %% ../../nbs/4_trust/43_length.ipynb #65e51ba5
+# %% ../../nbs/4_trust/43_length.ipynb #fa426088
 @dataclass(repr=False)
 class LengthReport(Report):
     "What length has to do with the reward; shares are in 0..1."
-    matched: dict # all, matched, longer, shorter: accuracy, low, high, ...; balanced, gap: value, ...
+    matched: dict # accuracies of all pairs, those of like length, ...; each with low and high
     correlations: dict # each measure: value, low, high; n (responses), prompts
     threshold: float = 0.1 # of practical size, standard deviations per doubling
     title = "Length"
 
-# %% ../../nbs/4_trust/43_length.ipynb #3a3ad254
+# %% ../../nbs/4_trust/43_length.ipynb #f56ace9d
 @patch
 def _lean(self: LengthReport) -> str:
     "Accuracy where the better response is longer, shorter, and balanced between the two."
     m, gap = self.matched, self.matched["gap"]
-    lean = "longer" if gap["low"] > 0 else "shorter" if gap["high"] < 0 else None
+    lean = "no lean to either can be shown"
+    if gap["low"] > 0 or gap["high"] < 0:
+        lean = f"it leans to the {'longer' if gap['low'] > 0 else 'shorter'} response"
     return (
         "Where the better response is longer accuracy is {longer[accuracy]:.1%}, "
         "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two it is "
         "{balanced[value]:.1%} ({balanced[low]:.1%} to {balanced[high]:.1%})."
-    ).format(lean=f"it leans to the {lean} response" if lean else "no lean to either can be shown", **m)
+    ).format(lean=lean, **m)
 
 
 @patch
@@ -214,7 +219,8 @@ def _slope(self: LengthReport) -> str:
         "unclear": f"; an effect larger than {self.threshold:g} can be neither shown nor excluded",
     }
     verdict = probe_verdict("no change", *ends, self.threshold)
-    return f"At equal label, twice the length {effect_clause(value, *ends)}{means[verdict]}."
+    effect = effect_clause(value, *ends)
+    return f"At equal label, twice the length {effect}{means[verdict]}."
 
 # %% ../../nbs/4_trust/43_length.ipynb #afb98b66
 @patch(as_prop=True)

@@ -81,7 +81,7 @@ def effect_clause(
     size = f"{only}{abs(effect):.2f} standard deviations"
     return f"{verb} the reward by {size} {_ends(*ends)}"
 
-# %% ../../nbs/4_trust/42b_probes.ipynb #5023ae14
+# %% ../../nbs/4_trust/42b_probes.ipynb #d85667c2
 _WORDS = {
     "few": "{what}: not measured, it applies to only {prompts}.",
     "flat": "{what}: not measured, all responses have the same reward.",
@@ -124,8 +124,8 @@ def _sentence(probe: Probe, effect, low, high, verdict: str, n: int, threshold=0
     "What a probe found; effect, low and high are None where there is none."
     words = vars(probe) | {"prompts": counted(n, "prompt"), "threshold": threshold}
     if effect is not None:
-        only = "only " if verdict == "fails" and probe.expected == "lower" and effect < 0 else ""
-        words["moves"] = effect_clause(effect, low, high, only)
+        little = verdict == "fails" and probe.expected == "lower" and effect < 0
+        words["moves"] = effect_clause(effect, low, high, "only " * little)
         words["number"] = f"{_number(effect, low, high)} standard deviations"
     kind = _kind(probe.expected, effect, low, high, verdict, n, threshold)
     return _WORDS[kind].format(**words)
@@ -212,7 +212,7 @@ def count(
     "How many probes have a verdict."
     return sum(result.verdict == verdict for result in self.results)
 
-# %% ../../nbs/4_trust/42b_probes.ipynb #54a231a8
+# %% ../../nbs/4_trust/42b_probes.ipynb #e4a44ff6
 @patch(as_prop=True)
 def summary(self: ProbeReport) -> str:
     "What was done and how it came out."
@@ -230,7 +230,7 @@ def summary(self: ProbeReport) -> str:
         each = f"{counted(m, 'interval')} at {level} each"
         caution = f"{each}: even where no edit has an effect, {missed}."
     if self.unscored:
-        caution += f" {counted(self.unscored, 'prompt')} left out as too long."
+        caution += f" {counted(self.unscored, 'prompt')} did not fit the model."
     return f"{done}: {', '.join(counts)}. {unit} {caution}"
 
 
