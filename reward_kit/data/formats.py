@@ -416,10 +416,6 @@ def absent(self: PreferenceFormat, cells: dict) -> list[str]:
     "The names of columns that this format needs and the row does not have."
     return [name for name in self.needed if self.columns[name] not in cells]
 
-# %% ../../nbs/1_data/14_formats.ipynb #bddc9f0e
-#| export
-
-
 # %% ../../nbs/1_data/14_formats.ipynb #6897ed81
 def _as_ranking(rows):
     "Rows of one prompt as one row of the format `ranking`, or why they are none."
@@ -578,16 +574,16 @@ def to_record(
     record["id"] = record["id"] or f"{record_keys(record)[0]:016x}"
     return record | {"origin": origin}
 
-# %% ../../nbs/1_data/14_formats.ipynb #f205e5e8
+# %% ../../nbs/1_data/14_formats.ipynb #090c7c60
 class RowReader:
     "Reads the rows of one source as records."
 
     def __init__(
         self,
         first: list,  # (origin, row) of the first rows
-        columns: dict | None = None,  # as for `detect_format`, like the next two
-        format: str = "auto",
-        labels: dict | None = None,
+        columns: dict | None = None,  # as for `detect_format`
+        format: str = "auto",  # as for `detect_format`
+        labels: dict | None = None,  # as for `detect_format`
     ):
         self.exports, self.first = unnest(first)
         rows = [row for _, row in self.first if isinstance(row, dict)]
