@@ -719,3 +719,29 @@ def test_padded_parts_are_bounded_with_their_padding():
     rows = [{"sequences": [tokens(100, 0), tokens(5, 1)]}, *({"sequences": [tokens(6, i), tokens(7, i + 1)]} for i in range(6))]
     parts = RewardCollator(0, "padded")(rows).micro_batches(1, 60)
     assert [part["input_ids"].numel() for part in parts] == [200, 56, 28] and sum(part.examples for part in parts) == 7
+
+
+# ---- compiled layers
+
+@torch.library.custom_op("reward_kit_tests::varlen", mutates_args=())
+def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, key_starts: torch.Tensor, longest: int, longest_key: int) -> torch.Tensor:
+    return reference_varlen(query, key, value, starts, key_starts, longest, longest_key, window_size=(-1, 0))
+
+
+@varlen.register_fake
+def _(query, *_): return torch.empty_like(query)
+
+
+def test_compiled_layers_read_segments_without_a_break_and_without_compiling_again(monkeypatch):
+    "Segments are tensors and numbers to a layer, so that one graph serves all lengths, where attention is one kernel."
+    from torch._dynamo.utils import counters
+    model, batches = make_model(), [collate("packed", EVERYTHING[start:stop]) for start, stop in ((0, 2), (2, 7), (5, 12), (1, 4))]
+    monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
+    monkeypatch.setattr(module, "_varlen_attention", lambda: lambda *args, scale, window_size: varlen(*args))
+    with torch.no_grad(): expected = [model(**batch.model_inputs()).logits for batch in batches]
+    torch._dynamo.reset()
+    counters.clear()
+    for layer in model.model.layers: layer.compile(dynamic=True, backend="eager", fullgraph=True)
+    with torch.no_grad(): found = [model(**batch.model_inputs()).logits for batch in batches]
+    assert all(gap(a, b) < 1e-5 for a, b in zip(found, expected))
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 2
