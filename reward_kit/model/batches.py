@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from types import MethodType, SimpleNamespace
 
 import numpy as np
@@ -80,16 +80,20 @@ class Segments:
         table: list[tuple[int, int, int]],  # as above
     ) -> "Segments":
         "The segments of a table."
-        own, start, shared = torch.tensor(table).T
-        total = own + shared
-        queries, keys = (nn.functional.pad(sizes.cumsum(0), (1, 0)) for sizes in (own, total))
-        count = torch.arange(int(keys[-1])) - keys[:-1].repeat_interleave(total)
-        shift = torch.where(
-            count < shared.repeat_interleave(total),
-            start.repeat_interleave(total),
-            (queries[:-1] - shared).repeat_interleave(total),
+        own = [queries for queries, _, _ in table]
+        seen = [queries + shared for queries, _, shared in table]
+        starts, key_starts = (list(accumulate(sizes, initial=0)) for sizes in (own, seen))
+        keys = []
+        for (queries, start, shared), begin in zip(table, starts):
+            keys += [*range(start, start + shared), *range(begin, begin + queries)]
+        return cls(
+            table,
+            torch.tensor(keys),
+            torch.tensor(starts, dtype=torch.int32),
+            torch.tensor(key_starts, dtype=torch.int32),
+            max(own),
+            max(seen),
         )
-        return cls(table, count + shift, queries.int(), keys.int(), int(own.max()), int(total.max()))
 
 # %% ../../nbs/2_model/23_batches.ipynb #a6e5b6cf
 @patch
@@ -172,31 +176,30 @@ def labels(self: Batch) -> dict:
     "What a loss is called with."
     return {name: self.get(name) for name in ("ranks", "mask", "targets", "margin", "weight")}
 
-# %% ../../nbs/2_model/23_batches.ipynb #e108c060
-def _table(examples, name, mask, fill, dtype, default):
-    "A column of lists as a tensor like `mask`, `fill` where there is no response."
-    given = [default(e) if e.get(name) is None else e[name] for e in examples]
-    out = torch.full(mask.shape, fill, dtype=dtype)
-    out[mask] = torch.tensor(list(chain(*given)), dtype=dtype)
-    return out
+# %% ../../nbs/2_model/23_batches.ipynb #8a8a7693
+def _padded(rows, fill, dtype=None):
+    "Lists of different lengths as one tensor."
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
 
-
-def _column(examples, name, default):
-    return torch.tensor([default if e.get(name) is None else float(e[name]) for e in examples])
-
-# %% ../../nbs/2_model/23_batches.ipynb #e54127bd
-def _labels(examples, sizes, mask):
+# %% ../../nbs/2_model/23_batches.ipynb #91c151af
+def _labels(examples, sizes):
     "What the loss needs besides rewards."
-    best_first = lambda example: range(1, len(_sequences(example)) + 1)
+    def column(name):
+        return [example.get(name) for example in examples]
+
+    ranks = [given or range(1, size + 1) for given, size in zip(column("ranks"), sizes)]
+    weight = [1.0 if given is None else float(given) for given in column("weight")]
     labels = {
-        "mask": mask,
-        "ranks": _table(examples, "ranks", mask, mask.shape[1] + 1, torch.long, best_first),
-        "weight": _column(examples, "weight", 1.0),
+        "mask": _padded([[True] * size for size in sizes], False),
+        "ranks": _padded(ranks, max(sizes) + 1),
+        "weight": torch.tensor(weight),
     }
-    if any(e.get("margin") is not None for e in examples):
-        labels["margin"] = _column(examples, "margin", 0.0)
-    if all(e.get("scores") is not None for e in examples):
-        labels["targets"] = _table(examples, "scores", mask, 0.0, torch.float32, None)
+    margin, scores = column("margin"), column("scores")
+    if margin.count(None) < len(margin):
+        labels["margin"] = torch.tensor([float(given or 0) for given in margin])
+    if None not in scores:
+        labels["targets"] = _padded(scores, 0.0, torch.float32)
     return labels
 
 
@@ -231,10 +234,8 @@ class RewardCollator:
         if min(chain(*lengths), default=0) == 0:
             raise ValueError("a batch needs at least one sequence, and every sequence at least one token")
         inputs, last = self._lay_out(groups, lengths)
-        sizes = torch.tensor([len(group) for group in groups])
-        mask = torch.arange(int(sizes.max())) < sizes[:, None]
-        index = torch.full(mask.shape, -1).masked_scatter(mask, last)
-        labels = _labels(examples, sizes, mask)
+        labels = _labels(examples, [len(group) for group in groups])
+        index = torch.full(labels["mask"].shape, -1).masked_scatter(labels["mask"], last)
         return Batch(inputs | {"reward_index": index, "lengths": lengths} | labels)
 
 # %% ../../nbs/2_model/23_batches.ipynb #0fb4cf1e
@@ -382,8 +383,7 @@ def apply_head_float32(
 ) -> Tensor:  # (..., labels), float32
     "The head's product in float32."
     parameters = dict(head.named_parameters())
-    floats = {name: p for name, p in parameters.items() if p.is_floating_point()}
-    low = {name: p.float() for name, p in floats.items() if p.dtype != torch.float32}
+    low = {name: p.float() for name, p in parameters.items() if p.dtype in (torch.float16, torch.bfloat16)}
     with torch.autocast(hidden.device.type, enabled=False):
         if not low:
             return head(hidden.float())

@@ -37,15 +37,15 @@ class RewardEncoding:
     "How text becomes token ids; `prepare_tokenizer` makes it. Raises ValueError."
 
     chat_template: str | dict | None = None  # Jinja template(s) of the prepared tokenizer
-    separator: str | None = None  # between prompt and response; None = one space where there is none
+    separator: str | None = None  # None = one space where there is none
     add_bos: bool = False  # one BOS at the start
     add_eos: bool = True  # one EOS at the end
     max_length: int = 2048  # tokens of one sequence, special tokens included
-    overflow: str = "truncate_left"  # what is too long: "truncate_left", "drop" or "error"
+    overflow: str = "truncate_left"  # of what is too long: or "drop", "error"
     tokenizer_fingerprint: str | None = None  # see the function of that name
     prefix: list[str] = field(default_factory=list)  # special tokens before every text
     suffix: list[str] = field(default_factory=list)  # special tokens after every text
-    adjustments: list[str] = field(default_factory=list)  # what was changed in the tokenizer, in words
+    adjustments: list[str] = field(default_factory=list)  # to the tokenizer, in words
 
     def __post_init__(self):
         if self.overflow not in _OVERFLOW:
@@ -130,7 +130,7 @@ def _cut_end(eos):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #62296ffe
 def _cut_inserted(inserted):
-    "Cut the first of (text before, text) pairs that a conversation without a system message starts with."
+    "Cut the first (text before, text) that a text without a system message starts with."
     cases = []
     for before, text in inserted:
         starts = f"if reward_text.startswith({_quoted(before + text)}) -%}}"
@@ -141,7 +141,7 @@ def _cut_inserted(inserted):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #d0815034
 def _wrap_template(template, bos=None, eos=None, inserted=()):
-    "The template in a wrapper that cuts BOS, EOS and what it inserts; as it is where there is nothing to do."
+    "The template in a wrapper that cuts BOS, EOS and what it inserts."
     if _WRAPPER_MARK in template:
         return template
     template = _fix_date(template)
@@ -192,8 +192,8 @@ def _find_inserted(
     render: Callable,  # messages -> text, by the template
     bos: str,  # BOS token, which does not count
     special_tokens: Iterable[str] = (),  # text made of these alone belongs to the format
-) -> list[tuple[str, str]]:  # (text before it, text): the whole, then the default system prompt alone
-    "What a template inserts before the first user turn when the conversation has no system message."
+) -> list[tuple[str, str]]:  # (text before it, text): all of it, then the system prompt alone
+    "What a template inserts where a conversation has no system message."
     first, second = render(_turns(_USER, _REPLY)), render(_turns(_USER, _REPLY, _AGAIN))
     header = _user_header(first, second)
     if header is None or _USER not in first:
@@ -222,7 +222,7 @@ def _ensure_pad_token(tokenizer):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #32b7dd0e
 def _fit_embeddings(model, tokenizer):
-    "Embeddings for the whole vocabulary (new rows zero, no random numbers drawn), and the pad id."
+    "Embeddings for the whole vocabulary, and the pad id."
     rows = model.get_input_embeddings().weight.shape[0]
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
@@ -234,7 +234,7 @@ def _fit_embeddings(model, tokenizer):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #840f269e
 def _special_token_ids(tokenizer):
-    "Ids that a tokenizer puts before and after every text. Raises ValueError when it does more than that."
+    "Ids that a tokenizer puts before and after every text. ValueError: it does more."
     body = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     for start in range(len(whole)):
@@ -271,7 +271,7 @@ _PROBES = (
 def tokenizer_fingerprint(
     tokenizer,  # prepared tokenizer
 ) -> str:  # 16 hex digits
-    "Hash of what decides the ids: vocabulary, special tokens, and the encodings of a few texts."
+    "Hash of vocabulary, special tokens and the encodings of a few texts."
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
     state = [sorted(tokenizer.get_vocab().items()), special]
     state += [tokenizer(text)["input_ids"] for text in _PROBES]
@@ -291,7 +291,7 @@ def _survives_saving(tokenizer):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #3392f5c6
 def _make_saveable(tokenizer):
-    "The general class where the tokenizer's own would not keep its file; what was done, in words."
+    "The general class where the tokenizer's own loses something; what was done, in words."
     if _survives_saving(tokenizer):
         return None
     name, tokenizer.__class__ = type(tokenizer).__name__, PreTrainedTokenizerFast
@@ -305,20 +305,21 @@ _OFFSET_POSITIONS = re.compile("(xlm-|xlm-roberta-)?roberta|camembert|data2vec-t
 
 
 def _positions(config):
-    "How many positions a model has; None: no limit. RoBERTa and its kin lose the first ones to padding."
+    "How many positions a model has; None: no limit. RoBERTa loses some to padding."
     config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or limit <= 0:
         return None
-    return limit - (config.pad_token_id or 0) - 1 if _OFFSET_POSITIONS.match(config.model_type) else limit
+    lost = (config.pad_token_id or 0) + 1
+    return limit - lost if _OFFSET_POSITIONS.match(config.model_type) else limit
 
 # %% ../../nbs/2_model/22_encoding.ipynb #e5a811ca
 def choose_max_length(
     tokenizer,  # its model_max_length counts where it is stated
     model=None,  # its number of positions counts; None = no limit from there
-    max_length: int | None = None,  # wanted, in tokens; None = smallest of model, tokenizer and 2048
+    max_length: int | None = None,  # in tokens; None = smallest of the two and 2048
 ) -> int:
-    "The longest sequence in tokens. Raises ValueError for a wish beyond the model's positions."
+    "The longest sequence in tokens. ValueError: more than the model's positions."
     positions = None if model is None else _positions(model.config)
     if max_length is None:
         declared = tokenizer.model_max_length  # transformers writes 1e30 for "unknown"
@@ -359,7 +360,7 @@ def _plan_special_tokens(tokenizer, templates):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #df5b2ece
 def _adjust_template(tokenizer, template, bos, eos):
-    "A template that renders its messages and nothing else, and what was done to it in words."
+    "A template that renders its messages alone, and what was done to it in words."
     if _WRAPPER_MARK in template:
         return template, []
     fixed, notes = _fix_date(template), []
@@ -374,7 +375,7 @@ def _adjust_template(tokenizer, template, bos, eos):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #b856be8a
 def _set_up(tokenizer, template):
-    "Give a tokenizer its templates and special tokens: ids before and after every text, notes."
+    "Templates and special tokens: ids before and after every text, notes."
     templates = template if isinstance(template, dict) else {"default": template}
     prefix, suffix = _plan_special_tokens(tokenizer, templates.values())
     bos = tokenizer.bos_token if tokenizer.bos_token_id in prefix else None
@@ -399,12 +400,12 @@ def prepare_tokenizer(
     tokenizer,  # fast tokenizer, changed in place
     model=None,  # its embeddings grow if a pad token is added; its config gets the pad id
     *,
-    max_length: int | None = None,  # tokens; None = smallest of model positions, tokenizer's limit and 2048
+    max_length: int | None = None,  # in tokens; None: `choose_max_length`
     overflow: str = "truncate_left",  # too long: "truncate_left" | "drop" | "error"
-    separator: str | None = None,  # between prompt and response; None = one space where there is none
+    separator: str | None = None,  # None = one space where there is none
     chat_template: str | dict | None = None,  # replaces the tokenizer's own
 ) -> RewardEncoding:
-    "Make a tokenizer follow the encoding by itself, also after saving. Raises ValueError."
+    "Make a tokenizer follow the encoding, also after saving. Raises ValueError."
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} is not a fast tokenizer: convert it once, "
@@ -439,7 +440,7 @@ def prepare_tokenizer(
 def join_plain(
     prompt: str,  # comes first, never changed
     response: str,  # may be empty; then nothing separates the two
-    separator: str | None = None,  # None = one space where neither side brings white space
+    separator: str | None = None,  # None = one space where there is none
 ) -> tuple[str, int]:  # the text, and where in it the response starts
     "Prompt and response as one text."
     if separator is None:
@@ -456,9 +457,9 @@ def _as_turns(value, role):
 
 def join_messages(
     prompt,  # str or list of messages
-    response=None,  # str or list of messages; None: an assistant turn at the end of `prompt`, if there is one
+    response=None,  # the same; None: the assistant turn that `prompt` ends with, if it does
 ) -> tuple[list[dict], list[dict]]:  # prompt turns, response turns
-    "Prompt and response as conversation turns with all their keys, but for those without a value."
+    "Prompt and response as conversation turns, with all keys that have a value."
     before = _as_turns(prompt, "user")
     if response is not None:
         return before, _as_turns(response, "assistant")
@@ -470,7 +471,7 @@ def join_messages(
 class EncodedBatch:
     "Token ids of a list of texts, with what had to be cut or left out."
 
-    ids: list = field(default_factory=list)  # one list of ids a text; None where it was dropped
+    ids: list = field(default_factory=list)  # a list a text; None: dropped
     cut: list[bool] = field(default_factory=list)  # whether a text lost its oldest tokens
 
     @property
@@ -494,8 +495,8 @@ class RewardEncoder:
 
     def __init__(
         self,
-        tokenizer,  # prepared by `prepare_tokenizer`, or loaded from a folder saved with it
-        encoding: RewardEncoding,  # what `prepare_tokenizer` gave, or `reward_kit.json` holds
+        tokenizer,  # prepared by `prepare_tokenizer`
+        encoding: RewardEncoding,  # of `prepare_tokenizer`, or of `reward_kit.json`
     ):
         self.tokenizer, self.encoding = tokenizer, encoding
         self.prefix, self.suffix = _special_token_ids(tokenizer)
@@ -513,22 +514,17 @@ def _all_text(prompt, response):
 def render(
     self: RewardEncoder,
     prompt,  # str or list of messages
-    response=None,  # str or list of messages; None: `prompt` is the full text or conversation
+    response=None,  # the same; None: `prompt` is the full text
     *,
     tools=None,  # for the chat template
     chat_template_kwargs: dict | None = None,  # for the chat template
 ) -> str:
     "The text whose tokens the model reads."
-    return self._render(prompt, response, tools, chat_template_kwargs)
-
-
-@patch
-def _render(self: RewardEncoder, prompt, response, tools, arguments):
     if isinstance(prompt, str) and response is None:
         return prompt
     if _all_text(prompt, response):
         return self._join(prompt, response)[0]
-    return self._template(sum(join_messages(prompt, response), []), tools, arguments)
+    return self._template(sum(join_messages(prompt, response), []), tools, chat_template_kwargs)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #50454b01
 @patch
@@ -546,16 +542,15 @@ def _template(self: RewardEncoder, messages, tools, arguments, **options):
 # %% ../../nbs/2_model/22_encoding.ipynb #1ab05346
 @patch
 def _response_tokens(self: RewardEncoder, text, prompt, response, tools, arguments):
-    "How many tokens of a rendered text cover the response; 0 for a full text, of which nobody knows."
+    "How many tokens of a text cover the response; 0 for a full text, of which nobody knows."
     if isinstance(prompt, str) and response is None:
         return 0
     if _all_text(prompt, response):
         start = self._join(prompt, response)[1]
-    elif before := join_messages(prompt, response)[0]:
-        opened = self._template(before, tools, arguments, add_generation_prompt=True)
-        start = len(os.path.commonprefix([text, opened]))
     else:
-        start = 0
+        before = join_messages(prompt, response)[0]
+        opened = before and self._template(before, tools, arguments, add_generation_prompt=True)
+        start = len(os.path.commonprefix([text, opened or ""]))
     found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return sum(end > start for _, end in found["offset_mapping"])
 
@@ -576,14 +571,14 @@ def _fit(self: RewardEncoder, ids, text, row, name):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #582bb56d
 def template_value(
-    value,  # an argument of a chat template as data holds it: JSON text, or the thing itself
+    value,  # of a chat template: JSON text, or the thing itself
 ):
     "The argument itself."
     return json.loads(value) if isinstance(value, str) else value
 
 
 def _for_each_row(value, n, kinds, name):
-    "A value for each of n rows: the entries of a list that has one a row, else the same for all."
+    "A value for each row: the entries of a list that has one a row, else the same for all."
     kinds = (*kinds, type(None))
     by_row = isinstance(value, list) and value and all(isinstance(item, kinds) for item in value)
     if by_row and len(value) != n:
@@ -595,14 +590,15 @@ def _for_each_row(value, n, kinds, name):
 def _named_text(self: RewardEncoder, name, row):
     "The text of a row; an error of its template names it."
     try:
-        return self._render(*row)
+        prompt, response, tools, arguments = row
+        return self.render(prompt, response, tools=tools, chat_template_kwargs=arguments)
     except Exception as error:
         raise ValueError(f"{name}: the chat template refuses this conversation: {error}") from error
 
 
 @patch
 def _text_ids(self: RewardEncoder, texts):
-    "What `tokenizer(text)` gives, by the fast tokenizer, which keeps settings of earlier calls."
+    "What `tokenizer(text)` gives; the backend keeps settings of earlier calls."
     backend = self.tokenizer.backend_tokenizer
     if backend.truncation:
         backend.no_truncation()
@@ -616,9 +612,9 @@ def _text_ids(self: RewardEncoder, texts):
 def encode(
     self: RewardEncoder,
     prompts: Sequence,  # strings or lists of messages
-    responses: Sequence | None = None,  # strings or lists of messages; None: full texts or conversations
+    responses: Sequence | None = None,  # the same; None: full texts or conversations
     *,
-    tools=None,  # one value for all texts, or a list with one (JSON string, list or None) for each
+    tools=None,  # one value for all texts, or a list with one for each
     chat_template_kwargs=None,  # likewise, dictionaries
     names: Sequence[str] | None = None,  # of the rows, for error messages
 ) -> EncodedBatch:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 # %% ../../nbs/2_model/21_loss.ipynb #19506913
 def _tensor(name, value, shape, like):
-    "`value` on the device of `like`, or an error that names the argument and both shapes."
+    "A label on the device of `like`, if it has the shape."
     value = torch.as_tensor(value, device=like.device)
     if tuple(value.shape) != tuple(shape):
         raise ValueError(
@@ -129,7 +129,7 @@ class Loss:
 
     name: str  # its key in `LOSSES`
     of_rows: Callable  # (Judgements, keywords of its own) -> (b,) losses
-    counts: Callable  # (above (b, K, K), mask (b, K)) -> (b,) bool, rows it says something about
+    counts: Callable  # (above, mask) -> (b,) bool, rows it is about
     needs: tuple[str, ...] = ()  # columns of the data it cannot do without
     least: int = 2  # responses to a prompt
 
@@ -146,7 +146,7 @@ def weights(
     mask: Tensor,  # (b, K) bool
     weight: Tensor | None = None,  # (b,) weight of each row, default 1
 ) -> Tensor:  # (b, 2)
-    "Weight of each row in the loss and in centering, 0 where the row says nothing about it."
+    "Weight of each row in the loss and in centering, 0 where it says nothing."
     if weight is None:
         weight = torch.ones(len(mask), device=mask.device)
     return weight[:, None] * torch.stack([self.counts(above, mask), mask.any(1)], 1)
@@ -178,8 +178,8 @@ def __call__(
     self: Loss,
     rewards: Tensor,  # (b, K)
     *,
-    reduction: str = "mean",  # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
-    **labels,  # ranks, mask, targets, margin, weight, and keywords of its own, as in `terms`
+    reduction: str = "mean",  # "mean", "sum" or "none", as above
+    **labels,  # of `terms`
 ) -> Tensor:  # scalar, or (b,) for "none"
     "The loss."
     losses, weights, _, _ = self.terms(rewards, **labels).unbind(1)
@@ -198,7 +198,7 @@ def some_order(
 
 # %% ../../nbs/2_model/21_loss.ipynb #d386db49
 def register_loss(
-    counts: Callable = some_order,  # (above, mask) -> (b,) bool, rows the loss says something about
+    counts: Callable = some_order,  # (above, mask) -> (b,) bool, rows it is about
     needs: tuple[str, ...] = (),  # columns of the data it cannot do without
     least: int = 2,  # responses to a prompt
 ) -> Callable:  # decorator of NAME_loss(rows: Judgements, keywords of its own) -> (b,)
@@ -217,7 +217,7 @@ def bradley_terry_loss(
     rows: Judgements,  # of b rows; tied pairs say nothing
     label_smoothing: float = 0.0,  # share of labels taken to be flipped, 0 <= e < 0.5
 ) -> Tensor:  # (b,)
-    "Mean of -log sigmoid(difference - margin) over ordered pairs: arXiv 2203.02155 eq. 1, 2307.09288 eq. 2."
+    "Mean of -log sigmoid(difference - margin) over ordered pairs (arXiv 2203.02155, 2307.09288)."
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
     z = rows.differences().masked_fill(~rows.above, 0)
@@ -231,7 +231,7 @@ def bradley_terry_loss(
 def plackett_luce_loss(
     rows: Judgements,  # of b rows; tied responses are not compared with each other
 ) -> Tensor:  # (b,)
-    "Minus log-probability of picking each response from itself and those strictly below: Plackett (1975)."
+    "Minus log-probability of picking each from itself and those strictly below: Plackett (1975)."
     some_below = rows.above.any(2)
     lower = (-rows.differences()).masked_fill(~rows.above, -torch.inf)
     lower = lower.masked_fill(~some_below[:, :, None], 0)  # no row of -inf alone, whose gradient is 0/0
@@ -245,10 +245,10 @@ def _a_pair(above, mask):
 
 @register_loss(counts=_a_pair)
 def davidson_loss(
-    rows: Judgements,  # of b rows; tied pairs count as ties, margins hold for ordered pairs only
+    rows: Judgements,  # of b rows; margins hold for ordered pairs only
     tie_parameter: float | Tensor = 1.0,  # nu > 0; equal responses tie with probability nu / (2 + nu)
 ) -> Tensor:  # (b,)
-    "Mean over all pairs of -log P(observed outcome: win or tie): Davidson (1970), JASA 65, 317."
+    "Mean of -log P(win or tie, as observed) over all pairs: Davidson (1970), JASA 65, 317."
     if not isinstance(tie_parameter, Tensor) and not tie_parameter > 0:
         raise ValueError(f"tie_parameter must be > 0, got {tie_parameter}")
     rewards, above = rows.rewards, rows.above
@@ -289,7 +289,7 @@ def centering_loss(
     *,
     mask: Tensor | None = None,  # (b, K) bool, True = keep
     weight: Tensor | None = None,  # (b,) weight of each row, default 1
-    reduction: str = "mean",  # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
+    reduction: str = "mean",  # "mean", "sum" or "none", as above
 ) -> Tensor:  # scalar, or (b,) for "none"
     "(2 * mean reward of a prompt)^2: arXiv 2312.09244. ValueError: shape."
     terms = _LEVEL.terms(rewards, mask=mask, weight=weight)
@@ -329,16 +329,16 @@ def loss_terms(
     rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
     *,
     loss_type: str = "bradley_terry",  # a name in `LOSSES`
-    **labels,  # ranks, mask, targets, margin, weight, and keywords of that loss alone, as in `Loss.terms`
+    **labels,  # of `Loss.terms`, with keywords of that loss alone
 ) -> Tensor:  # (b, 4): weighted loss, its weight, weighted centering loss, its weight
-    "What each row adds to the loss. ValueError: name, keywords, shapes, ranges."
+    "What each row adds to the loss of a name. Raises ValueError."
     return _known_loss(loss_type, labels).terms(rewards, **labels)
 
 # %% ../../nbs/2_model/21_loss.ipynb #d9c14043
 def total_loss(
     terms: Tensor,  # (4,) sum of rows of `loss_terms`
-    center_rewards_coefficient: float | None = None,  # weight of centering, None = off
-    weights: Tensor | None = None,  # (2,) of a larger batch, to divide by; None: those of the terms
+    center_rewards_coefficient: float | None = None,  # None = off
+    weights: Tensor | None = None,  # (2,) of a larger batch; None: the terms' own
 ) -> Tensor:  # scalar
     "Weighted mean loss, plus centering if asked for."
     loss, weight, centering, centering_weight = terms
@@ -354,11 +354,11 @@ def reward_loss(
     rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
     *,
     loss_type: str = "bradley_terry",  # a name in `LOSSES`
-    center_rewards_coefficient: float | None = None,  # weight of centering, None = off; TRL: 0.01
-    reduction: str = "mean",  # "mean" = sum(w * l) / sum(w), "sum", or "none" = w * l of shape (b,)
-    **labels,  # ranks, mask, targets, margin, weight, and keywords of that loss, as in `loss_terms`
+    center_rewards_coefficient: float | None = None,  # None = off; TRL: 0.01
+    reduction: str = "mean",  # "mean", "sum" or "none", as above
+    **labels,  # of `Loss.terms`, with keywords of that loss alone
 ) -> Tensor:  # scalar, or (b,) for "none"
-    "The loss of a name, plus centering if asked for. ValueError: name, keywords, shapes, ranges."
+    "The loss of a name, plus centering if asked for. Raises ValueError."
     terms = loss_terms(rewards, loss_type=loss_type, **labels)
     if reduction == "mean":
         return total_loss(terms.sum(0), center_rewards_coefficient)
@@ -371,9 +371,9 @@ def pairwise_accuracy(
     *,
     ranks: Tensor | None = None,  # (b, K) int, 1 = best; pairs tied in rank are left out
     mask: Tensor | None = None,  # (b, K) bool, True = keep
-    reduction: str = "sum",  # "sum" over all pairs of the batch, or "none" = one count a row
+    reduction: str = "sum",  # "sum" over the batch, or "none" = one count a row
 ) -> tuple[Tensor, Tensor]:  # (correct, total): scalars or (b,); float32 and int64
-    "Ordered pairs the rewards get right (equal: one half), and all of them. ValueError: shape."
+    "Ordered pairs that the rewards get right (equal: one half), and all of them."
     if reduction not in ("sum", "none"):
         raise ValueError(f"reduction must be 'sum' or 'none', got {reduction!r}")
     rows = _judgements(rewards, ranks, mask, None, None, least=2)

@@ -22,7 +22,7 @@ from .batches import reading_at, takes
 
 # %% ../../nbs/2_model/24_packing.ipynb #607f038c
 def _causal_mask(masks, n, total, window, like):
-    "(n, total) additive: the last n of `total` positions, each seeing `window` back with itself."
+    "(n, total) additive, for the last n of `total` positions."
     key = n, total, window, like.dtype, like.device
     if key not in masks:
         positions = torch.arange(total, device=like.device)
@@ -33,7 +33,7 @@ def _causal_mask(masks, n, total, window, like):
 
 # %% ../../nbs/2_model/24_packing.ipynb #43831cce
 def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, scaling=None):
-    "Attention of one sequence's last positions (1, heads, n, d) to all of it (1, heads, total, d)."
+    "From the last positions (1, heads, n, d) of a sequence to all (1, heads, total, d)."
     n, total = query.shape[2], key.shape[2]
     plain = n == total and (window or total) >= total and softcap is None
     mask = None if plain else _causal_mask(masks, n, total, window, query)
@@ -48,7 +48,7 @@ def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, sc
 
 # %% ../../nbs/2_model/24_packing.ipynb #add18561
 def _attend_in_turn(query, key, value, segments, **options):
-    "Attention (1, heads, T, d) of each segment to what it sees, one segment after another."
+    "Attention (1, heads, T, d), one segment after another."
     sizes = [own for own, _, _ in segments.table]
     owner = {start: i for i, start in enumerate(accumulate(sizes[:-1], initial=0))}
     # one `split` has one backward pass for all parts, slices have one each
@@ -66,7 +66,7 @@ def _attend_in_turn(query, key, value, segments, **options):
 # %% ../../nbs/2_model/24_packing.ipynb #2d97be51
 @cache
 def _varlen_attention():
-    "Torch's attention over sequences of different lengths; None where this torch has none with windows."
+    "Torch's attention over sequences of different lengths; None: not in this torch."
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -100,15 +100,24 @@ def _attend_at_once(query, key, value, segments, window=None, scaling=None):
     )
     return out.transpose(0, 1)[None]
 
-# %% ../../nbs/2_model/24_packing.ipynb #8be74fa6
-CPU_16_BIT_FROM = 2048  # tokens; shorter segments are faster in float32 on a CPU (benchmarks/NOTES.md)
-_UNKNOWN = ("s_aux", "position_bias", "head_mask")  # attention that is more than attention
+# %% ../../nbs/2_model/24_packing.ipynb #2ec93b20
+CPU_16_BIT_FROM = 2048  # tokens; shorter ones are faster in float32
+_UNKNOWN = ("s_aux", "position_bias", "head_mask")  # more than attention
 
 
 def _segment_attention(
-    module, query, key, value, segments, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **other
+    module,
+    query,
+    key,
+    value,
+    segments,
+    dropout=0.0,
+    scaling=None,
+    sliding_window=None,
+    softcap=None,
+    **other,
 ):
-    "Attention (1, heads, T, d) by segments to keys and values (1, heads that share them, T, d)."
+    "Queries (1, heads, T, d) by segments, to keys and values of as many heads or fewer."
     given = [name for name in _UNKNOWN if other.get(name) is not None]
     if given:
         raise NotImplementedError(f"{type(module).__name__} passes {', '.join(given)} to its attention")
@@ -134,9 +143,10 @@ def _segment_attention(
 
 # %% ../../nbs/2_model/24_packing.ipynb #7b6a3afe
 def _eager_attention(module, *args, **kwargs):
-    "The attention written out in the file of the model, for which transformers keeps no name."
+    "The attention written out in the model's own file."
     files = [modules.get(cls.__module__) for cls in type(module).__mro__]
-    own = next(file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward"))
+    name = "eager_attention_forward"
+    own = next(getattr(file, name) for file in files if hasattr(file, name))
     return own(module, *args, **kwargs)
 
 
@@ -154,7 +164,7 @@ for _name, _own in {"sdpa": _attentions["sdpa"], "eager": _eager_attention}.item
 
 # %% ../../nbs/2_model/24_packing.ipynb #8b618b49
 def read_segments(
-    model,  # transformers model, possibly wrapped; one whose kind `packing_problem` has tried
+    model,  # of a kind that `packing_problem` has tried
 ) -> None:
     "Let a model's attention read segments where there are some, from now on."
     base = innermost_model(model)
@@ -163,12 +173,12 @@ def read_segments(
         own = "sdpa" if base._supports_sdpa else "eager"
     base.set_attn_implementation(SEGMENT_ATTENTION + own)
 
-# %% ../../nbs/2_model/24_packing.ipynb #9534ee38
-_LONGEST_WINDOW = 1024  # tokens; the probe does not exceed longer windows, whose code is that of shorter ones
+# %% ../../nbs/2_model/24_packing.ipynb #258e9abc
+_LONGEST_WINDOW = 1024  # tokens; longer ones have the code of shorter ones
 
 
 def _probe_groups(config):
-    "A pair that shares its prompt, longer than the window, and a ranking that shares little; made-up tokens."
+    "A pair that shares its prompt, longer than the window, and a ranking that shares little."
     window = getattr(config, "sliding_window", None)
     shared = window + 8 if isinstance(window, int) and window <= _LONGEST_WINDOW else 0
     positions = getattr(config, "max_position_embeddings", None) or 2048
@@ -176,7 +186,8 @@ def _probe_groups(config):
     tokens = lambda n: draw.integers(min(8, config.vocab_size - 1), config.vocab_size, n).tolist()
     prompt = tokens(min(max(24, shared), positions - 12))
     opening = tokens(MIN_SHARED)
-    return [[prompt + tokens(9), prompt + tokens(12)], [opening + tokens(5), tokens(7), opening + tokens(3)]]
+    pair = [prompt + tokens(9), prompt + tokens(12)]
+    return [pair, [opening + tokens(5), tokens(7), opening + tokens(3)]]
 
 # %% ../../nbs/2_model/24_packing.ipynb #596e45c6
 @torch.no_grad()
@@ -194,11 +205,12 @@ def _probe_states(base, groups, layout):
 
 # %% ../../nbs/2_model/24_packing.ipynb #61cd9036
 def _compare_layouts(base, groups):
-    "How far the states of the two layouts are apart, in standard deviations, with the model as it scores."
+    "How far the states of the two layouts are apart, in standard deviations."
     modes = [(module, module.training) for module in base.modules()]
     try:
         with torch.autocast(next(base.parameters()).device.type, enabled=False):
-            packed, padded = (_probe_states(base.eval(), groups, layout) for layout in ("packed", "padded"))
+            base.eval()
+            packed, padded = (_probe_states(base, groups, layout) for layout in ("packed", "padded"))
     finally:
         for module, training in modes:
             module.training = training
@@ -221,7 +233,7 @@ def _known_problem(inner, base):
 
 # %% ../../nbs/2_model/24_packing.ipynb #7379d0a5
 def _tried(base, groups):
-    "What goes wrong in a trial; None: nothing, and the attention reads segments from now on."
+    "What goes wrong in a trial; None: nothing."
     before = base.config._attn_implementation
     tolerance = 2e-4 if next(base.parameters()).dtype == torch.float32 else 0.1
     problem = None
@@ -229,7 +241,8 @@ def _tried(base, groups):
         read_segments(base)
         gap = _compare_layouts(base, groups)
         if not gap < tolerance:
-            problem = f"gives other hidden states in a packed batch (by {gap:.2g} of their spread)"
+            problem = "gives other hidden states in a packed batch "
+            problem += f"(by {gap:.2g} of their spread)"
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:150]
         problem = f"cannot run packed batches ({type(error).__name__}: {reason})"
@@ -239,8 +252,8 @@ def _tried(base, groups):
 
 # %% ../../nbs/2_model/24_packing.ipynb #8a5e8bc1
 def packing_problem(
-    model,  # *ForSequenceClassification or causal language model, not yet wrapped for several devices
-) -> str | None:  # None: packed and padded are the same, and the model's attention reads segments from now on
+    model,  # for sequence classification or causal, not wrapped for several devices
+) -> str | None:  # None: there is none, and its attention reads segments from now on
     "Why a model cannot read packed batches, in words."
     inner = innermost_model(model)
     base = base_of(inner)
@@ -254,7 +267,7 @@ def choose_layout(
     layout: str,  # "auto" or one of LAYOUTS
     problem: str | None,  # of `packing_problem`
 ) -> str:  # one of LAYOUTS
-    "The layout of batches. ValueError: 'packed' where there is a problem, or no such layout."
+    "The layout of batches. ValueError: 'packed' where there is a problem."
     choices = ("auto", *LAYOUTS)
     if layout not in choices:
         raise ValueError(f"layout={layout!r}: choose one of {', '.join(choices)}")
