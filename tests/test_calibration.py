@@ -16,7 +16,7 @@ from reward_kit.data.files import json_ready
 from reward_kit.data.playground import Playground
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
-from reward_kit.model.settings import quiet_transformers
+from reward_kit.model.settings import quiet
 from reward_kit.scores.inference import RewardModel, store_normalization
 from reward_kit.trust.agreement import resample_sums
 from reward_kit.trust.calibration import (
@@ -429,7 +429,7 @@ def test_true_error_needs_probabilities_of_the_same_pairs():
 def folder(tmp_path_factory):
     model, tokenizer = load_reward_backbone("playground", new_head=True)
     path = tmp_path_factory.mktemp("models") / "one"
-    with quiet_transformers():
+    with quiet():
         model.save_pretrained(path); tokenizer.save_pretrained(path)
     RewardMetadata(encoding=prepare_tokenizer(tokenizer, model, max_length=256), loss={"name": "bradley_terry", "parameters": {}}).save(path)
     return path
