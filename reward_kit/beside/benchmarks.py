@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BenchmarkReport', 'score_benchmark', 'run_benchmark']
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #1d510196
+# %% ../../nbs/7_beside/benchmarks.ipynb #14bd97ff
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .benchmark_files import BENCHMARKS, Benchmark, load_benchmark
+from .benchmark_files import BENCHMARKS, load_benchmark
 from ..data.files import write_whole
 from ..data.records import prompt_key
 from ..data.report import Report, Section, Table, counted, forest_plot, new_figure
@@ -419,9 +419,9 @@ def _total_ties_half(fmt, subsets, table) -> float | None:
         return None
     return float(_total(fmt, subsets, _section_values(fmt, subsets, halves)))
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #afbbabc4
+# %% ../../nbs/7_beside/benchmarks.ipynb #40aa6159
 def score_benchmark(
-    benchmark, # Benchmark, or what `load_benchmark` takes
+    benchmark, # of `load_benchmark`, or what `load_benchmark` takes
     rewards, # a list for each row (in the order of its `responses`), or one number for each response
     kind: str | None = None, # key of `BENCHMARKS`; None: found from the columns
     *,
@@ -505,10 +505,10 @@ _READ_AS = {
     None: "prompts and responses as they stand in the data",
 }
 
-# %% ../../nbs/7_beside/benchmarks.ipynb #4f233ca8
+# %% ../../nbs/7_beside/benchmarks.ipynb #80b7098b
 def run_benchmark(
     model, # what `as_scorer` takes: RewardModel, ensemble, folder, hub id, object with .score, or function
-    benchmark, # Benchmark, or what `load_benchmark` takes
+    benchmark, # of `load_benchmark`, or what `load_benchmark` takes
     *,
     kind: str | None = None, # key of `BENCHMARKS`; None: found from the columns
     split: str | None = None, # of a data set, see `load_benchmark`

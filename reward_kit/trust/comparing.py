@@ -81,7 +81,7 @@ def _comparison_sentence(a, b, difference, interval, p, corrected=None, level=0.
         return f"{b} is better than {a} by {found}."
     return f"{a} and {b} cannot be told apart: a difference of {found}."
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #c4604a10
+# %% ../../nbs/4_trust/44_comparing.ipynb #9d21022d
 @dataclass(repr=False)
 class _PairedComparison(Report):
     "Two models on the same pairs; shares are in 0..1, differences B minus A."
@@ -106,14 +106,13 @@ class _PairedComparison(Report):
         "The wider of the two: the lower low end and the higher high end."
         return wider(self.bootstrap, self.matched)
 
-# %% ../../nbs/4_trust/44_comparing.ipynb #1862f326
-@patch(as_prop=True)
-def verdicts(self: _PairedComparison) -> list[str]:
-    "What the comparison allows one to say."
-    found = self.difference, self.interval, self.p_value
-    return [_comparison_sentence(self.a, self.b, *found, level=self.level)]
+    @property
+    def verdicts(self) -> list[str]:
+        "What the comparison allows one to say."
+        found = self.difference, self.interval, self.p_value
+        return [_comparison_sentence(self.a, self.b, *found, level=self.level)]
 
-
+# %% ../../nbs/4_trust/44_comparing.ipynb #f65b5763
 @patch
 def sections(self: _PairedComparison) -> list[Section]:
     "The measures."

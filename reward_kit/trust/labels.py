@@ -6,13 +6,12 @@
 __all__ = ['CrossValidation', 'cross_validate', 'trainer_recipe', 'annotator_ceiling', 'Mistakes', 'most_confident_mistakes',
            'suspected_label_errors']
 
-# %% ../../nbs/4_trust/45_labels.ipynb #e95dbaa6
+# %% ../../nbs/4_trust/45_labels.ipynb #bed5aea1
 import itertools
 import json
 import math
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -261,7 +260,7 @@ def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
     table = pd.DataFrame(found, columns=["prompt", "a", "b", "first", "second", "ties"])
     return table.groupby(["prompt", "a", "b"], sort=False).sum().reset_index(), unusable
 
-# %% ../../nbs/4_trust/45_labels.ipynb #3cedf0ad
+# %% ../../nbs/4_trust/45_labels.ipynb #5d27f620
 @dataclass(repr=False)
 class _AnnotatorCeiling(Report):
     "How far people agree with each other, and what that leaves for a model."
@@ -291,20 +290,18 @@ class _AnnotatorCeiling(Report):
             sentences.append("Such agreement cannot be told from coin flips.")
         return sentences
 
-# %% ../../nbs/4_trust/45_labels.ipynb #3f28b05d
-@patch
-def sections(self: _AnnotatorCeiling) -> list[Section]:
-    "The counts and the bounds."
-    row = {
-        "pairs with two or more labels": f"{self.n_pairs:,}",
-        "labels": f"{self.n_votes:,}",
-        "pairs with one": f"{self.n_single:,}",
-        "ties": f"{self.n_ties:,}",
-        "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}",
-        "best model lies within": span(self.agreement, self.ceiling),
-        "majority of the others": percent(self.majority),
-    }
-    return [Section(table=Table(tuple(row), [tuple(row.values())]))]
+    def sections(self) -> list[Section]:
+        "The counts and the bounds."
+        row = {
+            "pairs with two or more labels": f"{self.n_pairs:,}",
+            "labels": f"{self.n_votes:,}",
+            "pairs with one": f"{self.n_single:,}",
+            "ties": f"{self.n_ties:,}",
+            "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}",
+            "best model lies within": span(self.agreement, self.ceiling),
+            "majority of the others": percent(self.majority),
+        }
+        return [Section(table=Table(tuple(row), [tuple(row.values())]))]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #ba79a453
 def _left_out_majority(first, second) -> float | None: # (M,) votes
