@@ -245,7 +245,7 @@ def test_under_autocast_attention_gets_one_16_bit_type(kind, monkeypatch):
     seen, model = set(), make_model(kind)
     monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
     monkeypatch.setattr(module, "_attend_at_once", lambda query, key, value, segments, **_: seen.update((query.dtype, key.dtype, value.dtype)) or query)
-    monkeypatch.setattr(module, "CPU_16_BIT_FROM", 0)
+    monkeypatch.setattr(module, "_CPU_16_BIT_FROM", 0)
     if kind == "Gemma2": monkeypatch.setattr(module, "_attend_in_turn", module._attend_at_once)
     with torch.autocast("cpu", torch.bfloat16): forward(model, "packed", EVERYTHING)
     assert seen == {torch.bfloat16}

@@ -250,19 +250,19 @@ def _lay_out(self: RewardCollator, groups, lengths):
     step = self.pad_to_multiple_of or 1
     return pad_sequences(sequences, self.pad_token_id, math.ceil(longest / step) * step)
 
-# %% ../../nbs/2_model/23_batches.ipynb #076806d8
-def _cut_padded(batch, part, index, first, last):
+# %% ../../nbs/2_model/23_batches.ipynb #81d8c061
+def _cut_padded(batch, taken, index, first, last):
     "The rows and columns of some sequences, and where their rewards are now."
-    length, width = batch.input_ids.shape[1], max(chain(*part.lengths))
+    length, width = batch.input_ids.shape[1], max(chain(*taken.lengths))
     return slice(first, last), slice(width), (index // length - first) * width + index % length
 
 
-def _cut_packed(batch, part, index, first, last):
+def _cut_packed(batch, taken, index, first, last):
     "The same of a packed row, and the segments."
     table = batch.segments.table
     begin, chosen = sum(own for own, _, _ in table[:first]), table[first:last]
     moved = [(own, start - begin if shared else 0, shared) for own, start, shared in chosen]
-    part["segments"] = Segments.of(moved).to(index.device)
+    taken["segments"] = Segments.of(moved).to(index.device)
     end = begin + sum(own for own, _, _ in chosen)
     return slice(None), slice(begin, end), index - begin
 
@@ -277,15 +277,15 @@ def take(
     sizes = [len(group) for group in self.lengths]
     first, last = sum(sizes[:start]), sum(sizes[:stop])
     own = ("mask", "ranks", "targets", "weight", "margin", "lengths")
-    part = Batch({name: self[name][start:stop] for name in own if self.get(name) is not None})
+    taken = Batch({name: self[name][start:stop] for name in own if self.get(name) is not None})
     cut = _cut_packed if self.segments else _cut_padded
     index = self.reward_index[start:stop]
-    rows, columns, moved = cut(self, part, index, first, last)
-    part["reward_index"] = moved.where(index >= 0, -1)
+    rows, columns, moved = cut(self, taken, index, first, last)
+    taken["reward_index"] = moved.where(index >= 0, -1)
     for name in ("input_ids", "attention_mask", "position_ids", "token_type_ids"):
         if name in self:
-            part[name] = self[name][rows, columns]
-    return part
+            taken[name] = self[name][rows, columns]
+    return taken
 
 # %% ../../nbs/2_model/23_batches.ipynb #20f1a1c2
 @patch
