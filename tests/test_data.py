@@ -21,8 +21,17 @@ import pytest
 import reward_kit.data.preferences as data
 from reward_kit.data.files import PreferenceDataError, UnusableRow
 from reward_kit.data.formats import detect_format, to_record
-from reward_kit.data.preferences import Preferences, hold_out, kfold_by_prompt, load_preferences, prompt_overlap, save_preferences, split_by_prompt
-from reward_kit.data.records import as_messages, parse_transcript, prompt_key, read_column
+from reward_kit.data.preferences import (
+    Preferences,
+    hold_out,
+    kfold_by_prompt,
+    load_preferences,
+    prompt_overlap,
+    save_preferences,
+    split_by_prompt,
+)
+from reward_kit.data.records import _parse_transcript as parse_transcript
+from reward_kit.data.records import as_messages, prompt_key, read_column
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 HH, DEMO = REAL / "hh-rlhf-harmless-test.jsonl.gz", REAL / "dpo-en-demo.json.gz"
@@ -1050,14 +1059,14 @@ def test_a_row_is_parsed_and_flattened_once(tmp_path, monkeypatch):
         counts["parsed"] += 1
         return decode(text)
 
-    flat = columns.Containers.flat
+    flat = columns._Containers.flat
 
     def flatten(row):
         counts["flattened"] += flat(row) is not None
         return flat(row)
 
     monkeypatch.setattr(files, "_JSON", type("Decoder", (), {"decode": staticmethod(parse)}))
-    monkeypatch.setattr(columns.Containers, "flat", staticmethod(flatten))
+    monkeypatch.setattr(columns._Containers, "flat", staticmethod(flatten))
     assert len(load(path)) == 50 and counts == {"parsed": 50, "flattened": 50}
 
 
@@ -1065,7 +1074,7 @@ def test_a_format_of_your_own_takes_one_class(tmp_path):
     from reward_kit.data import columns, formats
 
     @formats.preference_format
-    class Votes(formats.Pairs):
+    class Votes(formats._Pairs):
         name, verdicts = "votes", (("margin", "weight"),)
 
         def judge(self, row, count):
