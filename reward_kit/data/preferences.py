@@ -472,7 +472,7 @@ def _deal(keys, seed):
     _, group, sizes = np.unique(_mix(keys, seed), return_inverse=True, return_counts=True)
     return group, sizes
 
-# %% ../../nbs/1_data/16_preferences.ipynb #2893557d
+# %% ../../nbs/1_data/16_preferences.ipynb #4d6b912a
 def hold_out(
     keys,  # (n,) uint64: the prompt key of each row
     eval_fraction: float,  # share of rows to hold out, in (0, 1); met about, for prompts stay whole
@@ -488,10 +488,11 @@ def hold_out(
     if len(sizes) < 2:
         raise PreferenceDataError(
             f"{counted(len(keys), 'record')} with one prompt; a split needs two or more prompts")
-    wanted, held, count = max(round(eval_fraction * len(keys)), 1), np.zeros(len(sizes), bool), 0
+    wanted, most = max(round(eval_fraction * len(keys)), 1), most or len(sizes)
+    held, rows, prompts = np.zeros(len(sizes), bool), 0, 0
     for n, size in enumerate(sizes.tolist()):
-        if count < wanted and count + size <= wanted + size // 2 and held.sum() < (most or len(sizes)):
-            held[n], count = True, count + size
+        if prompts < most and rows < wanted and rows + size <= wanted + size // 2:
+            held[n], rows, prompts = True, rows + size, prompts + 1
     if held.all() or not held.any():
         held = np.arange(len(sizes)) == sizes.argmin()
     return held[group]
