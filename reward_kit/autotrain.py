@@ -33,22 +33,26 @@ class LLMTrainingParams(AutoTrainParameters):
         if shown.get("token"): shown["token"] = "***"
         return f"LLMTrainingParams({', '.join(f'{n}={v!r}' for n, v in shown.items())})"
 
-# %% ../nbs/7_beside/autotrain.ipynb #850d4838
+# %% ../nbs/7_beside/autotrain.ipynb #2ae91de9
 _PARAMETERS = settings_of(LLMTrainingParams)
 _SETTINGS = {"reward": settings_of(RewardSettings), "ppo": settings_of(PPOSettings)}
 LLMTrainingParams.__signature__ = inspect.Signature([
-    inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=p.kind)
+    inspect.Parameter(
+        p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=p.kind
+    )
     for p in _PARAMETERS.values()
 ])
 
-# %% ../nbs/7_beside/autotrain.ipynb #d2fa4dc9
+# %% ../nbs/7_beside/autotrain.ipynb #4bf762e2
 def _check_names(given):
     "Refuses unknown names with the nearest one, and known but unsupported ones with the reason."
     for name, value in given.items():
         if name in _PARAMETERS: continue
         reasons = AutoTrainParameters.unsupported
         if name not in reasons:
-            raise ParameterError(f"unknown parameter {name}.{nearest(name, [*_PARAMETERS, *reasons])}")
+            raise ParameterError(
+                f"unknown parameter {name}.{nearest(name, [*_PARAMETERS, *reasons])}"
+            )
         if value is not None and value is not False:
             raise ParameterError(f"{name} is known but not supported: {reasons[name]}.")
 
@@ -58,9 +62,11 @@ def _read(parameter, value):
     if parameter.name == "mixed_precision" and str(value) == "none": value = "no"
     return parameter.read(value)
 
-# %% ../nbs/7_beside/autotrain.ipynb #3abf3d09
+# %% ../nbs/7_beside/autotrain.ipynb #669bdac3
 _TRAINERS = ("reward", "ppo")
-_OTHER_TRAINERS = ("default", "generic", "sft", "dpo", "orpo", "kto", "grpo", "distillation")
+_OTHER_TRAINERS = (
+    "default", "generic", "sft", "dpo", "orpo", "kto", "grpo", "distillation"
+)
 _COLUMNS = ("prompt_text_column", "text_column", "rejected_text_column")
 
 # %% ../nbs/7_beside/autotrain.ipynb #ac9ba07b
@@ -82,7 +88,7 @@ def _with_options(names):
     "`--data-path (data_path), --model (model)`."
     return ", ".join(f"--{n.replace('_', '-')} ({n})" for n in names)
 
-# %% ../nbs/7_beside/autotrain.ipynb #fffc9326
+# %% ../nbs/7_beside/autotrain.ipynb #817caaeb
 def _check_trainer(name):
     "One of the two that there are."
     if name in _TRAINERS: return
@@ -91,9 +97,11 @@ def _check_trainer(name):
             f"trainer {name!r} is known but not supported: reward_kit trains reward models (reward), "
             "and policies with them (ppo)"
         )
-    raise ParameterError(f"unknown trainer {name!r}: reward or ppo.{nearest(name, _TRAINERS)}")
+    raise ParameterError(
+        f"unknown trainer {name!r}: reward or ppo.{nearest(name, _TRAINERS)}"
+    )
 
-# %% ../nbs/7_beside/autotrain.ipynb #b40a3e08
+# %% ../nbs/7_beside/autotrain.ipynb #2d9324b8
 def _check_reward(params):
     "trainer='reward': the three columns are explicit, and nothing of PPO is set."
     columns = {name: getattr(params, name) for name in _COLUMNS}
@@ -113,9 +121,11 @@ def _check_reward(params):
             )
     for name, p in _PARAMETERS.items():
         if name.startswith("rl_") and getattr(params, name) != p.default:
-            raise ParameterError(f"{name} belongs to trainer ppo; it has no effect with trainer reward")
+            raise ParameterError(
+                f"{name} belongs to trainer ppo; it has no effect with trainer reward"
+            )
 
-# %% ../nbs/7_beside/autotrain.ipynb #cb317a81
+# %% ../nbs/7_beside/autotrain.ipynb #3e9ba837
 def _check_ppo(params):
     "trainer='ppo': there is a reward, and no parameter that it refuses."
     if not params.rl_reward_model_path:
@@ -126,7 +136,8 @@ def _check_ppo(params):
     for name in sorted(params.given):
         reason, default = _PARAMETERS[name].more["refused"], _PARAMETERS[name].default
         asked = getattr(params, name) != default or name == "gradient_accumulation"
-        if reason and asked: raise ParameterError(f"{name} is not supported by trainer ppo: {reason}")
+        if reason and asked:
+            raise ParameterError(f"{name} is not supported by trainer ppo: {reason}")
     schedules = _SETTINGS["ppo"]["lr_scheduler_type"].choices
     if params.scheduler not in schedules:
         raise ParameterError(
@@ -134,25 +145,32 @@ def _check_ppo(params):
             f"arguments; choose one of {', '.join(schedules)}"
         )
     if params.mixed_precision == "fp16":
-        raise ParameterError("mixed_precision=fp16 is not supported by trainer ppo: choose bf16 or no")
+        raise ParameterError(
+            "mixed_precision=fp16 is not supported by trainer ppo: choose bf16 or no"
+        )
     _ppo_batches(params)
 
-# %% ../nbs/7_beside/autotrain.ipynb #4dd37e23
+# %% ../nbs/7_beside/autotrain.ipynb #5520073c
 _PROMISES = {  # parameter: (the values that keep the promise, what is promised)
-    "add_eos_token": ((True,), "every text ends in exactly one EOS token, which is where it is scored"),
+    "add_eos_token": (
+        (True,), "every text ends in exactly one EOS token, which is where it is scored"
+    ),
     "padding": (
         (None, "right"),
         "rewards are read by index and do not depend on the padding side; leave it out",
     ),
-    "merge_adapter": ((True,), "the output holds the merged model, and the adapter alone in adapter/"),
+    "merge_adapter": (
+        (True,), "the output holds the merged model, and the adapter alone in adapter/"
+    ),
 }
 
-# %% ../nbs/7_beside/autotrain.ipynb #370e8e05
+# %% ../nbs/7_beside/autotrain.ipynb #93d91420
 def _check_promises(params):
     "Values that would break what the package promises of every model."
     for name, (allowed, promise) in _PROMISES.items():
         value = getattr(params, name)
-        if value not in allowed: raise ParameterError(f"{name}={value!r} is not supported: {promise}")
+        if value not in allowed:
+            raise ParameterError(f"{name}={value!r} is not supported: {promise}")
 
 # %% ../nbs/7_beside/autotrain.ipynb #81a9a456
 def _check_adapters(params):
@@ -170,11 +188,13 @@ def _check_adapters(params):
             "add it, or leave them out"
         )
 
-# %% ../nbs/7_beside/autotrain.ipynb #936a48a7
+# %% ../nbs/7_beside/autotrain.ipynb #8653e531
 def _check_same(params):
     "Two parameters that say the same thing differently, and a push to nowhere."
     if params.push_to_hub and not (params.username or params.repo_id):
-        raise ParameterError("push_to_hub needs --username (username) or --repo-id (repo_id)")
+        raise ParameterError(
+            "push_to_hub needs --username (username) or --repo-id (repo_id)"
+        )
     if params.eval_dataset_path and params.valid_split:
         raise ParameterError("give valid_split or eval_dataset_path, not both")
     if params.max_length and params.block_size not in (-1, params.max_length):
@@ -182,7 +202,7 @@ def _check_same(params):
             f"max_length={params.max_length} and block_size={params.block_size} name the same limit: give one"
         )
 
-# %% ../nbs/7_beside/autotrain.ipynb #2b291e0e
+# %% ../nbs/7_beside/autotrain.ipynb #73bcd7c1
 def _handed_on(params, trainer):
     "{setting: value} of the parameters that a trainer takes as they are."
     always = ("eval_strategy", "save_total_limit", "log")
@@ -190,8 +210,10 @@ def _handed_on(params, trainer):
     for name, p in _PARAMETERS.items():
         setting_name = p.more[trainer]
         own = params.model == "playground" and name not in params.given and name not in always
-        if setting_name in _SETTINGS[trainer] and not own: found[setting_name] = getattr(params, name)
-    if params.logging_steps == -1: found.pop("logging_steps", None)  # the trainer's choice
+        if setting_name in _SETTINGS[trainer] and not own:
+            found[setting_name] = getattr(params, name)
+    if params.logging_steps == -1:
+        found.pop("logging_steps", None)  # the trainer's choice
     return found | _memory(params)
 
 # %% ../nbs/7_beside/autotrain.ipynb #ff9cd6a4
@@ -219,12 +241,14 @@ def _max_length(params):
     block = params.max_length or (params.block_size if params.block_size > 0 else None)
     return min([n for n in (block, params.model_max_length) if n], default=None)
 
-# %% ../nbs/7_beside/autotrain.ipynb #652e0841
+# %% ../nbs/7_beside/autotrain.ipynb #5b6928bd
 def _saving(params):
     "When to save and evaluate: the best checkpoint is kept where several evaluations choose it."
     evaluation, steps = params.eval_strategy, params.save_steps or 0.1
     own_epochs = params.model == "playground" and "epochs" not in params.given
-    several = evaluation == "steps" or (evaluation == "epoch" and (own_epochs or params.epochs > 1))
+    several = evaluation == "steps" or (
+        evaluation == "epoch" and (own_epochs or params.epochs > 1)
+    )
     data = params.valid_split or params.eval_dataset_path
     keep_best = bool(data) and several and params.save_strategy in (None, evaluation)
     found = {
@@ -232,7 +256,8 @@ def _saving(params):
         "save_steps": steps,
         "eval_steps": steps if evaluation == "steps" else None,
     }
-    if keep_best: found |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    if keep_best:
+        found |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     return found
 
 # %% ../nbs/7_beside/autotrain.ipynb #0a3447f4
@@ -339,7 +364,7 @@ def _ppo_arguments(params):
         "config": _ppo_config(params),
     }
 
-# %% ../nbs/7_beside/autotrain.ipynb #009edf8d
+# %% ../nbs/7_beside/autotrain.ipynb #bf67da72
 class AutoTrainProject:
     "One training run: `AutoTrainProject(params=params, backend='local', process=True).create()`."
 
@@ -350,7 +375,9 @@ class AutoTrainProject:
         process=True,  # validate and convert the data; False: every row must be usable as it is
     ):
         if not isinstance(params, LLMTrainingParams):
-            raise ParameterError(f"params must be LLMTrainingParams, got {type(params).__name__}")
+            raise ParameterError(
+                f"params must be LLMTrainingParams, got {type(params).__name__}"
+            )
         if backend != "local":
             raise ParameterError(
                 f"backend must be local, got {backend!r}: reward_kit runs on the machine it is called on"
@@ -396,7 +423,7 @@ def _hub_token(token):
         if token and before is None: del os.environ["HF_TOKEN"]
         elif token: os.environ["HF_TOKEN"] = before
 
-# %% ../nbs/7_beside/autotrain.ipynb #2ce047c8
+# %% ../nbs/7_beside/autotrain.ipynb #27eefd86
 def _push(folder, params):
     "Uploads a finished folder; the address of the repository. Raises `OSError`: the model is safe."
     from huggingface_hub import HfApi
@@ -406,7 +433,9 @@ def _push(folder, params):
     private = ["checkpoint-*", "training_run.json*", "held_out.jsonl"]
     try:
         address = api.create_repo(repo_id, private=params.hub_private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=str(folder), ignore_patterns=private)
+        api.upload_folder(
+            repo_id=repo_id, folder_path=str(folder), ignore_patterns=private
+        )
     except Exception as e:
         reason = " ".join(str(e).split())[:300]
         raise OSError(f"the model is in {folder}, but pushing it to {repo_id} failed: {reason}") from e

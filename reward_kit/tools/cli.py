@@ -16,10 +16,12 @@ from ..model.settings import ParameterError, nearest
 from .commands import COMMANDS
 from .options import as_options, read_words
 
-# %% ../../nbs/6_tools/68_command_line.ipynb #d188b237
+# %% ../../nbs/6_tools/68_command_line.ipynb #073c5f78
 def _overview():
     "What `reward-kit --help` prints."
-    rows = "\n".join(f"  {name:<14}{command.__doc__}" for name, command in COMMANDS.items())
+    rows = "\n".join(
+        f"  {name:<14}{command.__doc__}" for name, command in COMMANDS.items()
+    )
     return f"""reward-kit {__version__}: from human preferences to a reward signal that can be trusted.
 
 usage: reward-kit COMMAND [options]
@@ -46,7 +48,7 @@ def _fail(line, code):
     print(line, file=sys.stderr)
     return code
 
-# %% ../../nbs/6_tools/68_command_line.ipynb #5538a527
+# %% ../../nbs/6_tools/68_command_line.ipynb #e9f6c359
 def main(
     argv: list | None = None,  # the words after reward-kit; None: those of the command line
 ) -> int:  # exit code: 0 fine, 1 it could not be done, 2 called wrongly, 130 interrupted
@@ -60,7 +62,9 @@ def main(
         return 0
     except SystemExit as e: return e.code or 0  # argparse after --help
     except KeyboardInterrupt:
-        return _fail(f"reward-kit: interrupted; {command.interrupted if command else 'run it again'}", 130)
+        return _fail(
+            f"reward-kit: interrupted; {command.interrupted if command else 'run it again'}", 130
+        )
     except BrokenPipeError:  # the reader of our output has left (`| head`): not an error worth a line
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

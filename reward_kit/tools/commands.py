@@ -27,7 +27,7 @@ _model = partial(_positional, "Reward model: folder or hub id.")
 _json = partial(setting, False, "Print the result as JSON.")
 _folder = partial(setting, metavar="FOLDER")
 
-# %% ../../nbs/6_tools/67_commands.ipynb #e0ee8cd1
+# %% ../../nbs/6_tools/67_commands.ipynb #0b4176c5
 def _loading(args):
     "Keyword arguments of `load_preferences`."
     columns = {name: getattr(args, f"{name}_column") for name in ("prompt", "chosen", "rejected")}
@@ -37,7 +37,9 @@ def _loading(args):
         same = [name for name, other in columns.items() if other == column]
         if len(same) == 1: continue
         names = " and ".join(same)
-        raise ParameterError(f"{names} name the same column {column!r}; each has a column of its own")
+        raise ParameterError(
+            f"{names} name the same column {column!r}; each has a column of its own"
+        )
     labels = pairs("--label", args.label, "(.+)=(a|b|tie)", "VALUE=a, VALUE=b or VALUE=tie")
     found = {name: getattr(args, name) for name in ("format", "split", "strict", "progress")}
     return found | {"columns": columns or None, "labels": labels or None}
@@ -71,7 +73,7 @@ def _wrote(path):
     "Says where a file is; stdout is for results."
     print(f"Wrote {path}", file=sys.stderr)
 
-# %% ../../nbs/6_tools/67_commands.ipynb #c3630be1
+# %% ../../nbs/6_tools/67_commands.ipynb #e8741c4f
 @dataclass
 class _Inspect(Command):
     "Check preference data and measure what spoils reward models."
@@ -92,7 +94,9 @@ class _Inspect(Command):
         _show(report, self)
         if self.html: _wrote(write_whole(self.html, _page(report, self.data)))
         if not self.plot: return
-        _wrote(write_whole(self.plot, partial(report.plot().savefig, dpi=150, bbox_inches="tight")))
+        _wrote(write_whole(
+            self.plot, partial(report.plot().savefig, dpi=150, bbox_inches="tight")
+        ))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #6e437039
 def _page(report, data):
@@ -104,13 +108,15 @@ def _page(report, data):
     head = f"<!doctype html><meta charset='utf-8'><title>{escape(data)}</title><style>{style}</style>"
     return f"{head}<h1>Preference data: {escape(Path(data).name)}</h1>{report._repr_html_()}\n"
 
-# %% ../../nbs/6_tools/67_commands.ipynb #9cf81309
+# %% ../../nbs/6_tools/67_commands.ipynb #6aade02e
 @dataclass
 class _Training(Command):
     "What both trainings have."
 
     interrupted = "run the same command again to go on from the newest checkpoint"
-    model: str = _given("Base model: a hub id, a folder, or playground (the tiny built-in base).")
+    model: str = _given(
+        "Base model: a hub id, a folder, or playground (the tiny built-in base)."
+    )
     data: str = _given("Preferences, or prompts for PPO: file, folder, glob or hub id.")
     output: str = _folder(None, "Folder for the result.", required=True)
     eval_data: str | None = setting(
@@ -118,11 +124,17 @@ class _Training(Command):
     )
     eval_fraction: float = setting(0.1, "Part of the prompts that is held out.")
     max_samples: int | None = setting(None, "Use at most this many rows.")
-    chat_template: str | None = setting(None, "chatml, zephyr, or a .jinja file. None: the tokenizer's own.")
-    overwrite: bool = setting(False, "Clear a finished or different run in the output folder.")
-    keep_checkpoints: bool = setting(False, "Leave the checkpoints in the folder after the run has finished.")
+    chat_template: str | None = setting(
+        None, "chatml, zephyr, or a .jinja file. None: the tokenizer's own."
+    )
+    overwrite: bool = setting(
+        False, "Clear a finished or different run in the output folder."
+    )
+    keep_checkpoints: bool = setting(
+        False, "Leave the checkpoints in the folder after the run has finished."
+    )
 
-# %% ../../nbs/6_tools/67_commands.ipynb #ffaf6ec7
+# %% ../../nbs/6_tools/67_commands.ipynb #d36ac915
 @dataclass
 class _Train(_Training):
     "Train a reward model on preferences and evaluate it on prompts it has not seen."
@@ -146,19 +158,24 @@ class _Train(_Training):
             **self.own(),
             **_loading(self),
         )
-        print(_next_steps(self.output, self.eval_data and [self.eval_data, *_column_words(self)]))
+        print(_next_steps(
+            self.output, self.eval_data and [self.eval_data, *_column_words(self)]
+        ))
 
-# %% ../../nbs/6_tools/67_commands.ipynb #d9c436bb
+# %% ../../nbs/6_tools/67_commands.ipynb #7632f2b6
 def _lora(args):
     "{LoraConfig field: value}, or None."
     names = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
-    if args.lora: return {name.replace("lora_r", "r"): getattr(args, name) for name in names}
+    if args.lora:
+        return {name.replace("lora_r", "r"): getattr(args, name) for name in names}
     stray = args.given_of(LoraSettings).keys() - {"lora"}
     if stray: raise ParameterError(f"{', '.join(map(flag, sorted(stray)))}: only with --lora")
     return None
 
-# %% ../../nbs/6_tools/67_commands.ipynb #2df5e77a
-_QUESTION = ("What is AI?", "AI is the study of machines that act intelligently.", "No idea.")
+# %% ../../nbs/6_tools/67_commands.ipynb #b046da06
+_QUESTION = (
+    "What is AI?", "AI is the study of machines that act intelligently.", "No idea."
+)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #e56c7be8
 def _next_steps(folder, data=None, example=_QUESTION):
@@ -181,7 +198,7 @@ def _column_words(args):
         for one in value if isinstance(value, list) else [value]: words += [flag(name), one]
     return words
 
-# %% ../../nbs/6_tools/67_commands.ipynb #44fb12e9
+# %% ../../nbs/6_tools/67_commands.ipynb #aa11f0dc
 @dataclass
 class _Ppo(_Training):
     "Train a policy with PPO so that it writes what a reward model likes."
@@ -193,8 +210,12 @@ class _Ppo(_Training):
     )
     uses = (PPOSettings, LoraSettings)
     without = ("quantization",)
-    reward: str = _given("Reward model that judges it: folder or hub id; may be repeated.", many=True)
-    reward_weight: float = setting(None, "Weight of a reward; may be repeated. None: all 1.", many=True)
+    reward: str = _given(
+        "Reward model that judges it: folder or hub id; may be repeated.", many=True
+    )
+    reward_weight: float = setting(
+        None, "Weight of a reward; may be repeated. None: all 1.", many=True
+    )
     prompt_column: str | None = setting(
         None, "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column"
     )
@@ -244,14 +265,16 @@ class _Judging(Command):
     json: bool = _json()
     seed: int = setting(0, "Seed of the bootstrap.")
 
-# %% ../../nbs/6_tools/67_commands.ipynb #dc07cbbd
+# %% ../../nbs/6_tools/67_commands.ipynb #28b7f420
 @dataclass
 class _Evaluate(_Judging):
     "The trust report of a reward model: accuracy with intervals, calibration, bias probes, disagreements."
 
     name = "evaluate"
     example = "reward-kit evaluate reward-model preferences.jsonl --report report"
-    report: str | None = _folder(None, "Write report.json, report.md and pictures into this folder.")
+    report: str | None = _folder(
+        None, "Write report.json, report.md and pictures into this folder."
+    )
     probe_prompts: int = setting(
         100, "Prompts whose best response is edited and scored again; 0: no bias probes.", NOT_NEGATIVE
     )
@@ -324,7 +347,7 @@ class _Benchmark(_Judging):
         _show(report, self)
         if self.report: _wrote(report.save(self.report))
 
-# %% ../../nbs/6_tools/67_commands.ipynb #267ab0ac
+# %% ../../nbs/6_tools/67_commands.ipynb #73b04506
 @dataclass
 class _CompareRuns(_Judging):
     "Compare reward models on the same preferences by paired tests, several seeds of a setting together."
@@ -336,7 +359,9 @@ class _CompareRuns(_Judging):
         "Folders or hub ids of reward models; lora-seed0 and lora-seed1 are two seeds of one setting.",
         many=True,
     )
-    data: str = _given("Preferences that none of them was trained on: file, folder, glob or hub id.")
+    data: str = _given(
+        "Preferences that none of them was trained on: file, folder, glob or hub id."
+    )
 
     def run(self):
         from reward_kit.trust.comparing import compare_runs
@@ -346,7 +371,7 @@ class _CompareRuns(_Judging):
         options = {"seed": self.seed, "model_options": _scoring(self)}
         _show(compare_runs(self.runs, self.data, **options, **_loading(self)), self)
 
-# %% ../../nbs/6_tools/67_commands.ipynb #b614d131
+# %% ../../nbs/6_tools/67_commands.ipynb #7332367a
 def _score(args, responses, **options):
     "(the model, the prompt, its responses, their scores), the texts as the model was trained on them."
     model, prompt = _load(args), args.prompt
@@ -354,7 +379,9 @@ def _score(args, responses, **options):
     if getattr(model.metadata, "data_kind", None) == "messages":
         prompt = [{"role": "user", "content": prompt}]
         responses = [[{"role": "assistant", "content": text}] for text in responses]
-    return model, prompt, responses, model.score([prompt] * len(responses), responses, **options)
+    return model, prompt, responses, model.score(
+        [prompt] * len(responses), responses, **options
+    )
 
 # %% ../../nbs/6_tools/67_commands.ipynb #ec5a1768
 def _score_table(rows):
@@ -392,7 +419,7 @@ class _Compare(Command):
             print(_score_table([("A", a, self.a), ("B", b, self.b)]))
             print(f"A is preferred with probability {preferred:.1%}.")
 
-# %% ../../nbs/6_tools/67_commands.ipynb #7bb79556
+# %% ../../nbs/6_tools/67_commands.ipynb #82956de6
 @dataclass
 class _Score(Command):
     "Score responses, one by one or a whole file."
@@ -405,13 +432,17 @@ class _Score(Command):
     uses = (ScoringSettings,)
     interrupted = "run the same command again to go on where it stopped"
     model: str = _model()
-    input: str | None = setting(None, "File of texts to score.", positional=True, metavar="[INPUT]")
+    input: str | None = setting(
+        None, "File of texts to score.", positional=True, metavar="[INPUT]"
+    )
     output: str | None = setting(
         None, "File for the scored rows, continued if unfinished. None: INPUT.scored.jsonl.", metavar="FILE"
     )
     prompt: str | None = setting(None, "The prompt of --response.")
     response: str = setting(None, "A response to score; may be repeated.", many=True)
-    normalize: bool = setting(False, "On the scale of the evaluation set: mean 0, standard deviation 1.")
+    normalize: bool = setting(
+        False, "On the scale of the evaluation set: mean 0, standard deviation 1."
+    )
     json: bool = _json()
     column: str = setting(
         None, "A column as name=column, such as response=answer; may be repeated.", many=True, metavar="PAIR"
@@ -422,7 +453,9 @@ class _Score(Command):
 
     def run(self):
         if bool(self.input) == bool(self.response):
-            raise ParameterError("give either a file to score, or --response (with --prompt)")
+            raise ParameterError(
+                "give either a file to score, or --response (with --prompt)"
+            )
         unfit = ("score_column", "output", "column") if self.response else ("prompt", "json")
         stray = [flag(name) for name in unfit if name in self.given]
         other = "a file to score" if self.response else "--response; a file brings its own prompts"
@@ -430,13 +463,15 @@ class _Score(Command):
         if self.response: _score_texts(self)
         else: _score_file(self)
 
-# %% ../../nbs/6_tools/67_commands.ipynb #b924e0a8
+# %% ../../nbs/6_tools/67_commands.ipynb #192d22a7
 def _score_texts(args):
     "Best first, as a table or JSON."
     scores = _score(args, args.response, normalize=args.normalize)[-1]
     ranked = sorted(zip(scores, args.response), key=lambda pair: -pair[0])
     if args.json:
-        print(json.dumps([{"response": text, "score": score} for score, text in ranked], ensure_ascii=False))
+        print(json.dumps(
+            [{"response": text, "score": score} for score, text in ranked], ensure_ascii=False
+        ))
         return
     if args.prompt: print(f"Prompt: {args.prompt}")
     print(_score_table([(str(i), *pair) for i, pair in enumerate(ranked, 1)]))
@@ -462,7 +497,7 @@ def _score_file(args):
     print(scored)
     _wrote(output)
 
-# %% ../../nbs/6_tools/67_commands.ipynb #4b6f4501
+# %% ../../nbs/6_tools/67_commands.ipynb #fd2437f5
 @dataclass
 class _Serve(Command):
     "Serve rewards over HTTP, to OpenRLHF, verl, LLaMA-Factory, TRL and clients of vLLM or SGLang."
@@ -472,7 +507,9 @@ class _Serve(Command):
     uses = (ServerSettings, ScoringSettings)
     without = ("batch_tokens", "progress")
     model: str = _model()
-    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets every machine of the network in.")
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; 0.0.0.0 lets every machine of the network in."
+    )
     port: int = setting(8000, "Port to listen on; 0: any free one.")
     max_batch_tokens: int | None = setting(
         None, settings_of(ScoringSettings)["batch_tokens"].help, POSITIVE, metavar="TOKENS"
@@ -489,7 +526,7 @@ class _Serve(Command):
         sys.stderr.flush()
         os._exit(0)  # a forward pass lasts longer; Python would abort with it
 
-# %% ../../nbs/6_tools/67_commands.ipynb #370138b5
+# %% ../../nbs/6_tools/67_commands.ipynb #1441d617
 @dataclass
 class _Llm(Command):
     "The aitraining-compatible interface: reward-kit llm --train --trainer reward ..."
@@ -516,9 +553,12 @@ class _Llm(Command):
     def run(self):
         from reward_kit.autotrain import AutoTrainProject
 
-        if not self.train: raise ParameterError("reward-kit llm does one thing: add --train")
+        if not self.train:
+            raise ParameterError("reward-kit llm does one thing: add --train")
         given = {name: self.given[name] for name in settings_of(self.uses[0]) if name in self.given}
-        project = AutoTrainProject(params=self.uses[0](**given), backend=self.backend, process=True)
+        project = AutoTrainProject(
+            params=self.uses[0](**given), backend=self.backend, process=True
+        )
         project.create(progress=self.progress)
         policy = project.params.trainer == "ppo"
         if policy: print(_policy_steps(project.path, project.result.chat))
@@ -533,7 +573,7 @@ def _evaluation_words(arguments):
     for name, column in arguments["columns"].items(): words += [f"--{name}-column", column]
     return words
 
-# %% ../../nbs/6_tools/67_commands.ipynb #78b1032c
+# %% ../../nbs/6_tools/67_commands.ipynb #1c61da49
 @dataclass
 class _Quickstart(Command):
     "Train and judge a reward model on the built-in playground, and a policy with it, in four minutes."
@@ -541,9 +581,13 @@ class _Quickstart(Command):
     name = "quickstart"
     example = "reward-kit quickstart --output quickstart"
     output: str = _folder("quickstart", "Folder for everything.")
-    seed: int = setting(0, "Seed of the world and the training.", settings_of(RewardSettings)["seed"].limits)
+    seed: int = setting(
+        0, "Seed of the world and the training.", settings_of(RewardSettings)["seed"].limits
+    )
     pairs: int = setting(2400, "Preferences to train and evaluate on.", POSITIVE)
-    epochs: float | None = setting(None, "Passes over them. None: what the playground needs.", POSITIVE)
+    epochs: float | None = setting(
+        None, "Passes over them. None: what the playground needs.", POSITIVE
+    )
     ppo_batches: int = setting(
         15, "Batches of responses that the policy learns from; 0: no PPO.", NOT_NEGATIVE
     )
@@ -571,11 +615,13 @@ _QUICKSTART_FILES = {
     "ppo-model/held_out.jsonl": "what it answered before and after",
 }
 
-# %% ../../nbs/6_tools/67_commands.ipynb #b7f2eb48
+# %% ../../nbs/6_tools/67_commands.ipynb #d3bec891
 def _quickstart_files(folder, number):
     "What is where, and how to go on; `number`: of this step."
     there = [name for name in _QUICKSTART_FILES if (folder / name).exists()]
-    lines = [f"{number}. In {folder}/", *(f"  {name:<35}{_QUICKSTART_FILES[name]}" for name in there)]
+    lines = [f"{number}. In {folder}/", *(
+        f"  {name:<35}{_QUICKSTART_FILES[name]}" for name in there
+    )]
     bow = ("What is the front of a ship called?", "The front of a ship is called the bow.", "Go away.")
     data, model = f"{folder}/preferences.jsonl", f"{folder}/reward-model"
     base = ["--model", "playground", "--data", data, "--output"]
@@ -586,7 +632,9 @@ def _quickstart_files(folder, number):
     ]
     lines += ["", "Next:", *_next_steps(model, example=bow).splitlines()[1:], *map(shell_line, own), ""]
     yours = "The same with data and a model of your own: your file in place of"
-    return "\n".join([*lines, f"{yours} {data}, and in place of playground a base such as Qwen/Qwen3-0.6B."])
+    return "\n".join([
+        *lines, f"{yours} {data}, and in place of playground a base such as Qwen/Qwen3-0.6B."
+    ])
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1f28d1b8
 _CLASSES = (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..model.settings import ParameterError, nearest, setting, settings_of
 
-# %% ../../nbs/6_tools/66_options.ipynb #2b90aad2
+# %% ../../nbs/6_tools/66_options.ipynb #a80ecf0f
 @dataclass
 class Command:
     "A subcommand of reward-kit."
@@ -31,7 +31,9 @@ class Command:
     config: str | None = setting(
         None, "YAML file with option names and values; the command line overrides it.", metavar="FILE.yaml"
     )
-    debug: bool = setting(False, "Show the full traceback of an error (also: REWARD_KIT_DEBUG=1).")
+    debug: bool = setting(
+        False, "Show the full traceback of an error (also: REWARD_KIT_DEBUG=1)."
+    )
     progress: bool | None = setting(None, "Show progress bars. None: in a terminal.")
 
     @classmethod
@@ -58,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ParameterError(message)
 
-# %% ../../nbs/6_tools/66_options.ipynb #e9048ba7
+# %% ../../nbs/6_tools/66_options.ipynb #be3f277c
 def _parser(command):
     "The parser of a command."
     options = command.options().values()
@@ -70,15 +72,18 @@ def _parser(command):
         epilog="example:\n" + textwrap.indent(command.example, "  "),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=110),
+        formatter_class=partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=34, width=110
+        ),
     )
     groups = {"": parser}
     for option in options:
-        if option.heading not in groups: groups[option.heading] = parser.add_argument_group(option.heading)
+        if option.heading not in groups:
+            groups[option.heading] = parser.add_argument_group(option.heading)
         _add(groups[option.heading], option)
     return parser
 
-# %% ../../nbs/6_tools/66_options.ipynb #6b032c59
+# %% ../../nbs/6_tools/66_options.ipynb #7b41604f
 def _add(parser, option):
     "Adds one option; values stay texts until they are read as the setting's type."
     keys = {"help": _help(option).replace("%", "%%"), "metavar": _metavar(option)}
@@ -87,8 +92,11 @@ def _add(parser, option):
         parser.add_argument(option.name, nargs="*" if many else "?", **keys)
         return
     keys["action"] = "append" if many else "store"
-    if bool in _kinds(option): keys = {"help": keys["help"], "action": argparse.BooleanOptionalAction}
-    parser.add_argument(*map(flag, filter(None, (option.name, option.alias))), dest=option.name, **keys)
+    if bool in _kinds(option):
+        keys = {"help": keys["help"], "action": argparse.BooleanOptionalAction}
+    parser.add_argument(
+        *map(flag, filter(None, (option.name, option.alias))), dest=option.name, **keys
+    )
 
 # %% ../../nbs/6_tools/66_options.ipynb #cd40c12e
 def flag(
@@ -119,7 +127,7 @@ def _help(option):
     if option.default is False: return text
     return f"{text.strip().removesuffix('.')} (default: {option.default})"
 
-# %% ../../nbs/6_tools/66_options.ipynb #124599ab
+# %% ../../nbs/6_tools/66_options.ipynb #3c2e86fb
 def read_words(
     command: type[Command],  # the one that was called
     argv: list[str],  # the words after its name
@@ -128,7 +136,9 @@ def read_words(
     parsed, rest = _parser(command).parse_known_args(_with_dashes(argv))
     if rest:
         words = [word.partition("=")[0] for word in rest if re.match("-+[A-Za-z]", word)]
-        raise ParameterError(_unknown(command, words[0]) if words else f"unexpected argument {rest[0]!r}")
+        raise ParameterError(
+            _unknown(command, words[0]) if words else f"unexpected argument {rest[0]!r}"
+        )
     args, given = command(), vars(parsed)
     args.given = given if "config" not in given else _read_file(command, given["config"]) | given
     options = command.options().values()
@@ -154,16 +164,17 @@ def _with_dashes(argv):
     names = [re.match("--[^=]*|", word)[0] for word in argv[:cut]]
     return [name.replace("_", "-") + word[len(name) :] for name, word in zip(names, argv)] + argv[cut:]
 
-# %% ../../nbs/6_tools/66_options.ipynb #2d379a84
+# %% ../../nbs/6_tools/66_options.ipynb #2a6d7beb
 def _unknown(command, word):
     "What to say of a name that is no option, spelled as it was."
     name = word.lstrip("-").replace("-", "_")
-    if name in command.unsupported: return f"{word} is known but not supported: {command.unsupported[name]}"
+    if name in command.unsupported:
+        return f"{word} is known but not supported: {command.unsupported[name]}"
     options = [o for o in command.options().values() if not o.more.get("positional")]
     known = [name for o in options for name in (o.name, o.alias) if name]
     return f"unknown option {word}.{nearest(word, map(flag, known) if word.startswith('-') else known)}"
 
-# %% ../../nbs/6_tools/66_options.ipynb #d31214f3
+# %% ../../nbs/6_tools/66_options.ipynb #9e1167f5
 def _read_file(command, path):
     "{option: value} of a configuration file. Raises `ParameterError`."
     import yaml
@@ -173,14 +184,18 @@ def _read_file(command, path):
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ParameterError(f"--config {path}: not a YAML file ({e})") from e
     if not isinstance(content, dict):
-        raise ParameterError(f"--config {path}: must hold lines of the form option: value")
+        raise ParameterError(
+            f"--config {path}: must hold lines of the form option: value"
+        )
     names = {name: o.name for o in command.options().values() for name in (o.alias, o.name)}
     for name in ("config", "debug"): del names[name]
     found = {}
     for key, value in content.items():
         name = str(key).lstrip("-").replace("-", "_")
-        if name in command.unsupported and value in (None, False): continue  # asks for nothing
-        if name not in names: raise ParameterError(f"--config {path}: {_unknown(command, str(key))}")
+        if name in command.unsupported and value in (None, False):
+            continue  # asks for nothing
+        if name not in names:
+            raise ParameterError(f"--config {path}: {_unknown(command, str(key))}")
         found[names[name]] = value
     return found
 
@@ -220,7 +235,7 @@ _PYTHON_WORDS = {
 _PAIRS = re.compile(r"(columns|labels)=(\{[^{}]*\})")
 _NAME = re.compile(r"(?<![\w('\"./-])([a-z]+(?:_[a-z0-9]+)+)(=True)?(?![\w.'\"/-])")
 
-# %% ../../nbs/6_tools/66_options.ipynb #d82c768f
+# %% ../../nbs/6_tools/66_options.ipynb #610c76dc
 def as_options(
     text: str,  # a message that names Python arguments
     command: type[Command],  # the one that was called
@@ -236,7 +251,8 @@ def as_options(
         for name, value in values.items():
             quoted = shlex.quote(value) if value else ""
             if found[1] == "labels": words.append(f"--label {name}={quoted}")
-            elif quoted and f"{name}_column" in flags: words.append(f"{flags[f'{name}_column']} {quoted}")
+            elif quoted and f"{name}_column" in flags:
+                words.append(f"{flags[f'{name}_column']} {quoted}")
             else: words.append(f"--column {name}={quoted}")
         return " ".join(words)
 

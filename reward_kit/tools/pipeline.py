@@ -50,28 +50,28 @@ class TrainedRewardModel:
     held_out: Preferences  # what the evaluation used
     resumed: bool  # True: continued from a checkpoint
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #a42ca780
+# %% ../../nbs/6_tools/60_pipeline.ipynb #a79d8449
 def train_reward_model(
     model: str | Path,  # hub id, folder, or "playground"
     data,  # whatever `load_preferences` takes
     output: str | Path,  # folder for the reward model
     *,
-    eval_data=None,  # whatever `load_preferences` takes; None: hold out a part of the prompts
-    eval_fraction: float = 0.1,  # the part of the prompts that is held out
+    eval_data=None,  # likewise; None: hold out a part of the prompts
+    eval_fraction: float = 0.1,  # share of the prompts held out
     split: str | None = None,  # split of data
     eval_split: str | None = None,  # split of eval_data
-    max_samples: int | None = None,  # use at most this many training rows
-    config: dict | None = None,  # {RewardConfig field: value}; everything else has its default
-    peft_config=None,  # {LoraConfig field: value}, or a LoraConfig; None: all weights are trained
-    quantization: str | None = None,  # "int4", "int8" or None; needs peft_config, CUDA and bitsandbytes
-    chat_template: str | None = None,  # "chatml", "zephyr", a .jinja file, or None: the tokenizer's own
-    overwrite: bool = False,  # clear a finished or different run of ours in `output`
-    keep_finished: bool = False,  # where `output` holds this very run, finished: evaluate it only
-    skip_broken_rows: bool = False,  # drop and count broken rows (not JSON, null, not text); False: an error
-    keep_checkpoints: bool = False,  # leave the run's checkpoints, which are larger than the model
+    max_samples: int | None = None,  # train on at most this many rows
+    config: dict | None = None,  # {RewardConfig field: value}
+    peft_config=None,  # LoraConfig, or its fields; None: all weights are trained
+    quantization: str | None = None,  # "int4" or "int8", with peft_config on CUDA
+    chat_template: str | None = None,  # chatml, zephyr, a .jinja file; None: its own
+    overwrite: bool = False,  # clear a finished or different run in `output`
+    keep_finished: bool = False,  # this very run is there, finished: evaluate it only
+    skip_broken_rows: bool = False,  # drop and count rows that are not JSON, or null
+    keep_checkpoints: bool = False,  # leave the run's checkpoints in the folder
     progress: bool = True,  # show bars
     say=print,  # where the lines for people go
-    **loading,  # columns, format, strict, revision, ... of `load_preferences`
+    **loading,  # columns, format, strict, ... of `load_preferences`
 ) -> TrainedRewardModel:
     "Preferences in, evaluated reward-model folder out. What cannot work is refused before any work."
     run, say = _start(output, say)
@@ -261,7 +261,7 @@ def _with_overlap(report, train, held_out):
         "new prompts; give evaluation data with other prompts, or none, and a part is held out."
     )
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #6e990f23
+# %% ../../nbs/6_tools/60_pipeline.ipynb #2b9aeaff
 def _check_labels(loss_type, *sets):
     "Raises `ValueError` where a record lacks what the loss learns from."
     for column in LOSSES[loss_type].needs:
@@ -269,8 +269,8 @@ def _check_labels(loss_type, *sets):
             row = next((record for record in preferences if record.get(column) is None), None)
             if row is None: continue
             raise ValueError(
-                f"{row.get('origin') or preferences.report.name}: loss_type={loss_type} learns from {column}, "
-                f"and this row has none; name their column with columns={{'{column}': '...'}}, "
+                f"{row.get('origin') or preferences.report.name}: loss_type={loss_type} learns from "
+                f"{column}, and this row has none; name their column with columns={{'{column}': '...'}}, "
                 "or choose another loss_type"
             )
 
@@ -293,10 +293,11 @@ def _settings(model, config, peft_config, chat_template, **facts):
     settings |= facts | {f"lora {name}": value for name, value in (adapter or {}).items()}
     return settings | {name: value for name, value in (config or {}).items() if name not in _NOT_DECISIVE}
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #5e5f92c5
+# %% ../../nbs/6_tools/60_pipeline.ipynb #5524be11
 def _name_of(model):
     "A model for the record."
-    if not isinstance(model, (str, os.PathLike)): return getattr(model, "__name__", type(model).__name__)
+    if not isinstance(model, (str, os.PathLike)):
+        return getattr(model, "__name__", type(model).__name__)
     if not Path(model).is_dir() or str(model) == "playground": return str(model)
     folder = Path(model).resolve()
     return f"{folder.name} (folder {_hash(str(folder))})"
@@ -399,7 +400,7 @@ def _complete_folder(run, held_out, data_report, progress, say):
     run.finish()
     return report
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #28d89467
+# %% ../../nbs/6_tools/60_pipeline.ipynb #8cb5fed0
 @dataclass
 class TrainedPolicy:
     "What `train_ppo_policy` leaves behind."
@@ -414,7 +415,9 @@ class TrainedPolicy:
     @property
     def difference(self) -> tuple:  # (mean, lower, upper)
         "Change of the held-out score with its 95% interval."
-        return paired_difference(*([a["score"] for a in answers] for answers in (self.before, self.after)))
+        return paired_difference(
+            *([a["score"] for a in answers] for answers in (self.before, self.after))
+        )
 
     def __str__(self):
         if not self.before: return "No prompts were held out."
@@ -431,7 +434,7 @@ def _mean(answers, name):
     "The mean of one number of each answer."
     return sum(a[name] for a in answers) / len(answers)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #e9f93034
+# %% ../../nbs/6_tools/60_pipeline.ipynb #9e864669
 def train_ppo_policy(
     model,  # policy: hub id, folder, or "playground"
     reward,  # reward model, its path, a function, or a list of them
@@ -439,18 +442,18 @@ def train_ppo_policy(
     output: str | Path,  # folder for the trained policy
     *,
     reward_weights: list | None = None,  # one number for each reward; None: all 1
-    eval_prompts=None,  # held-out prompts, likewise; None: hold out a part of the prompts
-    eval_fraction: float = 0.1,  # the part of the prompts that is held out, at most 256 of them; 0: none
+    eval_prompts=None,  # likewise; None: hold out a part of the prompts
+    eval_fraction: float = 0.1,  # share of the prompts held out, at most 256; 0: none
     split: str | None = None,  # split of prompts
     eval_split: str | None = None,  # split of eval_prompts
-    prompt_column: str | None = None,  # column that holds the prompts; None: prompt, else text
+    prompt_column: str | None = None,  # with the prompts; None: prompt, else text
     max_samples: int | None = None,  # use at most this many rows of prompts
-    config: dict | None = None,  # {PPOConfig field: value}; everything else has its default
-    peft_config=None,  # {LoraConfig field: value}, or a LoraConfig; None: all weights are trained
-    chat_template: str | None = None,  # "chatml", "zephyr", a .jinja file, or None: the tokenizer's own
-    overwrite: bool = False,  # clear a finished or different run of ours in `output`
-    resume: bool = False,  # True: there must be an unfinished run to go on with; False: if there is
-    keep_checkpoints: bool = False,  # leave the run's checkpoints in the folder after it has finished
+    config: dict | None = None,  # {PPOConfig field: value}
+    peft_config=None,  # LoraConfig, or its fields; None: all weights are trained
+    chat_template: str | None = None,  # chatml, zephyr, a .jinja file; None: its own
+    overwrite: bool = False,  # clear a finished or different run in `output`
+    resume: bool = False,  # there must be an unfinished run; False: if there is one
+    keep_checkpoints: bool = False,  # leave the run's checkpoints in the folder
     progress: bool = True,  # show bars
     say=print,  # where the lines for people go
 ) -> TrainedPolicy:
@@ -487,11 +490,12 @@ def train_ppo_policy(
             if not keep_checkpoints: Checkpoints(run.folder).remove()
     return result
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #bee767ac
+# %% ../../nbs/6_tools/60_pipeline.ipynb #c67642d6
 def _read_prompts(data, split, column):
     "Rows with `prompt`, checked, each with its origin. Raises `ParameterError`, `PreferenceDataError`."
     if isinstance(data, Preferences): data = list(data)
-    if isinstance(data, list): data = [row if isinstance(row, dict) else {"prompt": row} for row in data]
+    if isinstance(data, list):
+        data = [row if isinstance(row, dict) else {"prompt": row} for row in data]
     source = read_rows(data, split=split)
     rows = []
     for origin, row in source:
@@ -501,16 +505,20 @@ def _read_prompts(data, split, column):
     columns = [name for name in rows[0] if name != "origin"]
     return load_prompts(rows, _prompt_column(columns, column), source.name)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #f96ce195
+# %% ../../nbs/6_tools/60_pipeline.ipynb #52540f98
 def _prompt_column(columns, asked=None):
     "The column that holds the prompts: the one asked for, else prompt, else text."
     if asked in columns: return asked
     present = f"the columns are: {', '.join(columns)}"
     if asked:
-        raise ParameterError(f"prompt_column: no column {asked!r}; {present}.{nearest(asked, columns)}")
+        raise ParameterError(
+            f"prompt_column: no column {asked!r}; {present}.{nearest(asked, columns)}"
+        )
     for name in ("prompt", "text"):
         if name in columns: return name
-    raise ParameterError(f"no column prompt or text; {present}. Name the one with the prompts: prompt_column")
+    raise ParameterError(
+        f"no column prompt or text; {present}. Name the one with the prompts: prompt_column"
+    )
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #3fa6ac7b
 _MOST_HELD_OUT = 256
@@ -531,14 +539,17 @@ def _ppo_config(output, config, reward_weights, progress):
     if reward_weights is not None: values["reward_weights"] = list(reward_weights)
     return _made(PPOConfig, values)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #6d027273
+# %% ../../nbs/6_tools/60_pipeline.ipynb #58ee5e1e
 def _check_resume(run, resume, overwrite):
     "Raises `ParameterError` where there is no run to go on with, but there should be."
     if not resume: return
-    if overwrite: raise ParameterError("resume goes on with a run and overwrite clears it: give one of them")
+    if overwrite:
+        raise ParameterError("resume goes on with a run and overwrite clears it: give one of them")
     record = run.read()
     if record is None or record["finished"]:
-        raise ParameterError(f"resume: {run.folder} holds no unfinished run; leave resume out to start one")
+        raise ParameterError(
+            f"resume: {run.folder} holds no unfinished run; leave resume out to start one"
+        )
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f8c6bc26
 def _reward_settings(reward, weights):

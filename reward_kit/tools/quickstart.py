@@ -18,7 +18,7 @@ from ..scores.inference import RewardModel
 from .pipeline import train_ppo_policy, train_reward_model
 from ..trust.comparing import paired_difference
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #6efe6628
+# %% ../../nbs/6_tools/65_quickstart.ipynb #d57f2af8
 def quickstart(
     output: str | Path = "quickstart",  # folder for everything
     *,
@@ -35,7 +35,9 @@ def quickstart(
     print(f"1. Preferences: {pairs:,} pairs from a small world whose true reward is known.\n")
     print("2. A reward model is trained on them.\n")
     config = {"seed": seed} | ({"num_train_epochs": epochs} if epochs else {})
-    trained = train_reward_model("playground", data, model, overwrite=True, progress=progress, config=config)
+    trained = train_reward_model(
+        "playground", data, model, overwrite=True, progress=progress, config=config
+    )
     rm = RewardModel.from_pretrained(model)
     print("\n3. Against the truth, on prompts it has not seen:")
     print(textwrap.indent(_truth_table(world, rm, trained.held_out), "  "))
@@ -43,13 +45,15 @@ def quickstart(
     if ppo_batches: print("\n" + _teach(world, folder, seed, ppo_batches, progress))
     return folder
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #f102d009
+# %% ../../nbs/6_tools/65_quickstart.ipynb #83064854
 def _prepare(output):
     "The folder: new, empty, or that of an earlier quickstart."
     folder = Path(output)
     RunRecord(folder).check_writable()
     if folder.exists() and any(folder.iterdir()) and not (folder / "preferences.jsonl").exists():
-        raise FileExistsError(f"the output {folder} holds other files; choose another with --output")
+        raise FileExistsError(
+            f"the output {folder} holds other files; choose another with --output"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -92,7 +96,7 @@ def _short(text, width):
 # %% ../../nbs/6_tools/65_quickstart.ipynb #6de8c263
 _HELD_OUT = 128  # prompts that PPO does not train on
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #790534e4
+# %% ../../nbs/6_tools/65_quickstart.ipynb #417b962f
 def _teach(world, folder, seed, ppo_batches, progress):
     "Trains the playground's base with the reward model, and compares it with what it was."
     story = "the base answers questions, the reward model judges, and what it likes becomes likelier"
@@ -110,17 +114,21 @@ def _teach(world, folder, seed, ppo_batches, progress):
         config={"seed": seed, "total_episodes": ppo_batches * batch, "num_sample_generations": 0},
     )
     for answers in (trained.before, trained.after):
-        rewards = world.true_reward([a["prompt"] for a in answers], [a["answer"] for a in answers])
+        rewards = world.true_reward(
+            [a["prompt"] for a in answers], [a["answer"] for a in answers]
+        )
         for answer, reward in zip(answers, rewards): answer["true"] = reward
     return _improvement(trained) + "\n\n" + _samples(trained, 2)
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #c91028cc
+# %% ../../nbs/6_tools/65_quickstart.ipynb #a4d74479
 def _improvement(trained):
     "Score, true reward and KL on the held-out prompts before and after."
     names = {"score": "reward model's score", "true": "true reward", "kl": "KL from the base, nats"}
     rows = []
     for key, name in names.items():
-        before, after = ([a[key] for a in answers] for answers in (trained.before, trained.after))
+        before, after = (
+            [a[key] for a in answers] for answers in (trained.before, trained.after)
+        )
         mean, low, high = paired_difference(before, after)
         means = [f"{round(sum(values) / len(values), 2) + 0:.2f}" for values in (before, after)]
         rows.append([name, *means, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"])
@@ -128,12 +136,14 @@ def _improvement(trained):
     table = Table([seen, "before", "after", "difference (95% interval)"], rows)
     return textwrap.indent(table.to_text(), "  ")
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #ac1eb09e
+# %% ../../nbs/6_tools/65_quickstart.ipynb #dbb03e60
 def _samples(trained, n):
     "The first held-out prompts, with the answers of both policies and their true rewards."
     lines = ["  What it answers, with the true reward of each answer:"]
     for a, b in list(zip(trained.before, trained.after))[:n]:
         lines.append(f"  {a['prompt']}")
         for name, answer in (("before", a), ("after", b)):
-            lines.append(f"    {name:<6} {answer['true']:+.2f}  {_short(answer['answer'], 100)}")
+            lines.append(
+                f"    {name:<6} {answer['true']:+.2f}  {_short(answer['answer'], 100)}"
+            )
     return "\n".join(lines)
