@@ -273,14 +273,14 @@ def test_the_documented_examples_work(url, wire):
     ("/classify", {"input": [[1], [99999]]}, "input[1] holds the token id 99999 at position 0; this model knows 0 to 1535"),
     ("/classify", {"input": [[1] * 300]}, "input[0] has 300 token ids; there must be 1 to 256"),
     ("/classify", {"input": "a", "use_activation": "no"}, 'use_activation is "no"; it must be true or false'),
-    ("/classify", {"messages": [{"role": "user"}]}, "messages, message 0, has the keys ['role']"),
+    ("/classify", {"messages": [{"role": "user"}]}, "messages, message 0: null content"),
     ("/classify", {"text": ["a", 1]}, "text[1] is 1"),
     ("/pooling", {"input": "a", "task": "embed"}, 'task is "embed"; it must be "classify"'),
     ("/pooling", {"input": "a", "encoding_format": "base64"}, 'encoding_format is "base64"'),
     ("/score", {"queries": ["a", "b"], "documents": ["c"]}, "queries has 2 entries, documents 1"),
     ("/v1/score/evaluation", {"messages": ["a"], "max_length": 16}, "max_length is 16: it is a property of the model here; leave it out"),
     ("/v1/rewards", {"prompts": ["a", 7], "responses": ["b", "c"]}, "prompts[1] is int ('7')"),
-    ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c"]}, "got 2 prompts and 1 responses"),
+    ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c"]}, "got 2 prompts and 1 response"),
     ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c", "word " * 400]}, "responses[1] does not fit in max_length=256 tokens"),
     ("/v1/rewards", {"prompts": ["a"], "response": ["c"]}, "unknown field 'response'; there are prompts, responses, normalize"),
     ("/v1/rewards", {"prompts": ["a"], "normalize": "yes"}, 'normalize is "yes"; it must be false or true'),
@@ -737,14 +737,14 @@ def test_a_missing_package_says_how_to_install_it(package, folder, capsys, monke
 def test_defaults_of_the_command_are_those_of_the_server():
     import inspect
 
-    from reward_kit.scores.inference import load_reward_model
+    from reward_kit.scores.inference import RewardModel
 
     options, limits = {name: o.default for name, o in COMMANDS["serve"].options().items()}, ServerLimits()
     names = {f.name for f in fields(ServerLimits)} - {"max_batch_rows", "body_timeout_s"}  # Python only
     assert {n: options[n] for n in names} == {n: getattr(limits, n) for n in names} and {"shutdown_timeout", "max_queue"} < names
     defaults = {n: p.default for n, p in inspect.signature(serve).parameters.items()}
     assert (options["host"], options["port"], options["access_log"]) == (defaults["host"], defaults["port"], defaults["access_log"]) == ("127.0.0.1", 8000, False)
-    assert options["max_batch_tokens"] == inspect.signature(load_reward_model).parameters["batch_tokens"].default
+    assert options["max_batch_tokens"] == inspect.signature(RewardModel.from_pretrained).parameters["batch_tokens"].default
 
 
 # --- the client
@@ -844,7 +844,7 @@ def test_wrong_settings_of_the_client(arguments, message):
 def test_what_is_no_text_is_an_error_before_anything_is_sent():
     with scripted() as (url, seen):
         with pytest.raises(TypeError, match=r"prompts\[1\] is None"): RewardClient(url).score(["a", None], ["b", "c"])
-        with pytest.raises(ValueError, match="got 2 prompts and 1 responses"): RewardClient(url)(["a", "b"], ["c"])
+        with pytest.raises(ValueError, match="got 2 prompts and 1 response"): RewardClient(url)(["a", "b"], ["c"])
         assert not seen
 
 

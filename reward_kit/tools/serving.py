@@ -7,13 +7,13 @@ __all__ = ['LAST_SECONDS', 'CANNOT', 'TEXT_PARTS', 'VLLM_FIELDS', 'TEMPLATE_FIEL
            'WIRE_FORMATS', 'RequestError', 'shown', 'ServerLimits', 'cut_ends', 'bare_text', 'Texts', 'Scores',
            'check_ids', 'longest_text', 'has_half_character', 'encode_request', 'Job', 'encode_job', 'score_jobs',
            'BatchWorker', 'Batcher', 'need', 'choice', 'strings', 'sigmoid', 'new_answer', 'check_fields', 'join_parts',
-           'plain_text', 'read_openrlhf', 'write_openrlhf', 'read_llamafactory', 'write_llamafactory', 'id_rows',
-           'read_input', 'template_fields', 'applies_sigmoid', 'write_vllm', 'read_classify', 'write_classify',
-           'read_pooling', 'write_pooling', 'read_score', 'write_score', 'read_rewards', 'write_rewards', 'WireFormat',
-           'load_optional', 'parse_json', 'read_body', 'wait_for_scores', 'OpenRequests', 'make_endpoint',
-           'error_answer', 'add_error_answers', 'add_information', 'make_app', 'listen', 'address_of', 'make_server',
-           'background_server', 'serve', 'RewardServerError', 'make_session', 'read_answer', 'ServerConnection',
-           'RewardClient']
+           'plain_text', 'joined', 'read_openrlhf', 'write_openrlhf', 'read_llamafactory', 'write_llamafactory',
+           'id_rows', 'read_input', 'template_fields', 'applies_sigmoid', 'write_vllm', 'read_classify',
+           'write_classify', 'read_pooling', 'write_pooling', 'read_score', 'write_score', 'read_rewards',
+           'write_rewards', 'WireFormat', 'load_optional', 'parse_json', 'read_body', 'wait_for_scores', 'OpenRequests',
+           'make_endpoint', 'error_answer', 'add_error_answers', 'add_information', 'make_app', 'listen', 'address_of',
+           'make_server', 'background_server', 'serve', 'RewardServerError', 'make_session', 'read_answer',
+           'ServerConnection', 'RewardClient']
 
 # %% ../../nbs/6_tools/61_serving.ipynb #c0002
 import asyncio
@@ -40,7 +40,7 @@ import jinja2
 import torch
 
 from ..model.encoding import RewardEncoder
-from ..scores.inference import RewardModel, as_rows, check_text, load_reward_model
+from ..scores.inference import RewardModel, as_rows, check_text, is_conversation, load_reward_model
 
 # %% ../../nbs/6_tools/61_serving.ipynb #d9eb6dc8
 class RequestError(ValueError):
@@ -418,10 +418,20 @@ def plain_text(
     if isinstance(value, list) and all(isinstance(m, dict) for m in value):
         wrong = next((i for i, m in enumerate(value) if not isinstance(m.get("role"), str)), None)
         if wrong is not None: raise RequestError(f"{where}, message {wrong}, has the role {shown(value[wrong].get('role'))}; it must be a string like \"user\"")
-    try: value = check_text(value, where)
+    try: return check_text(joined(value, where), where)
     except TypeError as e: raise RequestError(str(e)) from None
-    if isinstance(value, str): return value
-    return [m if m["content"] is None else m | {"content": join_parts(m["content"], f"{where}, message {i}, content")} for i, m in enumerate(value)]
+
+
+def joined(
+    value, # a text, a conversation, or a list of these
+    where: str, # how an error calls it
+):
+    "The same, with contents that are lists of parts as strings."
+    if is_conversation(value):
+        return [m | {"content": join_parts(m["content"], f"{where}, message {i}, content")} if not isinstance(m.get("content"), str | None) else m
+                for i, m in enumerate(value)]
+    return [joined(v, f"{where}[{i}]") for i, v in enumerate(value)] if isinstance(value, list) else value
+
 
 # %% ../../nbs/6_tools/61_serving.ipynb #0b93471f
 def read_openrlhf(body: dict) -> Texts:  # body: JSON object of the request
@@ -597,7 +607,7 @@ OWN_FIELDS = ("prompts", "responses", "normalize", "too_long", "tools", "chat_te
 def read_rewards(body: dict) -> Texts:  # body: JSON object of the request
     "`prompts` and `responses` as `RewardModel.score` takes them, in lists."
     check_fields(body, *OWN_FIELDS)
-    try: prompts, responses, _ = as_rows(need(body, "prompts"), body.get("responses"))
+    try: prompts, responses, _ = as_rows(joined(need(body, "prompts"), "prompts"), joined(body.get("responses"), "responses"))
     except (TypeError, ValueError) as e: raise RequestError(str(e)) from None
     prompts = [plain_text(p, f"prompts[{i}]") for i, p in enumerate(prompts)]
     if responses is not None: responses = [plain_text(r, f"responses[{i}]") for i, r in enumerate(responses)]
