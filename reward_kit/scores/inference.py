@@ -223,7 +223,7 @@ def _cut(encoder, ids, response):
 @patch
 def encode(self: _GuessedEncoder, prompts, responses=None, tools=None, chat_template_kwargs=None):
     "Token ids of each text, as `RewardEncoder.encode`; raises ValueError naming one without tokens."
-    batch = EncodedBatch([])
+    batch = EncodedBatch()
     for i, prompt in enumerate(prompts):
         response = responses[i] if responses is not None else None
         template = {"tools": _row_value(tools, i)} | (_row_value(chat_template_kwargs, i) or {})
@@ -231,6 +231,7 @@ def encode(self: _GuessedEncoder, prompts, responses=None, tools=None, chat_temp
         if not whole:
             raise ValueError(f"row {i} has no tokens, so there is nothing to read a reward from")
         batch.ids.append(_cut(self, whole, response))
+        batch.cut.append(batch.ids[-1] is not None and len(whole) > self.max_length)
     return batch
 
 
