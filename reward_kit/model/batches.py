@@ -156,14 +156,12 @@ class Batch(dict):
         "Tokens of all its texts, whether they are computed once or several times."
         return sum(map(sum, self.lengths))
 
+    def to(self, device, non_blocking: bool = False) -> "Batch":
+        "The same on a device."
+        here = {name: value for name, value in self.items() if hasattr(value, "to")}
+        return Batch(self | {name: value.to(device, non_blocking=non_blocking) for name, value in here.items()})
+
 # %% ../../nbs/2_model/23_batches.ipynb #7c6c287d
-@patch
-def to(self: Batch, device, non_blocking: bool = False) -> Batch:
-    "The same on a device."
-    move = lambda value: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
-    return Batch({name: move(value) for name, value in self.items()})
-
-
 @patch
 def model_inputs(self: Batch) -> dict:
     "What a model with `bind_reward_forward` is called with."

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain, compress, islice
+from itertools import compress, islice
 
 import numpy as np
 import pyarrow as pa

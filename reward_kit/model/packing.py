@@ -13,7 +13,7 @@ from sys import modules
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .batches import LAYOUTS, MIN_SHARED, SEGMENT_ATTENTION, base_of, forward_arguments
@@ -183,7 +183,11 @@ def _probe_groups(config):
     shared = window + 8 if isinstance(window, int) and window <= _LONGEST_WINDOW else 0
     positions = getattr(config, "max_position_embeddings", None) or 2048
     draw = np.random.default_rng(0)
-    tokens = lambda n: draw.integers(min(8, config.vocab_size - 1), config.vocab_size, n).tolist()
+    lowest = min(8, config.vocab_size - 1)
+
+    def tokens(n):
+        return draw.integers(lowest, config.vocab_size, n).tolist()
+
     prompt = tokens(min(max(24, shared), positions - 12))
     opening = tokens(MIN_SHARED)
     pair = [prompt + tokens(9), prompt + tokens(12)]
