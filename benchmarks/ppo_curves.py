@@ -17,7 +17,7 @@ from statistics import mean
 from time import perf_counter
 
 from common import T_975, available_threads, interval, run_worker, shown
-from trl_ppo import VERSION, InOrder, peer_trainer, trl_folder, use_folder
+from trl_ppo import VERSION, in_order, peer_trainer, trl_folder, use_folder
 
 SIDES = {"ours": "reward_kit", "theirs": f"TRL {VERSION}"}
 COLOURS = {"ours": "#0072B2", "theirs": "#D55E00"}
@@ -101,7 +101,7 @@ def one_run(side: str, given: dict, trl: Path, out: Path) -> dict:
         args = PPOConfig(str(out), critic="separate", bf16=False, use_cpu=True, max_grad_norm=0, normalize_reward=False, save_steps=0,
                          num_sample_generations=0, disable_tqdm=True, **settings)
         trainer = PPOTrainer(str(playground_base()), given["reward"], args, order, callbacks=[curve.callback()])
-        trainer.order = InOrder()
+        in_order(trainer)
     else:
         trainer = peer_trainer(playground_base(), given["reward"], tokenizer(order)["input_ids"], settings, out, [curve.callback()])
     optimizer, steps = getattr(trainer.optimizer, "optimizer", trainer.optimizer), []

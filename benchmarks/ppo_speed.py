@@ -19,7 +19,7 @@ from statistics import median
 from time import perf_counter
 
 from common import SHAPES, StepMeter, available_threads, build_tokenizer, peak_gib, run_worker
-from trl_ppo import VERSION, InOrder, peer_trainer, trl_folder, use_folder
+from trl_ppo import VERSION, in_order, peer_trainer, trl_folder, use_folder
 
 SIDES = {"ours": "reward_kit, separate critic", "theirs": f"TRL {VERSION}", "shared": "reward_kit, shared critic"}
 PHASES = ("sample", "score", "reference", "values", "update")
@@ -106,7 +106,8 @@ def run_ours(work: Path, settings: dict, critic: str) -> dict:
                      num_sample_generations=0, disable_tqdm=True, **settings)
     with quiet_transformers():
         trainer = PPOTrainer(str(work / "policy"), str(work / "reward"), args, texts, callbacks=[meter.callback()])
-    trainer.order, collect = InOrder(), trainer.collect
+    in_order(trainer)
+    collect = trainer.collect
 
     def counted(step):
         episodes, metrics = collect(step)

@@ -54,9 +54,8 @@ def peer_trainer(policy_folder, reward_folder, prompts: list[list[int]], setting
     return trainer
 
 
-class InOrder:
-    "Batches of prompts in the order of the data, in place of our trainer's shuffle."
-
-    def batch(self, step: int, size: int) -> list[int]:
-        return list(range(step * size, (step + 1) * size))
+def in_order(trainer):
+    "Gives a PPOTrainer its prompts in the order of the data, in place of its shuffle."
+    size = trainer.batch_size()
+    trainer.rows_of = lambda step: list(range(step * size, (step + 1) * size))
 

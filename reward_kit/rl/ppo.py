@@ -40,7 +40,7 @@ from .rollouts import Episode, EpisodeBatch, Rollout, Sampling, VLLMSampling
 from .rollouts import encode_prompts, evaluate_actions, load_prompts, prompt_order
 from .rollouts import sample_responses
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #023a3016
+# %% ../../nbs/5_rl/55_ppo.ipynb #5f4efb37
 _REWARDS = "give a RewardModel, its path, or a function (prompts, completions, **columns) -> numbers"
 
 
@@ -49,7 +49,7 @@ class PPOTrainer:
 
     Attributes: `policy`, `critic`, `ref_policy`, `tokenizer`, `state.log_history`, `samples`,
     `eval_episodes`. Runs in one process or, with `accelerate launch`, in several that hold whole
-    copies of the models. To change a detail, override `sample`, `score`, `measure`,
+    copies of the models. To change a detail, override `rows_of`, `sample`, `score`, `measure`,
     `token_rewards`, `advantages`, `policy_loss` or `value_loss`. ValueError under FSDP or
     DeepSpeed, or for a policy that cannot be sampled; TypeError; ModelLoadError; RewardError.
     """
@@ -257,13 +257,18 @@ def _rollout(self: PPOTrainer, rows, data, encoded):
         self.measure(scored)
     return episodes, scored, each
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #4e28c2ef
+# %% ../../nbs/5_rl/55_ppo.ipynb #f0c431ff
+@patch
+def rows_of(self: PPOTrainer, step: int) -> list[int]:
+    "Rows of the dataset in batch `step`, of all processes."
+    start, n = step * self.batch_size(), len(self.train_rows)
+    return prompt_order(n, self.args.seed, start, start + self.batch_size())
+
+# %% ../../nbs/5_rl/55_ppo.ipynb #17c64922
 @patch
 def collect(self: PPOTrainer, step: int) -> tuple[list[Episode], dict]:
     "Episodes of batch `step` (from 0) and metrics. RewardError where nothing has a score."
-    start, accelerator = step * self.batch_size(), self.accelerator
-    stop = start + self.batch_size()
-    rows = prompt_order(len(self.train_rows), self.args.seed, start, stop)
+    accelerator, rows = self.accelerator, self.rows_of(step)
     rows = rows[accelerator.process_index :: accelerator.num_processes]
     episodes, scored, each = self._rollout(rows, self.train_rows, self.train_ids)
     sampled = gather_object([(len(e.response_ids), e.stopped) for e in episodes])
