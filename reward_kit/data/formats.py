@@ -599,11 +599,11 @@ class RowReader:
         fmt = self._format_of(row)
         return fmt.record(row), "" if fmt.alike(self.reads) else fmt.name
 
-# %% ../../nbs/1_data/14_formats.ipynb #18201032
+# %% ../../nbs/1_data/14_formats.ipynb #3d4694d7
 @patch
 def items(self: RowReader, rest):
     "(origin, row) of all rows, flat, those of one response grouped; to be called once."
-    first, self.first = self.first, []
+    first, self.first = iter(self.first), []
     items = chain(first, flatten(rest, self.exports))
     if not isinstance(self.format, _Scored):
         return items

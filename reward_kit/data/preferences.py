@@ -136,7 +136,7 @@ def select(
     dataset, measures = self.dataset.select(indices), self.measures.take(indices)
     return Preferences(dataset, measures=measures, tokenizer=self.tokenizer)
 
-# %% ../../nbs/1_data/16_preferences.ipynb #78d1556d
+# %% ../../nbs/1_data/16_preferences.ipynb #aa7be7ab
 _IN_MEMORY = 1 << 25
 
 
@@ -149,8 +149,9 @@ def _store(tables, cache_dir, fingerprint):
     if size <= _IN_MEMORY:
         table = datasets.table.InMemoryTable(pa.concat_tables(held))
         return datasets.Dataset(table, fingerprint=fingerprint())
+    tables, held = chain(iter(held), tables), None  # an iterator lets go of its list at the end
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "reward_kit"
-    path = _write_arrow(chain(held, tables), folder, fingerprint)
+    path = _write_arrow(tables, folder, fingerprint)
     table = datasets.table.MemoryMappedTable.from_file(str(path))
     return datasets.Dataset(table, fingerprint=path.stem)
 
