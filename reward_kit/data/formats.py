@@ -471,8 +471,7 @@ class _Conversation(_Whole):
     @classmethod
     def matches(cls, columns, rows, judged=True):
         "Messages in the first row, and no response beside them."
-        alone = columns.keys().isdisjoint(("response", "responses", "chosen", "response_a"))
-        return alone and super().matches(columns, rows, judged) and any(_first_turns(rows[:1], columns, ()))
+        return super().matches(columns, rows, judged) and any(_first_turns(rows[:1], columns, ()))
 
 
 @preference_format
