@@ -22,8 +22,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .. import __version__
 from ..data.files import PreferenceDataError, UnusableRow, read_rows, write_whole
-from ..data.preferences import DataReport, Preferences, hold_out, load_preferences
+from ..data.preferences import Preferences, hold_out, load_preferences
 from ..data.preferences import prompt_overlap, split_by_prompt
+from ..data.quality import DataReport
 from ..data.records import prompt_key
 from ..data.report import counted
 from ..model.loss import LOSSES
