@@ -158,8 +158,11 @@ class Batch(dict):
 
     def to(self, device, non_blocking: bool = False) -> "Batch":
         "The same on a device."
-        here = {name: value for name, value in self.items() if hasattr(value, "to")}
-        return Batch(self | {name: value.to(device, non_blocking=non_blocking) for name, value in here.items()})
+        moved = Batch(self)
+        for name, value in self.items():
+            if hasattr(value, "to"):
+                moved[name] = value.to(device, non_blocking=non_blocking)
+        return moved
 
 # %% ../../nbs/2_model/23_batches.ipynb #7c6c287d
 @patch
