@@ -25,9 +25,12 @@ from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.scores.inference import RewardModel
 from reward_kit.data.playground import Playground, load_base
-from reward_kit.tools.serving import Batcher, OpenRequests, RequestError, RewardClient, RewardServerError
-from reward_kit.tools.serving import ServerLimits, Texts, WIRE_FORMATS, background_server, bare_text
-from reward_kit.tools.serving import error_answer, listen, serve, sigmoid
+from reward_kit.beside.wire_formats import sigmoid
+from reward_kit.tools.client import RewardClient, RewardServerError
+from reward_kit.tools.score_queue import Batcher, RequestError, ServerLimits, Texts, bare_text
+from reward_kit.tools.serving import OpenRequests, background_server, error_answer, listen, serve, wire_formats
+
+WIRE_FORMATS = wire_formats()
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 WORLD = Playground(seed=0)
@@ -266,7 +269,7 @@ def test_the_documented_examples_work(url, wire):
     ("/get_reward", {}, "the field 'query' is missing; the body has no fields"),
     ("/get_reward", {"query": ["a", None]}, "query[1] is null; it must be a string"),
     ("/get_reward", {"query": {"a": 1}}, "query is {\"a\": 1}; it must be a string or a list of strings"),
-    ("/get_reward", {"query": ["a"], "prompts": ["a", "b"]}, "query has 1 entries, prompts 2"),
+    ("/get_reward", {"query": ["a"], "prompts": ["a", "b"]}, "query has 1 entry, prompts 2"),
     ("/classify", {"model": "m"}, "the field 'input' is missing; the body has 'model'"),
     ("/classify", {"input": ["a", 3]}, "input[1] is 3"),
     ("/classify", {"input": [[1, 2], "a"]}, "input[1] is \"a\"; it must be a list of token ids"),
@@ -308,7 +311,7 @@ def test_the_documented_examples_work(url, wire):
     ("/v1/rewards", {"prompts": ["a", [{"role": "user", "content": [{"type": "text", "text": None}]}]]},
      'prompts[1], message 0, content, part 0, is {"type": "text", "text": null}; it must be like'),
     ("/v1/rewards", {"prompts": [CHAT], "tools": "search"}, 'tools is "search"; it must be a list of tools for all texts'),
-    ("/v1/rewards", {"prompts": [CHAT], "tools": [None, None]}, "tools has 2 entries for 1 texts; there must be as many"),
+    ("/v1/rewards", {"prompts": [CHAT], "tools": [None, None]}, "tools has 2 entries for 1 text; there must be as many"),
     ("/v1/rewards", {"prompts": [CHAT], "chat_template_kwargs": [3]}, "chat_template_kwargs is [3]; it must be an object for all texts"),
     ("/v1/rewards", {"prompts": [CHAT], "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs holds 'tokenize'"),
 ])
@@ -612,7 +615,8 @@ def test_open_requests_are_forgotten_however_they_end():
 SLOW_SERVER = """
 import sys, time
 from reward_kit.scores.inference import RewardModel
-from reward_kit.tools.serving import ServerLimits, serve
+from reward_kit.tools.score_queue import ServerLimits
+from reward_kit.tools.serving import serve
 rm = RewardModel.from_pretrained(sys.argv[1], device="cpu")
 score_ids = rm.score_ids
 rm.score_ids = lambda rows, progress=False: (time.sleep(0.2), score_ids(rows, progress))[1]
@@ -651,7 +655,8 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(folder, rm, nu
 HURRIED_SERVER = """
 import sys, torch
 from reward_kit.scores.inference import RewardModel
-from reward_kit.tools.serving import ServerLimits, serve
+from reward_kit.tools.score_queue import ServerLimits
+from reward_kit.tools.serving import serve
 rm, a = RewardModel.from_pretrained(sys.argv[1], device="cpu", batch_tokens=1), torch.randn(300, 300)
 def slow(*_):
     for _ in range(100): a @ a
@@ -713,9 +718,9 @@ def test_a_port_in_use_is_one_line(folder, capsys):
     (["./no-such-model", "--port", "0"], 1, "model folder ./no-such-model does not exist"),
     (["m", "--port", "99999"], 1, "port must be 0 to 65535, got 99999"),
     (["m", "--host", "no host", "--port", "0"], 1, "cannot listen on no host"),
-    (["m", "--max-rows", "0"], 2, "--max-rows must be positive, got 0"),
+    (["m", "--max-rows", "0"], 2, "--max-rows must be above 0, got 0"),
     (["m", "--max-wait-ms", "-1"], 2, "--max-wait-ms must be 0 or more, got -1"),
-    (["m", "--max-batch-tokens", "0"], 2, "--max-batch-tokens must be positive, got 0"),
+    (["m", "--max-batch-tokens", "0"], 2, "--max-batch-tokens must be above 0, got 0"),
     (["m", "--shutdown-timeout", "-1"], 2, "--shutdown-timeout must be 0 or more, got -1"),
     (["m", "--shutdown-timeout", "inf"], 2, "--shutdown-timeout must be a finite number, got 'inf'"),
     (["--port", "0"], 2, "required and missing: MODEL"),

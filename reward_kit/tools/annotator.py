@@ -139,7 +139,7 @@ class _Log:
         self.seed = self.events[0].get("seed", seed)
         owner = self.events[0].get("annotator", annotator)
         if owner != annotator:
-            raise ValueError(f"{path.name} is of annotator {owner!r}, not {annotator!r}; give each their own path")
+            raise ValueError(f"{path.name} is of annotator {owner!r}, not {annotator!r}; give each a path")
 
     def append(self, event: dict) -> None:
         "Write one line, which is on the disk when this returns."

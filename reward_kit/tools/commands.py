@@ -517,7 +517,8 @@ class _Serve(Command):
     access_log: bool = setting(False, "Print a line for every request.")
 
     def run(self):
-        from reward_kit.tools.serving import ServerLimits, serve
+        from reward_kit.tools.score_queue import ServerLimits
+        from reward_kit.tools.serving import serve
 
         options = self.own("max_batch_tokens") | {"device": self.device, "max_length": self.max_length}
         limits = ServerLimits(**self.given_of(ServerSettings))

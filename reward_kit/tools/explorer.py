@@ -64,6 +64,9 @@ class TokenInfluence:
         moved = ", ".join(f"{token.strip()!r} {value:+.2f}" for token, value in self.top(5))
         return f"reward {self.reward:.2f}; by {self.method}, most moved by: {moved}"
 
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
 # %% ../../nbs/6_tools/63_explorer.ipynb #223615ed
 _RAISED = ("0,114,178", "solid")  # Okabe-Ito blue and vermilion: red, green, blue; line below
 _LOWERED = ("213,94,0", "dotted")
@@ -107,10 +110,6 @@ def to_html(
         f"<div dir='auto' style='{wrap}'>{text}</div></div>"
     )
 
-
-@patch
-def _repr_html_(self: TokenInfluence) -> str:
-    return self.to_html()
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #27c15b98
 def _with_text(response, text: str):
@@ -163,7 +162,8 @@ def _token_texts(tokenizer, ids: list[int]) -> list[str]:
     return texts
 
 
-def _token_influences(model: RewardModel, prompt, response, method: str) -> tuple:  # tokens, influences, reward
+def _token_influences(model: RewardModel, prompt, response, method: str) -> tuple:
+    "Tokens, their influences, and the reward."
     ids = list(model.checked_rows(prompt, response, "error")[0][0])
     special = set(model.tokenizer.all_special_ids)
     kept = [i for i, token in enumerate(ids) if token not in special]
@@ -187,7 +187,7 @@ def explain_reward(
     response,  # string or messages, whose last one is taken apart
     method: str = "leave_one_out",  # or "gradient"
     *,
-    unit: str | None = None,  # "word" of the response, or "token" of all that the model reads (None: by method)
+    unit: str | None = None,  # "word" of the response, "token" of all that is read (None: by method)
 ) -> TokenInfluence:
     """How much each word or token moved a reward: leave-one-out is exact, the gradient a linear guess.
 
@@ -246,7 +246,7 @@ def compare_responses(
     scores = list(as_scorer(model)[0]([prompt] * len(responses), list(responses)))
     if None in scores:
         number = scores.index(None) + 1
-        raise ValueError(f"response {number} alone is too long for the model; load it with a larger max_length")
+        raise ValueError(f"response {number} alone is too long; load the model with a larger max_length")
     scores = torch.tensor(scores, dtype=torch.float64)
     gaps = (scores[:, None] - scores[None, :]) / getattr(model, "temperature", 1.0)
     influences = [explain_reward(model, prompt, r, method) for r in responses] if method else None
