@@ -21,7 +21,7 @@ from reward_kit.beside.benchmarks import _TIES_WEIGHTS, BenchmarkReport, _best_o
 from reward_kit.beside.benchmarks import _reads_conversations, _style_levels, _ties_gap, _ties_terms
 from reward_kit.beside.benchmarks import run_benchmark, score_benchmark
 from reward_kit.data.files import PreferenceDataError
-from reward_kit.model.settings import quiet_transformers
+from reward_kit.model.settings import quiet
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.scores.inference import RewardModel
@@ -537,7 +537,7 @@ def models(tmp_path_factory):
         model, tokenizer = load_reward_backbone("playground", new_head=True)
         with torch.no_grad(): model.score.weight.normal_()
         encoding = prepare_tokenizer(tokenizer, model, max_length=64)
-        with quiet_transformers():
+        with quiet():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         RewardMetadata(encoding=encoding, data_kind=kind).save(folder)

@@ -20,7 +20,7 @@ import requests
 import torch
 
 from reward_kit.tools.cli import COMMANDS, main
-from reward_kit.model.settings import quiet_transformers
+from reward_kit.model.settings import quiet
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.scores.inference import RewardModel
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     model, tokenizer = load_reward_backbone("playground", new_head=True)
     metadata = RewardMetadata(encoding=prepare_tokenizer(tokenizer, model, max_length=256), normalization={"mean": 0.5, "std": 2.0, "n": 100})
-    with quiet_transformers():
+    with quiet():
         model.save_pretrained(path), tokenizer.save_pretrained(path), metadata.save(path)
     return path
 
@@ -137,7 +137,7 @@ def test_exactly_one_bos_reaches_the_model(rm):
 
 
 def test_a_model_made_elsewhere_gets_one_bos_too(folder, tmp_path):
-    with quiet_transformers():
+    with quiet():
         model, tokenizer = load_reward_backbone(folder, new_head=False)
         tokenizer.chat_template = None
         model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
@@ -347,7 +347,7 @@ def test_an_error_is_one_line_of_text_whatever_it_quotes():
 
 
 def test_an_error_of_a_foreign_template_names_the_field(folder, tmp_path):
-    with quiet_transformers():
+    with quiet():
         model, tokenizer = load_reward_backbone(folder, new_head=False)
         tokenizer.chat_template = "{{ raise_exception('no tools here') }}"
         model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerContr
 
 from reward_kit.data.report import wilson_interval
 from reward_kit.data.preferences import load_preferences
-from reward_kit.model.settings import quiet_transformers
+from reward_kit.model.settings import quiet
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata
 from reward_kit.model.model_folder import load_reward_backbone
@@ -396,7 +396,7 @@ def rm(tmp_path_factory):
     model, tokenizer = load_reward_backbone("playground", new_head=True)
     folder = tmp_path_factory.mktemp("model")
     metadata = RewardMetadata(encoding=prepare_tokenizer(tokenizer, model, max_length=256), normalization={"mean": 0.5, "std": 2.0, "n": 100})
-    with quiet_transformers():
+    with quiet():
         model.save_pretrained(folder); tokenizer.save_pretrained(folder); metadata.save(folder)
     return RewardModel.from_pretrained(folder, device="cpu", dtype=torch.float64)
 
@@ -471,7 +471,7 @@ def test_the_gradient_of_an_encoder_with_segments(tmp_path):
     torch.manual_seed(0)
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
     config = BertConfig(vocab_size=len(vocabulary), num_labels=1, initializer_range=0.5, pad_token_id=0, **size)
-    with quiet_transformers():
+    with quiet():
         BertForSequenceClassification(config).save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
     encoder = RewardModel.from_pretrained(tmp_path, device="cpu", dtype=torch.float64)
     assert encoder.scorer.segment_token_id == 3
