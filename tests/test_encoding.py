@@ -16,11 +16,8 @@ from transformers import (
 )
 
 from reward_kit.model.batches import RewardCollator, bind_reward_forward
-<<<<<<< HEAD
 from reward_kit.model.encoded_data import encode_dataset
 from reward_kit.model.encoding import _WRAPPER_MARK, RewardEncoder, RewardEncoding, _wrap_template, prepare_tokenizer, tokenizer_fingerprint
-=======
->>>>>>> 9cf8dcc (Former names of settings and model folders are gone; tests of the model folder stand beside it)
 
 CORPUS = [
     "What is AI? AI is artificial intelligence...", "The cat sat on the mat and looked at the moon.", "user assistant system model",
@@ -660,11 +657,6 @@ def test_binding_errors():
     with pytest.raises(ValueError, match="encoder-decoder"): bind_reward_forward(AutoModelForSequenceClassification.from_config(t5))
 
 
-<<<<<<< HEAD
-=======
-# ---- loading
-
->>>>>>> 9cf8dcc (Former names of settings and model folders are gone; tests of the model folder stand beside it)
 def test_encoding_dictionary_ignores_unknown_keys():
     encoding = RewardEncoding(max_length=9, prefix=["<s>"])
     assert RewardEncoding.from_dict(encoding.to_dict() | {"later": 1}) == encoding

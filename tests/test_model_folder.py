@@ -1,11 +1,6 @@
-<<<<<<< HEAD
 "Loading models, and what stands beside their weights; tiny random models, made here."
 import json
 import os
-=======
-"Loading a backbone, the metadata beside its weights, and its card."
-import json
->>>>>>> 9cf8dcc (Former names of settings and model folders are gone; tests of the model folder stand beside it)
 
 import pytest
 import torch
@@ -13,23 +8,9 @@ from test_encoding import bert_tokenizer, family, make_encoder, make_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_kit.data.files import write_whole
-<<<<<<< HEAD
 from reward_kit.model.model_folder import ModelCard, ModelLoadError, RewardMetadata, load_reward_backbone, resolve_model, reward_head
 
 # ---- loading
-=======
-from reward_kit.model.model_folder import (
-    ModelCard,
-    ModelLoadError,
-    RewardMetadata,
-    _init_head,
-    explain_load_error,
-    load_reward_backbone,
-    resolve_model,
-    reward_head,
-)
-
->>>>>>> 9cf8dcc (Former names of settings and model folders are gone; tests of the model folder stand beside it)
 
 @pytest.fixture
 def causal(tmp_path):
@@ -69,10 +50,7 @@ def test_settings_that_nothing_knows_are_one_clear_line(causal):
 
 
 def test_head_scale_for_a_wide_model():
-<<<<<<< HEAD
     from reward_kit.model.model_folder import _init_head
-=======
->>>>>>> 9cf8dcc (Former names of settings and model folders are gone; tests of the model folder stand beside it)
     model = torch.nn.Module()
     model.score = torch.nn.Linear(4095, 1)
     _init_head(model)
@@ -151,11 +129,8 @@ def test_missing_tokenizer_and_damaged_files(causal):
 def test_hub_errors_are_explained():
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-<<<<<<< HEAD
     from reward_kit.model.model_folder import explain_load_error
 
-=======
->>>>>>> 9cf8dcc (Former names of settings and model folders are gone; tests of the model folder stand beside it)
     def wrapped(cls, text):
         inner = cls.__new__(cls)
         Exception.__init__(inner, text)
