@@ -196,7 +196,7 @@ def small_weights(args, workers: Workers, facts: dict) -> None:
     first = lambda scores, i: max(range(args.k), key=lambda j: scores[i + j])
     same = sum(first(full_best, i) == first(small_best, i) for i in range(0, len(full_best), args.k)) / (len(full_best) // args.k)
     facts_rows.append([f"prompts whose best of {args.k} is the same", f"{same:.1%}"])
-    lines = [f"Scoring with {model_words(args, facts)}: weights in bfloat16 (load_reward_model(..., dtype=torch.bfloat16); the head stays float32) against float32, on {args.pairs} pairs of {Path(args.data).name}. Rounds: {args.rounds}.", "",
+    lines = [f"Scoring with {model_words(args, facts)}: weights in bfloat16 (RewardModel.from_pretrained(..., dtype=torch.bfloat16); the head stays float32) against float32, on {args.pairs} pairs of {Path(args.data).name}. Rounds: {args.rounds}.", "",
              *table(["", "weights", "a second, median (each round)", "of float32's speed", "peak memory, GiB"], rows), "", *table(["ranking", ""], facts_rows), "", versions_line(args.threads)]
     figure, panels = new_figure(1, 1, 3.8, 3.4)
     axes = panels.flat[0]

@@ -44,8 +44,8 @@ def _check_same_kind(paths):
     for i, metadata in enumerate(stored):
         if metadata is None or metadata.encoding is None:
             raise ValueError(
-                f"paths[{i}] ({_title(paths[i])}) has no encoding in a reward_kit.json, so it is not known to read "
-                "text as the others do; average models that reward_kit trained"
+                f"paths[{i}] ({_title(paths[i])}) has no encoding in a reward_kit.json, so it is not known "
+                "to read text as the others do; average models that reward_kit trained"
             )
     first, *others = (_kind(path, metadata) for path, metadata in zip(paths, stored))
     for i, kind in enumerate(others, 1):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson_interval', 'percent', 'span', 'points', 'counted', 'an', 'Table', 'new_figure', 'forest_plot', 'Section',
-           'Report', 'text_table', 'markdown_table', 'html_table']
+           'Report']
 
 # %% ../../nbs/1_data/11_report.ipynb #7c072df1
 import html
@@ -284,106 +284,3 @@ def save(
     text = "\n\n".join([f"# {self.title}", self.to_markdown().strip(), *pictures])
     write_whole(path / "report.md", text + "\n")
     return path
-
-# %% ../../nbs/1_data/11_report.ipynb #c72185bc
-def _one_line(text, length: int = 90) -> str:
-    "A text on one line, shortened."
-    text = " ".join(str(text).split())
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def text_table(
-    rows,  # rows of cells; the first may be a header
-    indent: str = "  ",  # before each line
-) -> list[str]:  # lines
-    "Rows as aligned columns of text."
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows]
-
-
-def markdown_table(
-    header,  # texts
-    rows,  # rows of cells, as many each
-) -> list[str]:  # lines
-    "A Markdown table; bars and line breaks inside cells are kept from breaking it."
-    line = lambda row: "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"  # noqa: E731
-    return [line(header), line(["---"] * len(header)), *map(line, rows)]
-
-
-def html_table(
-    header,  # texts; all empty: none is shown
-    rows,  # rows of cells, as many each
-    colors: dict | None = None,  # text of a cell -> its colour; such cells are bold
-) -> str:
-    "An HTML table of escaped texts."
-    def cell(text):
-        known = text in (colors or {})
-        inner = f"<b>{html.escape(str(text))}</b>" if known else html.escape(str(text))
-        return f"<td style='text-align:left{';color:' + colors[text] if known else ''}'>{inner}</td>"
-    head = "".join(f"<th style='text-align:left'>{html.escape(str(h))}</th>" for h in header) if any(header) else ""
-    return f"<table><tr>{head}</tr>{''.join('<tr>' + ''.join(map(cell, row)) + '</tr>' for row in rows)}</table>"
-
-
-
-
-class _Result:
-    "Sentences and a table that can be shown; a dataclass gives `title`, `verdicts` and `rows`."
-    title = ""
-
-    def rows(self) -> list[dict[str, str]]:
-        "The table, a dict of texts for each row."
-        return []
-
-    def to_dict(self) -> dict:
-        "Everything, ready for JSON."
-        return {f.name: json_ready(getattr(self, f.name)) for f in fields(self) if not f.name.startswith("_")} | {"verdicts": self.verdicts}
-
-    def to_markdown(self) -> str:
-        "Sentences and table as Markdown."
-        rows, lines = self.rows(), [*self.verdicts]
-        if rows: lines += ["", *markdown_table(rows[0], [map(_one_line, row.values()) for row in rows])]
-        return "\n".join(lines) + "\n"
-
-    def __repr__(self) -> str:
-        rows = self.rows()
-        table = [list(rows[0])] + [[_one_line(cell, 60) for cell in row.values()] for row in rows] if rows else []
-        return "\n".join([self.title, *self.verdicts, *text_table(table)])
-
-    def _repr_html_(self) -> str:
-        rows = self.rows()
-        table = html_table(rows[0], [row.values() for row in rows]) if rows else ""
-        said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.verdicts)
-        return f"<div><b>{html.escape(self.title)}</b>{said}{table}</div>"
-
-def _points(share: float) -> str:
-    "A difference of shares in points, one decimal."
-    return f"{100 * share:.1f}".replace("-0.0", "0.0")
-
-
-def _p_text(p: float) -> str:
-    "A p-value as text."
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.01 else f"p = {p:.2f}"
-
-
-def _new_axes(width: float = 6, height: float = 3):
-    "A figure on white, and its axes without a box."
-    figure = new_figure(figsize=(width, height), dpi=100, facecolor="white")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _forest(rows: list[tuple[str, float, float, float]], xlabel: str, line: float | None = None):
-    "A point and an interval for each (name, value, low, high), in percent or points."
-    figure, axes = _new_axes(height=1 + 0.32 * len(rows))
-    if line is not None:
-        axes.axvline(100 * line, color="0.5", linewidth=1)
-    for place, (_, value, low, high) in enumerate(rows):
-        clear = line is None or low > line or high < line
-        axes.plot([100 * low, 100 * high], [place, place], color="#0072B2" if clear else "#D55E00", linewidth=2, linestyle="-" if clear else ":")
-        axes.plot(100 * value, place, marker="o" if clear else "s", color="#0072B2" if clear else "#D55E00", markersize=5)
-    axes.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(xlabel)
-    return figure
