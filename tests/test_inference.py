@@ -37,7 +37,7 @@ from reward_kit.data.files import PreferenceDataError
 from reward_kit.data.formats import to_record
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.batches import RewardCollator
-from reward_kit.model.model_folder import ModelLoadError, RewardMetadata, read_card_section
+from reward_kit.model.model_folder import ModelCard, ModelLoadError, RewardMetadata
 from reward_kit.data.files import read_rows
 from reward_kit.scores.row_scorer import _packed_batches, _padded_batches
 from reward_kit.scores.text_scorer import Best, TextScorer
@@ -942,7 +942,7 @@ def test_averaged_folder(relatives, tmp_path, caplog):
     assert rm.metadata.normalization is None and rm.metadata.calibration is None and rm.metadata.base == BASE["base"]
     assert rm.metadata.loss["name"] == "bradley_terry" and rm.metadata.data_kind == "text" and rm.metadata.data_hash is None
     assert rm.metadata.extra["average"] == {"models": ["run0", "run1", "run2"], "weights": [1 / 3] * 3}
-    assert "| run1 | 0.3333 |" in read_card_section(out, "average") and (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
+    assert "| run1 | 0.3333 |" in ModelCard(out).section("average") and (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert model.config.num_labels == 1 and model.config.problem_type == "regression" and model.dtype == torch.float32
     with torch.no_grad():

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig
 
 from ..data.report import Table, counted
-from ..model.model_folder import ModelCard, library_versions, load_reward_backbone
+from ..model.model_folder import ModelCard, RewardMetadata, load_reward_backbone
 from ..model.model_folder import resolve_model, reward_head, saved_whole
 from ..scores.inference import find_metadata
 
@@ -109,7 +109,7 @@ def _metadata(stored, titles, weights):
         values = [getattr(metadata, name) for metadata in stored]
         shared[name] = values[0] if all(value == values[0] for value in values) else None
     made_of = {"average": {"models": titles, "weights": weights}}
-    return replace(stored[0].without_scale(), **shared, versions=library_versions(), extra=made_of)
+    return replace(stored[0].without_scale(), **shared, versions=RewardMetadata().versions, extra=made_of)
 
 
 _SECTION = """## Averaging
