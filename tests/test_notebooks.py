@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import statistics
 import tokenize
 from pathlib import Path
 
@@ -108,14 +109,14 @@ def top_level_packages(tree):
 
 def test_own_imports_are_found_in_every_form():
     code = ("from reward_kit.data.records import a\nfrom .loss import b\nfrom ..data import files\nimport reward_kit.model.trainer as t\n"
-            "def f():\n    from ..scores.inference import c\n    from reward_kit import RewardConfig, __version__\n"
+            "def f():\n    from ..scores.inference import c\n    from reward_kit import __version__\n"
             "    import_module('reward_kit.tools.cli')\nimport torch")
     expected = {"data.records", "model.loss", "data.files", "model.trainer", "scores.inference", "tools.cli", "__init__"}
     assert set(own_imports(ast.parse(code), ["model"])) == expected
 
 
 # modules that may ask one beside the path from inside a function: a command that needs it, a name that is no setting
-ASKED_LATE = {"tools.commands": BESIDE, "rl.policies": {"beside.trl_ppo"}, "rl.ppo": {"beside.trl_ppo"}}
+ASKED_LATE = {"tools.commands": BESIDE, "tools.serving": {"beside.wire_formats"}, "rl.policies": {"beside.trl_ppo"}, "rl.ppo": {"beside.trl_ppo"}}
 
 
 @each_module
@@ -336,3 +337,189 @@ def test_functions_are_short(path):
 @each_notebook
 def test_metadata_holds_no_state_of_widgets(path):
     assert set(json.loads(path.read_text(encoding="utf-8"))["metadata"]) <= {"kernelspec", "language_info"}
+
+
+# ---------------------------------------------------------------- shape
+# A reader takes in one thought a line, one chapter a sitting. These limits are on exported code; "the path" is every part but 7_beside.
+
+MAX_CHAPTER, MAX_WIDTH, MAX_RUN = 550, 110, 60
+MAX_ON_THE_PATH = {"nodes": 88_000, "lines": 12_600, "nodes a line": 7.0, "characters a line": 50, "median cell": 15}
+MAX_NAMES = 200
+PATH = [p for p in CHAPTERS if p.parent.name != "7_beside"]
+BOOK = [p for p in PATH if p.parent.name != "6_tools"]
+
+
+def exported_lines(cell):
+    "Lines of an exported cell that are neither blank nor a directive."
+    lines = [line.rstrip() for line in source(cell).splitlines()]
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#|")]
+
+
+def tree_nodes(text):
+    "Nodes of the syntax tree, without docstrings and without marks of loading and storing."
+    nodes = [n for n in ast.walk(ast.parse(text)) if not isinstance(n, (ast.Load, ast.Store, ast.Del))]
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return len(nodes) - 2 * sum(isinstance(n, owners) and ast.get_docstring(n) is not None for n in nodes)
+
+
+def only_imports(cell):
+    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in python(cell).body)
+
+
+def is_demonstration(cell):
+    "A cell of code that the reader sees and that is not part of the module."
+    hidden = re.match(r"\s*#\|\s*(?:default_exp|hide)", source(cell))
+    return cell["cell_type"] == "code" and not is_exported(cell) and not hidden and bool(exported_lines(cell))
+
+
+def exported_cells(path):
+    "Exported cells with more in them than imports."
+    return [c for c in cells(path, "code") if is_exported(c) and not only_imports(c)]
+
+
+def exported_of(paths):
+    return [c for p in paths for c in cells(p, "code") if is_exported(c)]
+
+
+def longest_run(path):
+    "Most exported lines in a row without a word or a demonstration between."
+    run = longest = 0
+    for cell in cells(path):
+        if cell["cell_type"] == "markdown" and source(cell).strip() or is_demonstration(cell): run = 0
+        elif is_exported(cell) and not only_imports(cell): run += len(exported_lines(cell))
+        longest = max(longest, run)
+    return longest
+
+
+def test_the_program_keeps_its_size():
+    found = exported_of(PATH)
+    lines = [line for cell in found for line in exported_lines(cell)]
+    nodes = sum(tree_nodes(source(cell)) for cell in found)
+    measured = {
+        "nodes": nodes, "lines": len(lines), "nodes a line": nodes / len(lines),
+        "characters a line": sum(map(len, lines)) / len(lines),
+        "median cell": statistics.median(len(exported_lines(c)) for p in PATH for c in exported_cells(p)),
+    }
+    over = {name: value for name, value in measured.items() if value > MAX_ON_THE_PATH[name]}
+    assert not over, f"{over}, at most {MAX_ON_THE_PATH}"
+
+
+@each_chapter
+def test_a_chapter_is_one_sitting(path):
+    lines = [line for cell in exported_of([path]) for line in exported_lines(cell)]
+    assert len(lines) <= MAX_CHAPTER, f"{len(lines)} exported lines"
+    wide = [line for line in lines if len(line) > MAX_WIDTH]
+    assert not wide, f"{len(wide)} lines are wider than {MAX_WIDTH}: {wide[0]}"
+    assert longest_run(path) <= MAX_RUN, f"{longest_run(path)} exported lines without a word or a demonstration between"
+
+
+def test_more_is_shown_than_exported():
+    exported = sum(len(exported_cells(p)) for p in BOOK)
+    shown = sum(is_demonstration(c) for p in BOOK for c in cells(p))
+    assert exported <= shown, f"{exported} exported cells, {shown} demonstrations"
+
+
+def test_the_measures_of_shape():
+    assert tree_nodes('def f(x):\n    "Doc."\n    return x') == len(["Module", "FunctionDef", "arguments", "arg", "Return", "Name"])
+    cell = {"cell_type": "code", "source": ["#| export\n", "import os\n", "\n", "x = 1\n"]}
+    assert exported_lines(cell) == ["import os", "x = 1"] and not only_imports(cell) and not is_demonstration(cell)
+
+
+def test_every_part_has_a_drawing():
+    parts = {p.parent for p in CHAPTERS}
+    without = [part.name for part in parts if not any(m.startswith("image/") for p in part.glob("*.ipynb") for m, _ in outputs(p))]
+    assert not without
+
+
+# ---------------------------------------------------------------- owners
+
+def trees():
+    "(module, syntax tree) of every module."
+    return [(module_name(p), ast.parse(p.read_text(encoding="utf-8"))) for p in MODULES]
+
+
+def offered(tree):
+    "Names in the `__all__` of a module."
+    found = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    return ast.literal_eval(found[0].value) if found else []
+
+
+def imported_names(tree):
+    "(module as written, name) of everything that is imported from another module of reward_kit."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "reward_kit"):
+            for alias in node.names: yield node.module or "", alias.name
+
+
+def test_modules_offer_what_others_use():
+    used = {name for _, tree in trees() for _, name in imported_names(tree)}
+    used |= {name for path in NOTEBOOKS for cell in cells(path, "code") for _, name in imported_names(python(cell))}
+    names = {module: offered(tree) for module, tree in trees()}
+    unused = {m: left for m, n in names.items() if (left := [x for x in n if x not in used and x not in lazy_names() and x != "main"])}
+    assert not unused, f"an underscore before what nobody else uses: {unused}"
+    assert sum(map(len, names.values())) <= MAX_NAMES
+
+
+def test_no_module_reaches_into_another():
+    private = [(module, name) for module, tree in trees() for _, name in imported_names(tree) if re.match(r"_[^_]", name)]
+    assert not private
+
+
+def test_modules_import_each_other_one_way():
+    "At the top of a module by relative imports, which nbdev makes of those that stand on one line."
+    absolute = [(m, n.lineno) for m, tree in trees() for n in tree.body
+                if isinstance(n, ast.ImportFrom) and not n.level and n.module.startswith("reward_kit.")]
+    assert not absolute
+
+
+def calls(tree):
+    "(name of the called function as written, node) of every call."
+    return [(ast.unparse(n.func), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+
+
+READERS = r"json\.load|csv\.(?:reader|DictReader)|(?:pd|pandas)\.read_\w+|(?:pq|parquet)\.(?:read_\w+|ParquetFile)|pa\.ipc\.\w+|(?:datasets\.)?load_dataset|gzip\.open"
+WRITERS = r"os\.(?:replace|rename|fsync)|(?:tempfile\.)?(?:NamedTemporaryFile|mkstemp)|csv\.(?:writer|DictWriter)|json\.dump"
+RENDERERS = r"tabulate|(?:tabulate\.)?tabulate"
+OWNERS = {"data.files": (READERS, WRITERS), "data.report": (RENDERERS,)}
+
+
+@pytest.mark.parametrize("owner,pattern", [(o, p) for o, patterns in OWNERS.items() for p in patterns], ids=lambda x: x[:20])
+def test_a_concern_has_one_owner(owner, pattern):
+    "One reader of people's files, one writer of files, one renderer of tables."
+    found = [(m, name, n.lineno) for m, tree in trees() for name, n in calls(tree) if m != owner and re.fullmatch(pattern, name)]
+    assert not found, f"{owner} does this"
+
+
+def test_a_report_is_shown_by_one_class():
+    for module, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and module != "data.report":
+                assert not re.search(r"<t[rd][ >]|\| ?---", node.value), f"{module}, line {node.lineno}: a second renderer of tables"
+
+
+def test_a_setting_is_declared_once():
+    from reward_kit.model import settings
+    declared = {}
+    for module, tree in trees():
+        for node in ast.walk(tree):
+            setting = isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "setting"
+            if setting: declared.setdefault(node.value.args[1].value if len(node.value.args) > 1 else "", []).append((module, node.target.id))
+    assert len(declared) > 60 and hasattr(settings, "RewardSettings") and hasattr(settings, "PPOSettings")
+    twice = {words: places for words, places in declared.items() if words and len(places) > 1}
+    assert not twice, "the same help stands twice"
+    helps = {module: [n for name, n in calls(tree) if any(k.arg == "help" for k in n.keywords)] for module, tree in trees()}
+    assert not [m for m, found in helps.items() if len(found) > 3 and m not in ("model.settings", "tools.cli")]
+
+
+def test_trainers_are_one_class_each():
+    import trl
+
+    from reward_kit.model.trainer import RewardTrainer
+    from reward_kit.rl.ppo import PPOTrainer
+    assert RewardTrainer.__bases__ == (trl.RewardTrainer,) and PPOTrainer.__bases__ == (object,)
+
+
+def test_fastcore_gives_nothing_but_patch():
+    found = {(n.module, a.name) for _, tree in trees() for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("fastcore")
+             for a in n.names}
+    assert found <= {("fastcore.basics", "patch")}

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from fastcore.basics import patch
 
-from ..data.files import PreferenceDataError, UnusableRow, append_line, json_line, read_rows, write_whole
+from ..data.files import PreferenceDataError, UnusableRow, append_line, json_line
+from ..data.files import read_rows, write_whole
 from ..data.formats import detect_format, to_record
 from ..data.report import Report, Section, Table, counted, percent, span, wilson_interval
 

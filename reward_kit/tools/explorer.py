@@ -36,7 +36,7 @@ def _without_word(words: list[str], i: int) -> str:
         rest[0] = re.match(r"\s*", words[0]).group() + rest[0].lstrip()
     return "".join(rest)
 
-# %% ../../nbs/6_tools/63_explorer.ipynb #13f63eca
+# %% ../../nbs/6_tools/63_explorer.ipynb #7ccf52e9
 _METHODS = ("leave_one_out", "gradient")
 _UNITS = ("word", "token")
 
@@ -90,7 +90,7 @@ def _token_html(token: str, value: float, largest: float) -> str:
 def _legend(word: str, color: str, line: str) -> str:
     return f"<span style='background:rgba({color},.4);text-decoration:underline {line} 2px'>{word}</span>"
 
-# %% ../../nbs/6_tools/63_explorer.ipynb #ba830a5f
+# %% ../../nbs/6_tools/63_explorer.ipynb #c02ef1d6
 @patch
 def to_html(
     self: TokenInfluence,
@@ -109,7 +109,6 @@ def to_html(
         f"<div style='{STYLES['page']}'><div style='{STYLES['small']}'>{legend}</div>"
         f"<div dir='auto' style='{wrap}'>{text}</div></div>"
     )
-
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #27c15b98
 def _with_text(response, text: str):
@@ -151,7 +150,7 @@ def embedding_gradient(
         (gradient,) = torch.autograd.grad(reward, embeddings)
     return embeddings.detach()[0], gradient[0], reward.item()
 
-# %% ../../nbs/6_tools/63_explorer.ipynb #090f974c
+# %% ../../nbs/6_tools/63_explorer.ipynb #c331498b
 def _token_texts(tokenizer, ids: list[int]) -> list[str]:
     "Each token as text, the space before a word kept (SentencePiece and byte-level alphabets mark it)."
     texts = []
@@ -175,7 +174,7 @@ def _token_influences(model: RewardModel, prompt, response, method: str) -> tupl
         values = products[kept].tolist()
     return _token_texts(model.tokenizer, [ids[i] for i in kept]), values, reward
 
-# %% ../../nbs/6_tools/63_explorer.ipynb #3807adce
+# %% ../../nbs/6_tools/63_explorer.ipynb #89224247
 def _one_of(name: str, value, choices: tuple) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
@@ -231,7 +230,7 @@ class ResponseComparison:
         ranked = enumerate(self.ranking, 1)
         return "\n".join(f"{rank}. response {i + 1}: {self.scores[i]:.2f}" for rank, i in ranked)
 
-# %% ../../nbs/6_tools/63_explorer.ipynb #2b5cf7a3
+# %% ../../nbs/6_tools/63_explorer.ipynb #92794567
 def compare_responses(
     model,  # what `as_scorer` takes
     prompt,  # string or messages
