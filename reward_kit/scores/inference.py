@@ -323,7 +323,7 @@ def _pick_device(device):
         device = "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(device or "cuda")
 
-
+# %% ../../nbs/3_scores/33_inference.ipynb #0790b0b1
 @patch(cls_method=True)
 def from_pretrained(
     cls: RewardModel,

@@ -181,7 +181,7 @@ def _outcome(names, fmt, scores, error):
         return dict.fromkeys(names) | {"error": error}
     return dict(zip(names, [scores] if "responses" in fmt.columns else scores))
 
-
+# %% ../../nbs/3_scores/32_score_files.ipynb #33b1cab1
 @patch
 def score_file(
     self: TextScorer,
