@@ -13,7 +13,7 @@ from itertools import chain, groupby
 
 from fastcore.basics import patch
 
-from .columns import column_name, find_columns, flatten, missing_columns, unnest
+from .columns import add_columns, column_name, find_columns, flatten, missing_columns, unnest
 from .files import PreferenceDataError, UnusableRow
 from .records import Row, as_messages, is_transcript, make_record, record_keys
 from .records import text_or_messages
@@ -54,8 +54,9 @@ _FORMATS = {}  # name -> class
 def preference_format(
     cls: type,  # a `PreferenceFormat`
 ) -> type:
-    "Register a format."
+    "Register a format, and the names of the columns that it reads."
     _FORMATS[cls.name] = cls
+    add_columns(chain(cls.needs, *cls.verdicts, cls.optional))
     return cls
 
 # %% ../../nbs/1_data/14_formats.ipynb #485435f7
