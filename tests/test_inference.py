@@ -42,7 +42,7 @@ from reward_kit.data.files import read_rows
 from reward_kit.scores.row_scorer import _packed_batches, _padded_batches
 from reward_kit.scores.text_scorer import Best, TextScorer
 from reward_kit.scores.inference import RewardModel, _measure_scale, store_normalization
-from reward_kit.scores.ensembles import RewardEnsemble, combine_rewards
+from reward_kit.scores.ensembles import RewardEnsemble, _combine_rewards
 from reward_kit.beside.averaged_weights import average_reward_models
 
 CHAT = """{{ bos_token }}{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{%- endfor -%}"""
@@ -716,11 +716,11 @@ def standard_units(members, prompts, responses):
     ("lower_bound", 0.5, [3.0 - math.sqrt(8 / 3) / 2, -1.0]), ("lower_bound", 0.0, [3.0, -1.0])])
 def test_combinations_by_hand(combine, k, expected):
     "1, 3, 5: mean 3, squared distances 4, 0, 4. Three times -1: no spread."
-    assert combine_rewards([[1.0, -1.0], [3.0, -1.0], [5.0, -1.0]], combine, k) == pytest.approx(expected, abs=1e-12)
+    assert _combine_rewards([[1.0, -1.0], [3.0, -1.0], [5.0, -1.0]], combine, k) == pytest.approx(expected, abs=1e-12)
 
 
 def test_combinations_of_nothing_and_of_none():
-    assert combine_rewards([[], []]) == [] and combine_rewards([[None, 1.0], [2.0, None]]) == [None, None]
+    assert _combine_rewards([[], []]) == [] and _combine_rewards([[None, 1.0], [2.0, None]]) == [None, None]
 
 
 @pytest.mark.parametrize("combine", ("mean", "lower_bound", "minimum"))
