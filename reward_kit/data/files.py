@@ -483,8 +483,10 @@ def _dataset_splits(name, data):
 
 
 def _dataset_rows(dataset):
-    for number, row in enumerate(dataset.with_format(None), 1):
-        yield f"row {number}", row
+    count = itertools.count(1)
+    for batch in dataset.with_format(None).iter(1000):
+        for cells in zip(*batch.values()):
+            yield f"row {next(count)}", dict(zip(batch, cells))
 
 
 def _hub_splits(name, revision, cache_dir):
