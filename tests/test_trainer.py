@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import reward_kit.model.model_folder as model_folder_module
 import reward_kit.model.runs as runs_module
 from reward_kit.model.loss import loss_terms
-from reward_kit.model.measures import STATISTICS, add_up, row_statistics, summarise
+from reward_kit.model.measures import _STATISTICS, add_up, row_statistics, summarise
 from reward_kit.model.model_folder import RewardMetadata
-from reward_kit.model.runs import CheckpointError, read_marker
+from reward_kit.model.runs import CheckpointError, _read_marker
 from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 
@@ -241,7 +241,7 @@ def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypat
         monkeypatch.setattr(trainer, "_rewards", lambda model, inputs: (limit(int(inputs["mask"].sum())), rewards(model, inputs))[1])
     else:
         backward, record, size = trainer.accelerator.backward, trainer._record, []
-        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, STATISTICS.index("rewards")].sum())), record(rows)))
+        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, _STATISTICS.index("rewards")].sum())), record(rows)))
         monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **kw: (backward(loss, **kw), limit(size[-1])))
     trainer.train()
     assert failures and trainer.micro_batches.count == 2 and "2 micro-batches" in capsys.readouterr().out
@@ -385,7 +385,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(base, config, tmp_path, monkey
         return write(*args, **kwargs)
     monkeypatch.setattr(torch, "save", limited)
     with pytest.raises(CheckpointError, match="checkpoint-4 could not be written .*the disk is full; checkpoint-2 is complete") as caught: trainer.train()
-    assert "\n" not in str(caught.value) and read_marker(tmp_path / "out/checkpoint-2") and not (tmp_path / "out/checkpoint-4").exists()
+    assert "\n" not in str(caught.value) and _read_marker(tmp_path / "out/checkpoint-2") and not (tmp_path / "out/checkpoint-4").exists()
     monkeypatch.setattr(torch, "save", write)
     resumed = RewardTrainer(base, config(max_steps=4, save_strategy="steps", save_steps=2), train_dataset=make_dataset(16))
     resumed.train(resume_from_checkpoint=True)

@@ -10,7 +10,6 @@ import copy
 import math
 import os
 import re
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -70,7 +69,7 @@ class RewardTrainer(trl.RewardTrainer):
         quantization_config=None,  # with a model given by name
         peft_config=None,  # e.g. LoraConfig(); the head is always trained and saved
     ):
-        name = Path(str(model) if _is_name(model) else "model").name
+        name = Path(model).name if isinstance(model, (str, os.PathLike)) else "model"
         args = to_reward_config(args, f"{name}-Reward")
         transformers.set_seed(args.seed)
         if str(model) == "playground":
@@ -79,8 +78,8 @@ class RewardTrainer(trl.RewardTrainer):
         if peft_config is not None:
             peft_config = with_trained_head(peft_config, model, added)
         self._complete(args, model, peft_config)
-        quietly, processes = bool(args.disable_tqdm), args.dataset_num_proc
-        self.data = TrainingData(self.encoder, quietly, processes, args.world_size)
+        how = bool(args.disable_tqdm), args.dataset_num_proc, args.world_size
+        self.data = TrainingData(self.encoder, *how)
         train_dataset = self.data.encode(train_dataset, "train")
         eval_dataset = self.data.encode(eval_dataset, "eval")
         self.data_report, self.overflow_report = self.data.report, self.data.overflow.get("train")
@@ -88,47 +87,36 @@ class RewardTrainer(trl.RewardTrainer):
         self._start_counting(args, compute_metrics)
         used = {name: getattr(args, name) for name in _USED}
         vars(args).update(dict.fromkeys(used))  # TRL must not use them again
+        callbacks = [*(callbacks or []), self.stop]
         super().__init__(
-            model,
-            args,
-            self._collator,
-            train_dataset,
-            eval_dataset,
-            tokenizer,
-            compute_metrics,
-            [*(callbacks or []), self.stop],
-            optimizers,
-            optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics,
-            None,  # quantization, which the model has already
-            peft_config,
+            *(model, args, self._collator, train_dataset, eval_dataset, tokenizer, compute_metrics),
+            *(callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics),
+            peft_config=peft_config,
         )
         vars(args).update(used)
         self._keep_lora_dropout()
         can_split = args.world_size == 1 and not self._sharded
         self.micro_batches = MicroBatches(self._most_tokens(), can_split, self._print)
 
-    def _print(self, text):
-        "A line for people, once, whatever the number of processes."
-        if self.is_world_process_zero():
-            print(text, flush=True)
+# %% ../../nbs/2_model/29_trainer.ipynb #6a1d3a93
+@patch
+def _print(self: RewardTrainer, text):
+    if self.is_world_process_zero():
+        print(text, flush=True)
 
-    def _send_telemetry(self):
-        "Nothing leaves this machine unless it is asked for."
+
+@patch
+def _send_telemetry(self: RewardTrainer): ...
 
 # %% ../../nbs/2_model/29_trainer.ipynb #9920a85e
 _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
-
-
-def _is_name(model):
-    return isinstance(model, (str, os.PathLike))
 
 
 @patch
 def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
     "Model and tokenizer that agree, and the ids of tokens that came with a chat template."
     trust, revision = {"trust_remote_code": args.trust_remote_code}, None
-    if _is_name(model):
+    if isinstance(model, (str, os.PathLike)):
         given = {"dtype": torch.float32, **trust, **(args.model_init_kwargs or {})}
         if quantization_config is not None:
             given["quantization_config"] = quantization_config
@@ -147,7 +135,7 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
         check_head_is_trained(model)
     return model, tokenizer, added
 
-
+# %% ../../nbs/2_model/29_trainer.ipynb #e3ae9152
 @patch
 def _agree(self: RewardTrainer, model, tokenizer, args):
     "Special tokens, chat template and length, the same for both."
@@ -164,7 +152,7 @@ def _agree(self: RewardTrainer, model, tokenizer, args):
     self.encoding = prepare_tokenizer(tokenizer, inner, **limits)
     return model, tokenizer, added
 
-# %% ../../nbs/2_model/29_trainer.ipynb #6a1d3a93
+# %% ../../nbs/2_model/29_trainer.ipynb #06bfba98
 @patch
 def _complete(self: RewardTrainer, args, model, peft_config):
     "Learning rate and precision where they were left to us, and whether rewards are read by index."
@@ -175,8 +163,8 @@ def _complete(self: RewardTrainer, args, model, peft_config):
     precision = default_precision(args.use_cpu, model.config.model_type)
     if args._auto_precision and args.fp16 and precision == "no":
         args.fp16, args.mixed_precision = False, "no"
-    # prompt tuning's virtual tokens shift positions
-    self._reads_by_index = not any(getattr(a, "is_prompt_learning", False) for a in adapters)
+    shifted = any(getattr(a, "is_prompt_learning", False) for a in adapters)  # by virtual tokens
+    self._reads_by_index = not shifted
 
 
 @patch
@@ -187,7 +175,7 @@ def _keep_lora_dropout(self: RewardTrainer):
         if found and isinstance(module, nn.Dropout):
             module.p = self.model.peft_config[found[1]].lora_dropout
 
-# %% ../../nbs/2_model/29_trainer.ipynb #e3ae9152
+# %% ../../nbs/2_model/29_trainer.ipynb #e9686596
 @patch
 def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, dataset_name):
     "The data is encoded before TRL's constructor runs."
@@ -220,7 +208,7 @@ def _choose_collator(self: RewardTrainer, args, model, tokenizer, data_collator)
     if data_collator is not None:
         self._collator = PairCollator(data_collator)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #06bfba98
+# %% ../../nbs/2_model/29_trainer.ipynb #7d024d32
 @patch
 def _by_length(self: RewardTrainer, dataset, size):
     seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -254,8 +242,7 @@ def _get_eval_sampler(self: RewardTrainer, eval_dataset):
         return None
     if not self._in_order and self.compute_metrics is None:
         return self._by_length(eval_dataset, self.args.eval_batch_size)
-    one_process = self.args.world_size <= 1
-    return torch.utils.data.SequentialSampler(eval_dataset) if one_process else None
+    return None if self.args.world_size > 1 else torch.utils.data.SequentialSampler(eval_dataset)
 
 
 @patch
@@ -265,7 +252,7 @@ def _run_epoch(self: RewardTrainer, *args, **kwargs):
         self._length_sampler.set_epoch(kwargs["epoch"])
     return super(RewardTrainer, self)._run_epoch(*args, **kwargs)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #e9686596
+# %% ../../nbs/2_model/29_trainer.ipynb #2dc569fa
 @patch
 def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     "The batch's share of the mean loss; `num_items_in_batch` are the weights of the whole batch."
@@ -307,19 +294,15 @@ def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
     weights = self._batch_weights(batch_samples).to(device)
     return self.accelerator.reduce(weights, "sum") if self.args.world_size > 1 else weights
 
-# %% ../../nbs/2_model/29_trainer.ipynb #7d024d32
+# %% ../../nbs/2_model/29_trainer.ipynb #889ff2cc
 @patch
 def _start_counting(self: RewardTrainer, args, compute_metrics):
     "What is counted during a run, and the objects that watch over it."
     self._train_totals = self._eval_totals = self._last_totals = None
     self._tokens_seen, self._evaluated, self._best_is_loaded = 0, {}, False
     self._length_sampler, self._in_order, self.compute_metrics = None, False, compute_metrics
-    self.checkpoints = Checkpoints(
-        args.output_dir,
-        args.save_total_limit,
-        args.should_save,
-        wait=lambda: self.accelerator.wait_for_everyone(),
-    )
+    self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, args.should_save)
+    self.checkpoints.wait = lambda: self.accelerator.wait_for_everyone()
     self.stop = StopOnInterrupt(self.checkpoints, self._print)
 
 
@@ -343,7 +326,7 @@ def log(self: RewardTrainer, logs, start_time=None):
         self._train_totals = None
     transformers.Trainer.log(self, logs, start_time)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #2dc569fa
+# %% ../../nbs/2_model/29_trainer.ipynb #ac25afe6
 @patch
 def evaluation_loop(self: RewardTrainer, *args, metric_key_prefix="eval", **keywords):
     "transformers' loop, whose metrics are replaced by those of the summed rows."
@@ -414,7 +397,7 @@ def training_step(self: RewardTrainer, model, inputs, num_items_in_batch=None):
     self._tokens_seen += inputs.tokens
     return loss
 
-
+# %% ../../nbs/2_model/29_trainer.ipynb #d967aad9
 @patch
 def create_optimizer(self: RewardTrainer, model=None):
     "`head_learning_rate` puts the head in groups of its own."
@@ -432,7 +415,7 @@ def create_optimizer(self: RewardTrainer, model=None):
             optimizer.add_param_group(group | own)
     return optimizer
 
-# %% ../../nbs/2_model/29_trainer.ipynb #889ff2cc
+# %% ../../nbs/2_model/29_trainer.ipynb #f34a6e9f
 @patch
 def set_initial_training_values(self: RewardTrainer, args, dataloader):
     "transformers' numbers of the run, of which the last is the number of steps."
@@ -449,19 +432,13 @@ def set_initial_training_values(self: RewardTrainer, args, dataloader):
 @patch
 def plan(self: RewardTrainer) -> TrainingPlan:
     "The numbers of the run that `train()` would do; the random state is left as it was."
-    device = self.args.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return self._plan()
-
-
-@patch
-def _plan(self: RewardTrainer):
     args, parameters = self.args, list(self.model.parameters())
-    steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
     known, mixed = has_length(self.train_dataset), args.mixed_precision != "no"
     lengths = self.train_dataset["lengths"][:] if known else []
     tokens, largest = [sum(row) for row in lengths], self._largest_batch(lengths)
-    recomputed = bool(args.gradient_checkpointing)
+    with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
+        steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
+        seconds = self._measure_seconds(tokens, steps) if known and args.estimate_time else None
     return TrainingPlan(
         examples=len(lengths) if known else None,
         tokens=sum(tokens) if known else None,
@@ -469,14 +446,14 @@ def _plan(self: RewardTrainer):
         batch_size=self._batch_size(),
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        memory=estimate_memory(self.model, largest, mixed, recomputed),
+        memory=estimate_memory(self.model, largest, mixed, bool(args.gradient_checkpointing)),
         precision=args.mixed_precision if mixed else "float32",
         learning_rate=args.learning_rate,
         layout=self._layout,
-        seconds=self._measure_seconds(tokens, steps) if known and args.estimate_time else None,
+        seconds=seconds,
     )
 
-
+# %% ../../nbs/2_model/29_trainer.ipynb #1c49f38f
 @patch
 def _largest_batch(self: RewardTrainer, lengths):
     "Tokens of the longest micro-batch, as far as it is known."
@@ -485,10 +462,10 @@ def _largest_batch(self: RewardTrainer, lengths):
         return 2 * size * self.encoding.max_length
     longest = sorted(range(len(lengths)), key=lambda i: max(lengths[i]))[-size:]
     batch = self._collator([self.train_dataset[i] for i in longest])
-    most = max(self.micro_batches.budget or sys.maxsize, sum(lengths[longest[-1]]))
+    most = max(self.micro_batches.budget or math.inf, sum(lengths[longest[-1]]))
     return min(batch.input_ids.numel(), most)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #ac25afe6
+# %% ../../nbs/2_model/29_trainer.ipynb #7e42069d
 @patch
 def _measure_seconds(self: RewardTrainer, tokens, steps):
     "Seconds of all steps, from the second of two passes; weights stay. None: memory ran out."
@@ -521,14 +498,14 @@ def _time_pass(self: RewardTrainer, batch):
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
-# %% ../../nbs/2_model/29_trainer.ipynb #d967aad9
+# %% ../../nbs/2_model/29_trainer.ipynb #3a13208f
 @patch
 def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     "Trains; True resumes from the newest complete checkpoint. TrainingInterrupted: Ctrl-C."
     needs = "" if self._sharded else "optimizer.pt"
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
-    self._train_totals, self._tokens_seen = None, 0
-    self._best_is_loaded, self._evaluated = False, {}
+    self._train_totals, self._tokens_seen, self._evaluated = None, 0, {}
+    self._best_is_loaded = False
     if self.args.show_plan:
         self._print(self.plan())
         cut = self.overflow_report
@@ -564,7 +541,7 @@ def _weights_step(self: RewardTrainer):
     "After how many steps the weights were as they are now."
     return self.state.best_global_step if self._best_is_loaded else self.state.global_step
 
-# %% ../../nbs/2_model/29_trainer.ipynb #f34a6e9f
+# %% ../../nbs/2_model/29_trainer.ipynb #b8c37b0b
 @patch
 def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
     "Metrics of one or several evaluation sets, each by its own name."
@@ -589,7 +566,7 @@ def predict(self: RewardTrainer, test_dataset, ignore_keys=None, metric_key_pref
     finally:
         self._in_order = False
 
-# %% ../../nbs/2_model/29_trainer.ipynb #1c49f38f
+# %% ../../nbs/2_model/29_trainer.ipynb #5f7e27d0
 @patch
 def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
     "Writes the reward model; all processes call it. CheckpointError: the old model is left."
@@ -604,13 +581,13 @@ def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
     if args.push_to_hub and not _internal_call:
         self.push_to_hub("Model save", revision=args.hub_revision)
 
-
+# %% ../../nbs/2_model/29_trainer.ipynb #31d20668
 @patch
 def _trained_model(self: RewardTrainer):
     "The model with all that is known of it."
     args, data, scale = self.args, self.data, self._scale()
-    loss = {"center_rewards_coefficient": args.center_rewards_coefficient}
-    loss = (args.loss_kwargs or {}) | loss
+    centering = args.center_rewards_coefficient
+    loss = (args.loss_kwargs or {}) | {"center_rewards_coefficient": centering}
     return TrainedModel(
         self.accelerator.unwrap_model(self.model),
         self.processing_class,
@@ -625,7 +602,7 @@ def _trained_model(self: RewardTrainer):
         self._training_rows(loss),
         self.state.log_history,
         sets=self._evaluated.get(self._weights_step(), {}),
-        centering=args.center_rewards_coefficient,
+        centering=centering,
         data_report=data.report,
         texts=self._sample_texts(),
         weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,
@@ -636,15 +613,15 @@ def _trained_model(self: RewardTrainer):
 def _sample_texts(self: RewardTrainer):
     "Token ids of a few examples; none where rewards cannot be read by index."
     dataset = self.train_dataset if self.eval_dataset is None else _leaves(self.eval_dataset)[0]
-    rows = [row["sequences"] for _, row in zip(range(16), dataset, strict=False)]
-    return [ids for row in rows for ids in row] if self._reads_by_index else []
+    rows = zip(range(16), dataset, strict=False)
+    return [ids for _, row in rows for ids in row["sequences"] if self._reads_by_index]
 
 
 def _leaves(data):
     "Every dataset of a dataset or a dict of them."
     return list(data.values()) if isinstance(data, dict) else [data]
 
-# %% ../../nbs/2_model/29_trainer.ipynb #7e42069d
+# %% ../../nbs/2_model/29_trainer.ipynb #0d7e468c
 @patch
 def _scale(self: RewardTrainer):
     "Mean and spread of the rewards on the evaluation sets, by the weights as they are."
@@ -658,7 +635,7 @@ def _scale(self: RewardTrainer):
     hashes = [str(content_hash(dataset)) for dataset in _leaves(self.eval_dataset)]
     return scale_of(totals) | {"data_hash": "-".join(hashes)}
 
-# %% ../../nbs/2_model/29_trainer.ipynb #3a13208f
+# %% ../../nbs/2_model/29_trainer.ipynb #488ddf3e
 @patch
 def create_model_card(self: RewardTrainer, model_name=None, dataset_name=None, tags=None):
     "The card that goes with `push_to_hub` is the one `save_model` wrote."
