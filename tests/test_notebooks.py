@@ -454,6 +454,10 @@ def imported_names(tree):
 def test_modules_offer_what_others_use():
     used = {name for _, tree in trees() for _, name in imported_names(tree)}
     used |= {name for path in NOTEBOOKS for cell in cells(path, "code") for _, name in imported_names(python(cell))}
+    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    used |= {name for path in scripts for _, name in imported_names(ast.parse(path.read_text(encoding="utf-8")))}
+    whole = {m.split(".")[-1] for m, _ in trees()} & used  # modules that are imported as one, and what is read of them
+    used |= {n.attr for _, tree in trees() for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) in whole}
     names = {module: offered(tree) for module, tree in trees()}
     unused = {m: left for m, n in names.items() if (left := [x for x in n if x not in used and x not in lazy_names() and x != "main"])}
     assert not unused, f"an underscore before what nobody else uses: {unused}"

@@ -16,7 +16,7 @@ from accelerate.tracking import GeneralTracker
 from ppo_world import config, fixed_episodes, make_base, make_trainer, prompts, run_processes, vowels, weights
 from trainer_world import make_tokenizer
 
-from reward_kit.beside.trl_ppo import ELSEWHERE
+from reward_kit.beside.trl_ppo import _ELSEWHERE as ELSEWHERE
 from reward_kit.model.batches import bind_reward_forward
 from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
 from reward_kit.model.model_folder import ModelLoadError, RewardMetadata

@@ -26,12 +26,14 @@ from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.data.playground import Playground
 from reward_kit.tools.annotator import _ANSWERS as ANSWERS
 from reward_kit.tools.annotator import _KEYS as KEYS
-from reward_kit.tools.annotator import AnnotationSession, PreferenceAnnotator, annotation_items, annotator_agreement
+from reward_kit.tools.annotator import AnnotationSession, PreferenceAnnotator, annotator_agreement
+from reward_kit.tools.annotator import _annotation_items as annotation_items
 from reward_kit.tools.annotator import _item_html as item_html
 from reward_kit.tools.annotator import _key_script as key_script
 from reward_kit.tools.annotator import _pair_id as pair_id
 from reward_kit.tools.annotator import render_text
-from reward_kit.tools.explorer import RewardExplorer, TokenInfluence, compare_responses, embedding_gradient, explain_reward
+from reward_kit.tools.explorer import RewardExplorer, TokenInfluence, compare_responses, explain_reward
+from reward_kit.tools.explorer import _embedding_gradient as embedding_gradient
 from reward_kit.tools.explorer import _split_words as split_words
 from reward_kit.tools.explorer import _without_word as without_word
 from reward_kit.tools.dashboards import PPODashboard, TrainingDashboard, plot_history

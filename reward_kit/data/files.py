@@ -536,7 +536,9 @@ def read_rows(
     return _choose(name, splits, split)
 
 # %% ../../nbs/1_data/10_files.ipynb #2d46d835
-def json_ready(value):
+def json_ready(
+    value,  # dicts, lists, numpy, dataclasses, paths, ...
+):
     "The same in what JSON has: dicts, lists, texts, finite numbers, true, false, and null (also for NaN)."
     if isinstance(value, dict):
         return {str(key): json_ready(item) for key, item in value.items()}

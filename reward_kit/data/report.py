@@ -159,9 +159,9 @@ def forest_plot(
 class Section:
     "A part of a report."
 
-    title: str = ""
+    title: str = ""  # a heading; empty: none
     sentences: list = field(default_factory=list)  # what the table shows
-    table: Table | None = None
+    table: Table | None = None  # below the sentences
 
     def to_text(self) -> str:
         "Everything of it, two spaces further in than its title."

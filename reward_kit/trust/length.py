@@ -6,7 +6,6 @@
 __all__ = ['length_preference', 'LengthReport', 'measure_length']
 
 # %% ../../nbs/4_trust/43_length.ipynb #00b4e6a3
-import math
 from dataclasses import dataclass
 
 import numpy as np
