@@ -1,4 +1,4 @@
-"Package metadata comes from settings.ini, the single place of name, version, requirements and console scripts."
+"Package metadata comes from settings.ini: name, version, requirements and console scripts stand there."
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -13,6 +13,11 @@ statuses = ["0 - ", "1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5
 licenses = {"apache2": "Apache-2.0"}
 pythons = ["3.11", "3.12", "3.13"]
 readme = here / "README.md"
+
+
+def numbers(version):
+    return tuple(map(int, version.split(".")))
+
 
 setup(
     name=cfg["lib_name"],
@@ -29,7 +34,11 @@ setup(
         f"Development Status :: {statuses[int(cfg['status'])]}",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        *(f"Programming Language :: Python :: {p}" for p in pythons if tuple(map(int, p.split("."))) >= tuple(map(int, cfg["min_python"].split(".")))),
+        *(
+            f"Programming Language :: Python :: {python}"
+            for python in pythons
+            if numbers(python) >= numbers(cfg["min_python"])
+        ),
     ],
     packages=find_packages(include=["reward_kit", "reward_kit.*"]),
     package_data={"reward_kit": ["playground_base/*", "data/*.json"]},

@@ -9,16 +9,19 @@ _EXPORTS = {
     for module, names in {
         "data.report": "wilson_interval",
         "data.files": "PreferenceDataError",
+        "data.columns": "nested_export",
         "data.formats": "to_record PreferenceFormat preference_format",
         "data.quality": "DataReport",
         "data.preferences": "Preferences load_preferences save_preferences split_by_prompt kfold_by_prompt "
         "prompt_overlap",
         "data.playground": "Playground playground_base load_base",
-        "model.loss": "LOSSES register_loss bradley_terry_loss plackett_luce_loss davidson_loss regression_loss "
-        "centering_loss reward_loss pairwise_accuracy",
+        "model.loss": "LOSSES Loss Judgements register_loss bradley_terry_loss plackett_luce_loss davidson_loss "
+        "regression_loss centering_loss reward_loss pairwise_accuracy",
         "model.encoding": "RewardEncoding RewardEncoder prepare_tokenizer",
+        "model.encoded_data": "OverflowReport",
         "model.batches": "RewardCollator bind_reward_forward",
         "model.model_folder": "RewardMetadata ModelLoadError load_reward_backbone",
+        "model.runs": "TrainingInterrupted",
         "model.reward_config": "RewardConfig",
         "model.trainer": "RewardTrainer",
         "scores.text_scorer": "Ranked Best",

@@ -48,7 +48,8 @@ def public_names() -> dict:
         loaded = import_module(f"reward_kit.{module}")
         for name in loaded.__all__:
             value = inspect.unwrap(getattr(loaded, name))  # a cached function as well
-            if not (inspect.isclass(value) or inspect.isfunction(value)): continue
+            value = getattr(value, "of_rows", value)  # a registered loss: the function that makes it
+            if not (inspect.isclass(value) or inspect.isfunction(value)) or value.__name__ != name: continue
             names[name] = (str(path), value)
             if inspect.isclass(value):
                 names.update({f"{name}.{method}": (str(path), item) for method, item in methods(value)})
@@ -135,7 +136,7 @@ def source_link(item) -> str:
     "The address of the definition in the repository."
     cfg = readme.settings()
     file, line = Path(inspect.getsourcefile(inspect.unwrap(item))), inspect.getsourcelines(inspect.unwrap(item))[1]
-    return f"{cfg['git_url']}/blob/{cfg['branch']}/{cfg['lib_path']}/{file.name}#L{line}"
+    return f"{cfg['git_url']}/blob/{cfg['branch']}/{file.relative_to(ROOT).as_posix()}#L{line}"
 
 
 def describe(name: str, item, level: int = 3) -> str:
@@ -221,8 +222,8 @@ def processed(path: Path, names: dict):
     skipped = ("exec_show_docs", "add_links")  # tables come from the module, links from `names`
     NBProcessor(nb=nb, procs=[p for p in FilterDefaults().base_procs() if p.__name__ not in skipped]).process()
     for cell in nb.cells:
-        if shown := re.search(r"^show_doc\((\w+)\)", cell.source or "", re.M):
-            cell.cell_type, cell.source = "markdown", describe(shown[1], names[shown[1]][1])
+        if shown := re.search(r"^show_doc\(([\w.]+)\)", cell.source or "", re.M):
+            cell.cell_type, cell.source = "markdown", describe(shown[1], names[shown[1]][1]) if shown[1] in names else ""
             cell.pop("outputs", None); cell.pop("execution_count", None)
         elif cell.cell_type == "code":
             cell.source = re.sub(r"^#\| code-summary: .*\n", "#| code-summary: Source\n", cell.source, flags=re.M)

@@ -13,7 +13,7 @@ import reward_kit.autotrain as autotrain_module
 import reward_kit.tools.pipeline as pipeline_module
 from reward_kit.autotrain import AutoTrainProject, LLMTrainingParams
 from reward_kit.model.runs import RunRecord
-from reward_kit.model.settings import PPOSettings, ParameterError, RewardSettings, settings_of
+from reward_kit.model.settings import ParameterError, PPOSettings, RewardSettings, settings_of
 
 PARAMETERS = settings_of(LLMTrainingParams)
 REFUSED = [name for name, parameter in PARAMETERS.items() if parameter.more["refused"]]  # by trainer ppo

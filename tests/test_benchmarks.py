@@ -14,18 +14,27 @@ import pandas as pd
 import pytest
 import torch
 
-from reward_kit.data.report import wilson_interval
-from reward_kit.trust.agreement import bootstrap_interval
 from reward_kit.beside.benchmark_files import BENCHMARKS, _benchmark_kind, load_benchmark
-from reward_kit.beside.benchmarks import _TIES_WEIGHTS, BenchmarkReport, _best_of_credit, _comparison_grid
-from reward_kit.beside.benchmarks import _reads_conversations, _style_levels, _ties_gap, _ties_terms
-from reward_kit.beside.benchmarks import run_benchmark, score_benchmark
+from reward_kit.beside.benchmarks import (
+    _TIES_WEIGHTS,
+    BenchmarkReport,
+    _best_of_credit,
+    _comparison_grid,
+    _reads_conversations,
+    _style_levels,
+    _ties_gap,
+    _ties_terms,
+    run_benchmark,
+    score_benchmark,
+)
 from reward_kit.data.files import PreferenceDataError
-from reward_kit.model.settings import quiet
+from reward_kit.data.report import wilson_interval
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
-from reward_kit.scores.inference import RewardModel
+from reward_kit.model.settings import quiet
 from reward_kit.scores.ensembles import RewardEnsemble
+from reward_kit.scores.inference import RewardModel
+from reward_kit.trust.agreement import bootstrap_interval
 
 PAIR = {"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine.", "subset": "math-prm", "id": 1}
 FOUR = {"prompt": "Name a prime.", "chosen": ["Seven."], "rejected": ["Nine.", "One.", "Six."], "subset": "Math", "id": "1", "num_correct": 1}

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from reward_kit.trust.best_of_n import BestOfNCurve, _best_of_n_kl, _gold_by_proxy, _subset_weights
-from reward_kit.trust.best_of_n import best_of_n_curve, best_of_n_scores
+from reward_kit.trust.best_of_n import (
+    BestOfNCurve,
+    _best_of_n_kl,
+    _gold_by_proxy,
+    _subset_weights,
+    best_of_n_curve,
+    best_of_n_scores,
+)
 
 
 @pytest.mark.parametrize("n, total", [(1, 1), (1, 7), (7, 7), (3, 10), (20, 64), (300, 1000), (1000, 1000)])

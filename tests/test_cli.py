@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from test_autotrain import base, write_pairs, write_prompts  # noqa: F401  (a fixture and helpers)
 
-from reward_kit.tools import options as command_options
-from reward_kit.tools import quickstart
 from reward_kit.model.settings import DataSettings, LoraSettings, PPOSettings, RewardSettings, settings_of
 from reward_kit.scores.inference import RewardModel
+from reward_kit.tools import options as command_options
+from reward_kit.tools import quickstart
 from reward_kit.tools.cli import main
 from reward_kit.tools.commands import COMMANDS
 from reward_kit.tools.options import as_options, read_words

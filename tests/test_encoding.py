@@ -17,7 +17,14 @@ from transformers import (
 
 from reward_kit.model.batches import RewardCollator, bind_reward_forward
 from reward_kit.model.encoded_data import encode_dataset
-from reward_kit.model.encoding import _WRAPPER_MARK, RewardEncoder, RewardEncoding, _wrap_template, prepare_tokenizer, tokenizer_fingerprint
+from reward_kit.model.encoding import (
+    _WRAPPER_MARK,
+    RewardEncoder,
+    RewardEncoding,
+    _wrap_template,
+    prepare_tokenizer,
+    tokenizer_fingerprint,
+)
 
 CORPUS = [
     "What is AI? AI is artificial intelligence...", "The cat sat on the mat and looked at the moon.", "user assistant system model",

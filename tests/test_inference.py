@@ -33,17 +33,16 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from reward_kit.data.files import PreferenceDataError
+from reward_kit.beside.averaged_weights import average_reward_models
+from reward_kit.data.files import PreferenceDataError, read_rows
 from reward_kit.data.formats import to_record
-from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.batches import RewardCollator
+from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import ModelCard, ModelLoadError, RewardMetadata
-from reward_kit.data.files import read_rows
+from reward_kit.scores.ensembles import RewardEnsemble, _combine_rewards
+from reward_kit.scores.inference import RewardModel, _measure_scale, store_normalization
 from reward_kit.scores.row_scorer import _packed_batches, _padded_batches
 from reward_kit.scores.text_scorer import Best, TextScorer
-from reward_kit.scores.inference import RewardModel, _measure_scale, store_normalization
-from reward_kit.scores.ensembles import RewardEnsemble, _combine_rewards
-from reward_kit.beside.averaged_weights import average_reward_models
 
 CHAT = """{{ bos_token }}{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{%- endfor -%}"""
 PROMPTS = ["What is AI?", "Name a prime.", "Say hello to everyone in the room, please, and be kind. " * 3, "Why?"]
@@ -811,8 +810,8 @@ def test_another_ensemble_does_not_go_on_with_a_file(members, tmp_path):
 
 
 def test_evaluation_takes_an_ensemble(members):
-    from reward_kit.trust.agreement import score_preferences
     from reward_kit.data.preferences import load_preferences
+    from reward_kit.trust.agreement import score_preferences
     rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [{"prompt": "a", "chosen": "b " * 400, "rejected": "c"}]
     rewards, name = score_preferences(RewardEnsemble(members), load_preferences(rows, progress=False))
     assert name == "reward_ensemble" and rewards[4] is None and rewards[0][0] == pytest.approx(RewardEnsemble(members).score(PROMPTS[0], RESPONSES[0]), abs=1e-4)

@@ -5,8 +5,16 @@ import math
 import pytest
 import torch
 
-from reward_kit.model.loss import LOSSES, bradley_terry_loss, centering_loss, davidson_loss, pairwise_accuracy
-from reward_kit.model.loss import plackett_luce_loss, regression_loss, reward_loss
+from reward_kit.model.loss import (
+    LOSSES,
+    bradley_terry_loss,
+    centering_loss,
+    davidson_loss,
+    pairwise_accuracy,
+    plackett_luce_loss,
+    regression_loss,
+    reward_loss,
+)
 
 COMPARING = ["bradley_terry", "plackett_luce", "davidson"]
 KEYWORDS = [("bradley_terry", {}), ("bradley_terry", {"label_smoothing": 0.2}), ("plackett_luce", {}),

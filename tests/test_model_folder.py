@@ -8,7 +8,14 @@ from test_encoding import bert_tokenizer, family, make_encoder, make_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_kit.data.files import write_whole
-from reward_kit.model.model_folder import ModelCard, ModelLoadError, RewardMetadata, load_reward_backbone, resolve_model, reward_head
+from reward_kit.model.model_folder import (
+    ModelCard,
+    ModelLoadError,
+    RewardMetadata,
+    load_reward_backbone,
+    resolve_model,
+    reward_head,
+)
 
 # ---- loading
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import reward_kit.data.playground as playground
-from reward_kit.data.playground import WORLD, Playground, true_reward
-from reward_kit.data.playground import _reward_parts as reward_parts
 from reward_kit.data.playground import _FACTS as FACTS
+from reward_kit.data.playground import WORLD, Playground, true_reward
 from reward_kit.data.playground import _Mix as Mix
+from reward_kit.data.playground import _reward_parts as reward_parts
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))

@@ -20,7 +20,8 @@ from reward_kit.beside.trl_ppo import _ELSEWHERE as ELSEWHERE
 from reward_kit.model.batches import bind_reward_forward
 from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
 from reward_kit.model.model_folder import ModelLoadError, RewardMetadata
-from reward_kit.model.packing import packing_problem, read_segments
+from reward_kit.model.packing import _read_segments as read_segments
+from reward_kit.model.packing import packing_problem
 from reward_kit.model.runs import CheckpointError, TrainingInterrupted
 from reward_kit.model.settings import settings_of
 from reward_kit.rl.policies import PPOConfig, _make_critic, _stop_ids

@@ -19,20 +19,20 @@ import pytest
 import requests
 import torch
 
-from reward_kit.tools.cli import COMMANDS, main
-from reward_kit.model.settings import quiet
+from reward_kit.beside.wire_formats import _sigmoid as sigmoid
+from reward_kit.data.playground import Playground, load_base
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
+from reward_kit.model.settings import quiet
 from reward_kit.scores.inference import RewardModel
-from reward_kit.data.playground import Playground, load_base
-from reward_kit.beside.wire_formats import _sigmoid as sigmoid
+from reward_kit.tools.cli import COMMANDS, main
 from reward_kit.tools.client import RewardClient, RewardServerError
 from reward_kit.tools.score_queue import Batcher, RequestError, ServerLimits, Texts
 from reward_kit.tools.score_queue import _bare_text as bare_text
-from reward_kit.tools.serving import background_server, serve, wire_formats
-from reward_kit.tools.serving import _OpenRequests as OpenRequests
 from reward_kit.tools.serving import _error_answer as error_answer
 from reward_kit.tools.serving import _listen as listen
+from reward_kit.tools.serving import _OpenRequests as OpenRequests
+from reward_kit.tools.serving import background_server, serve, wire_formats
 
 WIRE_FORMATS = wire_formats()
 

@@ -14,11 +14,37 @@ import reward_kit.trust.comparing as comparing
 from reward_kit.data.files import PreferenceDataError
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
-from reward_kit.trust.agreement import bootstrap_interval, outcomes_of, pooled_accuracy, reward_differences, score_preferences
-from reward_kit.trust.comparing import _holm_correction, _matched_interval, _mcnemar_p_value, _setting_name, _sign_flip_p_value
-from reward_kit.trust.comparing import accuracy_draws, compare_models, compare_runs, pairs_of, paired_difference
-from reward_kit.trust.labels import _AnnotatorCeiling, CrossValidation, _ceiling, _count_votes, _left_out_majority, annotator_ceiling
-from reward_kit.trust.labels import cross_validate, most_confident_mistakes, suspected_label_errors, trainer_recipe
+from reward_kit.trust.agreement import (
+    bootstrap_interval,
+    outcomes_of,
+    pooled_accuracy,
+    reward_differences,
+    score_preferences,
+)
+from reward_kit.trust.comparing import (
+    _holm_correction,
+    _matched_interval,
+    _mcnemar_p_value,
+    _setting_name,
+    _sign_flip_p_value,
+    accuracy_draws,
+    compare_models,
+    compare_runs,
+    paired_difference,
+    pairs_of,
+)
+from reward_kit.trust.labels import (
+    CrossValidation,
+    _AnnotatorCeiling,
+    _ceiling,
+    _count_votes,
+    _left_out_majority,
+    annotator_ceiling,
+    cross_validate,
+    most_confident_mistakes,
+    suspected_label_errors,
+    trainer_recipe,
+)
 from reward_kit.trust.learning_curve import _curve_of_outcomes, _fit_power_law, _power_law, learning_curve
 
 EXPERIMENTS = 1000

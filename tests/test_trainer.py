@@ -8,7 +8,12 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from trainer_world import make_base, make_dataset, make_pairs, make_tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, EarlyStoppingCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+)
 
 import reward_kit.model.model_folder as model_folder_module
 import reward_kit.model.runs as runs_module

@@ -10,7 +10,13 @@ from scipy import stats
 
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
-from reward_kit.trust.trust_report import TrustReport, _difference_histogram, _verdicts, evaluate_reward_model, write_model_card
+from reward_kit.trust.trust_report import (
+    TrustReport,
+    _difference_histogram,
+    _verdicts,
+    evaluate_reward_model,
+    write_model_card,
+)
 
 
 def by_length(prompts, responses):

@@ -15,28 +15,31 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from transformers import BertConfig, BertForSequenceClassification, TrainerControl, TrainerState
 
-from reward_kit.data.report import wilson_interval
-from reward_kit.data.preferences import load_preferences
-from reward_kit.model.settings import quiet
-from reward_kit.model.encoding import prepare_tokenizer
-from reward_kit.model.model_folder import RewardMetadata
-from reward_kit.model.model_folder import load_reward_backbone
-from reward_kit.scores.inference import RewardModel
-from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.data.playground import Playground
+from reward_kit.data.preferences import load_preferences
+from reward_kit.data.report import wilson_interval
+from reward_kit.model.encoding import prepare_tokenizer
+from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
+from reward_kit.model.settings import quiet
+from reward_kit.scores.ensembles import RewardEnsemble
+from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.annotator import _ANSWERS as ANSWERS
 from reward_kit.tools.annotator import _KEYS as KEYS
-from reward_kit.tools.annotator import AnnotationSession, PreferenceAnnotator, annotator_agreement
+from reward_kit.tools.annotator import (
+    AnnotationSession,
+    PreferenceAnnotator,
+    annotator_agreement,
+    render_text,
+)
 from reward_kit.tools.annotator import _annotation_items as annotation_items
 from reward_kit.tools.annotator import _item_html as item_html
 from reward_kit.tools.annotator import _key_script as key_script
 from reward_kit.tools.annotator import _pair_id as pair_id
-from reward_kit.tools.annotator import render_text
+from reward_kit.tools.dashboards import PPODashboard, TrainingDashboard, plot_history
 from reward_kit.tools.explorer import RewardExplorer, TokenInfluence, compare_responses, explain_reward
 from reward_kit.tools.explorer import _embedding_gradient as embedding_gradient
 from reward_kit.tools.explorer import _split_words as split_words
 from reward_kit.tools.explorer import _without_word as without_word
-from reward_kit.tools.dashboards import PPODashboard, TrainingDashboard, plot_history
 
 
 def rows(n, start=0):

@@ -333,7 +333,7 @@ class _Benchmark(_Judging):
         "Which benchmark it is. None: found from its columns.",
         choices=("rewardbench", "rewardbench2", "rm-bench", "llmbar"),
     )
-    split: str | None = setting(None, "Split of a data set that has several.")
+    split: str | None = setting(None, "Split of the benchmark, where it has several.")
     report: str | None = _folder(
         None, "Write benchmark.json, benchmark.md and benchmark.png into this folder."
     )
