@@ -184,6 +184,13 @@ def test_a_notebook_starts_with_a_title_and_one_sentence(path):
 
 
 @each_notebook
+def test_chapters_that_are_named_by_number_exist(path):
+    numbers = {p.stem.split("_")[0] for p in CHAPTERS}
+    named = re.findall(r"[Cc]hapters? (\d+[a-z]?)\b", "\n".join(map(source, cells(path))))
+    assert set(named) <= numbers
+
+
+@each_notebook
 def test_exported_cells_are_small_and_always_run(path):
     for cell in filter(is_exported, cells(path, "code")):
         lines = source(cell).splitlines()
