@@ -98,13 +98,13 @@ class Meter(StepMeter):
 
 def run_ours(work: Path, settings: dict, critic: str) -> dict:
     "Our trainer on the prompts."
-    from reward_kit.model.settings import quiet_transformers
+    from reward_kit.model.settings import quiet
     from reward_kit.rl.ppo import PPOConfig, PPOTrainer
     started, meter = peak_gib(), Meter()
     texts = [text for text, _ in json.loads((work / "prompts.json").read_text())]
     args = PPOConfig(str(work / "out"), critic=critic, bf16=False, use_cpu=True, max_grad_norm=0, save_steps=0,
                      num_sample_generations=0, disable_tqdm=True, **settings)
-    with quiet_transformers():
+    with quiet():
         trainer = PPOTrainer(str(work / "policy"), str(work / "reward"), args, texts, callbacks=[meter.callback()])
     in_order(trainer)
     collect = trainer.collect

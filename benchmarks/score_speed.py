@@ -75,12 +75,12 @@ def score(work: Path, side: str, folder: str, dtype: str = "float32") -> dict:
     import torch
     import transformers
 
-    from reward_kit.model.settings import quiet_transformers
+    from reward_kit.model.settings import quiet
     from reward_kit.scores.inference import RewardModel, RowScorer
 
     rows, started = json.loads((work / ("best.json" if side.startswith("best") else "pairs.json")).read_text()), peak_gib()
     texts = rows["texts"]
-    with quiet_transformers():
+    with quiet():
         if side in ("ours", *BEST):
             rm = RewardModel.from_pretrained(folder, device="cpu", dtype=getattr(torch, dtype))
             if side == "best-padded": rm.scorer = RowScorer(rm.model, rm.tokenizer.pad_token_id, layout="padded")
