@@ -788,6 +788,7 @@ def test_report_shows_itself():
     found = load(pairs(30) + [{"prompt": "<b>|", "chosen": None, "rejected": "x"}] * 4)
     report = found.report
     text, markdown, page = str(report), report.to_markdown(), report._repr_html_()
+    assert "threshold" in markdown and "threshold" in page and "threshold" not in text and max(map(len, text.split("Practices")[1].splitlines())) < 110
     for part in ("rows dropped", "null chosen", "row 31; row 32; row 33", "enough pairs"): assert part in text and part in markdown and part in page
     assert "<script" not in page and page.count("<table") == page.count("</table>") >= 4
     tables = [[row for row in block.splitlines() if row.startswith("|")] for block in markdown.split("\n\n")]

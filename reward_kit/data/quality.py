@@ -478,13 +478,13 @@ _COLORS = {"ok": "#1a7f37", "warn": "#9a6700", "fail": "#cf222e", "n/a": "#6e778
 
 
 @patch
-def sections(self: DataReport) -> list[Section]:
+def sections(self: DataReport, thresholds: bool = True) -> list[Section]:
     "Facts, dropped rows, lengths and practices."
     facts = Section(table=Table(("", ""), list(_facts(self))))
     names = ("mean", "p5", "median", "p95", "max")
     lengths = [(name, *(f"{row[k]:,.0f}" for k in names)) for name, row in self.lengths.items()]
-    practices = [(v.practice, v.status, v.measured, v.threshold) for v in self.verdicts]
-    header = ("practice", "verdict", "measured", "threshold")
+    header = ("practice", "verdict", "measured", "threshold")[: 3 + thresholds]
+    practices = [(v.practice, v.status, v.measured, v.threshold)[: 3 + thresholds] for v in self.verdicts]
     return [
         facts,
         *_tally("Dropped", self.dropped),
@@ -492,6 +492,12 @@ def sections(self: DataReport) -> list[Section]:
         Section(f"Lengths in {self.token_unit}", table=Table(("", *names), lengths)),
         Section("Practices", table=Table(header, practices, _COLORS)),
     ]
+
+
+@patch
+def to_text(self: DataReport) -> str:
+    "The whole report as text, without the thresholds: a terminal is narrow."
+    return super(DataReport, self).to_text(thresholds=False)
 
 
 @patch
