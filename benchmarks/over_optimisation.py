@@ -1,10 +1,15 @@
-"""How true and proxy reward move with KL on the playground: best-of-n and PPO, reward models of 100, 500 and 2,000 pairs, KL coefficients, ensembles.
+"""How true and proxy reward move with KL on the playground: best-of-n and PPO, reward models of 100, 500 and
+2,000 pairs, KL coefficients, ensembles.
 
-    python benchmarks/over_optimisation.py [--batches 42] [--seed 0] [--output nbs/tutorials/over_optimisation.json]
+    python benchmarks/over_optimisation.py [--batches 42] [--seed 0] [--output
+        nbs/tutorials/over_optimisation.json]
 
-A Bradley-Terry reward is a log-odds like the true one, so differences from the start are in the same unit and can be drawn in one picture. Each PPO run
-is one seed, without a KL penalty unless its name says so; each point is the mean over one response to each of 200 held-out prompts.
+A Bradley-Terry reward is a log-odds like the true one, so differences from the start are in the same unit and
+can be drawn in one picture. Each PPO run
+is one seed, without a KL penalty unless its name says so; each point is the mean over one response to each of
+200 held-out prompts.
 """
+
 import argparse
 import json
 import tempfile
@@ -27,14 +32,25 @@ SAMPLES, MEMBERS = 64, 4
 
 def reward_model(pairs: list, held_out, folder: str, seed: int) -> RewardModel:
     "A playground reward model of some pairs."
-    train_reward_model("playground", load_preferences(pairs, progress=False), folder, eval_data=held_out, progress=False, say=lambda *_: None, config={"seed": seed})
+    train_reward_model(
+        "playground",
+        load_preferences(pairs, progress=False),
+        folder,
+        eval_data=held_out,
+        progress=False,
+        say=lambda *_: None,
+        config={"seed": seed},
+    )
     return RewardModel.from_pretrained(folder)
 
 
 def best_of_n(proxy: list[float], true: list[float], n: int) -> tuple[float, float]:
-    "Expected proxy and true reward of the best of n of these samples by proxy: every subset of n counts the same."
+    """Expected proxy and true reward of the best of n of these samples by proxy: every subset of n
+    counts the same."""
     order = sorted(range(len(proxy)), key=lambda i: -proxy[i])
-    chance = [comb(len(proxy) - 1 - place, n - 1) / comb(len(proxy), n) for place in range(len(proxy) - n + 1)]
+    chance = [
+        comb(len(proxy) - 1 - place, n - 1) / comb(len(proxy), n) for place in range(len(proxy) - n + 1)
+    ]
     return tuple(sum(c * values[i] for c, i in zip(chance, order)) for values in (proxy, true))
 
 
@@ -43,7 +59,10 @@ def base_samples(prompts: list[str]) -> list[list[str]]:
     model, tokenizer = load_base()
     ids = [row for row in encode_prompts(load_prompts(prompts), tokenizer) for _ in range(SAMPLES)]
     how = Sampling(64, stop_ids=(tokenizer.eos_token_id,), rows=256)
-    texts = [tokenizer.decode(e.response_ids, skip_special_tokens=True) for e in sample_responses(model, ids, how, torch.Generator().manual_seed(0))]
+    texts = [
+        tokenizer.decode(e.response_ids, skip_special_tokens=True)
+        for e in sample_responses(model, ids, how, torch.Generator().manual_seed(0))
+    ]
     return [texts[i : i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
 
 
@@ -51,26 +70,61 @@ def selection_curve(score, prompts: list[str], samples: list[list[str]]) -> list
     "Proxy and true reward of best-of-n for n = 1, 2, 4, ..., against the exact KL, log n - (n - 1) / n."
     flat = [prompt for prompt, group in zip(prompts, samples) for _ in group]
     texts = [text for group in samples for text in group]
-    tables = [[values[i : i + SAMPLES] for i in range(0, len(flat), SAMPLES)] for values in (score(flat, texts), Playground.true_reward(flat, texts))]
+    tables = [
+        [values[i : i + SAMPLES] for i in range(0, len(flat), SAMPLES)]
+        for values in (score(flat, texts), Playground.true_reward(flat, texts))
+    ]
     points = []
     for n in (2**k for k in range(SAMPLES.bit_length())):
         found = [best_of_n(p, t, n) for p, t in zip(*tables)]
-        points.append({"n": n, "kl": log(n) - (n - 1) / n, "proxy": mean(p for p, _ in found), "true": mean(t for _, t in found)})
+        points.append(
+            {
+                "n": n,
+                "kl": log(n) - (n - 1) / n,
+                "proxy": mean(p for p, _ in found),
+                "true": mean(t for _, t in found),
+            }
+        )
     return points
 
 
-def ppo_curve(reward, prompts: list[str], held_out: list[str], batches: int, kl_coef: float, seed: int) -> list[dict]:
+def ppo_curve(
+    reward, prompts: list[str], held_out: list[str], batches: int, kl_coef: float, seed: int
+) -> list[dict]:
     "Proxy and true reward on held-out prompts against the KL, from the start of a run to its end."
     with tempfile.TemporaryDirectory() as folder:
-        args = PPOConfig(folder, total_episodes=64 * batches, kl_coef=kl_coef, learning_rate=5e-4, lr_scheduler_type="constant", normalize_reward=False,
-                         missing_eos_penalty=None, eval_steps=3, save_steps=0, seed=seed, disable_tqdm=True, num_sample_generations=0)
+        args = PPOConfig(
+            folder,
+            total_episodes=64 * batches,
+            kl_coef=kl_coef,
+            learning_rate=5e-4,
+            lr_scheduler_type="constant",
+            normalize_reward=False,
+            missing_eos_penalty=None,
+            eval_steps=3,
+            save_steps=0,
+            seed=seed,
+            disable_tqdm=True,
+            num_sample_generations=0,
+        )
         trainer, points = PPOTrainer("playground", reward, args, prompts, held_out), []
         original = trainer.evaluate
 
         def evaluate():
             metrics = original()
-            true = Playground.true_reward([held_out[e.row] for e in trainer.eval_episodes], [e.completion for e in trainer.eval_episodes])
-            points.append({"step": trainer.state.global_step, "kl": max(metrics["eval_kl"], 0.0), "proxy": metrics["eval_score"], "true": mean(true), "length": metrics["eval_length"]})
+            true = Playground.true_reward(
+                [held_out[e.row] for e in trainer.eval_episodes],
+                [e.completion for e in trainer.eval_episodes],
+            )
+            points.append(
+                {
+                    "step": trainer.state.global_step,
+                    "kl": max(metrics["eval_kl"], 0.0),
+                    "proxy": metrics["eval_score"],
+                    "true": mean(true),
+                    "length": metrics["eval_length"],
+                }
+            )
             return metrics
 
         trainer.evaluate = evaluate
@@ -85,31 +139,54 @@ def raw_mean(members: list[RewardModel]):
 
 
 def measure(batches: int, seed: int, sizes: list[int], held_out: int) -> dict:
-    "Every curve, by name; `sizes` are the pairs of the reward models, smallest first, `held_out` the prompts that are judged."
+    """Every curve, by name; `sizes` are the pairs of the reward models, smallest first, `held_out` the
+    prompts that are judged."""
     world, (few, *_, most) = Playground(seed=seed), sizes
     prompts, rows = world.prompts(), world.preferences(round(1.3 * most))
     held_out, prompts = prompts[:held_out], prompts[held_out:]
-    pairs, judged = [rows[i] for i in range(most)], load_preferences([rows[i] for i in range(most, round(1.2 * most))], progress=False)
-    samples, out = base_samples(held_out[:100]), {"batches": batches, "seed": seed, "best_of_n": {}, "ppo": {}}
+    pairs, judged = (
+        [rows[i] for i in range(most)],
+        load_preferences([rows[i] for i in range(most, round(1.2 * most))], progress=False),
+    )
+    samples, out = (
+        base_samples(held_out[:100]),
+        {"batches": batches, "seed": seed, "best_of_n": {}, "ppo": {}},
+    )
     with tempfile.TemporaryDirectory() as folder:
         models = {n: reward_model(pairs[:n], judged, f"{folder}/{n}", seed) for n in sizes}
-        others = [reward_model(pairs[:few], judged, f"{folder}/{few}-{k}", seed + k) for k in range(1, MEMBERS)]
+        others = [
+            reward_model(pairs[:few], judged, f"{folder}/{few}-{k}", seed + k) for k in range(1, MEMBERS)
+        ]
         ensemble = [models[few], *others]
         runs = {f"{n} pairs": (rm, 0.0) for n, rm in models.items()}
         runs |= {f"{few} pairs, KL coefficient {c:g}": (models[few], c) for c in (0.05, 0.2)}
-        runs |= {f"{MEMBERS} x {few} pairs, mean": (raw_mean(ensemble), 0.0),
-                 f"{MEMBERS} x {few} pairs, mean - sd": (RewardEnsemble(ensemble, combine="lower_bound", k=1.0, normalize_members=False), 0.0)}
+        runs |= {
+            f"{MEMBERS} x {few} pairs, mean": (raw_mean(ensemble), 0.0),
+            f"{MEMBERS} x {few} pairs, mean - sd": (
+                RewardEnsemble(ensemble, combine="lower_bound", k=1.0, normalize_members=False),
+                0.0,
+            ),
+        }
         for name, (reward, kl_coef) in runs.items():
-            if "KL" not in name: out["best_of_n"][name] = selection_curve(reward.score, held_out[:100], samples)
+            if "KL" not in name:
+                out["best_of_n"][name] = selection_curve(reward.score, held_out[:100], samples)
             out["ppo"][name] = ppo_curve(reward, prompts, held_out, batches, kl_coef, seed)
-            print(name, {k: round(v, 2) for k, v in out["ppo"][name][-1].items()}, "best true", round(max(p["true"] for p in out["ppo"][name]), 2), flush=True)
+            print(
+                name,
+                {k: round(v, 2) for k, v in out["ppo"][name][-1].items()},
+                "best true",
+                round(max(p["true"] for p in out["ppo"][name]), 2),
+                flush=True,
+            )
     return out
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=42)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 2000], help="pairs of the reward models")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[100, 500, 2000], help="pairs of the reward models"
+    )
     parser.add_argument("--held-out", type=int, default=200, help="prompts that are judged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)

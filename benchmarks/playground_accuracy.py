@@ -1,10 +1,14 @@
 """Expected accuracy on held-out playground prompts against the best reachable one, over seeds.
 
-    python benchmarks/playground_accuracy.py [--seeds 0 1 2] [--pairs 2400] [--output benchmarks/results/playground_accuracy.md] [--picture P.png]
+    python benchmarks/playground_accuracy.py [--seeds 0 1 2] [--pairs 2400] [--output
+        benchmarks/results/playground_accuracy.md] [--picture P.png]
 
-Each seed draws its own pairs, its own split by prompt and its own head. Expected accuracy is the mean, over held-out pairs, of the true
-probability that a labeller agrees with the model's choice; best reachable is the mean of max(p, 1 - p) over the same pairs.
+Each seed draws its own pairs, its own split by prompt and its own head. Expected accuracy is the mean, over
+held-out pairs, of the true
+probability that a labeller agrees with the model's choice; best reachable is the mean of max(p, 1 - p) over
+the same pairs.
 """
+
 import argparse
 import tempfile
 from pathlib import Path
@@ -23,15 +27,35 @@ def measure(seed: int, n_pairs: int) -> dict:
     train, held_out = split_by_prompt(world.preferences(n_pairs), 0.15, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         started = perf_counter()
-        result = train_reward_model("playground", train, f"{folder}/rm", eval_data=held_out, progress=False, say=lambda *_: None,
-                                    config={"seed": seed})
+        result = train_reward_model(
+            "playground",
+            train,
+            f"{folder}/rm",
+            eval_data=held_out,
+            progress=False,
+            say=lambda *_: None,
+            config={"seed": seed},
+        )
         seconds = perf_counter() - started
         rm = RewardModel.from_pretrained(result.path)
         rows = [held_out[i] for i in range(len(held_out))]
-        chosen, rejected = (rm.score([r["prompt"] for r in rows], [r["responses"][k] for r in rows]) for k in (0, 1))
-    prompts, responses = [r["prompt"] for r in rows] * 2, [r["responses"][0] for r in rows] + [r["responses"][1] for r in rows]
-    return {"truth": world.true_reward(prompts, responses), "scores": chosen + rejected, "pairs": len(train), "held out": len(held_out), "expected": 100 * world.expected_accuracy(held_out, list(zip(chosen, rejected))),
-            "best": 100 * world.best_accuracy(held_out), "against labels": 100 * result.evaluation.accuracy, "seconds": seconds}
+        chosen, rejected = (
+            rm.score([r["prompt"] for r in rows], [r["responses"][k] for r in rows]) for k in (0, 1)
+        )
+    prompts, responses = (
+        [r["prompt"] for r in rows] * 2,
+        [r["responses"][0] for r in rows] + [r["responses"][1] for r in rows],
+    )
+    return {
+        "truth": world.true_reward(prompts, responses),
+        "scores": chosen + rejected,
+        "pairs": len(train),
+        "held out": len(held_out),
+        "expected": 100 * world.expected_accuracy(held_out, list(zip(chosen, rejected))),
+        "best": 100 * world.best_accuracy(held_out),
+        "against labels": 100 * result.evaluation.accuracy,
+        "seconds": seconds,
+    }
 
 
 def picture(run: dict, path: Path):
@@ -45,8 +69,11 @@ def picture(run: dict, path: Path):
     axes.scatter(run["truth"], run["scores"], s=9, alpha=0.35, color="#0072B2", edgecolors="none")
     axes.set_xlabel("true reward (known only on the playground)")
     axes.set_ylabel("reward model's score")
-    axes.set_title(f"{run['pairs']:,} noisy choices later: {run['expected']:.0f}% expected accuracy on new prompts,\n"
-                   f"{run['best']:.0f}% is the best any model can reach", fontsize=10)
+    axes.set_title(
+        f"{run['pairs']:,} noisy choices later: {run['expected']:.0f}% expected accuracy on new prompts,\n"
+        f"{run['best']:.0f}% is the best any model can reach",
+        fontsize=10,
+    )
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -54,14 +81,23 @@ def picture(run: dict, path: Path):
 
 def table(runs: dict[int, dict]) -> str:
     "Markdown, one row a seed, and the mean."
-    lines = ["| seed | pairs | held out | expected accuracy % | best reachable % | gap, points | accuracy against noisy labels % | train and evaluate, s |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        (
+            "| seed | pairs | held out | expected accuracy % | best reachable % | gap, points | accuracy"
+            " against noisy labels % | train and evaluate, s |"
+        ),
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for seed, r in runs.items():
-        lines.append(f"| {seed} | {r['pairs']} | {r['held out']} | {r['expected']:.1f} | {r['best']:.1f} | {r['best'] - r['expected']:.1f} "
-                     f"| {r['against labels']:.1f} | {r['seconds']:.0f} |")
+        lines.append(
+            f"| {seed} | {r['pairs']} | {r['held out']} | {r['expected']:.1f} | {r['best']:.1f} |"
+            f" {r['best'] - r['expected']:.1f} | {r['against labels']:.1f} | {r['seconds']:.0f} |"
+        )
     gaps = [r["best"] - r["expected"] for r in runs.values()]
     spread = f" (standard deviation {stdev(gaps):.1f})" if len(gaps) > 1 else ""
-    return "\n".join([*lines, "", f"Mean gap to the best reachable accuracy: {mean(gaps):.1f} points{spread}."])
+    return "\n".join(
+        [*lines, "", f"Mean gap to the best reachable accuracy: {mean(gaps):.1f} points{spread}."]
+    )
 
 
 if __name__ == "__main__":
@@ -74,7 +110,8 @@ if __name__ == "__main__":
     runs = {seed: measure(seed, args.pairs) for seed in args.seeds}
     text = table(runs)
     print(text)
-    if args.picture: picture(runs[args.seeds[0]], args.picture)
+    if args.picture:
+        picture(runs[args.seeds[0]], args.picture)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text + "\n")

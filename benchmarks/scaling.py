@@ -1,14 +1,20 @@
-"""How time grows with size: preparation of generated pairs beside TRL's, training steps, and scoring; the exponent of time over size.
+"""How time grows with size: preparation of generated pairs beside TRL's, training steps, and scoring; the
+exponent of time over size.
 
     python benchmarks/scaling.py [--pairs 1000 10000 100000] [--output benchmarks/results/scaling.md]
 
-Preparation is what happens before the first step, from a file of JSON lines: on our side load_preferences (reading, checking, the
-report) and the constructor of the trainer (tokenising); on TRL's load_dataset and the constructor of its trainer (adding EOS, tokenising,
-filtering); with empty caches. Tokenizers may use threads, as they do unless the environment forbids it; then the largest file again with a process a core on both
+Preparation is what happens before the first step, from a file of JSON lines: on our side load_preferences
+(reading, checking, the
+report) and the constructor of the trainer (tokenising); on TRL's load_dataset and the constructor of its
+trainer (adding EOS, tokenising,
+filtering); with empty caches. Tokenizers may use threads, as they do unless the environment forbids it; then
+the largest file again with a process a core on both
 sides. A fixed number of steps follows, whose time should not depend on how many pairs there are. Then, on
-random tokens, seconds a training step and a scoring pass by length of the prompt, responses to a prompt, and batch. An exponent of 1 is
+random tokens, seconds a training step and a scoring pass by length of the prompt, responses to a prompt, and
+batch. An exponent of 1 is
 time proportional to size, below 1 there is a constant part, above 1 it grows faster than the size.
 """
+
 import argparse
 import json
 import os
@@ -41,7 +47,7 @@ from common import (
 
 SIDES = {"ours": "reward_kit", "theirs": "TRL"}
 AXES = {"prompt": "tokens of the prompt", "k": "responses to a prompt", "batch": "prompts in a batch"}
-BATCH = 8 # of the steps after preparation
+BATCH = 8  # of the steps after preparation
 
 
 def exponent(sizes: list[float], times: list[float]) -> float:
@@ -51,14 +57,19 @@ def exponent(sizes: list[float], times: list[float]) -> float:
 
 
 def prepare(work: Path, model: str, vocabulary: int, sizes: list[int]) -> dict:
-    "Files of generated pairs, prompts of 10 to 30 and responses of 20 to 60 words, a model, and its tokenizer as it was before our encoding."
+    """Files of generated pairs, prompts of 10 to 30 and responses of 20 to 60 words, a model, and its
+    tokenizer as it was before our encoding."""
     chance = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "il")]
     words = ["".join(chance.choices(syllables, k=chance.randint(1, 3))) for _ in range(8000)]
-    weights = [1 / (i + 1) for i in range(len(words))] # as words of a language are
+    weights = [1 / (i + 1) for i in range(len(words))]  # as words of a language are
     sentence = lambda n: " ".join(chance.choices(words, weights, k=chance.randint(n // 2, 3 * n // 2)))
-    rows = [json.dumps({"prompt": sentence(20) + "\n", "chosen": sentence(40), "rejected": sentence(40)}) + "\n" for _ in range(max(sizes))]
-    for size in sizes: (work / f"{size}.jsonl").write_text("".join(rows[:size]))
+    rows = [
+        json.dumps({"prompt": sentence(20) + "\n", "chosen": sentence(40), "rejected": sentence(40)}) + "\n"
+        for _ in range(max(sizes))
+    ]
+    for size in sizes:
+        (work / f"{size}.jsonl").write_text("".join(rows[:size]))
     texts = [text for row in rows[:2000] for text in json.loads(row).values()]
     tokenizer = build_tokenizer(texts, vocabulary)
     tokenizer.save_pretrained(work / "raw")
@@ -68,14 +79,27 @@ def prepare(work: Path, model: str, vocabulary: int, sizes: list[int]) -> dict:
 
 def settings(steps: int, batch: int) -> dict:
     "What both trainers are told."
-    return {"per_device_train_batch_size": batch, "max_steps": steps, "use_cpu": True, "bf16": False, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-            "gradient_checkpointing": False, "optim": "adamw_torch", "learning_rate": 1e-5, "lr_scheduler_type": "constant", "seed": 0}
+    return {
+        "per_device_train_batch_size": batch,
+        "max_steps": steps,
+        "use_cpu": True,
+        "bf16": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "constant",
+        "seed": 0,
+    }
 
 
 def start(work: Path, side: str, size: int, steps: int, processes: int) -> dict:
-    "Everything from a file to some steps, in this process with empty caches: seconds of each part, and the first rows as token ids."
+    """Everything from a file to some steps, in this process with empty caches: seconds of each part,
+    and the first rows as token ids."""
     cache = work / f"cache-{os.getpid()}"
-    os.environ["HF_DATASETS_CACHE"] = str(cache) # read when datasets is imported
+    os.environ["HF_DATASETS_CACHE"] = str(cache)  # read when datasets is imported
     os.environ.pop("TOKENIZERS_PARALLELISM", None)
     import datasets
     import transformers
@@ -83,6 +107,7 @@ def start(work: Path, side: str, size: int, steps: int, processes: int) -> dict:
 
     from reward_kit.data.preferences import load_preferences
     from reward_kit.model.trainer import RewardConfig, RewardTrainer
+
     datasets.disable_progress_bars()
     imports, file, meter = peak_gib(), str(work / f"{size}.jsonl"), StepMeter()
     tokenizer = transformers.AutoTokenizer.from_pretrained(work / "raw")
@@ -91,16 +116,36 @@ def start(work: Path, side: str, size: int, steps: int, processes: int) -> dict:
     if side == "ours":
         data = load_preferences(file, num_proc=processes, progress=False)
         loaded = perf_counter()
-        trainer = RewardTrainer(str(work / "model"), RewardConfig(str(work / "out"), estimate_time=False, **given), train_dataset=data, callbacks=[meter.callback()])
+        trainer = RewardTrainer(
+            str(work / "model"),
+            RewardConfig(str(work / "out"), estimate_time=False, **given),
+            train_dataset=data,
+            callbacks=[meter.callback()],
+        )
     else:
         data = datasets.load_dataset("json", data_files=file, split="train")
         loaded = perf_counter()
-        trainer = trl.RewardTrainer(str(work / "model"), trl.RewardConfig(str(work / "out"), max_length=8192, **given), train_dataset=data, processing_class=tokenizer, callbacks=[meter.callback()])
+        trainer = trl.RewardTrainer(
+            str(work / "model"),
+            trl.RewardConfig(str(work / "out"), max_length=8192, **given),
+            train_dataset=data,
+            processing_class=tokenizer,
+            callbacks=[meter.callback()],
+        )
     built = perf_counter()
     trainer.train()
     rows = [trainer.train_dataset[i] for i in range(100)]
-    first = [row["sequences"] if "sequences" in row else [row["chosen_ids"], row["rejected_ids"]] for row in rows]
-    found = {"load": loaded - begin, "build": built - loaded, "total": built - begin, "to first step": meter.ends[0] - built, "step": median(meter.result()["seconds"]), "rows": len(trainer.train_dataset)}
+    first = [
+        row["sequences"] if "sequences" in row else [row["chosen_ids"], row["rejected_ids"]] for row in rows
+    ]
+    found = {
+        "load": loaded - begin,
+        "build": built - loaded,
+        "total": built - begin,
+        "to first step": meter.ends[0] - built,
+        "step": median(meter.result()["seconds"]),
+        "rows": len(trainer.train_dataset),
+    }
     shutil.rmtree(cache, ignore_errors=True)
     return found | {"first": first, "imports_gib": imports, "peak_gib": peak_gib()}
 
@@ -116,7 +161,9 @@ def examples(prompt: int, response: int, k: int, n: int, vocabulary: int) -> lis
     return rows
 
 
-def step_and_score(work: Path, prompt: int, response: int, k: int, batch: int, steps: int, vocabulary: int) -> dict:
+def step_and_score(
+    work: Path, prompt: int, response: int, k: int, batch: int, steps: int, vocabulary: int
+) -> dict:
     "Median seconds of a training step, and of scoring a batch, in this process."
     from datasets import Dataset
 
@@ -124,9 +171,22 @@ def step_and_score(work: Path, prompt: int, response: int, k: int, batch: int, s
     from reward_kit.model.model_folder import load_reward_backbone
     from reward_kit.model.trainer import RewardConfig, RewardTrainer
     from reward_kit.scores.inference import RowScorer
+
     rows, meter = examples(prompt, response, k, batch * (steps + 1), vocabulary), StepMeter()
-    data = Dataset.from_dict({"sequences": rows, "lengths": [[len(ids) for ids in row] for row in rows], "ranks": [list(range(1, k + 1)) for _ in rows]})
-    args = RewardConfig(str(work / "out"), show_plan=False, loss_type="bradley_terry" if k == 2 else "plackett_luce", max_length=8192, **settings(steps + 1, batch))
+    data = Dataset.from_dict(
+        {
+            "sequences": rows,
+            "lengths": [[len(ids) for ids in row] for row in rows],
+            "ranks": [list(range(1, k + 1)) for _ in rows],
+        }
+    )
+    args = RewardConfig(
+        str(work / "out"),
+        show_plan=False,
+        loss_type="bradley_terry" if k == 2 else "plackett_luce",
+        max_length=8192,
+        **settings(steps + 1, batch),
+    )
     RewardTrainer(str(work / "model"), args, train_dataset=data, callbacks=[meter.callback()]).train()
     model, tokenizer = load_reward_backbone(work / "model")
     scorer, seconds = RowScorer(model, tokenizer.pad_token_id), []
@@ -135,20 +195,36 @@ def step_and_score(work: Path, prompt: int, response: int, k: int, batch: int, s
         begin = perf_counter()
         scorer(texts)
         seconds.append(perf_counter() - begin)
-    unique = sum(len(ids) - (shared_length(row[0], ids) if i else 0) for row in rows for i, ids in enumerate(row)) / (steps + 1)
+    unique = sum(
+        len(ids) - (shared_length(row[0], ids) if i else 0) for row in rows for i, ids in enumerate(row)
+    ) / (steps + 1)
     return {"train": median(meter.result()["seconds"]), "score": median(seconds[1:]), "unique": unique}
 
 
 def growth(args, workers: Workers, vocabulary: int) -> dict:
     "axis -> size -> runs"
     base = {"prompt": args.prompt, "k": 2, "batch": args.batch}
-    points = [(axis, size) for axis, sizes in (("prompt", args.prompts), ("k", args.ks), ("batch", args.batches)) for size in sizes]
+    points = [
+        (axis, size)
+        for axis, sizes in (("prompt", args.prompts), ("k", args.ks), ("batch", args.batches))
+        for size in sizes
+    ]
     found = {axis: {} for axis in AXES}
     for i in range(args.rounds):
         for axis, size in alternating(points, i):
-            run = workers.ask("step_and_score", **base | {axis: size}, response=args.response, steps=args.steps, vocabulary=vocabulary)
+            run = workers.ask(
+                "step_and_score",
+                **base | {axis: size},
+                response=args.response,
+                steps=args.steps,
+                vocabulary=vocabulary,
+            )
             found[axis].setdefault(size, []).append(run)
-            print(f"round {i + 1} of {args.rounds}, {AXES[axis]:24} {size:5}: step {run['train']:.3f} s, scoring {run['score']:.3f} s", flush=True)
+            print(
+                f"round {i + 1} of {args.rounds}, {AXES[axis]:24} {size:5}: step {run['train']:.3f} s,"
+                f" scoring {run['score']:.3f} s",
+                flush=True,
+            )
     return {axis: dict(sorted(own.items())) for axis, own in found.items()}
 
 
@@ -160,26 +236,81 @@ def preparation(args, workers: Workers) -> dict:
             for side in alternating(SIDES, i):
                 run = workers.ask("start", side=side, size=size, steps=args.steps, processes=processes)
                 found.setdefault((side, size, processes), []).append(run)
-                print(f"round {i + 1} of {args.rounds}, {size:7,} pairs, {processes} processes, {SIDES[side]:10}: {run['total']:.1f} s to prepare, {run['step']:.3f} s a step", flush=True)
-            if found["ours", size, processes][-1]["first"] != found["theirs", size, processes][-1]["first"]: raise RuntimeError("the sides did not get the same token ids")
+                print(
+                    f"round {i + 1} of {args.rounds}, {size:7,} pairs, {processes} processes,"
+                    f" {SIDES[side]:10}: {run['total']:.1f} s to prepare, {run['step']:.3f} s a step",
+                    flush=True,
+                )
+            if found["ours", size, processes][-1]["first"] != found["theirs", size, processes][-1]["first"]:
+                raise RuntimeError("the sides did not get the same token ids")
     return found
 
 
 def preparation_tables(args, found: dict, facts: dict) -> list[str]:
     "Seconds by part, and the exponents."
     rows = []
-    for size, processes in dict.fromkeys((size, processes) for _, size, processes in sorted(found, key=lambda key: key[2])):
+    for size, processes in dict.fromkeys(
+        (size, processes) for _, size, processes in sorted(found, key=lambda key: key[2])
+    ):
         for side, name in SIDES.items():
             runs = found[side, size, processes]
             ratio = median(a["total"] / b["total"] for a, b in zip(found["theirs", size, processes], runs))
-            rows.append([f"{size:,}", f"{facts['mib'][str(size)]:.1f}", processes, name, *(f"{middle(runs, key):.2f}" for key in ("load", "build", "total")), f"{ratio:.2f}", f"{size / middle(runs, 'total'):,.0f}",
-                         f"{middle(runs, 'to first step'):.2f}", f"{middle(runs, 'step'):.3f}", f"{BATCH / middle(runs, 'step'):.1f}", f"{middle(runs, 'peak_gib'):.2f}"])
-    head = ["pairs", "MiB of JSON lines", "processes", "", "load, s", "constructor, s", "both, s", "TRL's time over it", "pairs/s prepared", "from there to the end of the first step, s", "s a step", "pairs/s trained", "peak GiB"]
+            rows.append(
+                [
+                    f"{size:,}",
+                    f"{facts['mib'][str(size)]:.1f}",
+                    processes,
+                    name,
+                    *(f"{middle(runs, key):.2f}" for key in ("load", "build", "total")),
+                    f"{ratio:.2f}",
+                    f"{size / middle(runs, 'total'):,.0f}",
+                    f"{middle(runs, 'to first step'):.2f}",
+                    f"{middle(runs, 'step'):.3f}",
+                    f"{BATCH / middle(runs, 'step'):.1f}",
+                    f"{middle(runs, 'peak_gib'):.2f}",
+                ]
+            )
+    head = [
+        "pairs",
+        "MiB of JSON lines",
+        "processes",
+        "",
+        "load, s",
+        "constructor, s",
+        "both, s",
+        "TRL's time over it",
+        "pairs/s prepared",
+        "from there to the end of the first step, s",
+        "s a step",
+        "pairs/s trained",
+        "peak GiB",
+    ]
     lines = [*table(head, rows), ""]
-    if len(args.pairs) < 2: return lines
+    if len(args.pairs) < 2:
+        return lines
     slope = lambda side, key, sizes: exponent(sizes, [middle(found[side, size, 1], key) for size in sizes])
-    fits = [[name, f"{slope(side, 'total', args.pairs):.2f}", f"{slope(side, 'total', args.pairs[-2:]):.2f}", f"{slope(side, 'step', args.pairs):.2f}"] for side, name in SIDES.items()]
-    return [*lines, *table(["exponent over the number of pairs", "preparation", "preparation, the two largest", "a training step"], fits), ""]
+    fits = [
+        [
+            name,
+            f"{slope(side, 'total', args.pairs):.2f}",
+            f"{slope(side, 'total', args.pairs[-2:]):.2f}",
+            f"{slope(side, 'step', args.pairs):.2f}",
+        ]
+        for side, name in SIDES.items()
+    ]
+    return [
+        *lines,
+        *table(
+            [
+                "exponent over the number of pairs",
+                "preparation",
+                "preparation, the two largest",
+                "a training step",
+            ],
+            fits,
+        ),
+        "",
+    ]
 
 
 def growth_tables(found: dict) -> list[str]:
@@ -187,13 +318,56 @@ def growth_tables(found: dict) -> list[str]:
     rows, fits = [], []
     for axis, own in found.items():
         sizes, unique = list(own), [middle(runs, "unique") for runs in own.values()]
-        for size, runs in own.items(): rows.append([AXES[axis], size, f"{middle(runs, 'unique'):,.0f}", *(f"{middle(runs, key):.3f}" for key in ("train", "score")), f"{middle(runs, 'unique') / middle(runs, 'train'):,.0f}", f"{middle(runs, 'unique') / middle(runs, 'score'):,.0f}"])
-        if len(sizes) < 2: continue
+        for size, runs in own.items():
+            rows.append(
+                [
+                    AXES[axis],
+                    size,
+                    f"{middle(runs, 'unique'):,.0f}",
+                    *(f"{middle(runs, key):.3f}" for key in ("train", "score")),
+                    f"{middle(runs, 'unique') / middle(runs, 'train'):,.0f}",
+                    f"{middle(runs, 'unique') / middle(runs, 'score'):,.0f}",
+                ]
+            )
+        if len(sizes) < 2:
+            continue
         for key, what in (("train", "training step"), ("score", "scoring")):
             times = [middle(runs, key) for runs in own.values()]
-            fits.append([AXES[axis], what, f"{exponent(sizes, times):.2f}", f"{exponent(unique, times):.2f}", f"{exponent(unique[-2:], times[-2:]):.2f}"])
-    return [*table(["", "size", "unique tokens, a batch", "s a training step", "s to score a batch", "unique tokens/s trained", "scored"], rows), "",
-            *table(["exponent of time", "", "over the size", "over unique tokens", "over unique tokens, the two largest"], fits), ""]
+            fits.append(
+                [
+                    AXES[axis],
+                    what,
+                    f"{exponent(sizes, times):.2f}",
+                    f"{exponent(unique, times):.2f}",
+                    f"{exponent(unique[-2:], times[-2:]):.2f}",
+                ]
+            )
+    return [
+        *table(
+            [
+                "",
+                "size",
+                "unique tokens, a batch",
+                "s a training step",
+                "s to score a batch",
+                "unique tokens/s trained",
+                "scored",
+            ],
+            rows,
+        ),
+        "",
+        *table(
+            [
+                "exponent of time",
+                "",
+                "over the size",
+                "over unique tokens",
+                "over unique tokens, the two largest",
+            ],
+            fits,
+        ),
+        "",
+    ]
 
 
 def figure_of(args, prepared: dict, grown: dict):
@@ -201,13 +375,37 @@ def figure_of(args, prepared: dict, grown: dict):
     figure, panels = new_figure(1, 2, 7.2, 4.2)
     left, right = panels.flat
     for (side, name), colour, style in zip(SIDES.items(), (BLUE, ORANGE), ("o-", "s--")):
-        left.plot(args.pairs, [middle(prepared[side, size, 1], "total") for size in args.pairs], style, color=colour, markersize=4, label=f"{name}, preparation")
-        left.plot(args.pairs, [middle(prepared[side, size, 1], "step") for size in args.pairs], style, color=colour, markersize=4, markerfacecolor="white", alpha=0.6, label=f"{name}, a training step")
+        left.plot(
+            args.pairs,
+            [middle(prepared[side, size, 1], "total") for size in args.pairs],
+            style,
+            color=colour,
+            markersize=4,
+            label=f"{name}, preparation",
+        )
+        left.plot(
+            args.pairs,
+            [middle(prepared[side, size, 1], "step") for size in args.pairs],
+            style,
+            color=colour,
+            markersize=4,
+            markerfacecolor="white",
+            alpha=0.6,
+            label=f"{name}, a training step",
+        )
     for axis, colour, mark in zip(AXES, (BLUE, ORANGE, GREEN), "os^"):
         unique = [middle(runs, "unique") for runs in grown[axis].values()]
         for key, style, fill in (("train", "-", colour), ("score", ":", "white")):
-            right.plot(unique, [middle(runs, key) for runs in grown[axis].values()], style, marker=mark, color=colour, markerfacecolor=fill, markersize=4,
-                       label=f"{'training' if key == 'train' else 'scoring'}, by {AXES[axis]}")
+            right.plot(
+                unique,
+                [middle(runs, key) for runs in grown[axis].values()],
+                style,
+                marker=mark,
+                color=colour,
+                markerfacecolor=fill,
+                markersize=4,
+                label=f"{'training' if key == 'train' else 'scoring'}, by {AXES[axis]}",
+            )
     left.set(xlabel="pairs in the file", ylabel="seconds")
     right.set(xlabel="unique tokens of a batch", ylabel="seconds a batch")
     for axes in (left, right):
@@ -220,9 +418,13 @@ def figure_of(args, prepared: dict, grown: dict):
 def arguments():
     "Of the command."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1000, 10_000, 100_000], help="generated pairs in a file")
+    parser.add_argument(
+        "--pairs", type=int, nargs="+", default=[1000, 10_000, 100_000], help="generated pairs in a file"
+    )
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one to warm up")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[64, 256, 1024, 2048], help="lengths of the prompt, tokens")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", default=[64, 256, 1024, 2048], help="lengths of the prompt, tokens"
+    )
     parser.add_argument("--ks", type=int, nargs="+", default=[2, 4, 8, 16], help="responses to a prompt")
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 8, 32], help="prompts in a batch")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of the prompt where it does not vary")
@@ -232,7 +434,8 @@ def arguments():
     common_arguments(parser)
     args = parser.parse_args()
     args.pairs.sort()
-    if args.worker is None and args.pairs[0] < 100: parser.error(f"--pairs {args.pairs[0]}: at least 100, which are compared with TRL's")
+    if args.worker is None and args.pairs[0] < 100:
+        parser.error(f"--pairs {args.pairs[0]}: at least 100, which are compared with TRL's")
     return args
 
 
@@ -242,16 +445,42 @@ def main(args) -> None:
         facts = workers.ask("prepare", model=args.model, vocabulary=args.vocabulary, sizes=args.pairs)
         prepared = preparation(args, workers)
         grown = growth(args, workers, facts["vocabulary"])
-    lines = [f"Model: {model_line(facts)}. Medians of {args.rounds} rounds of processes.", "", "## From a file of generated pairs to the first steps", "",
-             *preparation_tables(args, prepared, facts), f"Both sides got the same token ids (the first 100 pairs, compared in the run). Steps: float32, batch {BATCH}. Our constructor also tries whether the model can read packed lines; "
-             "our loading also checks every row and writes the report on the data. One process means tokenizers with a thread a core, which helps where many texts are given at once; several processes tokenise with a thread each.", "",
-             "## By length of the prompt, responses to a prompt, and batch", "", *growth_tables(grown),
-             f"Where it does not vary: a prompt of {args.prompt} tokens, 2 responses of {args.response} tokens each, batches of {args.batch} prompts. Attention grows with the square of the length, "
-             "so the exponent over the length of the prompt can exceed 1 a little where it is long.", "", versions_line(args.threads)]
-    publish("\n".join(lines), args.output, figure_of(args, prepared, grown), "Seconds of preparation, training steps and scoring over size")
+    lines = [
+        f"Model: {model_line(facts)}. Medians of {args.rounds} rounds of processes.",
+        "",
+        "## From a file of generated pairs to the first steps",
+        "",
+        *preparation_tables(args, prepared, facts),
+        (
+            "Both sides got the same token ids (the first 100 pairs, compared in the run). Steps: float32,"
+            f" batch {BATCH}. Our constructor also tries whether the model can read packed lines; our loading"
+            " also checks every row and writes the report on the data. One process means tokenizers with a"
+            " thread a core, which helps where many texts are given at once; several processes tokenise with"
+            " a thread each."
+        ),
+        "",
+        "## By length of the prompt, responses to a prompt, and batch",
+        "",
+        *growth_tables(grown),
+        (
+            f"Where it does not vary: a prompt of {args.prompt} tokens, 2 responses of {args.response} tokens"
+            f" each, batches of {args.batch} prompts. Attention grows with the square of the length, so the"
+            " exponent over the length of the prompt can exceed 1 a little where it is long."
+        ),
+        "",
+        versions_line(args.threads),
+    ]
+    publish(
+        "\n".join(lines),
+        args.output,
+        figure_of(args, prepared, grown),
+        "Seconds of preparation, training steps and scoring over size",
+    )
 
 
 if __name__ == "__main__":
     args = arguments()
-    if args.worker is None: main(args)
-    else: answer(args.worker, {"prepare": prepare, "start": start, "step_and_score": step_and_score})
+    if args.worker is None:
+        main(args)
+    else:
+        answer(args.worker, {"prepare": prepare, "start": start, "step_and_score": step_and_score})

@@ -2,6 +2,7 @@
 
 nbdev makes the README with Quarto, which not everybody has; nbconvert is a development dependency anyway.
 """
+
 import re
 import sys
 from configparser import ConfigParser
@@ -31,7 +32,8 @@ def page_url(notebook: str) -> str:
 
 
 def readme_text() -> str:
-    "The index notebook as Markdown: hidden cells and directives dropped, links pointed at the site, pictures at the repository."
+    """The index notebook as Markdown: hidden cells and directives dropped, links pointed at the site,
+    pictures at the repository."""
     nb = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
     nb.cells = [c for c in nb.cells if c.cell_type == "markdown" or not HIDDEN.search(c.source)]
     for cell in nb.cells:
@@ -40,10 +42,16 @@ def readme_text() -> str:
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # nbdev strips it
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = text.replace("```ipython3", "```python")
-    text = re.sub(r"\]\(((?:\w+/)?\w+\.(?:ipynb|qmd))(#[^)]*)?\)", lambda m: f"]({page_url(m[1])}{m[2] or ''})", text)
+    text = re.sub(
+        r"\]\(((?:\w+/)?\w+\.(?:ipynb|qmd))(#[^)]*)?\)", lambda m: f"]({page_url(m[1])}{m[2] or ''})", text
+    )
     text = text.replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/')
     text = re.sub(r"[ \t]+\n", "\n", text)
-    return "<!-- Made from nbs/index.ipynb by `make readme`. -->\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return (
+        "<!-- Made from nbs/index.ipynb by `make readme`. -->\n\n"
+        + re.sub(r"\n{3,}", "\n\n", text).strip()
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
