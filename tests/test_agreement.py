@@ -10,14 +10,12 @@ from scipy import stats
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import (
+    Bootstrap,
+    accuracy_by,
     as_scorer,
-    bootstrap_interval,
-    by_size,
-    by_source,
-    outcomes_of,
     pair_table,
+    pooled_accuracy,
     ranking_agreement,
-    resample_sums,
     score_preferences,
 )
 
@@ -70,6 +68,10 @@ def _clipped_mean():
 TRUTH = _clipped_mean()
 
 
+def bootstrap_interval(correct, total, **drawing):
+    return Bootstrap(**drawing).interval(np.stack([correct, total], 1))
+
+
 def test_bootstrap_standard_error_and_memory():
     "Independent pairs: as wide as the textbook says; many prompts are drawn in steps."
     rng = np.random.default_rng(0)
@@ -77,9 +79,9 @@ def test_bootstrap_standard_error_and_memory():
     low, high = bootstrap_interval(right, np.ones(4000), samples=1500)
     p = right.mean()
     assert (high - low) == pytest.approx(2 * 1.96 * math.sqrt(p * (1 - p) / 4000), rel=0.08)
-    assert bootstrap_interval([1, 0, 0], [2, 0, 1], seed=3) == bootstrap_interval([1, 0], [2, 1], seed=3)
+    assert bootstrap_interval([1, 0], [2, 1], seed=3) == bootstrap_interval([1, 0], [2, 1], seed=3)
     with pytest.raises(ValueError, match="at least one prompt"):
-        bootstrap_interval([0.0], [0])
+        bootstrap_interval([], [])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -111,15 +113,18 @@ def test_groups_of_pairs_hold_every_pair_once():
     rng = np.random.default_rng(0)
     values, outcome = rng.integers(0, 40, 300).astype(float), rng.choice([0, 0.5, 1], 300)
     values[:20] = np.nan
-    rows = by_size(values, outcome, groups=4)
+    pairs = {"size": values, "outcome": outcome, "prompt": np.arange(300)}
+    rows = accuracy_by(pairs, "size")
     assert sum(row["pairs"] for row in rows) == 280 and len(rows) == 4
     for row in rows:
         low, high = map(float, row["group"].split(" to "))
         own = outcome[(values >= low) & (values <= high)]
         assert row["pairs"] == len(own) and row["accuracy"] == pytest.approx(own.mean()) and row["low"] < row["accuracy"] < row["high"]
-    assert by_size([np.nan], [1.0]) == [] and by_size([3, 3], [1, 0])[0]["group"] == "3"
+    assert accuracy_by({name: column[:20] for name, column in pairs.items()}, "size") == []
+    equal = {"size": np.array([3, 3]), "outcome": np.array([1, 0]), "prompt": np.arange(2)}
+    assert [row["group"] for row in accuracy_by(equal, "size")] == ["3"]
     table = {"source": np.array(["b", "a", "b"]), "outcome": np.array([1, 0.5, 0]), "prompt": np.arange(3)}
-    assert [(r["source"], r["pairs"], r["accuracy"]) for r in by_source(table)] == [("b", 2, 0.5), ("a", 1, 0.5)]
+    assert [(r["group"], r["pairs"], r["accuracy"]) for r in accuracy_by(table, "source")] == [("b", 2, 0.5), ("a", 1, 0.5)]
 
 
 def test_pairs_know_their_lengths_and_margins():
@@ -164,7 +169,7 @@ def test_groups_of_pairs_that_go_right_together_get_wider_intervals():
         prompts = np.repeat(np.arange(40), 6)
         outcome = np.where(rng.random(240) < 0.6, np.repeat(rng.random(40) < 0.7, 6), rng.random(240) < 0.7).astype(float)
         for name, own in (("alone", np.arange(240)), ("by prompt", prompts)):
-            (row,) = by_source({"source": np.zeros(240), "outcome": outcome, "prompt": own})
+            (row,) = accuracy_by({"source": np.full(240, "one"), "outcome": outcome, "prompt": own}, "source")
             covered[name] += row["low"] <= 0.7 <= row["high"]
     assert covered["by prompt"] / 300 > 0.9 > covered["alone"] / 300
 
@@ -175,11 +180,11 @@ def test_no_pairs_make_an_empty_table():
 
 
 def test_seeds_are_averaged_and_templates_follow_each_response():
-    assert outcomes_of(np.array([[0.5, -1.0], [0.0, 2.0]])).mean(0).tolist() == [0.75, 0.5]
+    assert pooled_accuracy([[1, 0], [0.5, 1]], [0, 1])["accuracy"] == 0.625
     with pytest.raises(TypeError, match="cannot score with int"):
         as_scorer(3)
     with pytest.raises(ValueError, match="1 reward for 2 responses"):
         score_preferences(lambda p, r: [0.0], [{"prompt": "a", "responses": ["b", "c"]}])
     with pytest.raises(ValueError, match="must be finite"):
         score_preferences(lambda p, r: [0.0, float("nan")], [{"prompt": "a", "responses": ["b", "c"]}])
-    assert (resample_sums([[1.0, 2.0]], samples=3) == [1, 2]).all()
+    assert (Bootstrap(samples=3).totals([[1.0, 2.0]]) == [1, 2]).all()

@@ -34,7 +34,7 @@ from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.model.settings import quiet
 from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.scores.inference import RewardModel
-from reward_kit.trust.agreement import bootstrap_interval
+from reward_kit.trust.agreement import Bootstrap
 
 PAIR = {"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine.", "subset": "math-prm", "id": 1}
 FOUR = {"prompt": "Name a prime.", "chosen": ["Seven."], "rejected": ["Nine.", "One.", "Six."], "subset": "Math", "id": "1", "num_correct": 1}
@@ -335,7 +335,7 @@ def test_one_subset_has_the_bootstrap_of_agreement():
     report = score_benchmark(rows, rewards.tolist(), seed=5)
     won = np.array([float(a > b) for a, b in rewards])
     by_prompt = [won[i::40].sum() for i in range(40)], [len(won[i::40]) for i in range(40)]
-    assert report.interval == pytest.approx(bootstrap_interval(*by_prompt, seed=5), abs=0.012)
+    assert report.interval == pytest.approx(Bootstrap(seed=5).interval(np.transpose(by_prompt)), abs=0.012)
     assert (report.subsets[0]["low"], report.subsets[0]["high"]) == pytest.approx(wilson_interval(won.sum(), 100))
 
 

@@ -18,7 +18,7 @@ from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.model.settings import quiet
 from reward_kit.scores.inference import RewardModel, store_normalization
-from reward_kit.trust.agreement import resample_sums
+from reward_kit.trust.agreement import Bootstrap
 from reward_kit.trust.calibration import (
     CalibrationResult,
     Predictions,
@@ -202,6 +202,7 @@ def test_rankings_hardly_raise_the_rate_of_false_alarms():
 # --- intervals ---------------------------------------------------------------------------------------------------------------
 
 def test_resampled_sums_are_sums_over_drawn_prompts():
+    resample_sums = lambda sums, samples, seed=0: Bootstrap(samples, seed=seed).totals(sums)
     sums = np.random.default_rng(0).normal(size=(30, 3))
     totals = resample_sums(sums, samples=5000, seed=1)
     assert np.array_equal(totals, resample_sums(sums, samples=5000, seed=1)) and not np.array_equal(totals, resample_sums(sums, samples=5000, seed=2))

@@ -18,7 +18,7 @@ import reward_kit.trust.length as length_module
 import reward_kit.trust.probes as probes_module
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
-from reward_kit.trust.agreement import cluster_bootstrap, pair_table, score_preferences
+from reward_kit.trust.agreement import Bootstrap, pair_table, score_preferences
 from reward_kit.trust.edits import PROBES, Probe, on_text, probe
 from reward_kit.trust.length import LengthReport, length_preference, measure_length
 from reward_kit.trust.probes import ProbeReport, probe_verdict, run_probes
@@ -421,7 +421,7 @@ def test_the_effect_interval_covers_the_truth():
     truth = 0.3 / math.sqrt(2)
     sums = np.stack([changes, np.ones_like(changes), rewards.sum(-1), (rewards**2).sum(-1), np.full_like(changes, 2)], -1) # (E, n, 5)
     statistic = lambda totals: np.concatenate([probes_module._effects(totals[:, 5 * e : 5 * e + 5]) for e in range(experiments)], 1)
-    low, high = cluster_bootstrap(sums.transpose(1, 0, 2).reshape(n, -1), statistic, samples=1000)
+    low, high = np.array(Bootstrap(samples=1000).interval(sums.transpose(1, 0, 2).reshape(n, -1), statistic))
     assert 0.925 < ((low <= truth) & (truth <= high)).mean() < 0.97
 
 
@@ -435,7 +435,7 @@ def test_the_length_interval_covers_the_truth():
         tables.append({"reward": reward.ravel(), "length": 2 ** x.ravel(), "rank": label.ravel(), "record": index, "prompt": index})
     sums = np.hstack([length_module._length_sums(pd.DataFrame(t)) for t in tables])
     statistic = lambda totals: np.concatenate([length_module._length_statistics(totals[:, 18 * e : 18 * e + 18]) for e in range(experiments)], 1)
-    low, high = (end.reshape(experiments, 5) for end in cluster_bootstrap(sums, statistic, samples=600))
+    low, high = (end.reshape(experiments, 5) for end in np.array(Bootstrap(samples=600).interval(sums, statistic)))
     spread = math.sqrt(1 + (0.7 / 2) ** 2 + 0.4**2 * 0.8**2 + 1)
     partial = 0.4 * 0.8 / math.sqrt(0.4**2 * 0.8**2 + 1)
     for column, truth in ((4, 0.4 / spread), (2, partial)):

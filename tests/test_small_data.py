@@ -15,10 +15,8 @@ from reward_kit.data.files import PreferenceDataError
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import (
-    bootstrap_interval,
-    outcomes_of,
+    Bootstrap,
     pooled_accuracy,
-    reward_differences,
     score_preferences,
 )
 from reward_kit.trust.comparing import (
@@ -337,7 +335,7 @@ def test_runs_are_compared_in_pairs_and_corrected():
     assert tests[frozenset(("exact", "close"))].startswith("sign flips") and tests[frozenset(("exact", "coin"))].startswith("bootstrap")
     single = next(c for c in found.comparisons if {c["a"], c["b"]} == {"exact", "close"})
     pairs = pairs_of(load(data))
-    outcome = [outcomes_of(reward_differences(pairs, score_preferences(f, load(data))[0])) for f in (noisy(3, 0), by_length)]
+    outcome = [np.heaviside(pairs.differences(score_preferences(f, load(data))[0]), 0.5) for f in (noisy(3, 0), by_length)]
     direct = compare_models(*outcome, pairs["prompt"], samples=4000)
     assert (single["low"], single["high"], single["p"]) == (*direct.interval, direct.p_value) or single["difference"] == 0 or single["b"] == "close"
     assert any("coin" in s and "better than" in s for s in found.verdicts) and "exact" in found.to_markdown() and found.plot().axes
@@ -505,7 +503,7 @@ def test_agreement_is_estimated_without_bias_and_its_interval_covers(n):
             share = np.mean([(v * (v - 1) + (n - v) * (n - v - 1)) / (n * (n - 1)) for v in votes])
             assert result.agreement == pytest.approx(share) and result.n_votes == 80 * n
         share = np.array([(v * (v - 1) + (n - v) * (n - v - 1)) / (n * (n - 1)) for v in votes])
-        low, high = bootstrap_interval(share, np.ones(80), samples=300, seed=i)
+        low, high = Bootstrap(samples=300, seed=i).interval(np.stack([share, np.ones(80)], 1))
         found.append(share.mean())
         covered.append(low <= expected <= high)
     assert np.mean(found) == pytest.approx(expected, abs=0.01) and np.mean(covered) > 0.90

@@ -21,7 +21,7 @@ from ..data.report import Report, Section, Table, counted, forest_plot, new_figu
 from ..data.report import percent, span, wilson_interval
 from ..model.encoding import PLAIN_TEMPLATE, RewardEncoder
 from ..scores.inference import RewardModel
-from ..trust.agreement import as_scorer, draw_counts, percentile_interval
+from ..trust.agreement import Bootstrap, as_scorer
 
 # %% ../../nbs/7_beside/benchmarks.ipynb #4841b804
 def _sides(rewards, correct) -> tuple: # (K,) rewards or None, indices of the correct ones
@@ -101,7 +101,7 @@ class _Subset:
     def draw(self, samples: int, rng) -> np.ndarray: # (1 + samples, C)
         "The shares of the cells, then of each draw of as many prompts with replacement."
         draws = [_shares(self.won.sum(0, keepdims=True), self.of.sum(0, keepdims=True))]
-        for counts in draw_counts(len(self.won), samples, rng, self.won.size):
+        for counts in Bootstrap(samples, seed=rng).counts(len(self.won), self.won.size):
             draws.append(_shares(counts @ self.won, counts @ self.of))
         return np.concatenate(draws)
 
@@ -375,7 +375,7 @@ def _verdicts(report: BenchmarkReport) -> list[str]:
 # %% ../../nbs/7_beside/benchmarks.ipynb #8319c398
 def _with_interval(values, level) -> dict: # (1 + draws,)
     "The value and the interval."
-    low, high = percentile_interval(values[1:], level)
+    low, high = Bootstrap(level=level).ends(values[1:])
     return {"score": float(values[0]), "low": low, "high": high}
 
 
@@ -522,7 +522,7 @@ def run_benchmark(
     benchmark = load_benchmark(benchmark, kind, split=split)
     if isinstance(model, (str, Path)):
         model = RewardModel.from_pretrained(model)
-    scorer, own_name, _ = as_scorer(model)
+    scorer, own_name = as_scorer(model)
     conversations = _reads_conversations(model)
     prompts, responses = _as_read(*benchmark.texts(), conversations)
     rewards = list(scorer(prompts, responses, progress=progress))

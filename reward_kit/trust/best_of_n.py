@@ -14,7 +14,7 @@ from scipy.special import gammaln
 from scipy.stats import rankdata
 
 from ..data.report import Report, Section, Table, counted, new_figure
-from .agreement import percentile_interval, resample_sums
+from .agreement import Bootstrap
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #4b280297
 def _reward_rows(proxy, gold):
@@ -147,7 +147,7 @@ def figures(self: BestOfNCurve) -> dict:
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #d7a5d644
 def _intervals(draws, level: float) -> list: # (samples, n) -> n times [low, high]
     "The percentile interval of each column."
-    return [list(percentile_interval(column, level)) for column in draws.T]
+    return np.transpose(Bootstrap(level=level).ends(draws)).tolist()
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #95a81870
 def best_of_n_curve(
@@ -174,7 +174,7 @@ def best_of_n_curve(
         picked.append([own @ _gold_by_proxy(p, g), own @ np.sort(p)])
     by_gold, by_proxy = np.swapaxes(picked, 0, 1)  # (Q, max_n) each
     mean = by_gold.mean(0)
-    draws = resample_sums(by_gold, samples, seed) / len(by_gold)
+    draws = Bootstrap(samples, seed=seed).totals(by_gold) / len(by_gold)
     fall = draws[:, -1:] - draws[:, [np.argmax(mean)]]
     return BestOfNCurve(
         n=n.tolist(),

@@ -21,8 +21,7 @@ from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, new_figure, percent
 from ..data.report import wilson_interval
 from ..scores.inference import RewardModel, keep_measured
-from .agreement import pair_table, percentile_interval, resample_sums
-from .agreement import score_preferences
+from .agreement import Bootstrap, pair_table, score_preferences
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #44b490e3
 def _checked_pairs(differences, outcomes, weights, groups):
@@ -223,12 +222,12 @@ def measure(self: Predictions) -> dict: # each measure, its `_interval`, table, 
         "log_loss": self.log_losses(),
     }
     sums = self.by_prompt(np.ones(len(gap)), *scores.values(), *(member * gap))
-    drawn = resample_sums(sums, self.samples, self.seed)
+    drawn = Bootstrap(self.samples, seed=self.seed).totals(sums)
     drawn = drawn[:, 1:] / drawn[:, :1]
     found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
     for column, (name, values) in enumerate(scores.items()):
         found[name] = self.mean(values)
-        found[f"{name}_interval"] = list(percentile_interval(drawn[:, column], self.level))
+        found[f"{name}_interval"] = list(Bootstrap(level=self.level).ends(drawn[:, column]))
     gaps = sums[:, 4:]
     ece = _ece_with_interval(gaps.sum(0) / self.weights.sum(), drawn[:, 3:], self.level)
     found["ece"], found["ece_interval"] = ece
@@ -294,7 +293,7 @@ def _slope_draws(self: Predictions, slope: float) -> np.ndarray:
     d = self.differences
     c = expit(slope * d)
     sums = self.by_prompt(d * (c - self.outcomes), d**2 * c * (1 - c))
-    gradient, curvature = resample_sums(sums, self.samples, self.seed).T
+    gradient, curvature = Bootstrap(self.samples, seed=self.seed).totals(sums).T
     return slope - gradient / np.maximum(curvature, 1e-300)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #bb893b4b
@@ -338,7 +337,7 @@ def fit(self: Predictions) -> _TemperatureFit:
         )
     interval = self._separable_interval() if separable else (math.nan, math.nan)
     if not separable:
-        low, high = percentile_interval(self._slope_draws(slope), self.level)
+        low, high = Bootstrap(level=self.level).ends(self._slope_draws(slope))
         interval = 1 / high, 1 / low if low > 0 else math.inf
     sides = [replace(self, temperature=t) for t in (1.0, 1 / slope)]
     losses = [side.mean(side.log_losses()) for side in sides]
@@ -522,7 +521,7 @@ def calibrate(
         fit = None
     saved = before.log_losses() - after.log_losses()
     sums = before.by_prompt(np.ones(len(saved)), saved)
-    weight, saved = resample_sums(sums, before.samples, before.seed).T
+    weight, saved = Bootstrap(before.samples, seed=before.seed).totals(sums).T
     return CalibrationResult(
         n_pairs=len(before.differences),
         n_prompts=before.prompts,
@@ -530,7 +529,7 @@ def calibrate(
         fit=json_ready(fit),
         before=before.measure(),
         after=after.measure(),
-        gain=list(percentile_interval(saved / weight, before.level)),
+        gain=list(Bootstrap(level=before.level).ends(saved / weight)),
         **{name: getattr(before, name) for name in ("bins", "scheme", "level", "seed")},
     )
 

@@ -23,8 +23,7 @@ from scipy import stats
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, forest_plot, percent, points, span
 from ..scores.inference import RewardModel
-from .agreement import bootstrap_interval, draw_counts, ordered_pairs, outcomes_of
-from .agreement import percentile_interval, reward_differences, score_preferences, wider
+from .agreement import Bootstrap, pair_table, score_preferences, wider
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #c932493b
 def _mcnemar_p_value(wins_a: float, wins_b: float) -> float: # pairs that only A, only B got right
@@ -156,7 +155,7 @@ def compare_models(
         accuracy_a=float(a.mean()),
         accuracy_b=float(b.mean()),
         difference=float(d.mean()),
-        bootstrap=bootstrap_interval(sums, total, **drawing),
+        bootstrap=Bootstrap(**drawing).interval(np.stack([sums, total], 1)),
         matched=_matched_interval(*wins, len(d), level),
         wins_a=wins[0],
         wins_b=wins[1],
@@ -199,7 +198,7 @@ def accuracy_draws(
     _, group = np.unique(prompt, return_inverse=True)
     total, rng, draws = np.bincount(group), np.random.default_rng(seed), []
     sums = [np.stack([np.bincount(group, row) for row in np.atleast_2d(own)]) for own in outcomes]
-    for counts in draw_counts(len(total), samples, rng):
+    for counts in Bootstrap(samples, seed=rng).counts(len(total)):
         weight, picks, found = counts.astype(float), None, []
         for own in sums:  # (S_g, C)
             if picks is None or not together:
@@ -297,9 +296,9 @@ def rewards_of(
 # %% ../../nbs/4_trust/44_comparing.ipynb #9b4dac58
 def pairs_of(
     preferences, # Preferences
-) -> dict: # of `ordered_pairs`
+) -> dict: # of `pair_table`
     "The strictly ordered pairs. Raises ValueError where there is none."
-    pairs = ordered_pairs(preferences)
+    pairs = pair_table(preferences)
     if not len(pairs["record"]):
         records = counted(len(preferences), "record")
         raise ValueError(f"no strictly ordered pair in {records}: all are ties")
@@ -313,7 +312,7 @@ def _compare_two(a, b, prompt, draws, **drawing) -> dict: # (S_a, P), (S_b, P), 
         low, high = pair.interval
         p, test = pair.p_value, "sign flips of prompts, exact"
     else:
-        low, high = percentile_interval(draws, drawing["level"])
+        low, high = Bootstrap(**drawing).ends(draws)
         beyond = min((draws <= 0).sum(), (draws >= 0).sum())
         p = min(1.0, float(2 * (1 + beyond) / (1 + len(draws))))
         test = "bootstrap over prompts and seeds"
@@ -382,8 +381,8 @@ def _outcomes_by_setting(settings: dict, preferences, pairs, **scoring):
     outcomes = {}
     for name, runs in settings.items():
         rewards = [own for run in runs for own in rewards_of(run, preferences, **scoring)]
-        differences = [reward_differences(pairs, own) for own in rewards]
-        outcomes[name] = outcomes_of(np.array(differences))
+        differences = [pairs.differences(own) for own in rewards]
+        outcomes[name] = np.heaviside(differences, 0.5)
     scored = ~np.isnan(np.concatenate(list(outcomes.values()))).any(0)
     if not scored.any():
         raise ValueError(f"no pair of {len(scored)} was scored by every run: "
@@ -417,7 +416,7 @@ def compare_runs(
     draws = accuracy_draws(outcomes.values(), prompt, samples=samples, seed=seed)
     draws, table, comparisons = dict(zip(outcomes, draws)), [], []
     for name, own in outcomes.items():
-        low, high = percentile_interval(draws[name], level)
+        low, high = Bootstrap(level=level).ends(draws[name])
         row = {"name": name, "seeds": len(own), "accuracy": float(own.mean())}
         table.append({**row, "low": low, "high": high})
     drawing = {"level": level, "samples": samples, "seed": seed}

@@ -27,8 +27,7 @@ from ..data.records import prompt_key, response_text
 from ..data.report import Report, Section, Table, an, counted, forest_plot
 from ..data.report import percent, points, span, wilson_interval
 from ..scores.inference import RewardModel
-from .agreement import outcomes_of, pooled_accuracy
-from .agreement import reward_differences, score_preferences, wider
+from .agreement import pooled_accuracy, score_preferences, wider
 from .calibration import fit_temperature
 from .comparing import pairs_of, rewards_of
 
@@ -154,7 +153,7 @@ def cross_validate(
     with tqdm(total=folds * len(seeds), desc="Training models", disable=not progress) as bar:
         for seed in seeds:
             own, dealt = _out_of_fold(train, preferences, folds, seed, bar)
-            answers = outcomes_of(reward_differences(pairs, own))
+            answers = np.heaviside(pairs.differences(own), 0.5)
             rewards.append(own)
             outcomes.append(answers)
             for fold, (n, judged) in enumerate(dealt):
@@ -310,7 +309,7 @@ def _left_out_majority(first, second) -> float | None: # (M,) votes
     if not three.any():
         return None
     a, b = first[three], second[three]
-    hits = a * outcomes_of(a - 1 - b) + b * outcomes_of(b - 1 - a)
+    hits = a * np.heaviside(a - 1 - b, 0.5) + b * np.heaviside(b - 1 - a, 0.5)
     return float((hits / (a + b)).mean())
 
 # %% ../../nbs/4_trust/45_labels.ipynb #97420df3
@@ -404,7 +403,7 @@ def most_confident_mistakes(
     "The pairs whose label the model finds least likely. Raises ValueError."
     preferences = load_preferences(preferences, progress=False)
     pairs = pairs_of(preferences)
-    differences = reward_differences(pairs, rewards_of(model, preferences)[0])
+    differences = pairs.differences(rewards_of(model, preferences)[0])
     scored = _which_scored(np.isnan(differences), preferences)
     temperature = float(temperature or getattr(model, "temperature", None) or 1)
     wrong = np.flatnonzero(differences < 0)
@@ -468,7 +467,7 @@ def suspected_label_errors(
                         "a model has learned the errors of its own training data; "
                         "pass what cross_validate returned")
     pairs = pairs_of(preferences)
-    by_seed = [reward_differences(pairs, own) for own in rewards_of(rewards, preferences)]
+    by_seed = [pairs.differences(own) for own in rewards_of(rewards, preferences)]
     differences = np.mean(by_seed, axis=0)
     scored = np.flatnonzero(_which_scored(np.isnan(differences), preferences))
     temperature = float(temperature or fit_temperature(differences[scored]).temperature)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.preferences import load_preferences, prompt_overlap, split_by_prompt
 from ..data.report import Report, Section, Table, counted, new_figure, percent, points, span
-from .agreement import outcomes_of, percentile_interval, reward_differences, score_preferences
+from .agreement import Bootstrap, score_preferences
 from .comparing import accuracy_draws, pairs_of
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #ce79d8a2
@@ -75,7 +75,7 @@ def _fitted(self: _LearningCurve, n) -> np.ndarray:
 @patch
 def _ends(self: _LearningCurve, values) -> tuple:
     "Median, low, high."
-    return float(np.median(values)), *percentile_interval(values, self.level)
+    return float(np.median(values)), *Bootstrap(level=self.level).ends(values)
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #7053b659
 @patch
@@ -165,12 +165,12 @@ def _curve_of_outcomes(sizes, outcomes, prompt, *, level=0.95, samples=2000, see
     sizes, outcomes = np.asarray(sizes, float), np.asarray(outcomes, float)
     draws = accuracy_draws(outcomes, prompt, together=True, samples=samples, seed=seed)
     accuracy = outcomes.mean((1, 2))
-    low, high = zip(*(percentile_interval(own, level) for own in draws))
+    low, high = Bootstrap(level=level).ends(draws.T)
     return _LearningCurve(
         sizes=sizes.tolist(),
         accuracy=accuracy.tolist(),
-        low=list(low),
-        high=list(high),
+        low=low,
+        high=high,
         repeats=outcomes.shape[1],
         n_pairs=outcomes.shape[2],
         n_prompts=len(np.unique(prompt)),
@@ -239,7 +239,7 @@ def learning_curve(
             for i, rows in enumerate(_nested_rows(pool.prompt_keys, sizes, seed + repeat)):
                 model = train(pool.select(rows), seed + repeat)
                 rewards, _ = score_preferences(model, held)
-                outcomes[i, repeat] = outcomes_of(reward_differences(pairs, rewards))
+                outcomes[i, repeat] = np.heaviside(pairs.differences(rewards), 0.5)
                 used[i, repeat] = len(rows)
                 bar.update()
     scored = ~np.isnan(outcomes).any((0, 1))

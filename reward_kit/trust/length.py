@@ -14,8 +14,7 @@ from fastcore.basics import patch
 
 from ..data.records import response_text
 from ..data.report import Report, Section, Table, counted, percent, span
-from .agreement import cluster_bootstrap, draw_counts, pair_table
-from .agreement import percentile_interval, pooled_accuracy
+from .agreement import Bootstrap, pair_table, pooled_accuracy
 from .probes import MIN_PROMPTS, effect_clause, probe_verdict
 
 # %% ../../nbs/4_trust/43_length.ipynb #d76107da
@@ -59,7 +58,7 @@ def _balanced(table, first: dict, second: dict, options: dict) -> dict:
     for keep in (table["longer"] > 0, table["longer"] < 0):
         columns.append(np.bincount(group, table["outcome"] * keep))
         columns.append(np.bincount(group, keep))
-    drawn = cluster_bootstrap(np.stack(columns, 1), _sum_and_gap, **options)
+    drawn = Bootstrap(**options).interval(np.stack(columns, 1), _sum_and_gap)
     both, apart = zip(*drawn)
     a = [first[key] for key in ("accuracy", "low", "high")]
     b = [second[key] for key in ("accuracy", "low", "high")]
@@ -170,15 +169,15 @@ _MEASURES = { # all but Spearman's in the order of `_length_statistics`
 def _length_correlation(table: pd.DataFrame, options: dict) -> dict:
     "Every measure before and after control: `LengthReport.correlations`."
     sums, n = _length_sums(table), len(table)
-    draws = draw_counts(len(sums), options["samples"], options["seed"], n)
+    draws = Bootstrap(**options).counts(len(sums), n)
     prompt = table["prompt"].to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         value = _length_statistics(sums.sum(0, keepdims=True))[0]
         rank = _spearman(np.ones((1, n)), table)[0]
         ranks = [_spearman(counts[:, prompt].astype(np.float64), table) for counts in draws]
-    low, high = cluster_bootstrap(sums, _length_statistics, **options)
+    low, high = Bootstrap(**options).interval(sums, _length_statistics)
     rows = np.stack([value, low, high], 1).tolist()
-    rows.insert(1, [rank, *percentile_interval(np.concatenate(ranks), options["level"])])
+    rows.insert(1, [rank, *Bootstrap(**options).ends(np.concatenate(ranks))])
     found = {}
     for name, row in zip(_MEASURES, rows):
         found[name] = dict(zip(_ENDS, row)) if np.isfinite(row).all() else None

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..data.report import Report, Section, Table, an, counted, forest_plot
 from ..data.report import percent, span, wilson_interval
-from .agreement import cluster_bootstrap, score_preferences
+from .agreement import Bootstrap, score_preferences
 from .edits import PROBES, Probe
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #2df191f2
@@ -41,7 +41,7 @@ def _measure(changes, rewards, **options) -> tuple[np.ndarray, ...]:
     sums = np.hstack([changes, given, np.transpose(spread)])
     with np.errstate(divide="ignore", invalid="ignore"):
         effects = _effects(sums.sum(0, keepdims=True))[0]
-    return effects, *cluster_bootstrap(sums, _effects, **options)
+    return effects, *Bootstrap(**options).interval(sums, _effects)
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #7214a78c
 MIN_PROMPTS = 20 # fewer give no verdict: their interval promises more than it holds

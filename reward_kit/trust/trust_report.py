@@ -20,7 +20,7 @@ from ..data.report import Report, Section, Table, counted, forest_plot
 from ..data.report import new_figure, percent, points, span
 from ..model.model_folder import ModelCard
 from ..scores.inference import RewardModel
-from .agreement import by_size, by_source, pair_table, pooled_accuracy
+from .agreement import accuracy_by, pair_table, pooled_accuracy
 from .agreement import ranking_agreement, score_preferences, wider
 from .calibration import CalibrationResult, calibrate
 from .comparing import compare_models
@@ -77,10 +77,10 @@ class TrustReport(Report):
     n_too_long: int # records left out: a response alone does not fit the model
     rewards: dict # mean, std of all; mean_difference, std_difference of the pairs
     length: dict # of `length_preference`
-    sources: list # of `by_source`
+    sources: list # of `accuracy_by`, by source
     rankings: dict | None # means of `ranking_agreement` over records of three or more
     histogram: dict # edges and counts of reward differences
-    groups: dict = field(default_factory=dict) # name of a size -> rows of `by_size`
+    groups: dict = field(default_factory=dict) # name of a size -> rows of `accuracy_by`
     length_control: LengthReport | None = None # of `measure_length`
     calibration: CalibrationResult | None = None # None with fewer than 20 prompts
     probes: ProbeReport | None = None # None where they were not run
@@ -289,17 +289,17 @@ _MIN_CALIBRATION_PROMPTS = 20
 
 def _measured(preferences, rewards, table, temperature, **drawing) -> dict:
     "What follows from the rewards alone: groups, length, calibration, rankings, mistakes."
-    prompts, outcome = table["prompt"], table["outcome"]
+    prompts = table["prompt"]
     sizes = {
-        "prompt, characters": table["prompt_length"],
-        "responses, mean characters": table["length"],
-        "margin of the label": table["margin"],
+        "prompt, characters": "prompt_length",
+        "responses, mean characters": "length",
+        "margin of the label": "margin",
     }
-    groups = {name: by_size(values, outcome, prompts=prompts) for name, values in sizes.items()}
+    groups = {name: accuracy_by(table, column) for name, column in sizes.items()}
     found = {
         "length": length_preference(table),
         "length_control": measure_length(preferences, rewards, **drawing),
-        "sources": by_source(table),
+        "sources": [{"source": row.pop("group"), **row} for row in accuracy_by(table, "source")],
         "rankings": _summarise_rankings(preferences, rewards),
         "histogram": _difference_histogram(table["difference"]),
         "groups": groups,
