@@ -24,7 +24,6 @@ from reward_kit.trust.calibration import (
     Predictions,
     _TemperatureFit,
     calibrate,
-    fit_temperature,
     store_calibration,
     true_calibration_error,
 )
@@ -45,6 +44,10 @@ def log_loss(differences, outcomes=None, temperature=1.0, weights=None):
 
 def expected_calibration_error(differences, outcomes=None, **options):
     return Predictions(differences, outcomes, **options).ece()
+
+
+def fit_temperature(differences, outcomes=None, weights=None, **options):
+    return Predictions(differences, outcomes, weights=weights, **options).fit()
 
 
 def world(n=500, slope=1.0, seed=0, ties=0.0):
@@ -82,7 +85,7 @@ def test_scores_are_scikit_learns(temperature):
 @pytest.mark.parametrize("bins", [1, 4, 10])
 def test_table_is_scikit_learns_calibration_curve(scheme, strategy, bins):
     d, y = world(n=700, seed=4)
-    rows = Predictions(d, y, bins=bins, scheme=scheme).table()
+    rows = Predictions(d, y, bins=bins, scheme=scheme).table().to_dict("records")
     if strategy == "uniform":  # scikit-learn's bins on 0..1 of both orders of every pair; ours are their upper half
         observed, predicted = calibration_curve(np.concatenate([y, 1 - y]), sigmoid(np.concatenate([d, -d])), n_bins=2 * bins)
         observed, predicted = observed[-len(rows):], predicted[-len(rows):]
@@ -113,7 +116,7 @@ def test_a_weight_of_two_is_a_pair_given_twice():
     for f in (brier_score, log_loss): assert f(d, y, weights=w) == pytest.approx(f(*again), rel=1e-12)
     assert expected_calibration_error(d, y, scheme="equal-width", weights=w) == pytest.approx(expected_calibration_error(*again, scheme="equal-width"), abs=1e-12)
     assert fit_temperature(d, y, w).temperature == pytest.approx(fit_temperature(*again).temperature, rel=1e-9)
-    own, copied = (Predictions(*given, scheme="equal-width", weights=v).by_bin() for given, v in (((d, y), w), (again, None)))
+    own, copied = (Predictions(*given, scheme="equal-width", weights=v).table() for given, v in (((d, y), w), (again, None)))
     for name in ("predicted", "observed", "weight"): assert own[name].tolist() == pytest.approx(copied[name].tolist(), abs=1e-12)
 
 
@@ -123,7 +126,7 @@ def test_decomposition_in_both_orders_of_every_pair():
     p, o = sigmoid(np.concatenate([d, -d])), np.concatenate([y, 1 - y])
     k = np.clip(np.ceil(p * 20).astype(int), 1, 20)
     share, said, came = (np.array([f(k == j) for j in np.unique(k)]) for f in (np.mean, lambda m: p[m].mean(), lambda m: o[m].mean()))
-    rows = Predictions(d, y, scheme="equal-width").by_bin()
+    rows = Predictions(d, y, scheme="equal-width").table()
     assert rows.weight @ (rows.predicted - rows.observed) ** 2 == pytest.approx(share @ (said - came) ** 2)
     assert rows.weight @ (rows.observed - 0.5) ** 2 == pytest.approx(share @ (came - o.mean()) ** 2)
     assert o.mean() * (1 - o.mean()) == 0.25
@@ -138,7 +141,7 @@ def test_huge_differences_stay_finite():
         assert fit_temperature([1e-9, 1e-9, -1e-9]).temperature == pytest.approx(1e-9 / math.log(2))
 
 
-BAD = [({"differences": []}, "at least one"), ({"differences": [math.nan]}, "finite"), ({"differences": [1.0], "outcomes": [1, 0]}, "outcomes has 2"),
+BAD = [({"differences": []}, "at least one"), ({"differences": [math.nan]}, "finite"), ({"differences": [1.0], "outcomes": [1, 0]}, "outcomes .* 2 given for 1 difference"),
        ({"differences": [1.0], "outcomes": [-1]}, "0..1"), ({"differences": [1.0], "weights": [0.0]}, "above 0"),
        ({"differences": [1.0], "outcomes": [math.nan]}, "0..1")]
 
@@ -157,7 +160,7 @@ def test_temperature_must_be_above_zero(temperature):
 def test_bad_bins_and_groups():
     with pytest.raises(ValueError, match="bins=0"): Predictions([1.0], bins=0)
     with pytest.raises(ValueError, match="equal-width"): expected_calibration_error([1.0], scheme="even")
-    with pytest.raises(ValueError, match="groups has 1 entries for 2"): calibrate([1.0, 2.0], groups=[0])
+    with pytest.raises(ValueError, match="groups .* 1 given for 2 differences"): calibrate([1.0, 2.0], groups=[0])
     with pytest.raises(ValueError, match="number of prompts, 1"): calibrate([1.0, 2.0], groups=["a", "a"])
 
 
@@ -420,7 +423,7 @@ def test_the_ece_of_many_labels_is_the_binned_truth(scale):
 
 
 def test_true_error_needs_probabilities_of_the_same_pairs():
-    with pytest.raises(ValueError, match="2 entries and true_probability 1"): true_calibration_error([0.1, 0.2], [0.5])
+    with pytest.raises(ValueError, match="got 2 and 1"): true_calibration_error([0.1, 0.2], [0.5])
     with pytest.raises(ValueError, match="0..1"): true_calibration_error([0.1], [1.5])
 
 

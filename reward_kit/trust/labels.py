@@ -28,7 +28,7 @@ from ..data.report import Report, Section, Table, an, counted, forest_plot
 from ..data.report import percent, points, span, wilson_interval
 from ..scores.inference import RewardModel
 from .agreement import pooled_accuracy, score_preferences, wider
-from .calibration import fit_temperature
+from .calibration import Predictions
 from .comparing import pairs_of, rewards_of
 
 # %% ../../nbs/4_trust/45_labels.ipynb #5a2d1592
@@ -470,7 +470,7 @@ def suspected_label_errors(
     by_seed = [pairs.differences(own) for own in rewards_of(rewards, preferences)]
     differences = np.mean(by_seed, axis=0)
     scored = np.flatnonzero(_which_scored(np.isnan(differences), preferences))
-    temperature = float(temperature or fit_temperature(differences[scored]).temperature)
+    temperature = float(temperature or Predictions(differences[scored]).fit().temperature)
     p = expit(differences[scored] / temperature)
     threshold, order = float(p.mean()), scored[np.argsort(p, kind="stable")]
     suspected = int((1 - p >= max(threshold, 0.5)).sum())
