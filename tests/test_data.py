@@ -20,7 +20,7 @@ import pytest
 
 import reward_kit.data.preferences as data
 from reward_kit.data.files import PreferenceDataError, UnusableRow
-from reward_kit.data.formats import detect_format, to_record
+from reward_kit.data.formats import PreferenceFormat, to_record
 from reward_kit.data.preferences import (
     Preferences,
     hold_out,
@@ -727,7 +727,7 @@ def test_selecting_keeps_the_measures():
     assert part.report.lengths == fresh.report.lengths and part.report.stats == fresh.report.stats
     assert [r["origin"] for r in part] == ["row 41", "row 4", "row 4", "row 13"] == [part[i]["origin"] for i in range(4)]
     ranked = load([{"prompt": f"{i}", "responses": list("abcde")[: 2 + i], "scores": list(range(2 + i))} for i in range(4)]).select([3, 1])
-    assert len(ranked.measures.flat("responses")) == 5 + 3 and len(ranked.measures.flat("pairs")) == 10 + 3
+    assert len(ranked.measures["responses"]) == 5 + 3 and len(ranked.measures["pairs"]) == 10 + 3
 
 
 def test_ids_and_fingerprints_depend_on_content_only(tmp_path):
@@ -1108,14 +1108,14 @@ def test_a_format_of_your_own_takes_one_class(tmp_path):
     ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "transcript", ([USER("q")], [[BOT("a")], [BOT("b")]]), ["chosen_s", "rejected_s"]),
 ])
 def test_files_to_be_scored_are_told_apart_by_the_same_formats(row, name, texts, scores):
-    found = detect_format([row], judged=False)
+    found = PreferenceFormat.detect([row], judged=False)
     assert (found.name, found.texts(row), found.score_columns("s")) == (name, texts, scores)
 
 
 def test_what_is_only_scored_teaches_nothing():
     for row in ({"messages": [USER("q"), BOT("a")]}, {"text": "all of it"}, {"prompt": "q", "answer_1": "a", "answer_2": "b"}):
         with pytest.raises(PreferenceDataError, match="no column for"): load([row])
-    with pytest.raises(PreferenceDataError, match="nothing to score: the file has 'essay'"): detect_format([{"essay": "a"}], judged=False)
+    with pytest.raises(PreferenceDataError, match="nothing to score: the file has 'essay'"): PreferenceFormat.detect([{"essay": "a"}], judged=False)
 
 
 def test_hold_out_is_the_rule_of_every_split():

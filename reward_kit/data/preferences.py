@@ -11,10 +11,11 @@ import hashlib
 import json
 import re
 import tempfile
+from collections import namedtuple
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, combinations, islice
+from operator import itemgetter
 from pathlib import Path
 
 import datasets
@@ -24,36 +25,36 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from .columns import flatten, unnest
 from .files import PreferenceDataError, UnusableRow, append_line, json_line, read_rows
 from .files import write_whole
-from .formats import RowReader, to_record
-from .quality import DataReport, Measures
+from .formats import PreferenceFormat, to_record
+from .quality import DataReport
 from .records import hash64, read_column, record_keys
 from .report import an, counted
 
 # %% ../../nbs/1_data/16_preferences.ipynb #6202af2f
+_TEMPLATE = ("tools", "chat_template_kwargs")  # what only some records have
+
+
 def _features(kind):
     "The columns of records; messages are JSON (chapter 12)."
     text = datasets.Value("string") if kind == "text" else datasets.Json()
-    number, words = datasets.Value("float64"), datasets.Value("string")
-    ranks = datasets.List(datasets.Value("int64"))
-    fixed = {"id": words, "prompt": text, "responses": datasets.List(text), "ranks": ranks}
-    numbers = {"scores": datasets.List(number), "margin": number, "weight": number}
-    names = ("source", "origin", "tools", "chat_template_kwargs")
-    return datasets.Features(fixed | numbers | dict.fromkeys(names, words))
+    words, number = datasets.Value("string"), datasets.Value("float64")
+    columns = {"id": words, "prompt": text, "responses": datasets.List(text)}
+    columns |= {"ranks": datasets.List(datasets.Value("int64")), "scores": datasets.List(number)}
+    columns |= {"margin": number, "weight": number, "source": words, "origin": words}
+    return datasets.Features(columns | dict.fromkeys(_TEMPLATE, words))
 
 
 def _to_table(records, kind):
     "Records as an Arrow table."
     if kind == "messages":
-        records = [record | _as_json(record["prompt"], record["responses"]) for record in records]
+        dump = partial(json.dumps, ensure_ascii=False)
+        texts = [{"prompt": dump(r["prompt"]), "responses": [*map(dump, r["responses"])]} for r in records]
+        records = [record | text for record, text in zip(records, texts, strict=True)]
     plain = _features("text").arrow_schema.remove_metadata()
     return pa.Table.from_pylist(records, plain).cast(_features(kind).arrow_schema)
-
-
-def _as_json(prompt, responses):
-    texts = [json.dumps(turns, ensure_ascii=False) for turns in (prompt, *responses)]
-    return {"prompt": texts[0], "responses": texts[1:]}
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1cd62fb6
 class Preferences:
@@ -89,19 +90,16 @@ def _records(table):
     columns = [read_column(column) for column in table.columns]
     for cells in zip(*columns, strict=True):
         record = dict(zip(table.column_names, cells, strict=True))
-        for name in ("tools", "chat_template_kwargs"):
-            if record.get(name, "") is None:
-                del record[name]
-        yield record
+        yield {name: cell for name, cell in record.items() if cell is not None or name not in _TEMPLATE}
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1d7d2b2b
 @patch(as_prop=True)
-def measures(self: Preferences) -> Measures:
+def measures(self: Preferences):
     "Hashes and lengths of every record: the base of report, splits and fingerprint."
     if self._measures is None:
         parts = map(list, map(_records, self._tables.iter(1000)))
-        measured = [Measures.of(part, self.tokenizer) for part in parts]
-        self._measures = Measures.join([Measures.of([]), *measured])
+        measured = [DataReport.measure(part, self.tokenizer) for part in parts]
+        self._measures = DataReport.measure([]).join(measured)
     return self._measures
 
 
@@ -127,12 +125,9 @@ def prompt_keys(self: Preferences) -> np.ndarray:
 
 # %% ../../nbs/1_data/16_preferences.ipynb #a80cc1d1
 @patch
-def select(
-    self: Preferences,
-    indices,  # row numbers, in any order
-) -> Preferences:
-    "The records at some row numbers."
-    indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), np.int64)
+def select(self: Preferences, indices) -> Preferences:
+    "The records at some row numbers, in any order."
+    indices = np.fromiter(indices, np.int64)
     dataset, measures = self.dataset.select(indices), self.measures.take(indices)
     return Preferences(dataset, measures=measures, tokenizer=self.tokenizer)
 
@@ -143,10 +138,12 @@ _IN_MEMORY = 1 << 25
 def _store(tables, cache_dir, fingerprint):
     "A data set of all tables; `fingerprint` is called at the end."
     tables, held, size = iter(tables), [], 0
-    while size <= _IN_MEMORY and (table := next(tables, None)) is not None:
+    for table in tables:
         held.append(table)
         size += table.nbytes
-    if size <= _IN_MEMORY:
+        if size > _IN_MEMORY:
+            break
+    else:
         table = datasets.table.InMemoryTable(pa.concat_tables(held))
         return datasets.Dataset(table, fingerprint=fingerprint())
     tables, held = chain(iter(held), tables), None  # an iterator lets go of its list at the end
@@ -168,7 +165,7 @@ def _write_arrow(tables, folder, fingerprint):
 
 # %% ../../nbs/1_data/16_preferences.ipynb #3542de85
 def _ordered(ranks):
-    "Every strictly ordered pair of some rankings: the row, and the positions of both responses among all."
+    "The strictly ordered pairs of some rankings: row, and positions of both responses among all."
     found, start = [], 0
     for row, own in enumerate(ranks):
         pairs = combinations(range(len(own)), 2)
@@ -178,13 +175,13 @@ def _ordered(ranks):
 
 
 def _pairs(table):
-    "The strictly ordered pairs of a table of records; a margin that only some have is 0 for the others."
+    "The strictly ordered pairs of a table of records."
     rows, better, worse = _ordered(table["ranks"].to_pylist())
     responses = pc.list_flatten(table["responses"])
     found = table.drop_columns(["responses", "ranks"]).take(rows)
     if "margin" in found.column_names:
-        filled = found["margin"].fill_null(0.0)
-        found = found.drop_columns("margin").append_column("margin", filled)
+        margin = found["margin"].fill_null(0.0)
+        found = found.drop_columns("margin").append_column("margin", margin)
     found = found.append_column("chosen", responses.take(better))
     return found.append_column("rejected", responses.take(worse))
 
@@ -192,8 +189,7 @@ def _pairs(table):
 @patch
 def to_pairs(self: Preferences) -> datasets.Dataset:
     "TRL's `prompt, chosen, rejected` (and `margin`, `weight`, ... where given)."
-    names = ["id", "prompt", "responses", "ranks", "weight"]
-    names += ["margin", "source", "tools", "chat_template_kwargs"]
+    names = ("id", "prompt", "responses", "ranks", "weight", "margin", "source", *_TEMPLATE)
     columns = self.dataset.data
     kept = [name for name in names if name in columns.column_names and columns[name].null_count < len(self)]
     tables = self.dataset.select_columns(kept).with_format("arrow").iter(1000)
@@ -217,62 +213,50 @@ def _take(items, rows=_ROWS, characters=_CHARACTERS):
 _SCORES, _LIFTED = "scores disagree with the order (kept)", "plain text turned into messages (kept)"
 _OTHER = "row in another format than the first rows (kept)"
 _CONTRADICTORY = "contradictory pair, also judged the other way round (kept)"
+_Chunk = namedtuple("_Chunk", "kind read found table measures")  # found: (reason, origin, detail) of rows
 
 
-@dataclass
-class _Chunk:
-    "What reading some rows gives."
-
-    kind: str
-    read: int  # rows
-    dropped: list = field(default_factory=list)  # (reason, origin, detail)
-    noted: list = field(default_factory=list)  # the same, of rows that are kept
-    table: pa.Table | None = None
-    measures: Measures | None = None
-
-
-def _convert(reader, tokenizer, kind, items):
+def _convert(fmt, tokenizer, kind, items):
     "The records of some rows in a table; `kind` None: messages, if any of them has some."
-    chunk, records = _Chunk(kind, len(items)), []
+    found, records = [], []
     for origin, row in items:
         try:
-            record, other = reader(row)
+            if isinstance(row, UnusableRow):
+                raise row
+            record, other = fmt.read(row)
         except UnusableRow as error:
-            chunk.dropped.append((error.reason, origin, error.detail))
+            found.append((error.reason, origin, error.detail))
             continue
         records.append(record | {"origin": origin})
         if other:
-            chunk.noted.append((_OTHER, origin, other))
-    if not kind:
-        chunk.kind = "messages" if any(isinstance(r["prompt"], list) for r in records) else "text"
-    records = list(filter(None, (_as_kind(record, chunk) for record in records)))
-    chunk.measures = Measures.of(records, tokenizer)
-    for record, key in zip(records, chunk.measures["key"].tolist(), strict=True):
+            found.append((_OTHER, origin, other))
+    kind = kind or ("messages" if any(isinstance(r["prompt"], list) for r in records) else "text")
+    records = [record for record in records if _fits(record, kind, found)]
+    measures = DataReport.measure(records, tokenizer)
+    for record, key in zip(records, measures["key"].tolist(), strict=True):
         record["id"] = record["id"] or f"{key:016x}"
-    chunk.table = _to_table(records, chunk.kind)
-    return chunk
+    return _Chunk(kind, len(items), found, _to_table(records, kind), measures)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #5296a7e8
-def _as_kind(record, chunk):
-    "The record as one of the data's kind; None for a conversation among plain texts."
+def _fits(record, kind, found):
+    "Make the record one of the data's kind; False for a conversation among plain texts."
     is_text, origin = isinstance(record["prompt"], str), record["origin"]
-    if chunk.kind == "text" and not is_text:
-        chunk.dropped.append(("conversation in plain-text data", origin, ""))
-        return None
+    if kind == "text" and not is_text:
+        found.append(("conversation in plain-text data", origin, ""))
+        return False
     if record["scores"] and not _agree(record["scores"], record["ranks"]):
-        chunk.noted.append((_SCORES, origin, f"scores {record['scores']}"))
-    if chunk.kind == "text" or not is_text:
-        return record
-    chunk.noted.append((_LIFTED, origin, ""))
-    prompt = [{"role": "user", "content": record["prompt"]}] if record["prompt"] else []
-    responses = [[{"role": "assistant", "content": response}] for response in record["responses"]]
-    return record | {"prompt": prompt, "responses": responses}
+        found.append((_SCORES, origin, f"scores {record['scores']}"))
+    if kind == "messages" and is_text:
+        found.append((_LIFTED, origin, ""))
+        record["prompt"] = [{"role": "user", "content": record["prompt"]}] if record["prompt"] else []
+        record["responses"] = [[{"role": "assistant", "content": text}] for text in record["responses"]]
+    return True
 
 
 def _agree(scores, ranks):
     "Whether no response is ranked above one with a higher score."
-    ordered = combinations(zip(ranks, scores, strict=True), 2)  # best rank first
-    return all(a[0] == b[0] or a[1] >= b[1] for a, b in ordered)
+    ordered = sorted((rank, -score) for rank, score in zip(ranks, scores, strict=True))
+    return ordered == sorted(ordered, key=itemgetter(1))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #6e89951d
 class _Collector:
@@ -281,40 +265,42 @@ class _Collector:
     def __init__(self):
         self.dropped, self.noted, self.read, self.seen, self.measures = {}, {}, 0, set(), []
 
+    def count(self, reason, origin, detail=""):
+        "Count a row by reason, keeping three examples."
+        tally = self.noted if reason.endswith("(kept)") else self.dropped
+        entry = tally.setdefault(reason, {"count": 0, "examples": []})
+        entry["count"] += 1
+        if len(entry["examples"]) < 3:
+            entry["examples"].append(f"{origin}: {detail[:120]}" if detail else origin)
+
     def keep(self, chunk):
         "The table of a chunk, without what was there before."
+        for row in chunk.found:
+            self.count(*row)
         new = []
         for n, key in enumerate(chunk.measures["key"].tolist()):
             if key in self.seen:
-                chunk.dropped.append(("exact duplicate", chunk.table["origin"][n].as_py(), ""))
+                self.count("exact duplicate", chunk.table["origin"][n].as_py())
             else:
                 self.seen.add(key)
                 new.append(n)
-        for tally, rows in ((self.dropped, chunk.dropped), (self.noted, chunk.noted)):
-            for row in rows:
-                _count(tally, *row)
+        if len(new) < len(chunk.table):
+            chunk = chunk._replace(table=chunk.table.take(new), measures=chunk.measures.take(new))
         self.read += chunk.read
-        whole = len(new) == len(chunk.table)
-        self.measures.append(chunk.measures if whole else chunk.measures.take(new))
-        return chunk.table if whole else chunk.table.take(new)
+        self.measures.append(chunk.measures)
+        return chunk.table
 
-# %% ../../nbs/1_data/16_preferences.ipynb #e775d0f8
-def _count(tally, reason, origin, detail=""):
-    "Count a row by reason, keeping three examples."
-    entry = tally.setdefault(reason, {"count": 0, "examples": []})
-    entry["count"] += 1
-    if len(entry["examples"]) < 3:
-        entry["examples"].append(f"{origin}: {detail[:120]}" if detail else origin)
-
-
-def _refusal(tally, read, strict):
-    "The error for data with no usable row, or with an unusable one where `strict` forbids it."
-    worst = sorted(tally.items(), key=lambda item: -item[1]["count"])
-    counts = ", ".join(f"{reason} {entry['count']:,}" for reason, entry in worst)
-    reason, entry = next(iter(tally.items()))
-    none = "the only row cannot be used" if read == 1 else f"none of the {read:,} rows can be used"
-    what = f"strict reading found {counts} in {counted(read, 'row')}" if strict else f"{none}: {counts}"
-    return PreferenceDataError(f"{what}; first: {entry['examples'][0]} ({reason})")
+    def refusal(self, strict, more=()):
+        "The error for data with no usable row, or with an unusable one where `strict` forbids it."
+        unusable = self.dropped | dict(more)
+        worst = sorted(unusable.items(), key=lambda item: -item[1]["count"])
+        counts = ", ".join(f"{reason} {entry['count']:,}" for reason, entry in worst)
+        reason, entry = next(iter(unusable.items()))
+        none = "the only row cannot" if self.read == 1 else f"none of the {self.read:,} rows can"
+        what = f"{none} be used: {counts}"
+        if strict:
+            what = f"strict reading found {counts} in {counted(self.read, 'row')}"
+        return PreferenceDataError(f"{what}; first: {entry['examples'][0]} ({reason})")
 
 # %% ../../nbs/1_data/16_preferences.ipynb #4ed9b58c
 def _in_processes(job, chunks, num_proc):
@@ -324,98 +310,85 @@ def _in_processes(job, chunks, num_proc):
             yield from pool.map(job, group)
 
 
-def _with_progress(chunks, source):
-    "The chunks, with a progress bar where there is more than one."
-    yield from islice(chunks, 1)
-    bar = None
-    for chunk in chunks:
-        if bar is None:
-            options = {"total": source.total, "initial": _ROWS, "unit": " rows"}
-            bar = tqdm(desc=source.name, disable=None, delay=1, **options)
-        yield chunk
-        bar.update(chunk.read)
-    if bar is not None:
-        bar.close()
-
-
-def _open(source, items, given):
-    "The reader of a source, from its first rows; an error says in which of several files the first one is."
+def _open(source, given):
+    "The format of a source, and its rows as it reads them."
+    items = iter(source)
     first = _take(items, 5 * _ROWS, 2 * _CHARACTERS)
     while not any(isinstance(row, dict) for _, row in first) and (more := _take(items)):
         first += more
     if not first:
         raise PreferenceDataError("empty, there are no rows")
+    exports, flat = unnest(first)
+    rows = [row for _, row in flat if isinstance(row, dict)]
     try:
-        return RowReader(first, *given)
+        fmt = PreferenceFormat.detect(rows, *given) if rows else PreferenceFormat({})
     except PreferenceDataError as error:
         file = re.sub(r"(?::| row )\d+$", "", first[0][0])
         elsewhere = file != first[0][0] and not file.startswith(source.name)
         raise PreferenceDataError(f"{file}: {error}" if elsewhere else str(error)) from None
+    return fmt, fmt.grouped(chain(flat, flatten(items, exports)))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
 def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=None, progress=False):
     "Read one source and report on it; `given`: columns, format and labels."
-    items, collector = iter(source), _Collector()
-    reader = _open(source, items, given)
-    rows = reader.items(items)
-    chunks = iter(lambda: _take(rows), [])
-    head = _convert(reader, tokenizer, None, next(chunks, []))
-    job = partial(_convert, reader, tokenizer, head.kind)
-    rest = _in_processes(job, chunks, num_proc) if num_proc and num_proc > 1 else map(job, chunks)
-    chunks = chain([head], rest)
-    tables = map(collector.keep, _with_progress(chunks, source) if progress else chunks)
+    fmt, rows = _open(source, given)
+    chunks, collector = iter(lambda: _take(rows), []), _Collector()
+    head, *more = islice(chunks, 2)
+    head, rest = _convert(fmt, tokenizer, None, head), chain(more, chunks)
+    job = partial(_convert, fmt, tokenizer, head.kind)
+    rest = _in_processes(job, rest, num_proc) if num_proc and num_proc > 1 else map(job, rest)
+    quiet = None if progress and more else True
+    bar = tqdm(desc=source.name, total=source.total, unit=" rows", disable=quiet, delay=1)
+
+    def tables():
+        for chunk in chain([head], rest):
+            yield collector.keep(chunk)
+            bar.update(chunk.read)
 
     def fingerprint():
-        collector.measures = Measures.join(collector.measures)
+        collector.measures = DataReport.measure([]).join(collector.measures)
         if not len(collector.measures):
-            raise _refusal(collector.dropped, collector.read, strict)
+            raise collector.refusal(strict)
         return collector.measures.fingerprint()
 
-    dataset = _store(tables, cache_dir, fingerprint)
-    nulls = {name: dataset.data[name].null_count for name in ("tools", "chat_template_kwargs")}
-    dataset = dataset.remove_columns([name for name, count in nulls.items() if count == len(dataset)])
-    preferences = Preferences(dataset, measures=collector.measures, tokenizer=tokenizer)
-    preferences._report = _report_on(preferences, source, reader, collector)
-    unusable = collector.dropped | {k: v for k, v in collector.noted.items() if k == _CONTRADICTORY}
-    if strict and unusable:
-        raise _refusal(unusable, collector.read, strict)
+    with bar:
+        dataset = _store(tables(), cache_dir, fingerprint)
+    empty = [name for name in _TEMPLATE if dataset.data[name].null_count == len(dataset)]
+    preferences = Preferences(dataset.remove_columns(empty), None, collector.measures, tokenizer)
+    preferences._report = _report_on(preferences, source, fmt, collector)
+    contradictory = [item for item in collector.noted.items() if item[0] == _CONTRADICTORY]
+    if strict and (collector.dropped or contradictory):
+        raise collector.refusal(strict, contradictory)
     return preferences
 
 # %% ../../nbs/1_data/16_preferences.ipynb #7e3f904e
-def _note_contradictions(noted, preferences):
-    "Count the pairs that are judged both ways."
-    lengths = pc.list_value_length(preferences.measures.table["pairs"])
-    rows = np.repeat(np.arange(len(preferences)), lengths)[preferences.measures.contradicted()]
-    if len(rows):
-        examples = [preferences[row]["origin"] for row in rows[:3].tolist()]
-        noted[_CONTRADICTORY] = {"count": len(rows), "examples": examples}
+_FULL_TEXTS = (
+    "there is no prompt column: the responses are full texts, and splits group them by the words "
+    "that both sides begin with; records that share fewer than three are grouped by their responses"
+)
 
 
-def _report_on(preferences, source, reader, collector):
+def _report_on(preferences, source, fmt, collector):
     "The report of what was read."
-    fmt = reader.format
-    full_texts = "prompt" not in fmt.columns and preferences.kind == "text"
+    measures, kind, noted, notes = preferences.measures, preferences.kind, collector.noted, []
+    full_texts = "prompt" not in fmt.columns and kind == "text"
+    if len(source.splits) > 1:
+        notes.append(f"split {source.split!r} of {', '.join(source.splits)}")
     if full_texts:
-        preferences.measures.merge_starts(record["responses"] for record in preferences)
-    _note_contradictions(collector.noted, preferences)
+        notes.append(_FULL_TEXTS)
+        measures.merge_starts(record["responses"] for record in preferences)
+    both_ways = measures.contradicted().tolist()
+    if both_ways:
+        examples = [preferences[row]["origin"] for row in both_ways[:3]]
+        noted[_CONTRADICTORY] = {"count": len(both_ways), "examples": examples}
     used = [*fmt.columns.values(), "ranks", "origin"]
     return DataReport.of(
-        preferences.measures, preferences.__getitem__, preferences.tokenizer,
-        name=source.name, format=fmt.name, kind=preferences.kind, rows_read=collector.read,
-        dropped=collector.dropped, noted=collector.noted, columns=fmt.columns,
-        unused_columns=[name for name in reader.names if name not in used],
-        notes=[*_notes(source, full_texts), *fmt.notes(preferences.kind, full_texts)],
+        measures, preferences.__getitem__, preferences.tokenizer,
+        name=source.name, format=fmt.name, kind=kind, rows_read=collector.read,
+        dropped=collector.dropped, noted=noted, columns=fmt.columns,
+        unused_columns=[name for name in fmt.present if name not in used],
+        notes=[*notes, *fmt.notes(kind, full_texts)],
     )
-
-
-def _notes(source, full_texts):
-    if len(source.splits) > 1:
-        yield f"split {source.split!r} of {', '.join(source.splits)}"
-    if full_texts:
-        yield (
-            "there is no prompt column: the responses are full texts, and splits group them by the words "
-            "that both sides begin with; records that share fewer than three are grouped by their responses"
-        )
 
 # %% ../../nbs/1_data/16_preferences.ipynb #f1f33bfc
 def load_preferences(
@@ -436,15 +409,15 @@ def load_preferences(
     if isinstance(data, Preferences):
         return data
     source = read_rows(data, split, revision=revision, cache_dir=cache_dir)
-    given, options = (columns, format, labels), {"num_proc": num_proc, "cache_dir": cache_dir}
+    load = partial(_load, given=(columns, format, labels), num_proc=num_proc, cache_dir=cache_dir)
     try:
-        preferences = _load(source, given, strict=strict, tokenizer=tokenizer, progress=progress, **options)
+        preferences = load(source, strict=strict, tokenizer=tokenizer, progress=progress)
     except PreferenceDataError as error:
         named = str(error).startswith(source.name)
         raise PreferenceDataError(str(error) if named else f"{source.name}: {error}") from None
     for name, sibling in source.siblings.items():
         try:
-            preferences.report.overlaps[name] = prompt_overlap(preferences, _load(sibling, given, **options))
+            preferences.report.overlaps[name] = prompt_overlap(preferences, load(sibling))
         except PreferenceDataError as error:
             preferences.report.notes.append(f"split {name!r} was not compared: {error}"[:200])
     return preferences
@@ -460,17 +433,13 @@ def prompt_overlap(
     return {"shared": len(shared), "prompts": len(np.unique(theirs)), "records": int(records.sum())}
 
 # %% ../../nbs/1_data/16_preferences.ipynb #e6f80269
-def _mix(keys, seed):
-    "The keys, shuffled by the seed into other 64-bit numbers (splitmix64: Steele, Lea and Flood 2014)."
-    mixed = keys + np.uint64(hash64(str(seed)))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
 def _deal(keys, seed):
-    "For each row the number of its prompt, in the order of the seed, and the rows of each prompt."
-    _, group, sizes = np.unique(_mix(keys, seed), return_inverse=True, return_counts=True)
+    "The number of each row's prompt, and the rows of each prompt; the seed says the order of the prompts."
+    mixed = np.asarray(keys, np.uint64) + np.uint64(hash64(str(seed)))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64, Steele 2014
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    _, group, sizes = np.unique(mixed, return_inverse=True, return_counts=True)
     return group, sizes
 
 # %% ../../nbs/1_data/16_preferences.ipynb #4d6b912a
@@ -484,11 +453,10 @@ def hold_out(
     "Which rows are held out; raises `PreferenceDataError` for fewer than two prompts."
     if not 0 < eval_fraction < 1:
         raise PreferenceDataError(f"eval_fraction must lie between 0 and 1, got {eval_fraction}")
-    keys = np.asarray(keys, np.uint64)
     group, sizes = _deal(keys, seed)
     if len(sizes) < 2:
-        raise PreferenceDataError(
-            f"{counted(len(keys), 'record')} with one prompt; a split needs two or more prompts")
+        records = counted(len(keys), "record")
+        raise PreferenceDataError(f"{records} with one prompt; a split needs two or more prompts")
     wanted, most = max(round(eval_fraction * len(keys)), 1), most or len(sizes)
     held, rows, prompts = np.zeros(len(sizes), bool), 0, 0
     for n, size in enumerate(sizes.tolist()):
@@ -506,7 +474,10 @@ def split_by_prompt(
     seed: int = 0,  # another seed deals the prompts out in another order
 ) -> tuple[Preferences, Preferences]:  # train, eval
     "Train and evaluation parts without a shared prompt, deterministic in the seed."
-    held = hold_out(preferences.prompt_keys, eval_fraction, seed=seed)
+    return _parts(preferences, hold_out(preferences.prompt_keys, eval_fraction, seed=seed))
+
+
+def _parts(preferences, held):
     return preferences.select(np.flatnonzero(~held)), preferences.select(np.flatnonzero(held))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #3b17a822
@@ -524,9 +495,7 @@ def kfold_by_prompt(
     for n in np.argsort(-sizes, kind="stable").tolist():
         fold[n] = filled.index(min(filled))
         filled[fold[n]] += int(sizes[n])
-    held = [fold[group] == i for i in range(k)]
-    parts = [(np.flatnonzero(~own), np.flatnonzero(own)) for own in held]
-    return [(preferences.select(train), preferences.select(held_out)) for train, held_out in parts]
+    return [_parts(preferences, fold[group] == i) for i in range(k)]
 
 # %% ../../nbs/1_data/16_preferences.ipynb #3df8f206
 def _save_row(record):
@@ -536,16 +505,14 @@ def _save_row(record):
         del row["weight"]
     if record["ranks"] != [1, 2]:
         return row
-    (chosen, rejected), scores = row.pop("responses"), row.pop("scores", None)
     del row["ranks"]
-    if scores:
-        row |= {"score_chosen": scores[0], "score_rejected": scores[1]}
+    (chosen, rejected), scores = row.pop("responses"), row.pop("scores", ())
+    row |= dict(zip(("score_chosen", "score_rejected"), scores, strict=False))
     return row | {"chosen": chosen, "rejected": rejected}
 
 # %% ../../nbs/1_data/16_preferences.ipynb #173d8bdc
-def _save_lines(rows):
-    "Checked JSON lines of some rows."
-    seen = {}
+def _save_lines(rows, seen):
+    "Checked JSON lines of some rows; the key of each is added to `seen`."
     for n, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise PreferenceDataError(f"row {n}: not a dict but {an(type(row).__name__)}")
@@ -563,30 +530,21 @@ def save_preferences(
     append: bool = False,  # add to the file instead of replacing it
 ) -> int:  # rows written
     "Write checked preferences, whole or not at all; `PreferenceDataError` names the first row that is wrong."
-    path, written = Path(path), 0
+    path, seen = Path(path), {}
     if not path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         raise PreferenceDataError(f"{path}: preferences are written as .jsonl or .jsonl.gz")
-
-    def lines():
-        nonlocal written
-        for line in _save_lines(rows):
-            written += 1
-            yield line
-
+    lines = _save_lines(rows, seen)
     try:
         if append:
-            append_line(path, "".join(lines()))
+            append_line(path, "".join(lines))
         else:
-            write_whole(path, lines())
+            write_whole(path, lines)
     except OSError as error:
         raise PreferenceDataError(f"{path}: cannot be written ({error.strerror or error})") from None
-    return written
+    return len(seen)
 
 
 @patch
-def save(
-    self: Preferences,
-    path: str | Path,  # a `.jsonl` file, or `.jsonl.gz`
-) -> int:  # records written
-    "Write the records so that `load_preferences` reads the same ones again."
+def save(self: Preferences, path: str | Path) -> int:
+    "Write the records to a `.jsonl` or `.jsonl.gz` file that reads back as the same ones; how many they are."
     return save_preferences(self, path)

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..data.files import PreferenceDataError, append_line, json_line, read_rows, write_whole
-from ..data.formats import detect_format
+from ..data.formats import PreferenceFormat
 from ..data.report import Report, Section, Table, counted
 from .text_scorer import TextScorer
 
@@ -209,7 +209,7 @@ def score_file(
     first = list(itertools.islice(rows, 100))
     if not first:
         raise PreferenceDataError(f"{source.name}: no rows")
-    fmt = detect_format(first, columns, judged=False)
+    fmt = PreferenceFormat.detect(first, columns, judged=False)
     names = _score_columns(fmt, first, score_column)
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
     settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column}

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 
 from ..data.files import PreferenceDataError, UnusableRow, append_line, json_line
 from ..data.files import read_rows, write_whole
-from ..data.formats import detect_format, to_record
+from ..data.formats import PreferenceFormat, to_record
 from ..data.report import Report, Section, Table, counted, percent, span, wilson_interval
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #b3c769a3
@@ -57,7 +57,7 @@ def _pair_of(record, where: str) -> tuple:
         )
     plain = {"response_a": "a", "response_b": "b"} if {"a", "b"} <= set(record) else None
     try:
-        prompt, responses = detect_format([record], plain, judged=False).texts(record)
+        prompt, responses = PreferenceFormat.detect([record], plain, judged=False).texts(record)
     except UnusableRow as error:
         raise ValueError(f"{where}: {error}") from None
     except PreferenceDataError:

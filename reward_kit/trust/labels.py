@@ -21,7 +21,7 @@ from scipy.special import expit
 from tqdm.auto import tqdm
 
 from ..data.files import PreferenceDataError, UnusableRow, read_rows
-from ..data.formats import detect_format, to_record
+from ..data.formats import PreferenceFormat, to_record
 from ..data.preferences import Preferences, kfold_by_prompt, load_preferences
 from ..data.records import prompt_key, response_text
 from ..data.report import Report, Section, Table, an, counted, forest_plot
@@ -249,7 +249,7 @@ def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
     readable = [row for _, row in rows if isinstance(row, dict)]
     if not readable:
         raise PreferenceDataError("no rows to count votes in")
-    form = detect_format(readable[:1000], columns, format, labels)
+    form = PreferenceFormat.detect(readable[:1000], columns, format, labels)
     for origin, row in rows:
         try:
             record = to_record(row, origin=origin, format=form)
