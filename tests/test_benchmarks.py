@@ -390,7 +390,7 @@ def test_datasets_frames_and_splits(monkeypatch):
     assert len(load_benchmark(datasets.DatasetDict(raw=datasets.Dataset.from_list(rows * 3), filtered=table), split="raw")) == 6
     with pytest.raises(PreferenceDataError, match="has the splits 'train', 'test'; choose one with split="):
         load_benchmark(datasets.DatasetDict(train=table, test=table))
-    with pytest.raises(PreferenceDataError, match="no split 'dev'; there are 'raw'"):
+    with pytest.raises(PreferenceDataError, match="no split 'dev' among 'raw'"):
         load_benchmark(datasets.DatasetDict(raw=table), split="dev")
     asked = {}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.update(options, name=name) or datasets.DatasetDict(filtered=table, raw=table))

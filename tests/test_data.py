@@ -135,14 +135,14 @@ def test_splits_are_chosen_and_compared(tmp_path):
     assert found.report.overlaps == {"test": {"shared": 2, "prompts": 7, "records": 2}}
     assert {v.practice: v.status for v in found.report.verdicts}["no prompts across splits"] == "fail"
     assert len(load(both, split="test")) == 7
-    with pytest.raises(PreferenceDataError, match=r"no split 'dev'; there are 'train', 'test'"): load(both, split="dev")
+    with pytest.raises(PreferenceDataError, match=r"no split 'dev' among 'train', 'test'"): load(both, split="dev")
     with pytest.raises(PreferenceDataError, match=r"choose one with split="): load(datasets.DatasetDict(a=both["train"], b=both["test"]))
-    with pytest.raises(PreferenceDataError, match=r"no splits"): load(pairs(3), split="test")
+    with pytest.raises(PreferenceDataError, match=r"^list: no split 'test' among 'train'"): load(pairs(3), split="test")
     both.save_to_disk(tmp_path / "saved")
     assert len(load(tmp_path / "saved", split="test")) == 7
     jsonl(tmp_path / "train-0.jsonl", pairs(5)), jsonl(tmp_path / "test-0.jsonl", pairs(9)[5:])
     found = load(str(tmp_path / "*.jsonl"))
-    assert len(found) == 9
+    assert len(found) == 9 == len(load(str(tmp_path / "*.jsonl"), split="*")) and not found.report.overlaps
     (tmp_path / "saved").rename(tmp_path.parent / f"{tmp_path.name}-saved")
     found = load(tmp_path)
     assert len(found) == 5 and found.report.overlaps["test"]["shared"] == 0
@@ -228,8 +228,8 @@ def test_strict_refuses_contradictions_and_accepts_clean_data():
     ("twice.csv", b"chosen,chosen,rejected\na,b,c\n", r"twice.csv:1: two columns have the same name"),
     ("cut.jsonl.gz", gzip.compress(b"{}" * 5000)[:-20], r"cut.jsonl.gz: not a complete gzip file"),
     ("not.jsonl.gz", b"plain text", r"not.jsonl.gz: not a complete gzip file"),
-    ("not.parquet", b"plain text", r"not.parquet: not a readable parquet file"),
-    ("not.arrow", b"plain text", r"not.arrow: not a readable arrow file"),
+    ("not.parquet", b"plain text", r"not.parquet: not a readable Parquet or Arrow file"),
+    ("not.arrow", b"plain text", r"not.arrow: not a readable Parquet or Arrow file"),
     ("some.txt", b"plain text", r"some.txt: unknown file type"),
 ])
 def test_faults_of_whole_files(tmp_path, name, content, message):
@@ -280,7 +280,7 @@ def test_json_with_splits(tmp_path):
     found = load(tmp_path / "a.json")
     assert len(found) == 6 and found.report.overlaps["test"]["shared"] == 1 and found[0]["origin"] == "a.json train row 1"
     assert len(load(tmp_path / "a.json", split="test")) == 4
-    with pytest.raises(PreferenceDataError, match="no split 'dev'; there are 'train', 'test'"): load(tmp_path / "a.json", split="dev")
+    with pytest.raises(PreferenceDataError, match="no split 'dev' among 'train', 'test'"): load(tmp_path / "a.json", split="dev")
     with pytest.raises(PreferenceDataError, match="a.json: holds the splits 'train', 'test'; read this file by itself"): load(tmp_path)
 
 

@@ -18,7 +18,7 @@ from .benchmark_files import BENCHMARKS, load_benchmark
 from ..data.files import write_whole
 from ..data.records import prompt_key
 from ..data.report import Report, Section, Table, counted, forest_plot, new_figure
-from ..data.report import percent, span, wilson_interval
+from ..data.report import percent, wilson_interval
 from ..model.encoding import PLAIN_TEMPLATE, RewardEncoder
 from ..scores.inference import RewardModel
 from ..trust.agreement import Bootstrap, as_scorer
@@ -275,7 +275,7 @@ class BenchmarkReport(Report):
 # %% ../../nbs/7_beside/benchmarks.ipynb #ce560eb4
 def _ends(low, high) -> str:
     "An interval as text."
-    return "all rows alike" if low == high else span(low, high)
+    return "all rows alike" if low == high else percent(low, high)
 
 
 @patch

@@ -19,7 +19,6 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .preferences import Preferences, load_preferences
-from .report import an
 
 # %% ../../nbs/1_data/17_playground.ipynb #5beb6277
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ def true_reward(
 def _described(value):
     "A word for an error: the type, and the length of a list."
     name = type(value).__name__
-    return name if isinstance(value, str) else f"{an(name)} of {len(value)}"
+    return name if isinstance(value, str) else f"{name} of {len(value)}"
 
 # %% ../../nbs/1_data/17_playground.ipynb #7c95ad38
 def _preference_probability(prompts, a, b):

@@ -26,12 +26,12 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .columns import flatten, unnest
-from .files import PreferenceDataError, UnusableRow, append_line, json_line, read_rows
+from .files import PreferenceDataError, UnusableRow, append_rows, read_rows
 from .files import write_whole
 from .formats import PreferenceFormat, to_record
 from .quality import DataReport
 from .records import hash64, read_column, record_keys
-from .report import an, counted
+from .report import counted
 
 # %% ../../nbs/1_data/16_preferences.ipynb #6202af2f
 _TEMPLATE = ("tools", "chat_template_kwargs")  # what only some records have
@@ -511,16 +511,16 @@ def _save_row(record):
     return row | {"chosen": chosen, "rejected": rejected}
 
 # %% ../../nbs/1_data/16_preferences.ipynb #173d8bdc
-def _save_lines(rows, seen):
-    "Checked JSON lines of some rows; the key of each is added to `seen`."
+def _save_rows(rows, seen):
+    "Checked rows, as they are written; the key of each is added to `seen`."
     for n, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise PreferenceDataError(f"row {n}: not a dict but {an(type(row).__name__)}")
+            raise PreferenceDataError(f"row {n}: not a dict but {type(row).__name__}")
         record = row if isinstance(rows, Preferences) else to_record(row, origin=f"row {n}")
         before = seen.setdefault(record_keys(record)[0], n)
         if before != n:
             raise PreferenceDataError(f"row {n}: the same pair as row {before}")
-        yield json_line(_save_row(record)) + "\n"
+        yield _save_row(record)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #c4eea269
 def save_preferences(
@@ -533,12 +533,12 @@ def save_preferences(
     path, seen = Path(path), {}
     if not path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         raise PreferenceDataError(f"{path}: preferences are written as .jsonl or .jsonl.gz")
-    lines = _save_lines(rows, seen)
+    checked = _save_rows(rows, seen)
     try:
         if append:
-            append_line(path, "".join(lines))
+            append_rows(path, checked)
         else:
-            write_whole(path, lines)
+            write_whole(path, checked)
     except OSError as error:
         raise PreferenceDataError(f"{path}: cannot be written ({error.strerror or error})") from None
     return len(seen)

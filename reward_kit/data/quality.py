@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from .records import hash64, prompt_key, record_keys, response_text
-from .report import Report, Section, Table, counted, new_figure, percent, span, wilson_interval
+from .report import Report, Section, Table, counted, new_figure, percent, wilson_interval
 
 # %% ../../nbs/1_data/15_quality.ipynb #dfb0f0da
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
@@ -289,7 +289,7 @@ def _balance(what, count, of):
         return None, ""
     low, high = wilson_interval(count, of)
     distance = max(low - 0.5, 0.5 - high, 0.0)
-    return distance, f"{what} in {percent(count / of)} of {of:,} (95% interval {span(low, high)})"
+    return distance, f"{what} in {percent(count / of)} of {of:,} (95% interval {percent(low, high)})"
 
 # %% ../../nbs/1_data/15_quality.ipynb #9fd6a57c
 @dataclass(repr=False)

@@ -24,7 +24,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from fastcore.basics import patch
 from transformers.utils import is_torch_bf16_gpu_available
 
-from ..data.files import sync_to_disk, write_whole
+from ..data.files import write_whole
 from .model_folder import METADATA_FILE, CheckpointError, is_write_error, write_problem
 from .settings import quiet
 
@@ -77,11 +77,9 @@ def begin(self: Checkpoints, folder: Path) -> None:  # checkpoint-STEP
 def finish(self: Checkpoints, folder: Path, step: int) -> None:  # checkpoint-STEP, steps done
     "Flushes every file to the disk, then writes the list that makes the checkpoint complete."
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != _UNFINISHED]
-    for path in files:
-        sync_to_disk(path)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
     marker = {"step": step, "saved_at": time.time(), "files": sizes}
-    write_whole(folder / _MARKER, json.dumps(marker, indent=1))
+    write_whole(folder / _MARKER, marker, after=files)
     (folder / _UNFINISHED).unlink()
 
 # %% ../../nbs/2_model/26_runs.ipynb #6a1d3a93

@@ -17,7 +17,7 @@ import jinja2
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..data.files import PreferenceDataError, append_line, json_line, read_rows, write_whole
+from ..data.files import PreferenceDataError, append_rows, json_ready, read_rows, write_whole
 from ..data.formats import PreferenceFormat
 from ..data.report import Report, Section, Table, counted
 from .text_scorer import TextScorer
@@ -120,7 +120,7 @@ def add(
     rows_hash: str,  # of all rows of the input so far
 ) -> None:
     "Write rows, then say that they are there."
-    size = append_line(self.part, "\n".join(map(json_line, rows)), size=self.state["bytes"])
+    size = append_rows(self.part, rows, size=self.state["bytes"])
     errors = Counter(self.state["errors"]) + Counter(row["error"] for row in rows if "error" in row)
     most = dict(errors.most_common(20))
     rest = errors.total() - sum(most.values())
@@ -141,14 +141,14 @@ def _chunks(rows, done, rows_hash, size):
     "(rows, hash of all rows so far) of those after the first `done`; raises ValueError for other rows."
     digest, rows, count = hashlib.sha256(), iter(rows), 0
     for row in itertools.islice(rows, done):
-        digest.update(json_line(row).encode())
+        digest.update(json.dumps(json_ready(row)).encode())
         count += 1
     if count < done or done and digest.hexdigest() != rows_hash:
         first = f"the first {counted(done, 'row')} of the input are not those that were scored before"
         raise ValueError(f"{first}; begin again with resume=False")
     while chunk := list(itertools.islice(rows, size)):
         for row in chunk:
-            digest.update(json_line(row).encode())
+            digest.update(json.dumps(json_ready(row)).encode())
         yield chunk, digest.hexdigest()
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #f7ab7245

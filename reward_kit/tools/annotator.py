@@ -20,10 +20,9 @@ from typing import NamedTuple
 
 from fastcore.basics import patch
 
-from ..data.files import PreferenceDataError, UnusableRow, append_line, json_line
-from ..data.files import read_rows, write_whole
+from ..data.files import PreferenceDataError, UnusableRow, append_rows, read_rows, write_whole
 from ..data.formats import PreferenceFormat, to_record
-from ..data.report import Report, Section, Table, counted, percent, span, wilson_interval
+from ..data.report import Report, Section, Table, counted, percent, wilson_interval
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #b3c769a3
 _logger = logging.getLogger(__name__)
@@ -143,7 +142,7 @@ class _Log:
 
     def append(self, event: dict) -> None:
         "Write one line, which is on the disk when this returns."
-        self.size = append_line(self.path, json_line(event), size=self.size)
+        self.size = append_rows(self.path, [event], size=self.size)
         self.events.append(event)
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #86df2117
@@ -197,7 +196,7 @@ def _write_preferences(self: AnnotationSession):
     "The labelled pairs, whole or not at all."
     chosen = [event for event in self.history if event["event"] == "choose"]
     rows = [{key: value for key, value in event.items() if key != "event"} for event in chosen]
-    write_whole(self.path, "".join(json_line(row) + "\n" for row in rows))
+    write_whole(self.path, rows)
 
 
 @patch
@@ -300,7 +299,7 @@ class AnnotatorAgreement(Report):
         "The agreement in a sentence."
         nothing = math.isnan(self.kappa)
         kappa = "not defined: both always gave the same answer" if nothing else f"{self.kappa:.2f}"
-        share = f"{percent(self.share)} (95% {span(*self.interval)})"
+        share = f"{percent(self.share)} (95% {percent(*self.interval)})"
         return [f"{self.equal} of {counted(self.pairs, 'answer')} equal: {share}, Cohen's kappa {kappa}"]
 
     def sections(self, **options) -> list[Section]:
@@ -359,7 +358,7 @@ def render_text(
     shown = []
     for message in value:
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-        extra = f"\n{json_line(rest)}" if rest else ""
+        extra = f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else ""
         role = f"<div style='{STYLES['small']};margin-top:.3em'>{html.escape(str(message['role']))}</div>"
         shown.append(role + _render((message.get("content") or "") + extra, markdown))
     return "".join(shown)

@@ -19,7 +19,7 @@ from scipy.special import expit, ndtri
 from ..data.files import json_ready
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, new_figure
-from ..data.report import percent, wilson_interval
+from ..data.report import wilson_interval
 from ..scores.inference import RewardModel, keep_measured
 from .agreement import Bootstrap, pair_table, score_preferences
 

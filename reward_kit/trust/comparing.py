@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from scipy import stats
 
 from ..data.preferences import load_preferences
-from ..data.report import Report, Section, Table, counted, forest_plot, percent, points, span
+from ..data.report import Report, Section, Table, counted, forest_plot, percent, points
 from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table, score_preferences, wider
 
@@ -336,7 +336,7 @@ class _RunComparison(Report):
         "The settings, best first."
         rows = []
         for s in self.settings:
-            found = percent(s["accuracy"]), span(s["low"], s["high"])
+            found = percent(s["accuracy"]), percent(s["low"], s["high"])
             rows.append((s["name"], s["seeds"], *found))
         header = "setting", "seeds", "accuracy", f"{100 * self.level:g}% interval"
         return [Section(table=Table(header, rows))]

@@ -24,8 +24,8 @@ from ..data.files import PreferenceDataError, UnusableRow, read_rows
 from ..data.formats import PreferenceFormat, to_record
 from ..data.preferences import Preferences, kfold_by_prompt, load_preferences
 from ..data.records import prompt_key, response_text
-from ..data.report import Report, Section, Table, an, counted, forest_plot
-from ..data.report import percent, points, span, wilson_interval
+from ..data.report import Report, Section, Table, counted, forest_plot
+from ..data.report import percent, points, wilson_interval
 from ..scores.inference import RewardModel
 from .agreement import pooled_accuracy, score_preferences, wider
 from .calibration import Predictions
@@ -65,7 +65,7 @@ def verdicts(self: CrossValidation) -> list[str]:
     holdout = z * math.sqrt(p * (1 - p) / max(1, self.n_pairs // 10))
     sentences = [
         f"Models trained on {100 * (self.k - 1) / self.k:.0f}% of the data order {percent(p)} of "
-        f"{self.n_pairs:,} unseen pairs as people did ({level} interval {span(low, high)}).",
+        f"{self.n_pairs:,} unseen pairs as people did ({level} interval {percent(low, high)}).",
         f"That is plus or minus {points((high - low) / 2)} points; "
         f"holding out a tenth of the pairs once would leave {points(holdout)}.",
     ]
@@ -82,7 +82,7 @@ def sections(self: CrossValidation) -> list[Section]:
     rows = []
     for f in self.folds:
         counts = f["seed"], f["fold"] + 1, f"{f['trained_on']:,}", f"{f['pairs']:,}"
-        ends = span(f["low"], f["high"]) if f["pairs"] else "none"
+        ends = percent(f["low"], f["high"]) if f["pairs"] else "none"
         rows.append((*counts, percent(f["accuracy"]), ends))
     header = "seed", "fold", "trained on", "judged pairs", "accuracy"
     return [Section(table=Table((*header, f"{100 * self.level:g}% (Wilson)"), rows))]
@@ -281,9 +281,9 @@ class _AnnotatorCeiling(Report):
     def verdicts(self) -> list[str]:
         "What it means, in sentences."
         sentences = [
-            f"People agree with each other in {percent(self.agreement)} ({span(*self.interval)}) "
+            f"People agree with each other in {percent(self.agreement)} ({percent(*self.interval)}) "
             "of repeated judgements: on single labels like these no model can be shown to be better "
-            f"than about {percent(self.ceiling)} ({span(*self.ceiling_interval)})."
+            f"than about {percent(self.ceiling)} ({percent(*self.ceiling_interval)})."
         ]
         if self.interval[0] <= 0.5:
             sentences.append("Such agreement cannot be told from coin flips.")
@@ -297,7 +297,7 @@ class _AnnotatorCeiling(Report):
             "pairs with one": f"{self.n_single:,}",
             "ties": f"{self.n_ties:,}",
             "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}",
-            "best model lies within": span(self.agreement, self.ceiling),
+            "best model lies within": percent(self.agreement, self.ceiling),
             "majority of the others": percent(self.majority),
         }
         return [Section(table=Table(tuple(row), [tuple(row.values())]))]
@@ -462,7 +462,7 @@ def suspected_label_errors(
     preferences = load_preferences(preferences, progress=False)
     stored = isinstance(rewards, (CrossValidation, list, tuple))
     if not stored and not str(rewards).endswith(".json"):
-        kind = an(type(rewards).__name__)
+        kind = type(rewards).__name__
         raise TypeError(f"suspected_label_errors needs out-of-fold rewards, got {kind}: "
                         "a model has learned the errors of its own training data; "
                         "pass what cross_validate returned")

@@ -14,7 +14,7 @@ from scipy.special import boxcox
 from tqdm.auto import tqdm
 
 from ..data.preferences import load_preferences, prompt_overlap, split_by_prompt
-from ..data.report import Report, Section, Table, counted, new_figure, percent, points, span
+from ..data.report import Report, Section, Table, counted, new_figure, percent, points
 from .agreement import Bootstrap, score_preferences
 from .comparing import accuracy_draws, pairs_of
 
@@ -130,7 +130,7 @@ def sections(self: _LearningCurve) -> list[Section]:
     "The measured points and the fit."
     rows = []
     for n, share, *ends in zip(self.sizes, self.accuracy, self.low, self.high):
-        rows.append((f"{n:,.0f}", percent(share), span(*ends), percent(self.predict(n)[0])))
+        rows.append((f"{n:,.0f}", percent(share), percent(*ends), percent(self.predict(n)[0])))
     header = "training records", "accuracy", f"{100 * self.level:g}% interval", "fit"
     return [Section(table=Table(header, rows))]
 

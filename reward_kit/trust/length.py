@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..data.records import response_text
-from ..data.report import Report, Section, Table, counted, percent, span
+from ..data.report import Report, Section, Table, counted, percent
 from .agreement import Bootstrap, pair_table, pooled_accuracy
 from .probes import MIN_PROMPTS, effect_clause, probe_verdict
 
@@ -257,7 +257,7 @@ def sections(self: LengthReport) -> list[Section]:
     for key, (name, value) in _SHARES.items():
         own, text = self.matched[key], "none"
         if own:
-            text = f"{percent(own[value])} ({span(own['low'], own['high'])})"
+            text = f"{percent(own[value])} ({percent(own['low'], own['high'])})"
             text += f" of {counted(own['pairs'], 'pair')}" if "pairs" in own else ""
         rows.append((name.format(caliper=100 * self.matched["caliper"]), text))
     for key, name in _MEASURES.items():

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..data.report import Report, Section, Table, an, counted, forest_plot
-from ..data.report import percent, span, wilson_interval
+from ..data.report import Report, Section, Table, counted, forest_plot
+from ..data.report import percent, wilson_interval
 from .agreement import Bootstrap, score_preferences
 from .edits import PROBES, Probe
 
@@ -253,7 +253,7 @@ def _row(r: _ProbeResult, threshold: float) -> tuple:
     if r.effect is not None:
         effect = f"{_number(r.effect, r.low, r.high)}, {_size(r.effect, threshold)}"
     if r.raised is not None:
-        raised = f"{percent(r.raised)} ({span(r.raised_low, r.raised_high)})"
+        raised = f"{percent(r.raised)} ({percent(r.raised_low, r.raised_high)})"
     left = f", {r.not_applicable} not applicable" if r.not_applicable else ""
     left += f", {r.too_long} too long" if r.too_long else ""
     return r.name, r.expected, effect, raised, f"{r.n}{left}", r.verdict
@@ -322,7 +322,7 @@ def _pick_records(preferences, most: int | None, seed: int) -> list[dict]:
     "Records of different prompts, drawn if need be, in the order of the data."
     if not hasattr(preferences, "kind"):
         raise TypeError(
-            f"preferences is {an(type(preferences).__name__)}; "
+            f"preferences has the type {type(preferences).__name__}; "
             "load_preferences(...) makes Preferences of files, tables and lists"
         )
     if most is not None and most < 1:

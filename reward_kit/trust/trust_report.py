@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..data.files import json_ready, write_whole
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, forest_plot
-from ..data.report import new_figure, percent, points, span
+from ..data.report import new_figure, percent, points
 from ..model.model_folder import ModelCard
 from ..scores.inference import RewardModel
 from .agreement import accuracy_by, pair_table, pooled_accuracy
@@ -32,7 +32,7 @@ from .probes import VERDICTS, ProbeReport, run_probes
 def _verdicts(interval, always_longer, n_pairs, over_rule) -> list[str]:
     "Sentences; `over_rule`: interval of the accuracy minus that of the rule of length."
     low, high = interval
-    found = f"the 95% interval, {span(low, high)}"
+    found = f"the 95% interval, {percent(low, high)}"
     if low > 0.5:
         sentences = [f"Better than chance: {found}, lies above 50%."]
     elif high < 0.5:
@@ -139,7 +139,7 @@ TrustReport.sentences = TrustReport.summary
 def _bootstrap_text(self: TrustReport) -> str:
     "The interval, or why it says nothing."
     if self.bootstrap[0] < self.bootstrap[1]:
-        return span(*self.bootstrap)
+        return percent(*self.bootstrap)
     why = "with one prompt" if self.n_prompts == 1 else "where all prompts came out alike"
     return f"says nothing {why}"
 
@@ -150,7 +150,7 @@ def rows(self: TrustReport) -> list[tuple[str, str]]:
     level, r, k = f"{100 * self.level:g}%", self.rewards, self.rankings
     rows = [
         ("accuracy (tied rewards count half)", percent(self.accuracy)),
-        (f"{level} interval, pairs independent (Wilson)", span(*self.wilson)),
+        (f"{level} interval, pairs independent (Wilson)", percent(*self.wilson)),
         (f"{level} interval, prompts drawn anew (bootstrap)", self._bootstrap_text()),
         ("strictly ordered pairs", f"{self.n_pairs:,} from {counted(self.n_prompts, 'prompt')}"),
         ("pairs with tied rewards", f"{self.n_tied_rewards:,}"),
@@ -180,7 +180,7 @@ def _group_table(self: TrustReport) -> Table:
     "Accuracy and interval of every group."
     rows = []
     for name, row in self._groups():
-        ends = span(row["low"], row["high"])
+        ends = percent(row["low"], row["high"])
         rows.append((name, row["group"], f"{row['pairs']:,}", percent(row["accuracy"]), ends))
     return Table(("by", "group", "pairs", "accuracy", f"{100 * self.level:g}% interval"), rows)
 
@@ -251,7 +251,7 @@ def _plot_differences(self: TrustReport):
     xlabel = "reward of the better minus reward of the worse response (reward units)"
     axes.set(xlabel=xlabel, ylabel="pairs")
     ties = f"; {self.n_tied_rewards:,} tied pairs, not shown, count half" if self.n_tied_rewards else ""
-    found = f"accuracy {percent(self.accuracy)}, 95% interval {span(*self.interval)}"
+    found = f"accuracy {percent(self.accuracy)}, 95% interval {percent(*self.interval)}"
     axes.set_title(found + ties, fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
