@@ -128,7 +128,7 @@ def _numbered(cells):
 
 
 def _are_columns(cells):
-    "Whether the values of an object are columns: each under its row's number, or lists of one length."
+    "Whether values are columns: each cell under its row's number, or lists of one length."
     if all(map(_numbered, cells)):
         return True
     lists = len(cells) > 1 and all(isinstance(cell, list) for cell in cells)
@@ -136,7 +136,7 @@ def _are_columns(cells):
 
 
 def _rows_of(whole):
-    "The rows of a parsed JSON file: a list, a table, a list under one name beside other facts, or one row."
+    "Rows from a list, a table, a list under one name beside other facts, or one row."
     if not isinstance(whole, dict):
         return whole
     cells = list(whole.values())
@@ -292,7 +292,7 @@ def _file_rows(paths, base=None):
 # %% ../../nbs/1_data/10_files.ipynb #a12cc2bb
 @dataclass
 class _Rows:
-    "Rows to iterate over as `(origin, row)`, again and again; a broken row is an `UnusableRow`."
+    "Rows to iterate over as `(origin, row)`; a broken row is an `UnusableRow`."
 
     name: str  # of the file, folder or hub id, or the type of what was given
     read: Callable  # begins a new iteration
@@ -315,7 +315,7 @@ class _Rows:
 
     @property
     def siblings(self):
-        "Splits to compare with the chosen one: beside `train_prefs` that is `test_prefs`, not `test_sft`."
+        "Splits to compare with the chosen one: `test_prefs` with `train_prefs`, not `test_sft`."
         if not self.split:
             return {}
         _, mark, kind = self.split.partition("_")
@@ -468,7 +468,7 @@ def _hub_splits(name, revision, cache_dir):
     "The splits of a data set on the hub; every failure is one line."
     try:
         found = datasets.load_dataset(name, revision=revision, cache_dir=cache_dir)
-    except Exception as error:  # the hub raises dozens of types; each ends as one line with its reason
+    except Exception as error:  # of dozens of types
         reason = str(error).strip().partition("\n")[0][:200]
         raise PreferenceDataError(
             f"{name}: no such file or folder, and not readable from the Hugging Face hub "
@@ -485,7 +485,7 @@ def read_rows(
     revision: str | None = None,  # of a data set on the hub
     cache_dir: str | None = None,  # where data of the hub is kept; default: the cache of `datasets`
 ) -> _Rows:
-    "Rows with their origins; raises `PreferenceDataError` for what cannot be read at all."
+    "Rows with their origins; `PreferenceDataError` where none can be read."
     name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
     if isinstance(data, str) and _HUB_ID.fullmatch(data) and not Path(data).exists():
         splits = _hub_splits(name, revision, cache_dir)
@@ -512,7 +512,7 @@ def _sync(path):
 
 
 def _take_name(part, path):
-    "Give a finished file its name; others may read it, also where a library wrote it for its owner alone."
+    "Give a finished file its name, and let others read it."
     part.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
     _sync(part)
     os.replace(part, path)
@@ -533,7 +533,7 @@ def write_whole(
     content,  # text, dict (JSON), iterable of texts or rows, function(path), or a finished file (Path)
     after: Iterable[Path] = (),  # files that must be on the disk before this one
 ) -> Path:  # the file
-    "Write a file so that it is the old or the new one, never half of it; a Path, on the same disk, is moved."
+    "Write a file so that it is the old or the new one, never half of it; a Path is moved."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for file in after:
@@ -558,7 +558,7 @@ def append_rows(
     *,
     size: int | None = None,  # bytes the file must have now; None: any
 ) -> int:  # bytes it has afterwards
-    "Add rows to a file, on the disk when this returns; raises `RuntimeError` where it has another size."
+    "Add rows to a file, on the disk when this returns; `RuntimeError` where its size is another."
     path, data = Path(path), b"".join(map(_json_line, rows))
     with open(path, "ab+") as file:
         if os.name == "posix":
@@ -585,7 +585,7 @@ def move_into(
     target: Path,  # created if needed
     *,
     last: str,  # the file that says the folder is whole
-    replaced: tuple[str, ...] = (),  # globs of old files, which go where the source has none of their name
+    replaced: tuple[str, ...] = (),  # globs of old files, which go
 ) -> None:
     "Move every file of a folder to its place."
     target.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def new_figure(
     "An empty matplotlib Figure, not kept by pyplot, which a notebook shows all the same."
     from matplotlib import pyplot as plt
 
-    plt.install_repl_displayhook()  # loads the backend, which tells the notebook how figures are shown
+    plt.install_repl_displayhook()  # tells a notebook how figures are shown
     return plt.Figure(**{"layout": "constrained", "facecolor": "white", **options})
 
 # %% ../../nbs/1_data/11_report.ipynb #5131c7c2
@@ -165,7 +165,7 @@ class Section:
 
 # %% ../../nbs/1_data/11_report.ipynb #d45e16d3
 class Report:
-    "What was found; a subclass is a dataclass, with `repr=False`, of title, verdicts, sections and figures."
+    "What was found; a subclass is a dataclass with `repr=False`."
 
     title = ""
     verdicts = ()  # sentences; a field or a property of the subclass
