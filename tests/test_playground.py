@@ -13,7 +13,8 @@ import pytest
 
 import reward_kit.data.playground as playground
 from reward_kit.data.playground import _FACTS as FACTS
-from reward_kit.data.playground import WORLD, Playground, true_reward
+from reward_kit.data.playground import _WORLD as WORLD
+from reward_kit.data.playground import Playground
 from reward_kit.data.playground import _Mix as Mix
 from reward_kit.data.playground import _reward_parts as reward_parts
 
@@ -22,6 +23,8 @@ sys.path.insert(0, str(SCRIPTS))
 import build_playground as building  # noqa: E402
 
 CHATTER, PADDING, PHRASINGS, POLITE, RUDE = (WORLD[name] for name in ("chatter", "padding", "phrasings", "polite", "rude"))
+
+true_reward = Playground.true_reward
 
 QUESTION = "What do bees make from nectar?"
 RIGHT = "Bees turn the nectar of flowers into honey."
@@ -188,7 +191,7 @@ def test_default_size_survives_the_loader():
 
 def test_plackett_luce_against_all_orders():
     rewards, n, rng = [1.0, 0.0, -0.5], 30_000, random.Random(0)
-    counts = Counter(tuple(playground._draw_ranking(rng, rewards)) for _ in range(n))
+    counts = Counter(tuple(playground._draw_ranking(rng, rewards)[0]) for _ in range(n))
     for order in itertools.permutations(range(3)):
         exact, rest = 1.0, list(order)
         while rest:

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from torch import nn
 from transformers.trainer_utils import has_length
 
-from ..data.playground import PLAYGROUND_TRAINING
+from ..data.playground import Playground
 from .batches import CPU_BATCH_TOKENS, RewardCollator, bind_reward_forward
 from .encoded_data import content_hash
 from .encoding import RewardEncoder, prepare_tokenizer
@@ -73,7 +73,7 @@ class RewardTrainer(trl.RewardTrainer):
         args = to_reward_config(args, f"{name}-Reward")
         transformers.set_seed(args.seed)
         if str(model) == "playground":
-            args.fill(PLAYGROUND_TRAINING)
+            args.fill(Playground.TRAINING)
         model, tokenizer, added = self._load(model, processing_class, args, quantization_config)
         if peft_config is not None:
             peft_config = with_trained_head(peft_config, model, added)
