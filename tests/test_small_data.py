@@ -14,11 +14,7 @@ import reward_kit.trust.comparing as comparing
 from reward_kit.data.files import PreferenceDataError
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
-from reward_kit.trust.agreement import (
-    Bootstrap,
-    pooled_accuracy,
-    score_preferences,
-)
+from reward_kit.trust.agreement import Bootstrap, pooled_accuracy
 from reward_kit.trust.comparing import (
     _holm_correction,
     _matched_interval,
@@ -28,8 +24,8 @@ from reward_kit.trust.comparing import (
     accuracy_draws,
     compare_models,
     compare_runs,
+    judged_pairs,
     paired_difference,
-    pairs_of,
 )
 from reward_kit.trust.labels import (
     CrossValidation,
@@ -77,7 +73,7 @@ def test_records_without_a_prompt_are_prompts_of_their_own():
 
 def test_only_ties_are_refused():
     with pytest.raises(ValueError, match="all are ties"):
-        pairs_of(load([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]}]))
+        judged_pairs([by_length], load([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]}]))
 
 
 # --- cross-validation ---------------------------------------------------------------------------------------------------
@@ -334,9 +330,9 @@ def test_runs_are_compared_in_pairs_and_corrected():
     tests = {frozenset((c["a"], c["b"])): c["test"] for c in found.comparisons}
     assert tests[frozenset(("exact", "close"))].startswith("sign flips") and tests[frozenset(("exact", "coin"))].startswith("bootstrap")
     single = next(c for c in found.comparisons if {c["a"], c["b"]} == {"exact", "close"})
-    pairs = pairs_of(load(data))
-    outcome = [np.heaviside(pairs.differences(score_preferences(f, load(data))[0]), 0.5) for f in (noisy(3, 0), by_length)]
-    direct = compare_models(*outcome, pairs["prompt"], samples=4000)
+    pairs = judged_pairs([noisy(3, 0), by_length], load(data))
+    direct = compare_models(*pairs["outcome"], pairs["prompt"], samples=4000)
+    assert pairs["n_left_out"] == 0
     assert (single["low"], single["high"], single["p"]) == (*direct.interval, direct.p_value) or single["difference"] == 0 or single["b"] == "close"
     assert any("coin" in s and "better than" in s for s in found.verdicts) and "exact" in found.to_markdown() and found.plot().axes
     json.dumps(found.to_dict())
@@ -535,8 +531,8 @@ def test_repeated_votes_are_counted_in_every_form(tmp_path):
 
 def test_ties_and_broken_rows_are_counted_apart():
     pair = {"prompt": "q", "responses": ["a", "b"]}
-    table, unusable = _count_votes([pair | {"ranks": [1, 2]}, pair | {"ranks": [2, 1]}, pair | {"ranks": [1, 1]}, pair | {"responses": ["a", None], "ranks": [1, 2]}])
-    assert table[["first", "second", "ties"]].values.tolist() == [[1, 1, 1]] and unusable == 1
+    counts, unusable = _count_votes([pair | {"ranks": [1, 2]}, pair | {"ranks": [2, 1]}, pair | {"ranks": [1, 1]}, pair | {"responses": ["a", None], "ranks": [1, 2]}])
+    assert [votes.tolist() for votes in counts.values()] == [[1, 1, 1]] and unusable == 1
 
 
 def test_what_cannot_be_counted_is_refused(tmp_path):

@@ -10,25 +10,11 @@ import html
 import math
 import time
 from io import BytesIO
-from typing import NamedTuple
 
 from fastcore.basics import patch
 from transformers import TrainerCallback
 
 from ..data.report import new_figure
-
-# %% ../../nbs/6_tools/64_dashboards.ipynb #ce5d3664
-class _Curve(NamedTuple):
-    "One line of a panel."
-    key: str  # in the logs
-    label: str  # in the legend
-    form: str  # of a value in a line of text, as for str.format
-
-
-class _Panel(NamedTuple):
-    "One pair of axes."
-    title: str  # of the y axis, with its unit
-    curves: tuple[_Curve, ...]  # at most three
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #135d13d7
 _STYLES = (
@@ -38,7 +24,7 @@ _STYLES = (
 )
 
 
-def _style_axis(axis, title: str, x_title: str) -> None:
+def _style_axis(axis, title, x_title):
     "Small type, whole numbers on the x axis, no box."
     axis.set_xlabel(x_title, fontsize=8)
     axis.set_ylabel(title, fontsize=8)
@@ -47,37 +33,25 @@ def _style_axis(axis, title: str, x_title: str) -> None:
     axis.yaxis.get_offset_text().set_size(8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.xaxis.get_major_locator().set_params(integer=True)
+    if len(axis.lines) > 1:
+        axis.legend(fontsize=7, frameon=False)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #65f9e83b
 def plot_history(
     history: list[dict],  # logs, each with its step
-    panels: tuple[_Panel, ...],  # side by side
+    panels: dict,  # title of a y axis -> its curves: (key in the logs, label, form), at most three
     x_title: str = "optimizer step",  # of the x axes
 ):  # -> matplotlib Figure
-    "The curves of a run against its steps, as far as they are logged."
+    "The curves of a run against its steps, as far as they are logged, panels side by side."
     figure = new_figure(figsize=(3.1 * len(panels), 2.5), dpi=100)
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, panel in zip(all_axes, panels, strict=True):
-        for curve, style in zip(panel.curves, _STYLES):
-            logs = [log for log in history if curve.key in log]
-            if not logs:
-                continue
-            steps = [log["step"] for log in logs]
-            values = [log[curve.key] for log in logs]
-            axis.plot(steps, values, label=curve.label, markersize=4, linewidth=1.3, **style)
-        _style_axis(axis, panel.title, x_title)
-        if len(axis.lines) > 1:
-            axis.legend(fontsize=7, frameon=False)
+    for axis, (title, curves) in zip(all_axes, panels.items(), strict=True):
+        for (key, label, _), style in zip(curves, _STYLES):
+            points = [(log["step"], log[key]) for log in history if key in log]
+            if points:
+                axis.plot(*zip(*points), label=label, markersize=4, linewidth=1.3, **style)
+        _style_axis(axis, title, x_title)
     return figure
-
-# %% ../../nbs/6_tools/64_dashboards.ipynb #07f3b649
-def _in_notebook() -> bool:
-    "Whether a Jupyter kernel runs this, so that widgets can be shown."
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return hasattr(get_ipython(), "kernel")
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #dc8c4717
 class LiveDashboard(TrainerCallback):
@@ -86,14 +60,15 @@ class LiveDashboard(TrainerCallback):
     `display` is "widget", "text" (a line for each log), or "auto": a widget in a notebook,
     else text; ValueError for another. Only the first process shows anything."""
 
-    panels: tuple[_Panel, ...] = ()
+    panels: dict = {}  # as in `plot_history`
     x_title = "optimizer step"
 
     def __init__(self, display: str = "auto", min_interval: float = 1.0):
         if display not in ("auto", "widget", "text"):
             raise ValueError(f"display must be auto, widget or text, got {display!r}")
         if display == "auto":
-            display = "widget" if _in_notebook() else "text"
+            from IPython import get_ipython
+            display = "widget" if hasattr(get_ipython(), "kernel") else "text"
         self.display, self.min_interval = display, min_interval
         self.history, self.image, self.status = [], None, None
         self._drawn = -math.inf
@@ -102,78 +77,75 @@ class LiveDashboard(TrainerCallback):
         "The curves so far, as a matplotlib Figure."
         return plot_history(self.history, self.panels, self.x_title)
 
+    def _curves(self):
+        return [curve for curves in self.panels.values() for curve in curves]
+
 # %% ../../nbs/6_tools/64_dashboards.ipynb #8d6743b9
 @patch
 def line(self: LiveDashboard, log: dict, max_steps: int = 0) -> str:
     "A log as one line of text, such as: step 4/20  loss 0.61  accuracy 0.70."
     words = [f"step {log['step']}" + (f"/{max_steps}" if max_steps > 0 else "")]
-    curves = [curve for panel in self.panels for curve in panel.curves]
-    for curve in curves:
-        if curve.key in log:
-            value = curve.form.format(log[curve.key])
+    for key, _, form in self._curves():
+        if key in log:
+            value = form.format(log[key])
             is_zero = not value.strip("-0.%")
-            words.append(f"{curve.key} {value.lstrip('-') if is_zero else value}")
+            words.append(f"{key} {value.lstrip('-') if is_zero else value}")
     return "  ".join(words)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #0e8c3902
 @patch
-def _draw(self: LiveDashboard, state, always: bool = False):
-    too_soon = time.monotonic() - self._drawn < self.min_interval
-    if not self.history or too_soon and not always:
-        return
+def on_train_begin(self: LiveDashboard, args, state, control, **kwargs):
+    "Start from what a resumed run has logged before; put the widget under the cell."
+    self.history = list(state.log_history)
+    if self.display == "widget" and state.is_world_process_zero:
+        import ipywidgets
+        from IPython.display import display
+        layout = {"max_width": "100%", "object_fit": "contain"}
+        self.image, self.status = ipywidgets.Image(format="png", layout=layout), ipywidgets.HTML()
+        display(ipywidgets.VBox([self.image, self.status]))
+
+
+@patch
+def _draw(self: LiveDashboard, state):
     picture = BytesIO()
     self.plot().savefig(picture, format="png")
     self.image.value, self._drawn = picture.getvalue(), time.monotonic()
     self.status.value = html.escape(self.line(self.history[-1], state.max_steps))
 
-
-@patch
-def on_train_begin(self: LiveDashboard, args, state, control, **kwargs):
-    "Start from what a resumed run has logged before; put the widget under the cell."
-    self.history = list(state.log_history)
-    if self.display != "widget" or not state.is_world_process_zero:
-        return
-    import ipywidgets
-    from IPython.display import display
-    layout = {"max_width": "100%", "object_fit": "contain"}
-    self.image = ipywidgets.Image(format="png", layout=layout)
-    self.status = ipywidgets.HTML()
-    display(ipywidgets.VBox([self.image, self.status]))
-
 # %% ../../nbs/6_tools/64_dashboards.ipynb #833341d0
 @patch
 def on_log(self: LiveDashboard, args, state, control, logs=None, **kwargs):
     "Take in a log, and show it."
-    keys = {curve.key for panel in self.panels for curve in panel.curves}
+    keys = {key for key, *_ in self._curves()}
     if not state.is_world_process_zero or not keys & set(logs or {}):
         return
     self.history.append({**logs, "step": state.global_step})
-    if self.image is not None:
-        self._draw(state)
-    elif self.display == "text":
+    if self.display == "text":
         print(self.line(self.history[-1], state.max_steps), flush=True)
+    elif time.monotonic() - self._drawn >= self.min_interval:
+        self._draw(state)
 
 
 @patch
 def on_train_end(self: LiveDashboard, args, state, control, **kwargs):
     "Draw what came since the last drawing."
-    if self.image is not None:
-        self._draw(state, always=True)
+    if self.image is not None and self.history:
+        self._draw(state)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #394ea059
-def _both(key: str, form: str) -> tuple[_Curve, _Curve]:
+def _both(key, form):
     "A value on the training and on the evaluation set."
-    return _Curve(key, "training", form), _Curve(f"eval_{key}", "evaluation", form)
+    return (key, "training", form), (f"eval_{key}", "evaluation", form)
 
 
 class TrainingDashboard(LiveDashboard):
     "Loss, accuracy and learning rate of a `RewardTrainer`, in training and evaluation."
 
-    panels = (
-        _Panel("loss (nats per row)", _both("loss", "{:.3f}")),
-        _Panel("pairwise accuracy (share)", _both("accuracy", "{:.2f}")),
-        _Panel("learning rate", (_Curve("learning_rate", "", "{:.1e}"),)),
-    )
+    panels = {
+        "loss (nats per row)": _both("loss", "{:.3f}"),
+        "pairwise accuracy (share)": _both("accuracy", "{:.2f}"),
+        "learning rate": (("learning_rate", "", "{:.1e}"),),
+    }
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #b7d98480
 class PPODashboard(LiveDashboard):
@@ -186,12 +158,10 @@ class PPODashboard(LiveDashboard):
 
     def __init__(self, display="auto", min_interval=1.0, true_reward="rewards/true_reward"):
         super().__init__(display, min_interval)
-        score = _Curve("objective/scores", "score", "{:.3f}")
-        held_out = _Curve("eval_score", "score, held out", "{:.3f}")
-        truth = _Curve(true_reward, "true reward", "{:.3f}")
-        kl = _Curve("objective/kl", "training prompts", "{:.2f}")
-        held_out_kl = _Curve("eval_kl", "held out", "{:.2f}")
-        self.panels = (
-            _Panel("reward", (score, held_out, truth)),
-            _Panel("KL (nats a response)", (kl, held_out_kl)),
-        )
+        score, held_out = ("objective/scores", "score"), ("eval_score", "score, held out")
+        kl, held_out_kl = ("objective/kl", "training prompts"), ("eval_kl", "held out")
+        rewards = score, held_out, (true_reward, "true reward")
+        self.panels = {
+            "reward": [(*curve, "{:.3f}") for curve in rewards],
+            "KL (nats a response)": [(*curve, "{:.2f}") for curve in (kl, held_out_kl)],
+        }

@@ -14,22 +14,19 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from ..data.report import Table, percent
+from ..data.report import Report, Section, Table, percent
 from ..model.batches import RewardCollator
 from ..scores.inference import RewardModel
 from .annotator import STYLES, render_text
 from ..trust.agreement import as_scorer
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #a98b4adb
-def _split_words(text: str) -> list[str]:
-    "The words of a text, each with the white space before it; what follows the last one belongs to it."
-    words = re.findall(r"\s*\S+", text)
-    if words:
-        words[-1] += text[sum(map(len, words)) :]
-    return words
+def _split_words(text):
+    "The words of a text, each with the white space before it, the last one also with what follows."
+    return re.findall(r"\s*\S+(?:\s+\Z)?", text)
 
 
-def _without_word(words: list[str], i: int) -> str:
+def _without_word(words, i):
     "The text without a word; the first one's white space stays where it was."
     rest = words[:i] + words[i + 1 :]
     if i == 0 and rest:
@@ -37,10 +34,6 @@ def _without_word(words: list[str], i: int) -> str:
     return "".join(rest)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #7ccf52e9
-_METHODS = ("leave_one_out", "gradient")
-_UNITS = ("word", "token")
-
-
 @dataclass(repr=False)
 class TokenInfluence:
     "What each word or token adds to a reward."
@@ -57,14 +50,13 @@ class TokenInfluence:
 
     def top(self, n: int = 3) -> list[tuple[str, float]]:  # (token, value), largest effect first
         "The n tokens of the largest effect, either way."
-        order = sorted(range(len(self.values)), key=lambda i: -abs(self.values[i]))
-        return [(self.tokens[i], self.values[i]) for i in order[:n]]
+        return sorted(zip(self.tokens, self.values), key=lambda pair: -abs(pair[1]))[:n]
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         moved = ", ".join(f"{token.strip()!r} {value:+.2f}" for token, value in self.top(5))
         return f"reward {self.reward:.2f}; by {self.method}, most moved by: {moved}"
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self):
         return self.to_html()
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #223615ed
@@ -72,36 +64,35 @@ _RAISED = ("0,114,178", "solid")  # Okabe-Ito blue and vermilion: red, green, bl
 _LOWERED = ("213,94,0", "dotted")
 
 
-def _token_html(token: str, value: float, largest: float) -> str:
-    "A token on a ground of its colour and strength."
-    strength, word = abs(value) / largest, token.strip()
-    title = f"title='{value:+.3f}'"
-    if strength < 0.05 or not word:
-        return f"<span {title}>{html.escape(token)}</span>"
-    color, line = _RAISED if value > 0 else _LOWERED
+def _marked(word, color, line, title="", strength=0.7):
+    "A word on a ground of a colour, with a line below."
     style = (
         f"background:rgba({color},{0.08 + 0.47 * strength:.2f});border-radius:2px;text-underline-offset:3px;"
         f"text-decoration:underline {line} {1 + round(2 * strength)}px"
     )
+    return f"<span style='{style}' title='{title}'>{html.escape(word)}</span>"
+
+
+def _token_html(token, value, largest):
+    strength, word = abs(value) / largest, token.strip()
+    if strength < 0.05 or not word:
+        return f"<span title='{value:+.3f}'>{html.escape(token)}</span>"
     before, _, after = token.partition(word)
-    return f"{before}<span style='{style}' {title}>{html.escape(word)}</span>{after}"
-
-
-def _legend(word: str, color: str, line: str) -> str:
-    return f"<span style='background:rgba({color},.4);text-decoration:underline {line} 2px'>{word}</span>"
+    marked = _marked(word, *(_RAISED if value > 0 else _LOWERED), f"{value:+.3f}", strength)
+    return before + marked + after
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #c02ef1d6
 @patch
 def to_html(
     self: TokenInfluence,
-    largest: float | None = None,  # the value of the full colour, so that several texts share a scale
+    largest: float | None = None,  # the value of the full colour, to share a scale
 ) -> str:
-    "The text with each token coloured by its influence: blue raised the reward, orange lowered it."
+    "The text, what raised the reward in blue, what lowered it in orange."
     largest = largest or max(map(abs, self.values), default=0.0) or 1.0
     pairs = zip(self.tokens, self.values, strict=True)
     text = "".join(_token_html(token, value, largest) for token, value in pairs)
     legend = (
-        f"{_legend('raised', *_RAISED)} or {_legend('lowered', *_LOWERED)} the reward, {self.reward:.2f}, "
+        f"{_marked('raised', *_RAISED)} or {_marked('lowered', *_LOWERED)} the reward, {self.reward:.2f}, "
         f"by up to {largest:.2f} ({self.method.replace('_', ' ')}, {self.unit}s)"
     )
     wrap = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9"
@@ -111,32 +102,29 @@ def to_html(
     )
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #27c15b98
-def _with_text(response, text: str):
-    "A response whose last message, or which itself, says something else."
-    return text if isinstance(response, str) else [*response[:-1], {**response[-1], "content": text}]
+def _scores(model, prompt, responses):
+    scores = list(as_scorer(model)[0]([prompt] * len(responses), responses))
+    if None in scores:
+        raise ValueError(
+            f"response {scores.index(None) + 1} alone is too long for the model; "
+            "load it with a larger max_length"
+        )
+    return [float(score) for score in scores]
 
 
-def _leave_words_out(model, prompt, response) -> tuple:  # words, influences, reward
-    words = _split_words(response if isinstance(response, str) else response[-1]["content"] or "")
-    shorter = [_with_text(response, _without_word(words, i)) for i in range(len(words))]
-    score = as_scorer(model)[0]
-    whole, *others = score([prompt] * (len(words) + 1), [response, *shorter])
-    if whole is None:
-        raise ValueError("the response alone is too long for the model; load it with a larger max_length")
-    return words, [float(whole) - float(other) for other in others], float(whole)
-
-
-def _leave_tokens_out(model: RewardModel, ids: list[int], kept: list[int]) -> tuple:  # influences, reward
-    shorter = [ids[:i] + ids[i + 1 :] for i in kept]
-    whole, *others = model.score_ids([ids, *shorter])
-    return [whole - other for other in others], whole
+def _leave_words_out(model, prompt, response):
+    "Words, their influences, and the reward."
+    is_text, shorter = isinstance(response, str), []
+    words = _split_words(response if is_text else response[-1]["content"] or "")
+    for i in range(len(words)):
+        text = _without_word(words, i)
+        shorter.append(text if is_text else [*response[:-1], {**response[-1], "content": text}])
+    whole, *others = _scores(model, prompt, [response, *shorter])
+    return words, [whole - other for other in others], whole
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #e26bf77d
-def _embedding_gradient(
-    model: RewardModel,  # any one model
-    ids: list[int],  # (t,) of one text
-) -> tuple[torch.Tensor, torch.Tensor, float]:  # embeddings (t, h), the reward's gradient (t, h), the reward
-    "The reward's gradient by the embeddings of a text's tokens."
+def _embedding_gradient(model, ids):  # RewardModel, (t,) of one text
+    "The embeddings (t, h) of the tokens, the reward's gradient (t, h) by them, and the reward."
     scorer, network = model.scorer, model.model
     batch = RewardCollator(scorer.pad_token_id)([{"sequences": [list(ids)]}]).to(scorer.device)
     inputs = {name: batch[name] for name in ("attention_mask", "position_ids", "reward_index")}
@@ -151,8 +139,8 @@ def _embedding_gradient(
     return embeddings.detach()[0], gradient[0], reward.item()
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #c331498b
-def _token_texts(tokenizer, ids: list[int]) -> list[str]:
-    "Each token as text, the space before a word kept (SentencePiece and byte-level alphabets mark it)."
+def _token_texts(tokenizer, ids):
+    "Each token as text, with the space that SentencePiece and byte-level alphabets mark."
     texts = []
     for i in ids:
         text, mark = tokenizer.decode([i]), str(tokenizer.convert_ids_to_tokens(i))
@@ -161,44 +149,45 @@ def _token_texts(tokenizer, ids: list[int]) -> list[str]:
     return texts
 
 
-def _token_influences(model: RewardModel, prompt, response, method: str) -> tuple:
+def _token_influences(model, prompt, response, method):
     "Tokens, their influences, and the reward."
     ids = list(model.checked_rows(prompt, response, "error")[0][0])
     special = set(model.tokenizer.all_special_ids)
     kept = [i for i, token in enumerate(ids) if token not in special]
-    if method == "leave_one_out":
-        values, reward = _leave_tokens_out(model, ids, kept)
-    else:
+    if method == "gradient":
         embeddings, gradient, reward = _embedding_gradient(model, ids)
-        products = (embeddings.double() * gradient.double()).sum(-1)
-        values = products[kept].tolist()
+        values = (embeddings.double() * gradient.double()).sum(-1)[kept].tolist()
+    else:
+        reward, *others = model.score_ids([ids, *(ids[:i] + ids[i + 1 :] for i in kept)])
+        values = [reward - other for other in others]
     return _token_texts(model.tokenizer, [ids[i] for i in kept]), values, reward
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #89224247
-def _one_of(name: str, value, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+_EXPLAINED = [("leave_one_out", "word"), ("leave_one_out", "token"), ("gradient", "token")]
+
+
+def _loaded(model):
+    return RewardModel.from_pretrained(model) if isinstance(model, (str, Path)) else model
 
 
 def explain_reward(
-    model,  # RewardModel | folder or hub id; with words left out also anything that `as_scorer` takes
+    model,  # RewardModel, folder or hub id; for words anything that scores
     prompt,  # string or messages
     response,  # string or messages, whose last one is taken apart
     method: str = "leave_one_out",  # or "gradient"
     *,
-    unit: str | None = None,  # "word" of the response, "token" of all that is read (None: by method)
+    unit: str | None = None,  # "word" of the response or "token" of all that is read; None: by method
 ) -> TokenInfluence:
     """How much each word or token moved a reward: leave-one-out is exact, the gradient a linear guess.
 
-    ValueError for an unknown method or unit, the gradient of words, or a response too long for the model;
-    TypeError where tokens are asked of something that has none."""
-    unit = unit or ("token" if method == "gradient" else "word")
-    _one_of("method", method, _METHODS)
-    _one_of("unit", unit, _UNITS)
-    if isinstance(model, (str, Path)):
-        model = RewardModel.from_pretrained(model)
-    if unit == "word" and method == "gradient":
-        raise ValueError("gradients are by token; leave unit out, or choose method='leave_one_out'")
+    ValueError for an unknown method or unit, or a response too long for the model; TypeError
+    where tokens are asked of something that has none."""
+    unit, model = unit or ("token" if method == "gradient" else "word"), _loaded(model)
+    if (method, unit) not in _EXPLAINED:
+        raise ValueError(
+            "method must be one of leave_one_out, gradient and unit must be one of word, token, "
+            f"where gradients are by token; got {method!r} and {unit!r}"
+        )
     if unit == "word":
         return TokenInfluence(*_leave_words_out(model, prompt, response), method, unit)
     if not isinstance(model, RewardModel):
@@ -208,7 +197,7 @@ def explain_reward(
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #f1802abc
 @dataclass(repr=False)
-class ResponseComparison:
+class ResponseComparison(Report):
     "Scores of the responses to one prompt, and what follows from them."
 
     prompt: object  # string or messages
@@ -222,13 +211,16 @@ class ResponseComparison:
         "Indices of the responses, best first; equal scores keep their order."
         return sorted(range(len(self.scores)), key=lambda i: -self.scores[i])
 
-    def to_dict(self) -> dict:
-        "Everything, ready for JSON."
-        return asdict(self)
-
-    def __repr__(self) -> str:
+    def sections(self) -> list[Section]:
+        "Ranking and scores, and who is preferred to whom."
         ranked = enumerate(self.ranking, 1)
-        return "\n".join(f"{rank}. response {i + 1}: {self.scores[i]:.2f}" for rank, i in ranked)
+        rows = [(f"response {i + 1}", rank, f"{self.scores[i]:.2f}") for rank, i in ranked]
+        found, preferred = [Section(table=Table(("", "rank", "reward"), rows))], []
+        for i, row in enumerate(self.probabilities):
+            cells = ["" if i == j else percent(p) for j, p in enumerate(row)]
+            preferred.append((f"{i + 1} preferred to", *cells))
+        header = "", *(str(i + 1) for i in range(len(preferred)))
+        return found + [Section(table=Table(header, preferred))] * (len(preferred) > 1)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #92794567
 def compare_responses(
@@ -237,47 +229,27 @@ def compare_responses(
     responses: list,  # (K,) strings or messages
     method: str | None = None,  # of `explain_reward`; None: no influences
 ) -> ResponseComparison:
-    "Score and compare the responses to a prompt; ValueError for none, or one too long for the model."
+    "Score and compare the responses. ValueError for none, or one too long for the model."
     if not responses:
         raise ValueError("there is no response to score")
-    if isinstance(model, (str, Path)):
-        model = RewardModel.from_pretrained(model)
-    scores = list(as_scorer(model)[0]([prompt] * len(responses), list(responses)))
-    if None in scores:
-        number = scores.index(None) + 1
-        raise ValueError(f"response {number} alone is too long; load the model with a larger max_length")
-    scores = torch.tensor(scores, dtype=torch.float64)
+    model, responses = _loaded(model), list(responses)
+    scores = torch.tensor(_scores(model, prompt, responses), dtype=torch.float64)
     gaps = (scores[:, None] - scores[None, :]) / getattr(model, "temperature", 1.0)
     influences = [explain_reward(model, prompt, r, method) for r in responses] if method else None
-    return ResponseComparison(prompt, list(responses), scores.tolist(), gaps.sigmoid().tolist(), influences)
+    return ResponseComparison(prompt, responses, scores.tolist(), gaps.sigmoid().tolist(), influences)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #bdb5fda1
 @patch
-def _tables(self: ResponseComparison) -> str:
-    "Ranking and scores, and who is preferred to whom."
-    ranked = enumerate(self.ranking, 1)
-    rows = [(f"response {i + 1}", rank, f"{self.scores[i]:.2f}") for rank, i in ranked]
-    tables = [Table(("", "rank", "reward"), rows)]
-    numbers = range(len(self.scores))
-    if len(numbers) > 1:
-        cells = [["" if i == j else percent(self.probabilities[i][j]) for j in numbers] for i in numbers]
-        rows = [(f"{i + 1} preferred to", *cells[i]) for i in numbers]
-        tables.append(Table(("", *(str(i + 1) for i in numbers)), rows))
-    return "".join(f"<div>{table.to_html()}</div>" for table in tables)
-
-
-@patch
-def _repr_html_(self: ResponseComparison) -> str:
+def _repr_html_(self: ResponseComparison):
     found = self.influences or []
     largest = max((abs(value) for own in found for value in own.values), default=0.0)
     texts = [own.to_html(largest) for own in found] or [render_text(r) for r in self.responses]
+    tables = "".join(f"<div>{section.to_html()}</div>" for section in self.sections())
+    shown = f"<div style='display:flex;flex-wrap:wrap;gap:2em;align-items:start'>{tables}</div>"
     pane, small = f"{STYLES['pane']};margin-top:.5em;max-height:18em", STYLES["small"]
-    shown = [
-        f"<div style='{pane}'><div style='{small}'>response {i}</div>{text}</div>"
-        for i, text in enumerate(texts, 1)
-    ]
-    beside = "display:flex;flex-wrap:wrap;gap:2em;align-items:start"
-    return f"<div style='{STYLES['page']}'><div style='{beside}'>{self._tables()}</div>{''.join(shown)}</div>"
+    for i, text in enumerate(texts, 1):
+        shown += f"<div style='{pane}'><div style='{small}'>response {i}</div>{text}</div>"
+    return f"<div style='{STYLES['page']}'>{shown}</div>"
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #9b90b798
 class RewardExplorer:
@@ -292,30 +264,28 @@ class RewardExplorer:
         responses=("", ""),  # to begin with
     ):
         import ipywidgets as w
-        self.model = RewardModel.from_pretrained(model) if isinstance(model, (str, Path)) else model
-        self.comparison, self.prompt = None, _area(prompt, "prompt", 2)
-        self.boxes = w.VBox([], layout={"width": "100%"})
+        self.model, self.comparison = _loaded(model), None
+        self.prompt, self.boxes = _area(prompt, "prompt", 2), w.VBox([], layout={"width": "100%"})
         for text in responses:
             self.add(text)
         methods = [("no influences", None), ("leave words out", "leave_one_out")]
         if isinstance(self.model, RewardModel):
             methods.append(("gradient of tokens", "gradient"))
         self.method = w.Dropdown(options=methods, value="leave_one_out", layout={"width": "13em"})
-        self.buttons = {
-            "score": w.Button(description="Score", button_style="primary"),
-            "add": w.Button(description="Add a response"),
-        }
-        self.buttons["score"].on_click(lambda _: self.score())
-        self.buttons["add"].on_click(lambda _: self.add())
+        score = w.Button(description="Score", button_style="primary")
+        add = w.Button(description="Add a response")
+        score.on_click(lambda _: self.score())
+        add.on_click(lambda _: self.add())
+        self.buttons = {"score": score, "add": add}
         self.result = w.HTML(layout={"width": "auto"})
-        below = w.HBox([*self.buttons.values(), self.method])
+        below = w.HBox([score, add, self.method])
         self.view = w.VBox([self.prompt, self.boxes, below, self.result], layout={"width": "100%"})
 
     def _repr_mimebundle_(self, **kwargs):
         return self.view._repr_mimebundle_(**kwargs)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #35590f86
-def _area(text: str, name: str, rows: int):
+def _area(text, name, rows):
     import ipywidgets
     return ipywidgets.Textarea(value=text, placeholder=name, layout={"width": "auto"}, rows=rows)
 
@@ -323,18 +293,17 @@ def _area(text: str, name: str, rows: int):
 @patch
 def add(self: RewardExplorer, text: str = "") -> None:
     "One more field for a response."
-    number = len(self.boxes.children) + 1
-    self.boxes.children = (*self.boxes.children, _area(text, f"response {number}", 3))
+    box = _area(text, f"response {len(self.boxes.children) + 1}", 3)
+    self.boxes.children = (*self.boxes.children, box)
 
 
 @patch
 def score(self: RewardExplorer) -> None:
-    "Score what is in the fields (empty ones are left out), and show it; an error is shown, not raised."
+    "Score the fields that are not empty; an error is shown, not raised."
     responses = [box.value for box in self.boxes.children if box.value.strip()]
     self.result.value, self.comparison = f"<i style='{STYLES['page']}'>scoring ...</i>", None
     try:
         self.comparison = compare_responses(self.model, self.prompt.value, responses, self.method.value)
+        self.result.value = self.comparison._repr_html_()
     except Exception as error:  # of any model
         self.result.value = f"<b style='color:#D55E00'>{html.escape(str(error))}</b>"
-    else:
-        self.result.value = self.comparison._repr_html_()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
-from scipy.special import gammaln
 from scipy.stats import rankdata
 
 from ..data.report import Report, Section, Table, counted, new_figure
@@ -18,19 +17,19 @@ from .agreement import Bootstrap
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #4b280297
 def _reward_rows(proxy, gold):
-    "Both as lists of arrays, one a prompt. Raises ValueError where they do not fit."
+    "(proxy, gold) arrays of each prompt. Raises ValueError where they do not fit."
     if len(proxy) == 0 or len(proxy) != len(gold):
         raise ValueError(f"proxy has {counted(len(proxy), 'prompt')} and gold {len(gold)}; "
                          "give the rewards of the same one or more prompts")
-    proxy, gold = ([np.asarray(own, dtype=float) for own in rows] for rows in (proxy, gold))
-    for i, (p, g) in enumerate(zip(proxy, gold)):
+    rows = [(np.asarray(p, float), np.asarray(g, float)) for p, g in zip(proxy, gold)]
+    for i, (p, g) in enumerate(rows):
         if p.shape != g.shape or p.ndim != 1 or len(p) == 0:
-            raise ValueError(f"prompt {i} has proxy rewards of shape {p.shape} and gold rewards of shape "
-                             f"{g.shape}; give one of each for every response")
+            raise ValueError(f"prompt {i} has proxy rewards of shape {p.shape} and gold rewards "
+                             f"of shape {g.shape}; give one of each for every response")
         if not np.isfinite([p, g]).all():
             raise ValueError(f"prompt {i} has a reward that is not finite; "
                              "leave out responses that could not be scored")
-    return proxy, gold
+    return rows
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #f242b229
 def best_of_n_scores(
@@ -39,7 +38,7 @@ def best_of_n_scores(
 ) -> dict[str, float]: # gold, gold_of_random, gold_of_best (means over prompts), win_rate in 0..1
     "What choosing the response with the largest proxy reward brings by gold."
     rows = []
-    for p, g in zip(*_reward_rows(proxy, gold)):
+    for p, g in _reward_rows(proxy, gold):
         top = p == p.max()
         beaten = (rankdata(g)[top].mean() - 1) / (len(g) - 1) if len(g) > 1 else 0.5
         rows.append([g[top].mean(), g.mean(), g.max(), beaten])
@@ -47,24 +46,20 @@ def best_of_n_scores(
     return dict(zip(names, np.mean(rows, axis=0).tolist()))
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #29ea6a4b
-def _subset_weights(max_n: int, total: int) -> np.ndarray: # (max_n, N), rows sum to 1
+def _subset_weights(max_n, total): # -> (max_n, N), rows sum to 1
     "The probability that the i-th is the best of a random subset of 1 ... max_n."
-    n, i = np.arange(1, max_n + 1)[:, None], np.arange(1, total + 1)
-    return np.exp(_log_comb(i - 1, n - 1) - _log_comb(total, n))
-
-
-def _log_comb(n, k):
-    "The logarithm of the binomial coefficient; -inf for k > n."
-    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    n, i = np.arange(2, max_n + 1)[:, None], np.arange(1, total + 1)
+    ratios = np.maximum(i - n + 1, 0) / (n - 1) * n / (total - n + 1)
+    return np.cumprod(np.vstack([np.full(total, 1 / total), ratios]), axis=0)
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9401df1d
-def _gold_by_proxy(proxy, gold) -> np.ndarray: # (N,), (N,) -> (N,)
+def _gold_by_proxy(proxy, gold): # (N,), (N,) -> (N,)
     "Gold rewards in the order of proxy, worst first; equal proxy rewards share their mean."
     _, group, counts = np.unique(proxy, return_inverse=True, return_counts=True)
     return np.repeat(np.bincount(group, gold) / counts, counts)
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #b8605546
-def _best_of_n_kl(n: np.ndarray) -> np.ndarray: # numbers of responses -> nats
+def _best_of_n_kl(n): # numbers of responses -> nats
     "An upper bound of the divergence of best-of-n from the policy that it samples."
     return np.log(n) - (n - 1) / n
 
@@ -106,20 +101,19 @@ def verdicts(self: BestOfNCurve) -> list[str]:
                  f"gold reward {change} by {gain:.2f} ({low:.2f} to {high:.2f})."]
     low, high = self.last_minus_peak
     if high < 0:
-        sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and lower by {-high:.2f} to "
-                         f"{-low:.2f} at {self.n[-1]}, while the proxy goes on rising.")
+        sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and lower "
+                         f"by {-high:.2f} to {-low:.2f} at {self.n[-1]}, while the proxy goes on rising.")
     return sentences
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9126b17c
 @patch
 def sections(self: BestOfNCurve) -> list[Section]:
     "Gold and proxy at the powers of two and the largest n."
-    rows = []
-    for i, n in enumerate(self.n):
+    rows, columns = [], (self.n, self.kl, self.gold, self.gold_interval, self.proxy)
+    for n, kl, gold, (low, high), proxy in zip(*columns):
         if n & (n - 1) == 0 or n == self.n[-1]:
-            low, high = self.gold_interval[i]
-            values = f"{self.kl[i]:.2f}", f"{self.gold[i]:.3f}", f"{low:.3f} to {high:.3f}"
-            rows.append((n, *values, f"{self.proxy[i]:.3f}"))
+            interval = f"{low:.3f} to {high:.3f}"
+            rows.append((n, f"{kl:.2f}", f"{gold:.3f}", interval, f"{proxy:.3f}"))
     header = "n", "KL", "gold", f"{100 * self.level:g}% interval", "proxy"
     return [Section(table=Table(header, rows))]
 
@@ -128,26 +122,18 @@ def sections(self: BestOfNCurve) -> list[Section]:
 def figures(self: BestOfNCurve) -> dict:
     "Gains of proxy and gold over the root of the divergence."
     figure = new_figure(figsize=(5.4, 3.2), dpi=90)
-    axes = figure.subplots()
-    x = np.sqrt(self.kl)
-    proxy_gain = np.array(self.proxy) - self.proxy[0]
+    axes, x = figure.subplots(), np.sqrt(self.kl)
+    proxy = (np.array(self.proxy) - self.proxy[0]) / self.proxy_std
+    gold = np.array(self.gain) / self.gold_std
     band = np.transpose(self.gain_interval) / self.gold_std
     label = f"gold, which judges ({100 * self.level:g}% interval)"
     axes.axhline(0, color="0.6", linewidth=1)
-    proxy_gain = proxy_gain / self.proxy_std
-    axes.plot(x, proxy_gain, color="#D55E00", linestyle="--", label="proxy, which chooses")
+    axes.plot(x, proxy, color="#D55E00", linestyle="--", label="proxy, which chooses")
     axes.fill_between(x, *band, color="#0072B2", alpha=0.2, linewidth=0)
-    gold_gain = np.array(self.gain) / self.gold_std
-    axes.plot(x, gold_gain, color="#0072B2", marker="o", markersize=3, label=label)
-    xlabel = "root of KL(n) (square root of nats)"
-    axes.set(xlabel=xlabel, ylabel="gain over a random response (sd)")
+    axes.plot(x, gold, color="#0072B2", marker="o", markersize=3, label=label)
+    axes.set(xlabel="root of KL(n) (square root of nats)", ylabel="gain over a random response (sd)")
     axes.legend(frameon=False, fontsize=8)
     return {"curve": figure}
-
-# %% ../../nbs/4_trust/47_best_of_n.ipynb #d7a5d644
-def _intervals(draws, level: float) -> list: # (samples, n) -> n times [low, high]
-    "The percentile interval of each column."
-    return np.transpose(Bootstrap(level=level).ends(draws)).tolist()
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #95a81870
 def best_of_n_curve(
@@ -160,33 +146,34 @@ def best_of_n_curve(
     seed: int = 0, # of the draws
 ) -> BestOfNCurve:
     "Gold and proxy reward of the best of n by proxy, for every n. Raises ValueError."
-    proxy, gold = _reward_rows(proxy, gold)
-    most = min(map(len, proxy))
+    rows = _reward_rows(proxy, gold)
+    sizes = [len(p) for p, _ in rows]
+    most = min(sizes)
     max_n = most if max_n is None else max_n
     if not 1 <= max_n <= most:
         raise ValueError(f"max_n={max_n} must be between 1 and {most}, "
                          "the smallest number of responses of a prompt")
-    n = np.arange(1, max_n + 1)
-    weights = {size: _subset_weights(max_n, size) for size in set(map(len, proxy))}
-    picked = []
-    for p, g in zip(proxy, gold):
-        own = weights[len(p)]
-        picked.append([own @ _gold_by_proxy(p, g), own @ np.sort(p)])
+    weights, picked = {size: _subset_weights(max_n, size) for size in set(sizes)}, []
+    for p, g in rows:
+        picked.append([weights[len(p)] @ values for values in (_gold_by_proxy(p, g), np.sort(p))])
     by_gold, by_proxy = np.swapaxes(picked, 0, 1)  # (Q, max_n) each
-    mean = by_gold.mean(0)
-    draws = Bootstrap(samples, seed=seed).totals(by_gold) / len(by_gold)
-    fall = draws[:, -1:] - draws[:, [np.argmax(mean)]]
+    n, mean = np.arange(1, max_n + 1), by_gold.mean(0)
+    bootstrap = Bootstrap(samples, level, seed)
+    draws = bootstrap.totals(by_gold) / len(rows)
+    fall = draws[:, -1] - draws[:, np.argmax(mean)]
+    all_proxy, all_gold = np.concatenate(rows, axis=1)
+    intervals, gains = (np.transpose(bootstrap.ends(d)).tolist() for d in (draws, draws - draws[:, :1]))
     return BestOfNCurve(
         n=n.tolist(),
         kl=_best_of_n_kl(n).tolist(),
         gold=mean.tolist(),
-        gold_interval=_intervals(draws, level),
+        gold_interval=intervals,
         proxy=by_proxy.mean(0).tolist(),
         gain=(mean - mean[0]).tolist(),
-        gain_interval=_intervals(draws - draws[:, :1], level),
-        last_minus_peak=_intervals(fall, level)[0],
-        gold_std=float(np.concatenate(gold).std()),
-        proxy_std=float(np.concatenate(proxy).std()),
-        n_prompts=len(proxy),
+        gain_interval=gains,
+        last_minus_peak=list(bootstrap.ends(fall)),
+        gold_std=float(all_gold.std()),
+        proxy_std=float(all_proxy.std()),
+        n_prompts=len(rows),
         level=level,
     )

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from scipy.special import expit
 from tqdm.auto import tqdm
@@ -29,22 +28,22 @@ from ..data.report import percent, points, wilson_interval
 from ..scores.inference import RewardModel
 from .agreement import pooled_accuracy, score_preferences, wider
 from .calibration import Predictions
-from .comparing import pairs_of, rewards_of
+from .comparing import judged_pairs
 
 # %% ../../nbs/4_trust/45_labels.ipynb #5a2d1592
 @dataclass(repr=False)
 class CrossValidation(Report):
     "What cross-validation found; shares are in 0..1."
-    accuracy: float # share of strictly ordered pairs that models of other prompts got right
+    accuracy: float # share of pairs that models of other prompts got right
     wilson: tuple # interval that takes every pair as independent
     bootstrap: tuple # interval that draws whole prompts
     n_pairs: int # strictly ordered pairs judged
     n_prompts: int # distinct prompts among them
     n_records: int # records in the data
-    n_too_long: int # records that no seed's models could score
+    n_too_long: int # records that a model could not score
     k: int # folds
     seeds: list # one complete cross-validation each
-    folds: list # {seed, fold, trained_on (records), pairs, accuracy, low, high} of each model
+    folds: list # {seed, fold, trained_on, pairs, accuracy, low, high} of each model
     rewards: list # (S, n) out-of-fold rewards: of each seed, of each record, K or None
     level: float = 0.95 # of the intervals
     fingerprint: str | None = None # of the data
@@ -52,20 +51,20 @@ class CrossValidation(Report):
 
     @property
     def interval(self) -> tuple[float, float]:
-        "The wider of the two: the lower low end and the higher high end."
+        "The wider of the two, end by end."
         return wider(self.wilson, self.bootstrap)
 
 # %% ../../nbs/4_trust/45_labels.ipynb #cccb10d9
 @patch(as_prop=True)
 def verdicts(self: CrossValidation) -> list[str]:
     "What was found, in sentences."
-    low, high = self.interval
-    p, level = self.accuracy, f"{100 * self.level:g}%"
+    p, (low, high) = self.accuracy, self.interval
     z = NormalDist().inv_cdf((1 + self.level) / 2)
     holdout = z * math.sqrt(p * (1 - p) / max(1, self.n_pairs // 10))
     sentences = [
         f"Models trained on {100 * (self.k - 1) / self.k:.0f}% of the data order {percent(p)} of "
-        f"{self.n_pairs:,} unseen pairs as people did ({level} interval {percent(low, high)}).",
+        f"{self.n_pairs:,} unseen pairs as people did "
+        f"({100 * self.level:g}% interval {percent(low, high)}).",
         f"That is plus or minus {points((high - low) / 2)} points; "
         f"holding out a tenth of the pairs once would leave {points(holdout)}.",
     ]
@@ -100,35 +99,25 @@ def figures(self: CrossValidation) -> dict:
     return {"folds": forest_plot(rows, xlabel, scale=100)}
 
 # %% ../../nbs/4_trust/45_labels.ipynb #7f0624b2
-def _out_of_fold(train, preferences, k: int, seed: int, bar) -> tuple[list, list]:
-    "Rewards of every record by a model of other prompts; (trained on, rows) of each fold."
-    rewards, folds = [None] * len(preferences), []
-    for rest, held in kfold_by_prompt(preferences, k, seed=seed):
+def _out_of_fold(train, preferences, k, seed, bar):
+    "Rewards of every record by a model of other prompts; the fold of every record."
+    rewards, fold_of = [None] * len(preferences), np.zeros(len(preferences), int)
+    for fold, (rest, held) in enumerate(kfold_by_prompt(preferences, k, seed=seed)):
         own = np.flatnonzero(np.isin(preferences.prompt_keys, held.prompt_keys))
+        fold_of[own] = fold
         scored, _ = score_preferences(train(rest, seed), held)
         for index, values in zip(own.tolist(), scored, strict=True):
             rewards[index] = values
-        folds.append((len(rest), own))
         bar.update()
-    return rewards, folds
+    return rewards, fold_of
 
 
-def _fold_row(outcomes, level: float) -> dict: # (P,), nan where not scored
-    "Pairs, accuracy and interval of a fold."
-    outcomes = outcomes[~np.isnan(outcomes)]
-    if not len(outcomes):
+def _fold_row(outcomes, level): # (P,)
+    n = len(outcomes)
+    if not n:
         return {"pairs": 0, "accuracy": None, "low": None, "high": None}
-    n, right = len(outcomes), float(outcomes.sum())
-    low, high = wilson_interval(right, n, level)
-    return {"pairs": n, "accuracy": right / n, "low": low, "high": high}
-
-# %% ../../nbs/4_trust/45_labels.ipynb #5212e743
-def _which_scored(missing, preferences) -> np.ndarray: # (P,) -> (P,)
-    "Which pairs were scored. Raises ValueError where none was."
-    if missing.all():
-        raise ValueError(f"none of {counted(len(preferences), 'record')} could be scored: "
-                         "a response of each is too long for the model")
-    return ~missing
+    low, high = wilson_interval(outcomes.sum(), n, level)
+    return {"pairs": n, "accuracy": float(outcomes.mean()), "low": low, "high": high}
 
 # %% ../../nbs/4_trust/45_labels.ipynb #355fc607
 def cross_validate(
@@ -140,30 +129,27 @@ def cross_validate(
     level: float = 0.95, # confidence of the intervals, between 0 and 1
     samples: int = 2000, # draws of the bootstrap
     progress: bool = False, # show a bar
-    **loading, # further arguments of `load_preferences`: columns, format, split, ...
+    **loading, # of `load_preferences`: columns, format, split, ...
 ) -> CrossValidation:
     """k-fold cross-validation by prompt: each seed judges every pair once.
 
     Raises ValueError for too few prompts, no seed, only ties, or nothing scored."""
-    preferences = load_preferences(data, progress=progress, **loading)
-    seeds = list(seeds)
+    preferences, seeds = load_preferences(data, progress=progress, **loading), list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must hold one or more different numbers, got {seeds}")
-    pairs, rewards, outcomes, rows = pairs_of(preferences), [], [], []
     with tqdm(total=folds * len(seeds), desc="Training models", disable=not progress) as bar:
-        for seed in seeds:
-            own, dealt = _out_of_fold(train, preferences, folds, seed, bar)
-            answers = np.heaviside(pairs.differences(own), 0.5)
-            rewards.append(own)
-            outcomes.append(answers)
-            for fold, (n, judged) in enumerate(dealt):
-                found = _fold_row(answers[np.isin(pairs["record"], judged)], level)
-                rows.append({"seed": seed, "fold": fold, "trained_on": n, **found})
-    scored = _which_scored(np.isnan(outcomes).any(0), preferences)
-    answers, prompt = np.array(outcomes)[:, scored], pairs["prompt"][scored]
-    found = pooled_accuracy(answers, prompt, level=level, samples=samples)
+        found = [_out_of_fold(train, preferences, folds, seed, bar) for seed in seeds]
+    rewards = [own for own, _ in found]
+    pairs, rows = judged_pairs(rewards, preferences), []
+    for seed, (_, fold_of), outcomes in zip(seeds, found, pairs["outcome"]):
+        for fold in range(folds):
+            own = outcomes[fold_of[pairs["record"]] == fold]
+            row = {"seed": seed, "fold": fold, "trained_on": int((fold_of != fold).sum())}
+            rows.append(row | _fold_row(own, level))
+    pooled = pooled_accuracy(pairs["outcome"], pairs["prompt"], level=level, samples=samples)
+    del pooled["low"], pooled["high"]
     return CrossValidation(
-        *(found[name] for name in ("accuracy", "wilson", "bootstrap", "n_pairs", "n_prompts")),
+        **pooled,
         n_records=len(preferences),
         n_too_long=sum(None in own for own in zip(*rewards)),
         k=folds,
@@ -185,7 +171,7 @@ def trainer_recipe(
     for name in {"output_dir", "seed"} & set(settings):
         raise ValueError(f"trainer_recipe sets {name} itself; leave it out")
     silent = {"disable_tqdm": True, "show_plan": False, "estimate_time": False}
-    defaults = {**silent, "save_strategy": "no", "report_to": []}
+    settings = {"save_strategy": "no", "report_to": [], **silent, **settings}
 
     def train(preferences, seed):
         from transformers import PrinterCallback
@@ -193,9 +179,9 @@ def trainer_recipe(
         from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
         with tempfile.TemporaryDirectory() as folder, quiet():
-            config = RewardConfig(f"{folder}/run", **(defaults | settings), seed=seed)
-            data = {"train_dataset": preferences, "peft_config": peft_config}
-            trainer = RewardTrainer(model, config, **data)
+            config = RewardConfig(f"{folder}/run", **settings, seed=seed)
+            trainer = RewardTrainer(
+                model, config, train_dataset=preferences, peft_config=peft_config)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             trainer.save_model(f"{folder}/model")
@@ -204,48 +190,43 @@ def trainer_recipe(
     return train
 
 # %% ../../nbs/4_trust/45_labels.ipynb #c37af1b3
-def _ceiling(agreement: float) -> float: # 0..1 -> 0.5..1
+def _ceiling(agreement): # 0..1 -> 0.5..1
     "The most that any model can agree with one label."
     return (1 + math.sqrt(max(2 * agreement - 1, 0))) / 2
 
 # %% ../../nbs/4_trust/45_labels.ipynb #c0ac2f2f
-def _vote_counts(row: dict, column: str, origin: str) -> tuple[int, int, int]:
+def _vote_counts(row, column, origin):
     "Votes for the preferred response, for the other, and ties."
     cell = row.get(column)
     if cell is None or isinstance(cell, float) and math.isnan(cell):
         return 1, 0, 0
     try:
-        cells = json.loads(cell) if isinstance(cell, str) else cell
-        counts = [int(count) for count in cells]
+        counts = [int(count) for count in (json.loads(cell) if isinstance(cell, str) else cell)]
     except (TypeError, ValueError):
         counts = []
     if len(counts) not in (2, 3) or min(counts) < 0:
-        raise PreferenceDataError(
-            f"{origin}: {column} is {cell!r}; it must hold two or three counts, "
-            "[for the preferred response, for the other, ties]")
+        raise PreferenceDataError(f"{origin}: {column} is {cell!r}; it must hold two or three counts: "
+                                  "for the preferred response, for the other, ties")
     return (*counts, 0)[:3]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #c459c4b6
-def _votes_of(record: dict, given: tuple) -> list[tuple]:
-    "(prompt, a, b, votes for a, for b, ties) of each two responses a < b."
-    votes, prompt = [], prompt_key(record["prompt"])
+def _add_votes(counts, record, given):
+    "Add to counts {(prompt, a, b): [votes for a, for b, ties]} of each two responses a <= b."
     texts = [json.dumps(response, sort_keys=True) for response in record["responses"]]
     for i, j in itertools.combinations(range(len(texts)), 2):  # i is preferred unless they tie
         tied = record["ranks"][i] == record["ranks"][j]
         better, worse, ties = (0, 0, 1) if tied and given == (1, 0, 0) else given
-        if texts[i] < texts[j]:
-            votes.append((prompt, texts[i], texts[j], better, worse, ties))
-        else:
-            votes.append((prompt, texts[j], texts[i], worse, better, ties))
-    return votes
+        (a, for_a), (b, for_b) = sorted([(texts[i], better), (texts[j], worse)])
+        total = counts.setdefault((prompt_key(record["prompt"]), a, b), np.zeros(3, int))
+        total += for_a, for_b, ties
 
 # %% ../../nbs/4_trust/45_labels.ipynb #0e4e0381
 def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
-    "A table of votes on every distinct pair; the number of unreadable rows."
+    "Votes on every distinct pair, as `_add_votes` has them; the number of unreadable rows."
     if isinstance(data, Preferences):
-        raise TypeError("annotator_ceiling needs the raw rows: Preferences have lost repeated votes, "
-                        "which are dropped as exact duplicates; pass the file or the list of dicts")
-    rows, found, unusable = list(read_rows(data)), [], 0
+        raise TypeError("annotator_ceiling needs the raw rows: Preferences have lost repeated votes; "
+                        "pass the file or the list of dicts")
+    rows, counts, unusable = list(read_rows(data)), {}, 0
     readable = [row for _, row in rows if isinstance(row, dict)]
     if not readable:
         raise PreferenceDataError("no rows to count votes in")
@@ -253,20 +234,19 @@ def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
     for origin, row in rows:
         try:
             record = to_record(row, origin=origin, format=form)
-            found += _votes_of(record, _vote_counts(row, votes, origin))
+            _add_votes(counts, record, _vote_counts(row, votes, origin))
         except UnusableRow:
             unusable += 1
-    table = pd.DataFrame(found, columns=["prompt", "a", "b", "first", "second", "ties"])
-    return table.groupby(["prompt", "a", "b"], sort=False).sum().reset_index(), unusable
+    return counts, unusable
 
 # %% ../../nbs/4_trust/45_labels.ipynb #5d27f620
 @dataclass(repr=False)
 class _AnnotatorCeiling(Report):
     "How far people agree with each other, and what that leaves for a model."
     agreement: float # how often two labels of the same pair agree; every pair counts once
-    interval: tuple[float, float] # of the agreement, prompts drawn anew
+    interval: tuple # of the agreement, prompts drawn anew
     ceiling: float # the most that any model can agree with single labels, an upper bound
-    ceiling_interval: tuple[float, float] # the same at the ends of the interval
+    ceiling_interval: tuple # the same at the ends of the interval
     majority: float | None # how often the others predict a label; None: never three
     n_pairs: int # pairs of responses with two or more labels that are not ties
     n_prompts: int # distinct prompts among them
@@ -278,8 +258,7 @@ class _AnnotatorCeiling(Report):
     title = "Agreement between people"
 
     @property
-    def verdicts(self) -> list[str]:
-        "What it means, in sentences."
+    def verdicts(self):
         sentences = [
             f"People agree with each other in {percent(self.agreement)} ({percent(*self.interval)}) "
             "of repeated judgements: on single labels like these no model can be shown to be better "
@@ -289,8 +268,7 @@ class _AnnotatorCeiling(Report):
             sentences.append("Such agreement cannot be told from coin flips.")
         return sentences
 
-    def sections(self) -> list[Section]:
-        "The counts and the bounds."
+    def sections(self):
         row = {
             "pairs with two or more labels": f"{self.n_pairs:,}",
             "labels": f"{self.n_votes:,}",
@@ -303,8 +281,8 @@ class _AnnotatorCeiling(Report):
         return [Section(table=Table(tuple(row), [tuple(row.values())]))]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #ba79a453
-def _left_out_majority(first, second) -> float | None: # (M,) votes
-    "How often the majority of a pair's other votes predicts one vote."
+def _left_out_majority(first, second): # (M,) votes
+    "How often the majority of a pair's other votes predicts one vote; None: never three votes."
     three = first + second >= 3
     if not three.any():
         return None
@@ -322,29 +300,28 @@ def annotator_ceiling(
     **reading, # votes (column of counts); columns, format, labels as in `load_preferences`
 ) -> _AnnotatorCeiling:
     "Agreement between labels of a pair, and the accuracy it allows. Raises PreferenceDataError."
-    table, unusable = _count_votes(data, **reading)
-    first, second = table["first"].to_numpy(), table["second"].to_numpy()
+    counts, unusable = _count_votes(data, **reading)
+    first, second, ties = np.reshape(list(counts.values()), (-1, 3)).T
     n = first + second
     many = n >= 2
     if not many.any():
-        raise PreferenceDataError(
-            f"none of {counted(len(n), 'pair')} has two labels or more, so people's "
-            "agreement cannot be measured; have some pairs judged twice")
-    agreeing = first * (first - 1) + second * (second - 1)  # of n (n - 1)
-    agreement = agreeing[many] / (n * (n - 1))[many]
-    drawing = {"samples": samples, "level": level, "seed": seed}
-    found = pooled_accuracy(agreement, table["prompt"][many], **drawing)
+        raise PreferenceDataError(f"none of {counted(len(n), 'pair')} has two labels or more: "
+                                  "agreement cannot be measured; have some pairs judged twice")
+    agreement = (first * (first - 1) + second * (second - 1))[many] / (n * (n - 1))[many]
+    prompts = np.array([prompt for prompt, *_ in counts])[many]
+    found = pooled_accuracy(agreement, prompts, samples=samples, level=level, seed=seed)
+    interval = found["bootstrap"]
     return _AnnotatorCeiling(
-        agreement=found["accuracy"],
-        interval=found["bootstrap"],
-        ceiling=_ceiling(found["accuracy"]),
-        ceiling_interval=tuple(map(_ceiling, found["bootstrap"])),
-        majority=_left_out_majority(first, second),
-        n_pairs=found["n_pairs"],
-        n_prompts=found["n_prompts"],
+        found["accuracy"],
+        interval,
+        _ceiling(found["accuracy"]),
+        tuple(map(_ceiling, interval)),
+        _left_out_majority(first, second),
+        found["n_pairs"],
+        found["n_prompts"],
         n_votes=int(n[many].sum()),
         n_single=int((~many).sum()),
-        n_ties=int(table["ties"].sum()),
+        n_ties=int(ties.sum()),
         n_unusable=unusable,
         level=level,
     )
@@ -369,23 +346,24 @@ class Mistakes(Report):
         "The table to read, texts shortened."
         rows = []
         for m in self.mistakes:
-            texts = m["prompt"], m["chosen"], m["rejected"]
-            rows.append((*texts, f"{m['difference']:.2f}", percent(m["probability"]), m["origin"]))
+            numbers = f"{m['difference']:.2f}", percent(m["probability"])
+            rows.append((m["prompt"], m["chosen"], m["rejected"], *numbers, m["origin"]))
         header = "prompt", "chosen", "rejected", "reward difference", "probability", "origin"
         return [Section(table=Table(header, rows, width=90))]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #e45089ab
-def _pair_rows(pairs, preferences, differences, temperature: float, order) -> list[dict]:
-    "A dict for each pair in an order: texts, reward difference, probability, origin."
+def _pair_rows(pairs, preferences, differences, temperature, order):
+    "The pairs in an order, as `Mistakes` has them."
     rows = []
     for i in order:
-        record = preferences[int(pairs["record"][i])]
-        responses = record["responses"]
+        index = int(pairs["record"][i])
+        record = preferences[index]
+        better, worse = (record["responses"][pairs[side][i]] for side in ("better", "worse"))
         rows.append({
-            "record": int(pairs["record"][i]),
+            "record": index,
             "prompt": response_text(record["prompt"]),
-            "chosen": response_text(responses[pairs["better"][i]]),
-            "rejected": response_text(responses[pairs["worse"][i]]),
+            "chosen": response_text(better),
+            "rejected": response_text(worse),
             "difference": float(differences[i]),
             "probability": float(expit(differences[i] / temperature)),
             "origin": record["origin"],
@@ -394,7 +372,7 @@ def _pair_rows(pairs, preferences, differences, temperature: float, order) -> li
 
 # %% ../../nbs/4_trust/45_labels.ipynb #7b974959
 def most_confident_mistakes(
-    model, # what `score_preferences` takes, or rewards: of each record K, or None
+    model, # what scores, or rewards: of each record K, or None
     preferences, # what `load_preferences` takes; not what the model was trained on
     n: int = 20, # how many at most
     *,
@@ -402,14 +380,13 @@ def most_confident_mistakes(
 ) -> Mistakes:
     "The pairs whose label the model finds least likely. Raises ValueError."
     preferences = load_preferences(preferences, progress=False)
-    pairs = pairs_of(preferences)
-    differences = pairs.differences(rewards_of(model, preferences)[0])
-    scored = _which_scored(np.isnan(differences), preferences)
+    pairs = judged_pairs([model], preferences)
+    differences = pairs["difference"].mean(0)
     temperature = float(temperature or getattr(model, "temperature", None) or 1)
-    wrong = np.flatnonzero(differences < 0)
-    order = wrong[np.argsort(differences[wrong], kind="stable")][:n]
+    wrong = int((differences < 0).sum())
+    order = np.argsort(differences, kind="stable")[: min(n, wrong)]
     rows = _pair_rows(pairs, preferences, differences, temperature, order)
-    return Mistakes(rows, int(scored.sum()), len(wrong), temperature)
+    return Mistakes(rows, len(differences), wrong, temperature)
 
 # %% ../../nbs/4_trust/45_labels.ipynb #5d32c116
 @dataclass(repr=False)
@@ -421,8 +398,7 @@ class _SuspectedErrors(Mistakes):
     title = "Labels that deserve a second look"
 
     @property
-    def verdicts(self) -> list[str]:
-        "How many are suspected."
+    def verdicts(self):
         return [f"{self.n_suspected:,} of {self.n_pairs:,} labels are suspected: models that have "
                 f"not seen them find the opposite at least {percent(self.threshold)} likely. "
                 f"Here are the {len(self.mistakes):,} least likely."]
@@ -436,16 +412,15 @@ def precision_at(
     level: float = 0.95, # confidence of the intervals
 ) -> list[dict]: # {k, errors, precision, low, high, base (share of errors among all pairs)}
     "How many of the first k are errors."
-    is_error = np.asarray(is_error, bool)
     if len(is_error) <= max(self.order):
         raise ValueError(f"is_error must hold one value for each record, got {len(is_error)}")
-    hits, rows = is_error[self.order], []
+    hits, rows = np.asarray(is_error, bool)[self.order], []
     for k in ks:
         if k <= len(hits):
             errors = int(hits[:k].sum())
             low, high = wilson_interval(errors, k, level)
-            shares = {"precision": errors / k, "low": low, "high": high}
-            rows.append({"k": k, "errors": errors, **shares, "base": float(hits.mean())})
+            row = {"k": k, "errors": errors, "precision": errors / k, "low": low, "high": high}
+            rows.append(row | {"base": float(hits.mean())})
     return rows
 
 # %% ../../nbs/4_trust/45_labels.ipynb #9a793bab
@@ -462,22 +437,18 @@ def suspected_label_errors(
     preferences = load_preferences(preferences, progress=False)
     stored = isinstance(rewards, (CrossValidation, list, tuple))
     if not stored and not str(rewards).endswith(".json"):
-        kind = type(rewards).__name__
-        raise TypeError(f"suspected_label_errors needs out-of-fold rewards, got {kind}: "
-                        "a model has learned the errors of its own training data; "
-                        "pass what cross_validate returned")
-    pairs = pairs_of(preferences)
-    by_seed = [pairs.differences(own) for own in rewards_of(rewards, preferences)]
-    differences = np.mean(by_seed, axis=0)
-    scored = np.flatnonzero(_which_scored(np.isnan(differences), preferences))
-    temperature = float(temperature or Predictions(differences[scored]).fit().temperature)
-    p = expit(differences[scored] / temperature)
-    threshold, order = float(p.mean()), scored[np.argsort(p, kind="stable")]
+        raise TypeError("suspected_label_errors needs out-of-fold rewards, "
+                        f"got {type(rewards).__name__}: a model has learned the errors of its "
+                        "own training data; pass what cross_validate returned")
+    pairs = judged_pairs([rewards], preferences)
+    differences = pairs["difference"].mean(0)
+    temperature = float(temperature or Predictions(differences).fit().temperature)
+    p = expit(differences / temperature)
+    threshold, order = float(p.mean()), np.argsort(p, kind="stable")
     suspected = int((1 - p >= max(threshold, 0.5)).sum())
-    first = order[: min(n, suspected)]
     return _SuspectedErrors(
-        _pair_rows(pairs, preferences, differences, temperature, first),
-        n_pairs=len(scored),
+        _pair_rows(pairs, preferences, differences, temperature, order[: min(n, suspected)]),
+        n_pairs=len(p),
         n_wrong=int((p < 0.5).sum()),
         temperature=temperature,
         threshold=threshold,

@@ -14,33 +14,33 @@ from scipy.special import boxcox
 from tqdm.auto import tqdm
 
 from ..data.preferences import load_preferences, prompt_overlap, split_by_prompt
-from ..data.report import Report, Section, Table, counted, new_figure, percent, points
+from ..data.report import Report, Section, Table, counted
+from ..data.report import new_figure, percent, points
 from .agreement import Bootstrap, score_preferences
-from .comparing import accuracy_draws, pairs_of
+from .comparing import accuracy_draws, judged_pairs
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #ce79d8a2
 _EXPONENTS = np.linspace(-0.35, 1.5, 75).round(3) # the values of c that are tried
 
 
-def _fit_power_law(sizes, accuracy) -> np.ndarray: # (N,), (B, N) of B curves -> (B, 3): m, g, c
+def _fit_power_law(sizes, accuracy): # (N,), (B, N) of B curves -> (B, 3): m, g, c
     "Least squares. Raises ValueError for fewer than three sizes."
-    n, y = np.asarray(sizes, float), np.asarray(accuracy, float)
-    if len(np.unique(n)) < 3 or n.min() <= 0:
-        raise ValueError(f"a curve needs three or more different sizes above 0, got {n.tolist()}")
-    least, found = np.full(len(y), np.inf), np.zeros((len(y), 3))
+    n, y, fits = np.asarray(sizes, float), np.asarray(accuracy, float), []
+    if len(np.unique(n)) < 3:
+        raise ValueError(f"a curve needs three or more different sizes, got {n.tolist()}")
     for c in _EXPONENTS:
         x = boxcox(n / n.max(), -c)
         centred = x - x.mean()
         g = np.maximum(y @ centred / (centred @ centred), 0)  # no accuracy that falls
         m = y.mean(1) - g * x.mean()
         error = ((y - m[:, None] - np.outer(g, x)) ** 2).sum(1)
-        better = error < least
-        least[better] = error[better]
-        found[better] = np.stack([m, g, np.full(len(y), c)], 1)[better]
-    return found
+        fits.append((m, g, np.full(len(y), c), error))
+    fits = np.stack(fits)  # (75, 4, B)
+    best = fits[:, 3].argmin(0)
+    return fits[best, :3, np.arange(len(y))]
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #d5f6b6ef
-def _power_law(parameters, n, largest: float): # (..., 3) of a fit, sizes, its largest size
+def _power_law(parameters, n, largest): # (..., 3) of a fit, sizes, its largest size
     "The fitted accuracy at n examples, at most 1."
     m, g, c = np.moveaxis(np.asarray(parameters), -1, 0)
     return np.minimum(m + g * boxcox(n / largest, -c), 1)
@@ -51,7 +51,7 @@ class _LearningCurve(Report):
     "Accuracy over the number of training records; shares are in 0..1."
     sizes: list # (N,) records trained on, mean over repeats
     accuracy: list # (N,) on the held-out pairs, mean over repeats
-    low: list # (N,) ends of the intervals over held-out prompts and repeats
+    low: list # (N,) ends of the intervals
     high: list # (N,) the same
     repeats: int # orders of the prompts, each with its seed
     n_pairs: int # held-out strictly ordered pairs
@@ -63,18 +63,17 @@ class _LearningCurve(Report):
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #c6155c15
 @patch
-def _fitted(self: _LearningCurve, n) -> np.ndarray:
+def _fitted(self: _LearningCurve, n):
     "Accuracy at n records of every draw."
     most = self.sizes[-1]
     if not 0 < n <= 2.01 * most:  # whole prompts rarely add up to the size asked for
-        raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; the fit is not "
-                         f"trusted beyond twice ({2 * most:,.0f}), so ask for at most {most:,.0f} more")
+        raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; "
+                         f"the fit is trusted up to twice, so ask for at most {most:,.0f} more")
     return _power_law(self._draws, n, most)
 
 
 @patch
-def _ends(self: _LearningCurve, values) -> tuple:
-    "Median, low, high."
+def _ends(self: _LearningCurve, values):
     return float(np.median(values)), *Bootstrap(level=self.level).ends(values)
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #7053b659
@@ -105,29 +104,27 @@ def limit(self: _LearningCurve) -> float | None:
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #d2f49fbb
 @patch(as_prop=True)
-def verdicts(self: _LearningCurve) -> list[str]:
-    "Whether more labels would help, and what the interval leaves out."
+def verdicts(self: _LearningCurve):
     most = int(self.sizes[-1])
     two_digits = 10 ** max(len(str(most)) - 2, 0)
     extra = min(1000, most - most % two_digits)
     gain, low, high = self.gain(extra)
     found = f"{points(gain)} points ({points(low)} to {points(high)})"
+    labels = f"{extra:,} more labels"
     if high < 0.01:
-        sentences = [f"{extra:,} more labels would hardly help: {found}."]
+        sentences = [f"{labels} would hardly help: {found}."]
     elif low < 0.0005 or high - low > 0.06:
-        sentences = [f"Whether {extra:,} more labels would help cannot be told "
-                     f"from these data: {found}."]
+        sentences = [f"Whether {labels} would help cannot be told from these data: {found}."]
     else:
-        sentences = [f"{extra:,} more labels would raise accuracy by {found}."]
+        sentences = [f"{labels} would raise accuracy by {found}."]
     if self.repeats == 1:
-        sentences.append("One repeat: what another choice of records or another seed would change "
-                         "is not in these intervals.")
+        sentences.append("One repeat: what another choice of records or another seed "
+                         "would change is not in these intervals.")
     return sentences
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #bf073b10
+
 @patch
-def sections(self: _LearningCurve) -> list[Section]:
-    "The measured points and the fit."
+def sections(self: _LearningCurve):
     rows = []
     for n, share, *ends in zip(self.sizes, self.accuracy, self.low, self.high):
         rows.append((f"{n:,.0f}", percent(share), percent(*ends), percent(self.predict(n)[0])))
@@ -136,11 +133,9 @@ def sections(self: _LearningCurve) -> list[Section]:
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #d4464780
 @patch
-def figures(self: _LearningCurve) -> dict:
-    "Measured points with intervals, the fitted curve with its band, and the extrapolation."
+def figures(self: _LearningCurve):
     figure = new_figure(figsize=(6, 3.2), dpi=100)
-    axes = figure.subplots()
-    n = self.sizes[-1]
+    axes, n = figure.subplots(), self.sizes[-1]
     fit = self.sizes[0], n, "-", None, "fit"
     for start, end, style, hatch, label in (fit, (n, 2 * n, "--", "///", "extrapolated")):
         x = np.geomspace(start, end, 40)
@@ -151,36 +146,27 @@ def figures(self: _LearningCurve) -> dict:
     bars = np.maximum([share - low, high - share], 0)
     axes.errorbar(self.sizes, share, bars, fmt="o", color="#D55E00", capsize=3, label="measured")
     axes.axvline(n, color="0.5", linewidth=1)
-    axes.set(xlabel="training records (log scale)", ylabel="accuracy on held-out pairs (%)")
-    axes.set_xscale("log")
+    xlabel, ylabel = "training records (log scale)", "accuracy on held-out pairs (%)"
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     ticks = [*self.sizes, 2 * n]
-    axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return {"curve": figure}
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #4a111cdd
-def _curve_of_outcomes(sizes, outcomes, prompt, *, level=0.95, samples=2000, seed=0) -> _LearningCurve:
+def _curve_of_outcomes(sizes, outcomes, prompt, **drawing):
     "The curve of outcomes (N, R, P): N sizes, R repeats, P held-out pairs of these prompts."
-    sizes, outcomes = np.asarray(sizes, float), np.asarray(outcomes, float)
-    draws = accuracy_draws(outcomes, prompt, together=True, samples=samples, seed=seed)
-    accuracy = outcomes.mean((1, 2))
-    low, high = Bootstrap(level=level).ends(draws.T)
-    return _LearningCurve(
-        sizes=sizes.tolist(),
-        accuracy=accuracy.tolist(),
-        low=low,
-        high=high,
-        repeats=outcomes.shape[1],
-        n_pairs=outcomes.shape[2],
-        n_prompts=len(np.unique(prompt)),
-        fit=_fit_power_law(sizes, accuracy[None])[0].tolist(),
-        level=level,
-        _draws=_fit_power_law(sizes, draws.T),
-    )
+    outcomes, bootstrap = np.asarray(outcomes, float), Bootstrap(**drawing)
+    draws = accuracy_draws(outcomes, prompt, together=True, **drawing).T
+    accuracy, fits = outcomes.mean((1, 2)), _fit_power_law(sizes, draws)
+    fit, n_prompts = _fit_power_law(sizes, accuracy[None])[0], len(np.unique(prompt))
+    measured = list(sizes), accuracy.tolist(), *bootstrap.ends(draws)
+    counts = *outcomes.shape[1:], n_prompts
+    return _LearningCurve(*measured, *counts, fit.tolist(), bootstrap.level, fits)
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #5a472778
-def _nested_rows(keys, sizes, seed: int) -> list[np.ndarray]: # keys (n,) prompt of each record
+def _nested_rows(keys, sizes, seed): # keys (n,) prompt of each record
     "Rows of nested subsets of about these sizes: whole prompts, in an order by the seed."
     _, group, count = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(count))
@@ -189,7 +175,7 @@ def _nested_rows(keys, sizes, seed: int) -> list[np.ndarray]: # keys (n,) prompt
     return [np.flatnonzero(position <= np.abs(up_to - size).argmin()) for size in sizes]
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #ca220760
-def _curve_sizes(sizes, n: int) -> list[int]:
+def _curve_sizes(sizes, n):
     "Five sizes from an eighth of the data to all of it, or those given."
     sizes = np.geomspace(n / 8, n, 5).round() if sizes is None else sizes
     sizes = sorted({int(size) for size in sizes})
@@ -199,7 +185,7 @@ def _curve_sizes(sizes, n: int) -> list[int]:
     return sizes
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #4e490a57
-def _held_out_pairs(preferences, held_out, seed: int, loading) -> tuple:
+def _held_out_pairs(preferences, held_out, seed, loading):
     "Training and held-out records; ValueError where they share a prompt."
     if isinstance(held_out, (int, float)):
         return split_by_prompt(preferences, held_out, seed=seed)
@@ -215,14 +201,14 @@ def learning_curve(
     train, # function(preferences, seed) -> anything that scores; `trainer_recipe` makes one
     data, # what `load_preferences` takes
     *,
-    sizes=None, # numbers of training records; default five from an eighth of them to all
+    sizes=None, # numbers of records; default five from an eighth to all
     repeats: int = 3, # orders of the prompts, each with its own seed
-    held_out=0.25, # share of the records whose prompts are held out, or data of other prompts
+    held_out=0.25, # share whose prompts are held out, or other data
     level: float = 0.95, # confidence of the intervals, between 0 and 1
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the split, the first repeat and the draws
     progress: bool = False, # show a bar
-    **loading, # further arguments of `load_preferences`: columns, format, split, ...
+    **loading, # of `load_preferences`: columns, format, split, ...
 ) -> _LearningCurve:
     """Accuracy over the number of training records, judged on the same pairs.
 
@@ -231,21 +217,15 @@ def learning_curve(
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
     preferences = load_preferences(data, progress=progress, **loading)
     pool, held = _held_out_pairs(preferences, held_out, seed, loading)
-    sizes, pairs = _curve_sizes(sizes, len(pool)), pairs_of(held)
-    used = np.empty((len(sizes), repeats))
-    outcomes = np.empty((*used.shape, len(pairs["record"])))
-    with tqdm(total=used.size, desc="Training models", disable=not progress) as bar:
-        for repeat in range(repeats):
-            for i, rows in enumerate(_nested_rows(pool.prompt_keys, sizes, seed + repeat)):
-                model = train(pool.select(rows), seed + repeat)
-                rewards, _ = score_preferences(model, held)
-                outcomes[i, repeat] = np.heaviside(pairs.differences(rewards), 0.5)
-                used[i, repeat] = len(rows)
+    sizes, rewards, used = _curve_sizes(sizes, len(pool)), [], []
+    with tqdm(total=len(sizes) * repeats, desc="Training models", disable=not progress) as bar:
+        for repeat in range(seed, seed + repeats):
+            for rows in _nested_rows(pool.prompt_keys, sizes, repeat):
+                model = train(pool.select(rows), repeat)
+                rewards.append(score_preferences(model, held)[0])
+                used.append(len(rows))
                 bar.update()
-    scored = ~np.isnan(outcomes).any((0, 1))
-    if not scored.any():
-        raise ValueError(f"none of {counted(len(held), 'held-out record')} could be scored: "
-                         "a response of each is too long for the model")
-    drawing = {"level": level, "samples": samples, "seed": seed}
-    prompt = pairs["prompt"][scored]
-    return _curve_of_outcomes(used.mean(1), outcomes[:, :, scored], prompt, **drawing)
+    pairs, drawing = judged_pairs(rewards, held), {"samples": samples, "level": level, "seed": seed}
+    outcomes = pairs["outcome"].reshape(repeats, len(sizes), -1).swapaxes(0, 1)
+    used = np.reshape(used, (repeats, -1)).mean(0).tolist()
+    return _curve_of_outcomes(used, outcomes, pairs["prompt"], **drawing)

@@ -29,22 +29,22 @@ from .length import LengthReport, length_preference, measure_length
 from .probes import VERDICTS, ProbeReport, run_probes
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #6135d21e
-def _verdicts(interval, always_longer, n_pairs, over_rule) -> list[str]:
+def _verdicts(interval, always_longer, n_pairs, over_rule):
     "Sentences; `over_rule`: interval of the accuracy minus that of the rule of length."
     low, high = interval
-    found = f"the 95% interval, {percent(low, high)}"
+    found, sentences = f"the 95% interval, {percent(low, high)}", []
     if low > 0.5:
-        sentences = [f"Better than chance: {found}, lies above 50%."]
+        sentences.append(f"Better than chance: {found}, lies above 50%.")
     elif high < 0.5:
-        sentences = [f"Worse than chance: {found}, lies below 50%. Are chosen and rejected swapped?"]
+        sentences.append(f"Worse than chance: {found}, lies below 50%. Are chosen and rejected swapped?")
     else:
-        sentences = [f"This cannot be told from chance: {found}, contains 50%."]
+        sentences.append(f"This cannot be told from chance: {found}, contains 50%.")
     if low > 0.5 and over_rule[0] <= 0:
         rule = "longer" if always_longer >= 0.5 else "shorter"
         share = percent(max(always_longer, 1 - always_longer))
         ends = " to ".join(map(points, over_rule))
-        sentences.append(f"Not shown to be better than always picking the {rule} response, which reaches "
-                         f"{share} here (difference on the same pairs {ends} points).")
+        sentences.append(f"Not shown to be better than always picking the {rule} response, which "
+                         f"reaches {share} here (difference on the same pairs {ends} points).")
     if high - low > 0.1:
         hundreds = math.ceil(n_pairs * ((high - low) / 0.06) ** 2 / 100)
         sentences.append(f"The interval is wide; about {100 * hundreds:,} pairs "
@@ -52,16 +52,23 @@ def _verdicts(interval, always_longer, n_pairs, over_rule) -> list[str]:
     return sentences
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #a7d5f36a
-def _difference_histogram(differences, bins: int = 40) -> dict: # (P,) -> edges, counts
+def _difference_histogram(differences, bins=40): # (P,) -> edges, counts
     "Counts of reward differences; the outermost bars hold what lies beyond."
-    differences = np.asarray(differences, float)
-    differences = differences[differences != 0]
+    differences, half = differences[differences != 0], bins // 2
     limit = np.quantile(np.abs(differences), 0.995) if len(differences) else 1.0
-    edges = limit / (bins // 2) * np.arange(-(bins // 2), bins // 2 + 1)
+    edges = limit / half * np.arange(-half, half + 1)
     counts, _ = np.histogram(np.clip(differences, edges[0], edges[-1]), edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #b339c06f
+_PARTS = {
+    "length_control": LengthReport,
+    "calibration": CalibrationResult,
+    "probes": ProbeReport,
+    "mistakes": Mistakes,
+}
+
+
 @dataclass(repr=False)
 class TrustReport(Report):
     "What an evaluation found; shares are in 0..1."
@@ -98,9 +105,7 @@ class TrustReport(Report):
     }
 
     def __post_init__(self):
-        names = "length_control", "calibration", "probes", "mistakes"
-        kinds = LengthReport, CalibrationResult, ProbeReport, Mistakes
-        for name, kind in zip(names, kinds):
+        for name, kind in _PARTS.items():
             if isinstance(getattr(self, name), dict):
                 setattr(self, name, kind.from_dict(getattr(self, name)))
 
@@ -113,22 +118,23 @@ def title(self: TrustReport) -> str:
 
 @patch(as_prop=True)
 def interval(self: TrustReport) -> tuple[float, float]:
-    "The wider of the two: the lower low end and the higher high end."
+    "The wider of the two, end by end."
     return wider(self.wilson, self.bootstrap)
 
 
 @patch(as_prop=True)
 def summary(self: TrustReport) -> list[str]:
-    "What to know first: accuracy, honesty, and which probes fail."
+    "Accuracy, honesty, and which probes fail."
     sentences, probes = list(self.verdicts), self.probes
     if self.calibration:
         sentences.append(self.calibration.verdicts[0])
-    if probes:
+    if probes and probes.count("fails"):
         failing = ", ".join(r.name for r in probes.worst_first if r.verdict == "fails")
-        counts = [f"{probes.count(v)} {v}" for v in VERDICTS if probes.count(v)]
-        of = f"{probes.count('fails')} of {len(probes.results)} bias probes fail"
-        unsure = f"No bias probe is shown to fail ({', '.join(counts)})."
-        sentences.append(f"{of}: {failing}." if failing else unsure)
+        count = f"{probes.count('fails')} of {len(probes.results)}"
+        sentences.append(f"{count} bias probes fail: {failing}.")
+    elif probes:
+        counts = ", ".join(f"{probes.count(v)} {v}" for v in VERDICTS if probes.count(v))
+        sentences.append(f"No bias probe is shown to fail ({counts}).")
     return sentences
 
 
@@ -136,29 +142,23 @@ TrustReport.sentences = TrustReport.summary
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #edc7015b
 @patch
-def _bootstrap_text(self: TrustReport) -> str:
-    "The interval, or why it says nothing."
-    if self.bootstrap[0] < self.bootstrap[1]:
-        return percent(*self.bootstrap)
-    why = "with one prompt" if self.n_prompts == 1 else "where all prompts came out alike"
-    return f"says nothing {why}"
-
-
-@patch
 def rows(self: TrustReport) -> list[tuple[str, str]]:
     "The measures of agreement as (name, value) texts."
     level, r, k = f"{100 * self.level:g}%", self.rewards, self.rankings
+    alike = "with one prompt" if self.n_prompts == 1 else "where all prompts came out alike"
+    drawn = self.bootstrap[0] < self.bootstrap[1]
     rows = [
         ("accuracy (tied rewards count half)", percent(self.accuracy)),
         (f"{level} interval, pairs independent (Wilson)", percent(*self.wilson)),
-        (f"{level} interval, prompts drawn anew (bootstrap)", self._bootstrap_text()),
+        (f"{level} interval, prompts drawn anew (bootstrap)",
+         percent(*self.bootstrap) if drawn else f"says nothing {alike}"),
         ("strictly ordered pairs", f"{self.n_pairs:,} from {counted(self.n_prompts, 'prompt')}"),
         ("pairs with tied rewards", f"{self.n_tied_rewards:,}"),
         ("records left out as too long", f"{self.n_too_long:,} of {self.n_records:,}"),
         ("reward, mean and standard deviation", f"{r['mean']:.3f}, {r['std']:.3f}"),
+        ("reward difference, better minus worse",
+         f"{r['mean_difference']:.3f} (sd {r['std_difference']:.3f})"),
     ]
-    mean, deviation = r["mean_difference"], r["std_difference"]
-    rows.append(("reward difference, better minus worse", f"{mean:.3f} (sd {deviation:.3f})"))
     if k:
         known = [k[name] for name in ("spearman", "kendall", "ndcg")]
         values = ", ".join("none" if value is None else f"{value:.3f}" for value in known)
@@ -168,7 +168,7 @@ def rows(self: TrustReport) -> list[tuple[str, str]]:
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #18b5a5aa
 @patch
-def _groups(self: TrustReport) -> list[tuple[str, dict]]:
+def _groups(self: TrustReport):
     "(name, row) of every group of pairs."
     sources = [{"group": row["source"], **row} for row in self.sources]
     named = {"source": sources, **self.groups}
@@ -176,8 +176,7 @@ def _groups(self: TrustReport) -> list[tuple[str, dict]]:
 
 
 @patch
-def _group_table(self: TrustReport) -> Table:
-    "Accuracy and interval of every group."
+def _group_table(self: TrustReport):
     rows = []
     for name, row in self._groups():
         ends = percent(row["low"], row["high"])
@@ -186,16 +185,15 @@ def _group_table(self: TrustReport) -> Table:
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #5d53ac56
 @patch
-def _length_section(self: TrustReport) -> Section:
-    "What length has to do with it."
+def _length_section(self: TrustReport):
     own, control = self.length, self.length_control
     rows = [
         ("longer response preferred by people", percent(own["longer_is_preferred"])),
         ("longer response scored higher", percent(own["longer_is_scored_higher"])),
         ("accuracy of always picking the longer", percent(own["accuracy_of_always_longer"])),
     ]
-    sentences = control.verdicts if control else []
     rows += control.sections()[0].table.rows if control else []
+    sentences = control.verdicts if control else []
     return Section("Length", sentences, Table(("measure", "value"), rows))
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #0ae4100f
@@ -215,11 +213,12 @@ def sections(
         found.append(_section("Bias probes", self.probes.sentences, self.probes))
     if mistakes and self.mistakes and self.mistakes.mistakes:
         advice = "Some are errors of the labels, some of the model: read them."
-        found.append(_section(self.mistakes.title, [*self.mistakes.verdicts, advice], self.mistakes))
+        sentences = [*self.mistakes.verdicts, advice]
+        found.append(_section(self.mistakes.title, sentences, self.mistakes))
     return found
 
 
-def _section(title: str, sentences: list[str], report: Report) -> Section:
+def _section(title, sentences, report):
     "Sentences over the table of another report."
     return Section(title, sentences, report.sections()[0].table)
 
@@ -249,9 +248,9 @@ def _plot_differences(self: TrustReport):
         axes.bar(edges[:-1][side], counts[side], edges[1] - edges[0], align="edge", **style)
     axes.axvline(0, color="black", linewidth=1)
     xlabel = "reward of the better minus reward of the worse response (reward units)"
-    axes.set(xlabel=xlabel, ylabel="pairs")
     ties = f"; {self.n_tied_rewards:,} tied pairs, not shown, count half" if self.n_tied_rewards else ""
     found = f"accuracy {percent(self.accuracy)}, 95% interval {percent(*self.interval)}"
+    axes.set(xlabel=xlabel, ylabel="pairs")
     axes.set_title(found + ties, fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -259,7 +258,7 @@ def _plot_differences(self: TrustReport):
 # %% ../../nbs/4_trust/48_trust_report.ipynb #fac04267
 @patch
 def figures(self: TrustReport) -> dict: # name -> matplotlib Figure
-    "The pictures: accuracy, groups, and calibration and probes where they were measured."
+    "Accuracy, groups, and calibration and probes where measured."
     figures, rows = {"accuracy": self._plot_differences()}, []
     for name, row in self._groups():
         label = f"{name}: {row['group']} ({row['pairs']:,} pairs)"
@@ -273,29 +272,26 @@ def figures(self: TrustReport) -> dict: # name -> matplotlib Figure
     return figures
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #7d1c3d58
-def _summarise_rankings(preferences, rewards) -> dict | None:
+def _summarise_rankings(preferences, rewards):
     "Means of `ranking_agreement` over scored records of three or more responses."
     found = []
     for index, own in enumerate(rewards):
         if own is not None and len(own) > 2:
             found.append(ranking_agreement(own, preferences[index]["ranks"]))
-    if not found:
-        return None
-    return {"n": len(found), **json_ready(pd.DataFrame(found).mean().to_dict())}
+    means = json_ready(pd.DataFrame(found).mean().to_dict())
+    return {"n": len(found), **means} if found else None
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #d331b2b6
 _MIN_CALIBRATION_PROMPTS = 20
 
 
-def _measured(preferences, rewards, table, temperature, **drawing) -> dict:
+def _measured(preferences, rewards, table, temperature, **drawing):
     "What follows from the rewards alone: groups, length, calibration, rankings, mistakes."
-    prompts = table["prompt"]
-    sizes = {
-        "prompt, characters": "prompt_length",
-        "responses, mean characters": "length",
-        "margin of the label": "margin",
+    groups = {
+        "prompt, characters": accuracy_by(table, "prompt_length"),
+        "responses, mean characters": accuracy_by(table, "length"),
+        "margin of the label": accuracy_by(table, "margin"),
     }
-    groups = {name: accuracy_by(table, column) for name, column in sizes.items()}
     found = {
         "length": length_preference(table),
         "length_control": measure_length(preferences, rewards, **drawing),
@@ -305,23 +301,20 @@ def _measured(preferences, rewards, table, temperature, **drawing) -> dict:
         "groups": groups,
         "mistakes": most_confident_mistakes(rewards, preferences, temperature=temperature),
     }
-    if len(np.unique(prompts)) >= _MIN_CALIBRATION_PROMPTS:
+    if len(np.unique(table["prompt"])) >= _MIN_CALIBRATION_PROMPTS:
         drawing["samples"] = min(drawing["samples"], 1000)
-        present = {"groups": prompts, "temperature": temperature}
+        present = {"groups": table["prompt"], "temperature": temperature}
         found["calibration"] = calibrate(table["difference"], **present, **drawing)
     return found
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #3b0c6a98
-def _accuracy_verdicts(report: TrustReport, table, **drawing) -> list[str]:
-    "The sentences on the accuracy."
-    always_longer = report.length["accuracy_of_always_longer"]
-    sign = 1 if always_longer >= 0.5 else -1
-    rule = (np.sign(table["longer"]) * sign + 1) / 2
-    over_rule = compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
-    return _verdicts(report.interval, always_longer, report.n_pairs, over_rule)
+def _over_rule(always_longer, table, **drawing):
+    "Interval of the accuracy minus that of always picking the longer, or the shorter."
+    rule = np.heaviside(table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
+    return compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
 
 
-def _data_name(data) -> str:
+def _data_name(data):
     "A short name for what was evaluated on: the last part of a path, a hub id, or nothing."
     if not isinstance(data, (str, Path)):
         return ""
@@ -329,7 +322,7 @@ def _data_name(data) -> str:
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #181d0caf
 def evaluate_reward_model(
-    model, # what `as_scorer` takes: RewardModel, folder, hub id, object with .score, function
+    model, # RewardModel, folder, hub id, object with .score, function
     data, # what `load_preferences` takes
     *,
     name: str | None = None, # how the report calls the model; default its own name
@@ -337,7 +330,7 @@ def evaluate_reward_model(
     bootstrap_samples: int = 2000, # draws of the bootstrap over prompts
     seed: int = 0, # of the bootstrap and the probes
     progress: bool = False, # show a bar
-    **loading, # further arguments of `load_preferences`: columns, format, split, ...
+    **loading, # of `load_preferences`: columns, format, split, ...
 ) -> TrustReport:
     """How far a reward model can be trusted, on preferences it was not trained on.
 
@@ -355,35 +348,31 @@ def evaluate_reward_model(
                          "with a response too long for the model, the others tied")
     drawing = {"samples": bootstrap_samples, "seed": seed}
     pooled = pooled_accuracy(table["outcome"], table["prompt"], **drawing)
-    flat, difference = np.concatenate([rewards[i] for i in scored]), table["difference"]
+    interval = pooled.pop("low"), pooled.pop("high")
     temperature = getattr(model, "temperature", 1.0)
-    report = TrustReport(
-        model=name or own_name,
-        data=_data_name(data),
-        accuracy=pooled["accuracy"],
-        wilson=pooled["wilson"],
-        bootstrap=pooled["bootstrap"],
-        n_pairs=pooled["n_pairs"],
-        n_prompts=pooled["n_prompts"],
+    found = _measured(preferences, rewards, table, temperature, **drawing)
+    always_longer = found["length"]["accuracy_of_always_longer"]
+    over_rule = _over_rule(always_longer, table, **drawing)
+    if probe_prompts:
+        probed = {"max_records": probe_prompts, "seed": seed, "progress": progress}
+        probes = run_probes(model, preferences.select(scored), **probed)
+        found["probes"] = replace(probes, model=name or own_name)
+    every, difference = np.concatenate([rewards[i] for i in scored]), table["difference"]
+    moments = every.mean(), every.std(), difference.mean(), difference.std()
+    names = "mean", "std", "mean_difference", "std_difference"
+    return TrustReport(
+        name or own_name,
+        _data_name(data),
+        **pooled,
+        **found,
         n_records=len(preferences),
         n_tied_rewards=int((difference == 0).sum()),
         n_too_long=skipped,
-        rewards={
-            "mean": float(flat.mean()),
-            "std": float(flat.std()),
-            "mean_difference": float(difference.mean()),
-            "std_difference": float(difference.std()),
-        },
-        **_measured(preferences, rewards, table, temperature, **drawing),
+        rewards=dict(zip(names, map(float, moments))),
+        verdicts=_verdicts(interval, always_longer, pooled["n_pairs"], over_rule),
         seed=seed,
         fingerprint=preferences.fingerprint,
     )
-    report.verdicts = _accuracy_verdicts(report, table, **drawing)
-    if probe_prompts:
-        probed = preferences.select(scored)
-        probes = run_probes(model, probed, max_records=probe_prompts, seed=seed, progress=progress)
-        report.probes = replace(probes, model=report.model)
-    return report
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #5f42c1f8
 def write_model_card(
