@@ -13,7 +13,7 @@ from itertools import chain
 
 from fastcore.basics import patch
 
-from .columns import add_columns, column_name, find_columns, flatten, missing_columns, unnest
+from .columns import Columns, column_name, unnest
 from .files import PreferenceDataError, UnusableRow
 from .records import Row, as_messages, is_transcript, make_record, record_keys
 from .records import text_or_messages
@@ -40,7 +40,7 @@ class PreferenceFormat:
         used = {*self.needs, *verdict, *self.optional, *_COMMON}
         self.columns = {name: column for name, column in columns.items() if name in used}
         self.needed = [name for name in (*self.needs, *verdict, "prompt") if name in columns]
-        self.transcripts, self.nested = transcripts, ()
+        self.transcripts, self.flatten = transcripts, unnest([])[0]
 
     def __repr__(self):
         return f"{self.name}({self.columns})"
@@ -52,9 +52,8 @@ _FORMATS = {}  # name -> class
 def preference_format(
     cls: type,  # a `PreferenceFormat`
 ) -> type:
-    "Register a format, and the names of the columns that it reads."
+    "Register a format; the columns that it reads are looked for."
     _FORMATS[cls.name] = cls
-    add_columns(chain(cls.needs, *cls.verdicts, cls.optional))
     return cls
 
 # %% ../../nbs/1_data/14_formats.ipynb #485435f7
@@ -67,7 +66,7 @@ def responses(self: PreferenceFormat, row) -> list:
 @patch
 def _open(self: PreferenceFormat, cells):
     "The row by our names, its responses, and what each of these is called in a reason."
-    [(_, flat)] = flatten([(None, cells)], self.nested)
+    [(_, flat)] = self.flatten([(None, cells)])
     if isinstance(flat, UnusableRow):
         raise flat
     row = Row(flat, self.columns)
@@ -389,7 +388,7 @@ def lacking(cls: PreferenceFormat, columns: dict, judged: bool = True) -> list[s
     return [name for name in wanted if name not in columns]
 
 
-def _choose(columns, present, rows, format, judged):
+def _choose(columns, rows, format, judged):
     "The class that reads these rows."
     asked, usual = sorted(_FORMATS.values(), key=lambda cls: -len(cls.__mro__)), [_Labelled, _Pairs, _Ranking]
     if format != "auto":
@@ -398,19 +397,19 @@ def _choose(columns, present, rows, format, judged):
         if not cls.lacking(columns, judged):
             return cls
     if judged:
-        raise missing_columns(columns, present, min((cls.lacking(columns) for cls in usual), key=len))
+        raise columns.missing(min((cls.lacking(columns) for cls in usual), key=len))
     if _spelling(rows[:1], columns, ["prompt"]) in ("messages", "sharegpt"):
         return _Conversation
     if "text" in columns:
         return _Text
     raise PreferenceDataError(
-        f"nothing to score: the file has {', '.join(map(repr, present))}; needed are chosen and rejected, "
+        f"nothing to score: the file has {', '.join(map(repr, columns.present))}; it needs chosen and rejected, "
         'prompt and response(s), messages, or text; name them with columns={"prompt": "question"}'
     )
 
 # %% ../../nbs/1_data/14_formats.ipynb #16e0c150
-def _refuse_lost_prompt(columns, present):
-    free = [name for name in present if name not in columns.values()]
+def _refuse_lost_prompt(columns):
+    free = [name for name in columns.present if name not in columns.values()]
     for close in difflib.get_close_matches("prompt", free, 1, 0.6):
         raise PreferenceDataError(
             f"no column 'prompt', but {close!r} looks like it; say columns={{'prompt': {close!r}}} "
@@ -424,20 +423,20 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
     if format not in ("auto", *_FORMATS):
         known = ", ".join(["auto", *_FORMATS])
         raise PreferenceDataError(f"format={format!r} is unknown; it is one of {known}")
-    exports, items = unnest([(None, row) for row in rows])
+    flatten, items = unnest([(None, row) for row in rows])
     rows = [row for _, row in items if isinstance(row, dict)]
     present = list(dict.fromkeys(str(name) for row in rows for name in row))
-    found = find_columns(columns, present, judged)
-    there = {name: column for name, column in found.items() if column is not None}
-    cls = _choose(there, present, rows, format, judged)
+    read = [(*cls.needs, *chain(*cls.verdicts), *cls.optional) for cls in _FORMATS.values()]
+    there = Columns(present, columns, judged, dict.fromkeys(chain(*read)))
+    cls = _choose(there, rows, format, judged)
     forced = cls is _Pairs and format != "auto"
     spelling = format if forced else _spelling(rows[:1000], there, cls.needs)
     fmt = cls(there, spelling == "transcript")
     if cls is _Pairs:
         fmt.name = spelling
-    if fmt.name == "pairs" and "prompt" not in found:
-        _refuse_lost_prompt(there, present)
-    fmt.nested, fmt.present, fmt.given, fmt.others = exports, present, (columns, format, labels), {}
+    if fmt.name == "pairs" and "prompt" not in (*there, *there.absent):
+        _refuse_lost_prompt(there)
+    fmt.flatten, fmt.present, fmt.given, fmt.others = flatten, present, (columns, format, labels), {}
     fmt._learn_labels(rows, labels, judged)
     return fmt
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from .columns import flatten, unnest
+from .columns import unnest
 from .files import PreferenceDataError, UnusableRow, append_rows, read_rows
 from .files import write_whole
 from .formats import PreferenceFormat, to_record
@@ -318,7 +318,7 @@ def _open(source, given):
         first += more
     if not first:
         raise PreferenceDataError("empty, there are no rows")
-    exports, flat = unnest(first)
+    flatten, flat = unnest(first)
     rows = [row for _, row in flat if isinstance(row, dict)]
     try:
         fmt = PreferenceFormat.detect(rows, *given) if rows else PreferenceFormat({})
@@ -326,7 +326,7 @@ def _open(source, given):
         file = re.sub(r"(?::| row )\d+$", "", first[0][0])
         elsewhere = file != first[0][0] and not file.startswith(source.name)
         raise PreferenceDataError(f"{file}: {error}" if elsewhere else str(error)) from None
-    return fmt, fmt.grouped(chain(flat, flatten(items, exports)))
+    return fmt, fmt.grouped(chain(flat, flatten(items)))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
 def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=None, progress=False):
