@@ -268,11 +268,11 @@ def table(head: list[str], rows: list[list]) -> list[str]:
 
 def versions_line(threads: int) -> str:
     "What a table rests on."
-    from reward_kit.model.model_folder import library_versions
+    from reward_kit.model.model_folder import RewardMetadata
 
     return (
         f"CPU, {threads} threads;"
-        f" {', '.join(f'{name} {version}' for name, version in library_versions().items())}."
+        f" {', '.join(f'{name} {version}' for name, version in RewardMetadata().versions.items())}."
     )
 
 

@@ -384,9 +384,9 @@ def main(args) -> None:
     first = {run["points"][0]["reward"] for own in runs.values() for run in own}
     if len(first) != 1:
         raise RuntimeError("the sides did not begin with the same policy")
-    from reward_kit.model.model_folder import library_versions
+    from reward_kit.model.model_folder import RewardMetadata
 
-    text = report(args, runs, settings, library_versions())
+    text = report(args, runs, settings, RewardMetadata().versions)
     print(f"\n{text}")
     if not args.output:
         return

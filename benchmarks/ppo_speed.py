@@ -43,7 +43,7 @@ def prepare(work: Path, data: str, n: int, longest: int, shape: str, vocabulary:
 
     from reward_kit.data.preferences import load_preferences
     from reward_kit.model.encoding import prepare_tokenizer
-    from reward_kit.model.model_folder import RewardMetadata, library_versions
+    from reward_kit.model.model_folder import RewardMetadata
 
     turns = {"user": "Human", "assistant": "Assistant"}
     write = lambda messages: "".join(f"\n\n{turns[m['role']]}: {m['content']}" for m in messages)
@@ -87,7 +87,7 @@ def prepare(work: Path, data: str, n: int, longest: int, shape: str, vocabulary:
     }
     lengths = [len(ids) for _, ids in prompts[:n]]
     facts |= {
-        "versions": library_versions(),
+        "versions": RewardMetadata().versions,
         "prompts": n,
         "mean prompt": sum(lengths) / n,
         "longest prompt": max(lengths),

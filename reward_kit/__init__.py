@@ -22,7 +22,7 @@ _EXPORTS = {
         "model.batches": "RewardCollator bind_reward_forward",
         "model.model_folder": "RewardMetadata ModelLoadError load_reward_backbone",
         "model.runs": "TrainingInterrupted",
-        "model.reward_config": "RewardConfig",
+        "model.training_data": "RewardConfig",
         "model.trainer": "RewardTrainer",
         "scores.text_scorer": "Ranked Best",
         "scores.inference": "RewardModel store_normalization",

@@ -11,10 +11,11 @@ from reward_kit.data.files import write_whole
 from reward_kit.model.model_folder import (
     ModelCard,
     ModelLoadError,
+    RewardHead,
     RewardMetadata,
     load_reward_backbone,
+    loading,
     resolve_model,
-    reward_head,
 )
 
 # ---- loading
@@ -57,10 +58,9 @@ def test_settings_that_nothing_knows_are_one_clear_line(causal):
 
 
 def test_head_scale_for_a_wide_model():
-    from reward_kit.model.model_folder import _init_head
     model = torch.nn.Module()
     model.score = torch.nn.Linear(4095, 1)
-    _init_head(model)
+    RewardHead(model).draw(0)
     assert model.score.weight.std().item() == pytest.approx(1 / 64, rel=0.05) and model.score.bias.item() == 0
 
 
@@ -79,7 +79,7 @@ def test_encoder_backbone(tmp_path):
     make_model("bert", tokenizer, auto=AutoModel).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model, _ = load_reward_backbone(tmp_path, new_head=True)
-    assert model.reward_head_is_new and not reward_head(model).bias.any()
+    assert model.reward_head_is_new and not RewardHead(model).linear.bias.any()
     with pytest.raises(ModelLoadError, match="not a reward model"): load_reward_backbone(tmp_path)
 
 
@@ -136,13 +136,11 @@ def test_missing_tokenizer_and_damaged_files(causal):
 def test_hub_errors_are_explained():
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    from reward_kit.model.model_folder import explain_load_error
-
     def wrapped(cls, text):
         inner = cls.__new__(cls)
         Exception.__init__(inner, text)
-        try: raise OSError("could not load") from inner
-        except OSError as error: return str(explain_load_error("org/model", error))
+        with pytest.raises(ModelLoadError) as explained, loading("org/model"): raise OSError("could not load") from inner
+        return str(explained.value)
     assert "licence" in wrapped(GatedRepoError, "401") and "hf auth login" in wrapped(GatedRepoError, "401")
     assert "cannot be reached" in wrapped(LocalEntryNotFoundError, "no") and "check the name" in wrapped(RepositoryNotFoundError, "404")
 

@@ -297,7 +297,7 @@ def test_lora_trains_and_saves_the_head_and_leaves_the_config_alone(base, config
 def test_a_peft_model_with_a_frozen_head_is_refused(base, config):
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     frozen = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match=r"head 'score' of this PeftModel is frozen.*modules_to_save=\['score'\]"):
+    with pytest.raises(ValueError, match=r"head score of this PeftModel is frozen.*modules_to_save=\['score'\]"):
         RewardTrainer(frozen, config(), train_dataset=make_dataset(4), processing_class=make_tokenizer())
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     trained(get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])), config(), make_dataset(8), processing_class=make_tokenizer())

@@ -8,13 +8,13 @@ __all__ = ['AutoTrainParameters']
 # %% ../../nbs/7_beside/aitraining_parameters.ipynb #4a9ee03c
 from dataclasses import dataclass
 
-from ..model.settings import FRACTION, Limits, LoraSettings, POSITIVE, PPOSettings
+from ..model.settings import LoraSettings, PPOSettings
 from ..model.settings import RewardSettings, setting, settings_of
 
 # %% ../../nbs/7_beside/aitraining_parameters.ipynb #d275556a
 _SETTINGS = {"reward": settings_of(RewardSettings), "ppo": settings_of(PPOSettings)}
 _LORA = settings_of(LoraSettings)
-_POSITIVE_OR_ALL = Limits("above 0, or -1", lambda value: value > 0 or value == -1)
+
 _NEVER_CUT = "prompts are never cut; rl_max_new_tokens limits the responses"
 _PROMPTS_ONLY = "it belongs to trainer reward; trainer ppo reads prompts only"
 
@@ -66,7 +66,7 @@ class _DataParams:
     )
     max_samples: int | None = _param(
         None, "Train on at most this many rows.", reward="the first rows of the training data",
-        ppo="the first rows of the prompts", limits=POSITIVE,
+        ppo="the first rows of the prompts", limits="above 0",
     )
 
 # %% ../../nbs/7_beside/aitraining_parameters.ipynb #85c0f36e
@@ -89,15 +89,15 @@ class _TextParams(_DataParams):
     )
     block_size: int = _param(
         -1, "Longest text in tokens; -1: model_max_length, else what the model takes, at most 2048.",
-        reward="`RewardConfig.max_length`", refused=_NEVER_CUT, limits=_POSITIVE_OR_ALL,
+        reward="`RewardConfig.max_length`", refused=_NEVER_CUT, limits="above 0, or -1",
     )
     model_max_length: int | None = _param(
         None, "Upper limit for block_size.", reward="`RewardConfig.max_length`", refused=_NEVER_CUT,
-        limits=POSITIVE,
+        limits="above 0",
     )
     max_length: int | None = _param(
         None, "Another name for block_size (ours).", reward="`RewardConfig.max_length`", refused=_NEVER_CUT,
-        limits=POSITIVE,
+        limits="above 0",
     )
     add_eos_token: bool = _param(
         True, "End every text with one EOS token; false is refused.", reward="the encoding, always",
@@ -136,7 +136,7 @@ class _LearningParams:
     lr: float = _param(3e-5, "Peak learning rate.", reward="learning_rate", ppo="learning_rate")
     warmup_ratio: float = _param(
         0.1, "Part of the steps in which the learning rate rises.", reward="warmup_steps", ppo="warmup_steps",
-        limits=FRACTION,
+        limits="in [0, 1)",
     )
     scheduler: str = _param("linear", reward="lr_scheduler_type", ppo="lr_scheduler_type")
     optimizer: str = _param(
@@ -173,7 +173,7 @@ class _RunParams(_LearningParams):
     )
     logging_steps: int = _param(
         -1, "Steps between two log lines; -1: chosen from the data.", reward="logging_steps",
-        ppo="logging_steps", limits=_POSITIVE_OR_ALL,
+        ppo="logging_steps", limits="above 0, or -1",
     )
     eval_strategy: str = _param("epoch", reward="eval_strategy", ppo="`PPOConfig.eval_steps`")
     save_strategy: str | None = _param(
@@ -247,11 +247,11 @@ class _PPOParams:
     rl_num_ppo_epochs: int = _param(4, ppo="num_ppo_epochs")
     rl_chunk_size: int = _param(
         128, "Responses in a batch of rollouts of one process.",
-        ppo="`PPOConfig.gradient_accumulation_steps`, times batch_size", limits=POSITIVE,
+        ppo="`PPOConfig.gradient_accumulation_steps`, times batch_size", limits="above 0",
     )
     rl_mini_batch_size: int = _param(
         8, "Responses in a gradient step; must divide rl_chunk_size.", ppo="`PPOConfig.num_mini_batches`",
-        limits=POSITIVE,
+        limits="above 0",
     )
     rl_max_new_tokens: int = _param(128, ppo="response_length")
     rl_temperature: float = _param(1.0, ppo="temperature")

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from ..data.report import Table, counted
 from ..model.model_folder import ModelCard, RewardMetadata, load_reward_backbone
-from ..model.model_folder import resolve_model, reward_head, saved_whole
+from ..model.model_folder import RewardHead, resolve_model, saved_whole
 from ..scores.inference import find_metadata
 
 # %% ../../nbs/7_beside/averaged_weights.ipynb #c5565d38
@@ -89,7 +89,7 @@ def _average(paths, weights):
     for path, weight in zip(paths, weights):
         model, tokenizer = load_reward_backbone(path)
         _add_weights(total, model.state_dict(), weight, _title(path))
-        heads.append(reward_head(model).weight.clone())
+        heads.append(RewardHead(model).linear.weight.clone())
     alike = _heads_alike(heads)
     if alike < 0.3:
         _logger.warning(

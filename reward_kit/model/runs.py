@@ -6,31 +6,32 @@
 __all__ = ['Checkpoints', 'TrainingInterrupted', 'StopOnInterrupt', 'is_out_of_memory', 'MicroBatches', 'default_precision',
            'RunRecord', 'changed_settings', 'is_main_process']
 
-# %% ../../nbs/2_model/26_runs.ipynb #7a412ec5
+# %% ../../nbs/2_model/26_runs.ipynb #155a2ce2
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate.utils import parse_flag_from_env
 from accelerate.utils.memory import should_reduce_batch_size
 from fastcore.basics import patch
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..data.files import write_whole
-from .model_folder import METADATA_FILE, CheckpointError, is_write_error, write_problem
-from .settings import quiet
+from .model_folder import CheckpointError, RewardMetadata, writing
 
-# %% ../../nbs/2_model/26_runs.ipynb #e7013212
+# %% ../../nbs/2_model/26_runs.ipynb #7f6bb4df
 _MARKER = "reward_kit_checkpoint.json"  # written last: this checkpoint is complete
-_UNFINISHED = _MARKER + ".partial"  # written first: this folder is ours
+_OURS = ".reward_kit"  # written first: this folder is ours
 
 
 class Checkpoints:
@@ -49,46 +50,39 @@ class Checkpoints:
         "Where a checkpoint is."
         return self.folder / f"checkpoint-{step}"
 
-# %% ../../nbs/2_model/26_runs.ipynb #f84939f1
-def _read_marker(
-    folder: str | Path,  # of a checkpoint
-) -> dict | None:  # {step, saved_at, files}; None: it is not complete
-    "The list of a complete checkpoint, whose files are all there and whole."
+# %% ../../nbs/2_model/26_runs.ipynb #cbf6e2a3
+def _read_marker(folder):
+    "The list of a complete checkpoint, whose files are all there and whole; else None."
     try:
         marker = json.loads((Path(folder) / _MARKER).read_text())
+        sizes = {name: (Path(folder) / name).stat().st_size for name in marker["files"]}
     except (OSError, ValueError):
         return None
-    for name, size in marker["files"].items():
-        path = Path(folder) / name
-        if not path.is_file() or path.stat().st_size != size:
-            return None
-    return marker
+    return marker if sizes == marker["files"] else None
 
 
 @patch
 def begin(self: Checkpoints, folder: Path) -> None:  # checkpoint-STEP
     "Makes the folder; one of the same name is no longer complete."
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _UNFINISHED).touch()
+    (folder / _OURS).touch()
     (folder / _MARKER).unlink(missing_ok=True)
 
 
 @patch
 def finish(self: Checkpoints, folder: Path, step: int) -> None:  # checkpoint-STEP, steps done
     "Flushes every file to the disk, then writes the list that makes the checkpoint complete."
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != _UNFINISHED]
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     marker = {"step": step, "saved_at": time.time(), "files": sizes}
     write_whole(folder / _MARKER, marker, after=files)
-    (folder / _UNFINISHED).unlink()
 
-# %% ../../nbs/2_model/26_runs.ipynb #6a1d3a93
+# %% ../../nbs/2_model/26_runs.ipynb #154169ed
 @patch
 def complete(self: Checkpoints) -> list[Path]:  # oldest first
     "The complete checkpoints, in the order in which they were written."
-    found = [(_read_marker(path), path) for path in self.folder.glob("checkpoint-*")]
-    written = [(marker["saved_at"], path) for marker, path in found if marker]
-    return [path for _, path in sorted(written)]
+    markers = {path: _read_marker(path) for path in self.folder.glob("checkpoint-*")}
+    return sorted(filter(markers.get, markers), key=lambda path: markers[path]["saved_at"])
 
 
 @patch
@@ -101,22 +95,20 @@ def newest(self: Checkpoints) -> Path | None:  # None: there is none
 @patch
 def remove(self: Checkpoints, unfinished_only: bool = False) -> list[str]:  # their names
     "Deletes all checkpoints of ours, or those that were never finished or lost files."
-    found = sorted(self.folder.glob("checkpoint-*"))
-    ours = [path for path in found if (path / _UNFINISHED).exists() or (path / _MARKER).exists()]
-    removed = [path for path in ours if not unfinished_only or _read_marker(path) is None]
-    for path in removed:
-        _remove_folder(path)
-    return [path.name for path in removed]
+    ours = sorted(path.parent for path in self.folder.glob(f"checkpoint-*/{_OURS}"))
+    return self._delete(path for path in ours if not unfinished_only or not _read_marker(path))
 
 
-def _remove_folder(folder):
-    "Deletes a checkpoint; killed half way, what is left is not complete."
-    if folder.exists():
-        (folder / _UNFINISHED).touch()
-    (folder / _MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+@patch
+def _delete(self: Checkpoints, folders):
+    names = []
+    for folder in folders:
+        self.begin(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        names.append(folder.name)
+    return names
 
-# %% ../../nbs/2_model/26_runs.ipynb #e3ae9152
+# %% ../../nbs/2_model/26_runs.ipynb #45fcf273
 @patch
 def write(
     self: Checkpoints,
@@ -126,44 +118,27 @@ def write(
 ) -> None:
     "Writes a checkpoint; once it is on the disk, older ones over the limit go. CheckpointError."
     folder = self.path(step)
-    try:
+
+    def left():
+        if self.writes:
+            shutil.rmtree(folder, ignore_errors=True)
+        last, go_on = self.newest(), "make room and continue with resume_from_checkpoint=True"
+        return f"; {last.name} is complete: {go_on}" if last else "; there is no earlier one"
+
+    with writing(f"{folder.name} could not be written to {self.folder}", left):
         if self.writes:
             self.begin(folder)
         self.wait()
-        with quiet():
-            fill(folder)
+        fill(folder)
         self.wait()
         if self.writes:
             self.finish(folder, step)
-    except Exception as error:
-        if not is_write_error(error):
-            raise
-        if self.writes:
-            _remove_folder(folder)
-        raise CheckpointError(self._failure(folder, error)) from error
     if self.writes and self.limit:
-        self._rotate({folder.name, Path(best or folder).name})
+        kept, found = {folder.name, Path(best or folder).name}, self.complete()
+        surplus = max(0, len(found) - max(self.limit, len(kept)))
+        self._delete([path for path in found if path.name not in kept][:surplus])
 
-
-@patch
-def _failure(self: Checkpoints, folder, error):
-    "What could not be written, why, and what is left."
-    last, left = self.newest(), "there is no earlier one"
-    if last:
-        left = f"{last.name} is complete: make room and continue with resume_from_checkpoint=True"
-    return f"{folder.name} could not be written to {folder.parent}: {write_problem(error)}; {left}"
-
-
-@patch
-def _rotate(self: Checkpoints, kept):
-    "Removes the oldest until `limit` are left; those in `kept` stay."
-    found = self.complete()
-    removable = [path for path in found if path.name not in kept]
-    surplus = len(found) - max(self.limit, len(kept))
-    for path in removable[: max(0, surplus)]:
-        _remove_folder(path)
-
-# %% ../../nbs/2_model/26_runs.ipynb #06bfba98
+# %% ../../nbs/2_model/26_runs.ipynb #599f7df5
 @patch
 def find(
     self: Checkpoints,
@@ -174,15 +149,11 @@ def find(
     "The checkpoint to go on from. CheckpointError: it is not complete, or cannot be resumed."
     if not resume:
         return None
-    if resume is True:
-        found = self._find_newest(log)
-    elif _read_marker(resume):
-        found = Path(resume)
-    else:
-        raise CheckpointError(
-            f"{resume} is not a complete checkpoint of reward_kit: it has no {_MARKER}, "
-            "or files are missing")
-    if found and needs and not (found / needs).exists():
+    found = self._find_newest(log) if resume is True else Path(resume)
+    if found and not _read_marker(found):
+        raise CheckpointError(f"{found} is not a complete checkpoint of reward_kit: it has no "
+                              f"{_MARKER}, or files are missing")
+    if found and not (found / needs).exists():
         raise CheckpointError(
             f"{found} was saved with save_only_model=True and cannot be resumed")
     return found
@@ -200,7 +171,7 @@ def _find_newest(self: Checkpoints, log):
         log(f"No complete checkpoint in {self.folder}: training starts from the beginning.")
     return found
 
-# %% ../../nbs/2_model/26_runs.ipynb #1742fcbd
+# %% ../../nbs/2_model/26_runs.ipynb #77671b12
 class TrainingInterrupted(KeyboardInterrupt):
     "Training was stopped by Ctrl-C; the message says how to go on."
 
@@ -231,7 +202,7 @@ class StopOnInterrupt(transformers.TrainerCallback):
         self.asked = True
         self.log("\nStopping after this step (Ctrl-C again to stop at once).")
 
-# %% ../../nbs/2_model/26_runs.ipynb #e9686596
+# %% ../../nbs/2_model/26_runs.ipynb #4ed1f6c7
 @patch
 @contextmanager
 def watching(self: StopOnInterrupt, processes: int = 1):  # of the run
@@ -246,33 +217,24 @@ def watching(self: StopOnInterrupt, processes: int = 1):  # of the run
         if self.asked and self.state.global_step < self.state.max_steps:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
-        raise TrainingInterrupted(self._how_to_resume()) from None
+        last, step = self.checkpoints.newest(), self.state.global_step if self.state else 0
+        how = f"continue from {last} with train(resume_from_checkpoint=True)"
+        rest = how if last else "no checkpoint was saved"
+        raise TrainingInterrupted(f"Training stopped at step {step}; {rest}.") from None
     finally:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
-
-@patch
-def _how_to_resume(self: StopOnInterrupt):
-    "The message at the end."
-    last, step = self.checkpoints.newest(), self.state.global_step if self.state else 0
-    if last is None:
-        return f"Training stopped at step {step}; no checkpoint was saved."
-    return (f"Training stopped at step {step}; continue from {last} "
-            "with train(resume_from_checkpoint=True).")
-
-# %% ../../nbs/2_model/26_runs.ipynb #28fd4cab
+# %% ../../nbs/2_model/26_runs.ipynb #05a690e4
 def is_out_of_memory(
     error: BaseException,  # raised in a forward or backward pass
 ) -> bool:
     "Whether memory ran out, on an accelerator or in the CPU's allocator."
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
     if not isinstance(error, RuntimeError):
-        return False
-    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return should_reduce_batch_size(error) or any(sign in str(error) for sign in signs)
+        return isinstance(error, MemoryError)
+    signs = "out of memory|can't allocate memory|ALLOC_FAILED"
+    return should_reduce_batch_size(error) or bool(re.search(signs, str(error)))
 
-# %% ../../nbs/2_model/26_runs.ipynb #d7e9e057
+# %% ../../nbs/2_model/26_runs.ipynb #9794bd91
 class MicroBatches:
     "How batches are cut: by a budget of tokens, and into more once memory ran out."
 
@@ -310,45 +272,40 @@ class MicroBatches:
             loss = self._try(self.batches, backward, step)
         return loss
 
-# %% ../../nbs/2_model/26_runs.ipynb #7d024d32
+# %% ../../nbs/2_model/26_runs.ipynb #294ff463
 @patch
 def _try(self: MicroBatches, batches, backward, step):
     "Loss of the last batch; None: memory ran out. OutOfMemoryError: nothing is left to split."
     try:
         for batch in batches:
-            *some, last = self.cut(batch)
-            loss = 0.0
-            for micro_batch in some:
-                loss += backward(micro_batch, False)
-            loss += backward(last, True)
+            parts = self.cut(batch)
+            loss = sum(backward(part, part is parts[-1]) for part in parts)
         return loss
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        remedy = "" if self.can_split else "lower per_device_train_batch_size"
-        if not remedy and self.count >= max(batch.examples for batch in self.batches):
-            remedy = ("with one example at a time; lower max_length, or use LoRA "
-                      "or gradient_checkpointing")
-        if remedy:
-            raise torch.OutOfMemoryError(f"out of memory at step {step}, {remedy}") from error
-        return None
+        remedy = "lower per_device_train_batch_size"
+        if self.can_split:
+            if self.count < max(batch.examples for batch in self.batches):
+                return None
+            remedy = ("with one example at a time; lower max_length, or use LoRA or "
+                      "gradient_checkpointing")
+        raise torch.OutOfMemoryError(f"out of memory at step {step}, {remedy}") from error
 
-# %% ../../nbs/2_model/26_runs.ipynb #8b497356
+# %% ../../nbs/2_model/26_runs.ipynb #cc248646
 def default_precision(
     use_cpu: bool = False,  # train on the CPU even if there is an accelerator
     model_type: str | None = None,  # `config.model_type`; None: not known yet
 ) -> str:  # "bf16", "fp16" or "no"
     "Mixed precision for this machine; the weights, the head and the loss stay in float32."
-    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    if use_cpu or asked_for_cpu:
+    if use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "no"
     if is_torch_bf16_gpu_available():
         return "bf16"
-    if torch.cuda.is_available() and not (model_type or "").startswith("gemma3"):
-        return "fp16"
-    return "no"
+    overflows = (model_type or "").startswith("gemma3")
+    return "fp16" if torch.cuda.is_available() and not overflows else "no"
 
-# %% ../../nbs/2_model/26_runs.ipynb #3c1c2a4c
+# %% ../../nbs/2_model/26_runs.ipynb #f48e55f3
 _RUN_RECORD = "training_run.json"
 
 
@@ -363,12 +320,9 @@ class RunRecord:
 
     def read(self) -> dict | None:  # {"settings", "finished", "schema_version"}
         "The record of the folder; None: there is none that can be read."
-        try:
+        with suppress(OSError, ValueError, TypeError, KeyError):
             record = json.loads((self.folder / _RUN_RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        known = isinstance(record, dict) and isinstance(record.get("settings"), dict)
-        return record if known else None
+            return record | {"settings": dict(record["settings"])}
 
     def start(self, settings: dict, finished: bool = False) -> None:  # {name: value}, JSON-ready
         "Writes the record of a run that begins, or goes on."
@@ -379,7 +333,7 @@ class RunRecord:
         "The run is done."
         self.start(self.read()["settings"], finished=True)
 
-# %% ../../nbs/2_model/26_runs.ipynb #a87851b5
+# %% ../../nbs/2_model/26_runs.ipynb #9634a668
 def changed_settings(
     old: dict,  # {name: value}, as read from a file
     new: dict,  # the same, as they are now
@@ -395,11 +349,10 @@ def changed_settings(
 def is_finished(self: RunRecord, settings: dict) -> bool:  # {name: value}
     "Whether the folder holds the run with these settings, finished."
     record = self.read()
-    if record is None or not record["finished"]:
-        return False
-    return not changed_settings(record["settings"], settings)
+    done = record is not None and record["finished"]
+    return done and not changed_settings(record["settings"], settings)
 
-# %% ../../nbs/2_model/26_runs.ipynb #2dc569fa
+# %% ../../nbs/2_model/26_runs.ipynb #d51e50a5
 @patch
 def prepare(
     self: RunRecord,
@@ -407,59 +360,48 @@ def prepare(
     overwrite: bool = False,  # clear a folder of ours that holds another run, or a finished one
 ) -> str:  # "fresh" or "resume"
     "What happens in the folder. FileExistsError: it holds something that would be lost."
-    folder, record = self.folder, self.read()
+    folder, record, changes = self.folder, self.read(), []
     if not folder.exists() or not any(folder.iterdir()):
         return "fresh"
-    if record is None and not (folder / METADATA_FILE).exists():
-        raise FileExistsError(
-            f"the output {folder} holds other files; choose another output, or empty it")
+    what, ways = "a reward model", "choose another output, or pass overwrite (--overwrite)"
+    if record:
+        changes = changed_settings(record["settings"], settings)
+        what = "this very run, finished"
+    elif not (folder / RewardMetadata.FILE).exists():
+        what, ways, overwrite = "other files", "choose another output, or empty it", False
     if overwrite:
         self.clear()
         return "fresh"
-    changes = changed_settings(record["settings"], settings) if record else []
-    ways = "choose another output, or pass overwrite (--overwrite)"
-    if record is None:
-        raise FileExistsError(f"the output {folder} holds a reward model; {ways}")
     if changes:
-        raise FileExistsError(
-            f"the output {folder} holds a run with other settings ({'; '.join(changes[:3])}); "
-            f"{ways}")
-    if record["finished"]:
-        raise FileExistsError(f"the output {folder} holds this very run, finished; use it, "
-                              "or pass overwrite (--overwrite) to train again")
-    return "resume"
+        what = f"a run with other settings ({'; '.join(changes[:3])})"
+    elif record and not record["finished"]:
+        return "resume"
+    raise FileExistsError(f"the output {folder} holds {what}; {ways}")
 
 
 @patch
 def clear(self: RunRecord) -> None:
     "Removes what a training writes: checkpoints, weights, adapter, records. Other files stay."
-    folders = [path for path in self.folder.glob("checkpoint-*") if path.is_dir()]
-    for path in (*folders, self.folder / "adapter", self.folder / "evaluation"):
-        shutil.rmtree(path, ignore_errors=True)
-    files = [self.folder / name for name in (_RUN_RECORD, METADATA_FILE, "held_out.jsonl")]
-    for path in (*files, *self.folder.glob("model*.safetensors*")):
-        path.unlink(missing_ok=True)
+    for name in ("checkpoint-*", "adapter", "evaluation", "model*.safetensors*", "held_out.jsonl",
+                 _RUN_RECORD, RewardMetadata.FILE):
+        for path in self.folder.glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-# %% ../../nbs/2_model/26_runs.ipynb #1937ca3f
+# %% ../../nbs/2_model/26_runs.ipynb #ed55143c
 def is_main_process() -> bool:
     "Whether this process is the one that prints and writes."
-    return int(os.environ.get("RANK", 0)) == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 @patch
 def check_writable(self: RunRecord) -> None:
     "OSError when the folder could not be made or written. Leaves nothing behind."
     parent = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-    if not parent.is_dir():
-        raise NotADirectoryError(
-            f"the output {self.folder} cannot be a folder: {parent} is a file; choose another "
-            "output")
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
-        raise PermissionError(
-            f"the output {self.folder} cannot be written ({error.strerror}); choose another "
-            "output") from error
+        raise OSError(f"the output {self.folder} cannot be written ({parent}: {error.strerror}); "
+                      "choose another output") from error
 
 
 @patch

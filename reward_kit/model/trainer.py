@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['RewardTrainer']
 
-# %% ../../nbs/2_model/29_trainer.ipynb #7a412ec5
-import copy
+# %% ../../nbs/2_model/29_trainer.ipynb #43d91acd
 import math
 import os
-import re
 import time
+from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,27 +20,22 @@ import transformers
 import trl
 from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
-from torch import nn
 from transformers.trainer_utils import has_length
 
 from ..data.playground import Playground
 from .batches import CPU_BATCH_TOKENS, RewardCollator, bind_reward_forward
+from .batches import innermost_model
 from .encoded_data import content_hash
 from .encoding import RewardEncoder, prepare_tokenizer
 from .loss import loss_terms, loss_weights, total_loss
-from .measures import TrainedModel, TrainingPlan, add_up, describe_adapter
-from .measures import estimate_memory, row_statistics, scale_of, summarise
-from .model_folder import ModelCard, RewardMetadata, base_name
-from .model_folder import check_head_is_trained, head_modules, load_reward_backbone
-from .model_folder import saved_whole, with_trained_head
+from .measures import TrainedModel, TrainingPlan, add_up, row_statistics, summarise
+from .model_folder import ModelCard, RewardHead, RewardMetadata, base_name
+from .model_folder import load_reward_backbone, saved_whole
 from .packing import choose_layout, packing_problem
-from .reward_config import RewardConfig, default_learning_rate, to_reward_config
-from .runs import Checkpoints, MicroBatches, StopOnInterrupt, default_precision
-from .runs import is_out_of_memory
-from .training_data import EpochLengthSampler, PairCollator, TrainingData
-from .training_data import longest_lengths
+from .runs import Checkpoints, MicroBatches, StopOnInterrupt, is_out_of_memory
+from .training_data import RewardConfig, TrainingData
 
-# %% ../../nbs/2_model/29_trainer.ipynb #c47bfc2c
+# %% ../../nbs/2_model/29_trainer.ipynb #39f379b1
 class RewardTrainer(trl.RewardTrainer):
     """`trl.RewardTrainer` with one encoding, all losses, exact means and metrics, checkpoints
     that are complete, and a folder that scores the same. Evaluation metrics carry the name of
@@ -70,21 +64,22 @@ class RewardTrainer(trl.RewardTrainer):
         peft_config=None,  # e.g. LoraConfig(); the head is always trained and saved
     ):
         name = Path(model).name if isinstance(model, (str, os.PathLike)) else "model"
-        args = to_reward_config(args, f"{name}-Reward")
+        args = RewardConfig.of(args, f"{name}-Reward")
         transformers.set_seed(args.seed)
         if str(model) == "playground":
             args.fill(Playground.TRAINING)
         model, tokenizer, added = self._load(model, processing_class, args, quantization_config)
         if peft_config is not None:
-            peft_config = with_trained_head(peft_config, model, added)
-        self._complete(args, model, peft_config)
-        how = bool(args.disable_tqdm), args.dataset_num_proc, args.world_size
-        self.data = TrainingData(self.encoder, *how)
+            peft_config = RewardHead(model).trained_by(peft_config, added)
+        adapters = [*getattr(model, "peft_config", {}).values(), *filter(None, [peft_config])]
+        self._reads_by_index = not any(adapter.is_prompt_learning for adapter in adapters)
+        args.complete(model, bool(adapters))
+        self.data = TrainingData(self.encoder, args)
         train_dataset = self.data.encode(train_dataset, "train")
         eval_dataset = self.data.encode(eval_dataset, "eval")
         self.data_report, self.overflow_report = self.data.report, self.data.overflow.get("train")
         self._choose_collator(args, model, tokenizer, data_collator)
-        self._start_counting(args, compute_metrics)
+        self._watch_over(args)
         used = {name: getattr(args, name) for name in _USED}
         vars(args).update(dict.fromkeys(used))  # TRL must not use them again
         callbacks = [*(callbacks or []), self.stop]
@@ -95,10 +90,13 @@ class RewardTrainer(trl.RewardTrainer):
         )
         vars(args).update(used)
         self._keep_lora_dropout()
+        budget = args.batch_tokens or (CPU_BATCH_TOKENS if args.device.type == "cpu" else None)
+        if self._sharded:  # all processes gather the weights, equally often
+            budget = None
         can_split = args.world_size == 1 and not self._sharded
-        self.micro_batches = MicroBatches(self._most_tokens(), can_split, self._print)
+        self.micro_batches = MicroBatches(budget, can_split, self._print)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #6a1d3a93
+# %% ../../nbs/2_model/29_trainer.ipynb #30de915e
 @patch
 def _print(self: RewardTrainer, text):
     if self.is_world_process_zero():
@@ -108,34 +106,50 @@ def _print(self: RewardTrainer, text):
 @patch
 def _send_telemetry(self: RewardTrainer): ...
 
-# %% ../../nbs/2_model/29_trainer.ipynb #9920a85e
+
+@patch
+def _watch_over(self: RewardTrainer, args):
+    "The objects of chapter 26, and what is counted."
+    wait = lambda: self.accelerator.wait_for_everyone()
+    self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, args.should_save, wait)
+    self.stop = StopOnInterrupt(self.checkpoints, self._print)
+    self._eval_totals, self._length_sampler, self._in_order = None, None, False
+    self._start_counting()
+
+
+@patch
+def _start_counting(self: RewardTrainer):
+    self._train_totals, self._tokens_seen, self._best_is_loaded = None, 0, False
+    self._evaluated = defaultdict(dict)  # step of the weights -> {evaluation set: totals}
+
+# %% ../../nbs/2_model/29_trainer.ipynb #8755fd86
 _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
 
 
 @patch
 def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
     "Model and tokenizer that agree, and the ids of tokens that came with a chat template."
-    trust, revision = {"trust_remote_code": args.trust_remote_code}, None
+    given = {"trust_remote_code": args.trust_remote_code}
+    tokenizer_options, name = dict(given), model
     if isinstance(model, (str, os.PathLike)):
-        given = {"dtype": torch.float32, **trust, **(args.model_init_kwargs or {})}
+        given |= args.model_init_kwargs or {}
         if quantization_config is not None:
             given["quantization_config"] = quantization_config
-        name, revision = model, given.get("revision")
-        given |= {"seed": args.seed, "tokenizer": tokenizer}
-        model, tokenizer = load_reward_backbone(name, new_head=True, **given)
+        model, tokenizer = load_reward_backbone(
+            name, new_head=True, seed=args.seed, tokenizer=tokenizer, **given)
     else:
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     if tokenizer is None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust)
-    self._base = {"id": base_name(name), "revision": revision}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **tokenizer_options)
+    self._base = {"id": base_name(name), "revision": given.get("revision")}
     model, tokenizer, added = self._agree(model, tokenizer, args)
     self.encoder = RewardEncoder(tokenizer, self.encoding)
     bind_reward_forward(model)
     if hasattr(model, "peft_config"):
-        check_head_is_trained(model)
+        RewardHead(model).check_is_trained()
     return model, tokenizer, added
 
-# %% ../../nbs/2_model/29_trainer.ipynb #e3ae9152
+# %% ../../nbs/2_model/29_trainer.ipynb #db917da3
 @patch
 def _agree(self: RewardTrainer, model, tokenizer, args):
     "Special tokens, chat template and length, the same for both."
@@ -147,38 +161,20 @@ def _agree(self: RewardTrainer, model, tokenizer, args):
         tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
     elif template is not None:  # the tokenizer whose template is wanted
         model, tokenizer, added = trl.clone_chat_template(model, tokenizer, template)
-    inner = getattr(model, "get_base_model", lambda: model)()
     limits = {name: getattr(args, name) for name in ("max_length", "overflow", "separator")}
-    self.encoding = prepare_tokenizer(tokenizer, inner, **limits)
+    self.encoding = prepare_tokenizer(tokenizer, innermost_model(model), **limits)
     return model, tokenizer, added
 
-# %% ../../nbs/2_model/29_trainer.ipynb #06bfba98
-@patch
-def _complete(self: RewardTrainer, args, model, peft_config):
-    "Learning rate and precision where they were left to us, and whether rewards are read by index."
-    adapters = [peft_config, *getattr(model, "peft_config", {}).values()]
-    if args.learning_rate is None:
-        parameters = sum(p.numel() for p in model.parameters())
-        args.learning_rate = default_learning_rate(parameters, any(adapters))
-    precision = default_precision(args.use_cpu, model.config.model_type)
-    if args._auto_precision and args.fp16 and precision == "no":
-        args.fp16, args.mixed_precision = False, "no"
-    shifted = any(getattr(a, "is_prompt_learning", False) for a in adapters)  # by virtual tokens
-    self._reads_by_index = not shifted
-
-
+# %% ../../nbs/2_model/29_trainer.ipynb #5116a5d9
 @patch
 def _keep_lora_dropout(self: RewardTrainer):
-    "TRL's `disable_dropout` also sets the adapter's own dropout to 0; the user asked for that one."
-    for name, module in self.model.named_modules():
-        found = re.search(r"\.lora_dropout\.([^.]+)$", name)
-        if found and isinstance(module, nn.Dropout):
-            module.p = self.model.peft_config[found[1]].lora_dropout
+    for module in self.model.modules():
+        for adapter, dropout in getattr(module, "lora_dropout", {}).items():
+            dropout.p = self.model.peft_config[adapter].lora_dropout
 
-# %% ../../nbs/2_model/29_trainer.ipynb #e9686596
+# %% ../../nbs/2_model/29_trainer.ipynb #38266bba
 @patch
 def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, dataset_name):
-    "The data is encoded before TRL's constructor runs."
     return dataset
 
 
@@ -189,44 +185,38 @@ def _set_signature_columns_if_needed(self: RewardTrainer):
 
 
 @patch
-def _choose_collator(self: RewardTrainer, args, model, tokenizer, data_collator):
+def _choose_collator(self: RewardTrainer, args, model, tokenizer, own):
     "Packed where the model can read it; one decision for all processes."
     args.accelerator_config.dispatch_batches = False  # batches of a stream cannot be cut by rows
-    if data_collator is not None:
+    if own is not None:
         problem = "your data_collator lays out the batches"
     elif not self._reads_by_index:
         problem = "prompt tuning puts tokens of its own before the text"
     else:
         problem = packing_problem(model) if args.layout != "padded" else "as asked"
-    if args.world_size > 1:
-        problem = broadcast_object_list([problem])[0]
+    (problem,) = broadcast_object_list([problem])
     layout = choose_layout(args.layout, problem)
     if layout == "packed" and "train_sampling_strategy" not in args._given:
         args.train_sampling_strategy = "random"
     self._layout = layout if problem is None else f"{layout} ({problem})"
     self._collator = RewardCollator(tokenizer.pad_token_id, layout, args.pad_to_multiple_of)
-    if data_collator is not None:
-        self._collator = PairCollator(data_collator)
+    if own is not None:
+        self._collator = self.data.collator(own)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #7d024d32
-@patch
-def _by_length(self: RewardTrainer, dataset, size):
-    seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-    return EpochLengthSampler(size, longest_lengths(dataset), seed)
-
-
+# %% ../../nbs/2_model/29_trainer.ipynb #f1d7c059
 @patch
 def _get_train_sampler(self: RewardTrainer, train_dataset=None):
     dataset, args = self.train_dataset if train_dataset is None else train_dataset, self.args
     self._length_sampler = None
     if not has_length(dataset):
         return None
+    if args.train_sampling_strategy == "group_by_length":
+        self._length_sampler = self.data.sampler(dataset, self._batch_size())
+        return self._length_sampler
     if args.train_sampling_strategy == "batch_rebalance":  # transformers' sampler reads a column
-        dataset = datasets.Dataset.from_dict({args.length_column_name: longest_lengths(dataset)})
-    if args.train_sampling_strategy != "group_by_length":
-        return super(RewardTrainer, self)._get_train_sampler(dataset)
-    self._length_sampler = self._by_length(dataset, self._batch_size())
-    return self._length_sampler
+        lengths = {args.length_column_name: self.data.longest(dataset)}
+        dataset = datasets.Dataset.from_dict(lengths)
+    return super(RewardTrainer, self)._get_train_sampler(dataset)
 
 
 @patch
@@ -241,7 +231,7 @@ def _get_eval_sampler(self: RewardTrainer, eval_dataset):
     if not has_length(eval_dataset):
         return None
     if not self._in_order and self.compute_metrics is None:
-        return self._by_length(eval_dataset, self.args.eval_batch_size)
+        return self.data.sampler(eval_dataset, self.args.eval_batch_size)
     return None if self.args.world_size > 1 else torch.utils.data.SequentialSampler(eval_dataset)
 
 
@@ -252,7 +242,7 @@ def _run_epoch(self: RewardTrainer, *args, **kwargs):
         self._length_sampler.set_epoch(kwargs["epoch"])
     return super(RewardTrainer, self)._run_epoch(*args, **kwargs)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #2dc569fa
+# %% ../../nbs/2_model/29_trainer.ipynb #659e47df
 @patch
 def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     "The batch's share of the mean loss; `num_items_in_batch` are the weights of the whole batch."
@@ -280,32 +270,15 @@ def _rewards(self: RewardTrainer, model, batch):
 
 
 @patch
-def _batch_weights(self: RewardTrainer, batches):
-    "Weights (2,) of batches in the loss and in centering: the denominators."
-    name = self.args.loss_type
-    return sum(loss_weights(loss_type=name, **batch.labels()).sum(0) for batch in batches)
-
-
-@patch
 def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
-    "Weights of the whole batch: all its micro-batches, in all processes."
+    "Weights (2,) in the loss and in centering of all micro-batches, in all processes."
     if not batch_samples:
         return None
-    weights = self._batch_weights(batch_samples).to(device)
-    return self.accelerator.reduce(weights, "sum") if self.args.world_size > 1 else weights
+    name = self.args.loss_type
+    weights = [loss_weights(loss_type=name, **batch.labels()).sum(0) for batch in batch_samples]
+    return self.accelerator.reduce(sum(weights).to(device), "sum")
 
-# %% ../../nbs/2_model/29_trainer.ipynb #889ff2cc
-@patch
-def _start_counting(self: RewardTrainer, args, compute_metrics):
-    "What is counted during a run, and the objects that watch over it."
-    self._train_totals = self._eval_totals = self._last_totals = None
-    self._tokens_seen, self._evaluated, self._best_is_loaded = 0, {}, False
-    self._length_sampler, self._in_order, self.compute_metrics = None, False, compute_metrics
-    self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, args.should_save)
-    self.checkpoints.wait = lambda: self.accelerator.wait_for_everyone()
-    self.stop = StopOnInterrupt(self.checkpoints, self._print)
-
-
+# %% ../../nbs/2_model/29_trainer.ipynb #a0151e17
 @patch
 def _record(self: RewardTrainer, rows):  # (b, 12)
     if self.model.training:
@@ -326,12 +299,11 @@ def log(self: RewardTrainer, logs, start_time=None):
         self._train_totals = None
     transformers.Trainer.log(self, logs, start_time)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #ac25afe6
+# %% ../../nbs/2_model/29_trainer.ipynb #332cc5f4
 @patch
 def evaluation_loop(self: RewardTrainer, *args, metric_key_prefix="eval", **keywords):
     "transformers' loop, whose metrics are replaced by those of the summed rows."
-    outer, self._eval_totals = self._eval_totals, []
-    keywords["metric_key_prefix"] = metric_key_prefix
+    self._eval_totals, keywords["metric_key_prefix"] = [], metric_key_prefix
     try:
         output = super(RewardTrainer, self).evaluation_loop(*args, **keywords)
         if self._eval_totals:
@@ -340,7 +312,7 @@ def evaluation_loop(self: RewardTrainer, *args, metric_key_prefix="eval", **keyw
             output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
         return output
     finally:
-        self._eval_totals = outer
+        self._eval_totals = None
 
 
 @patch
@@ -354,19 +326,10 @@ def prediction_step(self: RewardTrainer, model, inputs, prediction_loss_only, ig
     rewards, absent = outputs.logits.detach().float(), ~batch.mask
     return loss.detach(), rewards.masked_fill(absent, -100), batch.ranks.masked_fill(absent, -100)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #dbd33523
+# %% ../../nbs/2_model/29_trainer.ipynb #8009a6b4
 @patch(as_prop=True)
 def _sharded(self: RewardTrainer):
     return self.is_deepspeed_enabled or self.is_fsdp_enabled
-
-
-@patch
-def _most_tokens(self: RewardTrainer):
-    "Tokens of a micro-batch. None where weights are sharded: all processes gather them as often."
-    if self._sharded:
-        return None
-    default = CPU_BATCH_TOKENS if self.args.device.type == "cpu" else None
-    return self.args.batch_tokens or default
 
 
 @patch
@@ -397,25 +360,23 @@ def training_step(self: RewardTrainer, model, inputs, num_items_in_batch=None):
     self._tokens_seen += inputs.tokens
     return loss
 
-# %% ../../nbs/2_model/29_trainer.ipynb #d967aad9
+# %% ../../nbs/2_model/29_trainer.ipynb #6e990006
 @patch
 def create_optimizer(self: RewardTrainer, model=None):
     "`head_learning_rate` puts the head in groups of its own."
     optimizer = super(RewardTrainer, self).create_optimizer(model)
-    rate, groups = self.args.head_learning_rate, optimizer.param_groups
+    rate, groups = self.args.head_learning_rate, list(optimizer.param_groups)
     if rate is None or any(group.get("is_head") for group in groups):
         return optimizer
-    inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-    head = {id(p) for name in head_modules(inner) for p in getattr(inner, name).parameters()}
-    for group in list(groups):
+    head = {id(p) for p in RewardHead(self.model).parts.parameters()}
+    for group in groups:
         chosen = [p for p in group["params"] if id(p) in head]
         group["params"] = [p for p in group["params"] if id(p) not in head]
         if chosen:
-            own = {"params": chosen, "lr": rate, "is_head": True}
-            optimizer.add_param_group(group | own)
+            optimizer.add_param_group(group | {"params": chosen, "lr": rate, "is_head": True})
     return optimizer
 
-# %% ../../nbs/2_model/29_trainer.ipynb #f34a6e9f
+# %% ../../nbs/2_model/29_trainer.ipynb #db729ff1
 @patch
 def set_initial_training_values(self: RewardTrainer, args, dataloader):
     "transformers' numbers of the run, of which the last is the number of steps."
@@ -432,64 +393,72 @@ def set_initial_training_values(self: RewardTrainer, args, dataloader):
 @patch
 def plan(self: RewardTrainer) -> TrainingPlan:
     "The numbers of the run that `train()` would do; the random state is left as it was."
-    args, parameters = self.args, list(self.model.parameters())
-    known, mixed = has_length(self.train_dataset), args.mixed_precision != "no"
+    args, known = self.args, has_length(self.train_dataset)
     lengths = self.train_dataset["lengths"][:] if known else []
-    tokens, largest = [sum(row) for row in lengths], self._largest_batch(lengths)
+    tokens, seconds = np.array([sum(row) for row in lengths]), None
     with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
         steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
-        seconds = self._measure_seconds(tokens, steps) if known and args.estimate_time else None
-    return TrainingPlan(
+        if known and args.estimate_time and not self._sharded:
+            seconds = self._measure_seconds(tokens, steps)
+    return TrainingPlan.of(
+        self.model,
+        self._largest_batch(lengths),
+        bool(args.gradient_checkpointing),
         examples=len(lengths) if known else None,
-        tokens=sum(tokens) if known else None,
+        tokens=int(tokens.sum()) if known else None,
         steps=steps,
         batch_size=self._batch_size(),
-        parameters=sum(p.numel() for p in parameters),
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        memory=estimate_memory(self.model, largest, mixed, bool(args.gradient_checkpointing)),
-        precision=args.mixed_precision if mixed else "float32",
+        precision=self._precision(),
         learning_rate=args.learning_rate,
         layout=self._layout,
         seconds=seconds,
     )
 
-# %% ../../nbs/2_model/29_trainer.ipynb #1c49f38f
+
+@patch
+def _precision(self: RewardTrainer):
+    return self.args.mixed_precision.replace("no", "float32")
+
+# %% ../../nbs/2_model/29_trainer.ipynb #55407609
 @patch
 def _largest_batch(self: RewardTrainer, lengths):
     "Tokens of the longest micro-batch, as far as it is known."
     size = self._train_batch_size
     if not lengths:
         return 2 * size * self.encoding.max_length
-    longest = sorted(range(len(lengths)), key=lambda i: max(lengths[i]))[-size:]
-    batch = self._collator([self.train_dataset[i] for i in longest])
+    longest = np.argsort([max(row) for row in lengths], kind="stable")[-size:]
     most = max(self.micro_batches.budget or math.inf, sum(lengths[longest[-1]]))
-    return min(batch.input_ids.numel(), most)
+    return min(self._batch_of(longest).input_ids.numel(), most)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #7e42069d
+
+@patch
+def _batch_of(self: RewardTrainer, indices):
+    return self._collator([self.train_dataset[int(i)] for i in indices])
+
+# %% ../../nbs/2_model/29_trainer.ipynb #ab76874a
 @patch
 def _measure_seconds(self: RewardTrainer, tokens, steps):
     "Seconds of all steps, from the second of two passes; weights stay. None: memory ran out."
-    if self._sharded:
-        return None
-    size, order = self._train_batch_size, np.argsort(tokens, kind="stable")
-    middle = order[max(0, len(order) // 2 - size // 2) :][:size].tolist()
-    batch = self._prepare_inputs(self._collator([self.train_dataset[i] for i in middle]))
+    size = self._train_batch_size
+    start = max(0, (len(tokens) - size) // 2)
+    middle = np.argsort(tokens, kind="stable")[start : start + size]
+    batch, seconds = self._prepare_inputs(self._batch_of(middle)), None
     self.model.train()
     try:
-        seconds = [self._time_pass(batch) for _ in range(2)][1]
+        self._time_pass(batch)
+        seconds = self._time_pass(batch)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        seconds = None
     self.model.zero_grad()
     self._train_totals = None
     epochs = steps * self.args.gradient_accumulation_steps * size / len(tokens)  # of this process
-    return seconds and seconds * epochs * sum(tokens) / sum(tokens[i] for i in middle)
+    return seconds and seconds * epochs * tokens.sum() / tokens[middle].sum()
 
 
 @patch
 def _time_pass(self: RewardTrainer, batch):
-    weights, start = self._batch_weights([batch]), time.perf_counter()
+    weights, start = torch.ones(2, device=self.args.device), time.perf_counter()
     for micro_batch in self.micro_batches.cut(batch):
         with self.accelerator.autocast():
             loss = self.compute_loss(self.model, micro_batch, num_items_in_batch=weights)
@@ -498,36 +467,35 @@ def _time_pass(self: RewardTrainer, batch):
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
-# %% ../../nbs/2_model/29_trainer.ipynb #3a13208f
+# %% ../../nbs/2_model/29_trainer.ipynb #1efb9a4d
 @patch
 def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     "Trains; True resumes from the newest complete checkpoint. TrainingInterrupted: Ctrl-C."
     needs = "" if self._sharded else "optimizer.pt"
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
-    self._train_totals, self._tokens_seen, self._evaluated = None, 0, {}
-    self._best_is_loaded = False
+    self._start_counting()
     if self.args.show_plan:
         self._print(self.plan())
         cut = self.overflow_report
         if cut is not None and cut.truncated + cut.dropped:
             self._print(f"length    {cut.summary}")
     with self.stop.watching(self.args.world_size):
-        folder = None if checkpoint is None else str(checkpoint)
+        folder = checkpoint and str(checkpoint)
         return super(RewardTrainer, self).train(folder, *args, **keywords)
 
 
 @patch
 def _save_checkpoint(self: RewardTrainer, model, trial):
     def fill(folder):
-        transformers.Trainer._save_checkpoint(self, model, trial)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            transformers.Trainer._save_checkpoint(self, model, trial)
+        finally:
+            self.args.save_total_limit = limit
 
-    checkpoints, args = copy.copy(self.checkpoints), self.args
-    checkpoints.folder = Path(self._get_output_dir(trial))
-    checkpoints.limit, args.save_total_limit = args.save_total_limit, None
-    try:
-        checkpoints.write(self.state.global_step, fill, self.state.best_model_checkpoint)
-    finally:
-        args.save_total_limit = checkpoints.limit
+    self.checkpoints.folder = Path(self._get_output_dir(trial))
+    best = self.state.best_model_checkpoint
+    self.checkpoints.write(self.state.global_step, fill, best)
 
 
 @patch
@@ -541,7 +509,7 @@ def _weights_step(self: RewardTrainer):
     "After how many steps the weights were as they are now."
     return self.state.best_global_step if self._best_is_loaded else self.state.global_step
 
-# %% ../../nbs/2_model/29_trainer.ipynb #b8c37b0b
+# %% ../../nbs/2_model/29_trainer.ipynb #d4b950d1
 @patch
 def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
     "Metrics of one or several evaluation sets, each by its own name."
@@ -550,9 +518,8 @@ def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_ke
     if given and not is_name:
         eval_dataset = self.data.encode(eval_dataset, metric_key_prefix)
     metrics = transformers.Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
-    if own and self._last_totals is not None:
-        measured = self._evaluated.setdefault(self._weights_step(), {})
-        measured[eval_dataset or "eval"] = self._last_totals
+    if own:
+        self._evaluated[self._weights_step()][eval_dataset or "eval"] = self._last_totals
     return metrics
 
 
@@ -566,7 +533,7 @@ def predict(self: RewardTrainer, test_dataset, ignore_keys=None, metric_key_pref
     finally:
         self._in_order = False
 
-# %% ../../nbs/2_model/29_trainer.ipynb #5f7e27d0
+# %% ../../nbs/2_model/29_trainer.ipynb #261f7a59
 @patch
 def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
     "Writes the reward model; all processes call it. CheckpointError: the old model is left."
@@ -581,61 +548,51 @@ def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
     if args.push_to_hub and not _internal_call:
         self.push_to_hub("Model save", revision=args.hub_revision)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #31d20668
+# %% ../../nbs/2_model/29_trainer.ipynb #4111003b
 @patch
 def _trained_model(self: RewardTrainer):
     "The model with all that is known of it."
-    args, data, scale = self.args, self.data, self._scale()
-    centering = args.center_rewards_coefficient
-    loss = (args.loss_kwargs or {}) | {"center_rewards_coefficient": centering}
+    args, data, texts = self.args, self.data, self._sample_texts()
+    loss = (args.loss_kwargs or {}) | {"center_rewards_coefficient": args.center_rewards_coefficient}
+    measured = self._evaluated[self._weights_step()]
+    if self._eval_sets() and not measured and args.world_size == 1 and not self.is_in_train:
+        self.evaluate()
+    about = RewardMetadata(
+        encoding=self.encoding,
+        loss={"name": args.loss_type, "parameters": loss},
+        base=self._base,
+        data_hash=data.fingerprint or content_hash(self.train_dataset),
+        data_kind=data.kind,
+    )
     return TrainedModel(
         self.accelerator.unwrap_model(self.model),
         self.processing_class,
-        RewardMetadata(
-            encoding=self.encoding,
-            normalization=scale,
-            loss={"name": args.loss_type, "parameters": loss},
-            base=self._base,
-            data_hash=data.fingerprint or content_hash(self.train_dataset),
-            data_kind=data.kind,
-        ),
+        about,
         self._training_rows(loss),
         self.state.log_history,
-        sets=self._evaluated.get(self._weights_step(), {}),
-        centering=centering,
+        measured,
+        centering=args.center_rewards_coefficient,
+        eval_hash="-".join(str(content_hash(dataset)) for dataset in self._eval_sets()),
         data_report=data.report,
-        texts=self._sample_texts(),
+        texts=texts if self._reads_by_index else [],
         weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,
     )
 
 
 @patch
-def _sample_texts(self: RewardTrainer):
-    "Token ids of a few examples; none where rewards cannot be read by index."
-    dataset = self.train_dataset if self.eval_dataset is None else _leaves(self.eval_dataset)[0]
-    rows = zip(range(16), dataset, strict=False)
-    return [ids for _, row in rows for ids in row["sequences"] if self._reads_by_index]
+def _eval_sets(self: RewardTrainer):
+    "All evaluation sets, as a list."
+    data = self.eval_dataset
+    return list(data.values()) if isinstance(data, dict) else [data][: data is not None]
 
 
-def _leaves(data):
-    "Every dataset of a dataset or a dict of them."
-    return list(data.values()) if isinstance(data, dict) else [data]
-
-# %% ../../nbs/2_model/29_trainer.ipynb #0d7e468c
 @patch
-def _scale(self: RewardTrainer):
-    "Mean and spread of the rewards on the evaluation sets, by the weights as they are."
-    step = self._weights_step()
-    missing = self.eval_dataset is not None and not self._evaluated.get(step)
-    if missing and self.args.world_size == 1 and not self.is_in_train:
-        self.evaluate()
-    totals = list(self._evaluated.get(step, {}).values())
-    if not totals:
-        return None
-    hashes = [str(content_hash(dataset)) for dataset in _leaves(self.eval_dataset)]
-    return scale_of(totals) | {"data_hash": "-".join(hashes)}
+def _sample_texts(self: RewardTrainer):
+    "Token ids of a few examples."
+    dataset = [*self._eval_sets(), self.train_dataset][0]
+    return [ids for _, row in zip(range(16), dataset, strict=False) for ids in row["sequences"]]
 
-# %% ../../nbs/2_model/29_trainer.ipynb #488ddf3e
+# %% ../../nbs/2_model/29_trainer.ipynb #5a9b3266
 @patch
 def create_model_card(self: RewardTrainer, model_name=None, dataset_name=None, tags=None):
     "The card that goes with `push_to_hub` is the one `save_model` wrote."
@@ -656,7 +613,6 @@ def _training_rows(self: RewardTrainer, loss):
         "batch": f"{self._batch_size()} examples",
         "steps": f"{self._weights_step()} of {self.state.max_steps}",
         "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
-        "adapter": describe_adapter(self.model),
-        "precision": args.mixed_precision if args.mixed_precision != "no" else "float32",
+        "precision": self._precision(),
         "seed": args.seed,
     }

@@ -24,7 +24,7 @@ from torch import nn
 # %% ../../nbs/5_rl/53_policies.ipynb #7aa9c4d8
 from ..model.batches import base_of, innermost_model, is_reward_decoder
 from ..model.model_folder import CheckpointError, ModelLoadError, base_name
-from ..model.model_folder import load_policy_backbone, merged_model, write_adapter
+from ..model.model_folder import load_policy_backbone, merged_model
 from ..model.packing import choose_layout, packing_problem
 from ..model.runs import default_precision
 from ..model.settings import PPOSettings
@@ -407,8 +407,7 @@ def save(self: _Models, folder: Path, texts: list, trust_remote_code: bool = Fal
     "Policy and tokenizer; with an adapter merged, and how far off that is on some texts (nats)."
     policy, is_adapted = self.policy, hasattr(self.policy, "peft_config")
     if is_adapted:
-        write_adapter(policy, folder, self.base)
-        policy = merged_model(policy)
+        policy = merged_model(policy, folder, self.base)
     policy.save_pretrained(folder)
     self.tokenizer.save_pretrained(folder)
     if not is_adapted:

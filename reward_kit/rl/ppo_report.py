@@ -18,7 +18,7 @@ import torch
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #c74194aa
 from ..data.records import response_text
 from ..data.report import Table, new_figure
-from ..model.model_folder import ModelCard, setting_table
+from ..model.model_folder import ModelCard
 from . import ppo_math
 from .policies import PPOConfig
 from .rollouts import Episode
@@ -234,8 +234,8 @@ def write_policy_card(
         "seed": args.seed,
     }
     header = "on training prompts", "first batches -> last batches"
-    changes = setting_table(_changes(history), header)
-    text = _CARD.format(settings=setting_table(settings), changes=changes)
+    changes = ModelCard.table(_changes(history), header)
+    text = _CARD.format(settings=ModelCard.table(settings), changes=changes)
     card = ModelCard(folder)
     tags = "ppo", "rlhf", "reward_kit"
     card.begin(title, text, tags=tags, task="text-generation", base=facts["base"])

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ..model.settings import DataSettings, LoraSettings, ParameterError, PPOSettings, RewardSettings
-from ..model.settings import NOT_NEGATIVE, POSITIVE, ScoringSettings, ServerSettings
+from ..model.settings import ScoringSettings, ServerSettings
 from ..model.settings import setting, settings_of
 from .options import Command, flag, pairs, shell_line
 
@@ -276,7 +276,7 @@ class _Evaluate(_Judging):
         None, "Write report.json, report.md and pictures into this folder."
     )
     probe_prompts: int = setting(
-        100, "Prompts whose best response is edited and scored again; 0: no bias probes.", NOT_NEGATIVE
+        100, "Prompts whose best response is edited and scored again; 0: no bias probes.", "0 or more"
     )
 
     def run(self):
@@ -512,7 +512,7 @@ class _Serve(Command):
     )
     port: int = setting(8000, "Port to listen on; 0: any free one.")
     max_batch_tokens: int | None = setting(
-        None, settings_of(ScoringSettings)["batch_tokens"].help, POSITIVE, metavar="TOKENS"
+        None, settings_of(ScoringSettings)["batch_tokens"].help, "above 0", metavar="TOKENS"
     )
     access_log: bool = setting(False, "Print a line for every request.")
 
@@ -585,12 +585,12 @@ class _Quickstart(Command):
     seed: int = setting(
         0, "Seed of the world and the training.", settings_of(RewardSettings)["seed"].limits
     )
-    pairs: int = setting(2400, "Preferences to train and evaluate on.", POSITIVE)
+    pairs: int = setting(2400, "Preferences to train and evaluate on.", "above 0")
     epochs: float | None = setting(
-        None, "Passes over them. None: what the playground needs.", POSITIVE
+        None, "Passes over them. None: what the playground needs.", "above 0"
     )
     ppo_batches: int = setting(
-        15, "Batches of responses that the policy learns from; 0: no PPO.", NOT_NEGATIVE
+        15, "Batches of responses that the policy learns from; 0: no PPO.", "0 or more"
     )
 
     def run(self):

@@ -28,9 +28,9 @@ from ..data.quality import DataReport
 from ..data.records import prompt_key
 from ..data.report import counted
 from ..model.loss import LOSSES
-from ..model.model_folder import ModelCard, RewardMetadata, explain_load_error, resolve_model
+from ..model.model_folder import ModelCard, RewardMetadata, loading, resolve_model
 from ..model.runs import Checkpoints, RunRecord, is_main_process
-from ..model.settings import FRACTION, INSIDE, POSITIVE, ParameterError, check_names, nearest, quiet
+from ..model.settings import ParameterError, check_number, nearest, quiet
 from ..model.trainer import RewardConfig, RewardTrainer
 from ..rl.policies import PPOConfig
 from ..rl.ppo import PPOTrainer
@@ -76,7 +76,7 @@ def train_reward_model(
 ) -> TrainedRewardModel:
     "Preferences in, evaluated reward-model folder out. What cannot work is refused before any work."
     run, say = _start(output, say)
-    _check_sizes(eval_fraction, max_samples, INSIDE)
+    _check_sizes(eval_fraction, max_samples, "in (0, 1)")
     args = _reward_config(output, config, quantization, progress)
     adapter = _lora_config(peft_config, "SEQ_CLS")
     tokenizer = _tokenizer(model, chat_template)
@@ -123,16 +123,13 @@ def _say_nothing(*lines):
 # %% ../../nbs/6_tools/60_pipeline.ipynb #1b4a9a93
 def _check_sizes(eval_fraction, max_samples, limits):
     "Raises `ParameterError` for what no part of the data can be."
-    if not limits.holds(eval_fraction):
-        raise ParameterError(f"eval_fraction must be {limits.text}, got {eval_fraction}")
-    if max_samples is not None and not POSITIVE.holds(max_samples):
-        raise ParameterError(f"max_samples must be {POSITIVE.text}, got {max_samples}")
+    check_number("eval_fraction", eval_fraction, limits)
+    if max_samples is not None: check_number("max_samples", max_samples, "above 0")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #84734d17
 def _reward_config(output, config, quantization, progress):
     "The settings of a run. Raises `ParameterError`; `ValueError`: no device for fp16 or quantization."
     config = dict(config or {})
-    check_names(RewardConfig, config)
     config |= _cpu_precision(config)
     if quantization:
         model_init = config.get("model_init_kwargs") or {}
@@ -213,8 +210,7 @@ def _tokenizer(model, chat_template):
     folder = resolve_model(model) if by_name else None
     if chat_template in (None, "tokenizer", "none"): return None
     template = _template(chat_template)
-    try: tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error: raise explain_load_error(model, error) from error
+    with loading(model): tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = template
     return tokenizer
 
@@ -460,7 +456,7 @@ def train_ppo_policy(
 ) -> TrainedPolicy:
     "Prompts and a reward in, trained policy folder out. What cannot work is refused before any training."
     run, say = _start(output, say)
-    _check_sizes(eval_fraction, max_samples, FRACTION)
+    _check_sizes(eval_fraction, max_samples, "in [0, 1)")
     args = _ppo_config(output, config, reward_weights, progress)
     adapter = _lora_config(peft_config, "CAUSAL_LM")
     tokenizer = _tokenizer(model, chat_template)
