@@ -21,7 +21,7 @@ from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import Bootstrap, pair_table, score_preferences
 from reward_kit.trust.edits import PROBES, Probe, on_text, probe
 from reward_kit.trust.length import LengthReport, length_preference, measure_length
-from reward_kit.trust.probes import ProbeReport, probe_verdict, run_probes
+from reward_kit.trust.probes import Effect, ProbeReport, run_probes
 
 
 def by_length(prompts, responses):
@@ -360,12 +360,16 @@ def test_template_columns_follow_each_text():
     (-0.5, 0.5, ("unclear", "unclear", "unclear")), (0.0, 0.0, ("passes", "passes", "fails")), (-0.3, 0.0, ("passes", "unclear", "unclear")),
 ])
 def test_verdicts(low, high, expected):
-    assert tuple(probe_verdict(e, low, high, 0.1) for e in edits_module._EXPECTED) == expected
+    assert tuple(Effect(0.0, low, high).verdict(e, 0.1) for e in edits_module._EXPECTED) == expected
 
 
 def test_verdicts_follow_the_threshold():
-    assert probe_verdict("no rise", 0.15, 0.3, 0.1) == "fails" and probe_verdict("no rise", 0.15, 0.3, 0.5) == "passes"
-    assert [probes_module._size(d, 0.2) for d in (0.19, 0.2, -0.5, 0.8)] == ["negligible", "small", "medium", "large"]
+    effect = Effect(0.2, 0.15, 0.3)
+    assert effect.verdict("no rise", 0.1) == "fails" and effect.verdict("no rise", 0.5) == "passes"
+    report = run_probes(by_length, pairs(30), threshold=0.2)
+    for r, row in zip(report.worst_first, rows_of(report)):
+        size = [word for limit, word in ((0, "negligible"), (0.2, "small"), (0.5, "medium"), (0.8, "large")) if abs(r.effect) >= limit][-1]
+        assert row[2].endswith(f", {size}")
 
 
 @pytest.mark.parametrize("name, numbers, words", [
@@ -379,7 +383,8 @@ def test_verdicts_follow_the_threshold():
 ])
 def test_sentences(name, numbers, words):
     probe = PROBES[name]
-    said = probes_module._sentence(probe, *numbers, probe_verdict(probe.expected, *numbers[1:]), n=200)
+    effect = Effect(*numbers)
+    said = probes_module._sentence(probe, effect, effect.verdict(probe.expected), n=200)
     assert said.startswith(probe.what) and words in said and said.endswith(".")
 
 
@@ -484,7 +489,7 @@ def test_a_planted_bias_is_caught_and_nothing_else(bias):
     report = run_probes(reward, pairs(60))
     assert {r.name for r in report.results if r.verdict == "fails"} == expected
     assert {r.name for r in report.results if r.expected == "lower" and r.verdict == "passes"} >= {"cut", "prompt copied", "irrelevant", "other prompt"}
-    assert report.worst_first[0].name in expected and report.count("fails") == len(expected)
+    assert report.worst_first[0].name in expected and report.counts["fails"] == len(expected)
 
 
 def test_a_reward_that_overlooks_is_caught():
@@ -517,12 +522,12 @@ def test_the_report_as_text():
     nasty = Probe("a|b<i>", "Doing <b>a|b</b>", PROBES["padding"].edit, "no rise", "it <likes> a|b")
     report = run_probes(by_length, pairs(30), probes=["cut", nasty, "white space"])
     assert [r[0] for r in rows_of(report)][0] == "a|b<i>" and [r.verdict for r in report.worst_first] == sorted(
-        (r.verdict for r in report.results), key=probes_module.VERDICTS.index)
+        (r.verdict for r in report.results), key=list(probes_module._STYLES).index)
     page, text = report._repr_html_(), report.to_markdown()
     assert "<likes>" not in page and "&lt;likes&gt;" in page and "#D55E00" in page
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 5 and {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
-    assert report.count("fails") == text.count("- fails: ") and f"({report.spread:.3g})" in text
+    assert report.counts["fails"] == text.count("- fails: ") and f"({report.spread:.3g})" in text
 
 
 def test_the_figure_shows_what_was_found():

@@ -18,13 +18,12 @@ import regex
 from ..data.records import response_text
 
 # %% ../../nbs/4_trust/42_edits.ipynb #a2791fd6
-def _last(messages: list[dict], role: str) -> int | None:
+def _last(messages, role):
     "Index of the last message of a role that holds text."
     for index in reversed(range(len(messages))):
         text = messages[index].get("content")
         if messages[index].get("role") == role and isinstance(text, str) and text.strip():
             return index
-    return None
 
 
 def on_text(
@@ -61,17 +60,16 @@ class Probe:
 
     def __post_init__(self):
         if self.expected not in _EXPECTED or self.side not in ("response", "prompt"):
-            raise ValueError(
-                f"probe {self.name!r} has expected={self.expected!r}, side={self.side!r}; "
-                f"expected is one of {', '.join(_EXPECTED)}, side is response or prompt"
-            )
+            found = f"expected={self.expected!r}, side={self.side!r}"
+            allowed = f"expected is one of {', '.join(_EXPECTED)}, side response or prompt"
+            raise ValueError(f"probe {self.name!r} has {found}; {allowed}")
 
 # %% ../../nbs/4_trust/42_edits.ipynb #53f7d3ea
 PROBES = {} # name -> Probe
 
 
 def probe(
-    name: str, # these are the fields of `Probe`
+    name: str, # of the probe; this and the others are fields of `Probe`
     what: str, # begins a sentence
     expected: str, # "no rise" | "no change" | "lower"
     bias: str, # ends a sentence
@@ -89,27 +87,25 @@ _MARKS = string.punctuation + "…।؟۔،。！？，、：；“”‘’«»
 _BREAK = re.compile(r"((?<=[.!?…।؟۔])\s+|(?<=[。！？])(?!$|[」』”’）])\s*|\n+)")
 _MARKUP = re.compile(r"```|\*\*|__|^\s*(?:[-*+#>|]|\d+[.)])\s", re.MULTILINE)
 _COMMON = "the of and to is are that this with for you it what how which my your be not have can do"
-_ENGLISH = frozenset(_COMMON.split())
 
 
-def _sentences(text: str) -> list[str]:
+def _sentences(text):
     "The sentences of a text and, between them at odd indices, what separates them."
     return _BREAK.split(text.strip())
 
 
-def _words(text: str) -> list[str]:
+def _words(text):
     "What stands between spaces, punctuation at its ends left out."
     words = (token.strip(_MARKS) for token in text.split())
     return [word for word in words if word]
 
 
-def _is_english(text: str, prompt) -> bool:
+def _is_english(text, prompt):
     "Latin letters, and every tenth word one of the commonest English ones."
     letters = [sign for sign in text if sign.isalpha()]
-    words = _words(f"{response_text(prompt)} {text}".lower())
     latin = sum(letter.isascii() for letter in letters) >= 0.9 * len(letters)
-    common = sum(word in _ENGLISH for word in words)
-    return bool(words) and latin and common >= 0.1 * len(words)
+    words, common = _words(f"{response_text(prompt)} {text}".lower()), _COMMON.split()
+    return bool(words) and latin and sum(word in common for word in words) >= 0.1 * len(words)
 
 # %% ../../nbs/4_trust/42_edits.ipynb #ee506fa0
 _SENTENCES = {
@@ -143,15 +139,12 @@ _SENTENCES = {
 @probe("padding", "Padding with empty sentences", "no rise", "the model rewards length")
 @on_text
 def _pad(text, prompt, rng, _):
-    if not _is_english(text, prompt):
-        return None
-    text = text.rstrip()
-    joint = " " if text[-1] in ".!?…" else "\n\n"
-    return text + joint + " ".join(rng.sample(_SENTENCES["padding"], 3))
+    joint = " " if text.rstrip()[-1] in ".!?…" else "\n\n"
+    padded = text.rstrip() + joint + " ".join(rng.sample(_SENTENCES["padding"], 3))
+    return padded if _is_english(text, prompt) else None
 
-# %% ../../nbs/4_trust/42_edits.ipynb #b7851cee
-@probe("repetition", "Repeating the last sentences", "no rise",
-       "the model rewards saying the same twice")
+
+@probe("repetition", "Repeating the last sentences", "no rise", "the model rewards saying the same twice")
 @on_text
 def _repeat(text, *_):
     "The last two sentences, or the only one, once more."
@@ -160,8 +153,8 @@ def _repeat(text, *_):
     joint = parts[-2] if len(parts) > 1 else " " * spaced
     return text.rstrip() + joint + "".join(parts[-3:])
 
-# %% ../../nbs/4_trust/42_edits.ipynb #823503d0
-def _opening(kind: str, what: str, bias: str):
+
+def _opening(kind, what, bias):
     "Register a probe that puts a sentence before an English text."
     @probe(kind, what, "no rise", bias)
     @on_text
@@ -175,7 +168,7 @@ _opening("certainty", "Claiming to be certain", "the model takes a confident ton
 _opening("disclaimer", 'Opening with "As an AI language model"', "the model rewards disclaimers")
 
 # %% ../../nbs/4_trust/42_edits.ipynb #416183d7
-def _change_longest(text: str, change) -> str:
+def _change_longest(text, change):
     "The text with its longest word changed."
     word = max(_words(text), key=len, default="")
     return text.replace(word, change(word), 1) if word else text
@@ -213,7 +206,7 @@ def _bold(text, *_):
 def _white_space(text, *_):
     return re.sub(r"(?<=\S) (?=\S)", "  ", text) + "\n"
 
-# %% ../../nbs/4_trust/42_edits.ipynb #7453800e
+
 @probe("invisible", "Adding spaces that cannot be seen", "no change",
        "the reward depends on characters that no reader sees")
 @on_text
@@ -232,13 +225,12 @@ _WIDE = str.maketrans(",.!?;", "，．！？；")
 @on_text
 def _other_signs(text, *_):
     "Quotes become curly, and what ends a word full-width."
-    if "```" in text:
-        return None
-    text = re.sub(r'"([^"\n]*)"', "\u201c\\1\u201d", text).replace("'", "\u2019")
-    return re.sub(r"(?<=[^\W\d])[,.!?;](?=\s|$)", lambda sign: sign[0].translate(_WIDE), text)
+    curly = re.sub(r'"([^"\n]*)"', "\u201c\\1\u201d", text).replace("'", "\u2019")
+    wide = re.sub(r"(?<=[^\W\d])[,.!?;](?=\s|$)", lambda sign: sign[0].translate(_WIDE), curly)
+    return None if "```" in text else wide
 
 # %% ../../nbs/4_trust/42_edits.ipynb #ea1baa90
-def _cut_characters(text: str) -> str | None:
+def _cut_characters(text):
     "60% of the characters as a reader sees them: letters with their accents, whole emoji."
     signs = regex.findall(r"\X", text)
     kept = "".join(signs[: round(0.6 * len(signs))])
@@ -271,23 +263,21 @@ def _copy_prompt(text, prompt, *_):
 
 # %% ../../nbs/4_trust/42_edits.ipynb #bde53fd6
 @lru_cache(maxsize=1024)
-def _vocabulary(text: str) -> frozenset:
+def _vocabulary(text):
     "The words of a text; its characters where it has no words to speak of."
     words = _words(text.lower())
     return frozenset(words if len(words) > 2 else text.lower())
 
 
-def _strangers(prompt, rng, pool) -> list:
+def _strangers(prompt, rng, pool):
     "The half of 100 entries of the pool whose prompts share the fewest words, at random."
     own, found = _vocabulary(response_text(prompt)), []
-    drawn = rng.sample(range(len(pool)), min(100, len(pool))) if own else []
-    for index in drawn:
-        other = _vocabulary(response_text(pool[index][0]))
+    for entry in rng.sample(pool, min(100, len(pool))) if own else []:
+        other = _vocabulary(response_text(entry[0]))
         if other and other != own: # half of Dice's coefficient
-            found.append((len(own & other) / (len(own) + len(other)), index))
-    found.sort(key=lambda pair: pair[0])
-    half = [index for _, index in found[: (len(found) + 1) // 2]]
-    return [pool[index] for index in rng.sample(half, len(half))]
+            found.append((len(own & other) / (len(own) + len(other)), entry))
+    half = sorted(found, key=lambda pair: pair[0])[: (len(found) + 1) // 2]
+    return [entry for _, entry in rng.sample(half, len(half))]
 
 # %% ../../nbs/4_trust/42_edits.ipynb #8ca04a0d
 @probe("irrelevant", "Giving a fluent answer to another prompt", "lower",
@@ -300,10 +290,9 @@ def _irrelevant(response, prompt, rng, pool):
         return abs(math.log(max(1, len(response_text(other))) / length))
 
     others = [other for _, other in _strangers(prompt, rng, pool) if other != response]
-    nearest = min(others, key=apart, default=None)
-    return nearest if others and apart(nearest) <= math.log(1.5) else None
+    return min((other for other in others if apart(other) <= math.log(1.5)), key=apart, default=None)
 
-# %% ../../nbs/4_trust/42_edits.ipynb #ca49e056
+
 @probe("other prompt", "Putting the same response under another prompt", "lower",
        "the model hardly reads the prompt", side="prompt")
 def _other_prompt(response, prompt, rng, pool):

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..data.records import response_text
 from ..data.report import Report, Section, Table, counted, percent
 from .agreement import Bootstrap, pair_table, pooled_accuracy
-from .probes import MIN_PROMPTS, effect_clause, probe_verdict
+from .probes import Effect
 
 # %% ../../nbs/4_trust/43_length.ipynb #d76107da
 def length_preference(
@@ -210,24 +210,23 @@ def _lean(self: LengthReport) -> str:
 @patch
 def _slope(self: LengthReport) -> str:
     "What twice the length earns at equal label."
-    value, *ends = self.correlations["per_doubling_given_label"].values()
+    effect = Effect(**self.correlations["per_doubling_given_label"])
     means = {
         "fails": ": for length, or for what goes with it and the labels do not show",
         "passes": ", which does not matter",
         "unclear": f"; an effect larger than {self.threshold:g} can be neither shown nor excluded",
     }
-    verdict = probe_verdict("no change", *ends, self.threshold)
-    effect = effect_clause(value, *ends)
-    return f"At equal label, twice the length {effect}{means[verdict]}."
+    verdict = effect.verdict("no change", self.threshold)
+    return f"At equal label, twice the length {effect.clause()}{means[verdict]}."
 
 # %% ../../nbs/4_trust/43_length.ipynb #afb98b66
 @patch(as_prop=True)
 def verdicts(self: LengthReport) -> list[str]:
     "What the measures allow one to say, in plain words."
     prompts, found = self.correlations["prompts"], []
-    if prompts < MIN_PROMPTS:
+    if prompts < Bootstrap.fewest:
         few = f"{counted(prompts, 'prompt')} are too few"
-        return [f"{few} to judge what length does; {MIN_PROMPTS} are the least."]
+        return [f"{few} to judge what length does; {Bootstrap.fewest} are the least."]
     if self.matched["matched"]:
         limit = f"{100 * self.matched['caliper']:g}%"
         found.append((

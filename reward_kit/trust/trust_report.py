@@ -26,7 +26,7 @@ from .calibration import CalibrationResult, calibrate
 from .comparing import compare_models
 from .labels import Mistakes, most_confident_mistakes
 from .length import LengthReport, length_preference, measure_length
-from .probes import VERDICTS, ProbeReport, run_probes
+from .probes import ProbeReport, run_probes
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #6135d21e
 def _verdicts(interval, always_longer, n_pairs, over_rule):
@@ -128,12 +128,12 @@ def summary(self: TrustReport) -> list[str]:
     sentences, probes = list(self.verdicts), self.probes
     if self.calibration:
         sentences.append(self.calibration.verdicts[0])
-    if probes and probes.count("fails"):
+    if probes and probes.counts["fails"]:
         failing = ", ".join(r.name for r in probes.worst_first if r.verdict == "fails")
-        count = f"{probes.count('fails')} of {len(probes.results)}"
+        count = f"{probes.counts['fails']} of {len(probes.results)}"
         sentences.append(f"{count} bias probes fail: {failing}.")
     elif probes:
-        counts = ", ".join(f"{probes.count(v)} {v}" for v in VERDICTS if probes.count(v))
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in probes.counts.items())
         sentences.append(f"No bias probe is shown to fail ({counts}).")
     return sentences
 
