@@ -19,7 +19,6 @@ from reward_kit.tools import options as command_options
 from reward_kit.tools import quickstart
 from reward_kit.tools.cli import main
 from reward_kit.tools.commands import COMMANDS
-from reward_kit.tools.options import as_options, read_words
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.tools.cli import main; raise SystemExit(main())"]
@@ -74,7 +73,7 @@ def test_examples_parse():
         for line in command.example.replace("\\\n", " ").splitlines():
             words = shlex.split(line)
             assert words[:2] == ["reward-kit", command.name]
-            read_words(command, words[2:])
+            command.read(words[2:])
 
 
 @pytest.mark.parametrize("name, kinds", [("train", (RewardSettings, LoraSettings, DataSettings)), ("ppo", (PPOSettings,))])
@@ -113,7 +112,7 @@ def test_lora_options_are_those_of_peft():
 
 
 def test_dashes_and_underscores(tmp_path):
-    a = read_words(COMMANDS["train"], ["--model", "m_m", "--data", "d", "--output", "o", "--num_train_epochs", "2", "--lr=1e-5", "--bf16"])
+    a = COMMANDS["train"].read(["--model", "m_m", "--data", "d", "--output", "o", "--num_train_epochs", "2", "--lr=1e-5", "--bf16"])
     assert (a.model, a.num_train_epochs, a.learning_rate, a.bf16, a.seed) == ("m_m", 2.0, 1e-5, True, 42)
     assert {"num_train_epochs", "learning_rate", "bf16"} < a.given.keys() and "seed" not in a.given
 
@@ -121,7 +120,7 @@ def test_dashes_and_underscores(tmp_path):
 def test_config_file_is_overridden_by_the_command_line(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: playground\ndata: d.jsonl\noutput: o\nlearning-rate: 2e-5\nepochs: 4\nseed: 3\ncolumn: [scores=r]\nbf16: no\nsave_strategy: no\n")
-    a = read_words(COMMANDS["train"], ["--config", str(file), "--seed", "5", "--epochs", "1"])
+    a = COMMANDS["train"].read(["--config", str(file), "--seed", "5", "--epochs", "1"])
     assert (a.model, a.learning_rate, a.num_train_epochs, a.seed, a.column) == ("playground", 2e-5, 1.0, 5, ["scores=r"])
     assert (a.bf16, a.save_strategy) == (False, "no")
 
@@ -178,7 +177,7 @@ def test_config_of_llm(tmp_path, capsys):
         ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS, "--lora-r", "8", "--lora-alpha", "4"], "--lora-r (lora_r), --lora-alpha (lora_alpha)"),
         ([*LLM, "--data-path", "d", "--project-name", "p", *COLUMNS[:4], "--rejected-text-column", "chosen"], "--text-column and --rejected-text-column name the same column"),
         ([*TRAIN_WORDS, "--prompt-column", "p", "--chosen-column", "p"], "prompt and chosen name the same column 'p'"),
-        (["score", "m", "--response", "r", "--score-column", "s"], "--score-column goes with a file"),
+        (["score", "m", "--response", "r", "--score-column", "s"], "--score-column: only with a file"),
         (["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--lora-r", "8"], "--lora-r: only with --lora"),
     ],
 )
@@ -612,9 +611,9 @@ def test_messages_name_options_not_python(tmp_path, capsys):
     (tmp_path / "q.jsonl").write_text('{"promt": "p", "chosen": "c", "rejected": "r"}\n')
     assert "say --prompt-column promt (or --column prompt= for texts" in fails(capsys, 1, "inspect", tmp_path / "q.jsonl")
     assert "rows kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--column", "prompt=")
-    assert as_options('name them with columns={"prompt": "my question"}', COMMANDS["score"]) == "name them with --column prompt='my question'"
-    assert as_options("columns={'chosen': 'c', 'rejected': 'r'}", COMMANDS["llm"]) == "--text-column c --rejected-text-column r"
-    assert as_options("say columns={'scores': 'ratings'} or skip_broken_rows=True", COMMANDS["train"]) == "say --column scores=ratings or --skip-broken-rows"
+    assert COMMANDS["score"].in_options('name them with columns={"prompt": "my question"}') == "name them with --column prompt='my question'"
+    assert COMMANDS["llm"].in_options("columns={'chosen': 'c', 'rejected': 'r'}") == "--text-column c --rejected-text-column r"
+    assert COMMANDS["train"].in_options("say columns={'scores': 'ratings'} or skip_broken_rows=True") == "say --column scores=ratings or --skip-broken-rows"
 
 
 def test_output_that_cannot_be_written(base, pairs, model, tmp_path, capsys):  # noqa: F811

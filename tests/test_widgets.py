@@ -28,8 +28,8 @@ from reward_kit.tools.annotator import _KEYS as KEYS
 from reward_kit.tools.annotator import (
     AnnotationSession,
     PreferenceAnnotator,
+    View,
     annotator_agreement,
-    render_text,
 )
 from reward_kit.tools.annotator import _annotation_items as annotation_items
 from reward_kit.tools.annotator import _item_html as item_html
@@ -321,19 +321,19 @@ def test_no_text_becomes_a_page(text, markdown):
     messages = [{"role": "user<script>", "content": text, "tool_calls": [{"name": text}]}]
     item = annotation_items([{"prompt": text, "responses": [text, text + "x"]}])[0]._replace(prompt=messages)
     influence = TokenInfluence(split_words(text), [1.0] * len(split_words(text)), 0.0, "leave_one_out", "word")
-    for page in (render_text(text, markdown), render_text(messages, markdown), item_html(item, markdown=markdown), influence.to_html()):
+    for page in (View.text(text, markdown), View.text(messages, markdown), item_html(item, markdown=markdown), influence.to_html()):
         found = Tags(page)
         emphasis = {"p", "strong", "em", "ul", "ol", "li", "blockquote", "hr", "br", *(f"h{n}" for n in range(1, 7))}
         assert found.tags <= {"div", "span", "pre", "code", "b", "i"} | (emphasis if markdown else set()) and found.depth == 0
         assert found.attributes <= {"style", "dir", "title", "tabindex"} | ({"class"} if markdown else set())
-    if not markdown: assert text in Tags(render_text(text)).text
+    if not markdown: assert text in Tags(View.text(text)).text
 
 
 def test_markdown():
-    shown = render_text("## Title\n- one\n* *two* and **three** `a*b*`\n\n2 * 3 * 4 and snake_case_x\n\n[a](http://x)", markdown=True)
+    shown = View.text("## Title\n- one\n* *two* and **three** `a*b*`\n\n2 * 3 * 4 and snake_case_x\n\n[a](http://x)", markdown=True)
     assert "<h2>Title</h2>" in shown and "<li>one</li>" in shown and "<em>two</em> and <strong>three</strong> <code>a*b*</code>" in shown
     assert "2 * 3 * 4 and snake_case_x" in shown and "<a" not in shown
-    assert "x = 1 &lt; 2\n</code>" in render_text("so:\n```python\nx = 1 < 2\n```\nend", markdown=True)
+    assert "x = 1 &lt; 2\n</code>" in View.text("so:\n```python\nx = 1 < 2\n```\nend", markdown=True)
 
 
 # ---------------------------------------------------------------- the annotator

@@ -14,14 +14,10 @@ import warnings
 from .. import __version__
 from ..model.settings import ParameterError, nearest
 from .commands import COMMANDS
-from .options import as_options, read_words
 
 # %% ../../nbs/6_tools/68_command_line.ipynb #073c5f78
 def _overview():
-    "What `reward-kit --help` prints."
-    rows = "\n".join(
-        f"  {name:<14}{command.__doc__}" for name, command in COMMANDS.items()
-    )
+    rows = "\n".join(f"  {name:<14}{command.__doc__}" for name, command in COMMANDS.items())
     return f"""reward-kit {__version__}: from human preferences to a reward signal that can be trusted.
 
 usage: reward-kit COMMAND [options]
@@ -30,59 +26,6 @@ usage: reward-kit COMMAND [options]
 
 reward-kit COMMAND --help shows the options of a command and an example. Start with:
   reward-kit quickstart"""
-
-# %% ../../nbs/6_tools/68_command_line.ipynb #2d4ada0f
-def _error_line(error, command):
-    "An exception as one line for people."
-    text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.filename}: {error.strerror}"
-    if command and not text.startswith("--config"):  # a file's keys stay as they are
-        text = as_options(text, command)
-    expected = isinstance(error, (ValueError, OSError, RuntimeError)) and text
-    return f"reward-kit: error: {text if expected else f'{type(error).__name__}: {text}'}"
-
-# %% ../../nbs/6_tools/68_command_line.ipynb #14792268
-def _fail(line, code):
-    "One line on stderr, and the exit code."
-    print(line, file=sys.stderr)
-    return code
-
-# %% ../../nbs/6_tools/68_command_line.ipynb #e9f6c359
-def main(
-    argv: list | None = None,  # the words after reward-kit; None: those of the command line
-) -> int:  # exit code: 0 fine, 1 it could not be done, 2 called wrongly, 130 interrupted
-    "The `reward-kit` command."
-    argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv or os.environ.get("REWARD_KIT_DEBUG", "0") not in ("", "0")
-    command = COMMANDS.get(argv[0]) if argv else None
-    try:
-        _dispatch(command, argv, debug)
-        sys.stdout.flush()
-        return 0
-    except SystemExit as e: return e.code or 0  # argparse after --help
-    except KeyboardInterrupt:
-        return _fail(
-            f"reward-kit: interrupted; {command.interrupted if command else 'run it again'}", 130
-        )
-    except BrokenPipeError:  # the reader of our output has left (`| head`): not an error worth a line
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as e:
-        if debug: traceback.print_exc()
-        wrong_call = isinstance(e, ParameterError)
-        hint = f" (reward-kit {command.name} --help)" if wrong_call and command else ""
-        return _fail(_error_line(e, command) + hint, 2 if wrong_call else 1)
-
-# %% ../../nbs/6_tools/68_command_line.ipynb #a4abdcd4
-def _dispatch(command, argv, debug):
-    "Prints the overview or the version, or runs a command."
-    if not argv or argv[0] in ("-h", "--help", "help"): print(_overview())
-    elif argv[0] == "--version": print(f"reward-kit {__version__}")
-    elif command: _run(command, argv[1:], debug)
-    else:
-        hint = nearest(argv[0], COMMANDS)
-        raise ParameterError(f"unknown command {argv[0]}.{hint} See reward-kit --help")
 
 # %% ../../nbs/6_tools/68_command_line.ipynb #d0a47d22
 _QUIET = {
@@ -94,14 +37,55 @@ _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
-# %% ../../nbs/6_tools/68_command_line.ipynb #cb19e63e
+# %% ../../nbs/6_tools/68_command_line.ipynb #391756bd
 def _run(command, argv, debug):
-    "Reads the options and runs the command."
-    args = read_words(command, argv)
-    if args.progress is None: args.progress = sys.stderr.isatty()
+    args = command.read(argv)
+    if getattr(args, "progress", None) is None: args.progress = sys.stderr.isatty()
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not stop a run
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
     for name, value in _QUIET.items(): os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         if not debug: warnings.simplefilter("ignore")
         args.run()
+
+# %% ../../nbs/6_tools/68_command_line.ipynb #2d4ada0f
+def _error_line(error, command):
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    if command and not text.startswith("--config"):  # a file's keys stay as they are
+        text = command.in_options(text)
+    expected = isinstance(error, (ValueError, OSError, RuntimeError)) and text
+    return text if expected else f"{type(error).__name__}: {text}"
+
+# %% ../../nbs/6_tools/68_command_line.ipynb #e9f6c359
+def main(
+    argv: list | None = None,  # the words after reward-kit; None: those of the command line
+) -> int:  # exit code: 0 fine, 1 it could not be done, 2 called wrongly, 130 interrupted
+    "The `reward-kit` command."
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    debug = "--debug" in words or os.environ.get("REWARD_KIT_DEBUG", "0") not in ("", "0")
+    command = COMMANDS.get(name)
+    try:
+        if command: _run(command, words, debug)
+        elif name in ("-h", "--help", "help"): print(_overview())
+        elif name == "--version": print(f"reward-kit {__version__}")
+        else:
+            raise ParameterError(
+                f"unknown command {name}.{nearest(name, COMMANDS)} See reward-kit --help"
+            )
+        sys.stdout.flush()
+        return 0
+    except SystemExit as e: return e.code or 0  # argparse after --help
+    except BrokenPipeError:  # the reader of our output has left (`| head`): not an error worth a line
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        code, line = 130, f"interrupted; {command.interrupted if command else 'run it again'}"
+    except Exception as e:
+        if debug: traceback.print_exc()
+        code, line = 1, f"error: {_error_line(e, command)}"
+        if isinstance(e, ParameterError): code = 2
+        if code == 2 and command: line += f" (reward-kit {command.name} --help)"
+    print(f"reward-kit: {line}", file=sys.stderr)
+    return code

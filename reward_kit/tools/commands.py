@@ -8,16 +8,17 @@ __all__ = ['COMMANDS']
 # %% ../../nbs/6_tools/67_commands.ipynb #f3a050d9
 import json
 import os
+import re
+import shlex
 import sys
 import textwrap
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..model.settings import DataSettings, LoraSettings, ParameterError, PPOSettings, RewardSettings
-from ..model.settings import ScoringSettings, ServerSettings
-from ..model.settings import setting, settings_of
-from .options import Command, flag, pairs, shell_line
+from ..model.settings import ParameterError, setting, settings_of
+from ..model.settings import DataSettings, LoraSettings, PPOSettings
+from ..model.settings import RewardSettings, ScoringSettings, ServerSettings
+from .options import Command
 
 # %% ../../nbs/6_tools/67_commands.ipynb #6202b384
 _DATA = "File, folder, glob or hub id of preferences."
@@ -28,35 +29,40 @@ _json = partial(setting, False, "Print the result as JSON.")
 _folder = partial(setting, metavar="FOLDER")
 
 # %% ../../nbs/6_tools/67_commands.ipynb #0b4176c5
+def _pairs(option, words, pattern, form):
+    "{left: right} of words like left=right; None where nothing is on the right."
+    found = [re.fullmatch(pattern, word, re.S) for word in words]
+    if None in found:
+        raise ParameterError(f"{option} must be {form}, got {words[found.index(None)]!r}")
+    return {left: right or None for left, right in (match.groups() for match in found)}
+
+# %% ../../nbs/6_tools/67_commands.ipynb #fd3b8ebf
 def _loading(args):
     "Keyword arguments of `load_preferences`."
     columns = {name: getattr(args, f"{name}_column") for name in ("prompt", "chosen", "rejected")}
     columns = {name: column for name, column in columns.items() if column}
-    columns |= pairs("--column", args.column, "([^=]+)=(.*)", "name=column")  # prompt=: there is none
+    columns |= _pairs(
+        "--column", args.column, "([^=]+)=(.*)", "name=column"
+    )  # prompt=: there is none
     for column in filter(None, columns.values()):
-        same = [name for name, other in columns.items() if other == column]
-        if len(same) == 1: continue
-        names = " and ".join(same)
-        raise ParameterError(
-            f"{names} name the same column {column!r}; each has a column of its own"
-        )
-    labels = pairs("--label", args.label, "(.+)=(a|b|tie)", "VALUE=a, VALUE=b or VALUE=tie")
+        names = [name for name, other in columns.items() if other == column]
+        if names[1:]:
+            raise ParameterError(f"{' and '.join(names)} name the same column {column!r}")
+    labels = _pairs("--label", args.label, "(.+)=(a|b|tie)", "VALUE=a, VALUE=b or VALUE=tie")
     found = {name: getattr(args, name) for name in ("format", "split", "strict", "progress")}
     return found | {"columns": columns or None, "labels": labels or None}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #96fd42c6
+def _scoring(args):
+    return {name: getattr(args, name) for name in settings_of(ScoringSettings)}
+
+# %% ../../nbs/6_tools/67_commands.ipynb #a8b2275f
 def _load(args):
-    "The reward model that a command was given."
     from reward_kit.scores.inference import RewardModel
 
     return RewardModel.from_pretrained(args.model, **_scoring(args))
 
-# %% ../../nbs/6_tools/67_commands.ipynb #dbee4ef4
-def _scoring(args):
-    "Where and in which pieces a reward model runs."
-    return {name: getattr(args, name) for name in settings_of(ScoringSettings)}
-
-# %% ../../nbs/6_tools/67_commands.ipynb #e982cccf
+# %% ../../nbs/6_tools/67_commands.ipynb #4aff24fb
 def _check_writable(folder):
     "Before hours of work: can the result be written?"
     from reward_kit.model.runs import RunRecord
@@ -65,20 +71,22 @@ def _check_writable(folder):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #11d87e50
 def _show(result, args):
-    "Prints a report, as text or as JSON."
-    print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if args.json else result.to_text())
+    "Prints a report, as text or as JSON, and writes it where a folder was given."
+    print(
+        json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
+        if args.json
+        else result.to_text()
+    )
+    if getattr(args, "report", None): _wrote(result.save(args.report))
 
-# %% ../../nbs/6_tools/67_commands.ipynb #535b7359
+# %% ../../nbs/6_tools/67_commands.ipynb #8e0abce5
 def _wrote(path):
-    "Says where a file is; stdout is for results."
     print(f"Wrote {path}", file=sys.stderr)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #e8741c4f
-@dataclass
 class _Inspect(Command):
     "Check preference data and measure what spoils reward models."
 
-    name = "inspect"
     example = "reward-kit inspect preferences.jsonl --html report.html"
     uses = (DataSettings,)
     data: str = _positional(_DATA)
@@ -93,121 +101,109 @@ class _Inspect(Command):
         report = load_preferences(self.data, **_loading(self)).report
         _show(report, self)
         if self.html: _wrote(write_whole(self.html, _page(report, self.data)))
-        if not self.plot: return
-        _wrote(write_whole(
-            self.plot, partial(report.plot().savefig, dpi=150, bbox_inches="tight")
-        ))
+        if self.plot:
+            picture = partial(report.plot().savefig, dpi=150, bbox_inches="tight")
+            _wrote(write_whole(self.plot, picture))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #6e437039
 def _page(report, data):
-    "A page that stands alone."
     from html import escape
 
-    style = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    )
     style += "table{border-collapse:collapse}td,th{padding:.2rem .8rem}"
-    head = f"<!doctype html><meta charset='utf-8'><title>{escape(data)}</title><style>{style}</style>"
+    head = (
+        f"<!doctype html><meta charset='utf-8'><title>{escape(data)}</title><style>{style}</style>"
+    )
     return f"{head}<h1>Preference data: {escape(Path(data).name)}</h1>{report._repr_html_()}\n"
 
 # %% ../../nbs/6_tools/67_commands.ipynb #6aade02e
-@dataclass
 class _Training(Command):
     "What both trainings have."
 
     interrupted = "run the same command again to go on from the newest checkpoint"
-    model: str = _given(
-        "Base model: a hub id, a folder, or playground (the tiny built-in base)."
-    )
+    model: str = _given("Base model: a hub id, a folder, or playground (the tiny built-in base).")
     data: str = _given("Preferences, or prompts for PPO: file, folder, glob or hub id.")
     output: str = _folder(None, "Folder for the result.", required=True)
     eval_data: str | None = setting(
-        None, "Data to evaluate on. None: a part of the prompts is held out.", metavar="DATA"
-    )
+        None, "Data to evaluate on. None: a part of the prompts is held out.", metavar="DATA")
     eval_fraction: float = setting(0.1, "Part of the prompts that is held out.")
     max_samples: int | None = setting(None, "Use at most this many rows.")
     chat_template: str | None = setting(
-        None, "chatml, zephyr, or a .jinja file. None: the tokenizer's own."
-    )
-    overwrite: bool = setting(
-        False, "Clear a finished or different run in the output folder."
-    )
+        None, "chatml, zephyr, or a .jinja file. None: the tokenizer's own.")
+    overwrite: bool = setting(False, "Clear a finished or different run in the output folder.")
     keep_checkpoints: bool = setting(
-        False, "Leave the checkpoints in the folder after the run has finished."
-    )
+        False, "Leave the checkpoints in the folder after the run has finished.")
 
 # %% ../../nbs/6_tools/67_commands.ipynb #d36ac915
-@dataclass
 class _Train(_Training):
     "Train a reward model on preferences and evaluate it on prompts it has not seen."
 
-    name = "train"
     example = "reward-kit train --model Qwen/Qwen3-0.6B --data preferences.jsonl --output reward-model --lora"
     uses = (RewardSettings, LoraSettings, DataSettings)
     skip_broken_rows: bool = setting(
-        False,
-        "Leave out rows that are not JSON, or hold null or something else than text; "
-        "else they stop the run.",
-    )
+        False, "Leave out rows that are not JSON, or hold null or something else than text; "
+        "else they stop the run.")
 
     def run(self):
         from reward_kit.tools.pipeline import train_reward_model
 
+        loading = _loading(self)
         train_reward_model(
             config=self.given_of(RewardSettings),
             peft_config=_lora(self),
             quantization=self.quantization,
             **self.own(),
-            **_loading(self),
+            **loading,
         )
-        print(_next_steps(
-            self.output, self.eval_data and [self.eval_data, *_column_words(self)]
-        ))
+        print(_next_steps(self.output, self.eval_data, **loading))
 
-# %% ../../nbs/6_tools/67_commands.ipynb #7632f2b6
+# %% ../../nbs/6_tools/67_commands.ipynb #49724d42
 def _lora(args):
-    "{LoraConfig field: value}, or None."
+    "{LoraConfig field: value}, or None; its options have no effect without --lora."
     names = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
     if args.lora:
         return {name.replace("lora_r", "r"): getattr(args, name) for name in names}
-    stray = args.given_of(LoraSettings).keys() - {"lora"}
-    if stray: raise ParameterError(f"{', '.join(map(flag, sorted(stray)))}: only with --lora")
-    return None
+    args.only_with("--lora", *settings_of(LoraSettings).keys() - {"lora"})
 
-# %% ../../nbs/6_tools/67_commands.ipynb #b046da06
-_QUESTION = (
-    "What is AI?", "AI is the study of machines that act intelligently.", "No idea."
-)
+# %% ../../nbs/6_tools/67_commands.ipynb #eb29688d
+def _shell_line(words):
+    line = "  reward-kit"
+    for word in map(str, words):
+        readable = shlex.quote(word) != word and re.fullmatch(r"[\w .,;:?()/'+-]+", word)
+        line += f' "{word}"' if readable else f" {shlex.quote(word)}"
+    return line
 
 # %% ../../nbs/6_tools/67_commands.ipynb #e56c7be8
-def _next_steps(folder, data=None, example=_QUESTION):
-    "What to do with a reward-model folder; `data`: words that name data to evaluate on, with its options."
+_QUESTION = ("What is AI?", "AI is the study of machines that act intelligently.", "No idea.")
+
+# %% ../../nbs/6_tools/67_commands.ipynb #c43dd44a
+def _next_steps(folder, eval_data=None, example=_QUESTION, **loading):
+    "What to do with a reward-model folder, and with data to evaluate it on."
     prompt, a, b = example
     steps = [
         ["score", folder, "--prompt", prompt, "--response", a],
         ["compare", folder, "--prompt", prompt, "--a", a, "--b", b],
     ]
-    if data: steps.append(["evaluate", folder, *data])
+    if eval_data: steps.append(["evaluate", folder, eval_data, *_reading(**loading)])
     heading = f"The reward model is in {folder} (README.md is its card, evaluation/ the full report). Next:"
-    return "\n".join([heading, *map(shell_line, steps)])
+    return "\n".join([heading, *map(_shell_line, steps)])
 
-# %% ../../nbs/6_tools/67_commands.ipynb #e2d4c4a5
-def _column_words(args):
-    "The options that say what the columns and labels of the data are, as they were given."
-    words = []
-    for name, value in args.given_of(DataSettings).items():
-        if name in ("split", "strict"): continue
-        for one in value if isinstance(value, list) else [value]: words += [flag(name), one]
+# %% ../../nbs/6_tools/67_commands.ipynb #4052bef4
+def _reading(eval_split=None, columns=None, labels=None, format="auto", **others):
+    "The options that read data in this way."
+    words = ["--split", eval_split] if eval_split else []
+    if format != "auto": words += ["--format", format]
+    for option, pairs in (("--column", columns), ("--label", labels)):
+        for left, right in (pairs or {}).items(): words += [option, f"{left}={right or ''}"]
     return words
 
 # %% ../../nbs/6_tools/67_commands.ipynb #aa11f0dc
-@dataclass
 class _Ppo(_Training):
     "Train a policy with PPO so that it writes what a reward model likes."
 
-    name = "ppo"
-    example = (
-        "reward-kit ppo --model Qwen/Qwen3-0.6B --reward reward-model --data prompts.jsonl "
-        "--output ppo-model"
-    )
+    example = "reward-kit ppo --model Qwen/Qwen3-0.6B --reward reward-model --data p.jsonl --output ppo-model"
     uses = (PPOSettings, LoraSettings)
     without = ("quantization",)
     reward: str = _given(
@@ -217,15 +213,12 @@ class _Ppo(_Training):
         None, "Weight of a reward; may be repeated. None: all 1.", many=True
     )
     prompt_column: str | None = setting(
-        None, "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column"
-    )
+        None, "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column")
     split: str | None = setting(None, "Split of the prompts, or file stem in a folder.")
     eval_split: str | None = setting(None, "Split of the held-out prompts.")
     resume: bool = setting(
-        False,
-        "Go on with the unfinished run in the output folder, and stop where there is none; "
-        "else go on if there is.",
-    )
+        False, "Go on with the unfinished run in the output folder, and stop where there is none; "
+        "else go on if there is.")
 
     def run(self):
         from reward_kit.tools.pipeline import train_ppo_policy
@@ -243,10 +236,12 @@ class _Ppo(_Training):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #d5a448de
 def _policy_steps(folder, chat):
-    "Where a policy is, and the two lines of Python that use it; `chat`: it was trained on conversations."
+    "Where a policy is, and how Python uses it; `chat`: with conversations."
     name = json.dumps(str(folder), ensure_ascii=False)
     prompt = '[{"role": "user", "content": "What is AI?"}]' if chat else '"What is AI?"'
-    call = f'pipeline("text-generation", {name})({prompt}, max_new_tokens=64, return_full_text=False)'
+    call = (
+        f'pipeline("text-generation", {name})({prompt}, max_new_tokens=64, return_full_text=False)'
+    )
     return (
         f"The policy is in {folder} (README.md is its card, held_out.jsonl what it answered "
         "before and after). Two lines of Python use it:\n"
@@ -255,7 +250,6 @@ def _policy_steps(folder, chat):
     )
 
 # %% ../../nbs/6_tools/67_commands.ipynb #a2aa290f
-@dataclass
 class _Judging(Command):
     "What the commands have that judge models."
 
@@ -266,17 +260,17 @@ class _Judging(Command):
     seed: int = setting(0, "Seed of the bootstrap.")
 
 # %% ../../nbs/6_tools/67_commands.ipynb #28b7f420
-@dataclass
 class _Evaluate(_Judging):
     "The trust report of a reward model: accuracy with intervals, calibration, bias probes, disagreements."
 
-    name = "evaluate"
     example = "reward-kit evaluate reward-model preferences.jsonl --report report"
     report: str | None = _folder(
         None, "Write report.json, report.md and pictures into this folder."
     )
     probe_prompts: int = setting(
-        100, "Prompts whose best response is edited and scored again; 0: no bias probes.", "0 or more"
+        100,
+        "Prompts whose best response is edited and scored again; 0: no bias probes.",
+        "0 or more",
     )
 
     def run(self):
@@ -284,16 +278,12 @@ class _Evaluate(_Judging):
 
         _check_writable(self.report)
         options = {"name": self.model, "probe_prompts": self.probe_prompts, "seed": self.seed}
-        report = evaluate_reward_model(_load(self), self.data, **options, **_loading(self))
-        _show(report, self)
-        if self.report: _wrote(report.save(self.report))
+        _show(evaluate_reward_model(_load(self), self.data, **options, **_loading(self)), self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #19795438
-@dataclass
 class _Calibrate(_Judging):
     "Fit the temperature that makes a model's preference probabilities honest, and keep it with the model."
 
-    name = "calibrate"
     example = "reward-kit calibrate reward-model held-out.jsonl"
     without = ("max_length", "batch_tokens", "seed")
 
@@ -304,61 +294,56 @@ class _Calibrate(_Judging):
         data = load_preferences(self.data, **_loading(self))
         kept = store_calibration(self.model, data, device=self.device).metadata.calibration
         print(json.dumps(kept, indent=2) if self.json else _temperature(kept, self.model))
-        if kept["separable"] and not self.json:
-            bound = "Every pair was in the right order, so the pairs only bound the temperature"
-            print(f"{bound}; more pairs would tell.", file=sys.stderr)
 
-# %% ../../nbs/6_tools/67_commands.ipynb #b990e6c9
+# %% ../../nbs/6_tools/67_commands.ipynb #cf7ebdde
 def _temperature(kept, model):
-    "What was fitted, and what is done with it."
     low, high = (f"{x:.2f}" if x is not None else "no limit" for x in kept["interval"])
+    text = (
+        "Temperature {temperature:.3f} ({percent:g}% interval {low} to {high}) from {n_pairs:,} pairs of "
+        "{n_prompts:,} prompts; log loss {log_loss_before:.3f} without it, {log_loss:.3f} with it. "
+        "Kept in {model}: `reward-kit compare` and RewardModel.compare use it."
+    ).format(low=low, high=high, model=model, percent=100 * kept["level"], **kept)
+    if not kept["separable"]: return text
     return (
-        f"Temperature {kept['temperature']:.3f} ({100 * kept['level']:g}% interval {low} to {high}) "
-        f"from {kept['n_pairs']:,} pairs of {kept['n_prompts']:,} prompts; "
-        f"log loss {kept['log_loss_before']:.3f} without it, {kept['log_loss']:.3f} with it. "
-        f"Kept in {model}: `reward-kit compare` and RewardModel.compare use it."
+        text
+        + "\nEvery pair was in the right order, so the pairs only bound it; more pairs would tell."
     )
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1193b28c
-@dataclass
 class _Benchmark(_Judging):
     "Score a reward model on RewardBench, RewardBench 2, RM-Bench or LLMBar, counted as their authors count."
 
-    name = "benchmark"
     example = "reward-kit benchmark reward-model reward-bench.parquet --report report"
     uses = (ScoringSettings,)
     data: str = _positional("The benchmark: file, folder or hub id.")
     kind: str | None = setting(
-        None,
-        "Which benchmark it is. None: found from its columns.",
-        choices=("rewardbench", "rewardbench2", "rm-bench", "llmbar"),
-    )
+        None, "Which benchmark it is. None: found from its columns.",
+        choices=("rewardbench", "rewardbench2", "rm-bench", "llmbar"))
     split: str | None = setting(None, "Split of the benchmark, where it has several.")
     report: str | None = _folder(
-        None, "Write benchmark.json, benchmark.md and benchmark.png into this folder."
-    )
+        None, "Write benchmark.json, benchmark.md and benchmark.png into this folder.")
 
     def run(self):
         from reward_kit.beside.benchmarks import run_benchmark
 
         _check_writable(self.report)
-        options = {"kind": self.kind, "split": self.split, "seed": self.seed, "progress": bool(self.progress)}
-        report = run_benchmark(_load(self), self.data, name=self.model, **options)
-        _show(report, self)
-        if self.report: _wrote(report.save(self.report))
+        options = {
+            "kind": self.kind,
+            "split": self.split,
+            "seed": self.seed,
+            "progress": bool(self.progress),
+        }
+        _show(run_benchmark(_load(self), self.data, name=self.model, **options), self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #73b04506
-@dataclass
 class _CompareRuns(_Judging):
     "Compare reward models on the same preferences by paired tests, several seeds of a setting together."
 
-    name = "compare-runs"
     example = "reward-kit compare-runs run-a run-b --data held-out.jsonl"
     without = ("model",)
     runs: str = _positional(
         "Folders or hub ids of reward models; lora-seed0 and lora-seed1 are two seeds of one setting.",
-        many=True,
-    )
+        many=True)
     data: str = _given(
         "Preferences that none of them was trained on: file, folder, glob or hub id."
     )
@@ -367,38 +352,33 @@ class _CompareRuns(_Judging):
         from reward_kit.trust.comparing import compare_runs
 
         n = len(self.runs)
-        if n < 2: raise ParameterError(f"compare-runs needs two runs or more, got {n}; give their folders")
+        if n < 2:
+            raise ParameterError(
+                f"compare-runs needs two runs or more, got {n}; give their folders"
+            )
         options = {"seed": self.seed, "model_options": _scoring(self)}
         _show(compare_runs(self.runs, self.data, **options, **_loading(self)), self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #7332367a
-def _score(args, responses, **options):
-    "(the model, the prompt, its responses, their scores), the texts as the model was trained on them."
-    model, prompt = _load(args), args.prompt
-    if prompt is None: return model, None, responses, model.score(responses, **options)
-    if getattr(model.metadata, "data_kind", None) == "messages":
-        prompt = [{"role": "user", "content": prompt}]
-        responses = [[{"role": "assistant", "content": text}] for text in responses]
-    return model, prompt, responses, model.score(
-        [prompt] * len(responses), responses, **options
-    )
+def _as_trained(model, prompt, responses):
+    "The prompt and its responses, as the model was trained on them."
+    if prompt is None or getattr(model.metadata, "data_kind", None) != "messages":
+        return prompt, responses
+    answers = [[{"role": "assistant", "content": text}] for text in responses]
+    return [{"role": "user", "content": prompt}], answers
 
-# %% ../../nbs/6_tools/67_commands.ipynb #ec5a1768
+# %% ../../nbs/6_tools/67_commands.ipynb #9484051d
 def _score_table(rows):
     "(label, score, text) rows in a table that fits a terminal."
     width = max(len(label) for label, _, _ in rows)
-    lines = []
     for label, score, text in rows:
         short = textwrap.shorten(text, 74 - width, placeholder=" ...")
-        lines.append(f"  {label:<{width}}  {score:8.3f}  {short}")
-    return "\n".join(lines)
+        print(f"  {label:<{width}}  {score:8.3f}  {short}")
 
 # %% ../../nbs/6_tools/67_commands.ipynb #f678916d
-@dataclass
 class _Compare(Command):
     "The probability that one response is preferred to another."
 
-    name = "compare"
     example = (
         'reward-kit compare reward-model --prompt "What is AI?" '
         '--a "The study of machines that act intelligently." --b "No idea."'
@@ -412,19 +392,19 @@ class _Compare(Command):
     json: bool = _json()
 
     def run(self):
-        model, prompt, responses, (a, b) = _score(self, [self.a, self.b])
+        model = _load(self)
+        prompt, responses = _as_trained(model, self.prompt, [self.a, self.b])
+        a, b = model.score([prompt, prompt], responses)
         preferred = model.compare(prompt, *responses)
         if self.json: print(json.dumps({"a": a, "b": b, "a_preferred": preferred}))
         else:
-            print(_score_table([("A", a, self.a), ("B", b, self.b)]))
+            _score_table([("A", a, self.a), ("B", b, self.b)])
             print(f"A is preferred with probability {preferred:.1%}.")
 
 # %% ../../nbs/6_tools/67_commands.ipynb #82956de6
-@dataclass
 class _Score(Command):
     "Score responses, one by one or a whole file."
 
-    name = "score"
     example = (
         'reward-kit score reward-model --prompt "What is AI?" --response "The study of machines." '
         '--response "No idea."\nreward-kit score reward-model responses.jsonl --output scored.jsonl'
@@ -432,11 +412,11 @@ class _Score(Command):
     uses = (ScoringSettings,)
     interrupted = "run the same command again to go on where it stopped"
     model: str = _model()
-    input: str | None = setting(
-        None, "File of texts to score.", positional=True, metavar="[INPUT]"
-    )
+    input: str | None = setting(None, "File of texts to score.", positional=True, metavar="[INPUT]")
     output: str | None = setting(
-        None, "File for the scored rows, continued if unfinished. None: INPUT.scored.jsonl.", metavar="FILE"
+        None,
+        "File for the scored rows, continued if unfinished. None: INPUT.scored.jsonl.",
+        metavar="FILE",
     )
     prompt: str | None = setting(None, "The prompt of --response.")
     response: str = setting(None, "A response to score; may be repeated.", many=True)
@@ -445,51 +425,52 @@ class _Score(Command):
     )
     json: bool = _json()
     column: str = setting(
-        None, "A column as name=column, such as response=answer; may be repeated.", many=True, metavar="PAIR"
+        None,
+        "A column as name=column, such as response=answer; may be repeated.",
+        many=True,
+        metavar="PAIR",
     )
     score_column: str | None = setting(
-        None, "Column of the output that takes the scores. None: score.", metavar="NAME"
-    )
+        None, "Column of the output that takes the scores. None: score.", metavar="NAME")
 
     def run(self):
         if bool(self.input) == bool(self.response):
-            raise ParameterError(
-                "give either a file to score, or --response (with --prompt)"
-            )
-        unfit = ("score_column", "output", "column") if self.response else ("prompt", "json")
-        stray = [flag(name) for name in unfit if name in self.given]
-        other = "a file to score" if self.response else "--response; a file brings its own prompts"
-        if stray: raise ParameterError(f"{' and '.join(stray)} {'go' if stray[1:] else 'goes'} with {other}")
+            raise ParameterError("give either a file to score, or --response (with --prompt)")
+        if self.response:
+            self.only_with("a file to score", "score_column", "output", "column")
+        else: self.only_with("--response; a file brings its own prompts", "prompt", "json")
         if self.response: _score_texts(self)
         else: _score_file(self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #192d22a7
 def _score_texts(args):
-    "Best first, as a table or JSON."
-    scores = _score(args, args.response, normalize=args.normalize)[-1]
+    model = _load(args)
+    prompt, responses = _as_trained(model, args.prompt, args.response)
+    prompts = [] if prompt is None else [[prompt] * len(responses)]
+    scores = model.score(*prompts, responses, normalize=args.normalize)
     ranked = sorted(zip(scores, args.response), key=lambda pair: -pair[0])
     if args.json:
-        print(json.dumps(
-            [{"response": text, "score": score} for score, text in ranked], ensure_ascii=False
-        ))
+        print(
+            json.dumps(
+                [{"response": text, "score": score} for score, text in ranked], ensure_ascii=False
+            )
+        )
         return
     if args.prompt: print(f"Prompt: {args.prompt}")
-    print(_score_table([(str(i), *pair) for i, pair in enumerate(ranked, 1)]))
+    _score_table([(str(i), *pair) for i, pair in enumerate(ranked, 1)])
 
 # %% ../../nbs/6_tools/67_commands.ipynb #ca0b5ef1
 def _score_file(args):
-    "Writes every row with its score; a stopped run continues where it was."
     source = Path(args.input)
     if not source.is_file(): raise FileNotFoundError(f"no file {source} to score")
-    stem = source.name.removesuffix(".gz").rpartition(".")[0]
-    output = Path(args.output) if args.output else source.with_name(f"{stem}.scored.jsonl")
+    output = Path(args.output or Path(args.input.removesuffix(".gz")).with_suffix(".scored.jsonl"))
     _check_writable(output.parent)
     if output.resolve() == source.resolve():
         raise ParameterError("--output is the file that is scored; give another name")
     scored = _load(args).score_file(
         source,
         output,
-        columns=pairs("--column", args.column, "([^=]+)=(.+)", "name=column"),
+        columns=_pairs("--column", args.column, "([^=]+)=(.+)", "name=column"),
         score_column=args.score_column or "score",
         normalize=args.normalize,
         progress=args.progress,
@@ -498,11 +479,9 @@ def _score_file(args):
     _wrote(output)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #fd2437f5
-@dataclass
 class _Serve(Command):
     "Serve rewards over HTTP, to OpenRLHF, verl, LLaMA-Factory, TRL and clients of vLLM or SGLang."
 
-    name = "serve"
     example = "reward-kit serve ./reward-model --port 8000"
     uses = (ServerSettings, ScoringSettings)
     without = ("batch_tokens", "progress")
@@ -512,27 +491,28 @@ class _Serve(Command):
     )
     port: int = setting(8000, "Port to listen on; 0: any free one.")
     max_batch_tokens: int | None = setting(
-        None, settings_of(ScoringSettings)["batch_tokens"].help, "above 0", metavar="TOKENS"
-    )
+        None, settings_of(ScoringSettings)["batch_tokens"].help, "above 0", metavar="TOKENS")
     access_log: bool = setting(False, "Print a line for every request.")
 
     def run(self):
         from reward_kit.tools.score_queue import ServerLimits
         from reward_kit.tools.serving import serve
 
-        options = self.own("max_batch_tokens") | {"device": self.device, "max_length": self.max_length}
+        options = self.own("max_batch_tokens") | {
+            "device": self.device,
+            "max_length": self.max_length,
+        }
         limits = ServerLimits(**self.given_of(ServerSettings))
         say = partial(print, flush=True)
-        if serve(batch_tokens=self.max_batch_tokens, limits=limits, say=say, **options): return
+        if serve(batch_tokens=self.max_batch_tokens, limits=limits, say=say, **options):
+            return
         sys.stderr.flush()
         os._exit(0)  # a forward pass lasts longer; Python would abort with it
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1441d617
-@dataclass
 class _Llm(Command):
     "The aitraining-compatible interface: reward-kit llm --train --trainer reward ..."
 
-    name = "llm"
     example = (
         "reward-kit llm --train --model google/gemma-3-270m --data-path ./preferences.jsonl \\\n"
         "    --project-name reward-model --trainer reward \\\n"
@@ -552,34 +532,25 @@ class _Llm(Command):
         return super().options()
 
     def run(self):
-        from reward_kit.autotrain import AutoTrainProject
+        from reward_kit.autotrain import AutoTrainProject, LLMTrainingParams
 
         if not self.train:
             raise ParameterError("reward-kit llm does one thing: add --train")
-        given = {name: self.given[name] for name in settings_of(self.uses[0]) if name in self.given}
+        given = {
+            name: self.given[name] for name in settings_of(LLMTrainingParams) if name in self.given
+        }
         project = AutoTrainProject(
-            params=self.uses[0](**given), backend=self.backend, process=True
+            params=LLMTrainingParams(**given), backend=self.backend, process=True
         )
         project.create(progress=self.progress)
-        policy = project.params.trainer == "ppo"
-        if policy: print(_policy_steps(project.path, project.result.chat))
-        else: print(_next_steps(project.path, _evaluation_words(project.arguments)))
-
-# %% ../../nbs/6_tools/67_commands.ipynb #9d56bedb
-def _evaluation_words(arguments):
-    "What `reward-kit evaluate` is given to read a project's evaluation data; None without any."
-    if not arguments["eval_data"]: return None
-    words = [arguments["eval_data"]]
-    if arguments["eval_split"]: words += ["--split", arguments["eval_split"]]
-    for name, column in arguments["columns"].items(): words += [f"--{name}-column", column]
-    return words
+        if project.params.trainer == "ppo":
+            print(_policy_steps(project.path, project.result.chat))
+        else: print(_next_steps(project.path, **project.arguments))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1c61da49
-@dataclass
 class _Quickstart(Command):
     "Train and judge a reward model on the built-in playground, and a policy with it, in four minutes."
 
-    name = "quickstart"
     example = "reward-kit quickstart --output quickstart"
     output: str = _folder("quickstart", "Folder for everything.")
     seed: int = setting(
@@ -590,8 +561,7 @@ class _Quickstart(Command):
         None, "Passes over them. None: what the playground needs.", "above 0"
     )
     ppo_batches: int = setting(
-        15, "Batches of responses that the policy learns from; 0: no PPO.", "0 or more"
-    )
+        15, "Batches of responses that the policy learns from; 0: no PPO.", "0 or more")
 
     def run(self):
         from reward_kit.tools.quickstart import quickstart
@@ -616,14 +586,19 @@ _QUICKSTART_FILES = {
     "ppo-model/held_out.jsonl": "what it answered before and after",
 }
 
-# %% ../../nbs/6_tools/67_commands.ipynb #d3bec891
+# %% ../../nbs/6_tools/67_commands.ipynb #7d05c603
 def _quickstart_files(folder, number):
     "What is where, and how to go on; `number`: of this step."
-    there = [name for name in _QUICKSTART_FILES if (folder / name).exists()]
-    lines = [f"{number}. In {folder}/", *(
-        f"  {name:<35}{_QUICKSTART_FILES[name]}" for name in there
-    )]
-    bow = ("What is the front of a ship called?", "The front of a ship is called the bow.", "Go away.")
+    files = [
+        f"  {name:<35}{what}"
+        for name, what in _QUICKSTART_FILES.items()
+        if (folder / name).exists()
+    ]
+    bow = (
+        "What is the front of a ship called?",
+        "The front of a ship is called the bow.",
+        "Go away.",
+    )
     data, model = f"{folder}/preferences.jsonl", f"{folder}/reward-model"
     base = ["--model", "playground", "--data", data, "--output"]
     own = [
@@ -631,11 +606,12 @@ def _quickstart_files(folder, number):
         ["train", *base, f"{folder}/my-reward-model"],
         ["ppo", "--reward", model, *base, f"{folder}/my-policy"],
     ]
-    lines += ["", "Next:", *_next_steps(model, example=bow).splitlines()[1:], *map(shell_line, own), ""]
-    yours = "The same with data and a model of your own: your file in place of"
-    return "\n".join([
-        *lines, f"{yours} {data}, and in place of playground a base such as Qwen/Qwen3-0.6B."
-    ])
+    next_steps = [*_next_steps(model, example=bow).splitlines()[1:], *map(_shell_line, own)]
+    yours = (
+        f"your file in place of {data}, and in place of playground a base such as Qwen/Qwen3-0.6B."
+    )
+    end = f"The same with data and a model of your own: {yours}"
+    return "\n".join([f"{number}. In {folder}/", *files, "", "Next:", *next_steps, "", end])
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1f28d1b8
 _CLASSES = (

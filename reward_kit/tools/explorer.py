@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..data.report import Report, Section, Table, percent
 from ..model.batches import RewardCollator
 from ..scores.inference import RewardModel
-from .annotator import STYLES, render_text
+from .annotator import View
 from ..trust.agreement import as_scorer
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #a98b4adb
@@ -97,7 +97,7 @@ def to_html(
     )
     wrap = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9"
     return (
-        f"<div style='{STYLES['page']}'><div style='{STYLES['small']}'>{legend}</div>"
+        f"<div style='{View.styles['page']}'><div style='{View.styles['small']}'>{legend}</div>"
         f"<div dir='auto' style='{wrap}'>{text}</div></div>"
     )
 
@@ -243,16 +243,16 @@ def compare_responses(
 def _repr_html_(self: ResponseComparison):
     found = self.influences or []
     largest = max((abs(value) for own in found for value in own.values), default=0.0)
-    texts = [own.to_html(largest) for own in found] or [render_text(r) for r in self.responses]
+    texts = [own.to_html(largest) for own in found] or [View.text(r) for r in self.responses]
     tables = "".join(f"<div>{section.to_html()}</div>" for section in self.sections())
     shown = f"<div style='display:flex;flex-wrap:wrap;gap:2em;align-items:start'>{tables}</div>"
-    pane, small = f"{STYLES['pane']};margin-top:.5em;max-height:18em", STYLES["small"]
+    pane, small = f"{View.styles['pane']};margin-top:.5em;max-height:18em", View.styles["small"]
     for i, text in enumerate(texts, 1):
         shown += f"<div style='{pane}'><div style='{small}'>response {i}</div>{text}</div>"
-    return f"<div style='{STYLES['page']}'>{shown}</div>"
+    return f"<div style='{View.styles['page']}'>{shown}</div>"
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #9b90b798
-class RewardExplorer:
+class RewardExplorer(View):
     """Type a prompt and responses, see what a model makes of them: the last line of a cell.
 
     `comparison` holds the last result, `view` is the widget. What fails is said in place of the result."""
@@ -281,9 +281,6 @@ class RewardExplorer:
         below = w.HBox([score, add, self.method])
         self.view = w.VBox([self.prompt, self.boxes, below, self.result], layout={"width": "100%"})
 
-    def _repr_mimebundle_(self, **kwargs):
-        return self.view._repr_mimebundle_(**kwargs)
-
 # %% ../../nbs/6_tools/63_explorer.ipynb #35590f86
 def _area(text, name, rows):
     import ipywidgets
@@ -301,9 +298,9 @@ def add(self: RewardExplorer, text: str = "") -> None:
 def score(self: RewardExplorer) -> None:
     "Score the fields that are not empty; an error is shown, not raised."
     responses = [box.value for box in self.boxes.children if box.value.strip()]
-    self.result.value, self.comparison = f"<i style='{STYLES['page']}'>scoring ...</i>", None
+    self.result.value, self.comparison = f"<i style='{View.styles['page']}'>scoring ...</i>", None
     try:
         self.comparison = compare_responses(self.model, self.prompt.value, responses, self.method.value)
         self.result.value = self.comparison._repr_html_()
     except Exception as error:  # of any model
-        self.result.value = f"<b style='color:#D55E00'>{html.escape(str(error))}</b>"
+        self.result.value = self.problem(error)

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from accelerate.utils import gather_object
+from tqdm import tqdm
 from transformers import AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -25,7 +27,7 @@ from ..data.files import PreferenceDataError, UnusableRow, read_rows, write_whol
 from ..data.preferences import Preferences, hold_out, load_preferences
 from ..data.preferences import prompt_overlap, split_by_prompt
 from ..data.quality import DataReport
-from ..data.records import prompt_key
+from ..data.records import prompt_key, response_text
 from ..data.report import counted
 from ..model.loss import LOSSES
 from ..model.model_folder import ModelCard, RewardMetadata, loading, resolve_model
@@ -75,17 +77,15 @@ def train_reward_model(
     **loading,  # columns, format, strict, ... of `load_preferences`
 ) -> TrainedRewardModel:
     "Preferences in, evaluated reward-model folder out. What cannot work is refused before any work."
-    run, say = _start(output, say)
-    _check_sizes(eval_fraction, max_samples, "in (0, 1)")
+    run, say = _start(output, say, eval_fraction, "in (0, 1)", max_samples)
     args = _reward_config(output, config, quantization, progress)
-    adapter = _lora_config(peft_config, "SEQ_CLS")
-    tokenizer = _tokenizer(model, chat_template)
+    adapter, tokenizer = _lora_config(peft_config, "SEQ_CLS"), _tokenizer(model, chat_template)
 
     read = partial(_read, skip_broken_rows=skip_broken_rows, progress=progress, **loading)
     train, held_out = read(data, split), None if eval_data is None else read(eval_data, eval_split)
     train, held_out, report = _hold_out(train, held_out, eval_fraction, max_samples, args.seed, say)
     _check_labels(args.loss_type, train, held_out)
-    settings = _settings(model, config, peft_config, chat_template, quantization=quantization)
+    settings = _settings(model, config, peft_config, chat_template) | {"quantization": quantization}
     settings |= {"data": train.fingerprint, "evaluation data": held_out.fingerprint}
 
     if keep_finished and not overwrite and run.is_finished(settings):
@@ -95,82 +95,56 @@ def train_reward_model(
     if is_main_process(): run.prepare(settings, overwrite)
     with run.fresh(), quiet(progress=progress):
         trainer = RewardTrainer(
-            model=model,
-            args=args,
+            model,
+            args,
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=tokenizer,
             peft_config=adapter,
         )
-        resumed = _train(_with_log_lines(trainer, say), run, settings, say)
-        evaluation = None
+        _say_logs(trainer, say)
+        resumed, evaluation = _begin(run, settings, say), None
+        trainer.train(resume_from_checkpoint=resumed)
+        trainer.save_model(str(run.folder))
         if is_main_process():
-            evaluation = _complete_folder(run, held_out, report, progress, say)
-            if not keep_checkpoints: Checkpoints(run.folder).remove()
+            evaluation = _complete_folder(run.folder, held_out, report, progress, say)
+            _finish(run, keep_checkpoints)
     return TrainedRewardModel(run.folder, evaluation, report, held_out, resumed)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #23a088fe
-def _start(output, say):
-    "The record of the run, in a folder that can be written, and who gets the lines for people."
-    run = RunRecord(output)
-    run.check_writable()
-    return run, say if is_main_process() else _say_nothing
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #0e7978e5
-def _say_nothing(*lines):
-    "What the other processes of a run say."
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #1b4a9a93
-def _check_sizes(eval_fraction, max_samples, limits):
-    "Raises `ParameterError` for what no part of the data can be."
+def _start(output, say, eval_fraction, limits, max_samples):
+    "The record of the run, and who gets the lines for people."
     check_number("eval_fraction", eval_fraction, limits)
     if max_samples is not None: check_number("max_samples", max_samples, "above 0")
+    run = RunRecord(output)
+    run.check_writable()
+    return run, say if is_main_process() else lambda line: None
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #84734d17
-def _reward_config(output, config, quantization, progress):
-    "The settings of a run. Raises `ParameterError`; `ValueError`: no device for fp16 or quantization."
-    config = dict(config or {})
-    config |= _cpu_precision(config)
-    if quantization:
-        model_init = config.get("model_init_kwargs") or {}
-        config["model_init_kwargs"] = model_init | {"quantization_config": _quantized(quantization)}
-    return _made(RewardConfig, {"output_dir": str(output), "disable_tqdm": not progress} | config)
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #723bcdf6
-def _made(kind, values):
+# %% ../../nbs/6_tools/60_pipeline.ipynb #f7e648b7
+def _config(kind, output, progress, values):
     "A configuration; what it refuses is a `ParameterError` on one line."
-    try: return kind(**values)
+    try: return kind(**{"output_dir": str(output), "disable_tqdm": not progress} | values)
     except (TypeError, ValueError) as error:
         raise ParameterError(" ".join(str(error).split())) from error
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #994b44b4
-def _cpu_precision(config):
-    "`use_cpu` for bf16 where there is no accelerator."
-    if torch.accelerator.is_available() and not config.get("use_cpu"): return {}
-    if config.get("fp16"):
-        raise ValueError(
-            "fp16 needs a GPU, and this run is on the CPU; choose bf16, or leave fp16 out for float32"
-        )
-    return {"use_cpu": True} if config.get("bf16") else {}
+# %% ../../nbs/6_tools/60_pipeline.ipynb #84734d17
+def _reward_config(output, config, quantization, progress):
+    config = dict(config or {})
+    on_cpu = config.get("use_cpu") or not torch.accelerator.is_available()
+    if on_cpu and config.get("fp16"):
+        raise ValueError("fp16 needs a GPU, and this run is on the CPU; leave it out")
+    if on_cpu and config.get("bf16"): config["use_cpu"] = True
+    if quantization:
+        model_init = config.get("model_init_kwargs") or {}
+        config["model_init_kwargs"] = model_init | {"quantization_config": _quantized(quantization)}
+    return _config(RewardConfig, output, progress, config)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #e57b5979
-def _lora_config(peft_config, task_type):
-    "A peft configuration of {LoraConfig field: value}; another one, or None, as it is."
-    if not isinstance(peft_config, dict): return peft_config
-    try: from peft import LoraConfig
-    except ImportError as error:
-        raise ParameterError("LoRA needs peft, which is not installed: pip install peft") from error
-    values = {"task_type": task_type} | peft_config
-    modules = values.get("target_modules")
-    if isinstance(modules, str) and re.fullmatch(r"[\w., ]+", modules):  # not a pattern, not all-linear
-        values["target_modules"] = modules.replace(",", " ").split()
-    return LoraConfig(**values)
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #547e0228
+# %% ../../nbs/6_tools/60_pipeline.ipynb #15e98cc4
 def _quantized(name):
-    "The quantization of the base. Raises `ValueError` where the machine cannot do it."
     if not torch.cuda.is_available():
-        raise ValueError(f"quantization={name} needs a CUDA device, which is not there; leave it out")
+        raise ValueError(
+            f"quantization={name} needs a CUDA device, which is not there; leave it out"
+        )
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"quantization={name} needs bitsandbytes: pip install bitsandbytes")
     if name == "int8": return BitsAndBytesConfig(load_in_8bit=True)
@@ -180,6 +154,18 @@ def _quantized(name):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+# %% ../../nbs/6_tools/60_pipeline.ipynb #e57b5979
+def _lora_config(peft_config, task_type):
+    if not isinstance(peft_config, dict): return peft_config
+    try: from peft import LoraConfig
+    except ImportError as error:
+        raise ParameterError("LoRA needs peft, which is not installed: pip install peft") from error
+    values = {"task_type": task_type} | peft_config
+    modules = values.get("target_modules")
+    if isinstance(modules, str) and re.fullmatch(r"[\w., ]+", modules):  # not a pattern, not all-linear
+        values["target_modules"] = modules.replace(",", " ").split()
+    return LoraConfig(**values)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #b6fffde5
 _CHAT_TEMPLATES = {
@@ -193,9 +179,8 @@ _CHAT_TEMPLATES = {
     ),
 }
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #17cedce2
+# %% ../../nbs/6_tools/60_pipeline.ipynb #914beaf5
 def _template(name):
-    "The text of a chat template. Raises `ParameterError`, `FileNotFoundError`."
     if name in _CHAT_TEMPLATES: return _CHAT_TEMPLATES[name]
     if not str(name).endswith((".jinja", ".j2")):
         known = "tokenizer, chatml, zephyr or a .jinja file"
@@ -203,11 +188,10 @@ def _template(name):
     if not Path(name).is_file(): raise FileNotFoundError(f"chat_template: no file {name}")
     return Path(name).read_text(encoding="utf-8")
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #8ca75c63
+# %% ../../nbs/6_tools/60_pipeline.ipynb #8dcbdd4b
 def _tokenizer(model, chat_template):
-    "The model's tokenizer with another chat template; None: its own, as it is. Raises `ModelLoadError`."
-    by_name = isinstance(model, (str, os.PathLike))
-    folder = resolve_model(model) if by_name else None
+    "The model's tokenizer with another chat template; None: its own."
+    folder = resolve_model(model) if isinstance(model, (str, os.PathLike)) else None
     if chat_template in (None, "tokenizer", "none"): return None
     template = _template(chat_template)
     with loading(model): tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -216,63 +200,62 @@ def _tokenizer(model, chat_template):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f8b4d793
 def _read(data, split, *, skip_broken_rows, **loading):
-    "Preferences; `PreferenceDataError` names the first broken row of each reason and what to do."
+    "Preferences; `PreferenceDataError` names the first broken row of each reason."
     preferences = load_preferences(data, split=split, **loading)
-    broken = {} if skip_broken_rows else preferences.report.broken
-    if not broken: return preferences
+    if skip_broken_rows or not preferences.report.broken: return preferences
     reasons = []
-    for reason, row in broken.items():
+    for reason, row in preferences.report.broken.items():
         rows = f" ({row['count']:,} such rows)" if row["count"] > 1 else ""
         reasons.append(f"{row['examples'][0]}: {reason}{rows}")
-    raise PreferenceDataError(
-        f"{'; '.join(reasons)}. Correct the file, or leave such rows out with skip_broken_rows=True"
-    )
+    ways = "Correct the file, or leave such rows out with skip_broken_rows=True"
+    raise PreferenceDataError(f"{'; '.join(reasons)}. {ways}")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #6dc8f862
 def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
-    "Training and held-out preferences, and the report of what was read, which is also said."
-    report, given, warning = train.report, held_out is not None, None
+    "Training and held-out preferences, and the report of what was read."
+    report, warning, which = train.report, None, "with other prompts"
     if max_samples and max_samples < len(train): train = train.select(range(max_samples))
-    if not given: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
+    if held_out is None: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
+    else: which, (report, warning) = "given ones", _with_overlap(report, train, held_out)
     if not len(train) or not len(held_out):
-        raise ValueError(
-            f"{counted(len(train), 'preference')} to train on and {len(held_out):,} held out: both need "
-            "at least one; give more prompts, or evaluation data"
-        )
-    if given: report, warning = _with_overlap(report, train, held_out)
+        sizes = f"{counted(len(train), 'preference')} to train on and {len(held_out):,} held out"
+        raise ValueError(f"{sizes}: both need at least one; give more prompts, or evaluation data")
     say(str(report))
     if warning: say(warning)
-    which = "given ones" if given else "with other prompts"
-    say(f"Training on {counted(len(train), 'preference')}, evaluating on {len(held_out):,} {which}.")
+    say(
+        f"Training on {counted(len(train), 'preference')}, evaluating on {len(held_out):,} {which}."
+    )
     return train, held_out, report
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #4a95ba0a
+# %% ../../nbs/6_tools/60_pipeline.ipynb #badfb548
 def _with_overlap(report, train, held_out):
     "The report with how many evaluation prompts are trained on, and a warning or None."
     found = prompt_overlap(train, held_out)
     report = replace(report, overlaps=report.overlaps | {held_out.report.name: found})
     if not found["shared"]: return report, None
-    return report, (
-        f"Warning: {found['shared']:,} of the {found['prompts']:,} evaluation prompts "
-        f"({found['shared'] / found['prompts']:.1%}) are trained on, so the accuracy on them is not that on "
-        "new prompts; give evaluation data with other prompts, or none, and a part is held out."
+    warning = (
+        "Warning: {shared:,} of the {prompts:,} evaluation prompts ({share:.1%}) are trained on, so the "
+        "accuracy on them is not that on new prompts; give evaluation data with other prompts, or none, "
+        "and a part is held out."
     )
+    return report, warning.format(share=found["shared"] / found["prompts"], **found)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #2b9aeaff
 def _check_labels(loss_type, *sets):
-    "Raises `ValueError` where a record lacks what the loss learns from."
     for column in LOSSES[loss_type].needs:
         for preferences in sets:
             row = next((record for record in preferences if record.get(column) is None), None)
             if row is None: continue
-            raise ValueError(
-                f"{row.get('origin') or preferences.report.name}: loss_type={loss_type} learns from "
-                f"{column}, and this row has none; name their column with columns={{'{column}': '...'}}, "
-                "or choose another loss_type"
+            where, remedy = (
+                row.get("origin") or preferences.report.name,
+                f"columns={{'{column}': '...'}}",
             )
+            raise ValueError(
+                f"{where}: loss_type={loss_type} learns from {column}, and this row has none; name their "
+                f"column with {remedy}, or choose another loss_type")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c045a80d
-_NOT_DECISIVE = (
+_NOT_DECISIVE = {
     "output_dir",
     "report_to",
     "logging_steps",
@@ -280,49 +263,41 @@ _NOT_DECISIVE = (
     "save_total_limit",
     "per_device_eval_batch_size",
     "run_name",
-)
+}
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #3b1713c4
-def _settings(model, config, peft_config, chat_template, **facts):
+# %% ../../nbs/6_tools/60_pipeline.ipynb #05bf8e89
+def _settings(model, config, peft_config, chat_template):
     "What decides the weights, for the record."
     adapter = peft_config if isinstance(peft_config, dict | None) else peft_config.to_dict()
     settings = {"model": _name_of(model), "chat_template": chat_template, "version": __version__}
-    settings |= facts | {f"lora {name}": value for name, value in (adapter or {}).items()}
-    return settings | {name: value for name, value in (config or {}).items() if name not in _NOT_DECISIVE}
+    settings |= {f"lora {name}": value for name, value in (adapter or {}).items()}
+    return settings | {
+        name: value for name, value in (config or {}).items() if name not in _NOT_DECISIVE
+    }
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #5524be11
+# %% ../../nbs/6_tools/60_pipeline.ipynb #b746161e
 def _name_of(model):
-    "A model for the record."
     if not isinstance(model, (str, os.PathLike)):
         return getattr(model, "__name__", type(model).__name__)
     if not Path(model).is_dir() or str(model) == "playground": return str(model)
     folder = Path(model).resolve()
     return f"{folder.name} (folder {_hash(str(folder))})"
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #7b49101e
+# %% ../../nbs/6_tools/60_pipeline.ipynb #93368879
 def _hash(text):
-    "Eight hex digits that stand for a text."
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #7fa7919a
-_SHOWN = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "margin": "margin",
-    "eval_loss": "eval loss",
-    "eval_accuracy": "eval accuracy",
-}
-
 # %% ../../nbs/6_tools/60_pipeline.ipynb #9a048ef6
+_SHOWN = ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy")
+
+# %% ../../nbs/6_tools/60_pipeline.ipynb #676c77a5
 def _log_line(logs, step, max_steps):
     "A log entry for people; None for entries that are not about training."
-    shown = [f"{text} {float(logs[name]):.3f}" for name, text in _SHOWN.items() if name in logs]
+    shown = [f"{name.replace('_', ' ')} {float(logs[name]):.3f}" for name in _SHOWN if name in logs]
     return f"step {step:>{len(str(max_steps))}}/{max_steps}  " + "  ".join(shown) if shown else None
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #60723841
+# %% ../../nbs/6_tools/60_pipeline.ipynb #2b8277ed
 class _LogLines(TrainerCallback):
-    "A line where there is no bar."
-
     def __init__(self, say):
         self.say = say
 
@@ -330,71 +305,62 @@ class _LogLines(TrainerCallback):
         line = _log_line(logs or {}, state.global_step, state.max_steps)
         if line and state.is_world_process_zero: self.say(line)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #893b60db
-class _BarWithLines(ProgressCallback):
-    "The same line above the bar."
+# %% ../../nbs/6_tools/60_pipeline.ipynb #1d3ab814
+class _Bar(ProgressCallback):
+    on_log = TrainerCallback.on_log  # says nothing
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        line = _log_line(logs or {}, state.global_step, state.max_steps)
-        if line and self.training_bar is not None: self.training_bar.write(line)
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #fa460649
-def _with_log_lines(trainer, say):
-    "The trainer with lines in place of dictionaries; a notebook keeps its table."
-    if trainer.pop_callback(PrinterCallback) is not None: trainer.add_callback(_LogLines(say))
-    if trainer.pop_callback(ProgressCallback) is not None: trainer.add_callback(_BarWithLines)
-    return trainer
+# %% ../../nbs/6_tools/60_pipeline.ipynb #2eb08127
+def _say_logs(trainer, say):
+    if trainer.pop_callback(PrinterCallback): trainer.add_callback(_LogLines(say))
+    if trainer.pop_callback(ProgressCallback):
+        for callback in (_Bar, _LogLines(tqdm.write)): trainer.add_callback(callback)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #7069c6d8
-def _newest(run, say):
-    "Whether there is a complete checkpoint to go on from, which is said."
+def _begin(run, settings, say):
+    "Opens the record. True: there is a checkpoint to go on from."
     newest = Checkpoints(run.folder).newest()
     if newest is None: say(f"Starting a new run in {run.folder}.")
-    else: say(f"Resuming from {newest.name}, the newest complete checkpoint in {run.folder}.")
+    else:
+        say(f"Resuming from {newest.name}, the newest complete checkpoint in {run.folder}.")
+    if is_main_process(): run.start(settings)
     return newest is not None
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #33cac5da
-def _train(trainer, run, settings, say):
-    "Trains, or goes on from the newest checkpoint, and saves the folder. True if it resumed."
-    resumed = _newest(run, say)
-    if is_main_process(): run.start(settings)
-    trainer.train(resume_from_checkpoint=resumed)
-    trainer.save_model(str(run.folder))
-    return resumed
+# %% ../../nbs/6_tools/60_pipeline.ipynb #c19f9db1
+def _finish(run, keep_checkpoints):
+    run.finish()
+    if not keep_checkpoints: Checkpoints(run.folder).remove()
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #0696761a
 def _evaluate(folder, held_out, progress, say):
-    "The trust report of a saved folder, at temperature 1."
     rm = RewardModel.from_pretrained(folder)
     rm.metadata = replace(rm.metadata, calibration=None)
     report = evaluate_reward_model(rm, held_out, name=folder.resolve().name, progress=progress)
     say(str(report))
     return report
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #ddd65ab6
+# %% ../../nbs/6_tools/60_pipeline.ipynb #e60af61b
 def _keep_temperature(folder, report):
     "Stores the fitted temperature where it helps; the report then says so."
     found = report.calibration
-    if not (found and found.gain[0] > 0 and found.fit and not found.fit["separable"]): return
+    if not (found and found.gain[0] > 0 and found.fit and not found.fit["separable"]):
+        return
     calibration = {**found.fit, "data_hash": report.fingerprint}
     replace(RewardMetadata.load(folder), calibration=calibration).save(folder)
     found.verdicts.append(
         f"All of this is at temperature 1; {found.fit['temperature']:.2f} is now stored with the model, "
-        "and compare divides reward differences by it."
-    )
+        "and compare divides reward differences by it.")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #809d8066
-def _complete_folder(run, held_out, data_report, progress, say):
-    "Evaluates the saved folder, completes its card, and closes the record."
-    report = _evaluate(run.folder, held_out, progress, say)
-    _keep_temperature(run.folder, report)
-    replace(report, mistakes=None).save(run.folder / "evaluation")
-    write_model_card(run.folder, report)
-    data_report.plot().savefig(run.folder / "data_report.png", bbox_inches="tight")
+def _complete_folder(folder, held_out, data_report, progress, say):
+    "Evaluates the saved folder, and completes its card."
+    report = _evaluate(folder, held_out, progress, say)
+    _keep_temperature(folder, report)
+    replace(report, mistakes=None).save(folder / "evaluation")
+    write_model_card(folder, report)
+    data_report.plot().savefig(folder / "data_report.png", bbox_inches="tight")
     picture = "![lengths of the responses, and how often the longer one is chosen](data_report.png)"
-    text = f"## Training data\n\n{data_report.title}\n\n{data_report.to_markdown()}\n\n{picture}"
-    ModelCard(run.folder).replace("data", text)
-    run.finish()
+    parts = ["## Training data", data_report.title, data_report.to_markdown(), picture]
+    ModelCard(folder).replace("data", "\n\n".join(parts))
     return report
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #8cb5fed0
@@ -412,24 +378,21 @@ class TrainedPolicy:
     @property
     def difference(self) -> tuple:  # (mean, lower, upper)
         "Change of the held-out score with its 95% interval."
-        return paired_difference(
-            *([a["score"] for a in answers] for answers in (self.before, self.after))
-        )
+        scores = ([a["score"] for a in answers] for answers in (self.before, self.after))
+        return paired_difference(*scores)
 
     def __str__(self):
         if not self.before: return "No prompts were held out."
-        mean, low, high = self.difference
-        before, after = (_mean(answers, "score") for answers in (self.before, self.after))
-        return (
-            f"Score on {counted(len(self.before), 'held-out prompt')}: {before:.3f} -> {after:.3f}, "
-            f"difference {mean:+.3f} (95% interval {low:+.3f} to {high:+.3f}); "
-            f"KL {_mean(self.after, 'kl'):.2f} nats a response."
+        before, after = (
+            fmean(a["score"] for a in answers) for answers in (self.before, self.after)
         )
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #03df93bf
-def _mean(answers, name):
-    "The mean of one number of each answer."
-    return sum(a[name] for a in answers) / len(answers)
+        return (
+            "Score on {}: {:.3f} -> {:.3f}, difference {:+.3f} (95% interval {:+.3f} to {:+.3f}); "
+            "KL {:.2f} nats a response."
+        ).format(
+            counted(len(self.before), "held-out prompt"), before, after, *self.difference,
+            fmean(a["kl"] for a in self.after),
+        )
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #9e864669
 def train_ppo_policy(
@@ -455,90 +418,81 @@ def train_ppo_policy(
     say=print,  # where the lines for people go
 ) -> TrainedPolicy:
     "Prompts and a reward in, trained policy folder out. What cannot work is refused before any training."
-    run, say = _start(output, say)
-    _check_sizes(eval_fraction, max_samples, "in [0, 1)")
-    args = _ppo_config(output, config, reward_weights, progress)
-    adapter = _lora_config(peft_config, "CAUSAL_LM")
-    tokenizer = _tokenizer(model, chat_template)
+    run, say = _start(output, say, eval_fraction, "in [0, 1)", max_samples)
+    weights = {} if reward_weights is None else {"reward_weights": list(reward_weights)}
+    args = _config(PPOConfig, output, progress, {**(config or {}), **weights})
+    adapter, tokenizer = _lora_config(peft_config, "CAUSAL_LM"), _tokenizer(model, chat_template)
 
     rows = _read_prompts(prompts, split, prompt_column)[:max_samples]
     if eval_prompts is not None: held_out = _read_prompts(eval_prompts, eval_split, prompt_column)
     else: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
-    settings = _settings(model, config, peft_config, chat_template, training="ppo")
-    settings |= _reward_settings(reward, reward_weights) | _prompt_settings(rows, held_out)
+    rewards = reward if isinstance(reward, (list, tuple)) else [reward]
+    settings = _settings(model, config, peft_config, chat_template) | {"training": "ppo"}
+    settings |= {"reward": ", ".join(map(_weights_of, rewards)), "reward weights": reward_weights}
+    settings |= {"data": _hash_of(rows), "evaluation data": _hash_of(held_out)}
 
     _check_resume(run, resume, overwrite)
     with run.fresh(), quiet(progress=progress):
         trainer = PPOTrainer(
-            model,
-            reward,
-            args,
-            rows,
-            held_out,
-            processing_class=tokenizer,
-            peft_config=adapter,
-        )
+            model, rewards, args, rows, held_out, processing_class=tokenizer, peft_config=adapter)
         if is_main_process(): run.prepare(settings, overwrite)
-        say(_plan(trainer, model, reward))
+        say(_plan(trainer, model, rewards))
         result = _teach(trainer, run, settings, say)
         if is_main_process():
             _save_policy(trainer, result, say)
-            run.finish()
-            if not keep_checkpoints: Checkpoints(run.folder).remove()
+            _finish(run, keep_checkpoints)
     return result
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c67642d6
 def _read_prompts(data, split, column):
-    "Rows with `prompt`, checked, each with its origin. Raises `ParameterError`, `PreferenceDataError`."
-    if isinstance(data, Preferences): data = list(data)
-    if isinstance(data, list):
+    "Rows with `prompt`, checked, each with its origin."
+    if isinstance(data, (list, Preferences)):
         data = [row if isinstance(row, dict) else {"prompt": row} for row in data]
-    source = read_rows(data, split=split)
-    rows = []
+    source, rows = read_rows(data, split=split), []
     for origin, row in source:
         if isinstance(row, UnusableRow): raise PreferenceDataError(f"{origin}: {row}")
         rows.append(row | {"origin": origin})
-    if not rows: raise PreferenceDataError(f"{source.name} holds no rows; give at least one prompt")
+    if not rows:
+        raise PreferenceDataError(f"{source.name} holds no rows; give at least one prompt")
     columns = [name for name in rows[0] if name != "origin"]
     return load_prompts(rows, _prompt_column(columns, column), source.name)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #52540f98
+# %% ../../nbs/6_tools/60_pipeline.ipynb #09b47522
 def _prompt_column(columns, asked=None):
-    "The column that holds the prompts: the one asked for, else prompt, else text."
-    if asked in columns: return asked
-    present = f"the columns are: {', '.join(columns)}"
+    for name in [asked] if asked else ["prompt", "text"]:
+        if name in columns: return name
+    present = f"the columns are: {', '.join(columns)}."
     if asked:
         raise ParameterError(
-            f"prompt_column: no column {asked!r}; {present}.{nearest(asked, columns)}"
+            f"prompt_column: no column {asked!r}; {present}{nearest(asked, columns)}"
         )
-    for name in ("prompt", "text"):
-        if name in columns: return name
     raise ParameterError(
-        f"no column prompt or text; {present}. Name the one with the prompts: prompt_column"
+        f"no column prompt or text; {present} Name the one with the prompts: prompt_column"
     )
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #3fa6ac7b
-_MOST_HELD_OUT = 256
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
     "(rows to train on, rows held out or None) without a shared prompt."
     if not eval_fraction: return rows, None
     keys = [prompt_key(row["prompt"]) for row in rows]
-    held = hold_out(keys, eval_fraction, seed=seed, most=_MOST_HELD_OUT)
-    train = [row for row, out in zip(rows, held) if not out]
-    return train, [row for row, out in zip(rows, held) if out]
+    held = hold_out(keys, eval_fraction, seed=seed, most=256)
+    return [row for row, out in zip(rows, held) if not out], [
+        row for row, out in zip(rows, held) if out
+    ]
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #46624bfe
-def _ppo_config(output, config, reward_weights, progress):
-    "The settings of a run; wrong ones fail here, before anything is read."
-    values = {"output_dir": str(output), "disable_tqdm": not progress} | dict(config or {})
-    if reward_weights is not None: values["reward_weights"] = list(reward_weights)
-    return _made(PPOConfig, values)
+# %% ../../nbs/6_tools/60_pipeline.ipynb #f8c6bc26
+def _weights_of(reward):
+    files = Path(reward).glob("*.safetensors") if isinstance(reward, (str, os.PathLike)) else ()
+    states = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    return f"{_name_of(reward)}, weights {_hash(repr(states))}" if states else _name_of(reward)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #58ee5e1e
+# %% ../../nbs/6_tools/60_pipeline.ipynb #86c5608a
+def _hash_of(rows):
+    plain = rows and [{k: v for k, v in row.items() if k != "origin"} for row in rows]
+    return _hash(json.dumps(plain, sort_keys=True, default=str))
+
+# %% ../../nbs/6_tools/60_pipeline.ipynb #942bb05d
 def _check_resume(run, resume, overwrite):
-    "Raises `ParameterError` where there is no run to go on with, but there should be."
     if not resume: return
     if overwrite:
         raise ParameterError("resume goes on with a run and overwrite clears it: give one of them")
@@ -548,118 +502,93 @@ def _check_resume(run, resume, overwrite):
             f"resume: {run.folder} holds no unfinished run; leave resume out to start one"
         )
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #f8c6bc26
-def _reward_settings(reward, weights):
-    "The rewards for the record."
-    names = []
-    for r in reward if isinstance(reward, (list, tuple)) else [reward]:
-        name = _name_of(r)
-        files = Path(r).glob("*.safetensors") if isinstance(r, (str, os.PathLike)) else ()
-        states = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
-        names.append(f"{name}, weights {_hash(repr(states))}" if states else name)
-    return {"reward": ", ".join(names), "reward weights": weights}
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #31841fd3
-def _prompt_settings(rows, held_out):
-    "The prompts for the record, wherever they lie."
-    found = {}
-    for name, data in (("data", rows), ("evaluation data", held_out)):
-        plain = data and [{k: v for k, v in row.items() if k != "origin"} for row in data]
-        found[name] = _hash(json.dumps(plain, sort_keys=True, default=str))
-    return found
-
 # %% ../../nbs/6_tools/60_pipeline.ipynb #4acfa76d
-def _plan(trainer, model, reward):
-    "What is about to happen."
-    args = trainer.args
-    rewards = reward if isinstance(reward, (list, tuple)) else [reward]
-    held_out = f"{len(trainer.eval_rows):,} held out" if trainer.eval_rows is not None else "none held out"
-    batches = counted(trainer.total_steps(), "batch", "batches")
-    lines = [
-        f"PPO on {_shown(model)}, judged by {', '.join(map(_shown, rewards))}: "
-        f"{counted(len(trainer.train_rows), 'prompt')} to train on, {held_out}.",
-        f"{batches} of {trainer.batch_size():,} responses of at most "
-        f"{args.response_length} tokens, {args.num_ppo_epochs} passes of {args.num_mini_batches} steps "
-        f"over each; KL coefficient {args.kl_coef:g}, "
-        f"learning rate {args.learning_rate:g}{_critic_rate(args)}.",
-    ]
-    if any(trainer.rewards.scaled):
-        lines[-1] += " Scores have mean 0 and standard deviation 1 on the reward model's own evaluation set."
-    return "\n".join(lines)
+_PLAN = """PPO on {model}, judged by {rewards}: {prompts} to train on, {held_out} held out.
+{batches} of {size:,} responses of at most {args.response_length} tokens, \
+{args.num_ppo_epochs} passes of {args.num_mini_batches} steps over each; \
+KL coefficient {args.kl_coef:g}, learning rate {args.learning_rate:g}"""
+_SCALED = " Scores have mean 0 and standard deviation 1 on the reward model's own evaluation set."
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #2ac94c4e
-def _shown(model):
-    "A model or a reward as you gave it."
+# %% ../../nbs/6_tools/60_pipeline.ipynb #fa85d8f8
+def _as_given(model):
     return str(model) if isinstance(model, (str, os.PathLike)) else _name_of(model)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #a32be869
-def _critic_rate(args):
-    "The critic's learning rate, where it has its own."
-    own = args.critic_learning_rate not in (None, args.learning_rate)
-    return f" (critic {args.critic_learning_rate:g})" if own else ""
+# %% ../../nbs/6_tools/60_pipeline.ipynb #63ae064b
+def _plan(trainer, model, rewards):
+    args = trainer.args
+    model, *rewards = map(_as_given, (model, *rewards))
+    text = _PLAN.format(
+        model=model,
+        rewards=", ".join(rewards),
+        prompts=counted(len(trainer.train_rows), "prompt"),
+        held_out="none" if trainer.eval_rows is None else f"{len(trainer.eval_rows):,}",
+        batches=counted(trainer.total_steps(), "batch", "batches"),
+        size=trainer.batch_size(),
+        args=args,
+    )
+    critic = args.critic_learning_rate
+    if critic not in (None, args.learning_rate): text += f" (critic {critic:g})"
+    return text + "." + (_SCALED if any(trainer.rewards.scaled) else "")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #492cceca
 class _WatchPolicy(TrainerCallback):
-    "Says the lines of the log, and keeps what was answered to the held-out prompts."
+    "Says the lines of the log, and keeps the first and the last answers."
 
     def __init__(self, trainer, say):
         self.trainer, self.say = trainer, say
-        self.first, self.answers = None, []  # metrics before the training; answers of the last evaluation
+        self.metrics, self.before, self.after = (
+            None,
+            [],
+            [],
+        )  # the first evaluation; first and last answers
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.first and not state.log_history: state.log_history.append({**self.first, "step": 0})
+        if self.metrics and not state.log_history:
+            state.log_history.append({**self.metrics, "step": 0})
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if self.first is None: self.first = metrics
-        self.answers = _answers(self.trainer)
+        self.after = _answers(self.trainer)
+        if self.metrics is None: self.metrics, self.before = metrics, self.after
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not args.disable_tqdm or not state.is_world_process_zero: return
-        self.say(log_line(logs, state.global_step, state.max_steps))
+        if args.disable_tqdm and state.is_world_process_zero:
+            self.say(log_line(logs, state.global_step, state.max_steps))
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #6d9e2d0f
+# %% ../../nbs/6_tools/60_pipeline.ipynb #407a7b97
 def _answers(trainer):
-    "What the policy has just answered to the held-out prompts, from all processes, in the order of the rows."
+    "What the policy has just answered, in all processes."
     own = []
     for e in trainer.eval_episodes:
-        text = e.completion if isinstance(e.completion, str) else e.completion[-1]["content"]
-        own.append({
-            "row": e.row,
-            "prompt": trainer.eval_rows[e.row]["prompt"],
-            "answer": text,
-            "score": e.raw_score,
-            "kl": e.kl,
-            "tokens": len(e.response_ids),
-        })
+        prompt, text = trainer.eval_rows[e.row]["prompt"], response_text(e.completion)
+        answer = {"row": e.row, "prompt": prompt, "answer": text, "score": e.raw_score}
+        own.append(answer | {"kl": e.kl, "tokens": len(e.response_ids)})
     return sorted(gather_object(own), key=lambda answer: answer["row"])
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #d9239214
 def _teach(trainer, run, settings, say):
-    "Answers the held-out prompts, trains or resumes, and answers them again."
     trainer.accelerator.wait_for_everyone()  # the main process may have cleared the folder
-    resumed, watch = _newest(run, say), _WatchPolicy(trainer, say)
-    if is_main_process(): run.start(settings)
+    resumed, watch = _begin(run, settings, say), _WatchPolicy(trainer, say)
     trainer.callbacks.add_callback(watch)
     trainer.state.max_steps = trainer.total_steps()  # for the line of the first evaluation
     if trainer.eval_rows is not None: trainer.evaluate()
-    before = watch.answers
-    state = trainer.train(resume_from_checkpoint=resumed)
-    both = {a["row"] for a in before} & {a["row"] for a in watch.answers}  # scored both times
-    before, after = ([a for a in answers if a["row"] in both] for answers in (before, watch.answers))
+    history = trainer.train(resume_from_checkpoint=resumed).log_history
+    both = {a["row"] for a in watch.before} & {a["row"] for a in watch.after}
+    before, after = (
+        [a for a in answers if a["row"] in both] for answers in (watch.before, watch.after)
+    )
     chat = not isinstance(trainer.train_rows[0]["prompt"], str)
-    return TrainedPolicy(run.folder, before, after, state.log_history, resumed, chat)
+    return TrainedPolicy(run.folder, before, after, history, resumed, chat)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #dab2c6dc
+# %% ../../nbs/6_tools/60_pipeline.ipynb #433aa8bf
 def _save_policy(trainer, result, say):
-    "Saves the policy with its card, and writes what it answered to the held-out prompts."
+    "Saves the policy, its card, and what it answered."
     trainer.save_model(str(result.path))
+    say(str(result))
+    if not result.before: return
     rows = []
     for a, b in zip(result.before, result.after):
         row = {"prompt": a["prompt"], "before": a["answer"], "after": b["answer"]}
         rows.append(row | {"score_before": a["score"], "score_after": b["score"], "kl": b["kl"]})
-    if rows:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(result.path / "held_out.jsonl", "".join(lines))
-        text = f"## Held-out prompts\n\n{result} Every answer is in held_out.jsonl."
-        ModelCard(result.path).replace("held-out", text)
-    say(str(result))
+    write_whole(result.path / "held_out.jsonl", rows)
+    text = f"## Held-out prompts\n\n{result} Every answer is in held_out.jsonl."
+    ModelCard(result.path).replace("held-out", text)
