@@ -22,7 +22,7 @@ import torch
 from reward_kit.data.playground import Playground, load_base
 from reward_kit.data.preferences import load_preferences
 from reward_kit.rl.ppo import PPOConfig, PPOTrainer
-from reward_kit.rl.rollouts import Sampling, encode_prompts, load_prompts, sample_responses
+from reward_kit.rl.rollouts import Sampling, encode_prompts, load_prompts
 from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.pipeline import train_reward_model
@@ -61,7 +61,7 @@ def base_samples(prompts: list[str]) -> list[list[str]]:
     how = Sampling(64, stop_ids=(tokenizer.eos_token_id,), rows=256)
     texts = [
         tokenizer.decode(e.response_ids, skip_special_tokens=True)
-        for e in sample_responses(model, ids, how, torch.Generator().manual_seed(0))
+        for e in how.sample(model, ids, torch.Generator().manual_seed(0))
     ]
     return [texts[i : i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
 

@@ -297,14 +297,13 @@ def _ppo_batches(params):
 # %% ../nbs/7_beside/autotrain.ipynb #77bd348f
 def _playground_batches():
     "The sizes that the playground chooses."
-    from reward_kit.rl.policies import PLAYGROUND_PPO
+    from reward_kit.rl.policies import PPOConfig
 
-    own = {name: s.default for name, s in _SETTINGS["ppo"].items()} | PLAYGROUND_PPO
-    batch = own["per_device_train_batch_size"] * own["gradient_accumulation_steps"]
+    own = PPOConfig.complete(None, "playground")
     return {
-        "rl_chunk_size": batch,
-        "batch_size": own["per_device_train_batch_size"],
-        "rl_mini_batch_size": batch // own["num_mini_batches"],
+        "rl_chunk_size": own.local_batch_size,
+        "batch_size": own.per_device_train_batch_size,
+        "rl_mini_batch_size": own.local_batch_size // own.num_mini_batches,
     }
 
 # %% ../nbs/7_beside/autotrain.ipynb #6da2f4ea

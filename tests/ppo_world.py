@@ -8,7 +8,7 @@ import torch
 from trainer_world import WORDS, make_base
 
 from reward_kit.rl.ppo import PPOConfig, PPOTrainer
-from reward_kit.rl.rollouts import Episode, prompt_order
+from reward_kit.rl.rollouts import Episode
 
 __all__ = ["make_base"]
 
@@ -61,7 +61,7 @@ def run_processes(base, folder):
         (Path(folder) / f"metrics_{trainer.accelerator.num_processes}.json").write_text(json.dumps(metrics))
     episodes, rollout = trainer.collect(0)
     rows = [e.row for e in episodes]
-    assert sorted(rows) == sorted(prompt_order(16, trainer.args.seed, 0, trainer.batch_size())) and rollout["response/length"] > 0
+    assert sorted(rows) == sorted(trainer.rows_of(0)) and rollout["response/length"] > 0
     trainer.train()  # with one held-out prompt, so that a second process has none
     trainer.update(fixed_episodes(1))  # nor an episode
     return trainer

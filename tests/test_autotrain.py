@@ -321,7 +321,8 @@ def test_every_parameter_changes_a_ppo_run_or_is_refused(name):
 
 
 def test_the_playground_keeps_its_own_ppo_settings_unless_they_are_named():
-    from reward_kit.rl.policies import PLAYGROUND_PPO, PPOConfig
+    from reward_kit.rl.policies import _PLAYGROUND_PPO as PLAYGROUND_PPO
+    from reward_kit.rl.policies import PPOConfig
     values = arguments(ppo_params(model="playground"))["config"]
     assert not PLAYGROUND_PPO.keys() & values.keys()
     own = PPOConfig(**values).fill(PLAYGROUND_PPO)

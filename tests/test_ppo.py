@@ -24,21 +24,13 @@ from reward_kit.model.packing import _read_segments as read_segments
 from reward_kit.model.packing import packing_problem
 from reward_kit.model.runs import CheckpointError, TrainingInterrupted
 from reward_kit.model.settings import settings_of
-from reward_kit.rl.policies import PPOConfig, _make_critic, _stop_ids
+from reward_kit.rl.policies import PPOConfig, _make_critic
 from reward_kit.rl.ppo import PPOTrainer
-from reward_kit.rl.ppo_report import log_line, rollout_metrics, sample_table
+from reward_kit.rl.ppo import _prompt_order as prompt_order
+from reward_kit.rl.ppo import _table as table
+from reward_kit.rl.ppo_report import log_line, rollout_metrics
 from reward_kit.rl.rewards import RewardError
-from reward_kit.rl.rollouts import (
-    Episode,
-    EpisodeBatch,
-    Sampling,
-    check_sampling,
-    encode_prompts,
-    evaluate_actions,
-    load_prompts,
-    prompt_order,
-    sample_responses,
-)
+from reward_kit.rl.rollouts import Episode, EpisodeBatch, Sampling, encode_prompts, load_prompts
 from reward_kit.scores.inference import RewardModel, RowScorer
 
 
@@ -68,6 +60,11 @@ def tiny(name):
     return model
 
 
+def evaluate(model, critic, batch, temperature):
+    logprobs, hidden = batch.logprobs(model, temperature)
+    return logprobs, critic.values(batch, hidden)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt"])
 def test_sampling_and_measuring_agree_for_every_architecture(name):
     "Cache, left padding, shrinking batches and sliding windows change nothing about log-probabilities and values."
@@ -76,16 +73,16 @@ def test_sampling_and_measuring_agree_for_every_architecture(name):
     critic = _make_critic("shared", model)
     torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
     asked = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16], [17]]
-    found = sample_responses(model, asked, Sampling(12, 0.9, stop_ids=(3, 20, 21, 22, 23, 24, 25, 26), rows=3), torch.Generator().manual_seed(0), critic)
+    found = Sampling(12, 0.9, stop_ids=(3, 20, 21, 22, 23, 24, 25, 26), rows=3).sample(model, asked, torch.Generator().manual_seed(0), critic)
     episodes = [Episode(e.row, e.prompt_ids, e.response_ids, e.stopped) for e in found]
     assert [e.prompt_ids for e in found] == asked and len({len(e.response_ids) for e in episodes}) > 1, "rows must end at different times for this to test anything"
     with torch.no_grad():
-        logprobs, values = evaluate_actions(model, critic, EpisodeBatch.of(episodes), 0.9)
+        logprobs, values = evaluate(model, critic, EpisodeBatch.of(episodes), 0.9)
         for row, own in enumerate(found):
             n = len(own.response_ids)
             assert torch.allclose(logprobs[row, :n], torch.tensor(own.logprobs), atol=2e-4)
             assert torch.allclose(values[row, :n], torch.tensor(own.values), atol=2e-3)
-            single, single_values = evaluate_actions(model, critic, EpisodeBatch.of([episodes[row]]), 0.9)
+            single, single_values = evaluate(model, critic, EpisodeBatch.of([episodes[row]]), 0.9)
             assert torch.allclose(logprobs[row, :n], single[0], atol=2e-4) and torch.allclose(values[row, :n], single_values[0], atol=2e-3)
 
 
@@ -109,16 +106,16 @@ def odd(name):
 
 @pytest.mark.parametrize("name", ["mamba", "jamba", "bamba", "lfm2"])
 def test_state_space_and_hybrid_models_are_refused(name):
-    with pytest.raises(ValueError, match="cannot be sampled while rows leave the batch") as refused: check_sampling(odd(name))
+    with pytest.raises(ValueError, match="cannot be sampled while rows leave the batch") as refused: Sampling(1).check(odd(name))
     assert type(odd(name)).__name__ in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_models_that_padding_changes_are_refused():
-    with pytest.raises(ValueError, match="the padding of a batch moves"): check_sampling(odd("bart"))
+    with pytest.raises(ValueError, match="the padding of a batch moves"): Sampling(1).check(odd("bart"))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2", "opt", "falcon"])
-def test_models_with_attention_are_taken(name): check_sampling(tiny(name))
+def test_models_with_attention_are_taken(name): Sampling(1).check(tiny(name))
 
 
 def test_what_cannot_be_sampled_is_refused_when_the_trainer_is_made(base, tmp_path):
@@ -140,13 +137,13 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass():
     with torch.no_grad():
         logits = model(torch.tensor([[5, 6, 7, 8, 9, 3]])).logits[0].double() / 0.7
         expected = [logits.log_softmax(-1)[2 + t, token].item() for t, token in enumerate([8, 9, 3])]
-        found, _ = evaluate_actions(model, None, EpisodeBatch.of([episode]), 0.7)
+        found, _ = EpisodeBatch.of([episode]).logprobs(model, 0.7)
     assert found[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_sampling_settings():
     model = tiny("llama")
-    draws = lambda **how: {tuple(e.response_ids) for e in sample_responses(model, [[5, 6]] * 40, Sampling(1, **how), torch.Generator().manual_seed(0))}
+    draws = lambda **how: {tuple(e.response_ids) for e in Sampling(1, **how).sample(model, [[5, 6]] * 40, torch.Generator().manual_seed(0))}
     with torch.no_grad(): logits = model(torch.tensor([[5, 6]])).logits[0, -1]
     best = logits.topk(3).indices.tolist()
     assert draws(temperature=0) == {(best[0],)} and draws(top_k=3) <= {(b,) for b in best} and len(draws(top_k=3)) > 1
@@ -156,7 +153,7 @@ def test_sampling_settings():
 def test_a_sample_stops_at_any_stop_token_and_says_so(base):
     trainer = make_trainer(base, "unused")
     trainer.policy.generation_config.eos_token_id = [trainer.tokenizer.eos_token_id, 9]
-    assert _stop_ids(trainer.policy, trainer.tokenizer) == (trainer.tokenizer.eos_token_id, 9)
+    assert trainer.models.stop_ids == (trainer.tokenizer.eos_token_id, 9)
 
 
 # ---------------------------------------------------------------- the update
@@ -178,14 +175,15 @@ def test_the_first_step_is_the_policy_gradient(base, tmp_path):
     "Where old and new policy are one, the ratio is 1, nothing is clipped, and the gradient is -A grad log p, token by token."
     trainer = make_trainer(base, tmp_path, critic="shared", num_mini_batches=1, vf_coef=0.0, max_grad_norm=0.0)
     episodes, _ = trainer.collect(0)
-    rollout = trainer.make_rollout(episodes)
-    sums = trainer._backward(rollout, list(range(len(episodes))), 1)
+    trainer.set_advantages(episodes)
+    sums = trainer._backward(episodes, 1)
     found = {name: p.grad.clone() for name, p in trainer.policy.named_parameters()}
     trainer.policy.zero_grad()
-    logprobs, _ = evaluate_actions(trainer.policy, None, EpisodeBatch.of(episodes), trainer.args.temperature)
-    (-(rollout.advantages * logprobs * rollout.mask).sum()).backward()
+    batch = EpisodeBatch.of(episodes)
+    logprobs, _ = batch.logprobs(trainer.policy, trainer.args.temperature)
+    (-(table(episodes, "advantages") * logprobs * batch.mask).sum()).backward()
     for name, p in trainer.policy.named_parameters(): assert torch.allclose(found[name], p.grad, atol=1e-4), name
-    assert sums["clipped"] == 0 and sums["ratio"].item() == pytest.approx(int(rollout.mask.sum()), rel=1e-4)
+    assert sums["clipped"] == 0 and sums["ratio"].item() == pytest.approx(int(batch.mask.sum()), rel=1e-4)
 
 
 def test_a_minibatch_is_an_optimizer_step(base, tmp_path):
@@ -197,11 +195,14 @@ def test_a_minibatch_is_an_optimizer_step(base, tmp_path):
 
 
 def test_rollouts_hold_whitened_advantages_of_real_tokens_only(base, tmp_path):
-    rollout = make_trainer(base, tmp_path).make_rollout(fixed_episodes())
-    assert rollout.advantages[~rollout.mask].eq(0).all() and rollout.returns[~rollout.mask].eq(0).all()
-    assert rollout.advantages[rollout.mask].mean().item() == pytest.approx(0, abs=1e-6)
-    plain = make_trainer(base, tmp_path, whiten_advantages=False, whiten_rewards=True).make_rollout(fixed_episodes())
-    assert plain.advantages[plain.mask].mean().abs() > 1e-4
+    mean = []
+    for settings in ({}, {"whiten_advantages": False, "whiten_rewards": True}):
+        episodes = fixed_episodes()
+        make_trainer(base, tmp_path, **settings).set_advantages(episodes)
+        assert all(len(e.advantages) == len(e.returns) == len(e.response_ids) for e in episodes)
+        every = [a for e in episodes for a in e.advantages]
+        mean.append(sum(every) / len(every))
+    assert mean[0] == pytest.approx(0, abs=1e-6) and abs(mean[1]) > 1e-4
 
 
 @pytest.mark.parametrize("setting, value", [
@@ -249,8 +250,8 @@ def test_the_layout_of_the_updates_changes_no_weight(base, tmp_path):
 def test_bf16_autocast_stays_near_float32(base, tmp_path):
     full, half = (make_trainer(base, tmp_path, bf16=flag, critic="shared") for flag in (False, True))
     episodes, _ = full.collect(0)
-    rollout = full.make_rollout(episodes)
-    sums = [trainer._backward(rollout, list(range(len(episodes))), 1) for trainer in (full, half)]
+    full.set_advantages(episodes)
+    sums = [trainer._backward(episodes, 1) for trainer in (full, half)]
     for name in ("policy_loss", "value_loss"): assert sums[1][name].item() == pytest.approx(sums[0][name].item(), abs=0.3)
     assert half.policy.dtype == torch.float32  # weights stay in float32
     half.train()
@@ -439,7 +440,7 @@ def test_learning_rates_that_are_not_given(base, tmp_path):
 
 # ---------------------------------------------------------------- runs
 
-def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
+def test_a_run_logs_what_one_watches_and_learns(base, tmp_path, capsys):
     seen = []
 
     class Watch(transformers.TrainerCallback):
@@ -447,7 +448,7 @@ def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
         def on_evaluate(self, args, state, control, metrics=None, **kwargs): seen.append("eval")
 
     trainer = make_trainer(base, tmp_path, total_episodes=320, per_device_train_batch_size=16, gradient_accumulation_steps=2, num_mini_batches=4, learning_rate=1e-2, kl_coef=0.0, eval_steps=5,
-                           eval_dataset=prompts(32, 9), callbacks=[Watch()], num_sample_generations=2)
+                           eval_dataset=prompts(32, 9), callbacks=[Watch()], num_sample_generations=2, disable_tqdm=False)
     state = trainer.train()
     logs = [log for log in state.log_history if "objective/scores" in log]
     assert len(logs) == 10 and seen.count("eval") == 2 and seen[:5] == [1, 2, 3, 4, 5] and len(trainer.samples) == 6
@@ -457,7 +458,7 @@ def test_a_run_logs_what_one_watches_and_learns(base, tmp_path):
     assert all(torch.isfinite(torch.tensor(float(value))) for log in logs for value in log.values())
     assert logs[-1]["objective/scores"] > logs[0]["objective/scores"] + 0.1
     assert logs[0]["lr"] > logs[-1]["lr"] > 0
-    assert "score" in log_line(logs[0], 1, 10) and trainer.samples[0]["prompt"][:20] in sample_table(trainer.samples)
+    assert "score" in log_line(logs[0], 1, 10) and trainer.samples[0]["prompt"][:20] in capsys.readouterr().out
     assert {"step", "prompt", "completion", "score", "tokens"} == set(trainer.samples[0])
 
 
@@ -580,7 +581,7 @@ def test_rows_without_a_reward_are_left_out_and_counted(base, tmp_path):
 def test_kl_coefficient_follows_its_target(base, tmp_path):
     trainer = make_trainer(base, tmp_path, kl_target=1e-6, kl_horizon=10, learning_rate=1e-2)
     trainer.train()
-    assert trainer.kl.value > trainer.args.kl_coef
+    assert trainer.kl_coef > trainer.args.kl_coef
 
 
 def test_prompts_are_shuffled_passes():
@@ -622,7 +623,7 @@ def test_a_resumed_run_ends_with_the_same_weights(base, tmp_path):
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 5 and len([log for log in again.state.log_history if "objective/kl" in log]) == 5
     for name, value in weights(whole).items(): assert torch.equal(value, weights(again)[name]), name
-    assert whole.kl.value == again.kl.value
+    assert whole.kl_coef == again.kl_coef
 
 
 def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
@@ -807,7 +808,7 @@ def test_vllm_is_a_switch(base, tmp_path, monkeypatch):
     trainer.train()
     assert calls[0]["mode"] == "server" and calls[0]["temperature"] == 0.9 and calls[0]["max_completion_length"] == 8 and calls.count("sync") == 2
     episodes, _ = trainer.collect(0)
-    logprobs, _ = evaluate_actions(trainer.policy, None, EpisodeBatch.of(episodes), 0.9)
+    logprobs, _ = EpisodeBatch.of(episodes).logprobs(trainer.policy, 0.9)
     assert episodes[0].logprobs == pytest.approx(logprobs[0, :3].tolist(), abs=1e-5)
 
 

@@ -10,8 +10,10 @@ import atexit
 import hashlib
 import json
 import math
+import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #7e8d39c9
@@ -21,38 +23,30 @@ import torch
 import transformers
 from accelerate.utils import gather_object
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #ffbe24f0
 from ..data.files import json_ready, write_whole
+from ..data.records import response_text
+from ..data.report import Table
 from ..model.model_folder import saved_whole
 from ..model.runs import Checkpoints, StopOnInterrupt, changed_settings
 from ..model.settings import quiet
 from . import ppo_math
-from .policies import PPOConfig, complete_settings, prepare_models
-from .ppo_report import PhaseClock, log_line, rollout_metrics, sample_table, update_metrics
-from .ppo_report import write_policy_card
+from .policies import PPOConfig, prepare_models
+from .ppo_report import log_line, rollout_metrics, write_policy_card
 from .rewards import RewardError, RewardMix
-from .rollouts import Episode, EpisodeBatch, Rollout, Sampling, VLLMSampling
-from .rollouts import encode_prompts, evaluate_actions, load_prompts, prompt_order
-from .rollouts import sample_responses
+from .rollouts import Episode, EpisodeBatch, Sampling, encode_prompts, load_prompts
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #5f4efb37
-_REWARDS = "give a RewardModel, its path, or a function (prompts, completions, **columns) -> numbers"
-
-
 class PPOTrainer:
     """PPO for a causal language model: `PPOTrainer(policy, reward, args, prompts).train()`.
 
     Attributes: `policy`, `critic`, `ref_policy`, `tokenizer`, `state.log_history`, `samples`,
-    `eval_episodes`. Runs in one process or, with `accelerate launch`, in several that hold whole
-    copies of the models. To change a detail, override `rows_of`, `sample`, `score`, `measure`,
-    `token_rewards`, `advantages`, `policy_loss` or `value_loss`. ValueError under FSDP or
-    DeepSpeed, or for a policy that cannot be sampled; TypeError; ModelLoadError; RewardError.
-    """
+    `eval_episodes`. ValueError under FSDP or DeepSpeed, or for a policy that cannot be sampled;
+    TypeError; ModelLoadError; RewardError."""
 
     def __init__(
         self,
@@ -71,18 +65,19 @@ class PPOTrainer:
             from reward_kit.beside.trl_ppo import take_trl_names
 
             reward, processing_class = take_trl_names(others, reward, processing_class)
-        self.args = complete_settings(args, model)
+        self.args = args = PPOConfig.complete(args, model)
         if reward is None:
-            raise TypeError(f"reward is missing: {_REWARDS}")
-        transformers.set_seed(self.args.seed)
+            forms = "a RewardModel, its path, or a function (prompts, completions, **columns) -> numbers"
+            raise TypeError(f"reward is missing: give {forms}")
+        transformers.set_seed(args.seed)
         self._prepare_processes()
-        weights, normalize = self.args.reward_weights, self.args.normalize_reward
-        self.rewards = RewardMix(reward, weights, normalize, self.device)
+        self.rewards = RewardMix(reward, args.reward_weights, args.normalize_reward, self.device)
         own = processing_class, ref_model, peft_config
-        self.models = prepare_models(model, self.args, self.rewards, self.device, *own)
+        self.models = prepare_models(model, args, self.rewards, self.device, *own)
         self.policy, self.ref_policy = self.models.policy, self.models.reference
         self.critic, self.tokenizer = self.models.critic, self.models.tokenizer
-        self.optimizer = self.models.make_optimizer(self.args, self.device)
+        self.optimizer = self.models.make_optimizer(args, self.device)
+        self._prepare_sampling()
         self._prepare_prompts(train_dataset, eval_dataset)
         self._prepare_run(callbacks)
 
@@ -90,16 +85,13 @@ class PPOTrainer:
 @patch
 def _prepare_processes(self: PPOTrainer):
     "ValueError where models are spread over processes."
-    args = self.args
-    trackers = None if args.report_to in ("none", None, []) else args.report_to
-    options = {"log_with": trackers, "project_dir": args.output_dir}
-    self.accelerator = accelerate.Accelerator(cpu=args.use_cpu, **options)
+    trackers = None if self.args.report_to in ("none", None, []) else self.args.report_to
+    options = {"log_with": trackers, "project_dir": self.args.output_dir}
+    self.accelerator = accelerate.Accelerator(cpu=self.args.use_cpu, **options)
     kind, self.device = self.accelerator.distributed_type, self.accelerator.device
     if kind in ("FSDP", "DEEPSPEED"):
-        raise ValueError(
-            f"PPOTrainer holds whole models in each process and cannot run under {kind}; "
-            "launch it with plain data parallelism"
-        )
+        whole = "PPOTrainer holds whole models in each process and cannot run under"
+        raise ValueError(f"{whole} {kind}; launch it with plain data parallelism")
     if self.accelerator.num_processes > 1:  # not at the end of a run: callers may still gather
         atexit.register(accelerate.PartialState().destroy_process_group)
 
@@ -117,39 +109,46 @@ def batch_size(self: PPOTrainer) -> int:
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #e4427a88
 @patch
+def _new_generator(self: PPOTrainer, stream):
+    "D22: a random state of its own for each process, so that no two sample the same."
+    seed = self.args.seed + 1_000_003 * stream + 7919 * self.accelerator.process_index
+    return torch.Generator(self.device).manual_seed(seed % 2**63)
+
+
+@patch
+def _prepare_sampling(self: PPOTrainer):
+    "ValueError for a policy that cannot be sampled."
+    args, stop_ids, self.vllm = self.args, self.models.stop_ids, None
+    how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    rows = args.local_rollout_forward_batch_size
+    self.sampling = Sampling(args.response_length, **how, stop_ids=stop_ids, rows=rows)
+    self.sampling.check(self.policy)
+    self.generator = self._new_generator(0)
+    if args.use_vllm:
+        from trl.generation.vllm_generation import VLLMGeneration
+
+        how |= {"max_completion_length": args.response_length} | (args.vllm_kwargs or {})
+        self.vllm = VLLMGeneration(self.policy, self.accelerator, self.tokenizer, **how)
+
+# %% ../../nbs/5_rl/55_ppo.ipynb #190aaaa8
+@patch
 def _prepare_prompts(self: PPOTrainer, train_dataset, eval_dataset):
     "Rows and token ids, all checked."
     if train_dataset is None:
         forms = "as a list, a file or a dataset with a column prompt"
         raise ValueError(f"train_dataset is missing: give prompts, {forms}")
     limit = self.models.longest_prompt(self.args.response_length)
-    self.train_rows = load_prompts(train_dataset)
+    self.train_rows, self.eval_rows, self.eval_ids = load_prompts(train_dataset), None, None
     self.train_ids = encode_prompts(self.train_rows, self.tokenizer, limit)
-    self.eval_rows = self.eval_ids = None
     if eval_dataset is not None:
         self.eval_rows = load_prompts(eval_dataset, name="eval_dataset")
         self.eval_ids = encode_prompts(self.eval_rows, self.tokenizer, limit)
-
-# %% ../../nbs/5_rl/55_ppo.ipynb #190aaaa8
-@patch
-def _new_generator(self: PPOTrainer, stream):
-    "D22: a random state of its own for each process, so that no two sample the same."
-    seed = self.args.seed + 1_000_003 * stream + 7919 * self.accelerator.process_index
-    return torch.Generator(self.device).manual_seed(seed % 2**63)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #c4f9864e
 @patch
 def _prepare_run(self: PPOTrainer, callbacks):
     args, main = self.args, self.accelerator.is_main_process
-    self.kl = ppo_math.KLController(args.kl_coef, args.kl_target, args.kl_horizon)
-    self.generator, self.clock = self._new_generator(0), PhaseClock(self.device)
-    drawing = args.response_length, args.temperature, args.top_k, args.top_p
-    rows = args.local_rollout_forward_batch_size
-    self.sampling = Sampling(*drawing, self.models.stop_ids, rows)
-    self.vllm, self.samples, self.eval_episodes = None, [], []
-    if args.use_vllm:
-        own = self.policy, self.accelerator, self.tokenizer, self.sampling
-        self.vllm = VLLMSampling(*own, args.vllm_kwargs)
+    self.kl_coef, self.seconds, self.samples, self.eval_episodes = args.kl_coef, Counter(), [], []
     processes = {"writes": main, "wait": self.accelerator.wait_for_everyone}
     self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, **processes)
     self.stop = StopOnInterrupt(self.checkpoints, self.accelerator.print)
@@ -164,10 +163,13 @@ def _prepare_run(self: PPOTrainer, callbacks):
 @patch
 def sample(self: PPOTrainer, prompts: list[list[int]]) -> list[Episode]:
     "Responses by the policy as it is; what the episodes lack is measured later."
-    if self.vllm is not None:
-        return self.vllm(prompts)
-    critic = self.critic if self.critic.trunk is None else None
-    return sample_responses(self.policy, prompts, self.sampling, self.generator, critic)
+    if self.vllm is None:
+        critic = self.critic if self.critic.trunk is None else None
+        return self.sampling.sample(self.policy, prompts, self.generator, critic)
+    self.vllm.sync_weights()
+    _, found, *_ = self.vllm.generate(prompts=prompts, images=None, num_generations=1)
+    pairs, ends = zip(prompts, found), self.sampling.stop_ids
+    return [Episode(0, ids, list(new), new[-1] in ends) for ids, new in pairs]
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #a08e418b
 @patch
@@ -175,11 +177,22 @@ def _autocast(self: PPOTrainer):
     "accelerate allows one precision in a program; here each trainer has its own."
     return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.args.bf16))
 
+
+@patch
+@contextmanager
+def _timed(self: PPOTrainer, phase):
+    "Seconds of each phase are summed until the next log."
+    start = time.perf_counter()
+    yield
+    if self.device.type == "cuda":
+        torch.cuda.synchronize()
+    self.seconds[f"time/{phase}"] += time.perf_counter() - start
+
 # %% ../../nbs/5_rl/55_ppo.ipynb #6db7d3c9
 @patch
 def _episodes(self: PPOTrainer, rows, data, encoded):
     "Episodes of some prompts; their completions are what the reward functions read."
-    with self.clock("sample"), self._autocast():
+    with self._timed("sample"), self._autocast():
         episodes = self.sample([encoded[row] for row in rows])
     for row, episode in zip(rows, episodes):
         # D12: the text up to EOS, and nothing after it (the EOS trick of Z)
@@ -194,15 +207,14 @@ def _episodes(self: PPOTrainer, rows, data, encoded):
 @patch
 def score(self: PPOTrainer, episodes: list[Episode], data: list[dict]) -> dict:
     "Sets `score` and `raw_score`; {reward function: rewards}."
-    args, rows = self.args, [e.row for e in episodes]
-    own = [data[row] for row in rows]
-    taken = ("prompt", "completion", "completions", "completion_ids")
-    names = dict.fromkeys(name for row in own for name in row if name not in taken)
+    args, own = self.args, [data[e.row] for e in episodes]
+    names = dict.fromkeys(name for row in own for name in row)
     columns = {name: [row.get(name) for row in own] for name in names}
+    prompts, completions = columns.pop("prompt"), [e.completion for e in episodes]
+    columns = {k: v for k, v in columns.items() if k not in ("completion", "completions")}
     columns["completion_ids"] = [e.response_ids for e in episodes]
-    prompts, completions = [row["prompt"] for row in own], [e.completion for e in episodes]
-    with self.clock("score"):
-        totals, each = self.rewards(prompts, completions, columns, rows)
+    with self._timed("score"):
+        totals, each = self.rewards(prompts, completions, columns, [e.row for e in episodes])
     for episode, total in zip(episodes, totals):
         episode.raw_score = episode.score = total
         if total is None:
@@ -214,79 +226,71 @@ def score(self: PPOTrainer, episodes: list[Episode], data: list[dict]) -> dict:
             episode.score -= args.missing_eos_penalty
     return each
 
-# %% ../../nbs/5_rl/55_ppo.ipynb #d161f70a
-@patch
-@torch.no_grad()
-def _measure(self: PPOTrainer, batch, again):
-    "{field of an episode: (b, t)} for a batch of episodes."
-    temperature, found = self.args.temperature, {}
-    with self.clock("reference"), self.models.referring() as reference, self._autocast():
-        found["ref_logprobs"], _ = evaluate_actions(reference, None, batch, temperature)
-    with self.clock("values"), self._autocast():
-        if again:
-            own = evaluate_actions(self.policy, self.critic, batch, temperature)
-            found["logprobs"], found["values"] = own
-        elif self.critic.trunk is not None:
-            found["values"] = self.critic.values(batch)
-    return found
-
 # %% ../../nbs/5_rl/55_ppo.ipynb #406788bc
 @patch
+@torch.no_grad()
 def measure(self: PPOTrainer, episodes: list[Episode]) -> None:
     "Sets `logprobs`, `values` and `ref_logprobs`, where they are not known yet."
     args, order = self.args, sorted(episodes, key=lambda e: e.length)
     again = bool(args.bf16) if args.recompute_logprobs is None else args.recompute_logprobs
-    again, size = again or episodes[0].logprobs is None, args.per_device_train_batch_size
+    again = again or any(e.logprobs is None for e in episodes)
+    size, found, hidden = args.per_device_train_batch_size, {}, None
     for start in range(0, len(order), size):  # similar lengths together
         chosen = order[start : start + size]
         batch = EpisodeBatch.of(chosen, self.device, self.models.layout)
-        for name, table in self._measure(batch, again).items():
+        with self._timed("reference"), self.models.referring() as reference, self._autocast():
+            found["ref_logprobs"], _ = batch.logprobs(reference, args.temperature)
+        with self._timed("values"), self._autocast():
+            if again:
+                found["logprobs"], hidden = batch.logprobs(self.policy, args.temperature)
+            if again or self.critic.trunk is not None:
+                found["values"] = self.critic.values(batch, hidden)
+        for name, table in found.items():
             for episode, numbers in zip(chosen, table.tolist()):
                 setattr(episode, name, numbers[: len(episode.response_ids)])
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #1d04b5b6
 @patch
 def _rollout(self: PPOTrainer, rows, data, encoded):
-    "Episodes of some prompts, those of them with a score, and {name: rewards}."
+    "Episodes of this process's share, scored and measured, and {name: rewards}."
+    rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
     self.policy.eval()
     self.critic.eval()
     episodes = self._episodes(rows, data, encoded)
     each = self.score(episodes, data) if episodes else {}  # prompts may be few
-    scored = [e for e in episodes if e.score is not None]
-    if scored:
-        self.measure(scored)
-    return episodes, scored, each
+    self.measure([e for e in episodes if e.score is not None])
+    return episodes, each
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #f0c431ff
 @patch
 def rows_of(self: PPOTrainer, step: int) -> list[int]:
-    "Rows of the dataset in batch `step`, of all processes."
-    start, n = step * self.batch_size(), len(self.train_rows)
-    return prompt_order(n, self.args.seed, start, start + self.batch_size())
+    "D11: rows in batch `step`, of all processes. Each pass is shuffled anew; a batch may span two (N+)."
+    n, size, passes = len(self.train_rows), self.batch_size(), {}
+    positions = range(step * size, (step + 1) * size)
+    for epoch in {i // n for i in positions}:
+        generator = torch.Generator().manual_seed(self.args.seed + epoch)
+        passes[epoch] = torch.randperm(n, generator=generator).tolist()
+    return [passes[i // n][i % n] for i in positions]
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #17c64922
 @patch
 def collect(self: PPOTrainer, step: int) -> tuple[list[Episode], dict]:
     "Episodes of batch `step` (from 0) and metrics. RewardError where nothing has a score."
-    accelerator, rows = self.accelerator, self.rows_of(step)
-    rows = rows[accelerator.process_index :: accelerator.num_processes]
-    episodes, scored, each = self._rollout(rows, self.train_rows, self.train_ids)
-    sampled = gather_object([(len(e.response_ids), e.stopped) for e in episodes])
-    scored, each = gather_object(scored), gather_object([each])
+    episodes, each = self._rollout(self.rows_of(step), self.train_rows, self.train_ids)
+    episodes, each = gather_object(episodes), gather_object([each])
+    sampled = [(len(e.response_ids), e.stopped) for e in episodes]
+    scored = [e for e in episodes if e.score is not None]
     if not scored:
-        raise RewardError(
-            f"no reward function applies to any of the {len(sampled)} responses of batch {step}: "
-            "there is nothing to learn from"
-        )
-    penalty = self.kl.value, self.args.kl_estimator
-    return scored, rollout_metrics(scored, sampled, each, *penalty)
+        none = f"no reward function applies to any of the {len(sampled)} responses of batch {step}"
+        raise RewardError(f"{none}: there is nothing to learn from")
+    return scored, rollout_metrics(scored, sampled, each, self.kl_coef, self.args.kl_estimator)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #d0e4f572
 @patch
 def token_rewards(self: PPOTrainer, scores, logprobs, ref_logprobs, mask) -> Tensor:
     "What each token earned (n, t), from scores (n,) and tables (n, t); mask: True = sampled."
     kl = ppo_math.kl_estimate(logprobs, ref_logprobs, self.args.kl_estimator)
-    rewards = ppo_math.token_rewards(scores, kl, mask, self.kl.value)
+    rewards = ppo_math.token_rewards(scores, kl, mask, self.kl_coef)
     if self.args.whiten_rewards:  # D16: the mean stays, it says what is good (N+ section 7)
         rewards = ppo_math.whiten(rewards, mask, shift_mean=False)
     return rewards
@@ -302,21 +306,25 @@ def advantages(self: PPOTrainer, rewards, values, mask) -> tuple[Tensor, Tensor]
     return advantages, returns
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #4a3ce943
+def _table(episodes, name):
+    "A field of each token (n, t), aligned at the first sampled token, 0 where none was sampled."
+    rows = [torch.tensor(getattr(e, name), dtype=torch.float32) for e in episodes]
+    return pad_sequence(rows, batch_first=True)
+
+
 @patch
-def make_rollout(self: PPOTrainer, episodes: list[Episode]) -> Rollout:
-    "The tensors of episodes that are scored and measured."
-
-    def table(name):
-        rows = [torch.tensor(getattr(e, name), dtype=torch.float32) for e in episodes]
-        return pad_sequence(rows, batch_first=True)
-
+def set_advantages(self: PPOTrainer, episodes: list[Episode]) -> float:
+    "Sets `advantages` and `returns` of a whole batch; the share of the returns that the critic knew."
+    fields = "logprobs", "ref_logprobs", "values", "response_ids"
+    logprobs, ref_logprobs, values, ids = (_table(episodes, name) for name in fields)
     lengths = torch.tensor([len(e.response_ids) for e in episodes])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
     scores = torch.tensor([e.score for e in episodes])
-    logprobs, ref_logprobs, values = map(table, ("logprobs", "ref_logprobs", "values"))
     rewards = self.token_rewards(scores, logprobs, ref_logprobs, mask)
-    found = self.advantages(rewards, values, mask)
-    return Rollout(episodes, mask, logprobs, values, *found)
+    advantages, returns = self.advantages(rewards, values, mask)
+    for e, n, own, earned in zip(episodes, lengths, advantages.tolist(), returns.tolist()):
+        e.advantages, e.returns = own[:n], earned[:n]
+    return ppo_math.explained_variance(values, returns, mask)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #8617131d
 @patch
@@ -332,88 +340,100 @@ def value_loss(self: PPOTrainer, values, old_values, returns, mask):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #8e02b473
 @patch
-def _backward(self: PPOTrainer, rollout, chosen, tokens):
+def _backward(self: PPOTrainer, episodes, tokens):
     "Gradients of some episodes of a minibatch of so many tokens; sums of what is logged."
-    args, own_trunk = self.args, self.critic.trunk is not None
-    batch, *tables = rollout.take(chosen, self.device, self.models.layout)
+    batch = EpisodeBatch.of(episodes, self.device, self.models.layout)
+    fields = "logprobs", "values", "advantages", "returns"
+    tables = (_table(episodes, name).to(self.device) for name in fields)
     old_logprobs, old_values, advantages, returns = tables
     with self._autocast():
-        shared = None if own_trunk else self.critic
-        logprobs, values = evaluate_actions(self.policy, shared, batch, args.temperature)
-    actor, sums = self.policy_loss(logprobs, old_logprobs, advantages, batch.mask)
-    if own_trunk:
-        (actor / tokens).backward()
-        with self._autocast():
-            values = self.critic.values(batch)
-    critic, more = self.value_loss(values, old_values, returns, batch.mask)
-    loss = args.vf_coef * critic if own_trunk else actor + args.vf_coef * critic
-    (loss / tokens).backward()
-    return sums | more | {"policy_loss": actor.detach(), "value_loss": critic.detach()}
+        logprobs, hidden = batch.logprobs(self.policy, self.args.temperature)
+    loss, sums = self.policy_loss(logprobs, old_logprobs, advantages, batch.mask)
+    sums["policy_loss"] = loss.detach()
+    if self.critic.trunk is not None:
+        (loss / tokens).backward()
+        loss = 0
+    with self._autocast():
+        values = self.critic.values(batch, hidden)
+    error, more = self.value_loss(values, old_values, returns, batch.mask)
+    ((loss + self.args.vf_coef * error) / tokens).backward()
+    return sums | more | {"value_loss": error.detach()}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #f0b237b5
 @patch
-def _optimizer_step(self: PPOTrainer, rollout, minibatch):
-    "One step on one minibatch; sums over its tokens, of this process."
-    size, accelerator = self.args.per_device_train_batch_size, self.accelerator
-    tokens = sum(len(rollout.episodes[i].response_ids) for i in minibatch)
-    # D19: episodes of similar length together, padding cut
-    order = sorted(minibatch, key=lambda i: (rollout.episodes[i].length, i))
-    own, sums = order[accelerator.process_index :: accelerator.num_processes], Counter()
+def _optimizer_step(self: PPOTrainer, minibatch):
+    "One step on the episodes of a minibatch; sums over its tokens, of this process."
+    size, accelerator, sums = self.args.per_device_train_batch_size, self.accelerator, Counter()
+    tokens = sum(len(e.response_ids) for e in minibatch)
+    order = sorted(minibatch, key=lambda e: e.length)  # D19: similar lengths together, padding cut
+    own = order[accelerator.process_index :: accelerator.num_processes]
     for start in range(0, len(own), size):
-        found = self._backward(rollout, own[start : start + size], tokens)
+        found = self._backward(own[start : start + size], tokens)
         sums.update({name: value.item() for name, value in found.items()})
     self.models.share_gradients(accelerator.num_processes)
-    sums["grad_norm"] = self._clip_gradients(rollout, minibatch)
+    sums["grad_norm"] = self._clip_gradients(minibatch)
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
     return sums
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #0f92676e
 @patch
-def _clip_gradients(self: PPOTrainer, rollout, minibatch):
+def _clip_gradients(self: PPOTrainer, minibatch):
     "Length of the gradient before it is cut. FloatingPointError, before the weights change."
-    longest = self.args.max_grad_norm or math.inf
+    longest, step = self.args.max_grad_norm or math.inf, self.state.global_step + 1
     norm = torch.nn.utils.clip_grad_norm_(self.models.trained(), longest).item()
     if not math.isfinite(norm):
-        rows = ", ".join(str(rollout.episodes[i].row) for i in minibatch[:5])
-        step = self.state.global_step + 1
-        raise FloatingPointError(
-            f"the gradient of step {step} is {norm} (prompts of rows {rows}, ...); "
-            "lower learning_rate, or train in float32"
-        )
+        rows = ", ".join(str(e.row) for e in minibatch[:5])
+        wrong = f"the gradient of step {step} is {norm} (prompts of rows {rows}, ...)"
+        raise FloatingPointError(f"{wrong}; lower learning_rate, or train in float32")
     return norm
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #91b2c697
 @patch
 def update(self: PPOTrainer, episodes: list[Episode], step: int = 0) -> dict:
     "`num_ppo_epochs` passes over batch `step`, `num_mini_batches` optimizer steps each."
-    args, sums, steps = self.args, Counter(), 0
-    rollout = self.make_rollout(episodes)
+    args, sums = self.args, Counter()
+    minibatches = min(args.num_mini_batches, len(episodes))
+    known = self.set_advantages(episodes)
     self.policy.train()
     self.critic.train()
-    with self.clock("update"):
+    with self._timed("update"):
         for epoch in range(args.num_ppo_epochs):
             # D18: a fresh shuffle in each pass, the same in all processes
             generator = torch.Generator().manual_seed(args.seed + 1_000_003 * step + epoch)
             order = torch.randperm(len(episodes), generator=generator)
-            for minibatch in order.tensor_split(min(args.num_mini_batches, len(order))):
-                sums.update(self._optimizer_step(rollout, minibatch.tolist()))
-                steps += 1
-    if self.vllm is not None:
-        self.vllm.outdated = True
-    metrics = self._update_metrics(rollout, sums)
-    return metrics | {"policy/grad_norm": sums["grad_norm"] / steps}
+            for chosen in order.tensor_split(minibatches):
+                minibatch = [episodes[i] for i in sorted(chosen.tolist())]
+                sums.update(self._optimizer_step(minibatch))
+    norm = sums.pop("grad_norm") / (args.num_ppo_epochs * minibatches)
+    metrics = self._update_metrics(episodes, sums)
+    return metrics | {"policy/grad_norm": norm, "val/explained_variance": known}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #767c6f26
 @patch
-def _update_metrics(self: PPOTrainer, rollout, sums):
-    "From all processes, over all passes."
-    total, mask = Counter(), rollout.mask
+def _update_metrics(self: PPOTrainer, episodes, sums):
+    "Means over the tokens of all processes and passes."
+    total, tokens = Counter(), sum(len(e.response_ids) for e in episodes)
     for own in gather_object([sums]):
         total.update(own)
-    known = ppo_math.explained_variance(rollout.values, rollout.returns, mask)
-    metrics = update_metrics(total, self.args.num_ppo_epochs * mask.sum().item())
-    return metrics | {"val/explained_variance": known}
+    mean = Counter({name: x / (self.args.num_ppo_epochs * tokens) for name, x in total.items()})
+    return {
+        "policy/approxkl_avg": mean["kl"],
+        "policy/clipfrac_avg": mean["clipped"],
+        "loss/policy_avg": mean["policy_loss"],
+        "loss/value_avg": mean["value_loss"],
+        "val/clipfrac_avg": mean["value_clipped"],
+        "val/ratio": mean["ratio"],
+        "val/ratio_var": max(0.0, mean["ratio_spread"] - (mean["ratio"] - 1) ** 2),
+    }
+
+# %% ../../nbs/5_rl/55_ppo.ipynb #0fdd7f2f
+@patch
+def _adapt_kl_coef(self: PPOTrainer, kl, n):
+    "D3: a proportional controller in log space, from nats a response of n responses (Z section 2.2)."
+    if self.args.kl_target is not None:
+        error = min(max(kl / self.args.kl_target - 1, -0.2), 0.2)
+        self.kl_coef *= 1 + error * n / self.args.kl_horizon
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #2a59e6a8
 @patch
@@ -421,21 +441,20 @@ def evaluate(self: PPOTrainer) -> dict:
     "One sampled response to each prompt of `eval_dataset`. ValueError without one."
     if self.eval_rows is None:
         raise ValueError("there is nothing to evaluate on: give PPOTrainer an eval_dataset")
-    accelerator, rows = self.accelerator, range(len(self.eval_rows))
-    own = rows[accelerator.process_index :: accelerator.num_processes]
     before, self.generator = self.generator, self._new_generator(7)
     try:
-        _, self.eval_episodes, _ = self._rollout(own, self.eval_rows, self.eval_ids)
+        rows = range(len(self.eval_rows))
+        episodes, _ = self._rollout(rows, self.eval_rows, self.eval_ids)
     finally:
         self.generator = before
+    self.eval_episodes = [e for e in episodes if e.score is not None]
     own = [(e.raw_score, e.kl, len(e.response_ids), e.stopped) for e in self.eval_episodes]
-    found = gather_object(own)
-    if not found:
+    found = torch.tensor(gather_object(own), dtype=torch.float64)
+    if not len(found):
         raise RewardError("no reward function applies to any response of the evaluation set")
-    numbers = torch.tensor(found, dtype=torch.float64)
     names = "eval_score", "eval_kl", "eval_length", "eval_eos_share"
-    metrics = dict(zip(names, numbers.mean(0).tolist()))
-    metrics["eval_score_std"] = numbers[:, 0].std(correction=0).item()
+    metrics = dict(zip(names, found.mean(0).tolist()))
+    metrics["eval_score_std"] = found[:, 0].std(correction=0).item()
     self._log(metrics)
     self._call("on_evaluate", metrics)
     return metrics
@@ -443,18 +462,17 @@ def evaluate(self: PPOTrainer) -> dict:
 # %% ../../nbs/5_rl/55_ppo.ipynb #10e2fabb
 @patch
 def _call(self: PPOTrainer, event, *more):
-    "Tell the callbacks."
     tell = getattr(self.callbacks, event)
     self.control = tell(self.args, self.state, self.control, *more)
 
 
 @patch
 def _log(self: PPOTrainer, metrics):
-    step = self.state.global_step
-    self.state.log_history.append({**metrics, "step": step})
-    self.accelerator.log(metrics, step=step)
+    state = self.state
+    state.log_history.append({**metrics, "step": state.global_step})
+    self.accelerator.log(metrics, step=state.global_step)
     self._call("on_log", metrics)
-    self._write(log_line(metrics, step, self.state.max_steps))
+    self._write(log_line(metrics, state.global_step, state.max_steps))
 
 
 @patch
@@ -467,14 +485,15 @@ def _write(self: PPOTrainer, text):
 @patch
 def _show_samples(self: PPOTrainer, episodes):
     "A few episodes of this batch, kept in `samples`, as often as the settings ask for."
-    times, step = self.args.num_sample_generations, self.state.global_step
+    times, step, rows = self.args.num_sample_generations, self.state.global_step, []
     if not times or (step - 1) % max(1, self.state.max_steps // times):
         return
     for e in episodes[:3]:
-        sample = {"step": step, "score": e.raw_score, "tokens": len(e.response_ids)}
         texts = {"prompt": self.train_rows[e.row]["prompt"], "completion": e.completion}
-        self.samples.append(sample | texts)
-    self._write(sample_table(self.samples[-3:]))
+        own = {"step": step, "score": e.raw_score, "tokens": len(e.response_ids)}
+        self.samples.append(own | texts)
+        rows.append((f"{e.raw_score:+.2f}", *map(response_text, texts.values())))
+    self._write(Table(("score", "prompt", "response"), rows, width=60).to_text())
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #bda3053a
 @patch
@@ -491,30 +510,15 @@ def _new_scheduler(self: PPOTrainer):
     "D23: the learning rate falls to 0 over the run, batch by batch (Z; N+ section 7)."
     steps, warmup = self.state.max_steps, self.args.warmup_steps
     warmup = math.ceil(warmup * (1 if warmup >= 1 else steps))
-    kind = self.args.lr_scheduler_type
-    return transformers.get_scheduler(kind, self.optimizer, warmup, steps)
+    return transformers.get_scheduler(self.args.lr_scheduler_type, self.optimizer, warmup, steps)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #88a913e5
 @patch
 def _deciding_settings(self: PPOTrainer):
     "What makes a run the run it is."
-    digest = hashlib.sha256()
-    for ids in self.train_ids:
-        digest.update(json.dumps(ids).encode())
-    own = {"prompts": digest.hexdigest()[:16], "processes": self.accelerator.num_processes}
-    return self.args.deciding() | own
-
-# %% ../../nbs/5_rl/55_ppo.ipynb #39c1ad8b
-@patch
-def _check_settings(self: PPOTrainer, folder):
-    "ValueError: the checkpoint is of a run with other settings."
-    before = json.loads((folder / "ppo_settings.json").read_text(encoding="utf-8"))
-    changed = changed_settings(before, self._deciding_settings())
-    if changed:
-        raise ValueError(
-            f"{folder.name} is of a run with other settings ({'; '.join(changed)}): "
-            "give those, or train anew with another output_dir"
-        )
+    prompts = hashlib.sha256("".join(map(json.dumps, self.train_ids)).encode()).hexdigest()[:16]
+    processes = self.accelerator.num_processes
+    return self.args.deciding() | {"prompts": prompts, "processes": processes}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #fdc72c10
 @patch
@@ -522,30 +526,30 @@ def _write_state(self: PPOTrainer, folder):
     "All that a run needs to go on; each process writes its random state."
     random = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
     torch.save(random, folder / f"random_{self.accelerator.process_index}.pt")
-    if not self.is_world_process_zero():
-        return
-    self.policy.save_pretrained(folder)
-    self.tokenizer.save_pretrained(folder)
-    critic = {name: value.contiguous() for name, value in self.critic.state_dict().items()}
-    save_file(critic, folder / "critic.safetensors")
-    torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-    schedule = {"scheduler": self.scheduler.state_dict(), "kl_coef": self.kl.value}
-    torch.save(schedule, folder / "scheduler.pt")
-    write_whole(folder / "ppo_settings.json", json_ready(self._deciding_settings()))
-    self.state.save_to_json(str(folder / "trainer_state.json"))
+    if self.is_world_process_zero():
+        self.models.write_checkpoint(folder)
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        schedule = {"scheduler": self.scheduler.state_dict(), "kl_coef": self.kl_coef}
+        torch.save(schedule, folder / "scheduler.pt")
+        write_whole(folder / "ppo_settings.json", json_ready(self._deciding_settings()))
+        self.state.save_to_json(str(folder / "trainer_state.json"))
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #eacf0f3b
 @patch
 def _load_state(self: PPOTrainer, folder):
-    "Continue where a checkpoint was written."
+    "Continue where a checkpoint was written. ValueError: it is of a run with other settings."
+    before = json.loads((folder / "ppo_settings.json").read_text(encoding="utf-8"))
+    changed = "; ".join(changed_settings(before, self._deciding_settings()))
+    if changed:
+        wrong = f"{folder.name} is of a run with other settings ({changed})"
+        raise ValueError(f"{wrong}: give those, or train anew with another output_dir")
     saved = transformers.TrainerState.load_from_json(str(folder / "trainer_state.json"))
     names = "optimizer.pt", "scheduler.pt", f"random_{self.accelerator.process_index}.pt"
     optimizer, more, random = (torch.load(folder / name, weights_only=True) for name in names)
-    self.models.load(folder, self.args.trust_remote_code)
-    self.critic.load_state_dict(load_file(folder / "critic.safetensors"))
+    self.models.load_checkpoint(folder, self.args.trust_remote_code)
     self.optimizer.load_state_dict(optimizer)
     self.scheduler.load_state_dict(more["scheduler"])
-    self.kl.value = more["kl_coef"]
+    self.kl_coef = more["kl_coef"]
     self.generator.set_state(random["generator"])
     torch.set_rng_state(random["torch"])
     for name in ("global_step", "log_history", "epoch"):
@@ -559,7 +563,7 @@ def _step(self: PPOTrainer, step):
     episodes, metrics = self.collect(step)
     metrics |= self.update(episodes, step)
     metrics["lr"] = self.scheduler.get_last_lr()[0]
-    self.kl.update(metrics["objective/kl"], len(episodes))
+    self._adapt_kl_coef(metrics["objective/kl"], len(episodes))
     self.scheduler.step()
     state.global_step, state.epoch = step + 1, (step + 1) * size / len(self.train_rows)
     speed = size / (time.perf_counter() - start)
@@ -574,11 +578,25 @@ def _is_due(self: PPOTrainer, every, asked):
     "Every so many batches (below 1: a share of the run; 0: never), or when a callback asks."
     due = getattr(self.control, asked)
     setattr(self.control, asked, False)
-    every = every or 0
-    every = math.ceil(every if every >= 1 else every * self.state.max_steps)
+    every = math.ceil(every if every >= 1 else every * self.state.max_steps) if every else 0
     return due or bool(every) and self.state.global_step % every == 0
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #a9653899
+@patch
+def _usage(self: PPOTrainer):
+    "Seconds of each phase since the last log, and the most memory that was in use."
+    used, self.seconds = self.seconds, Counter()
+    if self.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    elif sys.platform == "win32":
+        peak = math.nan
+    else:
+        from resource import RUSAGE_SELF, getrusage
+
+        peak = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return used | {"memory/peak_gib": peak / 2**30}
+
+
 @patch
 def _run(self: PPOTrainer):
     "Batch after batch of rollouts."
@@ -589,7 +607,7 @@ def _run(self: PPOTrainer):
     for step in tqdm(steps, **bar):
         pending.append(self._step(step))
         if self._is_due(args.logging_steps, "should_log") or step == steps.stop - 1:
-            self._log(pandas.DataFrame(pending).mean().to_dict() | self.clock.report())
+            self._log(pandas.DataFrame(pending).mean().to_dict() | self._usage())
             pending = []
         if self.eval_rows is not None and self._is_due(args.eval_steps, "should_evaluate"):
             self.evaluate()
@@ -608,18 +626,16 @@ def train(self: PPOTrainer, resume_from_checkpoint=None) -> transformers.Trainer
     """The whole run; True: from the newest complete checkpoint, a folder: from this one.
 
     ValueError: the checkpoint is of another run. TrainingInterrupted: Ctrl-C."""
-    args, state = self.args, self.state
+    state = self.state
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self.accelerator.print)
-    if checkpoint:
-        self._check_settings(checkpoint)
     state.max_steps, state.global_step = self.total_steps(), 0
     state.log_history = [log for log in state.log_history if log["step"] == 0]  # evaluated before
     self.scheduler = self._new_scheduler()
     if checkpoint:
         self._load_state(checkpoint)
-    settings = args.to_dict().items()
+    settings = self.args.to_dict().items()
     simple = {k: v for k, v in settings if isinstance(v, (int, float, str))}
-    self.accelerator.init_trackers(args.run_name, config=simple)
+    self.accelerator.init_trackers(self.args.run_name, config=simple)
     with self.stop.watching(self.accelerator.num_processes):
         self._call("on_train_begin")
         self._run()
@@ -636,17 +652,6 @@ def save_model(self: PPOTrainer, output_dir: str | Path | None = None) -> None:
         return
     target = Path(self.args.output_dir if output_dir is None else output_dir)
     texts, trust = [ids[:64] for ids in self.train_ids[:16]], self.args.trust_remote_code
-    facts = {
-        "base": self.models.base,
-        "reward": ", ".join(self.rewards.names()),
-        "prompts": f"{len(self.train_rows):,}",
-        "batches": f"{self.state.global_step} of {self.batch_size()} responses",
-        "KL coefficient": f"{self.kl.value:.4g}",
-    }
     with saved_whole(target, "the policy") as folder:
         difference = self.models.save(folder, texts, trust)
-        if difference is not None:
-            merged = f"differ by at most {difference:.1e} nats"
-            facts["merged and unmerged log-probabilities"] = merged
-        history, name = self.state.log_history, target.resolve().name
-        write_policy_card(folder, name, self.args, facts, history)
+        write_policy_card(self, folder, target.resolve().name, difference)

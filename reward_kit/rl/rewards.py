@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #0c49e763
-from fastcore.basics import patch
 from torch import nn
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #184df3ef
@@ -63,9 +62,9 @@ def _call_reward(function, prompts, completions, columns, rows):
     except Exception as error:
         raise _refusal(function, f"raised {type(error).__name__}: {error}", rows) from error
     if not isinstance(rewards, Iterable):
-        kind = type(rewards).__name__
-        raise _refusal(function, f"gave {kind}; it must give a list of numbers", rows)
-    rewards = list(rewards.tolist() if hasattr(rewards, "tolist") else rewards)
+        wrong = f"gave {type(rewards).__name__}; it must give a list of numbers"
+        raise _refusal(function, wrong, rows)
+    rewards = list(rewards)
     if len(rewards) != len(prompts):
         wrong = f"gave {counted(len(rewards), 'reward')} for {counted(len(prompts), 'response')}"
         raise _refusal(function, wrong, rows)
@@ -86,32 +85,31 @@ def _load_reward(item, device):
     return item
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #af7c1cb2
-def _is_scaled(function, normalize):
-    "D8: whether rewards are put on the scale that the model knows (N+ section 6)."
-    if normalize is False:
-        return False
-    try:
-        function.normalized([0.0])
-    except (AttributeError, ValueError):
-        if normalize is None:
-            return False
+def _scale(function, normalize):
+    "D8: what puts rewards on the scale that the model knows (N+ section 6), or leaves them as they are."
+    if normalize is not False:
+        try:
+            function.normalized([0.0])
+            return function.normalized
+        except (AttributeError, ValueError):
+            pass
+    if normalize:
         raise ValueError(
             f"normalize_reward=True, but {_name(function)} has no stored mean and spread; "
             "train it with an evaluation set, or leave normalize_reward out"
-        ) from None
-    return True
+        )
+    return list
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #41833acd
 def _checked_weights(weights, n):
     "One finite number for each of n functions."
-    if weights is None:
-        return [1.0] * n
+    weights = [1.0] * n if weights is None else list(weights)
     if len(weights) != n:
         entries = counted(len(weights), "entry", "entries")
         raise ValueError(f"reward_weights has {entries} for {counted(n, 'reward function')}")
     if not all(map(math.isfinite, weights)):
-        raise ValueError(f"reward_weights must be finite numbers, got {list(weights)}")
-    return list(weights)
+        raise ValueError(f"reward_weights must be finite numbers, got {weights}")
+    return weights
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #27e09f5d
 class RewardMix:
@@ -129,45 +127,29 @@ class RewardMix:
             raise TypeError("reward is an empty list; give a reward model, its path, or a function")
         self.functions = [_load_reward(item, device) for item in items]
         self.weights = _checked_weights(weights, len(items))
-        self.scaled = [_is_scaled(function, normalize) for function in self.functions]
+        self.scales = [_scale(function, normalize) for function in self.functions]
+        self.names = []
+        for i, name in enumerate(map(_name, self.functions)):
+            self.names.append(f"{name}_{i}" if name in self.names else name)
+
+    @property
+    def model(self) -> RewardModel | None:
+        "The reward model, where it is the only reward."
+        first, *others = self.functions
+        return first if isinstance(first, RewardModel) and not others else None
 
     def __call__(self, prompts, completions, columns, rows) -> tuple[list, dict]:
         "Weighted sums (None: nothing applies), and {name: rewards}."
         found = {}
-        for i, name in enumerate(self.names()):
-            rewards = _call_reward(self.functions[i], prompts, completions, columns, rows)
-            found[name] = self._on_scale(i, rewards)
+        for name, function, scale in zip(self.names, self.functions, self.scales):
+            found[name] = scale(_call_reward(function, prompts, completions, columns, rows))
         totals = []
         for rewards in zip(*found.values()):
             weighted = [w * r for w, r in zip(self.weights, rewards) if r is not None]
             totals.append(sum(weighted) if weighted else None)
         return totals, found
 
-# %% ../../nbs/5_rl/52_rewards.ipynb #002c3cee
-@patch(as_prop=True)
-def model(self: RewardMix) -> RewardModel | None:
-    "The reward model, where it is the only reward."
-    only = self.functions[0]
-    return only if len(self.functions) == 1 and isinstance(only, RewardModel) else None
-
-
-@patch
-def names(self: RewardMix) -> list[str]:
-    "How logs call the functions: a second one of the same name gets its number."
-    found = []
-    for i, name in enumerate(map(_name, self.functions)):
-        found.append(f"{name}_{i}" if name in found else name)
-    return found
-
-
-@patch
-def _on_scale(self: RewardMix, i, rewards):
-    return self.functions[i].normalized(rewards) if self.scaled[i] else rewards
-
-# %% ../../nbs/5_rl/52_rewards.ipynb #6f6120d4
-@patch
-def scale(self: RewardMix) -> tuple[float, float]:
-    "(intercept, slope): a raw reward r of the first counts as intercept + slope * r."
-    zero, one = self._on_scale(0, [0.0, 1.0])
-    weight = self.weights[0]
-    return weight * zero, weight * (one - zero)
+    def intercept_and_slope(self) -> tuple[float, float]:
+        "(intercept, slope): a raw reward r of the first counts as intercept + slope * r."
+        zero, one = self.scales[0]([0.0, 1.0])
+        return self.weights[0] * zero, self.weights[0] * (one - zero)

@@ -13,7 +13,7 @@ from ..data.playground import Playground
 from ..data.preferences import save_preferences
 from ..data.report import Table
 from ..model.runs import RunRecord
-from ..rl.policies import PLAYGROUND_PPO
+from ..rl.policies import PPOConfig
 from ..scores.inference import RewardModel
 from .pipeline import train_ppo_policy, train_reward_model
 from ..trust.comparing import paired_difference
@@ -101,8 +101,7 @@ def _teach(world, folder, seed, ppo_batches, progress):
     "Trains the playground's base with the reward model, and compares it with what it was."
     story = "the base answers questions, the reward model judges, and what it likes becomes likelier"
     print(f"\n5. PPO: {story}.\n")
-    prompts, own = world.prompts(), PLAYGROUND_PPO
-    batch = own["per_device_train_batch_size"] * own["gradient_accumulation_steps"]
+    prompts, batch = world.prompts(), PPOConfig.complete(None, "playground").local_batch_size
     trained = train_ppo_policy(
         "playground",
         folder / "reward-model",
