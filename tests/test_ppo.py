@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,6 @@ from reward_kit.model.runs import CheckpointError, TrainingInterrupted
 from reward_kit.model.settings import settings_of
 from reward_kit.rl.policies import PPOConfig, _make_critic
 from reward_kit.rl.ppo import PPOTrainer
-from reward_kit.rl.ppo import _prompt_order as prompt_order
 from reward_kit.rl.ppo import _table as table
 from reward_kit.rl.ppo_report import log_line, rollout_metrics
 from reward_kit.rl.rewards import RewardError
@@ -585,9 +585,11 @@ def test_kl_coefficient_follows_its_target(base, tmp_path):
 
 
 def test_prompts_are_shuffled_passes():
-    stream = [row for step in range(7) for row in prompt_order(7, 1, 3 * step, 3 * step + 3)]
+    trainer = SimpleNamespace(train_rows=range(7), args=SimpleNamespace(seed=1), batch_size=lambda: 3)
+    stream = [row for step in range(7) for row in PPOTrainer.rows_of(trainer, step)]
     assert all(sorted(stream[i : i + 7]) == list(range(7)) for i in (0, 7, 14)) and stream[:7] != stream[7:14]
-    assert prompt_order(7, 1, 0, 21) == stream
+    trainer.batch_size = lambda: 21
+    assert PPOTrainer.rows_of(trainer, 0) == stream
 
 
 def test_prompts_come_from_lists_files_and_datasets(tmp_path):
