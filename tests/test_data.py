@@ -1017,7 +1017,7 @@ def test_a_system_prompt_beside_full_conversations_is_joined_with_what_they_shar
 def test_a_number_for_a_conversation_sets_its_row_aside(cell):
     good = {"prompt": [USER_A], "chosen": [YES], "rejected": [NO]}
     report = load_preferences([good, good | {"prompt": [USER_B], "rejected": cell}], progress=False).report
-    assert report.rows_kept == 1 and report.dropped["rejected is not a list of messages"]["count"] == 1 and report.broken
+    assert report.rows_kept == 1 and report.dropped["rejected is not text"]["count"] == 1 and report.broken
 
 
 def test_weight_and_margin_of_scored_rows_are_those_of_their_prompt():

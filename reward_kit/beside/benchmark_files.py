@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.files import PreferenceDataError, UnusableRow, read_rows
-from ..data.records import as_messages, text_or_messages
+from ..data.records import Row, as_messages
 from ..data.report import counted
 
 # %% ../../nbs/7_beside/benchmark_files.ipynb #a9de54b1
@@ -191,7 +191,7 @@ def _texts(row, column, count=None) -> list[str]:
 
 def _prompt(row, column):
     "A prompt: a text, or messages that end with the user's turn."
-    value = text_or_messages(row.get(column), column)
+    value = Row(row, {column: column}).parsed(column)
     if not isinstance(value, list):
         return _text(row, column)
     value = as_messages(value, column)

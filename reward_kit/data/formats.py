@@ -15,8 +15,7 @@ from fastcore.basics import patch
 
 from .columns import Columns, column_name, unnest
 from .files import PreferenceDataError, UnusableRow
-from .records import Row, as_messages, is_transcript, make_record, record_keys
-from .records import text_or_messages
+from .records import Row, as_messages, is_transcript, record_keys
 
 # %% ../../nbs/1_data/14_formats.ipynb #186935a6
 _COMMON = ("prompt", "system", "margin", "weight", "source", "id", "tools", "chat_template_kwargs")
@@ -82,7 +81,7 @@ def record(self: PreferenceFormat, cells: dict) -> dict:
         raise UnusableRow("fewer than two responses")
     ranks, scores = self.judge(row, len(responses))
     prompt, responses = row.texts(responses, names, self.transcripts)
-    return make_record(row, prompt, responses, ranks, scores, names) | self.more(row, ranks)
+    return row.record(prompt, responses, ranks, scores, names) | self.more(row, ranks)
 
 
 @patch
@@ -124,7 +123,7 @@ def _spelling(rows, columns, names):
     transcripts, from_value = [], []
     for row in rows:
         try:
-            cells = [text_or_messages(row.get(columns.get(name)), name) for name in ("prompt", *names)]
+            cells = [Row(row, columns).parsed(name) for name in ("prompt", *names)]
         except UnusableRow:
             continue
         if None in cells[1:]:
@@ -357,7 +356,7 @@ def texts(self: PreferenceFormat, cells: dict) -> tuple:
     except UnusableRow as error:
         if not error.reason.startswith("empty"):
             raise
-        return text_or_messages(row["prompt"], "prompt") or "", responses
+        return row.parsed("prompt") or "", responses
 
 
 @patch
@@ -371,8 +370,7 @@ class _Text(PreferenceFormat):
 
     def texts(self, cells):
         "No prompt (None), and what there is."
-        _, [value], _ = self._open(cells)
-        value = text_or_messages(value, self.name)
+        value = self._open(cells)[0].parsed(self.needs[0])
         return None, [as_messages(value, self.name) if isinstance(value, (list, dict)) else value]
 
 
