@@ -6,12 +6,12 @@
 __all__ = ['quickstart']
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #5de31ddb
-import textwrap
 from pathlib import Path
+from statistics import fmean
 
 from ..data.playground import Playground
 from ..data.preferences import save_preferences
-from ..data.report import Table
+from ..data.report import Section, Table, percent
 from ..model.runs import RunRecord
 from ..rl.policies import PPOConfig
 from ..scores.inference import RewardModel
@@ -31,7 +31,7 @@ def quickstart(
     "Preferences, a reward model, its evaluation against the truth, and a policy. Raises `OSError`."
     folder, world = _prepare(output), Playground(seed=seed)
     data, model = folder / "preferences.jsonl", folder / "reward-model"
-    save_preferences([_as_pair(record) for record in world.preferences(pairs)], data)
+    save_preferences(world.preferences(pairs).to_pairs(), data)
     print(f"1. Preferences: {pairs:,} pairs from a small world whose true reward is known.\n")
     print("2. A reward model is trained on them.\n")
     config = {"seed": seed} | ({"num_train_epochs": epochs} if epochs else {})
@@ -39,64 +39,51 @@ def quickstart(
         "playground", data, model, overwrite=True, progress=progress, config=config
     )
     rm = RewardModel.from_pretrained(model)
-    print("\n3. Against the truth, on prompts it has not seen:")
-    print(textwrap.indent(_truth_table(world, rm, trained.held_out), "  "))
-    print("\n" + _score_example(world, rm))
-    if ppo_batches: print("\n" + _teach(world, folder, seed, ppo_batches, progress))
+    print(_truth_table(world, rm, trained.held_out))
+    print(_score_example(world, rm))
+    if ppo_batches: print(_teach(world, folder, seed, ppo_batches, progress))
     return folder
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #83064854
+# %% ../../nbs/6_tools/65_quickstart.ipynb #54a0c67b
 def _prepare(output):
     "The folder: new, empty, or that of an earlier quickstart."
     folder = Path(output)
     RunRecord(folder).check_writable()
     if folder.exists() and any(folder.iterdir()) and not (folder / "preferences.jsonl").exists():
-        raise FileExistsError(
-            f"the output {folder} holds other files; choose another with --output"
-        )
+        raise FileExistsError(f"the output {folder} holds other files; choose another with --output")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #ff3ed6a4
-def _as_pair(record):
-    "A record as a row with the columns that everybody knows."
-    chosen, rejected = record["responses"]
-    return {"prompt": record["prompt"], "chosen": chosen, "rejected": rejected}
-
-# %% ../../nbs/6_tools/65_quickstart.ipynb #e9829cc8
+# %% ../../nbs/6_tools/65_quickstart.ipynb #8909c3c1
 def _truth_table(world, rm, held_out):
     "Expected accuracy on held-out pairs beside guessing and the best that any model can reach."
-    pairs = [_as_pair(record) for record in held_out]
-    prompts = [pair["prompt"] for pair in pairs]
-    scores = [rm.score(prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")]
-    rows = {
+    pairs = held_out.to_pairs()
+    scores = [rm.score(list(pairs["prompt"]), list(pairs[side])) for side in ("chosen", "rejected")]
+    shares = {
         "guessing": 0.5,
         "this reward model": world.expected_accuracy(held_out, list(zip(*scores))),
         "the best any model can reach": world.best_accuracy(held_out),
     }
-    return "\n".join(f"{name:<30}{value:6.1%}  {'#' * round(40 * value)}" for name, value in rows.items())
+    rows = [(name, percent(share), "#" * round(40 * share)) for name, share in shares.items()]
+    title = "3. Against the truth, on prompts it has not seen:"
+    return Section(title, table=Table(("", "", ""), rows)).to_text()
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #cd70642b
+# %% ../../nbs/6_tools/65_quickstart.ipynb #04353541
 def _score_example(world, rm):
     "Four responses to one prompt with the model's score and the true reward, best score first."
-    records = world.rankings(16, k=4)
+    records = list(world.rankings(16, k=4))
     truths = [world.true_reward([r["prompt"]] * 4, r["responses"]) for r in records]
-    spread, i = max((max(truth) - min(truth), i) for i, truth in enumerate(truths))
-    prompt, responses = records[i]["prompt"], records[i]["responses"]
-    scores = rm.score([prompt] * 4, responses)
-    rows = sorted(zip(scores, truths[i], responses), key=lambda row: -row[0])
-    lines = [f"  {score:7.2f} {true:7.2f}  {_short(text, 84)}" for score, true, text in rows]
-    return "\n".join([f"4. Scored: {prompt}", "    score    true", *lines])
+    truth, record = max(zip(truths, records), key=lambda pair: max(pair[0]) - min(pair[0]))
+    scores = rm.score([record["prompt"]] * 4, record["responses"])
+    ranked = sorted(zip(scores, truth, record["responses"]), reverse=True)
+    rows = [(f"{score:.2f}", f"{true:.2f}", text) for score, true, text in ranked]
+    table = Table(("score", "true", "response"), rows, width=84)
+    return Section(f"4. Scored: {record['prompt']}", table=table).to_text()
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #e2da803e
-def _short(text, width):
-    "A text that fits a line."
-    return textwrap.shorten(text, width, placeholder=" ...")
-
-# %% ../../nbs/6_tools/65_quickstart.ipynb #6de8c263
+# %% ../../nbs/6_tools/65_quickstart.ipynb #b346dcf5
 _HELD_OUT = 128  # prompts that PPO does not train on
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #417b962f
+
 def _teach(world, folder, seed, ppo_batches, progress):
     "Trains the playground's base with the reward model, and compares it with what it was."
     story = "the base answers questions, the reward model judges, and what it likes becomes likelier"
@@ -113,36 +100,30 @@ def _teach(world, folder, seed, ppo_batches, progress):
         config={"seed": seed, "total_episodes": ppo_batches * batch, "num_sample_generations": 0},
     )
     for answers in (trained.before, trained.after):
-        rewards = world.true_reward(
-            [a["prompt"] for a in answers], [a["answer"] for a in answers]
-        )
-        for answer, reward in zip(answers, rewards): answer["true"] = reward
-    return _improvement(trained) + "\n\n" + _samples(trained, 2)
+        texts = zip(*((a["prompt"], a["answer"]) for a in answers))
+        for answer, true in zip(answers, world.true_reward(*texts)): answer["true"] = true
+    return _improvement(trained) + "\n" + _samples(trained, 2)
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #a4d74479
+# %% ../../nbs/6_tools/65_quickstart.ipynb #19de50d3
 def _improvement(trained):
     "Score, true reward and KL on the held-out prompts before and after."
     names = {"score": "reward model's score", "true": "true reward", "kl": "KL from the base, nats"}
     rows = []
     for key, name in names.items():
-        before, after = (
-            [a[key] for a in answers] for answers in (trained.before, trained.after)
-        )
+        before, after = ([a[key] for a in answers] for answers in (trained.before, trained.after))
+        means = [f"{fmean(values):z.2f}" for values in (before, after)]
         mean, low, high = paired_difference(before, after)
-        means = [f"{round(sum(values) / len(values), 2) + 0:.2f}" for values in (before, after)]
-        rows.append([name, *means, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"])
+        rows.append((name, *means, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"))
     seen = f"on {len(trained.before)} prompts it has not seen"
-    table = Table([seen, "before", "after", "difference (95% interval)"], rows)
-    return textwrap.indent(table.to_text(), "  ")
+    return Section(table=Table((seen, "before", "after", "difference (95% interval)"), rows)).to_text()
 
-# %% ../../nbs/6_tools/65_quickstart.ipynb #dbb03e60
+# %% ../../nbs/6_tools/65_quickstart.ipynb #df735a78
 def _samples(trained, n):
     "The first held-out prompts, with the answers of both policies and their true rewards."
-    lines = ["  What it answers, with the true reward of each answer:"]
+    rows = []
     for a, b in list(zip(trained.before, trained.after))[:n]:
-        lines.append(f"  {a['prompt']}")
+        rows.append(("prompt", "", a["prompt"]))
         for name, answer in (("before", a), ("after", b)):
-            lines.append(
-                f"    {name:<6} {answer['true']:+.2f}  {_short(answer['answer'], 100)}"
-            )
-    return "\n".join(lines)
+            rows.append((name, f"{answer['true']:+.2f}", answer["answer"]))
+    title = "What it answers, with the true reward of each answer:"
+    return Section(title, table=Table(("", "", ""), rows, width=100)).to_text()
