@@ -23,78 +23,64 @@ def length_preference(
 ) -> dict: # pairs of different length; shares in 0..1, None without such a pair
     "How often people, and the model, prefer the longer response; accuracy of that rule."
     longer = np.sign(table["longer"])
-    scored = (np.sign(table["difference"]) * longer + 1) / 2
-    differ = longer != 0
+    differ, scored = longer != 0, np.heaviside(table["difference"] * longer, 0.5)
     found = {"pairs_of_different_length": int(differ.sum())}
-    shares = {"longer_is_preferred": longer > 0, "longer_is_scored_higher": scored}
-    for name, share in shares.items():
-        found[name] = float(share[differ].mean()) if differ.any() else None
-    found["accuracy_of_always_longer"] = float(((longer + 1) / 2).mean())
-    return found
+    for name, share in (("preferred", longer > 0), ("scored_higher", scored)):
+        found[f"longer_is_{name}"] = float(share[differ].mean()) if differ.any() else None
+    return found | {"accuracy_of_always_longer": float(np.heaviside(longer, 0.5).mean())}
 
 # %% ../../nbs/4_trust/43_length.ipynb #e4bb41fa
-_ENDS = ("value", "low", "high")
-
-
-def _added(first: list, second: list, drawn: tuple) -> np.ndarray: # value, low, high
+def _added(first, second, drawn):
     "The sum of two (value, low, high): by Newcombe (1998, Stat. Med. 17:873), or wider by draws."
-    first, second = np.array(first), np.array(second)
     value = first[0] + second[0]
     _, below, above = np.hypot(first - first[0], second - second[0])
     low, high = np.fmin(value - below, drawn[0]), np.fmax(value + above, drawn[1])
     return np.array([value, low, high])
 
 # %% ../../nbs/4_trust/43_length.ipynb #72b3c61b
-def _sum_and_gap(totals: np.ndarray) -> np.ndarray:
-    "(draws, 2): sum and difference of two accuracies, of right answers and pairs."
-    first, second = totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 3]
-    return np.stack([first + second, first - second], 1)
+_ENDS = ("value", "low", "high")
 
 
-def _balanced(table, first: dict, second: dict, options: dict) -> dict:
+def _balanced(table, shares, drawing):
     "Mean and difference of the accuracies where the better response is longer, and shorter."
-    group = np.unique(table["prompt"], return_inverse=True)[1]
-    columns = []
-    for keep in (table["longer"] > 0, table["longer"] < 0):
-        columns.append(np.bincount(group, table["outcome"] * keep))
-        columns.append(np.bincount(group, keep))
-    drawn = Bootstrap(**options).interval(np.stack(columns, 1), _sum_and_gap)
-    both, apart = zip(*drawn)
-    a = [first[key] for key in ("accuracy", "low", "high")]
-    b = [second[key] for key in ("accuracy", "low", "high")]
-    turned = [-second[key] for key in ("accuracy", "high", "low")]
-    found = {"balanced": _added(a, b, both) / 2, "gap": _added(a, turned, apart)}
+    right, longer, shorter = table["outcome"], table["longer"] > 0, table["longer"] < 0
+    columns = right * longer, longer, right * shorter, shorter
+    sums = np.stack([np.bincount(table["prompt"], column) for column in columns], 1)
+
+    def sum_and_gap(totals):
+        return totals[:, ::2] / totals[:, 1::2] @ [[1, 1], [1, -1]]
+
+    both, apart = np.transpose(Bootstrap(**drawing).interval(sums, sum_and_gap))
+    first, second = (np.array([own[key] for key in ("accuracy", "low", "high")]) for own in shares)
+    found = {"balanced": _added(first, second, both) / 2, "gap": _added(first, -second[[0, 2, 1]], apart)}
     return {name: dict(zip(_ENDS, value.tolist())) for name, value in found.items()}
 
 # %% ../../nbs/4_trust/43_length.ipynb #40b3034e
-def _matched_accuracy(table, caliper: float, options: dict) -> dict:
+def _matched_accuracy(table, caliper, drawing):
     "Accuracy of a `pair_table` where length cannot help: `LengthReport.matched`."
     table = table | {"prompt": pd.factorize(table["prompt"])[0]}
     longer = table["longer"]
-    long, short = (table["length"] + sign * abs(longer) / 2 for sign in (1, -1))
+    short = table["length"] - abs(longer) / 2
     kept = {
-        "all": long >= 0,
-        "matched": long <= (1 + caliper) * short + 1e-9,
+        "all": short >= 0,
+        "matched": abs(longer) <= caliper * short + 1e-9,
         "longer": longer > 0,
         "shorter": longer < 0,
     }
-    found = dict.fromkeys(kept)
+    found = dict.fromkeys((*kept, "balanced", "gap")) | {"caliper": caliper}
     for name, keep in kept.items():
         if keep.any():
-            own = pooled_accuracy(table["outcome"][keep], table["prompt"][keep], **options)
+            own = pooled_accuracy(table["outcome"][keep], table["prompt"][keep], **drawing)
             shares = {key: own[key] for key in ("accuracy", "low", "high")}
             found[name] = shares | {"pairs": own["n_pairs"], "prompts": own["n_prompts"]}
-    found |= {"balanced": None, "gap": None, "caliper": caliper}
-    if found["longer"] and found["shorter"]:
-        found |= _balanced(table, found["longer"], found["shorter"], options)
-    return found
+    sides = found["longer"], found["shorter"]
+    return found | _balanced(table, sides, drawing) if all(sides) else found
 
 # %% ../../nbs/4_trust/43_length.ipynb #acaacfa5
-def _length_table(preferences, rewards) -> pd.DataFrame:
+def _length_table(preferences, rewards):
     "reward, length, rank, record and prompt (indices) of each scored response."
     rows = []
-    for index, own in enumerate(rewards):
-        record = preferences[index]
+    for index, (record, own) in enumerate(zip(preferences, rewards)):
         lengths = [len(response_text(response)) for response in record["responses"]]
         rows += [(*row, index) for row in zip(own or (), lengths, record["ranks"])]
     table = pd.DataFrame(rows, columns=["reward", "length", "rank", "record"])
@@ -102,15 +88,14 @@ def _length_table(preferences, rewards) -> pd.DataFrame:
     return table.assign(prompt=pd.factorize(prompts)[0])
 
 # %% ../../nbs/4_trust/43_length.ipynb #86b2a4ac
-def _moments(columns: pd.DataFrame, prompt) -> np.ndarray:
+def _moments(columns, prompt):
     "(prompts, 9) sums of the products of every two of three columns."
-    values = columns.to_numpy(dtype=np.float64)
-    products = values[:, :, None] * values[:, None, :]
-    products = pd.DataFrame(products.reshape(-1, 9))
-    return products.groupby(np.asarray(prompt)).sum().to_numpy()
+    values = columns.to_numpy(dtype=float)
+    products = (values[:, :, None] * values[:, None]).reshape(-1, 9)
+    return pd.DataFrame(products).groupby(np.asarray(prompt)).sum().to_numpy()
 
 
-def _length_sums(table: pd.DataFrame) -> np.ndarray:
+def _length_sums(table):
     "(prompts, 18) moments of all responses, then within the records."
     x, y = np.log2(table["length"].clip(lower=1)), table["reward"]
     y = (y - y.mean()) / (y.std(ddof=0) or 1.0)
@@ -121,15 +106,15 @@ def _length_sums(table: pd.DataFrame) -> np.ndarray:
     return np.hstack([_moments(frame, table["prompt"]) for frame in (whole, within)])
 
 # %% ../../nbs/4_trust/43_length.ipynb #1b838d50
-def _controlled(moments: np.ndarray) -> np.ndarray:
+def _controlled(moments):
     "(draws, 3, 3) moments after regression on the first column, without rounding."
     own = moments[:, :1, :1]
-    explained = moments[:, :, :1] * moments[:, :1, :] / np.where(own > 0, own, np.inf)
+    explained = moments[:, :, :1] * moments[:, :1] / np.where(own > 0, own, np.inf)
     left = moments - explained
     return np.where(abs(left) > 1e-12 * abs(moments), left, 0.0)
 
 
-def _length_statistics(totals: np.ndarray) -> np.ndarray:
+def _length_statistics(totals):
     "(draws, 5): correlations before control, within prompts, at equal label; two slopes."
     whole, within = totals.reshape(-1, 2, 3, 3).swapaxes(0, 1)
     before, after = _controlled(whole), _controlled(within)
@@ -139,7 +124,7 @@ def _length_statistics(totals: np.ndarray) -> np.ndarray:
     return np.stack(found, 1)
 
 # %% ../../nbs/4_trust/43_length.ipynb #297c26f3
-def _weighted_ranks(weights: np.ndarray, values) -> np.ndarray:
+def _weighted_ranks(weights, values):
     "(draws, N) ranks, ties averaged, of values that count (draws, N) times; mean 0."
     _, group = np.unique(values, return_inverse=True)
     size = np.stack([np.bincount(group, own) for own in weights])
@@ -147,14 +132,14 @@ def _weighted_ranks(weights: np.ndarray, values) -> np.ndarray:
     return ranks - np.average(ranks, weights=weights, axis=1)[:, None]
 
 
-def _spearman(weights: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+def _spearman(weights, table):
     "(draws,) rank correlation of length and reward, rows counted (draws, N) times."
     a, b = (_weighted_ranks(weights, table[name]) for name in ("length", "reward"))
     ab, aa, bb = ((weights * product).sum(1) for product in (a * b, a * a, b * b))
     return ab / np.sqrt(aa * bb)
 
 # %% ../../nbs/4_trust/43_length.ipynb #6b93c0f9
-_MEASURES = { # all but Spearman's in the order of `_length_statistics`
+_MEASURES = {
     "pearson": "correlation of reward and log length (Pearson)",
     "spearman": "correlation of reward and length (Spearman)",
     "within_prompt": "correlation among responses of one prompt",
@@ -166,22 +151,21 @@ _MEASURES = { # all but Spearman's in the order of `_length_statistics`
 }
 
 
-def _length_correlation(table: pd.DataFrame, options: dict) -> dict:
+def _length_correlation(table, drawing):
     "Every measure before and after control: `LengthReport.correlations`."
-    sums, n = _length_sums(table), len(table)
-    draws = Bootstrap(**options).counts(len(sums), n)
-    prompt = table["prompt"].to_numpy()
+    sums, prompt, bootstrap = _length_sums(table), table["prompt"].to_numpy(), Bootstrap(**drawing)
+
+    def measures(counts): # (draws, prompts) -> (draws, 6)
+        ranks = _spearman(counts[:, prompt].astype(float), table)
+        return np.insert(_length_statistics(counts @ sums), 1, ranks, axis=1)
+
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = _length_statistics(sums.sum(0, keepdims=True))[0]
-        rank = _spearman(np.ones((1, n)), table)[0]
-        ranks = [_spearman(counts[:, prompt].astype(np.float64), table) for counts in draws]
-    low, high = Bootstrap(**options).interval(sums, _length_statistics)
-    rows = np.stack([value, low, high], 1).tolist()
-    rows.insert(1, [rank, *Bootstrap(**options).ends(np.concatenate(ranks))])
-    found = {}
-    for name, row in zip(_MEASURES, rows):
+        value = measures(np.ones((1, len(sums))))[0]
+        drawn = [measures(counts) for counts in bootstrap.counts(len(sums), len(table))]
+    rows, found = np.transpose([value, *bootstrap.ends(np.concatenate(drawn))]), {}
+    for name, row in zip(_MEASURES, rows.tolist()):
         found[name] = dict(zip(_ENDS, row)) if np.isfinite(row).all() else None
-    return found | {"n": n, "prompts": len(sums)}
+    return found | {"n": len(table), "prompts": len(sums)}
 
 # %% ../../nbs/4_trust/43_length.ipynb #fa426088
 @dataclass(repr=False)
@@ -194,21 +178,20 @@ class LengthReport(Report):
 
 # %% ../../nbs/4_trust/43_length.ipynb #f56ace9d
 @patch
-def _lean(self: LengthReport) -> str:
+def _lean(self: LengthReport):
     "Accuracy where the better response is longer, shorter, and balanced between the two."
-    m, gap = self.matched, self.matched["gap"]
-    lean = "no lean to either can be shown"
+    gap, lean = self.matched["gap"], "no lean to either can be shown"
     if gap["low"] > 0 or gap["high"] < 0:
         lean = f"it leans to the {'longer' if gap['low'] > 0 else 'shorter'} response"
     return (
         "Where the better response is longer accuracy is {longer[accuracy]:.1%}, "
         "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two it is "
         "{balanced[value]:.1%} ({balanced[low]:.1%} to {balanced[high]:.1%})."
-    ).format(lean=lean, **m)
+    ).format(lean=lean, **self.matched)
 
 
 @patch
-def _slope(self: LengthReport) -> str:
+def _slope(self: LengthReport):
     "What twice the length earns at equal label."
     effect = Effect(**self.correlations["per_doubling_given_label"])
     means = {
@@ -223,46 +206,46 @@ def _slope(self: LengthReport) -> str:
 @patch(as_prop=True)
 def verdicts(self: LengthReport) -> list[str]:
     "What the measures allow one to say, in plain words."
-    prompts, found = self.correlations["prompts"], []
+    prompts, m, found = self.correlations["prompts"], self.matched, []
     if prompts < Bootstrap.fewest:
         few = f"{counted(prompts, 'prompt')} are too few"
         return [f"{few} to judge what length does; {Bootstrap.fewest} are the least."]
-    if self.matched["matched"]:
-        limit = f"{100 * self.matched['caliper']:g}%"
-        found.append((
-            "Where lengths differ by at most {limit}, accuracy is {matched[accuracy]:.1%} "
+    if m["matched"]:
+        text = (
+            "Where lengths differ by at most {limit:g}%, accuracy is {matched[accuracy]:.1%} "
             "({matched[low]:.1%} to {matched[high]:.1%}, {matched[pairs]:,} pairs); "
             "on all pairs {all[accuracy]:.1%}."
-        ).format(limit=limit, **self.matched))
-    if self.matched["balanced"]:
+        )
+        found.append(text.format(limit=100 * m["caliper"], **m))
+    if m["balanced"]:
         found.append(self._lean())
     if self.correlations["per_doubling_given_label"]:
         found.append(self._slope())
     return found
 
 # %% ../../nbs/4_trust/43_length.ipynb #dd9dd492
-_SHARES = { # key of `matched` -> its name, its value
-    "matched": ("accuracy, lengths within {caliper:.3g}%", "accuracy"),
-    "longer": ("accuracy where the better is longer", "accuracy"),
-    "shorter": ("accuracy where the better is shorter", "accuracy"),
-    "balanced": ("accuracy, balanced between the two", "value"),
+_SHARES = {
+    "matched": "accuracy, lengths within {caliper:.3g}%",
+    "longer": "accuracy where the better is longer",
+    "shorter": "accuracy where the better is shorter",
+    "balanced": "accuracy, balanced between the two",
 }
 
 
 @patch
 def sections(self: LengthReport) -> list[Section]:
     "Every measure with its interval."
-    rows = []
-    for key, (name, value) in _SHARES.items():
-        own, text = self.matched[key], "none"
-        if own:
-            text = f"{percent(own[value])} ({percent(own['low'], own['high'])})"
-            text += f" of {counted(own['pairs'], 'pair')}" if "pairs" in own else ""
-        rows.append((name.format(caliper=100 * self.matched["caliper"]), text))
+    rows, caliper = [], 100 * self.matched["caliper"]
+    for key, name in _SHARES.items():
+        text = "none"
+        if self.matched[key]:
+            share, low, high, *pairs = self.matched[key].values()
+            text = f"{percent(share)} ({percent(low, high)})"
+            text += f" of {counted(pairs[0], 'pair')}" if pairs else ""
+        rows.append((name.format(caliper=caliper), text))
     for key, name in _MEASURES.items():
         own = self.correlations[key]
-        text = "{value:.2f} ({low:.2f} to {high:.2f})".format(**own) if own else "none"
-        rows.append((name, text.replace("-0.00", "0.00")))
+        rows.append((name, str(Effect(**own)) if own else "none"))
     return [Section(table=Table(("measure", "value"), rows))]
 
 # %% ../../nbs/4_trust/43_length.ipynb #cd038c24
@@ -272,9 +255,7 @@ def measure_length(
     *,
     caliper: float = 0.1, # share by which the longer response exceeds the shorter, at most
     threshold: float = 0.1, # of practical size, standard deviations per doubling
-    level: float = 0.95, # confidence, between 0 and 1
-    samples: int = 2000, # draws of the bootstrap over prompts
-    seed: int = 0, # of the bootstrap
+    **drawing, # of `Bootstrap`: samples, level, seed
 ) -> LengthReport:
     "What length does. Raises ValueError for a caliper below 0 or without an ordered pair."
     if caliper < 0:
@@ -282,7 +263,6 @@ def measure_length(
     pairs = pair_table(preferences, rewards)
     if len(pairs["outcome"]) == 0:
         raise ValueError("no strictly ordered pair: every record was too long or tied")
-    options = {"level": level, "samples": samples, "seed": seed}
-    matched = _matched_accuracy(pairs, caliper, options)
-    correlations = _length_correlation(_length_table(preferences, rewards), options)
+    matched = _matched_accuracy(pairs, caliper, drawing)
+    correlations = _length_correlation(_length_table(preferences, rewards), drawing)
     return LengthReport(matched, correlations, threshold)
