@@ -39,7 +39,7 @@ class PreferenceFormat:
         used = {*self.needs, *verdict, *self.optional, *_COMMON}
         self.columns = {name: column for name, column in columns.items() if name in used}
         self.needed = [name for name in (*self.needs, *verdict, "prompt") if name in columns]
-        self.transcripts, self.flatten = transcripts, unnest([])[0]
+        self.transcripts, self.flatten, self.present = transcripts, unnest([])[0], []
 
     def __repr__(self):
         return f"{self.name}({self.columns})"
@@ -57,14 +57,14 @@ def preference_format(
 
 # %% ../../nbs/1_data/14_formats.ipynb #485435f7
 @patch
-def responses(self: PreferenceFormat, row) -> list:
+def responses(self: PreferenceFormat, row):
     "The responses as they stand in the row."
     return [row[name] for name in self.needs]
 
 
 @patch
 def _open(self: PreferenceFormat, cells):
-    "The row by our names, its responses, and what each of these is called in a reason."
+    "The row by our names, its responses, and what each is called in a reason."
     [(_, flat)] = self.flatten([(None, cells)])
     if isinstance(flat, UnusableRow):
         raise flat
@@ -85,7 +85,7 @@ def record(self: PreferenceFormat, cells: dict) -> dict:
 
 
 @patch
-def more(self: PreferenceFormat, row, ranks) -> dict:
+def more(self: PreferenceFormat, row, ranks):
     "What else a record of this format has."
     return {}
 
@@ -94,11 +94,10 @@ def more(self: PreferenceFormat, row, ranks) -> dict:
 def notes(self: PreferenceFormat, kind, full_texts):
     "What a report says of how rows were read, as `kind`; `full_texts`: there is no prompt."
     if "system" in self.columns:
-        use = "the first turn of its conversation"
-        if full_texts:
-            use = "not used: full texts have no place for it"
-        elif kind == "text":
-            use = "not used, since it is empty in the first rows"
+        use = "not used: full texts have no place for it"
+        if not full_texts:
+            empty = "not used, since it is empty in the first rows"
+            use = empty if kind == "text" else "the first turn of its conversation"
         yield f"the column {self.columns['system']!r} is {use}"
 
 # %% ../../nbs/1_data/14_formats.ipynb #c59daea4
@@ -119,7 +118,7 @@ _FORMATS |= dict.fromkeys(("transcript", "messages", "sharegpt"), _Pairs)
 
 
 def _spelling(rows, columns, names):
-    "How the cells of the prompt and of the columns `names` are written in the first rows."
+    "How the cells of the prompt and of other columns are written."
     transcripts, from_value = [], []
     for row in rows:
         try:
@@ -129,8 +128,8 @@ def _spelling(rows, columns, names):
         if None in cells[1:]:
             continue
         transcripts.append(is_transcript(cells[0]) or all(map(is_transcript, cells[1:])))
-        firsts = [cell[0] if isinstance(cell, list) and cell else cell for cell in cells]
-        from_value += ["from" in first for first in firsts if isinstance(first, dict)]
+        turns = [cell[0] if isinstance(cell, list) and cell else cell for cell in cells]
+        from_value += ["from" in turn for turn in turns if isinstance(turn, dict)]
     if 2 * sum(transcripts) > len(transcripts):
         return "transcript"
     if 2 * sum(from_value) > len(from_value):
@@ -170,7 +169,6 @@ _NOUNS = "response answer completion output conversation summary generation mode
 
 
 def _word(value):
-    "A label as it is compared: small letters, whole numbers without a fraction; empty for null."
     return "" if value is None else re.sub(r"^(-?\d+)\.0+$", r"\1", column_name(value))
 
 
@@ -197,7 +195,6 @@ def _numbers(seen, columns):
 
 # %% ../../nbs/1_data/14_formats.ipynb #c2bb5f80
 def _read_labels(columns, rows):
-    "What each word in the label column means."
     label, a, b = (columns[name] for name in ("label", "response_a", "response_b"))
     seen = Counter(_word(row.get(label)) for row in rows)
     del seen[""]
@@ -214,7 +211,6 @@ def _read_labels(columns, rows):
 
 # %% ../../nbs/1_data/14_formats.ipynb #c0371025
 def _given_labels(labels):
-    "The caller's mapping of labels, checked."
     for value in labels.values():
         if value not in _RANKS:
             known = "'a', 'b' and 'tie', for example labels={'1': 'a', '0': 'b'}"
@@ -230,6 +226,7 @@ class _Labelled(PreferenceFormat):
     verdicts = (("label",), ("strength",), ("winner_a", "winner_b"), ("score_a", "score_b"))
     optional = ("winner_tie",)
     scored_as = ("{}_a", "{}_b")
+    labels, ties = {}, _TIES  # word -> a, b or tie; what other words for a tie begin with
 
     def judge(self, row, count):
         "By the first verdict that the columns have."
@@ -245,7 +242,7 @@ class _Labelled(PreferenceFormat):
         return [-score for score in numbers], numbers
 
     def more(self, row, ranks):
-        "Whether the first response won (for the report), and the size of a strength as the margin."
+        "For the report, whether the first response won; the size of a strength is the margin."
         more = {"first_won": ranks[0] < ranks[1]} if ranks[0] != ranks[1] else {}
         if row["margin"] in (None, "") and "strength" in row:
             more["margin"] = abs(row.number("strength"))
@@ -259,10 +256,6 @@ class _Labelled(PreferenceFormat):
             yield f"labels are read as {' and '.join(named)}"
 
 # %% ../../nbs/1_data/14_formats.ipynb #f9d58400
-_Labelled.labels = {}  # word -> a, b or tie
-_Labelled.ties = _TIES  # what other words for a tie begin with; none where the caller says what labels mean
-
-
 @patch
 def _meaning(self: _Labelled, label):
     word = _word(label)
@@ -304,16 +297,17 @@ class _Scored(PreferenceFormat):
     def grouped(self, items):
         run = []  # (origin, row) of one prompt
         for origin, cells in items:
-            row = self._scored(cells)
-            if isinstance(row, UnusableRow):
-                yield origin, row
+            try:
+                row = self._scored(cells)
+            except UnusableRow as error:
+                yield origin, error
                 continue
             if run and row["prompt"] != run[0][1]["prompt"]:
-                yield run[0][0], _as_ranking([row for _, row in run])
+                yield _as_ranking(run)
                 run = []
             run.append((origin, row))
         if run:
-            yield run[0][0], _as_ranking([row for _, row in run])
+            yield _as_ranking(run)
 
     def notes(self, kind, full_texts):
         by = f"ranked by {self.columns['score']!r} and counted as one"
@@ -323,33 +317,33 @@ class _Scored(PreferenceFormat):
 # %% ../../nbs/1_data/14_formats.ipynb #56a8fd71
 @patch
 def _scored(self: _Scored, cells):
-    "The row by our names, or why it cannot be ranked."
     if isinstance(cells, UnusableRow):
-        return cells
+        raise cells
     if absent := self.absent(cells):
-        return UnusableRow(f"missing {absent[0]}")
+        raise UnusableRow(f"missing {absent[0]}")
     row = Row(cells, self.columns)
-    try:
-        return UnusableRow("null score") if row.number("score") is None else row
-    except UnusableRow as error:
-        return error
+    if row.number("score") is None:
+        raise UnusableRow("null score")
+    return row
 
 
-def _as_ranking(rows):
-    "Rows of one prompt as one row of the format `ranking`, or why they are none."
-    first = rows[0]
+def _as_ranking(run):
+    "(origin, row) of a ranking; in place of the row, why there is none."
+    (origin, first), rows = run[0], [row for _, row in run]
     if len(rows) < 2:
-        return UnusableRow("only one response to its prompt", "rows of one prompt must follow each other")
+        hint = "rows of one prompt must follow each other"
+        return origin, UnusableRow("only one response to its prompt", hint)
     for name in ("weight", "margin"):
         if any(row[name] != first[name] for row in rows):
-            return UnusableRow(f"rows of one prompt have different {name}s", "a ranking has one")
-    lists = {"responses": [row["response"] for row in rows], "scores": [row["score"] for row in rows]}
-    return {name: first[name] for name in _COMMON if name in first} | lists
+            return origin, UnusableRow(f"rows of one prompt have different {name}s", "a ranking has one")
+    cells = {name: first[name] for name in _COMMON if name in first}
+    cells |= {f"{name}s": [row[name] for row in rows] for name in ("response", "score")}
+    return origin, cells
 
 # %% ../../nbs/1_data/14_formats.ipynb #de040e83
 @patch
 def texts(self: PreferenceFormat, cells: dict) -> tuple:
-    "The prompt and the responses of a row, in its order, as `Row.texts` reads them."
+    "The prompt and the responses of a row, in its order."
     row, responses, names = self._open(cells)
     try:
         return row.texts(responses, names, self.transcripts)
@@ -369,7 +363,6 @@ class _Text(PreferenceFormat):
     name, needs = "text", ("text",)
 
     def texts(self, cells):
-        "No prompt (None), and what there is."
         value = self._open(cells)[0].parsed(self.needs[0])
         return None, [as_messages(value, self.name) if isinstance(value, (list, dict)) else value]
 
@@ -380,14 +373,13 @@ class _Conversation(_Text):
 # %% ../../nbs/1_data/14_formats.ipynb #c6e2b999
 @patch(cls_method=True)
 def lacking(cls: PreferenceFormat, columns: dict, judged: bool = True) -> list[str]:
-    "The names that this format needs and the columns do not have; rows that are only scored need no verdict."
+    "The names that are needed and not there; rows that are only scored need no verdict."
     complete = not judged or any(set(names) <= set(columns) for names in cls.verdicts)
     wanted = cls.needs if complete else (*cls.needs, *cls.verdicts[0])
     return [name for name in wanted if name not in columns]
 
 
 def _choose(columns, rows, format, judged):
-    "The class that reads these rows."
     asked, usual = sorted(_FORMATS.values(), key=lambda cls: -len(cls.__mro__)), [_Labelled, _Pairs, _Ranking]
     if format != "auto":
         asked = usual = [_FORMATS[format]]
@@ -400,8 +392,9 @@ def _choose(columns, rows, format, judged):
         return _Conversation
     if "text" in columns:
         return _Text
+    present = ", ".join(map(repr, columns.present))
     raise PreferenceDataError(
-        f"nothing to score: the file has {', '.join(map(repr, columns.present))}; it needs chosen and rejected, "
+        f"nothing to score: the file has {present}; it needs chosen and rejected, "
         'prompt and response(s), messages, or text; name them with columns={"prompt": "question"}'
     )
 
@@ -410,8 +403,8 @@ def _refuse_lost_prompt(columns):
     free = [name for name in columns.present if name not in columns.values()]
     for close in difflib.get_close_matches("prompt", free, 1, 0.6):
         raise PreferenceDataError(
-            f"no column 'prompt', but {close!r} looks like it; say columns={{'prompt': {close!r}}} "
-            "(or columns={'prompt': None} for texts without a prompt)"
+            f"no column 'prompt', but {close!r} looks like it; say columns={{'prompt': {close!r}}}, "
+            "or columns={'prompt': None} for texts without a prompt"
         )
 
 # %% ../../nbs/1_data/14_formats.ipynb #2403c9d5
@@ -474,24 +467,24 @@ def to_record(
 # %% ../../nbs/1_data/14_formats.ipynb #3d4694d7
 @patch
 def read(self: PreferenceFormat, row: dict) -> tuple[dict, str]:
-    "The record of a flat row, and the name of its format where that is another one; raises `UnusableRow`."
+    "The record of a flat row, and the name of its format where that is another one."
     absent = self.absent(row)
     if not absent:
         return self.record(row), ""
-    columns = tuple(row)
-    if columns not in self.others:
+    names = tuple(row)
+    if names not in self.others:
         try:
-            self.others[columns] = PreferenceFormat.detect([row], *self.given)
+            self.others[names] = PreferenceFormat.detect([row], *self.given)
         except PreferenceDataError:
-            self.others[columns] = None
-    other = self.others[columns]
+            self.others[names] = None
+    other = self.others[names]
     if other is None or "prompt" in absent and other.name in ("pairs", "ranking", "labelled"):
-        raise UnusableRow(f"missing {absent[0]}", f"the row has {', '.join(map(str, row))}"[:200])
+        raise UnusableRow(f"missing {absent[0]}", f"the row has {', '.join(map(str, names))}"[:200])
     alike = type(self) is type(other) is _Pairs and not (self.transcripts or other.transcripts)
     return other.record(row), "" if alike else other.name
 
 
 @patch
-def read(self: _Scored, row: dict) -> tuple[dict, str]:
+def read(self: _Scored, row):
     "What `grouped` makes is a ranking under our names."
     return _Ranking({name: name for name in row}, self.transcripts).record(row), ""

@@ -31,7 +31,6 @@ class _Fact:
     wrong: tuple  # full sentences of the same form
 
     def ask(self, phrasing):
-        "The prompt that asks for it in one phrasing."
         lowered = self.question[0].lower() + self.question[1:]
         return phrasing.format(question=self.question, lowered=lowered, topic=self.topic)
 
@@ -84,7 +83,7 @@ _Mix.WRITTEN = _Mix(right=0.72, wrong=0.18, cut=0.06, polite=0.3, rude=0.08, rel
 
 # %% ../../nbs/1_data/17_playground.ipynb #b679ab13
 def _state_facts(rng, fact, mix):
-    "The sentences that state facts: one (or chatter in its place), perhaps a second on the same topic."
+    "One fact (or chatter in its place), perhaps a second one on the same topic."
     draw = rng.random()
     if draw < mix.right:
         first = fact.right
@@ -101,7 +100,6 @@ def _state_facts(rng, fact, mix):
 
 
 def _cut_off(rng, sentence):
-    "The beginning of a sentence, without its full stop."
     words = sentence[:-1].split()
     return " ".join(words[: rng.randint(2, len(words) - 1)])
 
@@ -155,7 +153,6 @@ _QUESTIONS = {_normalise(fact.question): fact for fact in _FACTS}
 
 
 def _plain(value):
-    "The text itself, or the content of the last message."
     if isinstance(value, str):
         return value
     return (value[-1].get("content") or "") if value else ""
@@ -170,7 +167,6 @@ def _find_fact(prompt):
 
 # %% ../../nbs/1_data/17_playground.ipynb #80f95882
 def _kind(sentence, asked):
-    "What a full sentence counts for."
     kind, fact = _KNOWN.get(sentence, ("unknown", None))
     if kind != "right" or fact == asked:
         return kind
@@ -208,13 +204,13 @@ def true_reward(cls: Playground, prompts: list, responses: list) -> list[float]:
 # %% ../../nbs/1_data/17_playground.ipynb #7c95ad38
 @patch(cls_method=True)
 def preference_probability(cls: Playground, prompts: list, a: list, b: list) -> list[float]:
-    "The probability that an annotator prefers each of `a`: sigmoid(r*(a) - r*(b)), Bradley and Terry (1952)."
+    "The probability that an annotator prefers each of `a`: sigmoid(r*(a) - r*(b)), Bradley and Terry 1952."
     rewards = zip(cls.true_reward(prompts, a), cls.true_reward(prompts, b), strict=True)
     return [1 / (1 + math.exp(second - first)) for first, second in rewards]
 
 # %% ../../nbs/1_data/17_playground.ipynb #e7b41e3e
 def _pair_columns(pairs):
-    "Prompts, chosen and rejected of pairs; rankings and ties have no chosen response, or more than one."
+    "Prompts, chosen and rejected; rankings and ties are refused."
     rows = []
     for index, row in enumerate(pairs):
         responses = row["responses"] if "responses" in row else (row["chosen"], row["rejected"])
@@ -229,7 +225,7 @@ def _pair_columns(pairs):
 
 @patch(cls_method=True)
 def best_accuracy(cls: Playground, pairs) -> float:
-    "The best expected accuracy any model can reach on pairs, best response first: the mean of max(p, 1 - p)."
+    "The best expected accuracy any model can reach on pairs: the mean of max(p, 1 - p)."
     probabilities = cls.preference_probability(*_pair_columns(pairs))
     return sum(max(p, 1 - p) for p in probabilities) / len(probabilities)
 
@@ -249,14 +245,14 @@ def expected_accuracy(cls: Playground, pairs, rewards: list) -> float:
 
 # %% ../../nbs/1_data/17_playground.ipynb #b20788ce
 def _draw_pair(rng, rewards, tie):
-    "Order of the indices and ranks by a Bradley-Terry draw, with Davidson ties (1970) of strength `tie`."
+    "Order of the indices, and ranks, by Bradley and Terry; ties by Davidson (1970)."
     first, second = (math.exp(reward - max(rewards)) for reward in rewards)
     outcomes = ([0, 1], [1, 2]), ([1, 0], [1, 2]), ([0, 1], [1, 1])
     return rng.choices(outcomes, [first, second, tie * math.sqrt(first * second)])[0]
 
 
 def _draw_ranking(rng, rewards, tie=0.0):
-    "The same by Plackett-Luce draws, best first: sorting with Gumbel noise does it (Yellott, 1977)."
+    "The same by Plackett-Luce: sorting with Gumbel noise (Yellott, 1977)."
     if len(rewards) == 2:
         return _draw_pair(rng, rewards, tie)
     noisy = [reward - math.log(rng.expovariate(1.0)) for reward in rewards]
@@ -265,7 +261,6 @@ def _draw_ranking(rng, rewards, tie=0.0):
 
 # %% ../../nbs/1_data/17_playground.ipynb #952e0553
 def _sample_responses(rng, prompt, k, mix=_Mix.LABELLED):
-    "`k` different answers to a prompt."
     fact, answers = _find_fact(prompt), {}
     if fact is None:
         asked = f"prompt {prompt[:60]!r} asks for no fact of the playground"
@@ -276,7 +271,7 @@ def _sample_responses(rng, prompt, k, mix=_Mix.LABELLED):
 
 # %% ../../nbs/1_data/17_playground.ipynb #12e3da9e
 def _draw_rows(seed, prompts, n, k=2, tie=0.0):
-    "Rows with responses and ranks; no two rows hold the same prompt with the same responses."
+    "Rows of which no two hold the same prompt with the same responses."
     rng, rows, seen = random.Random(seed), [], set()
     while len(rows) < n:
         prompt = rng.choice(prompts)
@@ -294,7 +289,6 @@ def _draw_rows(seed, prompts, n, k=2, tie=0.0):
 # %% ../../nbs/1_data/17_playground.ipynb #4b6713df
 @patch
 def _load(self: Playground, stream, n, seed, k=2, tie=0.0):
-    "Rows of one random stream as checked preferences."
     seed = self.seed if seed is None else seed
     return load_preferences(_draw_rows(f"{stream}-{seed}", self.prompts(), n, k, tie), progress=False)
 
@@ -319,7 +313,7 @@ def ties(self: Playground, n: int = 2400, tie: float = 0.5, *, seed: int | None 
 
 @patch
 def texts(self: Playground, n: int, *, seed: int | None = None) -> list[str]:
-    "`n` texts as the base has read them: a prompt, a space, an answer, about half of them without a flaw."
+    "`n` texts as the base has read them: prompt and answer, about half of them without a flaw."
     rng = random.Random(f"texts-{self.seed if seed is None else seed}")
     asked = rng.choices(self.prompts(), k=n)
     return [f"{prompt} {_sample_responses(rng, prompt, 1, _Mix.WRITTEN)[0]}" for prompt in asked]

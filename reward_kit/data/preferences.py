@@ -48,7 +48,6 @@ def _features(kind):
 
 
 def _to_table(records, kind):
-    "Records as an Arrow table."
     if kind == "messages":
         dump = partial(json.dumps, ensure_ascii=False)
         texts = [{"prompt": dump(r["prompt"]), "responses": [*map(dump, r["responses"])]} for r in records]
@@ -86,7 +85,6 @@ class Preferences:
 
 
 def _records(table):
-    "The records of a table."
     columns = [read_column(column) for column in table.columns]
     for cells in zip(*columns, strict=True):
         record = dict(zip(table.column_names, cells, strict=True))
@@ -107,8 +105,8 @@ def measures(self: Preferences):
 def report(self: Preferences) -> DataReport:
     "What was found while reading; for a subset, what its records show."
     if self._report is None:
-        facts = {"name": "subset", "format": "records", "rows_read": len(self), "kind": self.kind}
-        self._report = DataReport.of(self.measures, self.__getitem__, self.tokenizer, **facts)
+        report = DataReport("subset", "records", self.kind, rows_read=len(self))
+        self._report = report.add(self.measures, self.__getitem__, self.tokenizer)
     return self._report
 
 
@@ -120,7 +118,7 @@ def fingerprint(self: Preferences) -> str:
 
 @patch(as_prop=True)
 def prompt_keys(self: Preferences) -> np.ndarray:
-    "Which records share a prompt, `(n,)` uint64: the `prompt_key`, or a key of what full texts begin with."
+    "The key of each record's prompt, `(n,)` uint64: `prompt_key`, or a key of what full texts begin with."
     return self.measures["group"]
 
 # %% ../../nbs/1_data/16_preferences.ipynb #a80cc1d1
@@ -136,7 +134,7 @@ _IN_MEMORY = 1 << 25
 
 
 def _store(tables, cache_dir, fingerprint):
-    "A data set of all tables; `fingerprint` is called at the end."
+    "A data set of all tables, of which `fingerprint` is asked at the end."
     tables, held, size = iter(tables), [], 0
     for table in tables:
         held.append(table)
@@ -148,24 +146,19 @@ def _store(tables, cache_dir, fingerprint):
         return datasets.Dataset(table, fingerprint=fingerprint())
     tables, held = chain(iter(held), tables), None  # an iterator lets go of its list at the end
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "reward_kit"
-    path = _write_arrow(tables, folder, fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        part = Path(unfinished, "part.arrow")
+        with pa.ipc.new_stream(part, table.schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        path = write_whole(folder / f"{fingerprint()}.arrow", part)
     table = datasets.table.MemoryMappedTable.from_file(str(path))
     return datasets.Dataset(table, fingerprint=path.stem)
 
-# %% ../../nbs/1_data/16_preferences.ipynb #4bb8cb6a
-def _write_arrow(tables, folder, fingerprint):
-    "Write the tables to a file that is named by what it holds."
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        part, first = Path(unfinished, "part.arrow"), next(tables)
-        with pa.ipc.new_stream(part, first.schema) as writer:
-            for table in chain([first], tables):
-                writer.write_table(table)
-        return write_whole(folder / f"{fingerprint()}.arrow", part)
-
 # %% ../../nbs/1_data/16_preferences.ipynb #3542de85
 def _ordered(ranks):
-    "The strictly ordered pairs of some rankings: row, and positions of both responses among all."
+    "Row, better and worse response (counted through) of every strictly ordered pair."
     found, start = [], 0
     for row, own in enumerate(ranks):
         pairs = combinations(range(len(own)), 2)
@@ -175,7 +168,6 @@ def _ordered(ranks):
 
 
 def _pairs(table):
-    "The strictly ordered pairs of a table of records."
     rows, better, worse = _ordered(table["ranks"].to_pylist())
     responses = pc.list_flatten(table["responses"])
     found = table.drop_columns(["responses", "ranks"]).take(rows)
@@ -217,7 +209,7 @@ _Chunk = namedtuple("_Chunk", "kind read found table measures")  # found: (reaso
 
 
 def _convert(fmt, tokenizer, kind, items):
-    "The records of some rows in a table; `kind` None: messages, if any of them has some."
+    "The records of some rows; `kind` None: messages, if any of them has some."
     found, records = [], []
     for origin, row in items:
         try:
@@ -259,59 +251,44 @@ def _agree(scores, ranks):
     return ordered == sorted(ordered, key=itemgetter(1))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #6e89951d
-class _Collector:
-    "Counts what happened to the rows, and drops duplicates."
+def _unseen(chunk, seen, report):
+    "The chunk without what was seen before; the report counts its rows."
+    for row in chunk.found:
+        report.count(*row)
+    new = []
+    for n, key in enumerate(chunk.measures["key"].tolist()):
+        if key in seen:
+            report.count("exact duplicate", chunk.table["origin"][n].as_py())
+        else:
+            seen.add(key)
+            new.append(n)
+    report.rows_read += chunk.read
+    if len(new) == len(chunk.table):
+        return chunk
+    return chunk._replace(table=chunk.table.take(new), measures=chunk.measures.take(new))
 
-    def __init__(self):
-        self.dropped, self.noted, self.read, self.seen, self.measures = {}, {}, 0, set(), []
 
-    def count(self, reason, origin, detail=""):
-        "Count a row by reason, keeping three examples."
-        tally = self.noted if reason.endswith("(kept)") else self.dropped
-        entry = tally.setdefault(reason, {"count": 0, "examples": []})
-        entry["count"] += 1
-        if len(entry["examples"]) < 3:
-            entry["examples"].append(f"{origin}: {detail[:120]}" if detail else origin)
-
-    def keep(self, chunk):
-        "The table of a chunk, without what was there before."
-        for row in chunk.found:
-            self.count(*row)
-        new = []
-        for n, key in enumerate(chunk.measures["key"].tolist()):
-            if key in self.seen:
-                self.count("exact duplicate", chunk.table["origin"][n].as_py())
-            else:
-                self.seen.add(key)
-                new.append(n)
-        if len(new) < len(chunk.table):
-            chunk = chunk._replace(table=chunk.table.take(new), measures=chunk.measures.take(new))
-        self.read += chunk.read
-        self.measures.append(chunk.measures)
-        return chunk.table
-
-    def refusal(self, strict, more=()):
-        "The error for data with no usable row, or with an unusable one where `strict` forbids it."
-        unusable = self.dropped | dict(more)
-        worst = sorted(unusable.items(), key=lambda item: -item[1]["count"])
-        counts = ", ".join(f"{reason} {entry['count']:,}" for reason, entry in worst)
-        reason, entry = next(iter(unusable.items()))
-        none = "the only row cannot" if self.read == 1 else f"none of the {self.read:,} rows can"
-        what = f"{none} be used: {counts}"
-        if strict:
-            what = f"strict reading found {counts} in {counted(self.read, 'row')}"
-        return PreferenceDataError(f"{what}; first: {entry['examples'][0]} ({reason})")
+def _refusal(report, strict, *noted):
+    "The error for data with no usable row, or for `strict` with an unusable one."
+    unusable = report.dropped | {reason: report.noted[reason] for reason in noted}
+    worst = sorted(unusable.items(), key=lambda item: -item[1]["count"])
+    counts = ", ".join(f"{reason} {entry['count']:,}" for reason, entry in worst)
+    none = "the only row cannot" if report.rows_read == 1 else f"none of the {report.rows_read:,} rows can"
+    what = f"{none} be used: {counts}"
+    if strict:
+        what = f"strict reading found {counts} in {counted(report.rows_read, 'row')}"
+    reason, entry = next(iter(unusable.items()))
+    return PreferenceDataError(f"{what}; first: {entry['examples'][0]} ({reason})")
 
 # %% ../../nbs/1_data/16_preferences.ipynb #4ed9b58c
 def _in_processes(job, chunks, num_proc):
-    "The results of a job for each chunk, in order; a bounded number of chunks is under way."
+    "Results in order; a bounded number of chunks is under way."
     with ProcessPoolExecutor(num_proc) as pool:
         while group := list(islice(chunks, 8 * num_proc)):
             yield from pool.map(job, group)
 
 
 def _open(source, given):
-    "The format of a source, and its rows as it reads them."
     items = iter(source)
     first = _take(items, 5 * _ROWS, 2 * _CHARACTERS)
     while not any(isinstance(row, dict) for _, row in first) and (more := _take(items)):
@@ -328,39 +305,6 @@ def _open(source, given):
         raise PreferenceDataError(f"{file}: {error}" if elsewhere else str(error)) from None
     return fmt, fmt.grouped(chain(flat, flatten(items)))
 
-# %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
-def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=None, progress=False):
-    "Read one source and report on it; `given`: columns, format and labels."
-    fmt, rows = _open(source, given)
-    chunks, collector = iter(lambda: _take(rows), []), _Collector()
-    head, *more = islice(chunks, 2)
-    head, rest = _convert(fmt, tokenizer, None, head), chain(more, chunks)
-    job = partial(_convert, fmt, tokenizer, head.kind)
-    rest = _in_processes(job, rest, num_proc) if num_proc and num_proc > 1 else map(job, rest)
-    quiet = None if progress and more else True
-    bar = tqdm(desc=source.name, total=source.total, unit=" rows", disable=quiet, delay=1)
-
-    def tables():
-        for chunk in chain([head], rest):
-            yield collector.keep(chunk)
-            bar.update(chunk.read)
-
-    def fingerprint():
-        collector.measures = DataReport.measure([]).join(collector.measures)
-        if not len(collector.measures):
-            raise collector.refusal(strict)
-        return collector.measures.fingerprint()
-
-    with bar:
-        dataset = _store(tables(), cache_dir, fingerprint)
-    empty = [name for name in _TEMPLATE if dataset.data[name].null_count == len(dataset)]
-    preferences = Preferences(dataset.remove_columns(empty), None, collector.measures, tokenizer)
-    preferences._report = _report_on(preferences, source, fmt, collector)
-    contradictory = [item for item in collector.noted.items() if item[0] == _CONTRADICTORY]
-    if strict and (collector.dropped or contradictory):
-        raise collector.refusal(strict, contradictory)
-    return preferences
-
 # %% ../../nbs/1_data/16_preferences.ipynb #7e3f904e
 _FULL_TEXTS = (
     "there is no prompt column: the responses are full texts, and splits group them by the words "
@@ -368,27 +312,62 @@ _FULL_TEXTS = (
 )
 
 
-def _report_on(preferences, source, fmt, collector):
-    "The report of what was read."
-    measures, kind, noted, notes = preferences.measures, preferences.kind, collector.noted, []
+def _begin_report(source, fmt, kind):
     full_texts = "prompt" not in fmt.columns and kind == "text"
+    notes = [_FULL_TEXTS] if full_texts else []
     if len(source.splits) > 1:
-        notes.append(f"split {source.split!r} of {', '.join(source.splits)}")
-    if full_texts:
-        notes.append(_FULL_TEXTS)
+        notes.insert(0, f"split {source.split!r} of {', '.join(source.splits)}")
+    used = [*fmt.columns.values(), "ranks", "origin"]
+    unused = [name for name in fmt.present if name not in used]
+    notes += fmt.notes(kind, full_texts)
+    return DataReport(source.name, fmt.name, kind, columns=fmt.columns, unused_columns=unused, notes=notes)
+
+
+def _end_report(report, preferences):
+    measures = preferences.measures
+    if _FULL_TEXTS in report.notes:
         measures.merge_starts(record["responses"] for record in preferences)
     both_ways = measures.contradicted().tolist()
     if both_ways:
         examples = [preferences[row]["origin"] for row in both_ways[:3]]
-        noted[_CONTRADICTORY] = {"count": len(both_ways), "examples": examples}
-    used = [*fmt.columns.values(), "ranks", "origin"]
-    return DataReport.of(
-        measures, preferences.__getitem__, preferences.tokenizer,
-        name=source.name, format=fmt.name, kind=kind, rows_read=collector.read,
-        dropped=collector.dropped, noted=noted, columns=fmt.columns,
-        unused_columns=[name for name in fmt.present if name not in used],
-        notes=[*notes, *fmt.notes(kind, full_texts)],
-    )
+        report.noted[_CONTRADICTORY] = {"count": len(both_ways), "examples": examples}
+    report.add(measures, preferences.__getitem__, preferences.tokenizer)
+
+# %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
+def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=None, progress=False):
+    "Read one source and report on it; `given`: columns, format and labels."
+    fmt, rows = _open(source, given)
+    chunks = iter(lambda: _take(rows), [])
+    head, *more = islice(chunks, 2)
+    head, rest = _convert(fmt, tokenizer, None, head), chain(more, chunks)
+    job = partial(_convert, fmt, tokenizer, head.kind)
+    rest = _in_processes(job, rest, num_proc) if num_proc and num_proc > 1 else map(job, rest)
+    quiet = None if progress and more else True
+    bar = tqdm(desc=source.name, total=source.total, unit=" rows", disable=quiet, delay=1)
+    report, seen, parts = _begin_report(source, fmt, head.kind), set(), []
+
+    def tables():
+        for chunk in chain([head], rest):
+            chunk = _unseen(chunk, seen, report)
+            parts.append(chunk.measures)
+            bar.update(chunk.read)
+            yield chunk.table
+
+    def fingerprint():
+        if not len(measures.join(parts)):
+            raise _refusal(report, strict)
+        return measures.fingerprint()
+
+    with bar:
+        measures = DataReport.measure([])
+        dataset = _store(tables(), cache_dir, fingerprint)
+    empty = [name for name in _TEMPLATE if dataset.data[name].null_count == len(dataset)]
+    preferences = Preferences(dataset.remove_columns(empty), report, measures, tokenizer)
+    _end_report(report, preferences)
+    contradictory = {_CONTRADICTORY} & set(report.noted)
+    if strict and (report.dropped or contradictory):
+        raise _refusal(report, strict, *contradictory)
+    return preferences
 
 # %% ../../nbs/1_data/16_preferences.ipynb #f1f33bfc
 def load_preferences(
@@ -434,7 +413,7 @@ def prompt_overlap(
 
 # %% ../../nbs/1_data/16_preferences.ipynb #e6f80269
 def _deal(keys, seed):
-    "The number of each row's prompt, and the rows of each prompt; the seed says the order of the prompts."
+    "The number of each row's prompt in the order of the seed, and the rows of each prompt."
     mixed = np.asarray(keys, np.uint64) + np.uint64(hash64(str(seed)))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64, Steele 2014
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -499,7 +478,6 @@ def kfold_by_prompt(
 
 # %% ../../nbs/1_data/16_preferences.ipynb #3df8f206
 def _save_row(record):
-    "A record as the row of a file that reads back as the same record."
     row = {name: cell for name, cell in record.items() if name != "origin" and cell not in (None, "", [])}
     if record["weight"] == 1:
         del row["weight"]

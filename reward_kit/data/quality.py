@@ -30,7 +30,7 @@ _ASCII_TOKEN = re.compile(r"\w+|[^\w\s\x1c-\x1f]", re.ASCII)  # the same for ASC
 
 
 def _words(text):
-    "Words and punctuation marks, small letters; each Chinese, Japanese or Korean character is a word."
+    "Words and punctuation marks; each Chinese, Japanese or Korean character is a word."
     return (_ASCII_TOKEN if text.isascii() else _TOKEN).findall(text.lower())
 
 
@@ -45,7 +45,7 @@ _SHARED_START = 3
 
 
 def _start_keys(words):
-    "The key of every beginning of some words that is long enough, the shortest first."
+    "The key of every beginning that is long enough, the shortest first."
     state = hashlib.blake2b(digest_size=8, person=b"start")
     for n, word in enumerate(words, 1):
         state.update(f"{word} ".encode("utf-8", "surrogatepass"))
@@ -54,10 +54,9 @@ def _start_keys(words):
 
 
 def _prompt_group(record, keys):
-    "The key by which records are grouped by prompt; `keys` are those of the responses."
     if record["prompt"]:
         return prompt_key(record["prompt"])
-    shared = os.path.commonprefix([_words(response_text(response)) for response in record["responses"]])
+    shared = os.path.commonprefix([_words(response_text(each)) for each in record["responses"]])
     longest = deque(_start_keys(shared), 1)
     return longest.pop() if longest else reduce(xor, keys)  # in any order
 
@@ -74,10 +73,10 @@ _COLUMNS = pa.schema([
 
 
 def _measure(record, words, lengths):
-    "What is kept of one record."
     key, prompt, keys = record_keys(record)
     ranks = record["ranks"]
-    ordered = [(keys[i], keys[j]) for i, j in combinations(range(len(keys)), 2) if ranks[i] < ranks[j]]
+    both = combinations(zip(ranks, keys, strict=True), 2)
+    ordered = [(a, b) for (rank, a), (other, b) in both if rank < other]
     content = [record.get(name) for name in _CONTENT]
     return dict(zip(_LENGTHS, lengths, strict=True)) | {
         "key": key,  # of the pair: prompt, responses, ranks
@@ -89,8 +88,8 @@ def _measure(record, words, lengths):
         "responses": keys,
         "best": keys[0],
         "worst": keys[-1],
-        "pairs": [hash64(f"{prompt} {better} {worse}") for better, worse in ordered],
-        "opposites": [hash64(f"{prompt} {worse} {better}") for better, worse in ordered],
+        "pairs": [hash64(f"{prompt} {a} {b}") for a, b in ordered],
+        "opposites": [hash64(f"{prompt} {b} {a}") for a, b in ordered],
     }
 
 # %% ../../nbs/1_data/15_quality.ipynb #bf9c3b82
@@ -104,7 +103,6 @@ class _Measures:
         return len(self.table)
 
     def __getitem__(self, name):
-        "A column as one array, lists behind each other."
         column = self.table[name]
         return (pc.list_flatten(column) if pa.types.is_list(column.type) else column).to_numpy()
 
@@ -112,21 +110,22 @@ class _Measures:
         return _Measures(self.table.take(indices))
 
     def join(self, others):
-        "These measures and others, in order."
-        return _Measures(pa.concat_tables([self.table, *(other.table for other in others)]).combine_chunks())
+        "Add other measures, in order."
+        self.table = pa.concat_tables([self.table, *(other.table for other in others)]).combine_chunks()
+        return self
 
 
 def _measures_of(records, tokenizer=None):
-    "Measure records; a tokenizer counts their lengths."
     texts = []
     for record in records:
         best, worst = record["responses"][0], record["responses"][-1]
         texts += map(response_text, (record["prompt"], best, worst))
     words = list(map(_words, texts))
     units = tokenizer(texts, add_special_tokens=False)["input_ids"] if tokenizer and texts else words
-    lengths = list(map(len, units))
-    slices = [slice(n, n + 3) for n in range(0, len(texts), 3)]
-    rows = [_measure(r, words[own], lengths[own]) for r, own in zip(records, slices, strict=True)]
+    lengths, rows = list(map(len, units)), []
+    for n, record in enumerate(records):
+        own = slice(3 * n, 3 * n + 3)
+        rows.append(_measure(record, words[own], lengths[own]))
     return _Measures(pa.Table.from_pylist(rows, _COLUMNS))
 
 # %% ../../nbs/1_data/15_quality.ipynb #b2785d12
@@ -160,14 +159,14 @@ def merge_starts(self: _Measures, responses):
 
 # %% ../../nbs/1_data/15_quality.ipynb #d423b3f1
 def _most_frequent(keys):
-    "Where each different key first stands, and how often it does, the most frequent first."
+    "(first row, count) of each different key, the most frequent first."
     _, first, counts = np.unique(keys, return_index=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return list(zip(first[order].tolist(), counts[order].tolist(), strict=True))
 
 
 def _top_response(measures, record_at):
-    "The response that is most often the best or most often the worst of a record."
+    "The most frequent best or worst response."
     top = {"count": 0, "text": ""}
     for side, name in ((0, "best"), (-1, "worst")):
         for row, count in _most_frequent(measures[name])[:1]:
@@ -177,20 +176,17 @@ def _top_response(measures, record_at):
 
 
 def _sources(measures, record_at):
-    "Source -> records; empty where there is only one."
     found = _most_frequent(measures["source"])
     return {record_at(row)["source"] or "(none)": count for row, count in found} if len(found) > 1 else {}
 
 # %% ../../nbs/1_data/15_quality.ipynb #aa7607a6
 @patch
 def ordered(self: _Measures):
-    "The measures of the records with a strictly ordered pair."
     return _Measures(self.table.filter(pc.greater(pc.list_value_length(self.table["pairs"]), 0)))
 
 
 @patch
 def statistics(self: _Measures, record_at):
-    "The numbers behind the verdicts."
     ordered = self.ordered()
     longer = ordered["chosen"] - ordered["rejected"]
     first_won = self.table["first_won"].drop_null().to_numpy()
@@ -214,7 +210,7 @@ def statistics(self: _Measures, record_at):
     }
 
 # %% ../../nbs/1_data/15_quality.ipynb #371daf27
-_PRACTICES = {  # name -> ok from, fails beyond, what is measured, why
+_PRACTICES = {  # name -> where ok ends, where fail begins, what is measured, why
     "enough pairs": (
         1000, 200, "strictly ordered pairs",
         "below about 1,000 pairs, an accuracy measured on a tenth is uncertain by 10 points either way"),
@@ -263,7 +259,7 @@ class _Verdict:
 
 
 def _verdict(practice, value, measured):
-    "The verdict on a number; the order of the limits says which direction is good."
+    "The order of the limits says which direction is good."
     ok, fail, what, why = _PRACTICES[practice]
     first, second, sign = ("from", "below", 1) if ok > fail else ("up to", "above", -1)
     limits = [f"{limit:,}" if ok > 1 else f"{limit:.0%}" for limit in (ok, fail)]
@@ -275,7 +271,6 @@ def _verdict(practice, value, measured):
 
 # %% ../../nbs/1_data/15_quality.ipynb #c8a41f52
 def _share(count, of, text):
-    "A share, and what it is of."
     return (count / of, f"{text} ({percent(count / of)})") if of else (None, "")
 
 
@@ -299,8 +294,8 @@ class DataReport(Report):
     name: str  # file, folder, hub id, or the type of what was given
     format: str  # the format's name
     kind: str  # text or messages
-    rows_read: int  # rows, also those that could not be parsed
-    rows_kept: int  # records
+    rows_read: int = 0  # rows, also those that could not be parsed
+    rows_kept: int = 0  # records
     dropped: dict = field(default_factory=dict)  # reason -> {"count", "examples"}
     noted: dict = field(default_factory=dict)  # the same, for rows that are kept
     columns: dict = field(default_factory=dict)  # canonical name -> the source's column
@@ -354,7 +349,7 @@ def broken(self: DataReport) -> dict:
 # %% ../../nbs/1_data/15_quality.ipynb #818cab09
 @patch
 def _numbers(self: DataReport):
-    "Practice -> (number, what it says); the number is None where it does not apply."
+    "Practice -> (number or None, what it says)."
     s, kept, read, top = self.stats, self.rows_kept, self.rows_read, self.stats["top_response"]
     sources, broken = s["sources"], self.rows_dropped - self.duplicates
     shared = [(o["shared"], o["prompts"], name) for name, o in self.overlaps.items()]
@@ -385,20 +380,29 @@ def verdicts(self: DataReport) -> list[_Verdict]:
     return [_verdict(practice, *number) for practice, number in self._numbers().items()]
 
 # %% ../../nbs/1_data/15_quality.ipynb #3a847a5e
-@patch(cls_method=True)
-def of(cls: DataReport, measures, record_at, tokenizer=None, **facts) -> DataReport:
-    "The report of measured records, of which `record_at(row)` is one; `facts`: the other fields."
+@patch
+def count(self: DataReport, reason, origin, detail="") -> None:
+    "Count a row by reason, with three examples; a reason that ends with (kept) is only noted."
+    tally = self.noted if reason.endswith("(kept)") else self.dropped
+    entry = tally.setdefault(reason, {"count": 0, "examples": []})
+    entry["count"] += 1
+    if len(entry["examples"]) < 3:
+        entry["examples"].append(f"{origin}: {detail[:120]}" if detail else origin)
+
+
+@patch
+def add(self: DataReport, measures, record_at, tokenizer=None) -> DataReport:
+    "Add what the measures of the records show, of which `record_at(row)` is one."
     ordered = measures.ordered()
-    lengths = {name: ordered[name] for name in _LENGTHS} | {"prompt": measures["prompt"]}
+    self._lengths = {"prompt": measures["prompt"]} | {name: ordered[name] for name in _LENGTHS[1:]}
+    self.lengths = {name: _summary(values) for name, values in self._lengths.items()}
+    self.rows_kept, self.stats = len(measures), measures.statistics(record_at)
     if tokenizer is not None:
-        facts["token_unit"] = f"tokens of {type(tokenizer).__name__}"
-    summaries = {name: _summary(values) for name, values in lengths.items()}
-    found = {"lengths": summaries, "stats": measures.statistics(record_at), "_lengths": lengths}
-    return cls(rows_kept=len(measures), **found, **facts)
+        self.token_unit = f"tokens of {type(tokenizer).__name__}"
+    return self
 
 
 def _summary(lengths):
-    "Mean and quantiles of some lengths."
     lengths = lengths if len(lengths) else np.zeros(1)
     quantiles = np.percentile(lengths, (5, 50, 95, 100)).tolist()
     return {"mean": float(lengths.mean())} | dict(zip(("p5", "median", "p95", "max"), quantiles, strict=True))
@@ -427,7 +431,6 @@ def _facts(report):
 
 
 def _tally(title, tally):
-    "What was counted by reason, the most frequent first."
     worst = sorted(tally.items(), key=lambda item: -item[1]["count"])
     rows = [(reason, f"{found['count']:,}", "; ".join(found["examples"])) for reason, found in worst]
     return [Section(title, table=Table(("reason", "rows", "for example"), rows))] if rows else []
@@ -466,19 +469,20 @@ def to_dict(self: DataReport) -> dict:
 
 # %% ../../nbs/1_data/15_quality.ipynb #aafd242c
 def _longer_by_gap(report):
-    "Five groups of pairs by difference in length: (smallest, largest, pairs, longer one chosen)."
+    "(smallest, largest, pairs, longer one chosen) of five groups by difference in length."
     gap = report._lengths["chosen"].astype(int) - report._lengths["rejected"]
     gap = gap[np.argsort(np.abs(gap), kind="stable")]
-    parts = [part.tolist() for part in np.array_split(gap[gap != 0], 5) if len(part)]
-    return [(abs(part[0]), abs(part[-1]), len(part), sum(n > 0 for n in part)) for part in parts]
+    parts = [part for part in np.array_split(gap[gap != 0], 5) if len(part)]
+    return [(int(abs(part[0])), int(abs(part[-1])), len(part), int((part > 0).sum())) for part in parts]
 
 
 def _plot_lengths(axes, report):
-    chosen, rejected = (report._lengths[name] for name in ("chosen", "rejected"))
-    top = max(np.percentile(np.concatenate([chosen, rejected, [1]]), 99), 1)
-    names = [f"{name} (median {report.lengths[name]['median']:.0f})" for name in ("chosen", "rejected")]
+    names = ("chosen", "rejected")
+    lengths = np.stack([report._lengths[name] for name in names], axis=1)
+    top = max(np.percentile(np.append(lengths, 1), 99), 1)
+    labels = [f"{name} (median {report.lengths[name]['median']:.0f})" for name in names]
     bins = np.linspace(0, top, min(30, int(top) + 2))
-    axes.hist([np.minimum(chosen, top), np.minimum(rejected, top)], bins, histtype="step", label=names)
+    axes.hist(np.minimum(lengths, top), bins, histtype="step", label=labels)
     axes.set(ylabel="pairs", title="How long responses are")
     axes.set_xlabel(f"length ({report.token_unit})", size=8)
     axes.legend(frameon=False, fontsize=8)
