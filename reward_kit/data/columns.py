@@ -154,9 +154,10 @@ def missing(
                 likely.setdefault(name, free[close])
     mapping = likely if len(likely) == len(lacking) else {lacking[0]: "..."}
     return PreferenceDataError(
-        f"no column for {' and '.join(map(repr, lacking))}; present are {', '.join(map(repr, self.present))}. "
-        f"If one of them holds it, say columns={mapping} (accepted: prompt + chosen + rejected, "
-        "responses + scores or ranks, response_a + response_b + label, response + score)"
+        f"no column for {' and '.join(map(repr, lacking))}; present are "
+        f"{', '.join(map(repr, self.present))}. If one of them holds it, say columns={mapping} (accepted: "
+        "prompt + chosen + rejected, responses + scores or ranks, response_a + response_b + label, "
+        "response + score)"
     )
 
 # %% ../../nbs/1_data/13_columns.ipynb #7429c2c1

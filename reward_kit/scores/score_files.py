@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/3_scores/32_score_files.ipynb #61b25e7c
-import hashlib
+# %% ../../nbs/3_scores/32_score_files.ipynb #20957d4a
 import itertools
 import json
 from collections import Counter
@@ -26,12 +25,11 @@ from .text_scorer import TextScorer
 def _score_columns(fmt, rows, score_column):
     "Where the scores go; raises PreferenceDataError for a column that would be overwritten."
     names = fmt.score_columns(score_column)
-    taken = {name for row in rows for name in row} & {*names, "error"}
+    taken = sorted({name for row in rows for name in row} & {*names, "error"})
     if taken:
-        name = sorted(taken)[0]
         advice = f"choose another name with score_column (now {score_column!r})"
-        advice = "rename it" if name == "error" else advice
-        raise PreferenceDataError(f"the file already has a column {name!r}; {advice}")
+        advice = "rename it" if taken[0] == "error" else advice
+        raise PreferenceDataError(f"the file already has a column {taken[0]!r}; {advice}")
     return names
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #bde7a760
@@ -39,24 +37,21 @@ _TEMPLATE = ("tools", "chat_template_kwargs")
 
 
 def _texts(fmt, row):
-    "Prompts, responses (None: prompts are full texts) and template arguments of a row; raises UnusableRow."
+    "Prompts, responses (None: prompts are full texts) and template arguments of a row, in lists."
     prompt, responses = fmt.texts(row)
-    template = {name: row.get(fmt.columns.get(name, name)) for name in _TEMPLATE}
-    if prompt is None:
-        return responses, None, template
-    return [prompt] * len(responses), responses, template
+    n = len(responses)
+    texts = [responses, [None] * n] if prompt is None else [[prompt] * n, responses]
+    return texts + [[row.get(fmt.columns.get(name, name))] * n for name in _TEMPLATE]
 
 
 def _encode(rm, texts):
     "What the texts of each row are encoded as, and an error where they cannot be."
     if not texts:
         return []
-    prompts = [prompt for row in texts for prompt in row[0]]
-    responses = None if texts[0][1] is None else [response for row in texts for response in row[1]]
-    template = {name: [row[2][name] for row in texts for _ in row[0]] for name in _TEMPLATE}
-    given = {name: values for name, values in template.items() if any(values)}
+    prompts, responses, *template = (list(itertools.chain(*lists)) for lists in zip(*texts))
+    given = {name: values for name, values in zip(_TEMPLATE, template) if any(values)}
     try:
-        encoded = iter(rm.encode(prompts, responses, **given))
+        encoded = iter(rm.encode(prompts, None if None in responses else responses, **given))
     except (ValueError, TypeError, jinja2.TemplateError) as error:
         if len(texts) == 1:
             return [(None, str(error).removeprefix("row 0").removeprefix(": "))]
@@ -81,75 +76,67 @@ def _score_rows(rm, rows, fmt, normalize):
         found[i] = list(itertools.islice(rewards, len(own or ()))), error
     return [found[i] for i in range(len(rows))]
 
-# %% ../../nbs/3_scores/32_score_files.ipynb #8989d996
+# %% ../../nbs/3_scores/32_score_files.ipynb #920bec21
 class _PartialFile:
-    "An output that grows: OUT.part, and OUT.part.json on how far it is valid."
+    "An output that grows."
 
-    def __init__(
-        self,
-        out: Path,  # final name
-        settings: dict,  # what must be the same for going on
-        resume: bool,  # go on where an earlier call stopped
-    ):
-        self.out = out
-        self.part, self.state_path = Path(f"{out}.part"), Path(f"{out}.part.json")
-        self.state = {"settings": settings, "rows": 0, "bytes": 0, "rows_hash": "", "errors": {}}
-        if resume and self.state_path.exists() and self.part.exists():
-            self.state = self._earlier_state(settings)
+    def __init__(self, out, settings, resume):
+        self.out, self.part, self.settings = out, Path(f"{out}.part"), Path(f"{out}.part.json")
+        self.rows, self.size, self.errors = 0, 0, Counter()
+        if resume and self.settings.exists() and self.part.exists():
+            self._compare(settings)
+            return
         out.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.part, "ab") as file:
-            file.truncate(self.state["bytes"])
+        self.settings.unlink(missing_ok=True)
+        self.part.write_bytes(b"")
+        write_whole(self.settings, settings)
 
-    def _earlier_state(self, settings):
-        state = json.loads(self.state_path.read_text(encoding="utf-8"))
-        again = "begin again with resume=False"
-        if self.part.stat().st_size < state["bytes"]:
-            raise ValueError(f"{self.part.name} is shorter than {self.state_path.name} says; {again}")
+    def _compare(self, settings):
+        before = json.loads(self.settings.read_text(encoding="utf-8"))
         for name, value in settings.items():
-            before = state["settings"].get(name)
-            if before != value:
-                changed = f"was begun with another {name} ({before!r}, now {value!r})"
-                raise ValueError(f"{self.part.name} {changed}; {again}, or choose another output")
-        return state
+            if before.get(name) != value:
+                changed = f"was begun with another {name} ({before.get(name)!r}, now {value!r})"
+                again = "begin again with resume=False, or choose another output"
+                raise ValueError(f"{self.part.name} {changed}; {again}")
 
-# %% ../../nbs/3_scores/32_score_files.ipynb #9d2396ad
+# %% ../../nbs/3_scores/32_score_files.ipynb #5028dcfd
 @patch
-def add(
-    self: _PartialFile,
-    rows: list[dict],  # with their scores
-    rows_hash: str,  # of all rows of the input so far
-) -> None:
-    "Write rows, then say that they are there."
-    size = append_rows(self.part, rows, size=self.state["bytes"])
-    errors = Counter(self.state["errors"]) + Counter(row["error"] for row in rows if "error" in row)
-    most = dict(errors.most_common(20))
-    rest = errors.total() - sum(most.values())
-    most |= {"other errors": rest} if rest else {}
-    done = self.state["rows"] + len(rows)
-    self.state |= {"rows": done, "bytes": size, "rows_hash": rows_hash, "errors": most}
-    write_whole(self.state_path, self.state)
+def skip(self: _PartialFile, rows, names):
+    "Go past the rows that are done, which have scores under these names; raises ValueError for other rows."
+    with open(self.part, "rb+") as lines:
+        for line in lines:
+            try:
+                done = json.loads(line)
+            except ValueError:
+                break
+            if {name: done[name] for name in done if name not in names} != json_ready(next(rows, None)):
+                raise ValueError(
+                    f"row {self.rows + 1} of {self.part.name} is not that of the input; correct the input, "
+                    "or begin again with resume=False"
+                )
+            self._count([done], self.size + len(line))
+        lines.truncate(self.size)
 
 
 @patch
-def finish(self: _PartialFile) -> None:
+def _count(self: _PartialFile, rows, size):
+    self.rows, self.size = self.rows + len(rows), size
+    for row in rows:
+        if error := row.get("error"):
+            self.errors[error if error in self.errors or len(self.errors) < 20 else "other errors"] += 1
+
+
+@patch
+def add(self: _PartialFile, rows):
+    "Write rows with their scores."
+    self._count(rows, append_rows(self.part, rows, size=self.size))
+
+
+@patch
+def finish(self: _PartialFile):
     "Give the file its name."
     write_whole(self.out, self.part)
-    self.state_path.unlink(missing_ok=True)
-
-# %% ../../nbs/3_scores/32_score_files.ipynb #624ca83f
-def _chunks(rows, done, rows_hash, size):
-    "(rows, hash of all rows so far) of those after the first `done`; raises ValueError for other rows."
-    digest, rows, count = hashlib.sha256(), iter(rows), 0
-    for row in itertools.islice(rows, done):
-        digest.update(json.dumps(json_ready(row)).encode())
-        count += 1
-    if count < done or done and digest.hexdigest() != rows_hash:
-        first = f"the first {counted(done, 'row')} of the input are not those that were scored before"
-        raise ValueError(f"{first}; begin again with resume=False")
-    while chunk := list(itertools.islice(rows, size)):
-        for row in chunk:
-            digest.update(json.dumps(json_ready(row)).encode())
-        yield chunk, digest.hexdigest()
+    self.settings.unlink(missing_ok=True)
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #f7ab7245
 @dataclass(repr=False)
@@ -170,8 +157,7 @@ class _ScoreFileReport(Report):
 
     def sections(self) -> list[Section]:
         "The errors, most frequent first."
-        errors = sorted(self.errors.items(), key=lambda error: -error[1])
-        rows = [(f"{n:,} x", message) for message, n in errors]
+        rows = [(f"{n:,} x", message) for message, n in Counter(self.errors).most_common()]
         return [Section(table=Table(("", ""), rows))] if rows else []
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #33b1ca35
@@ -200,8 +186,7 @@ def score_file(
     Raises PreferenceDataError for rows that cannot be read, ValueError for a part of another call."""
     out = Path(out_path)
     if out.suffix != ".jsonl":
-        why = "each row is written with all its fields"
-        raise ValueError(f"the output {out.name} must be named .jsonl: {why}")
+        raise ValueError(f"the output {out.name} must be named .jsonl: each row is written with all its fields")
     if isinstance(in_path, (str, Path)) and out.resolve() == Path(in_path).resolve():
         raise ValueError("input and output are the same file")
     source = read_rows(in_path)
@@ -214,13 +199,13 @@ def score_file(
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
     settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column}
     part = _PartialFile(out, settings | {"normalize": scale, "format": fmt.name}, resume)
-    done, rows_hash = part.state["rows"], part.state["rows_hash"]
-    chunks = _chunks(itertools.chain(first, rows), done, rows_hash, batch_rows)
+    rows = itertools.chain(first, rows)
+    part.skip(rows, [*names, "error"])
+    done = part.rows
     with tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress) as bar:
-        for chunk, rows_hash in chunks:
+        while chunk := list(itertools.islice(rows, batch_rows)):
             found = _score_rows(self, chunk, fmt, normalize)
-            part.add([row | _outcome(names, fmt, *scored) for row, scored in zip(chunk, found)], rows_hash)
+            part.add([row | _outcome(names, fmt, *scored) for row, scored in zip(chunk, found)])
             bar.update(len(chunk))
     part.finish()
-    failed = sum(part.state["errors"].values())
-    return _ScoreFileReport(str(out), part.state["rows"], failed, done, part.state["errors"])
+    return _ScoreFileReport(str(out), part.rows, part.errors.total(), done, dict(part.errors))
