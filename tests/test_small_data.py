@@ -21,7 +21,6 @@ from reward_kit.trust.comparing import (
     _mcnemar_p_value,
     _setting_name,
     _sign_flip_p_value,
-    accuracy_draws,
     compare_models,
     compare_runs,
     judged_pairs,
@@ -265,13 +264,13 @@ def test_draws_of_one_setting_are_the_bootstrap_over_prompts():
     sums, total = np.bincount(prompt, outcomes), np.bincount(prompt)
     expected = stats.bootstrap((sums, total), lambda s, t, axis=-1: s.sum(axis) / t.sum(axis), paired=True, method="percentile", n_resamples=4000,
                                rng=np.random.default_rng(1)).confidence_interval
-    assert np.quantile(accuracy_draws([outcomes], prompt, samples=4000)[0], [0.025, 0.975]) == pytest.approx(expected, abs=0.01)
+    assert np.quantile(Bootstrap(4000).accuracies([outcomes], prompt)[0], [0.025, 0.975]) == pytest.approx(expected, abs=0.01)
 
 
 def test_drawing_seeds_has_the_variance_of_their_mean():
     "Seeds that differ, prompts that do not: the variance is s^2 / S with s^2 the unbiased one."
     levels = np.array([0.2, 0.5, 0.8])
-    drawn = accuracy_draws([np.repeat(levels[:, None], 50, 1)], np.arange(50), samples=20_000)[0]
+    drawn = Bootstrap(20_000).accuracies([np.repeat(levels[:, None], 50, 1)], np.arange(50))[0]
     assert drawn.var() == pytest.approx(levels.var(ddof=1) / 3, rel=0.03)
 
 
@@ -283,7 +282,7 @@ def test_the_interval_over_prompts_and_seeds_covers_new_seeds():
         hard = rng.standard_normal(200)
         settings = [(hard + rng.standard_normal((5, 200)) < 1.0 + 0.25 * rng.standard_normal((5, 1))).astype(float) for _ in range(2)]
         for kept, outcomes in ((both, settings), (prompts_only, [x.mean(0, keepdims=True) for x in settings])):
-            a, b = accuracy_draws(outcomes, prompt, samples=400, seed=i)
+            a, b = Bootstrap(400, seed=i).accuracies(outcomes, prompt)
             low, high = np.quantile(b - a, [0.025, 0.975])
             kept.append(low <= 0 <= high)
     assert np.mean(both) > 0.90 and np.mean(prompts_only) < 0.80
@@ -414,7 +413,7 @@ def simulated_curve(rng, accuracy, sizes, repeats, seed):
     cut = np.array([NormalDist().inv_cdf(a) for a in accuracy]) * math.sqrt(1 + delta**2)
     hard = math.sqrt(0.3) * rng.standard_normal(200)[prompt] + math.sqrt(0.7) * rng.standard_normal(300)
     z = math.sqrt(0.6) * hard + math.sqrt(0.4) * rng.standard_normal((len(sizes), repeats, 300))
-    return _curve_of_outcomes(sizes, z < cut[:, None, None] + delta * rng.standard_normal((len(sizes), repeats, 1)), prompt, samples=200, seed=seed)
+    return _curve_of_outcomes(sizes, z < cut[:, None, None] + delta * rng.standard_normal((len(sizes), repeats, 1)), prompt, Bootstrap(200, seed=seed))
 
 
 @pytest.mark.parametrize("parameters", [(0.8, 0.7, 0.35), (0.75, 30, 1.0), (0.75, 0.0, 0.5), (0.3, -0.1, -0.2)])

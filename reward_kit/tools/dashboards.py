@@ -25,16 +25,13 @@ _STYLES = (
 
 
 def _style_axis(axis, title, x_title):
-    "Small type, whole numbers on the x axis, no box."
-    axis.set_xlabel(x_title, fontsize=8)
-    axis.set_ylabel(title, fontsize=8)
-    axis.tick_params(labelsize=8)
+    "Whole numbers on the x axis, no box."
+    axis.set(xlabel=x_title, ylabel=title)
     axis.ticklabel_format(axis="y", scilimits=(-2, 4))
-    axis.yaxis.get_offset_text().set_size(8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.xaxis.get_major_locator().set_params(integer=True)
     if len(axis.lines) > 1:
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize="small", frameon=False)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #65f9e83b
 def plot_history(
@@ -43,13 +40,13 @@ def plot_history(
     x_title: str = "optimizer step",  # of the x axes
 ):  # -> matplotlib Figure
     "The curves of a run against its steps, as far as they are logged, panels side by side."
-    figure = new_figure(figsize=(3.1 * len(panels), 2.5), dpi=100)
+    figure = new_figure(figsize=(3.9 * len(panels), 3.1), dpi=80)
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, curves) in zip(all_axes, panels.items(), strict=True):
         for (key, label, _), style in zip(curves, _STYLES):
             points = [(log["step"], log[key]) for log in history if key in log]
             if points:
-                axis.plot(*zip(*points), label=label, markersize=4, linewidth=1.3, **style)
+                axis.plot(*zip(*points), label=label, markersize=5, **style)
         _style_axis(axis, title, x_title)
     return figure
 

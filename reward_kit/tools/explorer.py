@@ -22,7 +22,7 @@ from ..trust.agreement import as_scorer
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #a98b4adb
 def _split_words(text):
-    "The words of a text, each with the white space before it, the last one also with what follows."
+    "Words, each with the white space before it, the last also with what follows."
     return re.findall(r"\s*\S+(?:\s+\Z)?", text)
 
 
@@ -39,17 +39,17 @@ class TokenInfluence:
     "What each word or token adds to a reward."
 
     tokens: list[str]  # in their order, white space kept
-    values: list[float]  # influence of each, in reward units: positive raised the reward
+    values: list[float]  # influence of each: positive raised the reward
     reward: float  # of the whole
     method: str  # leave_one_out or gradient
     unit: str  # word or token
 
     def to_dict(self) -> dict:
-        "Everything, ready for JSON; `TokenInfluence(**d)` makes it again."
+        "Ready for JSON; `TokenInfluence(**d)` makes it again."
         return asdict(self)
 
-    def top(self, n: int = 3) -> list[tuple[str, float]]:  # (token, value), largest effect first
-        "The n tokens of the largest effect, either way."
+    def top(self, n: int = 3) -> list[tuple[str, float]]:
+        "The n tokens of the largest effect, either way, with their values."
         return sorted(zip(self.tokens, self.values), key=lambda pair: -abs(pair[1]))[:n]
 
     def __repr__(self):
@@ -67,8 +67,8 @@ _LOWERED = ("213,94,0", "dotted")
 def _marked(word, color, line, title="", strength=0.7):
     "A word on a ground of a colour, with a line below."
     style = (
-        f"background:rgba({color},{0.08 + 0.47 * strength:.2f});border-radius:2px;text-underline-offset:3px;"
-        f"text-decoration:underline {line} {1 + round(2 * strength)}px"
+        f"background:rgba({color},{0.08 + 0.47 * strength:.2f});border-radius:2px;"
+        f"text-underline-offset:3px;text-decoration:underline {line} {1 + round(2 * strength)}px"
     )
     return f"<span style='{style}' title='{title}'>{html.escape(word)}</span>"
 
@@ -92,8 +92,9 @@ def to_html(
     pairs = zip(self.tokens, self.values, strict=True)
     text = "".join(_token_html(token, value, largest) for token, value in pairs)
     legend = (
-        f"{_marked('raised', *_RAISED)} or {_marked('lowered', *_LOWERED)} the reward, {self.reward:.2f}, "
-        f"by up to {largest:.2f} ({self.method.replace('_', ' ')}, {self.unit}s)"
+        f"{_marked('raised', *_RAISED)} or {_marked('lowered', *_LOWERED)} "
+        f"the reward, {self.reward:.2f}, by up to {largest:.2f} "
+        f"({self.method.replace('_', ' ')}, {self.unit}s)"
     )
     wrap = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9"
     return (
@@ -124,7 +125,7 @@ def _leave_words_out(model, prompt, response):
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #e26bf77d
 def _embedding_gradient(model, ids):  # RewardModel, (t,) of one text
-    "The embeddings (t, h) of the tokens, the reward's gradient (t, h) by them, and the reward."
+    "Embeddings (t, h) of the tokens, the reward's gradient (t, h), the reward."
     scorer, network = model.scorer, model.model
     batch = RewardCollator(scorer.pad_token_id)([{"sequences": [list(ids)]}]).to(scorer.device)
     inputs = {name: batch[name] for name in ("attention_mask", "position_ids", "reward_index")}
@@ -178,21 +179,21 @@ def explain_reward(
     *,
     unit: str | None = None,  # "word" of the response or "token" of all that is read; None: by method
 ) -> TokenInfluence:
-    """How much each word or token moved a reward: leave-one-out is exact, the gradient a linear guess.
+    """How much each word or token moved a reward: left out, or by a linear guess.
 
-    ValueError for an unknown method or unit, or a response too long for the model; TypeError
-    where tokens are asked of something that has none."""
+    ValueError for another method or unit, or a response too long for the model; TypeError
+    where tokens are asked of what has none."""
     unit, model = unit or ("token" if method == "gradient" else "word"), _loaded(model)
     if (method, unit) not in _EXPLAINED:
         raise ValueError(
-            "method must be one of leave_one_out, gradient and unit must be one of word, token, "
-            f"where gradients are by token; got {method!r} and {unit!r}"
+            "method must be one of leave_one_out, gradient; unit must be one of word, token, "
+            f"and gradients are by token; got {method!r} and {unit!r}"
         )
     if unit == "word":
         return TokenInfluence(*_leave_words_out(model, prompt, response), method, unit)
     if not isinstance(model, RewardModel):
         kind = type(model).__name__
-        raise TypeError(f"tokens are those of one RewardModel, not of {kind}; choose unit='word'")
+        raise TypeError(f"tokens are those of a RewardModel, not of {kind}; choose unit='word'")
     return TokenInfluence(*_token_influences(model, prompt, response, method), method, unit)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #f1802abc
@@ -203,7 +204,7 @@ class ResponseComparison(Report):
     prompt: object  # string or messages
     responses: list  # (K,) strings or messages
     scores: list[float]  # (K,)
-    probabilities: list[list[float]]  # (K, K): how likely response i is preferred to response j
+    probabilities: list[list[float]]  # (K, K): how likely i is preferred to j
     influences: list[TokenInfluence] | None = None  # (K,) where asked for
 
     @property
@@ -235,8 +236,10 @@ def compare_responses(
     model, responses = _loaded(model), list(responses)
     scores = torch.tensor(_scores(model, prompt, responses), dtype=torch.float64)
     gaps = (scores[:, None] - scores[None, :]) / getattr(model, "temperature", 1.0)
-    influences = [explain_reward(model, prompt, r, method) for r in responses] if method else None
-    return ResponseComparison(prompt, responses, scores.tolist(), gaps.sigmoid().tolist(), influences)
+    found = ResponseComparison(prompt, responses, scores.tolist(), gaps.sigmoid().tolist())
+    if method:
+        found.influences = [explain_reward(model, prompt, r, method) for r in responses]
+    return found
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #bdb5fda1
 @patch
@@ -255,7 +258,7 @@ def _repr_html_(self: ResponseComparison):
 class RewardExplorer(View):
     """Type a prompt and responses, see what a model makes of them: the last line of a cell.
 
-    `comparison` holds the last result, `view` is the widget. What fails is said in place of the result."""
+    `comparison` holds the last result, `view` is the widget. What fails is shown."""
 
     def __init__(
         self,
@@ -265,13 +268,15 @@ class RewardExplorer(View):
     ):
         import ipywidgets as w
         self.model, self.comparison = _loaded(model), None
-        self.prompt, self.boxes = _area(prompt, "prompt", 2), w.VBox([], layout={"width": "100%"})
+        wide = {"width": "100%"}
+        self.prompt, self.boxes = _area(prompt, "prompt", 2), w.VBox([], layout=wide)
         for text in responses:
             self.add(text)
         methods = [("no influences", None), ("leave words out", "leave_one_out")]
         if isinstance(self.model, RewardModel):
             methods.append(("gradient of tokens", "gradient"))
-        self.method = w.Dropdown(options=methods, value="leave_one_out", layout={"width": "13em"})
+        layout = {"width": "13em"}
+        self.method = w.Dropdown(options=methods, value="leave_one_out", layout=layout)
         score = w.Button(description="Score", button_style="primary")
         add = w.Button(description="Add a response")
         score.on_click(lambda _: self.score())
@@ -279,12 +284,13 @@ class RewardExplorer(View):
         self.buttons = {"score": score, "add": add}
         self.result = w.HTML(layout={"width": "auto"})
         below = w.HBox([score, add, self.method])
-        self.view = w.VBox([self.prompt, self.boxes, below, self.result], layout={"width": "100%"})
+        self.view = w.VBox([self.prompt, self.boxes, below, self.result], layout=wide)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #35590f86
 def _area(text, name, rows):
     import ipywidgets
-    return ipywidgets.Textarea(value=text, placeholder=name, layout={"width": "auto"}, rows=rows)
+    layout = {"width": "auto"}
+    return ipywidgets.Textarea(value=text, placeholder=name, layout=layout, rows=rows)
 
 
 @patch
@@ -300,7 +306,8 @@ def score(self: RewardExplorer) -> None:
     responses = [box.value for box in self.boxes.children if box.value.strip()]
     self.result.value, self.comparison = f"<i style='{View.styles['page']}'>scoring ...</i>", None
     try:
-        self.comparison = compare_responses(self.model, self.prompt.value, responses, self.method.value)
+        asked = self.prompt.value, responses, self.method.value
+        self.comparison = compare_responses(self.model, *asked)
         self.result.value = self.comparison._repr_html_()
     except Exception as error:  # of any model
         self.result.value = self.problem(error)

@@ -12,6 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.stats import rankdata
 
+from ..data.files import json_ready
 from ..data.report import Report, Section, Table, counted, new_figure
 from .agreement import Bootstrap
 
@@ -88,8 +89,7 @@ class BestOfNCurve(Report):
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #7ecdcda2
 @patch(as_prop=True)
-def verdicts(self: BestOfNCurve) -> list[str]:
-    "What the curve allows one to say."
+def verdicts(self: BestOfNCurve):
     gain, (low, high) = self.gain[-1], self.gain_interval[-1]
     found, change = "cannot be told from", "changes"
     if low > 0:
@@ -107,8 +107,7 @@ def verdicts(self: BestOfNCurve) -> list[str]:
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9126b17c
 @patch
-def sections(self: BestOfNCurve) -> list[Section]:
-    "Gold and proxy at the powers of two and the largest n."
+def sections(self: BestOfNCurve):
     rows, columns = [], (self.n, self.kl, self.gold, self.gold_interval, self.proxy)
     for n, kl, gold, (low, high), proxy in zip(*columns):
         if n & (n - 1) == 0 or n == self.n[-1]:
@@ -119,8 +118,7 @@ def sections(self: BestOfNCurve) -> list[Section]:
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9cc78059
 @patch
-def figures(self: BestOfNCurve) -> dict:
-    "Gains of proxy and gold over the root of the divergence."
+def figures(self: BestOfNCurve):
     figure = new_figure(figsize=(5.4, 3.2), dpi=90)
     axes, x = figure.subplots(), np.sqrt(self.kl)
     proxy = (np.array(self.proxy) - self.proxy[0]) / self.proxy_std
@@ -155,25 +153,23 @@ def best_of_n_curve(
                          "the smallest number of responses of a prompt")
     weights, picked = {size: _subset_weights(max_n, size) for size in set(sizes)}, []
     for p, g in rows:
-        picked.append([weights[len(p)] @ values for values in (_gold_by_proxy(p, g), np.sort(p))])
+        own = weights[len(p)]
+        picked.append([own @ _gold_by_proxy(p, g), own @ np.sort(p)])
     by_gold, by_proxy = np.swapaxes(picked, 0, 1)  # (Q, max_n) each
     n, mean = np.arange(1, max_n + 1), by_gold.mean(0)
     bootstrap = Bootstrap(samples, level, seed)
     draws = bootstrap.totals(by_gold) / len(rows)
-    fall = draws[:, -1] - draws[:, np.argmax(mean)]
-    all_proxy, all_gold = np.concatenate(rows, axis=1)
-    intervals, gains = (np.transpose(bootstrap.ends(d)).tolist() for d in (draws, draws - draws[:, :1]))
-    return BestOfNCurve(
-        n=n.tolist(),
-        kl=_best_of_n_kl(n).tolist(),
-        gold=mean.tolist(),
-        gold_interval=intervals,
-        proxy=by_proxy.mean(0).tolist(),
-        gain=(mean - mean[0]).tolist(),
-        gain_interval=gains,
-        last_minus_peak=list(bootstrap.ends(fall)),
-        gold_std=float(all_gold.std()),
-        proxy_std=float(all_proxy.std()),
-        n_prompts=len(rows),
-        level=level,
-    )
+    every_proxy, every_gold = np.concatenate(rows, axis=1)
+    found = {
+        "n": n,
+        "kl": _best_of_n_kl(n),
+        "gold": mean,
+        "gold_interval": np.transpose(bootstrap.ends(draws)),
+        "proxy": by_proxy.mean(0),
+        "gain": mean - mean[0],
+        "gain_interval": np.transpose(bootstrap.ends(draws - draws[:, :1])),
+        "last_minus_peak": bootstrap.ends(draws[:, -1] - draws[:, np.argmax(mean)]),
+        "gold_std": every_gold.std(),
+        "proxy_std": every_proxy.std(),
+    }
+    return BestOfNCurve(**json_ready(found), n_prompts=len(rows), level=level)

@@ -56,15 +56,13 @@ class CrossValidation(Report):
 
 # %% ../../nbs/4_trust/45_labels.ipynb #cccb10d9
 @patch(as_prop=True)
-def verdicts(self: CrossValidation) -> list[str]:
-    "What was found, in sentences."
-    p, (low, high) = self.accuracy, self.interval
+def verdicts(self: CrossValidation):
+    p, (low, high), level = self.accuracy, self.interval, f"{100 * self.level:g}%"
     z = NormalDist().inv_cdf((1 + self.level) / 2)
     holdout = z * math.sqrt(p * (1 - p) / max(1, self.n_pairs // 10))
     sentences = [
-        f"Models trained on {100 * (self.k - 1) / self.k:.0f}% of the data order {percent(p)} of "
-        f"{self.n_pairs:,} unseen pairs as people did "
-        f"({100 * self.level:g}% interval {percent(low, high)}).",
+        f"Models trained on {1 - 1 / self.k:.0%} of the data order {percent(p)} of "
+        f"{self.n_pairs:,} unseen pairs as people did ({level} interval {percent(low, high)}).",
         f"That is plus or minus {points((high - low) / 2)} points; "
         f"holding out a tenth of the pairs once would leave {points(holdout)}.",
     ]
@@ -76,8 +74,7 @@ def verdicts(self: CrossValidation) -> list[str]:
 
 # %% ../../nbs/4_trust/45_labels.ipynb #89818b0f
 @patch
-def sections(self: CrossValidation) -> list[Section]:
-    "The folds."
+def sections(self: CrossValidation):
     rows = []
     for f in self.folds:
         counts = f["seed"], f["fold"] + 1, f"{f['trained_on']:,}", f"{f['pairs']:,}"
@@ -88,8 +85,7 @@ def sections(self: CrossValidation) -> list[Section]:
 
 
 @patch
-def figures(self: CrossValidation) -> dict:
-    "The folds and, above them, all pairs together."
+def figures(self: CrossValidation):
     rows = [(f"all {self.n_pairs:,} pairs", self.accuracy, *self.interval)]
     for f in self.folds:
         if f["pairs"]:
@@ -100,16 +96,16 @@ def figures(self: CrossValidation) -> dict:
 
 # %% ../../nbs/4_trust/45_labels.ipynb #7f0624b2
 def _out_of_fold(train, preferences, k, seed, bar):
-    "Rewards of every record by a model of other prompts; the fold of every record."
-    rewards, fold_of = [None] * len(preferences), np.zeros(len(preferences), int)
+    "Rewards of every record by a model of other prompts, and its fold."
+    rewards = np.empty(len(preferences), object)
+    fold_of = np.zeros(len(preferences), int)
     for fold, (rest, held) in enumerate(kfold_by_prompt(preferences, k, seed=seed)):
-        own = np.flatnonzero(np.isin(preferences.prompt_keys, held.prompt_keys))
+        own = np.isin(preferences.prompt_keys, held.prompt_keys)
         fold_of[own] = fold
         scored, _ = score_preferences(train(rest, seed), held)
-        for index, values in zip(own.tolist(), scored, strict=True):
-            rewards[index] = values
+        rewards[own] = np.fromiter(scored, object)
         bar.update()
-    return rewards, fold_of
+    return rewards.tolist(), fold_of
 
 
 def _fold_row(outcomes, level): # (P,)
@@ -121,12 +117,12 @@ def _fold_row(outcomes, level): # (P,)
 
 # %% ../../nbs/4_trust/45_labels.ipynb #355fc607
 def cross_validate(
-    train, # function(preferences, seed) -> anything that scores; `trainer_recipe` makes one
+    train, # function(preferences, seed) -> what scores; see `trainer_recipe`
     data, # what `load_preferences` takes
     *,
     folds: int = 5, # k, from 2 to the number of prompts
     seeds=(0,), # each deals the prompts anew and is given to `train`
-    level: float = 0.95, # confidence of the intervals, between 0 and 1
+    level: float = 0.95, # of the intervals
     samples: int = 2000, # draws of the bootstrap
     progress: bool = False, # show a bar
     **loading, # of `load_preferences`: columns, format, split, ...
@@ -205,13 +201,13 @@ def _vote_counts(row, column, origin):
     except (TypeError, ValueError):
         counts = []
     if len(counts) not in (2, 3) or min(counts) < 0:
-        raise PreferenceDataError(f"{origin}: {column} is {cell!r}; it must hold two or three counts: "
-                                  "for the preferred response, for the other, ties")
+        raise PreferenceDataError(f"{origin}: {column} is {cell!r}; it must hold two or three "
+                                  "counts: for the preferred response, for the other, ties")
     return (*counts, 0)[:3]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #c459c4b6
 def _add_votes(counts, record, given):
-    "Add to counts {(prompt, a, b): [votes for a, for b, ties]} of each two responses a <= b."
+    "Add to {(prompt, a, b): [votes for a, for b, ties]} of each two responses."
     texts = [json.dumps(response, sort_keys=True) for response in record["responses"]]
     for i, j in itertools.combinations(range(len(texts)), 2):  # i is preferred unless they tie
         tied = record["ranks"][i] == record["ranks"][j]
@@ -222,7 +218,7 @@ def _add_votes(counts, record, given):
 
 # %% ../../nbs/4_trust/45_labels.ipynb #0e4e0381
 def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
-    "Votes on every distinct pair, as `_add_votes` has them; the number of unreadable rows."
+    "Votes on every distinct pair, and the number of unreadable rows."
     if isinstance(data, Preferences):
         raise TypeError("annotator_ceiling needs the raw rows: Preferences have lost repeated votes; "
                         "pass the file or the list of dicts")
@@ -243,15 +239,15 @@ def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
 @dataclass(repr=False)
 class _AnnotatorCeiling(Report):
     "How far people agree with each other, and what that leaves for a model."
-    agreement: float # how often two labels of the same pair agree; every pair counts once
+    agreement: float # how often two labels of a pair agree; every pair counts once
     interval: tuple # of the agreement, prompts drawn anew
-    ceiling: float # the most that any model can agree with single labels, an upper bound
+    ceiling: float # the most that any model can agree with single labels
     ceiling_interval: tuple # the same at the ends of the interval
     majority: float | None # how often the others predict a label; None: never three
-    n_pairs: int # pairs of responses with two or more labels that are not ties
+    n_pairs: int # with two or more labels that are not ties
     n_prompts: int # distinct prompts among them
     n_votes: int # labels of these pairs
-    n_single: int # pairs with fewer than two labels, which say nothing here
+    n_single: int # pairs with fewer labels
     n_ties: int # labels that called a pair equal, left out
     n_unusable: int # rows that could not be read
     level: float = 0.95 # of the intervals
@@ -260,9 +256,10 @@ class _AnnotatorCeiling(Report):
     @property
     def verdicts(self):
         sentences = [
-            f"People agree with each other in {percent(self.agreement)} ({percent(*self.interval)}) "
-            "of repeated judgements: on single labels like these no model can be shown to be better "
-            f"than about {percent(self.ceiling)} ({percent(*self.ceiling_interval)})."
+            f"People agree with each other in {percent(self.agreement)} "
+            f"({percent(*self.interval)}) of repeated judgements: on single labels like these "
+            "no model can be shown to be better than about "
+            f"{percent(self.ceiling)} ({percent(*self.ceiling_interval)})."
         ]
         if self.interval[0] <= 0.5:
             sentences.append("Such agreement cannot be told from coin flips.")
@@ -282,7 +279,7 @@ class _AnnotatorCeiling(Report):
 
 # %% ../../nbs/4_trust/45_labels.ipynb #ba79a453
 def _left_out_majority(first, second): # (M,) votes
-    "How often the majority of a pair's other votes predicts one vote; None: never three votes."
+    "How often the majority of a pair's other votes predicts one; None: never three."
     three = first + second >= 3
     if not three.any():
         return None
@@ -294,12 +291,12 @@ def _left_out_majority(first, second): # (M,) votes
 def annotator_ceiling(
     data, # what `read_rows` takes: the raw rows, repeated ones included
     *,
-    level: float = 0.95, # confidence of the interval, between 0 and 1
+    level: float = 0.95, # of the interval
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the draws
     **reading, # votes (column of counts); columns, format, labels as in `load_preferences`
 ) -> _AnnotatorCeiling:
-    "Agreement between labels of a pair, and the accuracy it allows. Raises PreferenceDataError."
+    "Agreement between labels, and the accuracy it allows. Raises PreferenceDataError."
     counts, unusable = _count_votes(data, **reading)
     first, second, ties = np.reshape(list(counts.values()), (-1, 3)).T
     n = first + second
@@ -310,15 +307,14 @@ def annotator_ceiling(
     agreement = (first * (first - 1) + second * (second - 1))[many] / (n * (n - 1))[many]
     prompts = np.array([prompt for prompt, *_ in counts])[many]
     found = pooled_accuracy(agreement, prompts, samples=samples, level=level, seed=seed)
-    interval = found["bootstrap"]
     return _AnnotatorCeiling(
-        found["accuracy"],
-        interval,
-        _ceiling(found["accuracy"]),
-        tuple(map(_ceiling, interval)),
-        _left_out_majority(first, second),
-        found["n_pairs"],
-        found["n_prompts"],
+        agreement=found["accuracy"],
+        interval=found["bootstrap"],
+        ceiling=_ceiling(found["accuracy"]),
+        ceiling_interval=tuple(map(_ceiling, found["bootstrap"])),
+        majority=_left_out_majority(first, second),
+        n_pairs=found["n_pairs"],
+        n_prompts=found["n_prompts"],
         n_votes=int(n[many].sum()),
         n_single=int((~many).sum()),
         n_ties=int(ties.sum()),
@@ -373,7 +369,7 @@ def _pair_rows(pairs, preferences, differences, temperature, order):
 # %% ../../nbs/4_trust/45_labels.ipynb #7b974959
 def most_confident_mistakes(
     model, # what scores, or rewards: of each record K, or None
-    preferences, # what `load_preferences` takes; not what the model was trained on
+    preferences, # what `load_preferences` takes; the model did not learn from it
     n: int = 20, # how many at most
     *,
     temperature: float | None = None, # of the probabilities; None: the model's own, else 1
@@ -394,14 +390,14 @@ class _SuspectedErrors(Mistakes):
     "Labels that out-of-fold models find unlikely, the least likely first."
     threshold: float = 0.5 # t: mean probability of the labels as they stand
     n_suspected: int = 0 # pairs whose opposite label is at least that likely
-    order: list = field(default_factory=list) # records of all pairs, the least likely label first
+    order: list = field(default_factory=list) # records, the least likely label first
     title = "Labels that deserve a second look"
 
     @property
     def verdicts(self):
-        return [f"{self.n_suspected:,} of {self.n_pairs:,} labels are suspected: models that have "
-                f"not seen them find the opposite at least {percent(self.threshold)} likely. "
-                f"Here are the {len(self.mistakes):,} least likely."]
+        return [f"{self.n_suspected:,} of {self.n_pairs:,} labels are suspected: models that "
+                "have not seen them find the opposite at least "
+                f"{percent(self.threshold)} likely. Here are the {len(self.mistakes):,} least likely."]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #5e69a6ce
 @patch
@@ -409,8 +405,8 @@ def precision_at(
     self: _SuspectedErrors,
     is_error, # (n,) for every record whether its label is an error
     ks=(20, 50, 100), # how many of the first
-    level: float = 0.95, # confidence of the intervals
-) -> list[dict]: # {k, errors, precision, low, high, base (share of errors among all pairs)}
+    level: float = 0.95, # of the intervals
+) -> list[dict]: # {k, errors, precision, low, high, base (share among all)}
     "How many of the first k are errors."
     if len(is_error) <= max(self.order):
         raise ValueError(f"is_error must hold one value for each record, got {len(is_error)}")
@@ -425,8 +421,8 @@ def precision_at(
 
 # %% ../../nbs/4_trust/45_labels.ipynb #9a793bab
 def suspected_label_errors(
-    rewards, # CrossValidation, its file, or out-of-fold rewards: of each record K, or None
-    preferences, # what `load_preferences` takes: the data that was cross-validated
+    rewards, # CrossValidation, its file, or rewards: of each record K, or None
+    preferences, # the data that was cross-validated
     n: int = 50, # rows of the table, at most
     *,
     temperature: float | None = None, # of the probabilities; None: fitted to these pairs

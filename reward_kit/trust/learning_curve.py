@@ -6,7 +6,7 @@
 __all__ = ['learning_curve']
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #b2c984ef
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from ..data.preferences import load_preferences, prompt_overlap, split_by_prompt
 from ..data.report import Report, Section, Table, counted
 from ..data.report import new_figure, percent, points
 from .agreement import Bootstrap, score_preferences
-from .comparing import accuracy_draws, judged_pairs
+from .comparing import judged_pairs
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #ce79d8a2
 _EXPONENTS = np.linspace(-0.35, 1.5, 75).round(3) # the values of c that are tried
@@ -52,13 +52,13 @@ class _LearningCurve(Report):
     sizes: list # (N,) records trained on, mean over repeats
     accuracy: list # (N,) on the held-out pairs, mean over repeats
     low: list # (N,) ends of the intervals
-    high: list # (N,) the same
+    high: list
     repeats: int # orders of the prompts, each with its seed
-    n_pairs: int # held-out strictly ordered pairs
+    n_pairs: int # held out
     n_prompts: int # distinct prompts among them
     fit: list # m, g, c of the fit through the means
     level: float = 0.95 # of the intervals
-    _draws: np.ndarray = field(default=None) # (B, 3) fits of the bootstrap draws
+    _draws: np.ndarray | None = None # (B, 3) fits of the bootstrap draws
     title = "Learning curve"
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #c6155c15
@@ -78,26 +78,20 @@ def _ends(self: _LearningCurve, values):
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #7053b659
 @patch
-def predict(
-    self: _LearningCurve,
-    n: float, # records, at most twice the largest size measured
-) -> tuple[float, float, float]: # accuracy, low, high
+def predict(self: _LearningCurve, n): # -> accuracy, low, high
     "Accuracy at n records. Raises ValueError beyond twice the largest size."
     return self._ends(self._fitted(n))
 
 
 @patch
-def gain(
-    self: _LearningCurve,
-    extra: int, # more records than the largest size measured
-) -> tuple[float, float, float]: # gain, low, high
+def gain(self: _LearningCurve, extra): # -> gain, low, high
     "What `extra` more records would add. Raises ValueError as `predict`."
     n = self.sizes[-1]
     return self._ends(self._fitted(n + extra) - self._fitted(n))
 
 
 @patch(as_prop=True)
-def limit(self: _LearningCurve) -> float | None:
+def limit(self: _LearningCurve):
     "The accuracy of unlimited labels by the fit, only a hint; None: no limit below 1."
     m, g, c = self.fit
     return m + g / c if c > 0 and m + g / c < 1 else None
@@ -139,12 +133,13 @@ def figures(self: _LearningCurve):
     fit = self.sizes[0], n, "-", None, "fit"
     for start, end, style, hatch, label in (fit, (n, 2 * n, "--", "///", "extrapolated")):
         x = np.geomspace(start, end, 40)
-        middle, low, high = 100 * np.transpose([self.predict(value) for value in x])
+        middle, low, high = 100 * np.transpose(list(map(self.predict, x)))
         axes.plot(x, middle, color="#0072B2", linestyle=style, label=label)
         axes.fill_between(x, low, high, color="#56B4E9", alpha=0.3, hatch=hatch)
     share, low, high = 100 * np.array([self.accuracy, self.low, self.high])
     bars = np.maximum([share - low, high - share], 0)
-    axes.errorbar(self.sizes, share, bars, fmt="o", color="#D55E00", capsize=3, label="measured")
+    dots = {"fmt": "o", "color": "#D55E00", "capsize": 3, "label": "measured"}
+    axes.errorbar(self.sizes, share, bars, **dots)
     axes.axvline(n, color="0.5", linewidth=1)
     xlabel, ylabel = "training records (log scale)", "accuracy on held-out pairs (%)"
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
@@ -155,15 +150,16 @@ def figures(self: _LearningCurve):
     return {"curve": figure}
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #4a111cdd
-def _curve_of_outcomes(sizes, outcomes, prompt, **drawing):
+def _curve_of_outcomes(sizes, outcomes, prompt, bootstrap=Bootstrap()):
     "The curve of outcomes (N, R, P): N sizes, R repeats, P held-out pairs of these prompts."
-    outcomes, bootstrap = np.asarray(outcomes, float), Bootstrap(**drawing)
-    draws = accuracy_draws(outcomes, prompt, together=True, **drawing).T
-    accuracy, fits = outcomes.mean((1, 2)), _fit_power_law(sizes, draws)
-    fit, n_prompts = _fit_power_law(sizes, accuracy[None])[0], len(np.unique(prompt))
-    measured = list(sizes), accuracy.tolist(), *bootstrap.ends(draws)
-    counts = *outcomes.shape[1:], n_prompts
-    return _LearningCurve(*measured, *counts, fit.tolist(), bootstrap.level, fits)
+    outcomes = np.asarray(outcomes, float)
+    accuracy = outcomes.mean((1, 2))
+    draws = bootstrap.accuracies(outcomes, prompt, together=True).T
+    fit, fits = (_fit_power_law(sizes, rows) for rows in (accuracy[None], draws))
+    low, high = bootstrap.ends(draws)
+    counts = *outcomes.shape[1:], len(np.unique(prompt))
+    measured = list(sizes), accuracy.tolist(), low, high
+    return _LearningCurve(*measured, *counts, fit[0].tolist(), bootstrap.level, fits)
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #5a472778
 def _nested_rows(keys, sizes, seed): # keys (n,) prompt of each record
@@ -198,13 +194,13 @@ def _held_out_pairs(preferences, held_out, seed, loading):
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #a8bffeb2
 def learning_curve(
-    train, # function(preferences, seed) -> anything that scores; `trainer_recipe` makes one
+    train, # function(preferences, seed) -> what scores; see `trainer_recipe`
     data, # what `load_preferences` takes
     *,
     sizes=None, # numbers of records; default five from an eighth to all
     repeats: int = 3, # orders of the prompts, each with its own seed
     held_out=0.25, # share whose prompts are held out, or other data
-    level: float = 0.95, # confidence of the intervals, between 0 and 1
+    level: float = 0.95, # of the intervals
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the split, the first repeat and the draws
     progress: bool = False, # show a bar
@@ -212,7 +208,7 @@ def learning_curve(
 ) -> _LearningCurve:
     """Accuracy over the number of training records, judged on the same pairs.
 
-    Raises ValueError for fewer than three sizes, no repeat, shared prompts, nothing scored."""
+    Raises ValueError for too few sizes, no repeat, shared prompts, nothing scored."""
     if repeats < 1:
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
     preferences = load_preferences(data, progress=progress, **loading)
@@ -225,7 +221,7 @@ def learning_curve(
                 rewards.append(score_preferences(model, held)[0])
                 used.append(len(rows))
                 bar.update()
-    pairs, drawing = judged_pairs(rewards, held), {"samples": samples, "level": level, "seed": seed}
+    pairs, bootstrap = judged_pairs(rewards, held), Bootstrap(samples, level, seed)
     outcomes = pairs["outcome"].reshape(repeats, len(sizes), -1).swapaxes(0, 1)
     used = np.reshape(used, (repeats, -1)).mean(0).tolist()
-    return _curve_of_outcomes(used, outcomes, pairs["prompt"], **drawing)
+    return _curve_of_outcomes(used, outcomes, pairs["prompt"], bootstrap)

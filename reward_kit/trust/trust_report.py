@@ -20,8 +20,9 @@ from ..data.report import Report, Section, Table, counted, forest_plot
 from ..data.report import new_figure, percent, points
 from ..model.model_folder import ModelCard
 from ..scores.inference import RewardModel
-from .agreement import accuracy_by, pair_table, pooled_accuracy
-from .agreement import ranking_agreement, score_preferences, wider
+from .agreement import Bootstrap, accuracy_by, pair_table
+from .agreement import pooled_accuracy, ranking_agreement
+from .agreement import score_preferences, wider
 from .calibration import CalibrationResult, calibrate
 from .comparing import compare_models
 from .labels import Mistakes, most_confident_mistakes
@@ -30,13 +31,14 @@ from .probes import ProbeReport, run_probes
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #6135d21e
 def _verdicts(interval, always_longer, n_pairs, over_rule):
-    "Sentences; `over_rule`: interval of the accuracy minus that of the rule of length."
+    "`over_rule`: interval of the accuracy minus that of the rule of length."
     low, high = interval
     found, sentences = f"the 95% interval, {percent(low, high)}", []
     if low > 0.5:
         sentences.append(f"Better than chance: {found}, lies above 50%.")
     elif high < 0.5:
-        sentences.append(f"Worse than chance: {found}, lies below 50%. Are chosen and rejected swapped?")
+        swapped = "Are chosen and rejected swapped?"
+        sentences.append(f"Worse than chance: {found}, lies below 50%. {swapped}")
     else:
         sentences.append(f"This cannot be told from chance: {found}, contains 50%.")
     if low > 0.5 and over_rule[0] <= 0:
@@ -53,7 +55,7 @@ def _verdicts(interval, always_longer, n_pairs, over_rule):
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #a7d5f36a
 def _difference_histogram(differences, bins=40): # (P,) -> edges, counts
-    "Counts of reward differences; the outermost bars hold what lies beyond."
+    "Counts of reward differences; the outermost hold what lies beyond."
     differences, half = differences[differences != 0], bins // 2
     limit = np.quantile(np.abs(differences), 0.995) if len(differences) else 1.0
     edges = limit / half * np.arange(-half, half + 1)
@@ -81,17 +83,17 @@ class TrustReport(Report):
     n_prompts: int # distinct prompts among them
     n_records: int # records in the data
     n_tied_rewards: int # pairs with equal rewards
-    n_too_long: int # records left out: a response alone does not fit the model
+    n_too_long: int # records left out: a response does not fit the model
     rewards: dict # mean, std of all; mean_difference, std_difference of the pairs
     length: dict # of `length_preference`
     sources: list # of `accuracy_by`, by source
-    rankings: dict | None # means of `ranking_agreement` over records of three or more
+    rankings: dict | None # means of `ranking_agreement`
     histogram: dict # edges and counts of reward differences
     groups: dict = field(default_factory=dict) # name of a size -> rows of `accuracy_by`
     length_control: LengthReport | None = None # of `measure_length`
     calibration: CalibrationResult | None = None # None with fewer than 20 prompts
     probes: ProbeReport | None = None # None where they were not run
-    mistakes: Mistakes | None = None # pairs where it is surest that people were wrong
+    mistakes: Mistakes | None = None # where it is surest that people were wrong
     verdicts: list = field(default_factory=list) # sentences on the accuracy
     level: float = 0.95 # of the intervals
     seed: int = 0 # of the bootstrap
@@ -111,20 +113,17 @@ class TrustReport(Report):
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #c7872d8d
 @patch(as_prop=True)
-def title(self: TrustReport) -> str:
-    "What was evaluated, and on what."
+def title(self: TrustReport):
     return f"Trust report of {self.model}" + (f" on {self.data}" if self.data else "")
 
 
 @patch(as_prop=True)
-def interval(self: TrustReport) -> tuple[float, float]:
-    "The wider of the two, end by end."
+def interval(self: TrustReport):
     return wider(self.wilson, self.bootstrap)
 
 
 @patch(as_prop=True)
-def summary(self: TrustReport) -> list[str]:
-    "Accuracy, honesty, and which probes fail."
+def summary(self: TrustReport):
     sentences, probes = list(self.verdicts), self.probes
     if self.calibration:
         sentences.append(self.calibration.verdicts[0])
@@ -142,8 +141,7 @@ TrustReport.sentences = TrustReport.summary
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #edc7015b
 @patch
-def rows(self: TrustReport) -> list[tuple[str, str]]:
-    "The measures of agreement as (name, value) texts."
+def rows(self: TrustReport):
     level, r, k = f"{100 * self.level:g}%", self.rewards, self.rankings
     alike = "with one prompt" if self.n_prompts == 1 else "where all prompts came out alike"
     drawn = self.bootstrap[0] < self.bootstrap[1]
@@ -248,17 +246,17 @@ def _plot_differences(self: TrustReport):
         axes.bar(edges[:-1][side], counts[side], edges[1] - edges[0], align="edge", **style)
     axes.axvline(0, color="black", linewidth=1)
     xlabel = "reward of the better minus reward of the worse response (reward units)"
-    ties = f"; {self.n_tied_rewards:,} tied pairs, not shown, count half" if self.n_tied_rewards else ""
     found = f"accuracy {percent(self.accuracy)}, 95% interval {percent(*self.interval)}"
+    if self.n_tied_rewards:
+        found += f"; {self.n_tied_rewards:,} tied pairs, not shown, count half"
     axes.set(xlabel=xlabel, ylabel="pairs")
-    axes.set_title(found + ties, fontsize=9)
+    axes.set_title(found, fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #fac04267
 @patch
-def figures(self: TrustReport) -> dict: # name -> matplotlib Figure
-    "Accuracy, groups, and calibration and probes where measured."
+def figures(self: TrustReport):
     figures, rows = {"accuracy": self._plot_differences()}, []
     for name, row in self._groups():
         label = f"{name}: {row['group']} ({row['pairs']:,} pairs)"
@@ -273,7 +271,7 @@ def figures(self: TrustReport) -> dict: # name -> matplotlib Figure
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #7d1c3d58
 def _summarise_rankings(preferences, rewards):
-    "Means of `ranking_agreement` over scored records of three or more responses."
+    "Means of `ranking_agreement` over records of three or more responses."
     found = []
     for index, own in enumerate(rewards):
         if own is not None and len(own) > 2:
@@ -282,11 +280,8 @@ def _summarise_rankings(preferences, rewards):
     return {"n": len(found), **means} if found else None
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #d331b2b6
-_MIN_CALIBRATION_PROMPTS = 20
-
-
 def _measured(preferences, rewards, table, temperature, **drawing):
-    "What follows from the rewards alone: groups, length, calibration, rankings, mistakes."
+    "What follows from the rewards alone."
     groups = {
         "prompt, characters": accuracy_by(table, "prompt_length"),
         "responses, mean characters": accuracy_by(table, "length"),
@@ -301,21 +296,15 @@ def _measured(preferences, rewards, table, temperature, **drawing):
         "groups": groups,
         "mistakes": most_confident_mistakes(rewards, preferences, temperature=temperature),
     }
-    if len(np.unique(table["prompt"])) >= _MIN_CALIBRATION_PROMPTS:
+    if len(np.unique(table["prompt"])) >= Bootstrap.fewest:
         drawing["samples"] = min(drawing["samples"], 1000)
         present = {"groups": table["prompt"], "temperature": temperature}
         found["calibration"] = calibrate(table["difference"], **present, **drawing)
     return found
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #3b0c6a98
-def _over_rule(always_longer, table, **drawing):
-    "Interval of the accuracy minus that of always picking the longer, or the shorter."
-    rule = np.heaviside(table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
-    return compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
-
-
 def _data_name(data):
-    "A short name for what was evaluated on: the last part of a path, a hub id, or nothing."
+    "The last part of a path, a hub id, or nothing."
     if not isinstance(data, (str, Path)):
         return ""
     return Path(data).name if Path(data).exists() else str(data)
@@ -352,10 +341,11 @@ def evaluate_reward_model(
     temperature = getattr(model, "temperature", 1.0)
     found = _measured(preferences, rewards, table, temperature, **drawing)
     always_longer = found["length"]["accuracy_of_always_longer"]
-    over_rule = _over_rule(always_longer, table, **drawing)
+    rule = np.heaviside(table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
+    over_rule = compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
     if probe_prompts:
-        probed = {"max_records": probe_prompts, "seed": seed, "progress": progress}
-        probes = run_probes(model, preferences.select(scored), **probed)
+        options = {"max_records": probe_prompts, "seed": seed, "progress": progress}
+        probes = run_probes(model, preferences.select(scored), **options)
         found["probes"] = replace(probes, model=name or own_name)
     every, difference = np.concatenate([rewards[i] for i in scored]), table["difference"]
     moments = every.mean(), every.std(), difference.mean(), difference.std()
