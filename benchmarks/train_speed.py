@@ -205,7 +205,7 @@ def make_trainer(
         callbacks=callbacks,
     )
     if side == "unshared":
-        encoding.MIN_SHARED = POSITIONS  # of a shared beginning: none is that long
+        encoding._MIN_SHARED = POSITIONS  # of a shared beginning: none is that long
     return trainer
 
 

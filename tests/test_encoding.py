@@ -23,8 +23,8 @@ from reward_kit.model.encoding import (
     RewardEncoding,
     _wrap_template,
     prepare_tokenizer,
-    tokenizer_fingerprint,
 )
+from reward_kit.model.encoding import _fingerprint as tokenizer_fingerprint
 
 CORPUS = [
     "What is AI? AI is artificial intelligence...", "The cat sat on the mat and looked at the moon.", "user assistant system model",

@@ -352,7 +352,7 @@ def test_foreign_plain_decoder(tmp_path, caplog):
     assert rm.score(["Why?", "Name"], ["So.", "it"]) == pytest.approx(expected, abs=1e-5)
     long = "blue light " * 300
     assert math.isfinite(rm.score(long, "So.")) and rm.score(["b"], [long], too_long="none") == [None]
-    with pytest.raises(ValueError, match="row 0 has no tokens"):
+    with pytest.raises(ValueError, match="row 0: the text has no tokens"):
         rm.score("", "")
 
 

@@ -20,13 +20,13 @@ from trainer_world import make_base, make_pairs, make_tokenizer
 
 import reward_kit.model.batches as batches
 import reward_kit.model.packing as module
+from reward_kit.model.batches import _MIN_SHARED as MIN_SHARED
 from reward_kit.model.batches import (
-    MIN_SHARED,
     SEGMENT_ATTENTION,
     RewardCollator,
     bind_reward_forward,
-    reading_at,
 )
+from reward_kit.model.batches import _reading_at as reading_at
 from reward_kit.model.batches import _Segments as Segments
 from reward_kit.model.packing import choose_layout, packing_problem
 from reward_kit.model.trainer import RewardConfig, RewardTrainer

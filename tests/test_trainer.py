@@ -17,7 +17,7 @@ from transformers import (
 
 import reward_kit.model.model_folder as model_folder_module
 import reward_kit.model.runs as runs_module
-from reward_kit.model.loss import loss_terms
+from reward_kit.model.loss import bradley_terry_loss
 from reward_kit.model.measures import _STATISTICS, add_up, row_statistics, summarise
 from reward_kit.model.model_folder import RewardMetadata
 from reward_kit.model.runs import CheckpointError, _read_marker
@@ -540,5 +540,5 @@ def test_long_prompts_are_cut_and_counted(base, config):
 def test_nan_losses_do_not_reach_the_accuracy():
     rewards = torch.tensor([[math.nan, 0.0]])
     labels = {"ranks": torch.tensor([[1, 2]]), "mask": torch.ones(1, 2, dtype=torch.bool)}
-    rows = row_statistics(rewards, loss_terms(rewards, **labels), **labels)
+    rows = row_statistics(rewards, bradley_terry_loss.terms(rewards, **labels), **labels)
     assert math.isnan(summarise(add_up(rows))["accuracy"])

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from ..data.report import Table, counted
 from ..model.model_folder import ModelCard, RewardMetadata, load_reward_backbone
 from ..model.model_folder import RewardHead, resolve_model, saved_whole
-from ..scores.inference import find_metadata
+from ..scores.inference import RewardModel
 
 # %% ../../nbs/7_beside/averaged_weights.ipynb #c5565d38
 _logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def _kind(path, metadata):
 
 def _check_same_kind(paths):
     "The metadata of models that can be averaged; raises ValueError that names what a model lacks."
-    stored = [find_metadata(path) for path in paths]
+    stored = [RewardModel.find_metadata(path) for path in paths]
     for i, metadata in enumerate(stored):
         if metadata is None or metadata.encoding is None:
             raise ValueError(

@@ -19,7 +19,7 @@ from ..data.files import write_whole
 from ..data.records import prompt_key
 from ..data.report import Report, Section, Table, counted, forest_plot, new_figure
 from ..data.report import percent, wilson_interval
-from ..model.encoding import PLAIN_TEMPLATE, RewardEncoder
+from ..model.encoding import RewardEncoder
 from ..scores.inference import RewardModel
 from ..trust.agreement import Bootstrap, as_scorer
 
@@ -480,9 +480,8 @@ def _reads_conversations(model) -> bool | None: # None: takes texts as they are,
     for member in getattr(model, "members", [model]):
         encoder = getattr(member, "encoder", None)
         kind = getattr(getattr(member, "metadata", None), "data_kind", None)
-        if isinstance(encoder, RewardEncoder):
-            own_template = encoder.tokenizer.chat_template != PLAIN_TEMPLATE
-            wants.setdefault(kind == "messages" if kind else own_template, []).append(member.__name__)
+        if isinstance(encoder, RewardEncoder) and not encoder.guessed:
+            wants.setdefault(kind == "messages" if kind else encoder.own_template, []).append(member.__name__)
     if len(wants) == 2:
         raise ValueError(f"members read different text: {', '.join(wants[True])} conversations, "
                          f"{', '.join(wants[False])} plain text; run the benchmark on each kind by itself")

@@ -11,11 +11,11 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import compress, islice
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from fastcore.basics import patch
 
 from ..data.files import UnusableRow
@@ -57,7 +57,7 @@ def verdicts(self: OverflowReport) -> list[str]:
     "The summary."
     return [self.summary]
 
-# %% ../../nbs/2_model/22b_encoded_data.ipynb #65673e16
+# %% ../../nbs/2_model/22b_encoded_data.ipynb #7f12ac89
 @patch
 def count(
     self: OverflowReport,
@@ -78,12 +78,6 @@ def count(
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #ca587554
 _TEXT = ("prompt", "responses", "tools", "chat_template_kwargs")  # columns that encoding replaces
 _LABELS = ("ranks", "scores", "origin")  # columns that it reads
-_COUNTS = {  # for the report
-    "kept": pa.bool_(),
-    "encoded": pa.int64(),
-    "truncated": pa.int64(),
-    "name": pa.string(),
-}
 _INTEGERS = pa.list_(pa.int64())
 _ENCODED = {
     "sequences": pa.list_(pa.list_(pa.int32())),
@@ -91,21 +85,20 @@ _ENCODED = {
     "ranks": _INTEGERS,
     "scores": pa.list_(pa.float64()),
 }
+_COUNTS = {"kept": pa.bool_(), "encoded": pa.int64(), "truncated": pa.int64(), "name": pa.string()}
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #5ac47ccd
 def _encoded_row(record, sequences, cut):
     "A record's responses that fit, and what the report counts."
-    fits = [ids is not None for ids in sequences]
-    kept = list(compress(sequences, fits))
-    ranks = record.get("ranks") or range(1, len(fits) + 1)
-    scores = record.get("scores")
+    fits = [i for i, ids in enumerate(sequences) if ids is not None]
+    ranks, scores = record.get("ranks") or range(1, len(sequences) + 1), record.get("scores")
     return {
-        "sequences": kept,
-        "lengths": [len(ids) for ids in kept],
-        "ranks": list(compress(ranks, fits)),
-        "scores": scores and list(compress(scores, fits)),
-        "kept": len(kept) >= min(len(fits), 2),
-        "encoded": len(fits),
+        "sequences": [sequences[i] for i in fits],
+        "lengths": [len(sequences[i]) for i in fits],
+        "ranks": [ranks[i] for i in fits],
+        "scores": scores and [scores[i] for i in fits],
+        "kept": len(fits) >= min(len(sequences), 2),
+        "encoded": len(sequences),
         "truncated": sum(cut),
         "name": record["origin"],
     }
@@ -121,17 +114,12 @@ def _rows(columns, indices):
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #a7cf9248
 def _encode_records(records, encoder):
     "Encoded rows, one a record."
-    texts = [(record, response) for record in records for response in record["responses"]]
+    texts = [record | {"response": text} for record in records for text in record["responses"]]
     def column(name):
-        return [record.get(name) for record, _ in texts]
+        return [text.get(name) for text in texts]
 
-    batch = encoder.encode(
-        column("prompt"),
-        [response for _, response in texts],
-        tools=column("tools"),
-        chat_template_kwargs=column("chat_template_kwargs"),
-        names=column("origin"),
-    )
+    template = {name: column(name) for name in ("tools", "chat_template_kwargs")}
+    batch = encoder.encode(column("prompt"), column("response"), **template, names=column("origin"))
     ids, cut, encoded = iter(batch.ids), iter(batch.cut), []
     for record in records:
         size = len(record["responses"])
@@ -151,8 +139,6 @@ def _encode_table(table, indices, encoder):
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #6ed124af
 def _encode_stored(dataset, encoder, report, num_proc, desc):
     "The encoded rows that are kept."
-    if len(dataset) == 0:
-        raise ValueError("the dataset has no rows to encode")
     key = json.dumps([dataset._fingerprint, encoder.encoding.to_dict()], sort_keys=True)
     processes = min(num_proc or 1, len(dataset))
     encoded = dataset.with_format("arrow").map(
@@ -187,12 +173,8 @@ def _usable(rows):
     return records
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #d8c9c2ae
-def _encode_stream(dataset, encoder, report):
+def _encode_stream(dataset, encoder, report, columns):
     "The encoded rows that are kept, made as they are read."
-    first = next(iter(dataset), None)
-    if first is None:
-        raise ValueError("the dataset has no rows to encode")
-
     def encode(columns, indices):
         records = _usable(_rows(columns, indices))
         encoded = _encode_records(records, encoder)
@@ -200,27 +182,18 @@ def _encode_stream(dataset, encoder, report):
         kept = [record | row for record, row in zip(records, encoded) if row["kept"]]
         return {name: [row.get(name) for row in kept] for name in _KEPT}
 
-    return dataset.map(encode, batched=True, with_indices=True, batch_size=100, remove_columns=list(first))
+    return dataset.map(encode, batched=True, with_indices=True, batch_size=100, remove_columns=columns)
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #7c335234
-def _column_names(
-    dataset: Dataset | IterableDataset,  # also a stream that does not know its columns
-) -> list[str]:
-    "The names of a data set's columns."
-    return list(dataset.column_names or next(iter(dataset), {}))
-
-
-def _from_ids(dataset, max_length):
+def _from_ids(dataset, max_length, columns):
     "Pairs of token ids as encoded rows."
-    old = "chosen_input_ids" in _column_names(dataset)
-
+    end = "input_ids" if "chosen_input_ids" in columns else "ids"
     def convert(row):
-        sequences = [list(row[f"{side}_{'input_ids' if old else 'ids'}"]) for side in ("chosen", "rejected")]
-        lengths = [len(ids) for ids in sequences]
+        sequences = [list(row[f"{side}_{end}"]) for side in ("chosen", "rejected")]
         labels = {"ranks": [1, 2], "margin": row.get("margin"), "weight": row.get("weight", 1.0)}
-        return {"sequences": sequences, "lengths": lengths, **labels}
+        return {"sequences": sequences, "lengths": [len(ids) for ids in sequences], **labels}
 
-    dataset = dataset.map(convert, remove_columns=_column_names(dataset))
+    dataset = dataset.map(convert, remove_columns=columns)
     return dataset.filter(lambda row: max(row["lengths"]) <= max_length)
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #89c04274
@@ -233,15 +206,18 @@ def encode_dataset(
 ) -> tuple:  # (data set with `sequences`, `lengths`, `ranks`, ...; OverflowReport, None for token ids)
     "Encode every response of every record. Raises ValueError for no rows."
     dataset, limit = getattr(data, "dataset", data), encoder.encoding.max_length
-    columns = _column_names(dataset)
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the dataset has no rows to encode")
+    columns = list(dataset.column_names or first)  # a stream may not know them
     if "sequences" in columns:
         return dataset, None
     if "chosen_ids" in columns or "chosen_input_ids" in columns:
-        return _from_ids(dataset, limit), None
+        return _from_ids(dataset, limit, columns), None
     report = OverflowReport(limit, encoder.encoding.overflow)
     if isinstance(dataset, Dataset):
         return _encode_stored(dataset, encoder, report, num_proc, desc), report
-    return _encode_stream(dataset, encoder, report), report
+    return _encode_stream(dataset, encoder, report, columns), report
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #4d6fbfec
 def content_hash(
@@ -254,18 +230,3 @@ def content_hash(
     for rows in dataset.select_columns(["sequences", "ranks"]).iter(1000):
         digest.update(json.dumps([rows["sequences"], rows["ranks"]]).encode())
     return digest.hexdigest()[:16]
-
-# %% ../../nbs/2_model/22b_encoded_data.ipynb #84b2ac82
-def _pair_columns(
-    dataset,  # of `encode_dataset`
-):
-    "chosen_ids, rejected_ids and margin. ValueError: rankings of more than two."
-    def convert(row):
-        if len(row["sequences"]) != 2:
-            raise ValueError(
-                "a data_collator of your own gets pairs; this data has rankings: leave data_collator out"
-            )
-        pair = dict(zip(("chosen_ids", "rejected_ids"), row["sequences"]))
-        return pair if row.get("margin") is None else pair | {"margin": row["margin"]}
-
-    return dataset.map(convert, remove_columns=_column_names(dataset))

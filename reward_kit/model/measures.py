@@ -21,12 +21,12 @@ from transformers import AutoModelForSequenceClassification
 from ..data.files import write_whole
 from ..data.report import new_figure
 from .batches import RewardCollator, bind_reward_forward
-from .loss import ordered, pairwise_accuracy
+from .loss import Judgements, pairwise_accuracy
 from .model_folder import ModelCard, RewardMetadata, merged_model
 
 # %% ../../nbs/2_model/28_measures.ipynb #9fef33a7
 _STATISTICS = (
-    *("loss", "loss_weight", "centering", "centering_weight"),  # of `loss_terms`
+    *("loss", "loss_weight", "centering", "centering_weight"),  # of `Loss.terms`
     *("correct", "pairs", "margin"),
     *("reward", "square", "rewards", "min", "max"),
 )
@@ -34,7 +34,7 @@ _STATISTICS = (
 
 def row_statistics(
     rewards: torch.Tensor,  # (b, K) float32
-    terms: torch.Tensor,  # (b, 4) of `loss_terms`
+    terms: torch.Tensor,  # (b, 4) of `Loss.terms`
     ranks: torch.Tensor,  # (b, K) int, 1 = best
     mask: torch.Tensor,  # (b, K) bool, True = keep
 ) -> torch.Tensor:  # (b, 12), float64 where the device has it
@@ -43,7 +43,8 @@ def row_statistics(
     correct = pairs = torch.zeros_like(terms[:, 0])
     if rewards.shape[1] > 1:
         correct, pairs = pairwise_accuracy(rewards, ranks=ranks, mask=mask, reduction="none")
-    margin = ((rewards[:, :, None] - rewards[:, None, :]) * ordered(ranks, mask)).sum((1, 2))
+    rows = Judgements.of(rewards, ranks, mask, least=1)
+    margin = (rows.differences() * rows.above).sum((1, 2))
     dtype = torch.float32 if rewards.device.type == "mps" else torch.float64
     kept, absent = rewards.masked_fill(~mask, 0).to(dtype), ~mask
     level = kept.sum(1), kept.square().sum(1), mask.sum(1)

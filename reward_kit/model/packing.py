@@ -8,7 +8,6 @@ __all__ = ['packing_problem', 'choose_layout']
 # %% ../../nbs/2_model/24_packing.ipynb #f9ef07dd
 import inspect
 from functools import cache, partial
-from itertools import accumulate
 from sys import modules
 
 import numpy as np
@@ -16,9 +15,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from .batches import LAYOUTS, MIN_SHARED, SEGMENT_ATTENTION, base_of, forward_arguments
-from .batches import innermost_model, is_reward_decoder, pack_sequences, pad_sequences
-from .batches import reading_at, takes
+from .batches import SEGMENT_ATTENTION, base_of, forward_at, innermost_model, lay_out
 
 # %% ../../nbs/2_model/24_packing.ipynb #607f038c
 def _causal_mask(masks, n, total, window, like):
@@ -38,9 +35,8 @@ def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, sc
     plain = n == total and (window or total) >= total and softcap is None
     mask = None if plain else _causal_mask(masks, n, total, window, query)
     if softcap is None:
-        return nn.functional.scaled_dot_product_attention(
-            query, key, value, mask, dropout, is_causal=plain, scale=scaling
-        )
+        attend, how = nn.functional.scaled_dot_product_attention, dict(is_causal=plain, scale=scaling)
+        return attend(query, key, value, mask, dropout, **how)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = softcap * torch.tanh(query @ key.mT * (scaling / softcap)) + mask
     weights = logits.float().softmax(-1).to(value.dtype)
@@ -50,16 +46,14 @@ def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, sc
 def _attend_in_turn(query, key, value, segments, **options):
     "Attention (1, heads, T, d), one segment after another."
     sizes = [own for own, _, _ in segments.table]
-    owner = {start: i for i, start in enumerate(accumulate(sizes[:-1], initial=0))}
     # one `split` has one backward pass for all parts, slices have one each
     queries, keys, values = (tensor.split(sizes, 2) for tensor in (query, key, value))
-    out = []
+    out, owner = [], {start: i for i, start in enumerate(segments.starts)}
     for i, (_, start, shared) in enumerate(segments.table):
         seen = [keys[i], values[i]]
         if shared:
             first = owner[start]
-            beginnings = (keys[first][:, :, :shared], values[first][:, :, :shared])
-            seen = [torch.cat(both, 2) for both in zip(beginnings, seen)]
+            seen = [torch.cat([all[first][:, :, :shared], all[i]], 2) for all in (keys, values)]
         out.append(_attend(queries[i], *seen, segments.masks, **options))
     return torch.cat(out, 2)
 
@@ -71,12 +65,11 @@ def _varlen_attention():
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    known = inspect.signature(varlen_attn).parameters
-    return varlen_attn if "window_size" in known else None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
 
-# %% ../../nbs/2_model/24_packing.ipynb #bbf8effd
+
 def _flash_fits(query, value):
-    "Whether torch's flash attention takes these tensors."
+    "Whether torch's flash attention takes these tensors, by its documentation."
     size, device = query.shape[-1], query.device
     if device.type != "cuda" or query.dtype.itemsize != 2 or _varlen_attention() is None:
         return False
@@ -87,17 +80,11 @@ def _flash_fits(query, value):
 def _attend_at_once(query, key, value, segments, window=None, scaling=None):
     "The same as `_attend_in_turn` by one kernel."
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    out = _varlen_attention()(
-        query.contiguous(),
-        key[segments.keys],
-        value[segments.keys],
-        segments.query_starts,
-        segments.key_starts,
-        segments.longest_query,
-        segments.longest_key,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-    )
+    seen, starts = (key[segments.keys], value[segments.keys]), (segments.query_starts, segments.key_starts)
+    longest = segments.longest_query, segments.longest_key
+    back = -1 if window is None else window - 1
+    attend, query = _varlen_attention(), query.contiguous()
+    out = attend(query, *seen, *starts, *longest, scale=scaling, window_size=(back, 0))
     return out.transpose(0, 1)[None]
 
 # %% ../../nbs/2_model/24_packing.ipynb #fb905472
@@ -105,24 +92,13 @@ _CPU_16_BIT_FROM = 2048  # tokens; shorter ones are faster in float32
 _UNKNOWN = ("s_aux", "position_bias", "head_mask")  # more than attention
 
 
-def _segment_attention(
-    module,
-    query,
-    key,
-    value,
-    segments,
-    dropout=0.0,
-    scaling=None,
-    sliding_window=None,
-    softcap=None,
-    **other,
-):
+def _segment_attention(module, query, key, value, segments, dropout=0.0, scaling=None, sliding_window=None,
+                       softcap=None, **other):
     "Queries (1, heads, T, d) by segments, to keys and values of as many heads or fewer."
     given = [name for name in _UNKNOWN if other.get(name) is not None]
     if given:
         raise NotImplementedError(f"{type(module).__name__} passes {', '.join(given)} to its attention")
-    kind = query.device.type
-    tensors = query, key, value
+    kind, tensors = query.device.type, (query, key, value)
     if torch.is_autocast_enabled(kind):  # rotated queries and keys are float32 there, values are not
         tensors = [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
     dtype = tensors[0].dtype
@@ -163,9 +139,7 @@ for _name, _own in {"sdpa": _attentions["sdpa"], "eager": _eager_attention}.item
     AttentionMaskInterface.register(SEGMENT_ATTENTION + _name, _masks[_name])
 
 # %% ../../nbs/2_model/24_packing.ipynb #8b618b49
-def _read_segments(
-    model,  # of a kind that `packing_problem` has tried
-) -> None:
+def _read_segments(model):
     "Let a model's attention read segments where there are some, from now on."
     base = innermost_model(model)
     own = base.config._attn_implementation.removeprefix(SEGMENT_ATTENTION)
@@ -182,14 +156,12 @@ def _probe_groups(config):
     window = getattr(config, "sliding_window", None)
     shared = window + 8 if isinstance(window, int) and window <= _LONGEST_WINDOW else 0
     positions = getattr(config, "max_position_embeddings", None) or 2048
-    draw = np.random.default_rng(0)
-    lowest = min(8, config.vocab_size - 1)
+    draw, lowest = np.random.default_rng(0), min(8, config.vocab_size - 1)
 
     def tokens(n):
         return draw.integers(lowest, config.vocab_size, n).tolist()
 
-    prompt = tokens(min(max(24, shared), positions - 12))
-    opening = tokens(MIN_SHARED)
+    prompt, opening = tokens(min(max(24, shared), positions - 12)), tokens(8)
     pair = [prompt + tokens(9), prompt + tokens(12)]
     return [pair, [opening + tokens(5), tokens(7), opening + tokens(3)]]
 
@@ -197,14 +169,10 @@ def _probe_groups(config):
 @torch.no_grad()
 def _probe_states(base, groups, layout):
     "Hidden states (n, h) at the last token of each sequence."
-    if layout == "packed":
-        inputs, last = pack_sequences(groups)
-    else:
-        inputs, last = pad_sequences(sum(groups, []), 0)
+    inputs, last = lay_out(groups, layout)
     device = next(base.parameters()).device
     inputs = {name: value.to(device) for name, value in inputs.items()}
-    with reading_at(base, last if layout == "packed" else None):
-        hidden = base(**forward_arguments(base, inputs)).last_hidden_state
+    hidden = forward_at(base, inputs, last if layout == "packed" else None).last_hidden_state
     return hidden.flatten(0, 1)[last.to(hidden.device)].float()
 
 # %% ../../nbs/2_model/24_packing.ipynb #61cd9036
@@ -223,9 +191,9 @@ def _compare_layouts(base, groups):
 # %% ../../nbs/2_model/24_packing.ipynb #d709b815
 def _known_problem(inner, base):
     "What can be said without a trial."
-    if not is_reward_decoder(inner) and inner.get_output_embeddings() is None:
+    if not hasattr(inner, "score") and inner.get_output_embeddings() is None:
         return "is an encoder"
-    if not takes(base, "position_ids"):
+    if "position_ids" not in inspect.signature(base.forward).parameters:
         return "takes no position_ids"
     if getattr(inner, "_is_stateful", False):
         return "has layers that carry a state from token to token"
@@ -238,15 +206,13 @@ def _known_problem(inner, base):
 # %% ../../nbs/2_model/24_packing.ipynb #7379d0a5
 def _tried(base, groups):
     "What goes wrong in a trial; None: nothing."
-    before = base.config._attn_implementation
+    before, problem = base.config._attn_implementation, None
     tolerance = 2e-4 if next(base.parameters()).dtype == torch.float32 else 0.1
-    problem = None
     try:
         _read_segments(base)
         gap = _compare_layouts(base, groups)
         if not gap < tolerance:
-            problem = "gives other hidden states in a packed batch "
-            problem += f"(by {gap:.2g} of their spread)"
+            problem = f"gives other hidden states in a packed batch (by {gap:.2g} of their spread)"
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:150]
         problem = f"cannot run packed batches ({type(error).__name__}: {reason})"
@@ -254,27 +220,24 @@ def _tried(base, groups):
         base.set_attn_implementation(before)
     return problem
 
-# %% ../../nbs/2_model/24_packing.ipynb #8a5e8bc1
+# %% ../../nbs/2_model/24_packing.ipynb #2ff3907e
 def packing_problem(
     model,  # for sequence classification or causal, not wrapped for several devices
 ) -> str | None:  # None: there is none, and its attention reads segments from now on
     "Why a model cannot read packed batches, in words."
-    inner = innermost_model(model)
-    base = base_of(inner)
+    inner, base = innermost_model(model), base_of(model)
     problem = _known_problem(inner, base)
-    if problem is None:
-        problem = _tried(base, _probe_groups(inner.config.get_text_config()))
+    problem = problem or _tried(base, _probe_groups(inner.config.get_text_config()))
     return problem and f"{type(inner).__name__} {problem}"
 
 # %% ../../nbs/2_model/24_packing.ipynb #bf2dc043
 def choose_layout(
-    layout: str,  # "auto" or one of LAYOUTS
+    layout: str,  # "auto", "padded" or "packed"
     problem: str | None,  # of `packing_problem`
-) -> str:  # one of LAYOUTS
+) -> str:  # "padded" or "packed"
     "The layout of batches. ValueError: 'packed' where there is a problem."
-    choices = ("auto", *LAYOUTS)
-    if layout not in choices:
-        raise ValueError(f"layout={layout!r}: choose one of {', '.join(choices)}")
+    if layout not in ("auto", "padded", "packed"):
+        raise ValueError(f"layout={layout!r}: choose one of auto, padded, packed")
     if problem and layout == "packed":
         raise ValueError(f"layout='packed': {problem}; use layout='padded' or 'auto'")
     return "padded" if problem or layout == "padded" else "packed"

@@ -23,11 +23,10 @@ from fastcore.basics import patch
 from transformers.trainer_utils import has_length
 
 from ..data.playground import Playground
-from .batches import CPU_BATCH_TOKENS, RewardCollator, bind_reward_forward
-from .batches import innermost_model
+from .batches import RewardCollator, bind_reward_forward, innermost_model
 from .encoded_data import content_hash
 from .encoding import RewardEncoder, prepare_tokenizer
-from .loss import loss_terms, loss_weights, total_loss
+from .loss import LOSSES, total_loss
 from .measures import TrainedModel, TrainingPlan, add_up, row_statistics, summarise
 from .model_folder import ModelCard, RewardHead, RewardMetadata, base_name
 from .model_folder import load_reward_backbone, saved_whole
@@ -90,7 +89,7 @@ class RewardTrainer(trl.RewardTrainer):
         )
         vars(args).update(used)
         self._keep_lora_dropout()
-        budget = args.batch_tokens or (CPU_BATCH_TOKENS if args.device.type == "cpu" else None)
+        budget = args.batch_tokens or (4096 if args.device.type == "cpu" else None)  # larger are slower
         if self._sharded:  # all processes gather the weights, equally often
             budget = None
         can_split = args.world_size == 1 and not self._sharded
@@ -248,7 +247,7 @@ def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_i
     "The batch's share of the mean loss; `num_items_in_batch` are the weights of the whole batch."
     args, outputs, labels = self.args, self._rewards(model, inputs), inputs.labels()
     rewards, keywords = outputs.logits, args.loss_kwargs or {}
-    terms = loss_terms(rewards, loss_type=args.loss_type, **labels, **keywords)  # (b, 4)
+    terms = LOSSES[args.loss_type].terms(rewards, **labels, **keywords)  # (b, 4)
     self._record(row_statistics(rewards, terms, labels["ranks"], labels["mask"]))
     training = self.model.training and num_items_in_batch is not None
     weights = num_items_in_batch if training else None
@@ -274,9 +273,9 @@ def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
     "Weights (2,) in the loss and in centering of all micro-batches, in all processes."
     if not batch_samples:
         return None
-    name = self.args.loss_type
-    weights = [loss_weights(loss_type=name, **batch.labels()).sum(0) for batch in batch_samples]
-    return self.accelerator.reduce(sum(weights).to(device), "sum")
+    loss = LOSSES[self.args.loss_type]  # weights are the same beside any rewards
+    terms = sum(loss.terms(batch.mask.float(), **batch.labels()).sum(0) for batch in batch_samples)
+    return self.accelerator.reduce(terms[1::2].to(device), "sum")
 
 # %% ../../nbs/2_model/29_trainer.ipynb #a0151e17
 @patch

@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 # %% ../../nbs/5_rl/53_policies.ipynb #7aa9c4d8
-from ..model.batches import apply_head_float32, base_of, forward_arguments
-from ..model.batches import innermost_model, is_reward_decoder, reading_at
+from ..model.batches import base_of, forward_at, innermost_model
 from ..model.model_folder import CheckpointError, ModelLoadError, base_name
 from ..model.model_folder import load_policy_backbone, merged_model
 from ..model.packing import choose_layout, packing_problem
@@ -133,13 +132,13 @@ class _Critic(nn.Module):
 
     def forward(self, hidden):
         "Predictions (n,) from hidden states (n, h), in float32."
-        return apply_head_float32(self.head, hidden).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float()).squeeze(-1)
 
     def values(self, batch, hidden=None):
         "Predictions (b, t); a critic without trunk reads the policy's hidden states (n, h)."
         if self.trunk is not None:
-            with reading_at(self.trunk, batch.positions):
-                output = self.trunk(**forward_arguments(self.trunk, batch.inputs))
+            output = forward_at(self.trunk, batch.inputs, batch.positions)
             # D5: the value before a token is read one position earlier, as its logits are
             hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
         return batch.table(self(hidden))
@@ -160,7 +159,7 @@ def _make_critic(kind, policy, rewards=None, tokenizer=None):
 def _critic_from_reward(rewards, tokenizer):
     "D7: the reward model's trunk and head, on the scale of the scores (N+ section 7). ValueError."
     judge, problem = rewards.model, None
-    if judge is None or not is_reward_decoder(judge.model):
+    if judge is None or not hasattr(judge.model, "score"):
         problem = "the reward to be one reward model that is a decoder"
     elif not tokenizer.get_vocab().items() <= judge.tokenizer.get_vocab().items():  # it may know more
         problem = "a reward model with the policy's tokenizer"

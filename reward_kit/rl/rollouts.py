@@ -21,8 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 # %% ../../nbs/5_rl/51_rollouts.ipynb #c6687575
 from ..data.files import UnusableRow, read_rows
 from ..data.records import as_messages
-from ..model.batches import base_of, forward_arguments, innermost_model, reading_at
-from ..model.batches import pack_sequences, pad_sequences
+from ..model.batches import forward_at, innermost_model, lay_out
 from ..model.encoding import template_value
 from ..model.runs import is_out_of_memory
 
@@ -67,10 +66,7 @@ class EpisodeBatch:
     def of(cls, episodes: list[Episode], device="cpu", layout: str = "packed") -> "EpisodeBatch":
         "Prompts and responses as the model read them when it sampled."
         sequences = [[*e.prompt_ids, *e.response_ids] for e in episodes]
-        if layout == "packed":
-            inputs, last = pack_sequences([[ids] for ids in sequences])
-        else:
-            inputs, last = pad_sequences(sequences, pad_token_id=0)
+        inputs, last = lay_out([[ids] for ids in sequences], layout)
         lengths = torch.tensor([len(e.response_ids) for e in episodes])
         steps = torch.arange(lengths.max())
         mask = steps < lengths[:, None]
@@ -93,11 +89,9 @@ def _causal_logits(model, positions, **inputs):
         return (found[0][None], *args[1:])
 
     projection = innermost_model(model).get_output_embeddings()
-    everywhere = len(positions) == inputs["input_ids"].numel()
     handle = projection.register_forward_pre_hook(read)
     try:
-        with reading_at(base_of(model), None if everywhere else positions):
-            output = model(**forward_arguments(model, inputs))
+        output = forward_at(model, inputs, positions)
     finally:
         handle.remove()
     return output.logits[0], found[0], output

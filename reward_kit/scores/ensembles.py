@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+from functools import partial
 
 import torch
 from fastcore.basics import patch
@@ -18,45 +19,32 @@ from .inference import RewardModel
 from .text_scorer import TextScorer
 
 # %% ../../nbs/3_scores/34_ensembles.ipynb #39cd95c6
-def _spread(rewards, k=1.0):
-    "Standard deviation over the members, (members, texts) -> (texts,): 0 for a single one."
+_COMBINATIONS = {  # of a table (members, texts)
+    "mean": lambda rewards, k: rewards.mean(0),
+    "lower_bound": lambda rewards, k: rewards.mean(0) - k * _spread(rewards),
+    "minimum": lambda rewards, k: rewards.amin(0),
+}
+
+
+def _spread(rewards):
+    "Standard deviation over the members: 0 for a single one."
     return rewards.std(0, correction=0)
 
+# %% ../../nbs/3_scores/34_ensembles.ipynb #bdf0305e
+def _over_members(rewards, function):
+    "One number per text, of lists (members, texts); None where a member has none."
+    table = [[math.nan if reward is None else reward for reward in own] for own in rewards if own]
+    found = function(torch.tensor(table, dtype=torch.float64)).tolist() if table else []
+    return [None if math.isnan(reward) else reward for reward in found]
 
-def _mean(rewards, k):
-    return rewards.mean(0)
-
-
-def _lower_bound(rewards, k):
-    return rewards.mean(0) - k * _spread(rewards)
-
-
-def _minimum(rewards, k):
-    return rewards.amin(0)
-
-
-_COMBINATIONS = {"mean": _mean, "lower_bound": _lower_bound, "minimum": _minimum}
-
-# %% ../../nbs/3_scores/34_ensembles.ipynb #0b2ace63
-def _over_members(rewards, function, k=1.0):
-    "One number per text, of the table (members, texts); None where a member has none."
-    kept = [i for i, own in enumerate(zip(*rewards)) if None not in own]
-    table = torch.tensor([[own[i] for i in kept] for own in rewards], dtype=torch.float64)
-    found = dict(zip(kept, function(table, k).tolist() if kept else []))
-    return [found.get(i) for i in range(len(rewards[0]))]
-
-
-def _combine_rewards(
-    rewards: list[list[float | None]],  # one list per member, on one scale
-    combine: str = "mean",  # "mean" | "lower_bound" | "minimum"
-    k: float = 1.0,  # of "lower_bound": standard deviations below the mean
-) -> list[float | None]:  # one per text
-    "The rewards of several models as one."
+# %% ../../nbs/3_scores/34_ensembles.ipynb #12b6b162
+def _combine_rewards(rewards, combine="mean", k=1.0):
+    "The rewards of several models, one list per member, as one."
     if combine not in _COMBINATIONS:
         raise ValueError(f"combine={combine!r}: choose one of {', '.join(_COMBINATIONS)}")
     if not (math.isfinite(k) and k >= 0):
         raise ValueError(f"k={k!r}: it must be a number of standard deviations, 0 or more")
-    return _over_members(rewards, _COMBINATIONS[combine], k)
+    return _over_members(rewards, partial(_COMBINATIONS[combine], k=k))
 
 # %% ../../nbs/3_scores/34_ensembles.ipynb #83b8e389
 def _check_members(members, normalize_members):
@@ -70,10 +58,10 @@ def _check_members(members, normalize_members):
         if not isinstance(member, RewardModel):
             raise TypeError(f"members[{i}] is {type(member).__name__}; it must be a RewardModel {advice}")
         if normalize_members and not member.has_scale:
+            remedy = "measure them with store_normalization(model, preferences), or combine raw rewards"
             raise ValueError(
-                f"members[{i}] ({member.__name__}) has no stored mean and spread, so it cannot be put on one "
-                "scale with the others; measure them with store_normalization(model, preferences), "
-                "or combine raw rewards with normalize_members=False"
+                f"members[{i}] ({member.__name__}) has no stored mean and spread, so there is no common "
+                f"scale; {remedy} with normalize_members=False"
             )
     return list(members)
 
@@ -102,7 +90,7 @@ class RewardEnsemble(TextScorer):
         names = ", ".join(member.__name__ for member in self.members)
         return f"{type(self).__name__}({self.__name__!r}, {how} of {names})"
 
-
+# %% ../../nbs/3_scores/34_ensembles.ipynb #83ec23f4
 @patch(cls_method=True)
 def from_pretrained(
     cls: RewardEnsemble,
@@ -126,7 +114,7 @@ def encode(self: RewardEnsemble, prompts, responses, **template) -> list:
     own = [member.encode(prompts, responses, **template) for member in self.members]
     return [None if None in rows else rows for rows in zip(*own)]
 
-
+# %% ../../nbs/3_scores/34_ensembles.ipynb #97e9bd52
 @patch
 def why_too_long(self: RewardEnsemble) -> str:
     why = {}
@@ -134,21 +122,17 @@ def why_too_long(self: RewardEnsemble) -> str:
         why.setdefault(member.why_too_long(), []).append(member.__name__)
     return ", or ".join(f"{reason} ({', '.join(names)})" for reason, names in why.items())
 
-
+# %% ../../nbs/3_scores/34_ensembles.ipynb #a86ed49a
 @patch
-def member_rewards(
-    self: RewardEnsemble,
-    rows: list,  # of `encode`
-    progress: bool = False,  # show a bar
-) -> list[list[float | None]]:  # one list per member, on the scale on which they are combined
-    "Rewards of what `encode` gave."
+def member_rewards(self: RewardEnsemble, rows, progress=False):
+    "Rewards of what `encode` gave: one list per member, on the scale on which they are combined."
     rewards = []
     for i, member in enumerate(self.members):
         own = member.score_ids([row and row[i] for row in rows], progress)
         rewards.append(member.normalized(own) if self.normalize_members else own)
     return rewards
 
-
+# %% ../../nbs/3_scores/34_ensembles.ipynb #92f4a5d9
 @patch
 def score_ids(self: RewardEnsemble, rows, progress=False) -> list[float | None]:
     return _combine_rewards(self.member_rewards(rows, progress), self.combine, self.k)
@@ -158,8 +142,8 @@ def score_ids(self: RewardEnsemble, rows, progress=False) -> list[float | None]:
 def normalized(self: RewardEnsemble, rewards: list[float | None]) -> list[float | None]:
     if not self.normalize_members:
         raise ValueError(
-            f"{self.__name__} combines raw rewards (normalize_members=False), which have no stored mean "
-            "and spread, so normalize=True cannot be done; make the ensemble with normalize_members=True"
+            f"{self.__name__} combines raw rewards without a stored mean and spread, so normalize=True "
+            "cannot be done; make the ensemble with normalize_members=True"
         )
     return rewards
 
@@ -186,7 +170,7 @@ def score_members(
     rows, single = self.checked_rows(prompts, responses, too_long)
     return [own[0] if single else own for own in self.member_rewards(rows)]
 
-
+# %% ../../nbs/3_scores/34_ensembles.ipynb #8812831c
 @patch
 def disagreement(
     self: RewardEnsemble,

@@ -16,10 +16,9 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..data.report import counted
-from ..model.batches import CPU_BATCH_TOKENS, RewardCollator, bind_reward_forward, shared_length
+from ..model.batches import RewardCollator, bind_reward_forward, shared_length
 from ..model.packing import choose_layout, packing_problem
 
-# %% ../../nbs/3_scores/30_row_scorer.ipynb #ee1e007a
 _logger = logging.getLogger(__name__)
 
 # %% ../../nbs/3_scores/30_row_scorer.ipynb #5a3c4db7
@@ -54,7 +53,7 @@ def _shared_groups(rows, indices, batch_tokens):
         least = min([least, *common[place : place + 1]])
     return groups
 
-
+# %% ../../nbs/3_scores/30_row_scorer.ipynb #d7a37b98
 def _packed_batches(rows, indices, batch_tokens, fill=None):
     "Batches of groups of indices; a group above `fill` tokens is a batch of its own."
     batches, room = [], 0
@@ -67,7 +66,8 @@ def _packed_batches(rows, indices, batch_tokens, fill=None):
     return batches
 
 # %% ../../nbs/3_scores/30_row_scorer.ipynb #ac8f0c32
-_CPU_FILL_TOKENS = 2048  # of packed batches on a CPU (benchmarks/NOTES.md)
+_CPU_TOKENS = 4096  # at once on a CPU
+_CPU_FILL = 2048  # of packed batches on a CPU (benchmarks/NOTES.md)
 
 
 class RowScorer:
@@ -85,8 +85,8 @@ class RowScorer:
         self.model, self.layout = bind_reward_forward(model).eval(), layout
         self.pad_token_id, self.segment_token_id = pad_token_id, segment_token_id
         on_cpu = self.device.type == "cpu"
-        self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else 16384)
-        self.fill = _CPU_FILL_TOKENS if on_cpu and not batch_tokens else None
+        self.batch_tokens = batch_tokens or (_CPU_TOKENS if on_cpu else 16384)
+        self.fill = _CPU_FILL if on_cpu and not batch_tokens else None
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +114,7 @@ def forward(
     rewards = self.model(**batch.model_inputs()).logits
     return rewards[batch.mask].float().tolist()
 
-
+# %% ../../nbs/3_scores/30_row_scorer.ipynb #cd7be67d
 @patch
 def plan(
     self: RowScorer,
@@ -131,10 +131,9 @@ def _smaller_budget(rows, batch_tokens, device):
     "Half of what did not fit; raises torch.OutOfMemoryError for a single text."
     longest = max(map(len, rows))
     if len(rows) == 1:
-        raise torch.OutOfMemoryError(
-            f"one text of {longest} tokens does not fit in the memory of {device}; load the model with "
-            "max_length=, dtype=torch.bfloat16 or device='cpu'"
-        )
+        remedy = "load the model with max_length=, dtype=torch.bfloat16 or device='cpu'"
+        text = f"one text of {longest} tokens"
+        raise torch.OutOfMemoryError(f"{text} does not fit in the memory of {device}; {remedy}")
     budget = max(1, min(batch_tokens, sum(map(len, rows))) // 2)
     tried = f"{counted(len(rows), 'text')} of up to {counted(longest, 'token')}"
     _logger.warning("out of memory with %s; going on with batch_tokens=%d", tried, budget)
@@ -142,7 +141,7 @@ def _smaller_budget(rows, batch_tokens, device):
         torch.cuda.empty_cache()
     return budget
 
-
+# %% ../../nbs/3_scores/30_row_scorer.ipynb #976e76e1
 @patch
 def __call__(
     self: RowScorer,
@@ -151,15 +150,16 @@ def __call__(
 ) -> list[float]:  # in their order
     "Rewards of texts; equal ones are scored once."
     given = [tuple(ids) for ids in rows]
-    rows = list(dict.fromkeys(given))
-    rewards, pending = {}, self.plan(rows, range(len(rows)))
+    rows, rewards = list(dict.fromkeys(given)), {}
+    pending = self.plan(rows, range(len(rows)))
     with tqdm(total=len(rows), desc="Scoring", disable=not progress) as bar:
         while pending:
-            now = [rows[i] for group in pending[0] for i in group]
+            groups = [[rows[i] for i in group] for group in pending[0]]
+            now, found = list(itertools.chain(*groups)), None
             try:
-                found = self.forward([[rows[i] for i in group] for group in pending[0]])
+                found = self.forward(groups)
             except torch.OutOfMemoryError:
-                found = None  # the traceback holds tensors; memory is freed only after this block
+                pass  # the traceback holds tensors; memory is freed only after this block
             if found is None:
                 self.batch_tokens = _smaller_budget(now, self.batch_tokens, self.device)
                 pending = self.plan(rows, [i for batch in pending for group in batch for i in group])

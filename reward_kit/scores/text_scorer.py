@@ -17,14 +17,12 @@ from ..data.records import as_messages
 from ..data.report import counted
 
 # %% ../../nbs/3_scores/31_text_scorer.ipynb #ee61cdfa
-def _is_conversation(
-    value,  # anything
-) -> bool:  # True for a non-empty list of dicts
+def _is_conversation(value):
     "Whether a value is one conversation, as opposed to a list of prompts."
     listed = isinstance(value, (list, tuple)) and len(value) > 0
     return listed and all(isinstance(message, dict) for message in value)
 
-
+# %% ../../nbs/3_scores/31_text_scorer.ipynb #8a4c3ff2
 def check_text(
     value,  # what should be a string or a conversation
     where: str,  # how an error calls it: "prompts[3]"
@@ -47,59 +45,46 @@ def check_text(
 # %% ../../nbs/3_scores/31_text_scorer.ipynb #7cb586fa
 def _as_list(value, name):
     "A plain list of whatever is listed; raises TypeError for what is no list of texts."
-    if isinstance(value, list):
-        return value
     if isinstance(value, (str, dict, bytes)) or not hasattr(value, "__iter__"):
         kind = None if value is None else type(value).__name__
-        form = "a string, a list of messages, or a list of these"
-        raise TypeError(f"{name} is {kind}; it must be {form}")
+        raise TypeError(f"{name} is {kind}; it must be a string, a list of messages, or a list of these")
     return list(value)
 
 
+def _checked(value, name):
+    "The texts, and whether a single one was given."
+    single = isinstance(value, str) or _is_conversation(value)
+    texts = [value] if single else _as_list(value, name)
+    return [check_text(text, f"{name}[{i}]") for i, text in enumerate(texts)], single
+
+# %% ../../nbs/3_scores/31_text_scorer.ipynb #852f6b4f
 def as_rows(
     prompts,  # string | conversation | list of these
     responses=None,  # the same; None: prompts are full texts
 ):  # -> prompts (list), responses (list or None), whether a single text was given
     "Lists of equal length; raises TypeError for what is no text, ValueError for unequal lengths."
-    single = isinstance(prompts, str) or _is_conversation(prompts)
-    rows = [prompts] if single else _as_list(prompts, "prompts")
-    rows = [check_text(text, f"prompts[{i}]") for i, text in enumerate(rows)]
+    rows, single = _checked(prompts, "prompts")
     if responses is None:
         return rows, None, single
-    one = isinstance(responses, str) or _is_conversation(responses)
-    answers = [responses] if one else _as_list(responses, "responses")
-    answers = [check_text(text, f"responses[{i}]") for i, text in enumerate(answers)]
+    answers, one = _checked(responses, "responses")
     if single and not one:
         rows, single = rows * len(answers), False
     if len(rows) != len(answers) or one and not single:
         got = "one response" if one else counted(len(answers), "response")
-        got = f"{counted(len(rows), 'prompt')} and {got}"
-        raise ValueError(f"got {got}; give one response for each prompt")
+        raise ValueError(f"got {counted(len(rows), 'prompt')} and {got}; give one response for each prompt")
     return rows, answers, single
 
 # %% ../../nbs/3_scores/31_text_scorer.ipynb #db017403
 class TextScorer:
-    "Rewards of prompts and responses, and all that follows from them."
+    """Rewards of prompts and responses, and all that follows from them.
+
+    A scorer has `encode(prompts, responses, tools=None, chat_template_kwargs=None)`, whose list has None for
+    a text that does not fit, for the reason that `why_too_long()` says; `score_ids(encoded, progress)`, the
+    rewards; and `normalized(rewards)`, the same on the scale of the evaluation set."""
 
     temperature = 1.0  # what a difference of rewards is divided by before the sigmoid
 
-    def encode(self, prompts, responses, tools=None, chat_template_kwargs=None) -> list:
-        "What `score_ids` takes, for each text; None where it does not fit."
-        raise NotImplementedError
 
-    def score_ids(self, rows, progress=False) -> list[float | None]:
-        "Rewards of what `encode` gave."
-        raise NotImplementedError
-
-    def normalized(self, rewards) -> list[float | None]:
-        "Rewards on the scale of the evaluation set."
-        raise NotImplementedError
-
-    def why_too_long(self) -> str:
-        "Why `encode` gives None, in words."
-        raise NotImplementedError
-
-# %% ../../nbs/3_scores/31_text_scorer.ipynb #ebc542d2
 @patch
 def checked_rows(self: TextScorer, prompts, responses=None, too_long="error", **template):
     "(encoded texts, whether a single one was given)."
@@ -112,7 +97,7 @@ def checked_rows(self: TextScorer, prompts, responses=None, too_long="error", **
         raise ValueError(f"row {i} {self.why_too_long()}: {text!r}; {advice}")
     return rows, single
 
-
+# %% ../../nbs/3_scores/31_text_scorer.ipynb #a047813d
 @patch
 def score(
     self: TextScorer,
@@ -145,8 +130,7 @@ def compare(
     "Probability that response A is preferred to B."
     rows, a, single = as_rows(prompts, a)
     _, b, _ = as_rows(prompts, b)
-    rewards = torch.tensor(self.score(rows * 2, a + b), dtype=torch.float64)
-    first, second = rewards[: len(rows)], rewards[len(rows) :]
+    first, second = torch.tensor(self.score(rows * 2, a + b), dtype=torch.float64).view(2, -1)
     found = torch.sigmoid((first - second) / self.temperature).tolist()
     return found[0] if single else found
 
@@ -157,7 +141,7 @@ class Ranked(NamedTuple):
     index: int  # position in what was given
     score: float  # higher is better
 
-
+# %% ../../nbs/3_scores/31_text_scorer.ipynb #169b3339
 class Best(NamedTuple):
     "The best of several responses."
 
@@ -165,7 +149,7 @@ class Best(NamedTuple):
     index: int  # position in what was given
     score: float  # higher is better
 
-
+# %% ../../nbs/3_scores/31_text_scorer.ipynb #1d559d35
 @patch
 def rank(
     self: TextScorer,
@@ -190,28 +174,24 @@ def best_of_n(
     normalize: bool = False,  # scores on the scale of the evaluation set
 ):  # -> Best for one prompt, else a list of them
     "The highest-scored of n responses; raises ValueError for n out of range."
-    single = isinstance(prompts, str) or _is_conversation(prompts)
-    if single:
-        prompts, responses = [prompts], [_as_list(responses, "responses")]
-    prompts = _as_list(prompts, "prompts")
-    groups = [_as_list(group, f"responses[{i}]") for i, group in enumerate(responses)]
+    prompts, single = _checked(prompts, "prompts")
+    lists = [responses] if single else responses
+    groups = [_as_list(group, f"responses[{i}]") for i, group in enumerate(lists)]
     if len(groups) != len(prompts):
         given = f"{counted(len(prompts), 'prompt')} and {counted(len(groups), 'list')} of responses"
         raise ValueError(f"got {given}; give one list for each prompt")
     for i, group in enumerate(groups):
-        if not 1 <= (n or 1 if n is None else n) <= len(group):
+        if not 1 <= (1 if n is None else n) <= len(group):
             asked = "at least one is needed" if n is None else f"n={n} are asked for"
             raise ValueError(f"prompt {i} has {counted(len(group), 'response')}; {asked}")
-    groups = [group[:n] for group in groups]
-    repeated = [prompt for prompt, group in zip(prompts, groups) for _ in group]
-    scores = iter(self.score(repeated, list(itertools.chain(*groups)), normalize=normalize))
-    best = [_best(group, list(itertools.islice(scores, len(group)))) for group in groups]
+    repeated = [prompt for prompt, group in zip(prompts, groups) for _ in group[:n]]
+    chosen = list(itertools.chain(*(group[:n] for group in groups)))
+    scores, best = iter(self.score(repeated, chosen, normalize=normalize)), []
+    for group in groups:
+        own = list(itertools.islice(scores, len(group[:n])))
+        index = own.index(max(own))
+        best.append(Best(group[index], index, own[index]))
     return best[0] if single else best
-
-
-def _best(responses, scores):
-    index = scores.index(max(scores))
-    return Best(responses[index], index, scores[index])
 
 # %% ../../nbs/3_scores/31_text_scorer.ipynb #3843cf5e
 @patch

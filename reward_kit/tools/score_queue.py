@@ -19,7 +19,6 @@ import jinja2
 from fastcore.basics import patch
 
 from ..data.report import counted
-from ..model.encoding import RewardEncoder
 from ..model.settings import ServerSettings
 from ..scores.inference import RewardModel
 
@@ -60,7 +59,7 @@ def _bare_text(
 ) -> str:
     "A full text as the encoder wants it: without special tokens; for a model made elsewhere with one BOS."
     tokenizer = encoder.tokenizer
-    if isinstance(encoder, RewardEncoder):
+    if not encoder.guessed:
         starts, ends = map(tokenizer.convert_ids_to_tokens, (encoder.prefix, encoder.suffix))
         pad = [tokenizer.pad_token] if tokenizer.pad_token else []
         return _cut_ends(text, [*starts, *pad], [*ends, *pad])

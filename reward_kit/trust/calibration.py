@@ -20,7 +20,7 @@ from ..data.files import json_ready
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, new_figure
 from ..data.report import wilson_interval
-from ..scores.inference import RewardModel, keep_measured
+from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table, score_preferences
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #dcc7fa08
@@ -455,4 +455,4 @@ def store_calibration(
 ) -> RewardModel: # whose `compare` uses the temperature
     "Fit a temperature and keep it. Raises ValueError for what is no folder, and where none fits."
     measure = partial(_measure_temperature, preferences)
-    return keep_measured(model, "calibration", measure, "temperature", device)
+    return RewardModel.keep_measured(model, "calibration", measure, "temperature", device)
