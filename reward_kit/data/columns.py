@@ -46,10 +46,8 @@ _WITHOUT_ALIAS = [
 ]
 
 # %% ../../nbs/1_data/13_columns.ipynb #74112d94
-def column_name(
-    text,  # a column's name, or a label
-) -> str:
-    "A name as it is compared: small letters, one underscore for spaces and dashes; a minus sign stays."
+def column_name(text) -> str:  # a column's name, or a label
+    "As names are compared: small letters, one underscore for spaces and dashes."
     return re.sub(r"(?<=\w)[\s-]+", "_", str(text).strip().lower())
 
 
@@ -74,7 +72,7 @@ def _absent(name, actual, present):
 
 
 def _checked(given, present, extra):
-    "The caller's mapping; a name that is mapped to None is declared absent."
+    "The caller's mapping; None declares a column absent."
     known = [*_ALIASES, *_WITHOUT_ALIAS, *extra, "conversations", "messages"]
     columns, names = {}, {}
     for name, actual in given.items():
@@ -91,7 +89,7 @@ def _checked(given, present, extra):
 
 # %% ../../nbs/1_data/13_columns.ipynb #cbd85655
 def _candidates(name, names, taken):
-    "The columns that a canonical name may stand for: the one of that name, else those of its aliases."
+    "The column of that name, else those of its aliases."
     for wanted in ([name], _ALIASES.get(name, []), _LAST_RESORT.get(name, [])):
         found = [names[alias] for alias in wanted if alias in names and names[alias] not in taken]
         if found:
@@ -130,7 +128,6 @@ class Columns(dict):
             del self[name]
 
     def _sought(self, judged, extra):
-        "Names in the order in which columns are looked for."
         if "response_a" in self:
             yield from ("label", "strength", "winner_a", "winner_b", "winner_tie")
         yield from ("prompt", "system", "chosen", "rejected", "score_chosen", "score_rejected", "responses")
@@ -140,11 +137,8 @@ class Columns(dict):
 
 # %% ../../nbs/1_data/13_columns.ipynb #ad1b28ed
 @patch
-def missing(
-    self: Columns,
-    lacking: list[str],  # canonical names without a column
-) -> PreferenceDataError:
-    "The error for columns that make no format."
+def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
+    "The error for columns that make no format, and the names that they lack."
     likely = {}
     for name in lacking:
         taken = {*self.values(), *likely.values()}
@@ -164,9 +158,7 @@ def missing(
 _EXPORTS = []
 
 
-def nested_export(
-    cls: type,  # has `flat(row)`, and in `note` what such a row has
-) -> type:
+def nested_export(cls: type) -> type:  # has `flat(row)`, and in `note` what such a row has
     "Register an export: rows of its shape are flattened wherever they are read."
     _EXPORTS.append(cls)
     return cls
@@ -177,7 +169,7 @@ def _without(row, names):
 
 # %% ../../nbs/1_data/13_columns.ipynb #74033cb4
 def _majority(words):
-    "What most annotators answered, a tie where two answers lead, None where nobody answered."
+    "What most answered, a tie where two lead, None where nobody answered."
     counts = Counter(words).most_common(2)
     if not counts:
         return None
@@ -187,13 +179,12 @@ def _majority(words):
 # %% ../../nbs/1_data/13_columns.ipynb #23e1cd64
 @nested_export
 class _Argilla:
-    "Answers to a question, else its suggestion, become the label (most answers win) or the ranking."
+    "Answers to a question, else its suggestion, become the label or the ranking."
 
     note = "fields with answers"
 
     @staticmethod
     def flat(row):
-        "The fields as columns, with the verdict beside them."
         fields = row.get("fields")
         if not isinstance(fields, dict):
             return None
@@ -203,7 +194,6 @@ class _Argilla:
 
 
 def _values(questions):
-    "Question -> the values that were given."
     found = {}
     for question, given in questions.items() if isinstance(questions, dict) else ():
         given = given if isinstance(given, list) else [given]
@@ -213,7 +203,6 @@ def _values(questions):
 
 
 def _argilla_verdict(fields, answers):
-    "A ranking, or a label."
     for values in answers.values():
         if isinstance(values[0], list):
             items = [item for item in values[0] if isinstance(item, dict)]
@@ -226,13 +215,12 @@ def _argilla_verdict(fields, answers):
 # %% ../../nbs/1_data/13_columns.ipynb #10bf406b
 @nested_export
 class _LabelStudio:
-    "The texts in `data`, and what most selected; also the shorter export, `[{'selected': 'left'}]`."
+    "The texts in `data`, and what most selected; or `[{'selected': 'left'}]`."
 
     note = "data with annotations"
 
     @staticmethod
     def flat(row):
-        "The texts as columns, with the answers beside them."
         match row:
             case {"data": dict(data), "annotations": list(annotations)}:
                 answers = _task_answers(annotations)
@@ -245,11 +233,14 @@ class _LabelStudio:
 
 
 def _is_selection(cell):
-    return isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], dict) and "selected" in cell[0]
+    match cell:
+        case [{"selected": _}]:
+            return True
+    return False
 
 # %% ../../nbs/1_data/13_columns.ipynb #e18fe106
 def _task_answers(annotations):
-    "Control -> what each annotator answered; a pairwise control, or an only one, is called label."
+    "Control -> answers; a pairwise control, or an only one, is called label."
     found = {}
     for annotation in annotations:
         match annotation:
@@ -278,7 +269,6 @@ class _Containers:
 
     @staticmethod
     def flat(row):
-        "The keys inside, and the other columns."
         boxes = [name for name in ("info", "question") if _is_box(row.get(name))]
         if not boxes:
             return None
@@ -298,7 +288,6 @@ class _ListsOfTexts:
 
     @staticmethod
     def flat(row):
-        "One list of responses, and their ranks."
         chosen, rejected = _texts(row.get("chosen")), _texts(row.get("rejected"))
         if not chosen or not rejected or None in chosen + rejected:
             return None
@@ -313,18 +302,17 @@ def _texts(cell):
 
 # %% ../../nbs/1_data/13_columns.ipynb #09fb31e2
 _TEXT_KEYS = ("response", "answer", "text", "completion", "output", "content", "summary", "generation")
-_OF_THE_ROW = ("id", "source", "weight", "margin", "system")  # what an item has under these names is left out
+_OF_THE_ROW = ("id", "source", "weight", "margin", "system")  # of an item: left out
 
 
 @nested_export
 class _ListOfItems:
-    "UltraFeedback, Nectar: a list of dicts becomes a list of texts and one of every other key."
+    "UltraFeedback, Nectar: a list of dicts becomes a list for each key."
 
     note = "list of responses with their scores"
 
     @staticmethod
     def flat(row):
-        "Lists beside each other instead of dicts in a list."
         lists_of_responses = ("responses", *_ALIASES["responses"])
         for column, items in row.items():
             if column_name(column) in lists_of_responses and _are_dicts(items):
@@ -342,13 +330,12 @@ def _are_dicts(items):
 # %% ../../nbs/1_data/13_columns.ipynb #f06405bf
 @nested_export
 class _ListsOfTurns:
-    "LMSYS: prompt and responses as lists, one text for each turn, become conversations."
+    "LMSYS: lists of one text for each turn become conversations."
 
     note = "lists of turns in prompt and responses"
 
     @staticmethod
     def flat(row):
-        "Two conversations and no prompt."
         names = ("prompt", "response_a", "response_b")
         prompt, *responses = (_parsed_texts(row.get(name)) for name in names)
         if prompt is None or None in responses:
@@ -372,9 +359,9 @@ def _alternate(asked, answered):
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return turns
 
-# %% ../../nbs/1_data/13_columns.ipynb #8542b4b0
+# %% ../../nbs/1_data/13_columns.ipynb #dd5a160a
 def _flatten(exports, items):
-    "(origin, row) of flat rows; a row that is not nested as the first ones becomes an `UnusableRow`."
+    "(origin, flat row) of each."
     for origin, row in items:
         for export in exports:
             if isinstance(row, dict):
@@ -383,9 +370,7 @@ def _flatten(exports, items):
         yield origin, row
 
 # %% ../../nbs/1_data/13_columns.ipynb #0ca9a377
-def unnest(
-    items: list,  # (origin, row) of the first rows
-) -> tuple:  # (function, items)
+def unnest(items: list) -> tuple:  # (origin, row) of the first rows -> (function, items)
     "What flattens more rows as most of these are nested, and these rows, flat."
     exports = []
     for export in _EXPORTS:

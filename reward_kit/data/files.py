@@ -51,12 +51,11 @@ class UnusableRow(PreferenceDataError):
 
 # %% ../../nbs/1_data/10_files.ipynb #9f2de30b
 def _suffix(path):
-    "The suffix that says the file's type, without `.gz`."
     return Path(Path(path).name.lower().removesuffix(".gz")).suffix
 
 
 def _open(path):
-    "The bytes of a file, decompressed; UTF-16, known by its byte order mark, becomes UTF-8."
+    "The bytes, decompressed; UTF-16, known by its byte order mark, becomes UTF-8."
     stream = gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")
     if stream.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return stream
@@ -65,7 +64,6 @@ def _open(path):
 
 # %% ../../nbs/1_data/10_files.ipynb #6fd74e8c
 def _decode(raw, name, line=1):
-    "The text of some bytes that begin at a line of a file."
     try:
         return raw.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
@@ -86,7 +84,6 @@ _JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 # %% ../../nbs/1_data/10_files.ipynb #240779c5
 def _json_row(text):
-    "The row of one line, or why there is none."
     try:
         return _JSON.decode(text)
     except json.JSONDecodeError as error:
@@ -98,7 +95,6 @@ def _json_row(text):
 
 # %% ../../nbs/1_data/10_files.ipynb #6ac64619
 def _jsonl_rows(path, name):
-    "The rows of a file of one object a line."
     started = False
     with _open(path) as lines:
         for number, raw in enumerate(lines, 1):
@@ -112,7 +108,6 @@ def _jsonl_rows(path, name):
 
 # %% ../../nbs/1_data/10_files.ipynb #4bf496f7
 def _load_json(path, name):
-    "The whole of a JSON file; no rows where it is empty."
     with _open(path) as stream:
         text = _decode(stream.read(), name).strip()
     try:
@@ -124,35 +119,35 @@ def _load_json(path, name):
 
 # %% ../../nbs/1_data/10_files.ipynb #47925edf
 def _numbered(cells):
-    return isinstance(cells, dict) and bool(cells) and all(str(key).isdecimal() for key in cells)
+    return isinstance(cells, dict) and all(map(str.isdecimal, cells))
 
 
 def _are_columns(cells):
-    "Whether values are columns: each cell under its row's number, or lists of one length."
+    "Cells under the numbers of their rows, or lists of one length, which are no lists of rows."
     if all(map(_numbered, cells)):
         return True
-    lists = len(cells) > 1 and all(isinstance(cell, list) for cell in cells)
+    lists = all(isinstance(cell, list) for cell in cells)
     return lists and len(set(map(len, cells))) == 1 and not isinstance((cells[0] or [""])[0], dict)
 
 
 def _rows_of(whole):
-    "Rows from a list, a table, a list under one name beside other facts, or one row."
+    "Rows of a list, a table, a list beside other facts, or one row."
     if not isinstance(whole, dict):
-        return whole
+        return whole if isinstance(whole, list) else [whole]
     cells = list(whole.values())
     if _numbered(whole):
         return cells
-    if {"columns", "data"} <= set(whole) <= {"columns", "data", "index"}:
-        return pd.DataFrame(**whole, dtype=object).to_dict("records")
-    if cells and _are_columns(cells):
-        return pd.DataFrame(whole, dtype=object).to_dict("records")
+    table = {"columns", "data"} <= set(whole) <= {"columns", "data", "index"}
+    if table or _are_columns(cells):
+        frame = pd.DataFrame(**whole, dtype=object) if table else pd.DataFrame(whole, dtype=object)
+        return frame.to_dict("records")
     lists = [cell for cell in cells if isinstance(cell, list)]
     is_row = len(whole) > 1 and {"chosen", "responses"} & set(whole)
     return lists[0] if len(lists) == 1 and not is_row else [whole]
 
 # %% ../../nbs/1_data/10_files.ipynb #ac999e7e
 def _csv_rows(path, name):
-    "The rows of a table with a header; nameless columns at its end are left out."
+    "Rows below a header, whose nameless columns at the end are left out."
     csv.field_size_limit(1 << 30)
     with _open(path) as stream:
         lines = (_decode(raw, name, number) for number, raw in enumerate(stream, 1))
@@ -172,7 +167,7 @@ def _csv_rows(path, name):
 
 # %% ../../nbs/1_data/10_files.ipynb #c989af11
 def _csv_cells(reader, name):
-    "The cells of each row, or why it has none, with its origin."
+    "(origin, cells or why there are none) of each row."
     while True:
         line = reader.line_num + 1
         try:
@@ -183,13 +178,14 @@ def _csv_cells(reader, name):
             if reader.line_num > line or "end of data" in str(error):
                 reason = "malformed table (a quote is not closed); the rest cannot be read"
                 raise PreferenceDataError(f"{name}:{line}: {reason}") from None
-            cells = UnusableRow("malformed table row", "a quote within a quoted cell; it must be doubled")
+            detail = "a quote within a quoted cell; it must be doubled"
+            cells = UnusableRow("malformed table row", detail)
         if cells:
             yield f"{name}:{reader.line_num}", cells
 
 
 def _csv_row(cells, header):
-    "The row, or why it is none; empty cells beyond the header do no harm."
+    "The row; empty cells beyond the header do no harm."
     if isinstance(cells, UnusableRow):
         return cells
     if len(cells) < len(header) or any(cells[len(header) :]):
@@ -198,7 +194,6 @@ def _csv_row(cells, header):
 
 # %% ../../nbs/1_data/10_files.ipynb #f06fa1ee
 def _arrow_rows(path, name):
-    "The rows of a Parquet or Arrow file."
     with _open(path) as stream:
         file = io.BytesIO(stream.read()) if str(path).endswith(".gz") else stream
         batches = _arrow_batches(file, _suffix(path))
@@ -239,7 +234,6 @@ def _are_splits(whole):
 
 
 def _json_splits(path, name):
-    "Split -> what reads its rows."
     with _open(path) as stream:
         lines = filter(None, map(bytes.strip, stream))
         first, second = next(lines, b"").removeprefix(codecs.BOM_UTF8), next(lines, b"")
@@ -259,9 +253,12 @@ def _json_rows(path, name):
     return splits["train"]()
 
 # %% ../../nbs/1_data/10_files.ipynb #6b968982
-_READERS = dict.fromkeys((".jsonl", ".ndjson"), _jsonl_rows) | {".json": _json_rows}
-_READERS |= dict.fromkeys((".csv", ".tsv"), _csv_rows)
-_READERS |= dict.fromkeys((".parquet", ".arrow", ".feather"), _arrow_rows)
+_READERS = {
+    **dict.fromkeys((".jsonl", ".ndjson"), _jsonl_rows),
+    ".json": _json_rows,
+    **dict.fromkeys((".csv", ".tsv"), _csv_rows),
+    **dict.fromkeys((".parquet", ".arrow", ".feather"), _arrow_rows),
+}
 _READABLE = f"readable are {', '.join(_READERS)}, each also with .gz"
 _FAULTS = {  # the first that fits
     (gzip.BadGzipFile, EOFError, zlib.error): "not a complete gzip file",
@@ -324,7 +321,6 @@ class _Rows:
 
 # %% ../../nbs/1_data/10_files.ipynb #b85a8cf3
 def _choose(name, splits, split):
-    "The wanted one of the splits."
     if split == "*":
         return _Rows(name, partial(itertools.chain.from_iterable, splits.values()), splits=splits)
     first, *others = splits
@@ -336,13 +332,11 @@ def _choose(name, splits, split):
 
 # %% ../../nbs/1_data/10_files.ipynb #314b8e13
 def _split_of(path, base):
-    "The split that a file's name or folder says it belongs to."
     words = re.split(r"[^a-z]+", Path(path).relative_to(base).as_posix().lower())
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "unnamed")
 
 
 def _file_splits(name, paths, base):
-    "The splits of several files."
     groups = {}
     for path in sorted(map(str, filter(_is_data_file, map(Path, paths)))):
         groups.setdefault(_split_of(path, base), []).append(path)
@@ -369,11 +363,12 @@ def _is_data_file(path):
 
 
 def _is_model_folder(folder):
-    return any(any(folder.glob(mark)) for mark in ("reward_kit.json", "trainer_state.json", "*.safetensors"))
+    marks = ("reward_kit.json", "trainer_state.json", "*.safetensors")
+    return any(any(folder.glob(mark)) for mark in marks)
 
 
 def _files_below(folder):
-    "All that is in a folder, but what is hidden and what belongs to a model."
+    "All but what is hidden and what belongs to a model."
     found = [Path(path) for path in glob.glob(f"{glob.escape(str(folder))}/**", recursive=True)]
     models = {path for path in found if path.is_dir() and _is_model_folder(path)}
     return [path for path in found if not models & set(path.parents)]
@@ -383,7 +378,7 @@ _HUB_ID = re.compile(r"(?!.*\.[A-Za-z]{2,8}$)\w[\w.-]*/[\w.-]+")
 
 
 def _path_splits(name, split):
-    "The splits of a file, a folder, a folder saved by `datasets`, or a glob."
+    "Of a file, a folder, a folder saved by `datasets`, or a glob."
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -416,17 +411,15 @@ def _near(path):
     return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 # %% ../../nbs/1_data/10_files.ipynb #31a675ac
-def json_ready(
-    value,  # dicts, lists, numpy, dataclasses, paths, ...
-):
+def json_ready(value):  # dicts, lists, numpy, dataclasses, paths, ...
     "The same in what JSON has: dicts, lists, texts, finite numbers, booleans, and null (also for NaN)."
     if isinstance(value, dict):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [json_ready(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: getattr(value, f.name) for f in fields(value) if not f.name.startswith("_")}
-        return json_ready(named)
+        names = [f.name for f in fields(value) if not f.name.startswith("_")]
+        return {name: json_ready(getattr(value, name)) for name in names}
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
@@ -435,13 +428,12 @@ def json_ready(
 
 
 def _json_line(row):
-    "A row as JSON that every reader accepts: no NaN, and half of a UTF-16 pair only escaped."
+    "JSON that every reader accepts: no NaN, half of a UTF-16 pair only escaped."
     text = json.dumps(json_ready(row), ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
 
 # %% ../../nbs/1_data/10_files.ipynb #a758bd24
 def _frame_rows(frame):
-    "The rows of a data frame."
     names = list(map(str, frame.columns))
     cells = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
     return _with_origins(dict(zip(names, map(_plain_cell, row))) for row in cells)
@@ -457,7 +449,7 @@ def _dataset_rows(dataset):
 
 
 def _dataset_splits(name, data):
-    "The splits of a `Dataset`, a `DatasetDict`, or their streaming forms."
+    "Of a `Dataset`, a `DatasetDict`, or their streaming forms."
     splits = {}
     for split, own in (data if isinstance(data, dict) else {"train": data}).items():
         splits[split] = _Rows(name, partial(_dataset_rows, own), getattr(own, "num_rows", None))
@@ -465,7 +457,6 @@ def _dataset_splits(name, data):
 
 # %% ../../nbs/1_data/10_files.ipynb #16412934
 def _hub_splits(name, revision, cache_dir):
-    "The splits of a data set on the hub; every failure is one line."
     try:
         found = datasets.load_dataset(name, revision=revision, cache_dir=cache_dir)
     except Exception as error:  # of dozens of types
@@ -512,7 +503,6 @@ def _sync(path):
 
 
 def _take_name(part, path):
-    "Give a finished file its name, and let others read it."
     part.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
     _sync(part)
     os.replace(part, path)

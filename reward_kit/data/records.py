@@ -43,7 +43,6 @@ def _clean_text(value, what):
 
 # %% ../../nbs/1_data/12_records.ipynb #0131926f
 def _content(turn, what):
-    "The content of a message as a text."
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):
         try:
@@ -54,7 +53,6 @@ def _content(turn, what):
 
 
 def _message(turn, what):
-    "One message with its role, its content, and every other key that is not null."
     role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
     if not isinstance(role, str):
         needed = "a message has a role and a content (or from and value)"
@@ -84,7 +82,7 @@ _MESSAGE_KEYS = {"role", "content"}, {"role", "tool_calls"}, {"from", "value"}
 
 
 def _parsed(value, what):
-    "The cell, parsed where its text is JSON messages; `UnusableRow` for messages that Python's `str` wrote."
+    "The cell, parsed where its text is JSON messages."
     start = _MESSAGE_TEXT.match(value) if isinstance(value, str) else None
     if not start:
         return value
@@ -111,15 +109,12 @@ _TRANSCRIPT = re.compile(rf"\s*{_SYSTEM}Human[ \t]*:(?s:.*?)\n[ \t]*Assistant[ \
 _SPEAKERS = {"System": "system", "Human": "user", "Assistant": "assistant"}
 
 
-def is_transcript(
-    value,  # a cell
-) -> bool:
-    "Whether a text begins with `Human:` (or a `System:` turn before it) and has an `Assistant:` turn."
+def is_transcript(value) -> bool:  # a cell
+    "Whether a text begins with `Human:` or `System:` and has an `Assistant:` turn."
     return isinstance(value, str) and bool(_TRANSCRIPT.match(value))
 
 # %% ../../nbs/1_data/12_records.ipynb #97d39f92
 def _parse_transcript(text):
-    "The turns of a transcript as messages; raises `UnusableRow` for a text that is none."
     text = text.replace("\r\n", "\n")
     before, *parts = _TURN.split(text)
     if "Assistant" not in parts[::2]:
@@ -135,9 +130,8 @@ def _parse_transcript(text):
 
 # %% ../../nbs/1_data/12_records.ipynb #7c310a15
 def _shared_turns(conversations):
-    "The turns that conversations begin with in common, and the rest of each."
-    longest = min(map(len, conversations)) - 1
-    n = 0
+    "The turns that all begin with, and the rest of each, which is not empty."
+    n, longest = 0, min(map(len, conversations)) - 1
     while n < longest and all(turns[n] == conversations[0][n] for turns in conversations):
         n += 1
     return conversations[0][:n], [turns[n:] for turns in conversations]
@@ -154,7 +148,7 @@ def _said(role, value):
 
 
 def _conversations(prompt, responses):
-    "Prompt and responses as messages; the prompt is a text, messages, or None: what the responses share."
+    "Prompt (a text, messages, or None: what responses share) and responses as messages."
     responses = [_said("assistant", response) for response in responses]
     if isinstance(prompt, list):
         return _continue_prompt(prompt, responses)
@@ -169,7 +163,7 @@ def _conversations(prompt, responses):
 
 
 def _continue_prompt(prompt, responses):
-    "A prompt of messages and what follows it; a shared turn belongs to a prompt that has no user's turn yet."
+    "A shared turn belongs to a prompt that has no user's turn yet."
     for n in range(len(prompt), 0, -1):  # a response may repeat the end of the prompt
         if all(len(turns) > n and turns[:n] == prompt[-n:] for turns in responses):
             responses = [turns[n:] for turns in responses]
@@ -185,11 +179,7 @@ def _continue_prompt(prompt, responses):
 class Row:
     "The cells of one row, by canonical column names."
 
-    def __init__(
-        self,
-        cells: dict,  # the row as its source has it
-        columns: dict,  # canonical name -> the source's column
-    ):
+    def __init__(self, cells: dict, columns: dict):  # the row of a source; canonical name -> its column
         self.cells, self.columns = cells, columns
 
     def __contains__(self, name):
@@ -206,20 +196,21 @@ class Row:
 @patch
 def number(self: Row, name: str, *, negative: bool = True) -> float | None:
     "A finite number from a number or its text; None for an empty cell."
-    return _number(self[name], name, negative)
+    number = _number(self[name], name)
+    if number is not None and number < 0 and not negative:
+        raise UnusableRow(f"negative {name}", str(number))
+    return number
 
 
-def _number(value, what, negative=True):
+def _number(value, what):
     if value is None or value == "":
         return None
     try:
-        number = float(value) if not isinstance(value, bool) else math.nan
+        number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if isinstance(value, bool) or not math.isfinite(number):
         raise UnusableRow(f"{what} is not a finite number", repr(value)[:40])
-    if number < 0 and not negative:
-        raise UnusableRow(f"negative {what}", str(number))
     return number
 
 # %% ../../nbs/1_data/12_records.ipynb #8e3bca91
@@ -252,7 +243,7 @@ def numbers(self: Row, name: str, count: int) -> list[float] | None:
 
 # %% ../../nbs/1_data/12_records.ipynb #1abe40ac
 def _prompt(row, transcripts):
-    "The prompt of a row as a text or as messages; None where there is no column for it."
+    "A text or messages; None where there is no column for it."
     if "prompt" not in row:
         return None
     prompt = row.parsed("prompt")
@@ -269,7 +260,7 @@ def _prompt(row, transcripts):
 
 # %% ../../nbs/1_data/12_records.ipynb #bc872d95
 def _response(value, name, read):
-    "A response, of which `read` makes a text or messages where it is a text."
+    "A text, or messages; `read` reads texts."
     value = _parsed(value, name)
     if not isinstance(value, (list, dict)):
         value = read(_clean_text(value, name))
@@ -286,7 +277,7 @@ def _response(value, name, read):
 # %% ../../nbs/1_data/12_records.ipynb #d9ed1416
 @patch
 def texts(self: Row, responses: list, names: list, transcripts: bool = False) -> tuple:
-    "Prompt and responses (their cells, called by these names in a reason), read as texts or as messages."
+    "Prompt and responses (cells, and their names for a reason) as texts or messages."
     prompt = _prompt(self, transcripts)
     whole = transcripts and (not isinstance(prompt, list) or all(map(is_transcript, responses)))
     read = _parse_transcript if whole else str.strip if transcripts else str
@@ -301,9 +292,7 @@ def texts(self: Row, responses: list, names: list, transcripts: bool = False) ->
     return prompt or "", responses
 
 # %% ../../nbs/1_data/12_records.ipynb #6ef2dbdb
-def response_text(
-    response: str | list[dict],  # a text, or the messages of a response
-) -> str:
+def response_text(response: str | list[dict]) -> str:  # a text, or messages
     "What was said in a response, roles left out."
     return response if isinstance(response, str) else "\n".join(turn["content"] for turn in response)
 
@@ -326,7 +315,7 @@ def _compared(response):
 # %% ../../nbs/1_data/12_records.ipynb #20d07593
 @patch
 def record(self: Row, prompt, responses: list, ranks: list, scores, names: list) -> dict:
-    "The record of texts or messages, best response first; whoever reads the rows adds `id` and `origin`."
+    "The record of texts or messages, best response first."
     _refuse_equal(responses, ranks, names)
     order = sorted(range(len(ranks)), key=ranks.__getitem__)
     dense = {rank: n for n, rank in enumerate(sorted(set(ranks)), 1)}
@@ -355,17 +344,13 @@ def _json_text(value, what):
         raise UnusableRow(f"{what} is not JSON") from None
 
 # %% ../../nbs/1_data/12_records.ipynb #306ac2cb
-def hash64(
-    text: str,  # any text
-) -> int:
+def hash64(text: str) -> int:  # any text
     "A 64-bit hash that is the same on every machine and in every process (BLAKE2b)."
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 # %% ../../nbs/1_data/12_records.ipynb #2bb3dbd8
-def record_keys(
-    record: dict,  # a record
-) -> tuple[int, int, list[int]]:
+def record_keys(record: dict) -> tuple[int, int, list[int]]:  # any record
     "Hashes of the whole record, of its prompt, and of each response."
     prompt, *responses = map(_exact_key, [record["prompt"], *record["responses"]])
     ranked = sorted(zip(record["ranks"], responses, strict=True))
@@ -373,14 +358,11 @@ def record_keys(
 
 
 def _exact_key(value):
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hash64(text)
+    return hash64(value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 # %% ../../nbs/1_data/12_records.ipynb #c2fcb430
-def prompt_key(
-    prompt: str | list[dict],  # a text, or messages (all of them count)
-) -> int:
-    "The hash by which prompts are grouped: case, white space and Unicode compatibility forms do not matter."
+def prompt_key(prompt: str | list[dict]) -> int:  # a text, or messages (all of them count)
+    "The hash by which prompts are grouped; case, space and compatibility forms do not matter."
     if isinstance(prompt, str):
         return hash64(_normalise(prompt))
     return hash64("\x1e".join(f"{turn['role']}\x1f{_normalise(turn['content'])}" for turn in prompt))
@@ -391,10 +373,8 @@ def _normalise(text):
     return " ".join(text.casefold().split())
 
 # %% ../../nbs/1_data/12_records.ipynb #498480ce
-def read_column(
-    column: pa.ChunkedArray | pa.Array,  # of a table of records
-) -> list:
-    "The values of an Arrow column as Python has them; messages with every key that they carry."
+def read_column(column: pa.ChunkedArray | pa.Array) -> list:  # of a table of records
+    "The values of an Arrow column; messages with every key that they carry."
     values = column.to_pylist()
     if column.type == pa.json_():
         return [json.loads(value) for value in values]

@@ -28,31 +28,22 @@ def wilson_interval(
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"wilson_interval needs 0 <= correct <= n and n >= 1, got {correct=}, {n=}")
     z, share = NormalDist().inv_cdf((1 + level) / 2), correct / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-    return float(min(max(low, 0.0), share)), float(max(min(high, 1.0), share))
+    middle, spread = share + z * z / (2 * n), share * (1 - share) / n + z * z / (4 * n * n)
+    ends = [(middle + sign * math.sqrt(spread)) / (1 + z * z / n) for sign in (-z, z)]
+    return float(min(max(ends[0], 0.0), share)), float(max(min(ends[1], 1.0), share))
 
 # %% ../../nbs/1_data/11_report.ipynb #5d19519c
-def percent(
-    *shares: float | None,  # 0..1; two are the ends of an interval
-) -> str:
+def percent(*shares: float | None) -> str:  # 0..1; two are the ends of an interval
     "A share, or an interval, as text."
     return " to ".join("none" if share is None else f"{100 * share:.1f}%" for share in shares)
 
 
-def points(
-    difference: float,  # of two shares
-) -> str:
+def points(difference: float) -> str:  # of two shares
     "A difference of shares in points."
     return f"{100 * difference:z.1f}"
 
 
-def counted(
-    n: int,  # how many
-    noun: str,  # in the singular
-    plural: str | None = None,  # default: the noun and an s
-) -> str:
+def counted(n: int, noun: str, plural: str = "") -> str:  # how many of what; a plural without s
     "A number with its noun."
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
@@ -83,17 +74,18 @@ class Table:
         return tabulate(rows, header if headed else (), style, disable_numparse=True, stralign=align)
 
     def _short(self, value):
-        text = " ".join(str(value).split())
-        return text if not self.width or len(text) <= self.width else text[: self.width - 3] + "..."
+        return _shortened(" ".join(str(value).split()), self.width)
 
     def _cell(self, value):
         text, color = html.escape(str(value)), self.colors.get(str(value))
         return f"<b style='color:{color}'>{text}</b>" if color else text
 
+
+def _shortened(text, width):
+    return text if not width or len(text) <= width else text[: width - 3] + "..."
+
 # %% ../../nbs/1_data/11_report.ipynb #ab822601
-def new_figure(
-    **options,  # of matplotlib's Figure: figsize (inches), dpi, ...
-):
+def new_figure(**options):  # of matplotlib's Figure: figsize (inches), dpi, ...
     "An empty matplotlib Figure, not kept by pyplot, which a notebook shows all the same."
     from matplotlib import pyplot as plt
 
@@ -122,10 +114,10 @@ def forest_plot(
     for y, (_, value, low, high, *style) in enumerate(rows):
         clear = line is None or not low <= line <= high
         color, marker = styles[style[0]] if style else ("#0072B2", "o") if clear else ("#D55E00", "s")
-        dashes = "-" if clear else ":"
-        axes.plot([scale * low, scale * high], [y, y], dashes, color=color, linewidth=2)
-        axes.plot(scale * value, y, marker, color=color, label=style[0] if style else None)
-    names = [name if len(name) < 60 else name[:57] + "..." for name, *_ in rows]
+        options = {"color": color, "linewidth": 2, "markevery": [1], "label": "".join(style)}
+        ends = [scale * end for end in (low, value, high)]
+        axes.plot(ends, [y] * 3, marker + ("-" if clear else ":"), **options)
+    names = [_shortened(name, 60) for name, *_ in rows]
     axes.set(xlabel=xlabel, title=title, ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -191,11 +183,8 @@ class Report:
 
 # %% ../../nbs/1_data/11_report.ipynb #f0b6af6c
 @patch
-def to_text(
-    self: Report,
-    **options,  # of `sections`
-) -> str:
-    "The whole report as text."
+def to_text(self: Report, **options) -> str:
+    "The whole report as text; options of `sections` pass through."
     return self._text(self.sections(**options))
 
 
@@ -227,10 +216,7 @@ def _repr_html_(self: Report):
 
 
 @patch
-def to_markdown(
-    self: Report,
-    **options,  # of `sections`
-) -> str:
+def to_markdown(self: Report, **options) -> str:
     "Sentences and sections as Markdown, without the title."
     parts = [part.to_markdown() for part in self._parts(**options)]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -243,11 +229,8 @@ def to_dict(self: Report) -> dict:
 
 
 @patch(cls_method=True)
-def from_dict(
-    cls: Report,
-    stored: dict,  # of `to_dict`
-):
-    "The report again."
+def from_dict(cls: Report, stored: dict):
+    "The report again, from what `to_dict` gave."
     names = {f.name for f in fields(cls)}
     return cls(**{name: value for name, value in stored.items() if name in names})
 

@@ -23,7 +23,7 @@ from .text_scorer import TextScorer
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #47811a80
 def _score_columns(fmt, rows, score_column):
-    "Where the scores go; raises PreferenceDataError for a column that would be overwritten."
+    "Where the scores go."
     names = fmt.score_columns(score_column)
     taken = sorted({name for row in rows for name in row} & {*names, "error"})
     if taken:
@@ -37,7 +37,7 @@ _TEMPLATE = ("tools", "chat_template_kwargs")
 
 
 def _texts(fmt, row):
-    "Prompts, responses (None: prompts are full texts) and template arguments of a row, in lists."
+    "Lists of prompts, responses (None: prompts are full texts) and template arguments."
     prompt, responses = fmt.texts(row)
     n = len(responses)
     texts = [responses, [None] * n] if prompt is None else [[prompt] * n, responses]
@@ -45,7 +45,7 @@ def _texts(fmt, row):
 
 
 def _encode(rm, texts):
-    "What the texts of each row are encoded as, and an error where they cannot be."
+    "(what the texts are encoded as, error) of each row."
     if not texts:
         return []
     prompts, responses, *template = (list(itertools.chain(*lists)) for lists in zip(*texts))
@@ -162,7 +162,6 @@ class _ScoreFileReport(Report):
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #33b1ca35
 def _outcome(names, fmt, scores, error):
-    "What is added to a row."
     if error:
         return dict.fromkeys(names) | {"error": error}
     return dict(zip(names, [scores] if "responses" in fmt.columns else scores))
