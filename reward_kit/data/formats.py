@@ -294,6 +294,11 @@ class _Scored(PreferenceFormat):
     name, needs = "scored", ("response",)
     verdicts = (("score",),)
 
+    def __init__(self, columns, transcripts=False):
+        super().__init__(columns, transcripts)
+        names = (*columns, "responses", "scores")
+        self.ranking = _Ranking(dict(zip(names, names, strict=True)), transcripts)
+
     def grouped(self, items):
         run = []  # (origin, row) of one prompt
         for origin, cells in items:
@@ -409,13 +414,11 @@ def _refuse_lost_prompt(columns):
 
 # %% ../../nbs/1_data/14_formats.ipynb #2403c9d5
 @patch(cls_method=True)
-def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, *, judged=True):
-    "The format of some rows, arguments as for `load_preferences`; `judged` False: they are to be scored."
+def of_flat(cls: PreferenceFormat, rows, columns, format, labels, judged=True):
+    "The format of rows that are flat; arguments as for `detect`."
     if format not in ("auto", *_FORMATS):
         known = ", ".join(["auto", *_FORMATS])
         raise PreferenceDataError(f"format={format!r} is unknown; it is one of {known}")
-    flatten, items = unnest([(None, row) for row in rows])
-    rows = [row for _, row in items if isinstance(row, dict)]
     present = list(dict.fromkeys(str(name) for row in rows for name in row))
     read = [(*cls.needs, *chain(*cls.verdicts), *cls.optional) for cls in _FORMATS.values()]
     there = Columns(present, columns, judged, dict.fromkeys(chain(*read)))
@@ -427,7 +430,7 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
         fmt.name = spelling
     if fmt.name == "pairs" and "prompt" not in (*there, *there.absent):
         _refuse_lost_prompt(there)
-    fmt.flatten, fmt.present, fmt.given, fmt.others = flatten, present, (columns, format, labels), {}
+    fmt.present, fmt.given, fmt.others = present, (columns, format, labels), {}
     fmt._learn_labels(rows, labels, judged)
     return fmt
 
@@ -441,6 +444,15 @@ def _learn_labels(self: PreferenceFormat, rows, labels, judged):
         self.labels, self.ties = _given_labels(labels), ()
     elif judged and "label" in self.columns:
         self.labels = _read_labels(self.columns, rows)
+
+
+@patch(cls_method=True)
+def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, *, judged=True):
+    "The format of some rows, arguments as for `load_preferences`; `judged` False: they are to be scored."
+    flatten, items = unnest([(None, row) for row in rows])
+    fmt = cls.of_flat([row for _, row in items if isinstance(row, dict)], columns, format, labels, judged)
+    fmt.flatten = flatten
+    return fmt
 
 # %% ../../nbs/1_data/14_formats.ipynb #7d594aab
 def to_record(
@@ -480,11 +492,9 @@ def read(self: PreferenceFormat, row: dict) -> tuple[dict, str]:
     other = self.others[names]
     if other is None or "prompt" in absent and other.name in ("pairs", "ranking", "labelled"):
         raise UnusableRow(f"missing {absent[0]}", f"the row has {', '.join(map(str, names))}"[:200])
-    alike = type(self) is type(other) is _Pairs and not (self.transcripts or other.transcripts)
-    return other.record(row), "" if alike else other.name
+    return other.record(row), "" if other.name == self.name else other.name
 
 
 @patch
 def read(self: _Scored, row):
-    "What `grouped` makes is a ranking under our names."
-    return _Ranking({name: name for name in row}, self.transcripts).record(row), ""
+    return self.ranking.record(row), ""

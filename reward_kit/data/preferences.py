@@ -298,7 +298,7 @@ def _open(source, given):
     flatten, flat = unnest(first)
     rows = [row for _, row in flat if isinstance(row, dict)]
     try:
-        fmt = PreferenceFormat.detect(rows, *given) if rows else PreferenceFormat({})
+        fmt = PreferenceFormat.of_flat(rows, *given) if rows else PreferenceFormat({})
     except PreferenceDataError as error:
         file = re.sub(r"(?::| row )\d+$", "", first[0][0])
         elsewhere = file != first[0][0] and not file.startswith(source.name)

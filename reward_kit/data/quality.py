@@ -68,7 +68,8 @@ _COLUMNS = pa.schema([
     *((name, pa.int32()) for name in _LENGTHS),
     ("overlap", pa.float32()),
     ("first_won", pa.bool_()),
-    *((name, pa.list_(pa.uint64())) for name in ("responses", "pairs", "opposites")),
+    ("responses", pa.list_(pa.uint64())),
+    ("pairs", pa.list_(pa.uint64())),  # strictly ordered ones; the last bit says which response is better
 ])
 
 
@@ -88,8 +89,7 @@ def _measure(record, words, lengths):
         "responses": keys,
         "best": keys[0],
         "worst": keys[-1],
-        "pairs": [hash64(f"{prompt} {a} {b}") for a, b in ordered],
-        "opposites": [hash64(f"{prompt} {b} {a}") for a, b in ordered],
+        "pairs": [hash64(f"{prompt} {min(pair)} {max(pair)}") & ~1 | (pair[0] < pair[1]) for pair in ordered],
     }
 
 # %% ../../nbs/1_data/15_quality.ipynb #bf9c3b82
@@ -138,8 +138,8 @@ def fingerprint(self: _Measures):
 @patch
 def contradicted(self: _Measures):
     "The row of each strictly ordered pair whose opposite is in the data too."
-    rows = pc.list_parent_indices(self.table["pairs"]).to_numpy()
-    return rows[np.isin(self["opposites"], self["pairs"])]
+    pairs, rows = self["pairs"], pc.list_parent_indices(self.table["pairs"]).to_numpy()
+    return rows[np.isin(pairs ^ np.uint64(1), pairs)]
 
 # %% ../../nbs/1_data/15_quality.ipynb #0ff880b5
 @patch
