@@ -130,7 +130,7 @@ def test_config_file_is_overridden_by_the_command_line(tmp_path):
     [
         ("learing_rate: 1\n", "unknown option learing_rate. Did you mean learning_rate?"),
         ("- a\n- b\n", "option: value"),
-        ("a: [\n", "not a YAML file"),
+        ("a: [\n", "cannot be read"),
         ("seed: many\n", "--seed must be a whole number, got 'many'"),
     ],
 )

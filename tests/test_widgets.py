@@ -278,10 +278,10 @@ def test_agreement_counts_common_pairs_only_and_says_when_kappa_is_not_defined(t
     assert found.pairs == 2 and math.isnan(found.kappa) and "not defined" in repr(found) and found.to_dict()["kappa"] is None
     (tmp_path / "c.jsonl").write_text(json.dumps({"prompt": "other", "response_a": "x", "response_b": "y", "label": "a"}) + "\n")
     with pytest.raises(ValueError, match="no pair of this annotation is judged in c.jsonl"): annotator_agreement(a, tmp_path / "c.jsonl")
-    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "p0", "response_a": "x", "response_b": "y", "label": "first"}) + "\n")
-    with pytest.raises(ValueError, match="d.jsonl:1.*'first' is none of a, b and tie"): annotator_agreement(a, tmp_path / "d.jsonl")
-    (tmp_path / "e.jsonl").write_text(json.dumps({"prompt": "p0", "chosen": "x", "rejected": "y"}) + "\n")
-    with pytest.raises(ValueError, match="e.jsonl:1.*no label, response_a, response_b"): annotator_agreement(a, tmp_path / "e.jsonl")
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "p0", "response_a": "x", "response_b": "y", "label": "good"}) + "\n")
+    with pytest.raises(ValueError, match="d.jsonl:1: .*unreadable label: found 'good'"): annotator_agreement(a, tmp_path / "d.jsonl")
+    (tmp_path / "e.jsonl").write_text(json.dumps({"prompt": "p0", "response_a": "x", "response_b": "y"}) + "\n")
+    with pytest.raises(ValueError, match="e.jsonl:1: no column for 'label'"): annotator_agreement(a, tmp_path / "e.jsonl")
 
 
 def test_one_choice_for_the_same_text_agrees_whatever_the_sides(tmp_path):

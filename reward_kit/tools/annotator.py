@@ -253,19 +253,17 @@ def __repr__(self: AnnotationSession) -> str:
 # %% ../../nbs/6_tools/62_annotator.ipynb #7569ac4f
 _ANSWERS = ("first", "second", "tie")  # responses in the order of their texts
 
-# %% ../../nbs/6_tools/62_annotator.ipynb #69fc8c7f
+# %% ../../nbs/6_tools/62_annotator.ipynb #69a4cff6
 def _answers(path):
-    "{pair: answer}; ValueError naming a row of another form."
+    "{pair: answer}; ValueError names a row that is no judged pair."
     answers = {}
     for origin, row in read_rows(path):
         if isinstance(row, UnusableRow): raise row
-        missing = {"response_a", "response_b", "label"} - row.keys()
-        if missing: raise ValueError(f"{origin}: no {', '.join(sorted(missing))}")
-        label, pair = row["label"], [row["response_a"], row["response_b"]]
-        if label not in _CHOICES.values():
-            raise ValueError(f"{origin}: the label {label!r} is none of a, b and tie")
-        better = "first" if pair["ab".find(label)] == min(pair, key=_text_key) else "second"
-        answers[_pair_id(row.get("prompt") or "", pair)] = "tie" if label == "tie" else better
+        record = to_record(row, origin=origin)
+        best, other = record["responses"]
+        better = "first" if _text_key(best) < _text_key(other) else "second"
+        tie = record["ranks"][0] == record["ranks"][1]
+        answers[_pair_id(record["prompt"], [best, other])] = "tie" if tie else better
     return answers
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #043d6dd8
@@ -300,7 +298,7 @@ class AnnotatorAgreement(Report):
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #42ea20af
 def annotator_agreement(
-    one: str | Path,  # file of an annotation, or of rows with prompt, response_a, response_b, label
+    one: str | Path,  # file of an annotation, or of other judged pairs
     other: str | Path,  # file of a second annotator
 ) -> AnnotatorAgreement:
     "Agreement of two annotators on the pairs in both files; ValueError where there is none."

@@ -27,6 +27,7 @@ _positional = partial(_given, positional=True)
 _model = partial(_positional, "Reward model: folder or hub id.")
 _json = partial(setting, False, "Print the result as JSON.")
 _folder = partial(setting, metavar="FOLDER")
+_many = partial(setting, None, many=True)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #0b4176c5
 def _pairs(option, words, pattern, form):
@@ -36,14 +37,12 @@ def _pairs(option, words, pattern, form):
         raise ParameterError(f"{option} must be {form}, got {words[found.index(None)]!r}")
     return {left: right or None for left, right in (match.groups() for match in found)}
 
-# %% ../../nbs/6_tools/67_commands.ipynb #fd3b8ebf
+# %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
 def _loading(args):
     "Keyword arguments of `load_preferences`."
     columns = {name: getattr(args, f"{name}_column") for name in ("prompt", "chosen", "rejected")}
     columns = {name: column for name, column in columns.items() if column}
-    columns |= _pairs(
-        "--column", args.column, "([^=]+)=(.*)", "name=column"
-    )  # prompt=: there is none
+    columns |= _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
     for column in filter(None, columns.values()):
         names = [name for name, other in columns.items() if other == column]
         if names[1:]:
@@ -72,11 +71,8 @@ def _check_writable(folder):
 # %% ../../nbs/6_tools/67_commands.ipynb #11d87e50
 def _show(result, args):
     "Prints a report, as text or as JSON, and writes it where a folder was given."
-    print(
-        json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
-        if args.json
-        else result.to_text()
-    )
+    if args.json: print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+    else: print(result.to_text())
     if getattr(args, "report", None): _wrote(result.save(args.report))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #8e0abce5
@@ -109,14 +105,10 @@ class _Inspect(Command):
 def _page(report, data):
     from html import escape
 
-    style = (
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    )
-    style += "table{border-collapse:collapse}td,th{padding:.2rem .8rem}"
-    head = (
-        f"<!doctype html><meta charset='utf-8'><title>{escape(data)}</title><style>{style}</style>"
-    )
-    return f"{head}<h1>Preference data: {escape(Path(data).name)}</h1>{report._repr_html_()}\n"
+    style = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto}td,th{padding:.2rem .8rem}"
+    head = f"<!doctype html><meta charset='utf-8'><title>{escape(data)}</title>"
+    title = f"<h1>Preference data: {escape(Path(data).name)}</h1>"
+    return f"{head}<style>{style}</style>{title}{report._repr_html_()}\n"
 
 # %% ../../nbs/6_tools/67_commands.ipynb #6aade02e
 class _Training(Command):
@@ -167,18 +159,10 @@ def _lora(args):
         return {name.replace("lora_r", "r"): getattr(args, name) for name in names}
     args.only_with("--lora", *settings_of(LoraSettings).keys() - {"lora"})
 
-# %% ../../nbs/6_tools/67_commands.ipynb #eb29688d
-def _shell_line(words):
-    line = "  reward-kit"
-    for word in map(str, words):
-        readable = shlex.quote(word) != word and re.fullmatch(r"[\w .,;:?()/'+-]+", word)
-        line += f' "{word}"' if readable else f" {shlex.quote(word)}"
-    return line
-
 # %% ../../nbs/6_tools/67_commands.ipynb #e56c7be8
 _QUESTION = ("What is AI?", "AI is the study of machines that act intelligently.", "No idea.")
 
-# %% ../../nbs/6_tools/67_commands.ipynb #c43dd44a
+# %% ../../nbs/6_tools/67_commands.ipynb #762e9106
 def _next_steps(folder, eval_data=None, example=_QUESTION, **loading):
     "What to do with a reward-model folder, and with data to evaluate it on."
     prompt, a, b = example
@@ -188,9 +172,13 @@ def _next_steps(folder, eval_data=None, example=_QUESTION, **loading):
     ]
     if eval_data: steps.append(["evaluate", folder, eval_data, *_reading(**loading)])
     heading = f"The reward model is in {folder} (README.md is its card, evaluation/ the full report). Next:"
-    return "\n".join([heading, *map(_shell_line, steps)])
+    return "\n".join([heading, *map(_line, steps)])
 
-# %% ../../nbs/6_tools/67_commands.ipynb #4052bef4
+# %% ../../nbs/6_tools/67_commands.ipynb #d418812d
+def _line(words):
+    return "  reward-kit " + shlex.join(map(str, words))
+
+
 def _reading(eval_split=None, columns=None, labels=None, format="auto", **others):
     "The options that read data in this way."
     words = ["--split", eval_split] if eval_split else []
@@ -206,12 +194,8 @@ class _Ppo(_Training):
     example = "reward-kit ppo --model Qwen/Qwen3-0.6B --reward reward-model --data p.jsonl --output ppo-model"
     uses = (PPOSettings, LoraSettings)
     without = ("quantization",)
-    reward: str = _given(
-        "Reward model that judges it: folder or hub id; may be repeated.", many=True
-    )
-    reward_weight: float = setting(
-        None, "Weight of a reward; may be repeated. None: all 1.", many=True
-    )
+    reward: str = _many("Reward model: folder or hub id; may be repeated.", required=True)
+    reward_weight: float = _many("Weight of a reward; may be repeated. None: all 1.")
     prompt_column: str | None = setting(
         None, "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column")
     split: str | None = setting(None, "Split of the prompts, or file stem in a folder.")
@@ -239,15 +223,11 @@ def _policy_steps(folder, chat):
     "Where a policy is, and how Python uses it; `chat`: with conversations."
     name = json.dumps(str(folder), ensure_ascii=False)
     prompt = '[{"role": "user", "content": "What is AI?"}]' if chat else '"What is AI?"'
-    call = (
-        f'pipeline("text-generation", {name})({prompt}, max_new_tokens=64, return_full_text=False)'
-    )
-    return (
-        f"The policy is in {folder} (README.md is its card, held_out.jsonl what it answered "
-        "before and after). Two lines of Python use it:\n"
-        "  from transformers import pipeline\n"
-        f'  print({call}[0]["generated_text"])'
-    )
+    call = f'pipeline("text-generation", {name})({prompt}, max_new_tokens=64, return_full_text=False)'
+    return f"""The policy is in {folder} (README.md is its card, held_out.jsonl what it answered \
+before and after). Two lines of Python use it:
+  from transformers import pipeline
+  print({call}[0]["generated_text"])"""
 
 # %% ../../nbs/6_tools/67_commands.ipynb #a2aa290f
 class _Judging(Command):
@@ -264,14 +244,9 @@ class _Evaluate(_Judging):
     "The trust report of a reward model: accuracy with intervals, calibration, bias probes, disagreements."
 
     example = "reward-kit evaluate reward-model preferences.jsonl --report report"
-    report: str | None = _folder(
-        None, "Write report.json, report.md and pictures into this folder."
-    )
+    report: str | None = _folder(None, "Write report.json, report.md and pictures here.")
     probe_prompts: int = setting(
-        100,
-        "Prompts whose best response is edited and scored again; 0: no bias probes.",
-        "0 or more",
-    )
+        100, "Prompts whose best response is edited and scored again; 0: no probes.", "0 or more")
 
     def run(self):
         from reward_kit.trust.trust_report import evaluate_reward_model
@@ -295,7 +270,7 @@ class _Calibrate(_Judging):
         kept = store_calibration(self.model, data, device=self.device).metadata.calibration
         print(json.dumps(kept, indent=2) if self.json else _temperature(kept, self.model))
 
-# %% ../../nbs/6_tools/67_commands.ipynb #cf7ebdde
+# %% ../../nbs/6_tools/67_commands.ipynb #5d647e6b
 def _temperature(kept, model):
     low, high = (f"{x:.2f}" if x is not None else "no limit" for x in kept["interval"])
     text = (
@@ -304,10 +279,7 @@ def _temperature(kept, model):
         "Kept in {model}: `reward-kit compare` and RewardModel.compare use it."
     ).format(low=low, high=high, model=model, percent=100 * kept["level"], **kept)
     if not kept["separable"]: return text
-    return (
-        text
-        + "\nEvery pair was in the right order, so the pairs only bound it; more pairs would tell."
-    )
+    return f"{text}\nEvery pair was in the right order, so they only bound it; more pairs would tell."
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1193b28c
 class _Benchmark(_Judging):
@@ -320,20 +292,15 @@ class _Benchmark(_Judging):
         None, "Which benchmark it is. None: found from its columns.",
         choices=("rewardbench", "rewardbench2", "rm-bench", "llmbar"))
     split: str | None = setting(None, "Split of the benchmark, where it has several.")
-    report: str | None = _folder(
-        None, "Write benchmark.json, benchmark.md and benchmark.png into this folder.")
+    report: str | None = _folder(None, "Write benchmark.json, .md and .png here.")
 
     def run(self):
         from reward_kit.beside.benchmarks import run_benchmark
 
         _check_writable(self.report)
-        options = {
-            "kind": self.kind,
-            "split": self.split,
-            "seed": self.seed,
-            "progress": bool(self.progress),
-        }
-        _show(run_benchmark(_load(self), self.data, name=self.model, **options), self)
+        options = {"name": self.model, "progress": bool(self.progress), "seed": self.seed}
+        model, own = _load(self), {"kind": self.kind, "split": self.split}
+        _show(run_benchmark(model, self.data, **options, **own), self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #73b04506
 class _CompareRuns(_Judging):
@@ -344,18 +311,14 @@ class _CompareRuns(_Judging):
     runs: str = _positional(
         "Folders or hub ids of reward models; lora-seed0 and lora-seed1 are two seeds of one setting.",
         many=True)
-    data: str = _given(
-        "Preferences that none of them was trained on: file, folder, glob or hub id."
-    )
+    data: str = _given("Preferences that none was trained on: file, folder, glob or hub id.")
 
     def run(self):
         from reward_kit.trust.comparing import compare_runs
 
         n = len(self.runs)
         if n < 2:
-            raise ParameterError(
-                f"compare-runs needs two runs or more, got {n}; give their folders"
-            )
+            raise ParameterError(f"compare-runs needs two runs or more, got {n}")
         options = {"seed": self.seed, "model_options": _scoring(self)}
         _show(compare_runs(self.runs, self.data, **options, **_loading(self)), self)
 
@@ -367,7 +330,7 @@ def _as_trained(model, prompt, responses):
     answers = [[{"role": "assistant", "content": text}] for text in responses]
     return [{"role": "user", "content": prompt}], answers
 
-# %% ../../nbs/6_tools/67_commands.ipynb #9484051d
+# %% ../../nbs/6_tools/67_commands.ipynb #c95f2de5
 def _score_table(rows):
     "(label, score, text) rows in a table that fits a terminal."
     width = max(len(label) for label, _, _ in rows)
@@ -414,22 +377,12 @@ class _Score(Command):
     model: str = _model()
     input: str | None = setting(None, "File of texts to score.", positional=True, metavar="[INPUT]")
     output: str | None = setting(
-        None,
-        "File for the scored rows, continued if unfinished. None: INPUT.scored.jsonl.",
-        metavar="FILE",
-    )
+        None, "File of scored rows, continued if unfinished. None: INPUT.scored.jsonl.", metavar="FILE")
     prompt: str | None = setting(None, "The prompt of --response.")
-    response: str = setting(None, "A response to score; may be repeated.", many=True)
-    normalize: bool = setting(
-        False, "On the scale of the evaluation set: mean 0, standard deviation 1."
-    )
+    response: str = _many("A response to score; may be repeated.")
+    normalize: bool = setting(False, "On the evaluation set's scale: mean 0, standard deviation 1.")
     json: bool = _json()
-    column: str = setting(
-        None,
-        "A column as name=column, such as response=answer; may be repeated.",
-        many=True,
-        metavar="PAIR",
-    )
+    column: str = _many("A column, such as response=answer; may be repeated.", metavar="PAIR")
     score_column: str | None = setting(
         None, "Column of the output that takes the scores. None: score.", metavar="NAME")
 
@@ -438,9 +391,10 @@ class _Score(Command):
             raise ParameterError("give either a file to score, or --response (with --prompt)")
         if self.response:
             self.only_with("a file to score", "score_column", "output", "column")
-        else: self.only_with("--response; a file brings its own prompts", "prompt", "json")
-        if self.response: _score_texts(self)
-        else: _score_file(self)
+            _score_texts(self)
+        else:
+            self.only_with("--response", "prompt", "json")
+            _score_file(self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #192d22a7
 def _score_texts(args):
@@ -450,11 +404,8 @@ def _score_texts(args):
     scores = model.score(*prompts, responses, normalize=args.normalize)
     ranked = sorted(zip(scores, args.response), key=lambda pair: -pair[0])
     if args.json:
-        print(
-            json.dumps(
-                [{"response": text, "score": score} for score, text in ranked], ensure_ascii=False
-            )
-        )
+        found = [{"response": text, "score": score} for score, text in ranked]
+        print(json.dumps(found, ensure_ascii=False))
         return
     if args.prompt: print(f"Prompt: {args.prompt}")
     _score_table([(str(i), *pair) for i, pair in enumerate(ranked, 1)])
@@ -486,9 +437,7 @@ class _Serve(Command):
     uses = (ServerSettings, ScoringSettings)
     without = ("batch_tokens", "progress")
     model: str = _model()
-    host: str = setting(
-        "127.0.0.1", "Address to listen on; 0.0.0.0 lets every machine of the network in."
-    )
+    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets every machine in.")
     port: int = setting(8000, "Port to listen on; 0: any free one.")
     max_batch_tokens: int | None = setting(
         None, settings_of(ScoringSettings)["batch_tokens"].help, "above 0", metavar="TOKENS")
@@ -498,14 +447,15 @@ class _Serve(Command):
         from reward_kit.tools.score_queue import ServerLimits
         from reward_kit.tools.serving import serve
 
-        options = self.own("max_batch_tokens") | {
-            "device": self.device,
-            "max_length": self.max_length,
-        }
-        limits = ServerLimits(**self.given_of(ServerSettings))
-        say = partial(print, flush=True)
-        if serve(batch_tokens=self.max_batch_tokens, limits=limits, say=say, **options):
-            return
+        done = serve(
+            limits=ServerLimits(**self.given_of(ServerSettings)),
+            batch_tokens=self.max_batch_tokens,
+            max_length=self.max_length,
+            device=self.device,
+            say=partial(print, flush=True),
+            **self.own("max_batch_tokens"),
+        )
+        if done: return
         sys.stderr.flush()
         os._exit(0)  # a forward pass lasts longer; Python would abort with it
 
@@ -536,12 +486,9 @@ class _Llm(Command):
 
         if not self.train:
             raise ParameterError("reward-kit llm does one thing: add --train")
-        given = {
-            name: self.given[name] for name in settings_of(LLMTrainingParams) if name in self.given
-        }
-        project = AutoTrainProject(
-            params=LLMTrainingParams(**given), backend=self.backend, process=True
-        )
+        known = settings_of(LLMTrainingParams)
+        params = LLMTrainingParams(**{k: v for k, v in self.given.items() if k in known})
+        project = AutoTrainProject(params=params, backend=self.backend, process=True)
         project.create(progress=self.progress)
         if project.params.trainer == "ppo":
             print(_policy_steps(project.path, project.result.chat))
@@ -553,13 +500,9 @@ class _Quickstart(Command):
 
     example = "reward-kit quickstart --output quickstart"
     output: str = _folder("quickstart", "Folder for everything.")
-    seed: int = setting(
-        0, "Seed of the world and the training.", settings_of(RewardSettings)["seed"].limits
-    )
+    seed: int = setting(0, "Seed of the world and the training.", "in [0, 2**32)")
     pairs: int = setting(2400, "Preferences to train and evaluate on.", "above 0")
-    epochs: float | None = setting(
-        None, "Passes over them. None: what the playground needs.", "above 0"
-    )
+    epochs: float | None = setting(None, "Passes over them. None: the playground's own.", "above 0")
     ppo_batches: int = setting(
         15, "Batches of responses that the policy learns from; 0: no PPO.", "0 or more")
 
@@ -571,7 +514,7 @@ class _Quickstart(Command):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #af7965ce
 _QUICKSTART_FILES = {
-    "preferences.jsonl": "the data: prompt, chosen, rejected; yours looks the same",
+    "preferences.jsonl": "the data: prompt, chosen, rejected",
     "reward-model": "the reward model, a standard Hugging Face folder",
     "reward-model/README.md": "its model card",
     "reward-model/data_report.png": "what is in the data",
@@ -586,19 +529,12 @@ _QUICKSTART_FILES = {
     "ppo-model/held_out.jsonl": "what it answered before and after",
 }
 
-# %% ../../nbs/6_tools/67_commands.ipynb #7d05c603
+# %% ../../nbs/6_tools/67_commands.ipynb #5ef10710
 def _quickstart_files(folder, number):
     "What is where, and how to go on; `number`: of this step."
-    files = [
-        f"  {name:<35}{what}"
-        for name, what in _QUICKSTART_FILES.items()
-        if (folder / name).exists()
-    ]
-    bow = (
-        "What is the front of a ship called?",
-        "The front of a ship is called the bow.",
-        "Go away.",
-    )
+    there = [name for name in _QUICKSTART_FILES if (folder / name).exists()]
+    files = [f"  {name:<35}{_QUICKSTART_FILES[name]}" for name in there]
+    bow = ("What is the front of a ship?", "The front of a ship is called the bow.", "Go away.")
     data, model = f"{folder}/preferences.jsonl", f"{folder}/reward-model"
     base = ["--model", "playground", "--data", data, "--output"]
     own = [
@@ -606,11 +542,8 @@ def _quickstart_files(folder, number):
         ["train", *base, f"{folder}/my-reward-model"],
         ["ppo", "--reward", model, *base, f"{folder}/my-policy"],
     ]
-    next_steps = [*_next_steps(model, example=bow).splitlines()[1:], *map(_shell_line, own)]
-    yours = (
-        f"your file in place of {data}, and in place of playground a base such as Qwen/Qwen3-0.6B."
-    )
-    end = f"The same with data and a model of your own: {yours}"
+    next_steps = [*_next_steps(model, example=bow).splitlines()[1:], *map(_line, own)]
+    end = f"Your own: a file in place of {data}, a base such as Qwen/Qwen3-0.6B in place of playground."
     return "\n".join([f"{number}. In {folder}/", *files, "", "Next:", *next_steps, "", end])
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1f28d1b8

@@ -182,9 +182,8 @@ def _read_file(command, path):
     import yaml
 
     try: content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as e: raise ParameterError(f"--config {path}: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ParameterError(f"--config {path}: not a YAML file ({e})") from e
+    except (OSError, ValueError, yaml.YAMLError) as e:
+        raise ParameterError(f"--config {path} cannot be read: {getattr(e, 'strerror', e)}") from e
     if not isinstance(content, dict):
         raise ParameterError(f"--config {path}: must hold lines of the form option: value")
     options = [o for o in command.options().values() if o.name not in ("config", "debug")]

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 from statistics import fmean
 
@@ -76,7 +77,7 @@ def train_reward_model(
     say=print,  # where the lines for people go
     **loading,  # columns, format, strict, ... of `load_preferences`
 ) -> TrainedRewardModel:
-    "Preferences in, evaluated reward-model folder out. What cannot work is refused before any work."
+    "Preferences in, evaluated reward-model folder out; what cannot work is refused first."
     run, say = _start(output, say, eval_fraction, "in (0, 1)", max_samples)
     args = _reward_config(output, config, quantization, progress)
     adapter, tokenizer = _lora_config(peft_config, "SEQ_CLS"), _tokenizer(model, chat_template)
@@ -139,12 +140,10 @@ def _reward_config(output, config, quantization, progress):
         config["model_init_kwargs"] = model_init | {"quantization_config": _quantized(quantization)}
     return _config(RewardConfig, output, progress, config)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #15e98cc4
+# %% ../../nbs/6_tools/60_pipeline.ipynb #d152053a
 def _quantized(name):
     if not torch.cuda.is_available():
-        raise ValueError(
-            f"quantization={name} needs a CUDA device, which is not there; leave it out"
-        )
+        raise ValueError(f"quantization={name} needs a CUDA device; leave it out")
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"quantization={name} needs bitsandbytes: pip install bitsandbytes")
     if name == "int8": return BitsAndBytesConfig(load_in_8bit=True)
@@ -222,9 +221,8 @@ def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
         raise ValueError(f"{sizes}: both need at least one; give more prompts, or evaluation data")
     say(str(report))
     if warning: say(warning)
-    say(
-        f"Training on {counted(len(train), 'preference')}, evaluating on {len(held_out):,} {which}."
-    )
+    pairs = counted(len(train), "preference")
+    say(f"Training on {pairs}, evaluating on {len(held_out):,} {which}.")
     return train, held_out, report
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #badfb548
@@ -246,13 +244,10 @@ def _check_labels(loss_type, *sets):
         for preferences in sets:
             row = next((record for record in preferences if record.get(column) is None), None)
             if row is None: continue
-            where, remedy = (
-                row.get("origin") or preferences.report.name,
-                f"columns={{'{column}': '...'}}",
-            )
             raise ValueError(
-                f"{where}: loss_type={loss_type} learns from {column}, and this row has none; name their "
-                f"column with {remedy}, or choose another loss_type")
+                f"{row.get('origin') or preferences.report.name}: loss_type={loss_type} learns from "
+                f"{column}, and this row has none; name their column with columns={{'{column}': '...'}}, "
+                "or choose another loss_type")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c045a80d
 _NOT_DECISIVE = {
@@ -265,15 +260,14 @@ _NOT_DECISIVE = {
     "run_name",
 }
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #05bf8e89
+# %% ../../nbs/6_tools/60_pipeline.ipynb #e4aadc33
 def _settings(model, config, peft_config, chat_template):
     "What decides the weights, for the record."
     adapter = peft_config if isinstance(peft_config, dict | None) else peft_config.to_dict()
     settings = {"model": _name_of(model), "chat_template": chat_template, "version": __version__}
     settings |= {f"lora {name}": value for name, value in (adapter or {}).items()}
-    return settings | {
-        name: value for name, value in (config or {}).items() if name not in _NOT_DECISIVE
-    }
+    decisive = (config or {}).keys() - _NOT_DECISIVE
+    return settings | {name: config[name] for name in sorted(decisive)}
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #b746161e
 def _name_of(model):
@@ -319,9 +313,8 @@ def _say_logs(trainer, say):
 def _begin(run, settings, say):
     "Opens the record. True: there is a checkpoint to go on from."
     newest = Checkpoints(run.folder).newest()
-    if newest is None: say(f"Starting a new run in {run.folder}.")
-    else:
-        say(f"Resuming from {newest.name}, the newest complete checkpoint in {run.folder}.")
+    new = f"Starting a new run in {run.folder}."
+    say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}." if newest else new)
     if is_main_process(): run.start(settings)
     return newest is not None
 
@@ -383,16 +376,13 @@ class TrainedPolicy:
 
     def __str__(self):
         if not self.before: return "No prompts were held out."
-        before, after = (
-            fmean(a["score"] for a in answers) for answers in (self.before, self.after)
-        )
-        return (
+        before, after = (fmean(a["score"] for a in answers) for answers in (self.before, self.after))
+        text = (
             "Score on {}: {:.3f} -> {:.3f}, difference {:+.3f} (95% interval {:+.3f} to {:+.3f}); "
             "KL {:.2f} nats a response."
-        ).format(
-            counted(len(self.before), "held-out prompt"), before, after, *self.difference,
-            fmean(a["kl"] for a in self.after),
         )
+        prompts, kl = counted(len(self.before), "held-out prompt"), fmean(a["kl"] for a in self.after)
+        return text.format(prompts, before, after, *self.difference, kl)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #9e864669
 def train_ppo_policy(
@@ -417,7 +407,7 @@ def train_ppo_policy(
     progress: bool = True,  # show bars
     say=print,  # where the lines for people go
 ) -> TrainedPolicy:
-    "Prompts and a reward in, trained policy folder out. What cannot work is refused before any training."
+    "Prompts and a reward in, trained policy folder out; what cannot work is refused first."
     run, say = _start(output, say, eval_fraction, "in [0, 1)", max_samples)
     weights = {} if reward_weights is None else {"reward_weights": list(reward_weights)}
     args = _config(PPOConfig, output, progress, {**(config or {}), **weights})
@@ -457,18 +447,15 @@ def _read_prompts(data, split, column):
     columns = [name for name in rows[0] if name != "origin"]
     return load_prompts(rows, _prompt_column(columns, column), source.name)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #09b47522
+# %% ../../nbs/6_tools/60_pipeline.ipynb #7e729557
 def _prompt_column(columns, asked=None):
     for name in [asked] if asked else ["prompt", "text"]:
         if name in columns: return name
     present = f"the columns are: {', '.join(columns)}."
     if asked:
-        raise ParameterError(
-            f"prompt_column: no column {asked!r}; {present}{nearest(asked, columns)}"
-        )
-    raise ParameterError(
-        f"no column prompt or text; {present} Name the one with the prompts: prompt_column"
-    )
+        hint = nearest(asked, columns)
+        raise ParameterError(f"prompt_column: no column {asked!r}; {present}{hint}")
+    raise ParameterError(f"no column prompt or text; {present} Name one: prompt_column")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
@@ -476,9 +463,7 @@ def _held_out_prompts(rows, eval_fraction, seed):
     if not eval_fraction: return rows, None
     keys = [prompt_key(row["prompt"]) for row in rows]
     held = hold_out(keys, eval_fraction, seed=seed, most=256)
-    return [row for row, out in zip(rows, held) if not out], [
-        row for row, out in zip(rows, held) if out
-    ]
+    return [*compress(rows, ~held)], [*compress(rows, held)]
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f8c6bc26
 def _weights_of(reward):
@@ -491,16 +476,14 @@ def _hash_of(rows):
     plain = rows and [{k: v for k, v in row.items() if k != "origin"} for row in rows]
     return _hash(json.dumps(plain, sort_keys=True, default=str))
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #942bb05d
+# %% ../../nbs/6_tools/60_pipeline.ipynb #cf946b90
 def _check_resume(run, resume, overwrite):
     if not resume: return
     if overwrite:
-        raise ParameterError("resume goes on with a run and overwrite clears it: give one of them")
+        raise ParameterError("resume goes on with a run, overwrite clears it: give one of them")
     record = run.read()
     if record is None or record["finished"]:
-        raise ParameterError(
-            f"resume: {run.folder} holds no unfinished run; leave resume out to start one"
-        )
+        raise ParameterError(f"resume: {run.folder} holds no unfinished run; leave resume out")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #4acfa76d
 _PLAN = """PPO on {model}, judged by {rewards}: {prompts} to train on, {held_out} held out.
@@ -535,20 +518,11 @@ class _WatchPolicy(TrainerCallback):
     "Says the lines of the log, and keeps the first and the last answers."
 
     def __init__(self, trainer, say):
-        self.trainer, self.say = trainer, say
-        self.metrics, self.before, self.after = (
-            None,
-            [],
-            [],
-        )  # the first evaluation; first and last answers
+        self.trainer, self.say, self.before, self.after = trainer, say, [], []
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.metrics and not state.log_history:
-            state.log_history.append({**self.metrics, "step": 0})
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args, state, control, **kwargs):
         self.after = _answers(self.trainer)
-        if self.metrics is None: self.metrics, self.before = metrics, self.after
+        self.before = self.before or self.after
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if args.disable_tqdm and state.is_world_process_zero:
@@ -573,11 +547,9 @@ def _teach(trainer, run, settings, say):
     if trainer.eval_rows is not None: trainer.evaluate()
     history = trainer.train(resume_from_checkpoint=resumed).log_history
     both = {a["row"] for a in watch.before} & {a["row"] for a in watch.after}
-    before, after = (
-        [a for a in answers if a["row"] in both] for answers in (watch.before, watch.after)
-    )
+    answers = ([a for a in part if a["row"] in both] for part in (watch.before, watch.after))
     chat = not isinstance(trainer.train_rows[0]["prompt"], str)
-    return TrainedPolicy(run.folder, before, after, history, resumed, chat)
+    return TrainedPolicy(run.folder, *answers, history, resumed, chat)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #433aa8bf
 def _save_policy(trainer, result, say):
