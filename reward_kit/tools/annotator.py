@@ -253,13 +253,13 @@ def __repr__(self: AnnotationSession) -> str:
 # %% ../../nbs/6_tools/62_annotator.ipynb #7569ac4f
 _ANSWERS = ("first", "second", "tie")  # responses in the order of their texts
 
-# %% ../../nbs/6_tools/62_annotator.ipynb #69a4cff6
-def _answers(path):
+# %% ../../nbs/6_tools/62_annotator.ipynb #bb567fd0
+def _answers(path, reading):
     "{pair: answer}; ValueError names a row that is no judged pair."
     answers = {}
     for origin, row in read_rows(path):
         if isinstance(row, UnusableRow): raise row
-        record = to_record(row, origin=origin)
+        record = to_record(row, origin=origin, **reading)
         best, other = record["responses"]
         better = "first" if _text_key(best) < _text_key(other) else "second"
         tie = record["ranks"][0] == record["ranks"][1]
@@ -300,9 +300,10 @@ class AnnotatorAgreement(Report):
 def annotator_agreement(
     one: str | Path,  # file of an annotation, or of other judged pairs
     other: str | Path,  # file of a second annotator
+    **reading,  # columns, labels, ... of `to_record`
 ) -> AnnotatorAgreement:
     "Agreement of two annotators on the pairs in both files; ValueError where there is none."
-    first, second = _answers(one), _answers(other)
+    first, second = _answers(one, reading), _answers(other, reading)
     both = Counter((first[key], second[key]) for key in first.keys() & second.keys())
     if not both:
         raise ValueError(f"no pair of this annotation is judged in {Path(other).name}")

@@ -496,7 +496,7 @@ _SCALED = " Scores have mean 0 and standard deviation 1 on the reward model's ow
 def _as_given(model):
     return str(model) if isinstance(model, (str, os.PathLike)) else _name_of(model)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #63ae064b
+# %% ../../nbs/6_tools/60_pipeline.ipynb #ea3bbc25
 def _plan(trainer, model, rewards):
     args = trainer.args
     model, *rewards = map(_as_given, (model, *rewards))
@@ -511,7 +511,7 @@ def _plan(trainer, model, rewards):
     )
     critic = args.critic_learning_rate
     if critic not in (None, args.learning_rate): text += f" (critic {critic:g})"
-    return text + "." + (_SCALED if any(trainer.rewards.scaled) else "")
+    return text + "." + (_SCALED if any(scale is not list for scale in trainer.rewards.scales) else "")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #492cceca
 class _WatchPolicy(TrainerCallback):
