@@ -13,9 +13,9 @@ from itertools import chain
 
 from fastcore.basics import patch
 
-from .columns import Columns, column_name, unnest
+from .columns import Columns, unnest
 from .files import PreferenceDataError, UnusableRow
-from .records import Row, as_messages, is_transcript, record_keys
+from .records import Row, as_messages, record_keys
 
 # %% ../../nbs/1_data/14_formats.ipynb #186935a6
 _COMMON = ("prompt", "system", "margin", "weight", "source", "id", "tools", "chat_template_kwargs")
@@ -127,7 +127,7 @@ def _spelling(rows, columns, names):
             continue
         if None in cells[1:]:
             continue
-        transcripts.append(is_transcript(cells[0]) or all(map(is_transcript, cells[1:])))
+        transcripts.append(Row.is_transcript(cells[0]) or all(map(Row.is_transcript, cells[1:])))
         turns = [cell[0] if isinstance(cell, list) and cell else cell for cell in cells]
         from_value += ["from" in turn for turn in turns if isinstance(turn, dict)]
     if 2 * sum(transcripts) > len(transcripts):
@@ -169,14 +169,14 @@ _NOUNS = "response answer completion output conversation summary generation mode
 
 
 def _word(value):
-    return "" if value is None else re.sub(r"^(-?\d+)\.0+$", r"\1", column_name(value))
+    return "" if value is None else re.sub(r"^(-?\d+)\.0+$", r"\1", Columns.spelled(value))
 
 
 def _clear_words(columns):
     "The words that need no explanation, and the response that they mean."
     words = {}
     for side, others in {"a": ["first", "left"], "b": ["second", "right"]}.items():
-        own = column_name(columns[f"response_{side}"])
+        own = Columns.spelled(columns[f"response_{side}"])
         numbered = [f"{noun}_{end}" for noun in _NOUNS.split() for end in (side, own[-1])]
         words |= dict.fromkeys([own, side, *others, *numbered], side)
     return words
@@ -184,7 +184,7 @@ def _clear_words(columns):
 # %% ../../nbs/1_data/14_formats.ipynb #5870d659
 def _numbers(seen, columns):
     "What numbers mean, given all that occur; None where they could mean either."
-    first, second, label = (column_name(columns[name]) for name in ("response_a", "response_b", "label"))
+    first, second, label = (Columns.spelled(columns[name]) for name in ("response_a", "response_b", "label"))
     if (first, label) == ("human_ref_a", "labels"):
         return {"1": "a", "0": "b"}  # SHP
     ends = first[-1] + second[-1]

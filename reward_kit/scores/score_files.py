@@ -185,7 +185,8 @@ def score_file(
     Raises PreferenceDataError for rows that cannot be read, ValueError for a part of another call."""
     out = Path(out_path)
     if out.suffix != ".jsonl":
-        raise ValueError(f"the output {out.name} must be named .jsonl: each row is written with all its fields")
+        why = "each row is written with all its fields"
+        raise ValueError(f"the output {out.name} must be named .jsonl: {why}")
     if isinstance(in_path, (str, Path)) and out.resolve() == Path(in_path).resolve():
         raise ValueError("input and output are the same file")
     source = read_rows(in_path)
