@@ -21,18 +21,21 @@ import torch
 
 from reward_kit.beside.wire_formats import _sigmoid as sigmoid
 from reward_kit.data.playground import Playground, load_base
+from reward_kit.data.records import as_messages
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.model.settings import quiet
 from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.cli import COMMANDS, main
 from reward_kit.tools.client import RewardClient, RewardServerError
-from reward_kit.tools.score_queue import Batcher, RequestError, ServerLimits, Texts
-from reward_kit.tools.score_queue import _bare_text as bare_text
+from reward_kit.tools.serving import ServerLimits, background_server, serve, wire_formats
+from reward_kit.tools.serving import _bare_text as bare_text
+from reward_kit.tools.serving import _Batcher as Batcher
 from reward_kit.tools.serving import _error_answer as error_answer
 from reward_kit.tools.serving import _listen as listen
 from reward_kit.tools.serving import _OpenRequests as OpenRequests
-from reward_kit.tools.serving import background_server, serve, wire_formats
+from reward_kit.tools.serving import _RequestError as RequestError
+from reward_kit.tools.serving import _Texts as Texts
 
 WIRE_FORMATS = wire_formats()
 
@@ -196,12 +199,13 @@ def test_every_name_that_vllm_had_for_the_activation_is_heeded(rm, url, path, bo
         assert got.status_code == 400 and message in got.json()["error"]["message"]
 
 
-def test_content_parts_score_as_their_lines(rm, url):
+def test_text_parts_are_joined_as_in_training(rm, url):
     parts = lambda *texts: [{"type": "text", "text": text} for text in texts]
-    lines, whole = ["Why?", "Say."], [{"role": "user", "content": "Why?\nSay."}, {"role": "assistant", "content": "So.\nAnd so."}]
-    split = [{"role": "user", "content": parts(*lines)}, {"role": "assistant", "content": [{"type": "output_text", "text": "So."}, "And so."]}]
+    split = [{"role": "user", "content": parts("Why? ", "Say.")}, {"role": "assistant", "content": [{"type": "output_text", "text": "So"}, *parts("."), ]}]
+    whole = [{"role": "user", "content": "Why? Say."}, {"role": "assistant", "content": "So."}]
+    assert as_messages(split) == whole
     expected = rm.score(whole)
-    assert abs(expected - rm.score([{"role": "user", "content": "Why?Say."}, whole[1]])) > 1e-3
+    assert abs(expected - rm.score([{"role": "user", "content": "Why? \nSay."}, whole[1]])) > 1e-3
     for path in ("/classify", "/pooling"):
         row, = answer(url, path, messages=split, use_activation=False)["data"]
         assert row.get("probs", row.get("data")) == [pytest.approx(expected, abs=1e-5)]
@@ -307,13 +311,12 @@ def test_the_documented_examples_work(url, wire):
     ("/classify", {"input": "a", "truncate_prompt_tokens": 64}, "truncate_prompt_tokens is 64: where a text is cut is a property of the model here"),
     ("/pooling", {"input": "a", "normalize": True}, "normalize is true: POST /v1/rewards"),
     ("/pooling", {"input": "a", "dimensions": 8}, "unknown field 'dimensions'; there are input"),
-    ("/classify", {"messages": [{"role": 5, "content": "a"}]}, 'messages, message 0, has the role 5; it must be a string like "user"'),
-    ("/classify", {"messages": [{"role": "user", "content": 5}]}, "messages, message 0, content is 5; it must be a string or a list of parts"),
-    ("/classify", {"messages": [{"role": "user", "content": []}]}, "messages, message 0, content is []; it must be a string or a list of parts"),
+    ("/classify", {"messages": [{"role": 5, "content": "a"}]}, "messages, message 0: content is not a list of messages: a message has a role and a content"),
+    ("/classify", {"messages": [{"role": "user", "content": 5}]}, "messages, message 0: content is not text: found int"),
     ("/classify", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u"}}]}]},
-     "messages, message 0, content, part 1, is of type 'image_url'; a reward model reads text only"),
+     "messages, message 0: content has content that is not text"),
     ("/v1/rewards", {"prompts": ["a", [{"role": "user", "content": [{"type": "text", "text": None}]}]]},
-     'prompts[1], message 0, content, part 0, is {"type": "text", "text": null}; it must be like'),
+     "prompts[1], message 0: content has content that is not text"),
     ("/v1/rewards", {"prompts": [CHAT], "tools": "search"}, 'tools is "search"; it must be a list of tools for all texts'),
     ("/v1/rewards", {"prompts": [CHAT], "tools": [None, None]}, "tools has 2 entries for 1 text; there must be as many"),
     ("/v1/rewards", {"prompts": [CHAT], "chat_template_kwargs": [3]}, "chat_template_kwargs is [3]; it must be an object for all texts"),
@@ -420,7 +423,7 @@ def test_requests_that_wait_are_scored_together(rm):
     with held(rm) as go:
         futures = [batcher.submit(Texts([p], [r])) for p, r in zip(PROMPTS[:61], RESPONSES[:61])]
         go.set()
-        rewards = [future.result(60).rewards[0] for future in futures]
+        rewards = [future.result(60)[0][0] for future in futures]
     batcher.close()
     assert rewards == pytest.approx(rm.score(PROMPTS[:61], RESPONSES[:61]), abs=1e-5)
     assert 7 <= batcher.batches <= 8  # sixty-one rows in batches of ten, the first perhaps alone
@@ -429,7 +432,7 @@ def test_requests_that_wait_are_scored_together(rm):
 def test_a_batch_ends_at_the_token_budget(folder):
     rm = RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1)
     batcher = Batcher(rm, ServerLimits(max_wait_ms=10_000))
-    assert len({f.result(60).rewards[0] for f in [batcher.submit(Texts([p])) for p in PROMPTS[:3]]}) > 1
+    assert len({f.result(60)[0][0] for f in [batcher.submit(Texts([p])) for p in PROMPTS[:3]]}) > 1
     assert batcher.batches == 3
     batcher.close()
 
@@ -487,7 +490,7 @@ def test_a_request_taken_back_while_its_batch_is_collected_is_not_scored(rm):
         wait_until(lambda: not batcher.waiting)  # both are being collected
         assert leaves.cancel()
         stay.append(batcher.submit(Texts([PROMPTS[2]])))
-        rewards = [f.result(60).rewards[0] for f in stay]
+        rewards = [f.result(60)[0][0] for f in stay]
     batcher.close()
     assert rewards == pytest.approx(rm.score(PROMPTS[1:3]), abs=1e-5)
     assert go.scored == rm.encode(PROMPTS[1:3], None)
@@ -508,7 +511,7 @@ def test_a_batch_that_nobody_waits_for_ends_before_its_next_forward_pass(folder)
     leaves.cancel()
     expected = rm.score(PROMPTS[0])  # whoever else uses the model is not disturbed
     go.set()
-    assert batcher.submit(Texts(PROMPTS[:1])).result(60).rewards == [pytest.approx(expected, abs=1e-5)]
+    assert batcher.submit(Texts(PROMPTS[:1])).result(60)[0] == [pytest.approx(expected, abs=1e-5)]
     batcher.close()
     assert len(passes) == 2  # of fifty the first, which was held up until its caller had left, and that of the next caller
 
@@ -519,7 +522,7 @@ def test_a_caller_that_leaves_does_not_stop_the_others(rm):
         futures = [batcher.submit(Texts([p])) for p in PROMPTS[:3]]
         assert futures[2].cancel()
         go.set()
-        assert [len(f.result(60).rewards) for f in futures[:2]] == [1, 1]
+        assert [len(f.result(60)[0]) for f in futures[:2]] == [1, 1]
     batcher.close()
 
 
@@ -544,7 +547,7 @@ def test_an_error_nobody_thought_of_is_500_for_those_it_concerns(rm, monkeypatch
         got = post(url, "/get_reward", query=["a"])
     assert got.status_code == 500 and got.json()["error"]["message"] == "RuntimeError: the device is gone"
     monkeypatch.undo()
-    assert batcher.submit(Texts(["a"])).result(60).rewards == [pytest.approx(rm.score("a"), abs=1e-5)]
+    assert batcher.submit(Texts(["a"])).result(60)[0] == [pytest.approx(rm.score("a"), abs=1e-5)]
     batcher.close()
     with pytest.raises(RequestError, match="shutting down"): batcher.submit(Texts(["a"]))
 
@@ -619,8 +622,7 @@ def test_open_requests_are_forgotten_however_they_end():
 SLOW_SERVER = """
 import sys, time
 from reward_kit.scores.inference import RewardModel
-from reward_kit.tools.score_queue import ServerLimits
-from reward_kit.tools.serving import serve
+from reward_kit.tools.serving import ServerLimits, serve
 rm = RewardModel.from_pretrained(sys.argv[1], device="cpu")
 score_ids = rm.score_ids
 rm.score_ids = lambda rows, progress=False: (time.sleep(0.2), score_ids(rows, progress))[1]
@@ -659,8 +661,7 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(folder, rm, nu
 HURRIED_SERVER = """
 import sys, torch
 from reward_kit.scores.inference import RewardModel
-from reward_kit.tools.score_queue import ServerLimits
-from reward_kit.tools.serving import serve
+from reward_kit.tools.serving import ServerLimits, serve
 rm, a = RewardModel.from_pretrained(sys.argv[1], device="cpu", batch_tokens=1), torch.randn(300, 300)
 def slow(*_):
     for _ in range(100): a @ a
@@ -807,9 +808,9 @@ def test_what_may_pass_is_tried_again(steps):
     ((400, {}, '{"error": {"message": "prompts[0] is odd"}}'), "answers 400: prompts[0] is odd"),
     ((500, {}, "<html>\n broken"), "answers 500: <html> broken"),
     ((302, {"Location": "/elsewhere"}, ""), "answers 302: Found"),
-    ((200, {}, "hello"), "is no route of a reward_kit server: it answers 'hello' instead of 1 rewards"),
-    ((200, {}, '{"rewards": [1, 2]}'), "instead of 1 rewards"),
-    ((200, {}, '{"rewards": 3}'), "instead of 1 rewards"),
+    ((200, {}, "hello"), "is no route of a reward_kit server: it answers 'hello' instead of 1 reward"),
+    ((200, {}, '{"rewards": [1, 2]}'), "instead of 1 reward"),
+    ((200, {}, '{"rewards": 3}'), "instead of 1 reward"),
 ])
 def test_what_will_not_pass_is_raised_at_once(step, message):
     with scripted(step, GOOD) as (url, seen):

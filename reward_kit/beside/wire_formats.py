@@ -13,8 +13,8 @@ import uuid
 
 from ..data.report import counted
 from ..scores.inference import RewardModel
-from ..tools.score_queue import RequestError, Scores, Texts, shown
-from ..tools.serving import Body, WireFormat, plain_text
+from ..scores.text_scorer import check_text
+from ..tools.serving import WireFormat
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #b5f006b0
 def _sigmoid(
@@ -24,12 +24,12 @@ def _sigmoid(
     return 1 / (1 + math.exp(-reward)) if reward > -700 else 0.0
 
 
-def _new_answer(kind: str) -> dict:
+def _new_answer(kind):
     "The fields that every answer in the OpenAI manner has."
     return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time())}
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #3f343164
-def _read_openrlhf(body: Body) -> Texts:
+def _read_openrlhf(body):
     "Full texts under `query`."
     body.only("query", "prompts", "labels")
     query = body.strings("query")
@@ -37,26 +37,26 @@ def _read_openrlhf(body: Body) -> Texts:
         others = body.get(name)
         if isinstance(others, list) and others and len(others) != len(query):
             entries = counted(len(query), "entry", "entries")
-            raise RequestError(f"query has {entries}, {name} {len(others)}; there must be as many")
-    return Texts(query, name="query")
+            raise ValueError(f"query has {entries}, {name} {len(others)}; there must be as many")
+    return {"prompts": query, "name": "query"}
 
 
-def _write_openrlhf(body: Body, scores: Scores, rm: RewardModel) -> dict:
+def _write_openrlhf(body, rewards, tokens, rm):
     "Rewards, their sigmoid, and the tokens read, for the caller's log."
-    logs = {"reward_tokens": [float(n) for n in scores.tokens]}
-    return {"rewards": scores.rewards, "scores": list(map(_sigmoid, scores.rewards)), "extra_logs": logs}
+    logs = {"reward_tokens": [float(n) for n in tokens]}
+    return {"rewards": rewards, "scores": list(map(_sigmoid, rewards)), "extra_logs": logs}
 
 
-def _read_llamafactory(body: Body) -> Texts:
+def _read_llamafactory(body):
     "Full texts under `messages`."
     body.only("messages", "model")
-    return Texts(body.strings("messages"), name="messages")
+    return {"prompts": body.strings("messages"), "name": "messages"}
 
 
-def _write_llamafactory(body: Body, scores: Scores, rm: RewardModel) -> dict:
+def _write_llamafactory(body, rewards, tokens, rm):
     "Rewards under `scores`."
     answer = {"id": _new_answer("scoreval")["id"], "object": "score.evaluation"}
-    return answer | {"model": rm.__name__, "scores": scores.rewards}
+    return answer | {"model": rm.__name__, "scores": rewards}
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #836a2317
 _VLLM_FIELDS = (
@@ -65,79 +65,79 @@ _VLLM_FIELDS = (
 )
 
 
-def _id_rows(value, name: str) -> list[list[int]] | None:
-    "Token ids, a list for each text, if it is that; RequestError naming what is no id among them."
+def _id_rows(body, name):
+    "Token ids, a list for each text, if the field holds that; ValueError naming what is no id among them."
+    value = body.need(name)
     if not isinstance(value, list) or not value or type(value[0]) not in (int, list):
         return None
     single = type(value[0]) is int
     rows = [value] if single else value
     for i, row in enumerate(rows):
         if not isinstance(row, list):
-            wanted = f"it must be a list of token ids, as {name}[0] is"
-            raise RequestError(f"{name}[{i}] is {shown(row)}; {wanted}")
+            raise body.wrong(f"{name}[{i}]", row, f"it must be a list of token ids, as {name}[0] is")
         for j, token in enumerate(row):
             if type(token) is int:
                 continue
             if single:
-                raise RequestError(f"{name}[{j}] is {shown(token)}; it must be a token id, as {name}[0] is")
-            raise RequestError(f"{name}[{i}], position {j}, is {shown(token)}; a token id is a whole number")
+                raise body.wrong(f"{name}[{j}]", token, f"it must be a token id, as {name}[0] is")
+            raise body.wrong(f"{name}[{i}], position {j},", token, "a token id is a whole number")
     return rows
 
 
-def _read_input(body: Body, *names: str) -> Texts:
+def _read_input(body, *names):
     "`input` as a text, texts, token ids or lists of them, or one conversation as `messages`."
     if "messages" in body:
         body.only("messages", "chat_template_kwargs", *_VLLM_FIELDS, *names)
-        chat = [plain_text(body["messages"], "messages")]
-        return Texts(chat, name="messages", template=body.template(1))
-    ids = _id_rows(body.need("input"), "input")
+        chat = [check_text(body["messages"], "messages")]
+        return {"prompts": chat, "name": "messages", "template": body.template(1)}
+    ids = _id_rows(body, "input")
     body.only("input", *_VLLM_FIELDS, *names)
-    return Texts(body.strings("input") if ids is None else [], ids=ids, name="input")
+    return {"prompts": body.strings("input") if ids is None else [], "ids": ids, "name": "input"}
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #42bfd2ac
-def _applies_sigmoid(body: Body) -> bool:
+def _applies_sigmoid(body):
     "Whether the caller wants the sigmoid of the rewards; True where no field says otherwise."
     names = [name for name in ("use_activation", "activation", "softmax") if name in body]
     given = {name: body.choice(name, True, False, None) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
     if len(set(given.values())) > 1:
         both = " and ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
-        raise RequestError(f"{both} contradict each other; send use_activation alone")
+        raise ValueError(f"{both} contradict each other; send use_activation alone")
     return all(given.values())
 
 
-def _write_vllm(body: Body, scores: Scores, rm: RewardModel, kind: str, item) -> dict:
+def _write_vllm(body, rewards, tokens, rm, kind, item):
     "An answer in vLLM's form; item: function(number) -> an entry of `data`."
-    values = map(_sigmoid, scores.rewards) if _applies_sigmoid(body) else scores.rewards
+    values = map(_sigmoid, rewards) if _applies_sigmoid(body) else rewards
     data = [{"index": i, **item(value)} for i, value in enumerate(values)]
-    n = sum(scores.tokens)
+    n = sum(tokens)
     usage = {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
     return {**_new_answer(kind), "object": "list", "model": rm.__name__, "data": data, "usage": usage}
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #62e8cdc7
-def _read_classify(body: Body) -> Texts:
+def _read_classify(body):
     "`/classify` of vLLM, or of SGLang if the body has `text` or `input_ids`."
     if "text" not in body and "input_ids" not in body:
         _applies_sigmoid(body)
         return _read_input(body)
     if "text" in body and "input_ids" in body:
-        raise RequestError("the body has text and input_ids; send one of them")
+        raise ValueError("the body has text and input_ids; send one of them")
     body.only("text", "input_ids", "model", "rid", "user", "priority")
     if "text" in body:
-        return Texts(body.strings("text"), name="text")
-    ids = _id_rows(body["input_ids"], "input_ids")
+        return {"prompts": body.strings("text"), "name": "text"}
+    ids = _id_rows(body, "input_ids")
     if ids is None:
         wanted = "it must be a list of token ids, or a list of such lists"
-        raise RequestError(f"input_ids is {shown(body['input_ids'])}; {wanted}")
-    return Texts([], ids=ids, name="input_ids")
+        raise body.wrong("input_ids", body["input_ids"], wanted)
+    return {"ids": ids, "name": "input_ids"}
 
 
-def _write_classify(body: Body, scores: Scores, rm: RewardModel):
+def _write_classify(body, rewards, tokens, rm):
     "`probs` with one number (vLLM), or `embedding` with the reward (SGLang; one text gives one object)."
     if "text" not in body and "input_ids" not in body:
         label = {"label": "LABEL_0", "num_classes": 1}
-        return _write_vllm(body, scores, rm, "classify", lambda x: label | {"probs": [x]})
-    pairs = zip(scores.rewards, scores.tokens)
+        return _write_vllm(body, rewards, tokens, rm, "classify", lambda x: label | {"probs": [x]})
+    pairs = zip(rewards, tokens)
     rows = [{"embedding": [r], "meta_info": {"prompt_tokens": n}} for r, n in pairs]
     single = isinstance(body["text"], str) if "text" in body else type(body["input_ids"][0]) is int
     return rows[0] if single else rows
@@ -146,7 +146,7 @@ def _write_classify(body: Body, scores: Scores, rm: RewardModel):
 _PAIRS = (("queries", "documents"), ("text_1", "text_2"), ("queries", "items"), ("data_1", "data_2"))
 
 
-def _read_pooling(body: Body) -> Texts:
+def _read_pooling(body):
     "As `/classify`; the only task is classify."
     body.choice("task", "classify", None)
     body.choice("encoding_format", "float", None)
@@ -154,12 +154,12 @@ def _read_pooling(body: Body) -> Texts:
     return _read_input(body, "task", "encoding_format", "embed_dtype", "endianness")
 
 
-def _write_pooling(body: Body, scores: Scores, rm: RewardModel) -> dict:
+def _write_pooling(body, rewards, tokens, rm):
     "`data` with one number."
-    return _write_vllm(body, scores, rm, "pool", lambda x: {"object": "pooling", "data": [x]})
+    return _write_vllm(body, rewards, tokens, rm, "pool", lambda x: {"object": "pooling", "data": [x]})
 
 
-def _read_score(body: Body) -> Texts:
+def _read_score(body):
     "Queries and documents: as many of both, or one query for all documents."
     _applies_sigmoid(body)
     likely = _PAIRS["text_1" in body]
@@ -170,13 +170,13 @@ def _read_score(body: Body) -> Texts:
         queries = queries * len(documents)
     if len(queries) != len(documents):
         found = f"{names[0]} has {counted(len(queries), 'entry', 'entries')}, {names[1]} {len(documents)}"
-        raise RequestError(f"{found}; give one query, or one for each document")
-    return Texts(queries, documents, name=names[0])
+        raise ValueError(f"{found}; give one query, or one for each document")
+    return {"prompts": queries, "responses": documents, "name": names[0]}
 
 
-def _write_score(body: Body, scores: Scores, rm: RewardModel) -> dict:
+def _write_score(body, rewards, tokens, rm):
     "`score` with one number."
-    return _write_vllm(body, scores, rm, "score", lambda x: {"object": "score", "score": x})
+    return _write_vllm(body, rewards, tokens, rm, "score", lambda x: {"object": "score", "score": x})
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #4d3cad98
 _TEXT = ["What is AI? A field."]

@@ -444,8 +444,7 @@ class _Serve(Command):
     access_log: bool = setting(False, "Print a line for every request.")
 
     def run(self):
-        from reward_kit.tools.score_queue import ServerLimits
-        from reward_kit.tools.serving import serve
+        from reward_kit.tools.serving import ServerLimits, serve
 
         done = serve(
             limits=ServerLimits(**self.given_of(ServerSettings)),
