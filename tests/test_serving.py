@@ -360,7 +360,7 @@ def test_an_error_of_a_foreign_template_names_the_field(folder, tmp_path):
         model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
     with background_server(RewardModel.from_pretrained(tmp_path, device="cpu")) as url:
         got = post(url, "/classify", messages=CHAT)
-    assert got.status_code == 400 and got.json()["error"]["message"] == "messages: no tools here"
+    assert got.status_code == 400 and got.json()["error"]["message"] == "messages[0] the chat template refuses this conversation: no tools here"
 
 
 @pytest.mark.parametrize("data, status, message", [
