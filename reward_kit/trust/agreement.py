@@ -34,7 +34,7 @@ def _ordered(ranks):
 # %% ../../nbs/4_trust/40_agreement.ipynb #b00757a9
 @dataclass(frozen=True)
 class Bootstrap:
-    "Intervals from draws of whole prompts with replacement (Cameron, Gelbach and Miller 2008)."
+    "Intervals from draws of whole prompts (Cameron, Gelbach and Miller 2008)."
     samples: int = 2000 # draws
     level: float = 0.95 # confidence, between 0 and 1
     seed: int = 0 # of the draws, or a numpy Generator to draw from
@@ -76,9 +76,9 @@ def ends(self: Bootstrap, draws) -> tuple: # (samples, ...) -> low (...), high (
 def interval(
     self: Bootstrap,
     sums, # (C, m) sums of m quantities in each of C prompts
-    statistic: Callable = lambda totals: totals[:, 0] / totals[:, 1], # of (samples, m) totals
+    statistic: Callable = lambda t: t[:, 0] / t[:, 1], # of totals (samples, m)
 ) -> tuple: # low, high of a number; or of several, low (s,), high (s,)
-    "The middle part of what a statistic is in the draws. Raises ValueError without a prompt."
+    "The middle part of a statistic of the draws. Raises ValueError without a prompt."
     if len(sums) == 0:
         raise ValueError("a bootstrap needs at least one prompt")
     with np.errstate(divide="ignore", invalid="ignore"): # such draws are left out
@@ -87,7 +87,7 @@ def interval(
 # %% ../../nbs/4_trust/40_agreement.ipynb #af76d847
 def wider(
     *intervals, # (low, high) each
-) -> tuple[float, float]: # the lowest low end and the highest high end
+) -> tuple: # the lowest low end and the highest high end
     "One interval that holds all of them."
     lows, highs = zip(*intervals)
     return min(lows), max(highs)
@@ -106,7 +106,8 @@ def pooled_accuracy(
     drawn = bootstrap.interval(sums)
     low, high = wider(wilson, drawn)
     found = {"accuracy": float(outcomes.mean()), "wilson": wilson, "bootstrap": drawn}
-    return found | {"low": low, "high": high, "n_pairs": len(outcomes), "n_prompts": len(sums)}
+    counts = {"n_pairs": len(outcomes), "n_prompts": len(sums)}
+    return found | {"low": low, "high": high} | counts
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #4411798b
 def _discounted_gain(rewards, gains):
@@ -120,7 +121,7 @@ def _discounted_gain(rewards, gains):
 def ranking_agreement(
     rewards, # (K,) rewards of the responses of one prompt
     ranks, # (K,) 1 = best
-) -> dict[str, float]: # spearman, kendall, best_first, ndcg; nan: a side is constant
+) -> dict: # spearman, kendall, best_first, ndcg; nan: a side is constant
     "How well the order of the rewards agrees with a ranking."
     rewards, goodness = np.asarray(rewards, float), -np.asarray(ranks, float)
     found = dict.fromkeys(("spearman", "kendall", "best_first", "ndcg"), math.nan)
@@ -143,8 +144,8 @@ def as_scorer(
         model = RewardModel.from_pretrained(model)
     score, kind = getattr(model, "score", model), type(model).__name__
     if not callable(score):
-        raise TypeError(f"cannot score with {kind}: pass a RewardModel, a model folder, an object with "
-                        ".score(prompts, responses), or a function (prompts, responses) -> numbers")
+        scorers = "a RewardModel, its folder, an object with .score, or a function"
+        raise TypeError(f"cannot score with {kind}; pass {scorers} (prompts, responses) -> numbers")
     name = getattr(model, "__name__", kind)
     if isinstance(model, TextScorer):
         return partial(score, too_long="none"), name
@@ -152,22 +153,22 @@ def as_scorer(
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #877facf3
 def _checked_rewards(rewards, responses):
-    "Raises ValueError for another number of rewards, and for one that is not finite."
     rewards = list(rewards)
     if len(rewards) != len(responses):
         found = f"{counted(len(rewards), 'reward')} for {counted(len(responses), 'response')}"
         raise ValueError(f"the scorer returned {found}; one for each is needed")
     for reward, response in zip(rewards, responses):
         if reward is not None and not math.isfinite(reward):
-            raise ValueError(f"the scorer returned {reward} for the response {str(response)[:60]!r}; "
-                             "rewards must be finite numbers")
+            found = f"{reward} for the response {str(response)[:60]!r}"
+            raise ValueError(f"the scorer returned {found}; rewards must be finite numbers")
     return rewards
 
 
 def _score_chunk(scorer, records):
     "Rewards of each record, None for one with a response that cannot be scored."
     rows = [(record, response) for record in records for response in record["responses"]]
-    prompts, responses = [record["prompt"] for record, _ in rows], [response for _, response in rows]
+    prompts = [record["prompt"] for record, _ in rows]
+    responses = [response for _, response in rows]
     template = {}
     for key in ("tools", "chat_template_kwargs"):
         values = [record.get(key) for record, _ in rows]
@@ -196,11 +197,10 @@ def score_preferences(
     return rewards, name
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #e55cd57d
-_COLUMNS = ("record", "better", "worse", "source", "longer", "prompt_length", "length", "margin")
+_COLUMNS = "record better worse source longer prompt_length length margin".split()
 
 
 def _pairs_of(index, record):
-    "A row for every strictly ordered pair of a record."
     source, scores = record.get("source") or "not stated", record.get("scores")
     margin = math.nan if record.get("margin") is None else record["margin"]
     prompt = len(response_text(record["prompt"] or ""))
@@ -226,17 +226,19 @@ class _Pairs(dict):
 
 def pair_table(
     preferences, # Preferences
-    rewards=None, # K of each record, None where not scored; default: all pairs, without rewards
+    rewards=None, # K of each record or None; default: all pairs, without rewards
 ) -> _Pairs:
     """One row per strictly ordered pair of the scored records.
 
-    prompt (uint64), record, better, worse (indices), source; `longer`: characters of the better minus
-    those of the worse, `length`: their mean; `margin`: how much better people found it (nan: not
-    stated); difference of the rewards; outcome: 1 right, 0 wrong, 0.5 tied."""
-    rows = [row for index, record in enumerate(preferences) for row in _pairs_of(index, record)]
+    prompt (uint64), record, better, worse (indices), source; `longer`: characters of the better
+    minus the worse, `length`: their mean; `margin`: stated by people, or nan; difference of the
+    rewards; outcome: 1 right, 0 wrong, 0.5 tied."""
+    rows = []
+    for index, record in enumerate(preferences):
+        rows += _pairs_of(index, record)
     table = pd.DataFrame(rows, columns=_COLUMNS)
-    prompts = preferences.prompt_keys[table["record"].to_numpy(dtype=int)]
-    pairs = _Pairs({"prompt": prompts} | {name: table[name].to_numpy() for name in _COLUMNS})
+    pairs = _Pairs(prompt=preferences.prompt_keys[table["record"].to_numpy(dtype=int)])
+    pairs |= {name: table[name].to_numpy() for name in _COLUMNS}
     if rewards is None:
         return pairs
     difference = pairs.differences(rewards)
@@ -245,7 +247,8 @@ def pair_table(
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #51974640
 def _range_text(values):
-    ends = [f"{end:.4g}" if abs(end) < 1e4 else f"{end:.0f}" for end in (values.min(), values.max())]
+    ends = values.min(), values.max()
+    ends = [f"{end:.4g}" if abs(end) < 1e4 else f"{end:.0f}" for end in ends]
     return " to ".join(dict.fromkeys(ends)) # one text where both are equal
 
 
@@ -253,17 +256,18 @@ def accuracy_by(
     table, # of `pair_table`
     column: str, # of texts; or of numbers, of which nan is left out
     groups: int = 4, # of numbers, at most
-) -> list[dict]: # group, pairs, accuracy, low, high; most pairs, or smallest numbers, first
-    "Accuracy of groups of pairs, with the wider of both intervals; empty where nothing is known."
+) -> list: # group, pairs, accuracy, low, high; most pairs, or smallest numbers, first
+    "Accuracy of groups of pairs, with the wider interval; empty where nothing is known."
     known = pd.notna(table[column])
     values, outcome, prompt = (table[name][known] for name in (column, "outcome", "prompt"))
     sized, group, rows = np.issubdtype(values.dtype, np.number), values, []
-    if sized and known.any():
+    if sized and len(values):
         edges = np.quantile(values, np.arange(1, groups) / groups, method="inverted_cdf")
         group = np.searchsorted(np.unique(edges), values)
     for label in np.unique(group):
         own = group == label
         found = pooled_accuracy(outcome[own], prompt[own])
-        row = {"group": _range_text(values[own]) if sized else str(label), "pairs": found["n_pairs"]}
-        rows.append(row | {name: found[name] for name in ("accuracy", "low", "high")})
+        name = _range_text(values[own]) if sized else str(label)
+        shares = {key: found[key] for key in ("accuracy", "low", "high")}
+        rows.append({"group": name, "pairs": found["n_pairs"], **shares})
     return rows if sized else sorted(rows, key=lambda row: -row["pairs"])

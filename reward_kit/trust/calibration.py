@@ -27,7 +27,8 @@ from .agreement import Bootstrap, pair_table, score_preferences
 def _bin_numbers(confidence, bins, scheme):
     "The bin of each pair, from 0; empty bins are left out."
     if bins < 1 or scheme not in ("equal-mass", "equal-width"):
-        raise ValueError(f"bins={bins}, scheme={scheme!r}: give 1 bin or more, 'equal-mass' or 'equal-width'")
+        choice = "1 bin or more, 'equal-mass' or 'equal-width'"
+        raise ValueError(f"bins={bins}, scheme={scheme!r}: give {choice}")
     confidence = np.round(confidence, 12) # equal ones may differ in rounding
     edges = np.linspace(0.5, 1, bins + 1)
     if scheme == "equal-mass":
@@ -63,7 +64,6 @@ class Predictions:
 # %% ../../nbs/4_trust/41_calibration.ipynb #c41b2d90
 @patch
 def _check(self: Predictions):
-    "Columns of one length, of numbers that mean something."
     d, big = np.asarray(self.differences, float).reshape(-1), np.finfo(float).max
     one, prompt = np.ones(len(d)), np.arange(len(d))
     if self.groups is not None:
@@ -86,7 +86,7 @@ def _check(self: Predictions):
 # %% ../../nbs/4_trust/41_calibration.ipynb #a7649aad
 @patch
 def table(self: Predictions) -> pd.DataFrame: # predicted, observed, pairs, weight, low, high
-    "Mean confidence and share of right answers with its interval, least confident bin first."
+    "Mean confidence and share of right answers of each bin, least confident first."
     columns, rows = (1, self.weights, self.confidence, self.right), []
     sums = [np.bincount(self.bin, self.weights * column) for column in columns]
     for pairs, mass, squares, claimed, right in zip(np.bincount(self.bin), *sums):
@@ -125,7 +125,7 @@ def ece(self: Predictions) -> float: # 0..1; too large on average, see `referenc
 # %% ../../nbs/4_trust/41_calibration.ipynb #92213c5a
 @patch
 def reference(self: Predictions) -> np.ndarray: # (samples,) expected calibration errors
-    "The ECE of calibrated models with these confidences: outcomes are drawn from the claims."
+    "The ECE of calibrated models: outcomes are drawn from the claims."
     order = np.argsort(self.bin, kind="stable") # they are drawn bin by bin
     bins, confidence, weights = self.bin[order], self.confidence[order], self.weights[order]
     tied, rng, found = self.log_odds[order] == 0, np.random.default_rng(self.seed), []
@@ -162,20 +162,20 @@ def _root_mean_square_gap(gaps, mass):
 @patch
 def measure(self: Predictions) -> dict: # each measure, its `_interval`, table, histogram
     "All measures of the pairs, with intervals that draw whole prompts."
-    gap, errors, losses = self.confidence - self.right, self.squared_errors(), self.log_losses()
+    gap, reference, ece = self.confidence - self.right, self.reference(), self.ece()
     member = self.bin == np.arange(self.bin.max() + 1)[:, None] # (bins, P)
-    sums = self.by_prompt(np.ones(len(gap)), gap, errors, losses, *(member * gap))
-    drawn, gaps = self.bootstrap.totals(sums), sums[:, 4:]
-    drawn = drawn[:, 1:] / drawn[:, :1]
+    scores = np.ones(len(gap)), gap, self.squared_errors(), self.log_losses()
+    sums = self.by_prompt(*scores, *(member * gap))
+    drawn = np.vstack([sums.sum(0), self.bootstrap.totals(sums)]) # the data, then the draws
+    value, drawn = np.split(drawn[:, 1:] / drawn[:, :1], [1])
     found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
-    scores = {"overconfidence": gap, "brier": errors, "log_loss": losses}
-    for (name, values), *ends in zip(scores.items(), *self.bootstrap.ends(drawn[:, :3])):
-        found |= {name: self.mean(values), f"{name}_interval": ends}
-    reference, ece = self.reference(), self.ece()
+    names, ends = ("overconfidence", "brier", "log_loss"), self.bootstrap.ends(drawn[:, :3])
+    for name, mean, *interval in zip(names, value[0].tolist(), *ends):
+        found |= {name: mean, f"{name}_interval": interval}
     return found | {
         "ece": ece,
-        "ece_interval": _ece_interval(gaps.sum(0) / self.weights.sum(), drawn[:, 3:], self.level),
-        "rms": _root_mean_square_gap(gaps, self.by_prompt(*member)),
+        "ece_interval": _ece_interval(value[0, 3:], drawn[:, 3:], self.level),
+        "rms": _root_mean_square_gap(sums[:, 4:], self.by_prompt(*member)),
         "reference": float(reference.mean()),
         "reference_high": float(np.quantile(reference, 0.95)),
         "p_value": float((1 + (reference >= ece - 1e-12).sum()) / (1 + self.samples)),
@@ -189,7 +189,7 @@ def true_calibration_error(
     true_probability, # (P,) the same, in truth
     bins: int = 10, # at most
     scheme: str = "equal-mass", # or "equal-width"
-) -> dict[str, float]: # mean_absolute, root_mean_square, binned (the ECE of endless labels)
+) -> dict: # mean_absolute, root_mean_square, binned (the ECE of endless labels)
     "How far probabilities are from the truth. Raises ValueError for what is none."
     p, q = (np.asarray(given, float).reshape(-1) for given in (predicted, true_probability))
     if not len(p) == len(q) > 0 or not (np.abs(np.stack([p, q]) - 0.5) <= 0.5).all():
@@ -243,7 +243,6 @@ def _slope_draws(self: Predictions, slope):
 # %% ../../nbs/4_trust/41_calibration.ipynb #bb893b4b
 @patch
 def _slope_ends(self: Predictions, slope):
-    "Low, high of the slope."
     if not self._separable:
         return self.bootstrap.ends(self._slope_draws(slope))
     kept, limit = self.differences != 0, ndtri((1 + self.level) / 2) ** 2 / 2
@@ -266,18 +265,16 @@ class _TemperatureFit:
 # %% ../../nbs/4_trust/41_calibration.ipynb #b984036d
 @patch
 def fit(self: Predictions) -> _TemperatureFit:
-    "The temperature of least log loss (arXiv 1706.04599, section 4); ValueError: none fits."
+    "That of least log loss (arXiv 1706.04599, section 4). Raises ValueError where none fits."
     slope, n = self._slope, len(self.differences)
     if slope == 0:
-        raise ValueError(
-            f"no temperature fits: in {counted(n, 'pair')}, weighted by the differences, the larger "
-            "reward is preferred no more often than the smaller; are better and worse swapped?"
-        )
+        found = f"in {counted(n, 'pair')}, the larger reward is preferred no more than the smaller"
+        raise ValueError(f"no temperature fits: {found}; are better and worse swapped?")
     low, high = self._slope_ends(slope)
     interval = 1 / high, 1 / low if low > 0 else math.inf
-    sides = [replace(self, temperature=t) for t in (1.0, 1 / slope)]
-    losses = [side.mean(side.log_losses()) for side in sides]
-    return _TemperatureFit(1 / slope, interval, *losses, n, self.prompts, self._separable, self.level)
+    losses = [self.mean(replace(self, temperature=t).log_losses()) for t in (1.0, 1 / slope)]
+    found = *losses, n, self.prompts, self._separable, self.level
+    return _TemperatureFit(1 / slope, interval, *found)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #3b2ef068
 @patch
@@ -287,14 +284,13 @@ def cross_fitted(
 ) -> np.ndarray: # (P,) temperature of each pair; inf where the other prompts fit none
     "Each pair's temperature by other prompts. Raises ValueError for more folds than prompts."
     if not 2 <= folds <= self.prompts:
-        limit = f"the number of prompts, {self.prompts}"
-        raise ValueError(f"folds={folds} must be from 2 to {limit}")
+        raise ValueError(f"folds={folds} must be from 2 to the number of prompts, {self.prompts}")
     order = np.random.default_rng(self.seed).permutation(self.prompts)
     fold = (order % folds)[self.groups]
     slopes = np.zeros(len(fold))
     for k in range(folds):
-        others = [c[fold != k] for c in (self.differences, self.outcomes, self.weights)]
-        slopes[fold == k] = Predictions(*others[:2], weights=others[2])._slope
+        d, y, w = (c[fold != k] for c in (self.differences, self.outcomes, self.weights))
+        slopes[fold == k] = Predictions(d, y, weights=w)._slope
     with np.errstate(divide="ignore"):
         return 1 / slopes
 
@@ -317,20 +313,20 @@ class CalibrationResult(Report):
     captions = {"calibration": "how honest its probabilities are"}
 
     @property
-    def temperature(self) -> float | None:
+    def temperature(self):
         "The temperature fitted on all pairs."
         return self.fit and self.fit["temperature"]
 
     @property
-    def verdicts(self) -> list[str]:
+    def verdicts(self):
         "Whether it is honest, and what to do."
         return [self._honesty(), self._advice()]
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #c6fdd280
 @patch
 def _honesty(self: CalibrationResult):
-    "Whether the model claims too much or too little."
-    m, (low, high) = self.before, (100 * end for end in self.before["overconfidence_interval"])
+    m = self.before
+    low, high = (100 * end for end in m["overconfidence_interval"])
     means = "on average it says {confidence:.1%} and is right {accuracy:.1%}".format(**m)
     if low > 0:
         return f"Over-confident: {means}, {low:.1f} to {high:.1f} points too much."
@@ -347,24 +343,24 @@ def _honesty(self: CalibrationResult):
 # %% ../../nbs/4_trust/41_calibration.ipynb #53d49228
 @patch
 def _advice(self: CalibrationResult):
-    "What a temperature would make of it."
     if self.fit is None:
         return "No temperature helps: the larger reward is not, on the whole, the preferred one."
     low, high = self.fit["interval"]
     ends = f"{low:.2f} or more" if high is None else f"{low:.2f} to {high:.2f}"
-    best, fitted = f"{self.temperature:.2f}", f"{self.temperature:.2f} ({ends})"
+    best = f"{self.temperature:.2f}"
+    fitted, others = f"{best} ({ends})", "on prompts that did not choose it"
     if self.fit["separable"]:
-        return ("Every pair is in the right order, so the pairs only bound the temperature: "
-                f"{ends}; {best} is what their number supports.")
+        found = "Every pair is in the right order, so the pairs only bound the temperature"
+        return f"{found}: {ends}; {best} is what their number supports."
     if low <= self.present_temperature <= (high or math.inf):
         return f"The fitted temperature, {fitted}, cannot be told from the present one."
     if self.gain[0] <= 0:
-        return (f"The fitted temperature is {fitted}, but on prompts that did not choose it, "
-                "it is not shown to lower the log loss.")
+        found = "it is not shown to lower the log loss"
+        return f"The fitted temperature is {fitted}, but {others}, {found}."
     return (
-        f"Dividing differences by {fitted} makes it more honest: "
-        "on prompts that did not choose it, the calibration error goes from "
-        "{0[ece]:.1%} to {1[ece]:.1%} and the log loss from {0[log_loss]:.3f} to {1[log_loss]:.3f}."
+        f"Dividing differences by {fitted} makes it more honest: {others}, "
+        "the calibration error goes from {0[ece]:.1%} to {1[ece]:.1%} "
+        "and the log loss from {0[log_loss]:.3f} to {1[log_loss]:.3f}."
     ).format(self.before, self.after)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #4fd24eb7
@@ -384,7 +380,7 @@ _ROWS = { # name of a row: its measures
 
 
 @patch
-def sections(self: CalibrationResult) -> list[Section]:
+def sections(self: CalibrationResult):
     "The measures, before and after."
     fitted = f"{self.temperature:.2f}, on all pairs" if self.fit else "none"
     rows = [("temperature", f"{self.present_temperature:.2f}", fitted)]
@@ -395,19 +391,20 @@ def sections(self: CalibrationResult) -> list[Section]:
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #0863a234
 @patch
-def figures(self: CalibrationResult) -> dict: # name -> matplotlib Figure
+def figures(self: CalibrationResult): # name -> matplotlib Figure
     "Confidence against share right; below, how many pairs claim which confidence."
     figure = new_figure(figsize=(5.4, 4.4), dpi=78)
     axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([50, 100], [50, 100], color="0.5", linewidth=1, label="honest")
-    before, after = ("before", self.before, "#D55E00", "o-"), ("after", self.after, "#0072B2", "s--")
-    for name, m, color, style in (before, after):
+    for name, color, style in (("before", "#D55E00", "o-"), ("after", "#0072B2", "s--")):
+        m = getattr(self, name)
         rows = 100 * pd.DataFrame(m["table"])
         bars = rows.observed - rows.low, rows.high - rows.observed
-        label = "{}: ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}".format(name, **m)
-        options = {"fmt": style, "color": color, "label": label, "capsize": 2, "markersize": 5}
-        axes.errorbar(rows.predicted, rows.observed, bars, **options)
-        strip.stairs(m["histogram"], np.linspace(50, 100, 21), color=color, linestyle=style[1:])
+        claims = "ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}".format(**m)
+        options = {"color": color, "label": f"{name}: {claims}", "capsize": 2, "markersize": 5}
+        axes.errorbar(rows.predicted, rows.observed, bars, fmt=style, **options)
+        edges = np.linspace(50, 100, 21)
+        strip.stairs(m["histogram"], edges, color=color, linestyle=style[1:])
     title = f"{counted(self.n_pairs, 'pair')}; {100 * self.level:g}% intervals (Wilson)"
     axes.set_title(title, fontsize=9)
     axes.set_ylabel("right (% of the pairs in a bin)")
@@ -441,18 +438,18 @@ def _measure_temperature(preferences, rm):
     rewards, name = score_preferences(rm, preferences)
     table = pair_table(preferences, rewards)
     if len(table["outcome"]) == 0:
-        raise ValueError(f"preferences gave no strictly ordered pair that {name} can score, "
-                         "so there is no temperature to fit")
+        found = f"no strictly ordered pair that {name} can score"
+        raise ValueError(f"preferences gave {found}, so there is no temperature to fit")
     fit = Predictions(table["difference"], groups=table["prompt"]).fit()
     return json_ready(fit) | {"data_hash": preferences.fingerprint}
 
 
 def store_calibration(
-    model, # folder, whose reward_kit.json is rewritten; or a RewardModel, changed in memory only
+    model, # folder, whose reward_kit.json is rewritten; or a RewardModel, in memory only
     preferences, # what `load_preferences` takes; not the training data
     *,
     device=None, # where a folder is loaded; default cuda, mps or cpu, the first there is
 ) -> RewardModel: # whose `compare` uses the temperature
-    "Fit a temperature and keep it. Raises ValueError for what is no folder, and where none fits."
+    "Fit a temperature and keep it. Raises ValueError for no folder, and where none fits."
     measure = partial(_measure_temperature, preferences)
     return RewardModel.keep_measured(model, "calibration", measure, "temperature", device)

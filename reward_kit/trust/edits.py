@@ -95,13 +95,11 @@ def _sentences(text):
 
 
 def _words(text):
-    "What stands between spaces, punctuation at its ends left out."
     words = (token.strip(_MARKS) for token in text.split())
     return [word for word in words if word]
 
 
 def _is_english(text, prompt):
-    "Latin letters, and every tenth word one of the commonest English ones."
     letters = [sign for sign in text if sign.isalpha()]
     latin = sum(letter.isascii() for letter in letters) >= 0.9 * len(letters)
     words, common = _words(f"{response_text(prompt)} {text}".lower()), _COMMON.split()
@@ -178,7 +176,6 @@ def _change_longest(text, change):
        "the model takes a loud tone for quality")
 @on_text
 def _louder(text, *_):
-    "Full stops become exclamation marks, the longest word capitals."
     louder = _change_longest(text, str.upper).replace("。", "！")
     louder = re.sub(r"(?<=\w\w)\.(?=\s|$)", "!", louder)
     return None if _MARKUP.search(text) else louder
@@ -194,7 +191,6 @@ def _as_list(text, *_):
 @probe("bold", "Setting words in bold", "no change", "the model judges the markup")
 @on_text
 def _bold(text, *_):
-    "The longest word of every sentence in bold."
     parts = _sentences(text)
     parts[::2] = [_change_longest(sentence, "**{}**".format) for sentence in parts[::2]]
     return None if _MARKUP.search(text) else "".join(parts)
@@ -255,7 +251,6 @@ def _cut(text, *_):
        "the model does not tell an answer from its question")
 @on_text
 def _copy_prompt(text, prompt, *_):
-    "The text of the prompt, or of its last user message."
     if not isinstance(prompt, str):
         last = _last(prompt, "user")
         prompt = "" if last is None else prompt[last]["content"]

@@ -31,7 +31,7 @@ def length_preference(
 
 # %% ../../nbs/4_trust/43_length.ipynb #e4bb41fa
 def _added(first, second, drawn):
-    "The sum of two (value, low, high): by Newcombe (1998, Stat. Med. 17:873), or wider by draws."
+    "The sum of two (value, low, high) by Newcombe (1998, Stat. Med. 17:873), or as drawn."
     value = first[0] + second[0]
     _, below, above = np.hypot(first - first[0], second - second[0])
     low, high = np.fmin(value - below, drawn[0]), np.fmax(value + above, drawn[1])
@@ -42,7 +42,6 @@ _ENDS = ("value", "low", "high")
 
 
 def _balanced(table, shares, drawing):
-    "Mean and difference of the accuracies where the better response is longer, and shorter."
     right, longer, shorter = table["outcome"], table["longer"] > 0, table["longer"] < 0
     columns = right * longer, longer, right * shorter, shorter
     sums = np.stack([np.bincount(table["prompt"], column) for column in columns], 1)
@@ -51,8 +50,9 @@ def _balanced(table, shares, drawing):
         return totals[:, ::2] / totals[:, 1::2] @ [[1, 1], [1, -1]]
 
     both, apart = np.transpose(Bootstrap(**drawing).interval(sums, sum_and_gap))
-    first, second = (np.array([own[key] for key in ("accuracy", "low", "high")]) for own in shares)
-    found = {"balanced": _added(first, second, both) / 2, "gap": _added(first, -second[[0, 2, 1]], apart)}
+    first, second = (np.array([*own.values()][:3]) for own in shares)
+    gap = _added(first, -second[[0, 2, 1]], apart)
+    found = {"balanced": _added(first, second, both) / 2, "gap": gap}
     return {name: dict(zip(_ENDS, value.tolist())) for name, value in found.items()}
 
 # %% ../../nbs/4_trust/43_length.ipynb #40b3034e
@@ -152,8 +152,8 @@ _MEASURES = {
 
 
 def _length_correlation(table, drawing):
-    "Every measure before and after control: `LengthReport.correlations`."
-    sums, prompt, bootstrap = _length_sums(table), table["prompt"].to_numpy(), Bootstrap(**drawing)
+    sums, bootstrap = _length_sums(table), Bootstrap(**drawing)
+    prompt = table["prompt"].to_numpy()
 
     def measures(counts): # (draws, prompts) -> (draws, 6)
         ranks = _spearman(counts[:, prompt].astype(float), table)
@@ -179,7 +179,6 @@ class LengthReport(Report):
 # %% ../../nbs/4_trust/43_length.ipynb #f56ace9d
 @patch
 def _lean(self: LengthReport):
-    "Accuracy where the better response is longer, shorter, and balanced between the two."
     gap, lean = self.matched["gap"], "no lean to either can be shown"
     if gap["low"] > 0 or gap["high"] < 0:
         lean = f"it leans to the {'longer' if gap['low'] > 0 else 'shorter'} response"
@@ -192,7 +191,6 @@ def _lean(self: LengthReport):
 
 @patch
 def _slope(self: LengthReport):
-    "What twice the length earns at equal label."
     effect = Effect(**self.correlations["per_doubling_given_label"])
     means = {
         "fails": ": for length, or for what goes with it and the labels do not show",
@@ -204,7 +202,7 @@ def _slope(self: LengthReport):
 
 # %% ../../nbs/4_trust/43_length.ipynb #afb98b66
 @patch(as_prop=True)
-def verdicts(self: LengthReport) -> list[str]:
+def verdicts(self: LengthReport):
     "What the measures allow one to say, in plain words."
     prompts, m, found = self.correlations["prompts"], self.matched, []
     if prompts < Bootstrap.fewest:
@@ -233,7 +231,7 @@ _SHARES = {
 
 
 @patch
-def sections(self: LengthReport) -> list[Section]:
+def sections(self: LengthReport):
     "Every measure with its interval."
     rows, caliper = [], 100 * self.matched["caliper"]
     for key, name in _SHARES.items():

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..data.report import Report, Section, Table, counted, forest_plot
-from ..data.report import percent, wilson_interval
+from ..data.report import Report, Section, Table, counted, forest_plot, percent, wilson_interval
 from .agreement import Bootstrap, score_preferences
 from .edits import PROBES, Probe
 
@@ -28,13 +27,15 @@ def _effects(totals):
     total, squares, n = totals[:, 2 * m :].T
     spread = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
     mean = totals[:, :m] / totals[:, m : 2 * m]
-    return np.where(mean == 0, mean, mean / spread[:, None]) # without a spread, only zero has a size
+    # without a spread, only zero has a size
+    return np.where(mean == 0, mean, mean / spread[:, None])
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #91011023
 def _measure(changes, rewards, **drawing):
     "Effects and ends (m,) of changes (n, m) and rewards (n, K), not finite: not there."
     given, there = np.isfinite(changes), np.isfinite(rewards)
-    centred = np.where(there, rewards - np.median(rewards[there]), 0.0) # for the rounding alone
+    centre = np.median(rewards[there]) # for the rounding alone
+    centred = np.where(there, rewards - centre, 0.0)
     spread = [centred.sum(1), (centred**2).sum(1), there.sum(1)]
     sums = np.hstack([np.where(given, changes, 0.0), given, np.transpose(spread)])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -72,32 +73,36 @@ def __str__(self: Effect):
 @patch
 def clause(self: Effect, only: str = "") -> str: # only: a word before the size
     "raises the reward by 0.42 standard deviations (0.35 to 0.50)"
-    verb, size = ("raises", self) if self.value >= 0 else ("lowers", (-self.value, -self.high, -self.low))
+    verb, size = "raises", self
+    if self.value < 0:
+        verb, size = "lowers", (-self.value, -self.high, -self.low)
     size = "{:z.2f} standard deviations ({:z.2f} to {:z.2f})".format(*size)
     return f"{verb} the reward by {only}{size}"
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #d85667c2
 def _sentence(probe, effect, verdict, n, threshold=0.1):
-    "What a probe found; the effect is None where there is none."
-    what, bias, lower = probe.what, probe.bias, probe.expected == "lower"
+    what, lower, fails = probe.what, probe.expected == "lower", verdict == "fails"
     if verdict == "not measured":
-        few, flat = f"it applies to only {counted(n, 'prompt')}", "all responses have the same reward"
-        return f"{what}: not measured, {few if n < Bootstrap.fewest else flat}."
-    fails, number = verdict == "fails", f"{effect} standard deviations"
+        why = "all responses have the same reward"
+        if n < Bootstrap.fewest:
+            why = f"it applies to only {counted(n, 'prompt')}"
+        return f"{what}: not measured, {why}."
+    end = f": {probe.bias}." if fails else ", as it should."
     if not any(effect):
-        return f"{what} leaves the reward exactly as it is{f': {bias}' if fails else ', as it should'}."
-    if fails and lower and effect.low <= 0 <= effect.high:
-        return f"{what} does not lower the reward, {number}: {bias}."
-    if fails:
-        return f"{what} {effect.clause('only ' * (lower and effect.value < 0))}: {bias}."
+        return f"{what} leaves the reward exactly as it is{end}"
+    number, limit = f"{effect} standard deviations", f"larger than {threshold:g}"
     if verdict == "unclear":
-        shown = f"no effect larger than {threshold:g} can be shown or excluded"
+        shown = f"no effect {limit} can be shown or excluded"
         shown = "no fall of the reward can be shown" if lower else shown
         return f"{what}: {shown}, {number}; more prompts would tell."
-    if lower or effect.high < -threshold:
-        return f"{what} {effect.clause()}, {'as it should' if lower else 'so it does not pay'}."
-    kind = probe.expected.replace("change", "effect")
-    return f"{what}: {kind} larger than {threshold:g}, {number}."
+    if fails and lower and effect.low <= 0 <= effect.high:
+        return f"{what} does not lower the reward, {number}{end}"
+    if fails or lower:
+        only = "only " if fails and lower and effect.value < 0 else ""
+        return f"{what} {effect.clause(only)}{end}"
+    if effect.high < -threshold:
+        return f"{what} {effect.clause()}, so it does not pay."
+    return f"{what}: {probe.expected.replace('change', 'effect')} {limit}, {number}."
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #b7857406
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class _ProbeResult:
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #06c33384
 def _result(probe, changes, numbers, threshold, level):
-    "Of changes (n,; nan: not applicable, inf: too long); numbers: effect, low, high (or nan)."
+    "Of changes (nan: not applicable, inf: too long); numbers: effect, low, high (or nan)."
     own = changes[np.isfinite(changes)]
     n, raised = len(own), int((own > 0).sum())
     effect = Effect(*map(float, numbers)) if np.isfinite(numbers).all() else None
@@ -170,51 +175,50 @@ class ProbeReport(Report):
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #6e6e4ec7
 @patch(as_prop=True)
-def worst_first(self: ProbeReport) -> list:
+def worst_first(self: ProbeReport):
     "Results: failures, then unclear, passed, not measured."
     return sorted(self.results, key=_badness)
 
 
 @patch(as_prop=True)
-def verdicts(self: ProbeReport) -> list[str]:
+def verdicts(self: ProbeReport):
     "A sentence for each probe, worst first."
     return [result.sentence for result in self.worst_first]
 
 
 @patch(as_prop=True)
-def counts(self: ProbeReport) -> Counter:
+def counts(self: ProbeReport):
     "How many probes have each verdict, worst first."
     return Counter(result.verdict for result in self.worst_first)
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #e4a44ff6
 @patch(as_prop=True)
-def summary(self: ProbeReport) -> str:
+def summary(self: ProbeReport):
     "What was done and how it came out."
     m, level = sum(r.effect is not None for r in self.results), f"{100 * self.level:g}%"
     words = {"fails": "fail", "passes": "pass"}
-    counts = ", ".join(f"{n} {words.get(verdict, verdict)}" for verdict, n in self.counts.items())
+    counts = ", ".join(f"{n} {words.get(v, v)}" for v, n in self.counts.items())
     caution = f"The {m} intervals hold together with {level} confidence (Bonferroni)."
     if not self.simultaneous:
-        missed = f"about {m * (1 - self.level):.1f} of them would miss zero"
-        caution = f"{counted(m, 'interval')} at {level} each: even where no edit has an effect, {missed}."
+        missed = f"even where no edit has an effect, about {m * (1 - self.level):.1f} of them"
+        caution = f"{counted(m, 'interval')} at {level} each: {missed} would miss zero."
     if self.unscored:
         caution += f" {counted(self.unscored, 'prompt')} did not fit the model."
     return (
         f"{counted(len(self.results), 'probe')} on {counted(self.n_prompts, 'prompt')}: {counts}. "
-        f"Effects are in standard deviations of the reward over all responses ({self.spread:.3g}); "
-        f"below {self.threshold:g} they do not matter. {caution}"
+        "Effects are in standard deviations of the reward over all responses "
+        f"({self.spread:.3g}); below {self.threshold:g} they do not matter. {caution}"
     )
 
 
 @patch(as_prop=True)
-def sentences(self: ProbeReport) -> list[str]:
+def sentences(self: ProbeReport):
     "The summary, and what failed or stays unclear, worst first."
     shown = [r for r in self.worst_first if r.verdict in ("fails", "unclear")]
     return [self.summary, *(f"{r.verdict}: {r.sentence}" for r in shown)]
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #c22ce5c1
 def _row(r, threshold):
-    "A result as texts."
     effect = raised = "none"
     if r.effect is not None:
         limits = (threshold, "negligible"), (0.5, "small"), (0.8, "medium")
@@ -228,34 +232,35 @@ def _row(r, threshold):
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #4acb8728
 @patch
-def sections(self: ProbeReport) -> list[Section]:
+def sections(self: ProbeReport):
     "A row for each probe, worst first."
     rows = [_row(result, self.threshold) for result in self.worst_first]
-    header = "probe", "expected", "effect (interval), size", "raised by the edit", "prompts", "verdict"
+    effect, raised = "effect (interval), size", "raised by the edit"
+    header = "probe", "expected", effect, raised, "prompts", "verdict"
     colors = {verdict: color for verdict, (color, _) in _STYLES.items()}
     return [Section(table=Table(header, rows, colors))]
 
 
 @patch
-def figures(self: ProbeReport) -> dict: # name -> matplotlib Figure
+def figures(self: ProbeReport): # name -> matplotlib Figure
     "Effects with intervals, worst first; the band is what does not matter."
     rows = []
     for r in self.worst_first:
         if r.effect is not None:
             rows.append((f"{r.name} ({r.expected})", r.effect, r.low, r.high, r.verdict))
+    prompts = counted(self.n_prompts, "prompt")
     plot = forest_plot(
         rows,
         "change of the reward (standard deviations of the reward)",
         line=0,
         band=self.threshold,
         styles=_STYLES,
-        title=f"{self.model}: {counted(self.n_prompts, 'prompt')}, {100 * self.level:g}% intervals",
+        title=f"{self.model}: {prompts}, {100 * self.level:g}% intervals",
     )
     return {"probes": plot}
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #e879d2ad
 def _pick_probes(probes):
-    "The probes asked for. Raises ValueError for an unknown name, one twice, or none."
     found = [PROBES.get(one, one) for one in (PROBES if probes is None else probes)]
     unknown = [one for one in found if not isinstance(one, Probe)]
     if unknown:
@@ -282,31 +287,28 @@ def _pick_records(preferences, most, seed):
     return [preferences[index] for index in sorted(found.values())]
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #cc84fc20
-def _edited(probe, prompt, response, rng, pool):
-    "(prompt, response) after an edit, None: no change. Raises TypeError for what is no text."
-    edited = probe.edit(response, prompt, rng, pool)
-    if not isinstance(edited, str | list | None):
-        found = f"the edit of probe {probe.name!r} returned {type(edited).__name__}"
-        raise TypeError(f"{found}; it must return a string, a list of messages, or None")
-    pair = (prompt, edited) if probe.side == "response" else (edited, response)
-    return None if edited is None or pair == (prompt, response) else pair
-
-
-def _texts(records, pool, probes, seed):
-    "(index, key, prompt, response) of all responses, the key is their index, and edits, of probes."
-    for index, (record, (prompt, best)) in enumerate(zip(records, pool)):
-        for key, response in enumerate(record["responses"]):
+def _texts(records, probes, seed):
+    "(index, key, prompt, response); key: number of a response, 0 the best, or name of a probe."
+    pool = [(record["prompt"], record["responses"][0]) for record in records]
+    for index, (prompt, best) in enumerate(pool):
+        for key, response in enumerate(records[index]["responses"]):
             yield index, key, prompt, response
         for probe in probes:
             rng = random.Random(f"{seed} {probe.name} {index}")
-            pair = _edited(probe, prompt, best, rng, pool)
-            if pair is not None:
+            edited = probe.edit(best, prompt, rng, pool)
+            if not isinstance(edited, str | list | None):
+                found = f"the edit of probe {probe.name!r} returned {type(edited).__name__}"
+                raise TypeError(f"{found}; it must return a string, a list of messages, or None")
+            pair = (prompt, edited) if probe.side == "response" else (edited, best)
+            if edited is not None and pair != pool[index]:
                 yield index, probe.name, *pair
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #13380b26
 def _score_texts(model, records, texts, progress):
-    "Rewards (inf: too long) by record and key, nan where there is no such text; name of the model."
-    rows = [{**records[i], "prompt": prompt, "responses": [response]} for i, _, prompt, response in texts]
+    "Rewards by record and key (inf: too long, nan: no such text); name of the model."
+    rows = []
+    for index, _, prompt, response in texts:
+        rows.append({**records[index], "prompt": prompt, "responses": [response]})
     rewards, name = score_preferences(model, rows, progress=progress)
     found = [{} for _ in records]
     for (index, key, *_), own in zip(texts, rewards):
@@ -332,23 +334,19 @@ def run_probes(
     Raises TypeError for what is not Preferences, ValueError for unknown probes or no score."""
     if not 0 < level < 1 or threshold < 0:
         found = f"got level={level}, threshold={threshold}"
-        raise ValueError(f"level must lie between 0 and 1 and threshold must not be negative, {found}")
+        raise ValueError(f"level must lie between 0 and 1, threshold not be negative, {found}")
     probes, records = _pick_probes(probes), _pick_records(preferences, max_records, seed)
-    best = [int(np.argmin(record["ranks"])) for record in records] # the first of several
-    pool = [(record["prompt"], record["responses"][k]) for record, k in zip(records, best)]
-    texts = list(_texts(records, pool, probes, seed))
+    texts = list(_texts(records, probes, seed))
     table, name = _score_texts(model, records, texts, progress)
-    originals = np.array([table.at[i, k] for i, k in enumerate(best)])
-    scored = np.isfinite(originals)
-    if not scored.any():
+    table, names = table[np.isfinite(table[0])], [probe.name for probe in probes]
+    if table.empty:
         found = f"none of the {len(records)} best responses could be scored"
         raise ValueError(f"{found}, so there is nothing to compare edits with")
-    names, table = [probe.name for probe in probes], table[scored]
-    changes = table.reindex(columns=names).to_numpy() - originals[scored, None]
+    changes = table.reindex(columns=names).to_numpy() - table[[0]].to_numpy()
     rewards = table.drop(columns=names, errors="ignore").to_numpy()
     each = 1 - (1 - level) / len(probes) if simultaneous else level
     effects = zip(*_measure(changes, rewards, level=each, samples=samples, seed=seed))
     results = [_result(*column, threshold, each) for column in zip(probes, changes.T, effects)]
-    spread, n = float(np.std(rewards[np.isfinite(rewards)])), len(table)
-    counts = n, len(records) - n
+    spread = float(np.std(rewards[np.isfinite(rewards)]))
+    counts = len(table), len(records) - len(table)
     return ProbeReport(name, results, spread, *counts, threshold, level, simultaneous, seed)
