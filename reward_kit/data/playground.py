@@ -23,7 +23,7 @@ from .preferences import Preferences, load_preferences
 # %% ../../nbs/1_data/17_playground.ipynb #5beb6277
 @dataclass(frozen=True)
 class _Fact:
-    "One thing the world knows: a question, its right answer, and plausible wrong ones."
+    "A question, its right answer, and plausible wrong ones."
 
     topic: str  # what the question is about, lower case
     question: str  # ends in a question mark
@@ -47,7 +47,7 @@ _FACTS = tuple(_facts(_WORLD["facts"]))
 
 # %% ../../nbs/1_data/17_playground.ipynb #a17b03c2
 class Playground:
-    "A world of prompts and responses whose true reward is known, with noisy preferences drawn from it."
+    "A world whose true reward is known, and noisy preferences drawn from it."
 
     tables = _WORLD  # facts, phrasings, and sentences that state no fact
 
@@ -58,7 +58,7 @@ class Playground:
         self.seed = seed
 
     def prompts(self, n: int | None = None) -> list[str]:
-        "`n` different prompts (all 1,344 if None), in an order that depends on the seed."
+        "`n` different prompts (None: all 1,344) in the order of the seed."
         prompts = [fact.ask(phrasing) for fact in _FACTS for phrasing in _WORLD["phrasings"]]
         if n is not None and not 0 < n <= len(prompts):
             raise ValueError(f"n must be between 1 and {len(prompts)}, the number of prompts; got {n}")
@@ -67,7 +67,7 @@ class Playground:
 # %% ../../nbs/1_data/17_playground.ipynb #562c3cb1
 @dataclass(frozen=True)
 class _Mix:
-    "Probabilities of what an answer is made of; the rest of `right + wrong` is off topic."
+    "Probabilities; the rest of `right + wrong` is off topic."
 
     right: float  # states the fact that was asked for
     wrong: float  # states a wrong version of it
@@ -138,7 +138,7 @@ def _normalise(text):
 
 
 def _sentences(text):
-    "The sentences of a text without their end marks, and whether each had one."
+    "Sentences without their end marks, and whether each had one."
     found = re.findall(r"([^.!?]+)([.!?]*)", _normalise(text))
     return [(sentence.strip(), bool(end)) for sentence, end in found if sentence.strip() or end]
 
@@ -193,7 +193,7 @@ def _reward_parts(prompt, response):
 # %% ../../nbs/1_data/17_playground.ipynb #fd27e3a2
 @patch(cls_method=True)
 def true_reward(cls: Playground, prompts: list, responses: list) -> list[float]:
-    "The true reward r* of each response, texts or conversations; between -13.2 and 3.3 for any text."
+    "The true reward r* of texts or conversations, from -13.2 to 3.3."
     if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
         given = [f"{type(value).__name__} of {len(value)}" for value in (prompts, responses)]
         needed = "prompts and responses must be two lists of the same length"
@@ -204,7 +204,7 @@ def true_reward(cls: Playground, prompts: list, responses: list) -> list[float]:
 # %% ../../nbs/1_data/17_playground.ipynb #7c95ad38
 @patch(cls_method=True)
 def preference_probability(cls: Playground, prompts: list, a: list, b: list) -> list[float]:
-    "The probability that an annotator prefers each of `a`: sigmoid(r*(a) - r*(b)), Bradley and Terry 1952."
+    "The chance that each of `a` is preferred: sigmoid(r*(a) - r*(b)), Bradley and Terry 1952."
     rewards = zip(cls.true_reward(prompts, a), cls.true_reward(prompts, b), strict=True)
     return [1 / (1 + math.exp(second - first)) for first, second in rewards]
 
@@ -232,7 +232,7 @@ def best_accuracy(cls: Playground, pairs) -> float:
 # %% ../../nbs/1_data/17_playground.ipynb #96370837
 @patch(cls_method=True)
 def expected_accuracy(cls: Playground, pairs, rewards: list) -> float:
-    "How often a fresh label agrees with a model's (reward of chosen, of rejected), in expectation."
+    "How often a fresh label agrees with (reward of chosen, of rejected), in expectation."
     probabilities = cls.preference_probability(*_pair_columns(pairs))
     if len(probabilities) != len(rewards):
         needed = f"one (chosen, rejected) for each of {len(probabilities)} pairs"
@@ -320,7 +320,7 @@ def texts(self: Playground, n: int, *, seed: int | None = None) -> list[str]:
 
 # %% ../../nbs/1_data/17_playground.ipynb #5d38deda
 def playground_base() -> Path:
-    "The folder of the base model that ships with the package; FileNotFoundError if it is incomplete."
+    "The folder of the base model that ships with the package; FileNotFoundError if incomplete."
     folder = Path(str(files("reward_kit"))) / "playground_base"
     if not (folder / "model.safetensors").exists():
         rebuild = "rebuild it with: python scripts/build_playground.py"

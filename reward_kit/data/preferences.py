@@ -57,14 +57,14 @@ def _to_table(records, kind):
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1cd62fb6
 class Preferences:
-    "Checked preferences of one kind (`text` or `messages`) with their report; made by `load_preferences`."
+    "Checked preferences of one kind (`text` or `messages`), as `load_preferences` makes them."
 
     def __init__(
         self,
         dataset: datasets.Dataset,  # records
-        report=None,  # a `DataReport`; made when asked for where not given
-        measures=None,  # what the report is made from; computed where not given
-        tokenizer=None,  # counts lengths in the report; None: words and punctuation marks
+        report=None,  # a `DataReport`; None: made when asked for
+        measures=None,  # what it is made from; None: computed
+        tokenizer=None,  # counts its lengths; None: words and punctuation marks
     ):
         self.dataset, self.tokenizer, self._report, self._measures = dataset, tokenizer, report, measures
         self._tables = dataset.with_format("arrow")
@@ -93,7 +93,7 @@ def _records(table):
 # %% ../../nbs/1_data/16_preferences.ipynb #1d7d2b2b
 @patch(as_prop=True)
 def measures(self: Preferences):
-    "Hashes and lengths of every record: the base of report, splits and fingerprint."
+    "What report, splits and fingerprint are made from."
     if self._measures is None:
         parts = map(list, map(_records, self._tables.iter(1000)))
         measured = [DataReport.measure(part, self.tokenizer) for part in parts]
@@ -103,7 +103,7 @@ def measures(self: Preferences):
 
 @patch(as_prop=True)
 def report(self: Preferences) -> DataReport:
-    "What was found while reading; for a subset, what its records show."
+    "What was found while reading; of a subset, what its records show."
     if self._report is None:
         report = DataReport("subset", "records", self.kind, rows_read=len(self))
         self._report = report.add(self.measures, self.__getitem__, self.tokenizer)
@@ -112,13 +112,13 @@ def report(self: Preferences) -> DataReport:
 
 @patch(as_prop=True)
 def fingerprint(self: Preferences) -> str:
-    "A hash of prompts, responses, ranks and numbers, the same wherever the data lies."
+    "A hash of the content, the same wherever the data lies."
     return self.measures.fingerprint()
 
 
 @patch(as_prop=True)
 def prompt_keys(self: Preferences) -> np.ndarray:
-    "The key of each record's prompt, `(n,)` uint64: `prompt_key`, or a key of what full texts begin with."
+    "`(n,)` uint64: the key of each prompt, or of what full texts begin with."
     return self.measures["group"]
 
 # %% ../../nbs/1_data/16_preferences.ipynb #a80cc1d1
@@ -380,11 +380,11 @@ def load_preferences(
     strict: bool = False,  # an unusable or contradictory row is an error
     num_proc: int | None = None,  # processes that read rows
     revision: str | None = None,  # of a hub data set
-    cache_dir: str | None = None,  # where large data and hub data are kept; default: the cache of `datasets`
+    cache_dir: str | None = None,  # of large data and hub data; default: that of `datasets`
     tokenizer=None,  # counts the report's lengths; None: words and punctuation marks
     progress: bool = True,  # a progress bar after one second, in terminals and notebooks
 ) -> Preferences:
-    "Read preferences in any common form; `PreferenceDataError` says in one line what is wrong, and where."
+    "Read preferences in any common form; `PreferenceDataError` says what is wrong, and where."
     if isinstance(data, Preferences):
         return data
     source = read_rows(data, split, revision=revision, cache_dir=cache_dir)
@@ -405,7 +405,7 @@ def load_preferences(
 def prompt_overlap(
     a: Preferences,  # for example the training data
     b: Preferences,  # for example the evaluation data
-) -> dict:  # `shared` of `prompts` distinct prompts of b, and `records` of b that have one of them
+) -> dict:  # `shared` of `prompts` distinct prompts of b, and the `records` that have one
     "How many prompts of `b` are in `a` too, by `prompt_keys`."
     ours, theirs = a.prompt_keys, b.prompt_keys
     shared, records = np.intersect1d(ours, theirs), np.isin(theirs, ours)
@@ -424,7 +424,7 @@ def _deal(keys, seed):
 # %% ../../nbs/1_data/16_preferences.ipynb #4d6b912a
 def hold_out(
     keys,  # (n,) uint64: the prompt key of each row
-    eval_fraction: float,  # share of rows to hold out, in (0, 1); met about, for prompts stay whole
+    eval_fraction: float,  # share of rows, in (0, 1); met about, for prompts stay whole
     *,
     seed: int = 0,  # another seed deals the prompts out in another order
     most: int | None = None,  # hold out at most so many prompts
@@ -452,7 +452,7 @@ def split_by_prompt(
     *,
     seed: int = 0,  # another seed deals the prompts out in another order
 ) -> tuple[Preferences, Preferences]:  # train, eval
-    "Train and evaluation parts without a shared prompt, deterministic in the seed."
+    "Train and evaluation parts without a shared prompt."
     return _parts(preferences, hold_out(preferences.prompt_keys, eval_fraction, seed=seed))
 
 
@@ -466,7 +466,7 @@ def kfold_by_prompt(
     *,
     seed: int = 0,  # another seed deals the prompts out in another order
 ) -> list[tuple[Preferences, Preferences]]:  # k pairs of train and eval
-    "k folds without a shared prompt: every record is in one evaluation part, and the parts are of like size."
+    "Folds of like size without a shared prompt; every record is in one evaluation part."
     group, sizes = _deal(preferences.prompt_keys, seed)
     if not 2 <= k <= len(sizes):
         raise PreferenceDataError(f"k must lie between 2 and the number of prompts ({len(sizes)}), got {k}")
@@ -507,7 +507,7 @@ def save_preferences(
     *,
     append: bool = False,  # add to the file instead of replacing it
 ) -> int:  # rows written
-    "Write checked preferences, whole or not at all; `PreferenceDataError` names the first row that is wrong."
+    "Write checked preferences, all or none; `PreferenceDataError` names the first row that is wrong."
     path, seen = Path(path), {}
     if not path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         raise PreferenceDataError(f"{path}: preferences are written as .jsonl or .jsonl.gz")
@@ -524,5 +524,5 @@ def save_preferences(
 
 @patch
 def save(self: Preferences, path: str | Path) -> int:
-    "Write the records to a `.jsonl` or `.jsonl.gz` file that reads back as the same ones; how many they are."
+    "Write the records to a `.jsonl` or `.jsonl.gz` file; how many they are."
     return save_preferences(self, path)

@@ -69,7 +69,7 @@ _COLUMNS = pa.schema([
     ("overlap", pa.float32()),
     ("first_won", pa.bool_()),
     ("responses", pa.list_(pa.uint64())),
-    ("pairs", pa.list_(pa.uint64())),  # strictly ordered ones; the last bit says which response is better
+    ("pairs", pa.list_(pa.uint64())),  # ordered ones; the last bit says which is better
 ])
 
 
@@ -137,14 +137,14 @@ def fingerprint(self: _Measures):
 
 @patch
 def contradicted(self: _Measures):
-    "The row of each strictly ordered pair whose opposite is in the data too."
+    "The row of each pair whose opposite is in the data too."
     pairs, rows = self["pairs"], pc.list_parent_indices(self.table["pairs"]).to_numpy()
     return rows[np.isin(pairs ^ np.uint64(1), pairs)]
 
 # %% ../../nbs/1_data/15_quality.ipynb #0ff880b5
 @patch
 def merge_starts(self: _Measures, responses):
-    "Give full texts whose shared start continues another's the key of the shortest one."
+    "Full texts whose shared start continues another's get the key of the shortest."
     keys = self["group"]
     starts, merged = set(keys.tolist()), keys.copy()
     for n, texts in enumerate(responses):
@@ -289,7 +289,7 @@ def _balance(what, count, of):
 # %% ../../nbs/1_data/15_quality.ipynb #9fd6a57c
 @dataclass(repr=False)
 class DataReport(Report):
-    "What was read, dropped and measured, with a verdict for each practice of good preference data."
+    "What was read, dropped and measured, with a verdict for each practice of good data."
 
     name: str  # file, folder, hub id, or the type of what was given
     format: str  # the format's name
@@ -302,9 +302,9 @@ class DataReport(Report):
     unused_columns: list = field(default_factory=list)  # the source's other columns
     notes: list = field(default_factory=list)  # what else you should know, in sentences
     token_unit: str = "words and punctuation marks"  # what lengths are counted in
-    lengths: dict = field(default_factory=dict)  # prompt, chosen (best), rejected (worst) -> {"mean", ...}
+    lengths: dict = field(default_factory=dict)  # prompt, chosen, rejected -> {"mean", ...}
     stats: dict = field(default_factory=dict)  # the numbers behind the verdicts
-    overlaps: dict = field(default_factory=dict)  # another split -> {"shared", "prompts", "records"}
+    overlaps: dict = field(default_factory=dict)  # another split -> `prompt_overlap`
     _lengths: dict = field(default_factory=dict)  # the lengths themselves, for the figure
 
     measure = staticmethod(_measures_of)
@@ -323,13 +323,13 @@ def rows_dropped(self: DataReport) -> int:
 
 @patch(as_prop=True)
 def duplicates(self: DataReport) -> int:
-    "Rows dropped because they repeat an earlier pair."
+    "Rows that repeat an earlier pair."
     return self.dropped.get("exact duplicate", {}).get("count", 0)
 
 
 @patch(as_prop=True)
 def longer_is_chosen(self: DataReport) -> float | None:
-    "The share of pairs whose chosen response is the longer one, among those of different length."
+    "The share of pairs of different length whose chosen response is the longer one."
     longer, shorter = self.stats["longer"], self.stats["shorter"]
     return longer / (longer + shorter) if longer + shorter else None
 
@@ -343,7 +343,7 @@ _BROKEN = re.compile(
 
 @patch(as_prop=True)
 def broken(self: DataReport) -> dict:
-    "The part of `dropped` in which the file is at fault, as opposed to rows that teach nothing."
+    "The part of `dropped` in which the file is at fault."
     return {reason: found for reason, found in self.dropped.items() if _BROKEN.match(reason)}
 
 # %% ../../nbs/1_data/15_quality.ipynb #818cab09
@@ -376,7 +376,7 @@ def _numbers(self: DataReport):
 
 @patch(as_prop=True)
 def verdicts(self: DataReport) -> list[_Verdict]:
-    "One verdict for each practice: `practice`, `status`, `measured`, `threshold`, `why`."
+    "`practice`, `status`, `measured`, `threshold` and `why` of each."
     return [_verdict(practice, *number) for practice, number in self._numbers().items()]
 
 # %% ../../nbs/1_data/15_quality.ipynb #3a847a5e
@@ -392,7 +392,7 @@ def count(self: DataReport, reason, origin, detail="") -> None:
 
 @patch
 def add(self: DataReport, measures, record_at, tokenizer=None) -> DataReport:
-    "Add what the measures of the records show, of which `record_at(row)` is one."
+    "Add what the measures of the records show; `record_at(row)` is one."
     ordered = measures.ordered()
     self._lengths = {"prompt": measures["prompt"]} | {name: ordered[name] for name in _LENGTHS[1:]}
     self.lengths = {name: _summary(values) for name, values in self._lengths.items()}
@@ -457,7 +457,7 @@ def sections(self: DataReport, thresholds: bool = True) -> list[Section]:
 
 @patch
 def to_text(self: DataReport) -> str:
-    "The whole report as text, without the thresholds: a terminal is narrow."
+    "Text without the thresholds: a terminal is narrow."
     return super(DataReport, self).to_text(thresholds=False)
 
 
