@@ -108,7 +108,7 @@ def test_scores_by_hand():
 
 
 BAD = [([], [], "0 prompts"), ([[1.0]], [], "1 prompt and gold 0"), ([[1.0, 2.0]], [[1.0]], "prompt 0"), ([[]], [[]], "prompt 0"),
-       ([[1.0], [math.nan]], [[1.0], [1.0]], "prompt 1 has a reward that is not finite")]
+       ([[1.0], [math.nan]], [[1.0], [1.0]], "prompt 1 needs a finite")]
 
 
 @pytest.mark.parametrize("proxy, gold, said", BAD)

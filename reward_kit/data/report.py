@@ -163,6 +163,12 @@ class Report:
     verdicts = ()  # sentences; a field or a property of the subclass
     captions: dict = {}  # name of a figure -> what it shows
     folded = False  # whether a notebook shows the sections folded
+    level = 0.95  # of the intervals; a field of the subclass
+
+    @property
+    def confidence(self) -> str:
+        "The level in words: 95%."
+        return f"{100 * self.level:g}%"
 
     @property
     def sentences(self) -> list[str]:

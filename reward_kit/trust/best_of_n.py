@@ -24,12 +24,10 @@ def _reward_rows(proxy, gold):
                          "give the rewards of the same one or more prompts")
     rows = [(np.asarray(p, float), np.asarray(g, float)) for p, g in zip(proxy, gold)]
     for i, (p, g) in enumerate(rows):
-        if p.shape != g.shape or p.ndim != 1 or len(p) == 0:
-            raise ValueError(f"prompt {i} has proxy rewards of shape {p.shape} and gold rewards "
-                             f"of shape {g.shape}; give one of each for every response")
-        if not np.isfinite([p, g]).all():
-            raise ValueError(f"prompt {i} has a reward that is not finite; "
-                             "leave out responses that could not be scored")
+        alike = p.shape == g.shape == (len(p),) and len(p) > 0
+        if not alike or not np.isfinite([p, g]).all():
+            raise ValueError(f"prompt {i} needs a finite proxy and gold reward for every response, "
+                             f"got shapes {p.shape} and {g.shape}; leave out what was not scored")
     return rows
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #f242b229
@@ -113,7 +111,7 @@ def sections(self: BestOfNCurve):
         if n & (n - 1) == 0 or n == self.n[-1]:
             interval = f"{low:.3f} to {high:.3f}"
             rows.append((n, f"{kl:.2f}", f"{gold:.3f}", interval, f"{proxy:.3f}"))
-    header = "n", "KL", "gold", f"{100 * self.level:g}% interval", "proxy"
+    header = "n", "KL", "gold", f"{self.confidence} interval", "proxy"
     return [Section(table=Table(header, rows))]
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9cc78059
@@ -124,7 +122,7 @@ def figures(self: BestOfNCurve):
     proxy = (np.array(self.proxy) - self.proxy[0]) / self.proxy_std
     gold = np.array(self.gain) / self.gold_std
     band = np.transpose(self.gain_interval) / self.gold_std
-    label = f"gold, which judges ({100 * self.level:g}% interval)"
+    label = f"gold, which judges ({self.confidence} interval)"
     axes.axhline(0, color="0.6", linewidth=1)
     axes.plot(x, proxy, color="#D55E00", linestyle="--", label="proxy, which chooses")
     axes.fill_between(x, *band, color="#0072B2", alpha=0.2, linewidth=0)

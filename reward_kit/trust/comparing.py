@@ -65,7 +65,7 @@ def _comparison_sentence(a, b, difference, low, high, p, corrected=None, level=0
     "What one comparison (b minus a) allows one to say."
     if difference < 0:
         a, b, difference, low, high = b, a, -difference, -high, -low
-    found = f"{points(difference)} points ({points(low)} to {points(high)}), {_p_text(p)}"
+    found = f"{points(difference)} points ({points(low, high)}), {_p_text(p)}"
     if corrected is not None:
         p, words = corrected, _p_text(corrected)
         found += ", after correction " + words.removeprefix("p ").removeprefix("= ")
@@ -338,7 +338,7 @@ class _RunComparison(Report):
         for s in self.settings:
             ends = percent(s["low"], s["high"])
             rows.append((s["name"], s["seeds"], percent(s["accuracy"]), ends))
-        header = "setting", "seeds", "accuracy", f"{100 * self.level:g}% interval"
+        header = "setting", "seeds", "accuracy", f"{self.confidence} interval"
         return [Section(table=Table(header, rows))]
 
     def figures(self):
@@ -346,7 +346,7 @@ class _RunComparison(Report):
         rows = []
         for c in self.comparisons:
             rows.append((f"{c['b']} - {c['a']}", c["difference"], c["low"], c["high"]))
-        xlabel = f"difference in accuracy (points) with {100 * self.level:g}% intervals"
+        xlabel = f"difference in accuracy (points) with {self.confidence} intervals"
         return {"differences": forest_plot(rows, xlabel, scale=100, line=0)}
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #645e4707

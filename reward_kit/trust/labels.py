@@ -57,12 +57,12 @@ class CrossValidation(Report):
 # %% ../../nbs/4_trust/45_labels.ipynb #cccb10d9
 @patch(as_prop=True)
 def verdicts(self: CrossValidation):
-    p, (low, high), level = self.accuracy, self.interval, f"{100 * self.level:g}%"
+    p, (low, high) = self.accuracy, self.interval
     z = NormalDist().inv_cdf((1 + self.level) / 2)
     holdout = z * math.sqrt(p * (1 - p) / max(1, self.n_pairs // 10))
     sentences = [
         f"Models trained on {1 - 1 / self.k:.0%} of the data order {percent(p)} of "
-        f"{self.n_pairs:,} unseen pairs as people did ({level} interval {percent(low, high)}).",
+        f"{self.n_pairs:,} unseen pairs as people did ({self.confidence} interval {percent(low, high)}).",
         f"That is plus or minus {points((high - low) / 2)} points; "
         f"holding out a tenth of the pairs once would leave {points(holdout)}.",
     ]
@@ -78,20 +78,18 @@ def sections(self: CrossValidation):
     rows = []
     for f in self.folds:
         counts = f["seed"], f["fold"] + 1, f"{f['trained_on']:,}", f"{f['pairs']:,}"
-        ends = percent(f["low"], f["high"]) if f["pairs"] else "none"
-        rows.append((*counts, percent(f["accuracy"]), ends))
+        rows.append((*counts, percent(f["accuracy"]), percent(f["low"], f["high"])))
     header = "seed", "fold", "trained on", "judged pairs", "accuracy"
-    return [Section(table=Table((*header, f"{100 * self.level:g}% (Wilson)"), rows))]
+    return [Section(table=Table((*header, f"{self.confidence} (Wilson)"), rows))]
 
 
 @patch
 def figures(self: CrossValidation):
     rows = [(f"all {self.n_pairs:,} pairs", self.accuracy, *self.interval)]
     for f in self.folds:
-        if f["pairs"]:
-            name = f"seed {f['seed']}, fold {f['fold'] + 1}"
-            rows.append((name, f["accuracy"], f["low"], f["high"]))
-    xlabel = f"accuracy (%) with {100 * self.level:g}% intervals"
+        name = f"seed {f['seed']}, fold {f['fold'] + 1}"
+        rows.append((name, f["accuracy"], f["low"], f["high"]))
+    xlabel = f"accuracy (%) with {self.confidence} intervals"
     return {"folds": forest_plot(rows, xlabel, scale=100)}
 
 # %% ../../nbs/4_trust/45_labels.ipynb #7f0624b2
@@ -109,11 +107,9 @@ def _out_of_fold(train, preferences, k, seed, bar):
 
 
 def _fold_row(outcomes, level): # (P,)
-    n = len(outcomes)
-    if not n:
-        return {"pairs": 0, "accuracy": None, "low": None, "high": None}
-    low, high = wilson_interval(outcomes.sum(), n, level)
-    return {"pairs": n, "accuracy": float(outcomes.mean()), "low": low, "high": high}
+    low, high = wilson_interval(outcomes.sum(), len(outcomes), level)
+    share = float(outcomes.mean())
+    return {"pairs": len(outcomes), "accuracy": share, "low": low, "high": high}
 
 # %% ../../nbs/4_trust/45_labels.ipynb #355fc607
 def cross_validate(
@@ -141,7 +137,8 @@ def cross_validate(
         for fold in range(folds):
             own = outcomes[fold_of[pairs["record"]] == fold]
             row = {"seed": seed, "fold": fold, "trained_on": int((fold_of != fold).sum())}
-            rows.append(row | _fold_row(own, level))
+            if len(own):
+                rows.append(row | _fold_row(own, level))
     pooled = pooled_accuracy(pairs["outcome"], pairs["prompt"], level=level, samples=samples)
     del pooled["low"], pooled["high"]
     return CrossValidation(

@@ -61,40 +61,31 @@ class _LearningCurve(Report):
     _draws: np.ndarray | None = None # (B, 3) fits of the bootstrap draws
     title = "Learning curve"
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #c6155c15
-@patch
-def _fitted(self: _LearningCurve, n):
-    "Accuracy at n records of every draw."
-    most = self.sizes[-1]
-    if not 0 < n <= 2.01 * most:  # whole prompts rarely add up to the size asked for
-        raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; "
-                         f"the fit is trusted up to twice, so ask for at most {most:,.0f} more")
-    return _power_law(self._draws, n, most)
+    def _fitted(self, n):
+        "Accuracy at n records of every draw."
+        most = self.sizes[-1]
+        if not 0 < n <= 2.01 * most:  # whole prompts rarely add up to the size asked for
+            raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; "
+                             f"the fit is trusted up to twice, so ask for at most {most:,.0f} more")
+        return _power_law(self._draws, n, most)
 
+    def _ends(self, values):
+        return float(np.median(values)), *Bootstrap(level=self.level).ends(values)
 
-@patch
-def _ends(self: _LearningCurve, values):
-    return float(np.median(values)), *Bootstrap(level=self.level).ends(values)
+    def predict(self, n): # -> accuracy, low, high
+        "Accuracy at n records. Raises ValueError beyond twice the largest size."
+        return self._ends(self._fitted(n))
 
-# %% ../../nbs/4_trust/46_learning_curve.ipynb #7053b659
-@patch
-def predict(self: _LearningCurve, n): # -> accuracy, low, high
-    "Accuracy at n records. Raises ValueError beyond twice the largest size."
-    return self._ends(self._fitted(n))
+    def gain(self, extra): # -> gain, low, high
+        "What `extra` more records would add. Raises ValueError as `predict`."
+        n = self.sizes[-1]
+        return self._ends(self._fitted(n + extra) - self._fitted(n))
 
-
-@patch
-def gain(self: _LearningCurve, extra): # -> gain, low, high
-    "What `extra` more records would add. Raises ValueError as `predict`."
-    n = self.sizes[-1]
-    return self._ends(self._fitted(n + extra) - self._fitted(n))
-
-
-@patch(as_prop=True)
-def limit(self: _LearningCurve):
-    "The accuracy of unlimited labels by the fit, only a hint; None: no limit below 1."
-    m, g, c = self.fit
-    return m + g / c if c > 0 and m + g / c < 1 else None
+    @property
+    def limit(self):
+        "The accuracy of unlimited labels by the fit, only a hint; None: no limit below 1."
+        m, g, c = self.fit
+        return m + g / c if c > 0 and m + g / c < 1 else None
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #d2f49fbb
 @patch(as_prop=True)
@@ -103,7 +94,7 @@ def verdicts(self: _LearningCurve):
     two_digits = 10 ** max(len(str(most)) - 2, 0)
     extra = min(1000, most - most % two_digits)
     gain, low, high = self.gain(extra)
-    found = f"{points(gain)} points ({points(low)} to {points(high)})"
+    found = f"{points(gain)} points ({points(low, high)})"
     labels = f"{extra:,} more labels"
     if high < 0.01:
         sentences = [f"{labels} would hardly help: {found}."]
@@ -122,7 +113,7 @@ def sections(self: _LearningCurve):
     rows = []
     for n, share, *ends in zip(self.sizes, self.accuracy, self.low, self.high):
         rows.append((f"{n:,.0f}", percent(share), percent(*ends), percent(self.predict(n)[0])))
-    header = "training records", "accuracy", f"{100 * self.level:g}% interval", "fit"
+    header = "training records", "accuracy", f"{self.confidence} interval", "fit"
     return [Section(table=Table(header, rows))]
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #d4464780

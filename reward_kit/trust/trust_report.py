@@ -43,8 +43,7 @@ def _verdicts(interval, always_longer, n_pairs, over_rule):
         sentences.append(f"This cannot be told from chance: {found}, contains 50%.")
     if low > 0.5 and over_rule[0] <= 0:
         rule = "longer" if always_longer >= 0.5 else "shorter"
-        share = percent(max(always_longer, 1 - always_longer))
-        ends = " to ".join(map(points, over_rule))
+        share, ends = percent(max(always_longer, 1 - always_longer)), points(*over_rule)
         sentences.append(f"Not shown to be better than always picking the {rule} response, which "
                          f"reaches {share} here (difference on the same pairs {ends} points).")
     if high - low > 0.1:
@@ -118,12 +117,14 @@ def title(self: TrustReport):
 
 
 @patch(as_prop=True)
-def interval(self: TrustReport):
+def interval(self: TrustReport) -> tuple[float, float]:
+    "The wider of the two, end by end."
     return wider(self.wilson, self.bootstrap)
 
 
 @patch(as_prop=True)
-def summary(self: TrustReport):
+def summary(self: TrustReport) -> list[str]:
+    "What to know first."
     sentences, probes = list(self.verdicts), self.probes
     if self.calibration:
         sentences.append(self.calibration.verdicts[0])
@@ -141,8 +142,9 @@ TrustReport.sentences = TrustReport.summary
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #edc7015b
 @patch
-def rows(self: TrustReport):
-    level, r, k = f"{100 * self.level:g}%", self.rewards, self.rankings
+def rows(self: TrustReport) -> list[tuple[str, str]]:
+    "The measures of agreement as texts."
+    level, k = self.confidence, self.rankings
     alike = "with one prompt" if self.n_prompts == 1 else "where all prompts came out alike"
     drawn = self.bootstrap[0] < self.bootstrap[1]
     rows = [
@@ -153,9 +155,9 @@ def rows(self: TrustReport):
         ("strictly ordered pairs", f"{self.n_pairs:,} from {counted(self.n_prompts, 'prompt')}"),
         ("pairs with tied rewards", f"{self.n_tied_rewards:,}"),
         ("records left out as too long", f"{self.n_too_long:,} of {self.n_records:,}"),
-        ("reward, mean and standard deviation", f"{r['mean']:.3f}, {r['std']:.3f}"),
+        ("reward, mean and standard deviation", "{mean:.3f}, {std:.3f}".format(**self.rewards)),
         ("reward difference, better minus worse",
-         f"{r['mean_difference']:.3f} (sd {r['std_difference']:.3f})"),
+         "{mean_difference:.3f} (sd {std_difference:.3f})".format(**self.rewards)),
     ]
     if k:
         known = [k[name] for name in ("spearman", "kendall", "ndcg")]
@@ -177,9 +179,9 @@ def _groups(self: TrustReport):
 def _group_table(self: TrustReport):
     rows = []
     for name, row in self._groups():
-        ends = percent(row["low"], row["high"])
-        rows.append((name, row["group"], f"{row['pairs']:,}", percent(row["accuracy"]), ends))
-    return Table(("by", "group", "pairs", "accuracy", f"{100 * self.level:g}% interval"), rows)
+        shares = percent(row["accuracy"]), percent(row["low"], row["high"])
+        rows.append((name, row["group"], f"{row['pairs']:,}", *shares))
+    return Table(("by", "group", "pairs", "accuracy", f"{self.confidence} interval"), rows)
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #5d53ac56
 @patch
@@ -259,10 +261,10 @@ def _plot_differences(self: TrustReport):
 def figures(self: TrustReport):
     figures, rows = {"accuracy": self._plot_differences()}, []
     for name, row in self._groups():
-        label = f"{name}: {row['group']} ({row['pairs']:,} pairs)"
-        rows.append((label, row["accuracy"], row["low"], row["high"]))
+        label = "{group} ({pairs:,} pairs)".format(**row)
+        rows.append((f"{name}: {label}", row["accuracy"], row["low"], row["high"]))
     if rows:
-        xlabel = f"accuracy (%), {100 * self.level:g}% intervals; dotted: not unlike all pairs"
+        xlabel = f"accuracy (%), {self.confidence} intervals; dotted: not unlike all pairs"
         figures["groups"] = forest_plot(rows, xlabel, scale=100, line=self.accuracy)
     for name in ("calibration", "probes"):
         if getattr(self, name):
