@@ -38,9 +38,9 @@ def percent(*shares: float | None) -> str:  # 0..1; two are the ends of an inter
     return " to ".join("none" if share is None else f"{100 * share:.1f}%" for share in shares)
 
 
-def points(difference: float) -> str:  # of two shares
-    "A difference of shares in points."
-    return f"{100 * difference:z.1f}"
+def points(*differences: float) -> str:  # of two shares; two are the ends of an interval
+    "A difference of shares, or an interval, in points."
+    return " to ".join(f"{100 * difference:z.1f}" for difference in differences)
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:  # how many of what; a plural without s
