@@ -64,13 +64,6 @@ _PAIRS = {
 }
 
 # %% ../../nbs/1_data/13_columns.ipynb #993b4f5c
-def _absent(name, actual, present):
-    close = difflib.get_close_matches(str(actual), present, 1, 0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    shown = ", ".join(map(repr, present))
-    return PreferenceDataError(f"column {actual!r} (for {name!r}) is missing; present are {shown}{hint}")
-
-
 def _checked(given, present, extra):
     "The caller's mapping; None declares a column absent."
     known = [*_ALIASES, *_WITHOUT_ALIAS, *extra, "conversations", "messages"]
@@ -79,7 +72,10 @@ def _checked(given, present, extra):
         if name not in known:
             raise PreferenceDataError(f"columns: unknown name {name!r}; known are {', '.join(known)}")
         if actual is not None and actual not in present:
-            raise _absent(name, actual, present)
+            close = difflib.get_close_matches(str(actual), present, 1, 0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            missing = f"column {actual!r} (for {name!r}) is missing"
+            raise PreferenceDataError(f"{missing}; present are {', '.join(map(repr, present))}{hint}")
         if actual is not None and actual in names:
             twice = f"is named twice, for {names[actual]!r} and for {name!r}"
             raise PreferenceDataError(f"column {actual!r} {twice}; each needs a column of its own")

@@ -44,37 +44,28 @@ def _texts(fmt, row):
     return texts + [[row.get(fmt.columns.get(name, name))] * n for name in _TEMPLATE]
 
 
-def _encode(rm, texts):
+def _encode(rm, fmt, rows):
     "(what the texts are encoded as, error) of each row."
-    if not texts:
-        return []
-    prompts, responses, *template = (list(itertools.chain(*lists)) for lists in zip(*texts))
-    given = {name: values for name, values in zip(_TEMPLATE, template) if any(values)}
     try:
+        texts = [_texts(fmt, row) for row in rows]
+        prompts, responses, *template = (list(itertools.chain(*lists)) for lists in zip(*texts))
+        given = {name: values for name, values in zip(_TEMPLATE, template) if any(values)}
         encoded = iter(rm.encode(prompts, None if None in responses else responses, **given))
-    except (ValueError, TypeError, jinja2.TemplateError) as error:
-        if len(texts) == 1:
-            return [(None, str(error).removeprefix("row 0").removeprefix(": "))]
-        half = len(texts) // 2
-        return _encode(rm, texts[:half]) + _encode(rm, texts[half:])
-    own = [list(itertools.islice(encoded, len(row[0]))) for row in texts]
-    return [(None, rm.why_too_long()) if None in row else (row, "") for row in own]
+    except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
+        if len(rows) == 1:
+            return [([], str(error).removeprefix("row 0").removeprefix(": "))]
+        half = len(rows) // 2
+        return _encode(rm, fmt, rows[:half]) + _encode(rm, fmt, rows[half:])
+    own = [list(itertools.islice(encoded, len(prompts))) for prompts, *_ in texts]
+    return [([], rm.why_too_long()) if None in row else (row, "") for row in own]
 
-# %% ../../nbs/3_scores/32_score_files.ipynb #e9bdb264
-def _score_rows(rm, rows, fmt, normalize):
-    "(scores, error) of each row: one of the two is empty."
-    found, texts = {}, {}
-    for i, row in enumerate(rows):
-        try:
-            texts[i] = _texts(fmt, row)
-        except (ValueError, TypeError, KeyError) as error:
-            found[i] = [], str(error)
-    encoded = dict(zip(texts, _encode(rm, list(texts.values()))))
-    rewards = rm.score_ids([one for own, _ in encoded.values() for one in own or ()])
+
+def _score_rows(rm, fmt, rows, normalize):
+    "(scores, error) of each row."
+    encoded = _encode(rm, fmt, rows)
+    rewards = rm.score_ids([one for own, _ in encoded for one in own])
     rewards = iter(rm.normalized(rewards) if normalize else rewards)
-    for i, (own, error) in encoded.items():
-        found[i] = list(itertools.islice(rewards, len(own or ()))), error
-    return [found[i] for i in range(len(rows))]
+    return [(list(itertools.islice(rewards, len(own))), error) for own, error in encoded]
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #920bec21
 class _PartialFile:
@@ -204,7 +195,7 @@ def score_file(
     done = part.rows
     with tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress) as bar:
         while chunk := list(itertools.islice(rows, batch_rows)):
-            found = _score_rows(self, chunk, fmt, normalize)
+            found = _score_rows(self, fmt, chunk, normalize)
             part.add([row | _outcome(names, fmt, *scored) for row, scored in zip(chunk, found)])
             bar.update(len(chunk))
     part.finish()
