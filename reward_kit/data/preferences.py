@@ -41,17 +41,21 @@ def _features(kind):
     "The columns of records; messages are JSON (chapter 12)."
     text = datasets.Value("string") if kind == "text" else datasets.Json()
     words, number = datasets.Value("string"), datasets.Value("float64")
-    columns = {"id": words, "prompt": text, "responses": datasets.List(text)}
-    columns |= {"ranks": datasets.List(datasets.Value("int64")), "scores": datasets.List(number)}
-    columns |= {"margin": number, "weight": number, "source": words, "origin": words}
+    columns = {
+        "id": words, "prompt": text, "responses": datasets.List(text),
+        "ranks": datasets.List(datasets.Value("int64")), "scores": datasets.List(number),
+        "margin": number, "weight": number, "source": words, "origin": words,
+    }
     return datasets.Features(columns | dict.fromkeys(_TEMPLATE, words))
 
 
 def _to_table(records, kind):
     if kind == "messages":
         dump = partial(json.dumps, ensure_ascii=False)
-        texts = [{"prompt": dump(r["prompt"]), "responses": [*map(dump, r["responses"])]} for r in records]
-        records = [record | text for record, text in zip(records, texts, strict=True)]
+        records = [
+            record | {"prompt": dump(record["prompt"]), "responses": list(map(dump, record["responses"]))}
+            for record in records
+        ]
     plain = _features("text").arrow_schema.remove_metadata()
     return pa.Table.from_pylist(records, plain).cast(_features(kind).arrow_schema)
 
@@ -314,9 +318,10 @@ _FULL_TEXTS = (
 
 def _begin_report(source, fmt, kind):
     full_texts = "prompt" not in fmt.columns and kind == "text"
-    notes = [_FULL_TEXTS] if full_texts else []
-    if len(source.splits) > 1:
-        notes.insert(0, f"split {source.split!r} of {', '.join(source.splits)}")
+    splits = len(source.splits) > 1
+    notes = [f"split {source.split!r} of {', '.join(source.splits)}"] if splits else []
+    if full_texts:
+        notes.append(_FULL_TEXTS)
     used = [*fmt.columns.values(), "ranks", "origin"]
     unused = [name for name in fmt.present if name not in used]
     notes += fmt.notes(kind, full_texts)
@@ -408,8 +413,8 @@ def prompt_overlap(
 ) -> dict:  # `shared` of `prompts` distinct prompts of b, and the `records` that have one
     "How many prompts of `b` are in `a` too, by `prompt_keys`."
     ours, theirs = a.prompt_keys, b.prompt_keys
-    shared, records = np.intersect1d(ours, theirs), np.isin(theirs, ours)
-    return {"shared": len(shared), "prompts": len(np.unique(theirs)), "records": int(records.sum())}
+    shared = theirs[np.isin(theirs, ours)]
+    return {"shared": len(np.unique(shared)), "prompts": len(np.unique(theirs)), "records": len(shared)}
 
 # %% ../../nbs/1_data/16_preferences.ipynb #e6f80269
 def _deal(keys, seed):
@@ -437,13 +442,14 @@ def hold_out(
         records = counted(len(keys), "record")
         raise PreferenceDataError(f"{records} with one prompt; a split needs two or more prompts")
     wanted, most = max(round(eval_fraction * len(keys)), 1), most or len(sizes)
-    held, rows, prompts = np.zeros(len(sizes), bool), 0, 0
+    held, rows = [], 0
     for n, size in enumerate(sizes.tolist()):
-        if prompts < most and rows < wanted and rows + size <= wanted + size // 2:
-            held[n], rows, prompts = True, rows + size, prompts + 1
-    if held.all() or not held.any():
-        held = np.arange(len(sizes)) == sizes.argmin()
-    return held[group]
+        if len(held) < most and rows < wanted and rows + size <= wanted + size // 2:
+            held.append(n)
+            rows += size
+    if len(held) in (0, len(sizes)):
+        held = [sizes.argmin()]
+    return np.isin(group, held)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #ae929b56
 def split_by_prompt(
