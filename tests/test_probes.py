@@ -536,12 +536,10 @@ def test_the_figure_shows_what_was_found():
     axes = figure.axes[0]
     labels = [t.get_text() for t in axes.get_yticklabels()]
     assert labels == [f"{r.name} ({r.expected})" for r in report.worst_first] and axes.get_ylim()[0] > axes.get_ylim()[1]
-    intervals, markers = axes.lines[1::2], axes.lines[2::2] # the first line is zero
-    points = {int(m.get_ydata()[0]): (m.get_xdata()[0], m.get_color(), m.get_marker()) for m in markers}
+    lines = {int(line.get_ydata()[0]): line for line in axes.lines[1:]} # the first line is zero
     for y, r in enumerate(report.worst_first):
-        assert points[y] == (r.effect, *probes_module._STYLES[r.verdict])
-    ends = {int(i.get_ydata()[0]): tuple(i.get_xdata()) for i in intervals}
-    assert all(ends[y] == pytest.approx((r.low, r.high)) for y, r in enumerate(report.worst_first))
+        assert lines[y].get_xdata() == pytest.approx((r.low, r.effect, r.high)) and lines[y].get_markevery() == [1]
+        assert (lines[y].get_color(), lines[y].get_marker()) == probes_module._STYLES[r.verdict]
     assert len({marker for _, marker in probes_module._STYLES.values()}) == 4 and "standard deviations" in axes.get_xlabel()
 
 
