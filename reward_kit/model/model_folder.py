@@ -7,7 +7,7 @@ __all__ = ['ModelLoadError', 'resolve_model', 'base_name', 'loading', 'RewardHea
            'load_policy_backbone', 'RewardMetadata', 'ModelCard', 'CheckpointError', 'writing', 'saved_whole',
            'merged_model']
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #22632098
+# %% ../../nbs/2_model/25_model_folder.ipynb #664e7940
 import copy
 import errno
 import json
@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
+from traceback import format_exception
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
@@ -35,20 +36,18 @@ from .batches import innermost_model
 from .encoding import RewardEncoding
 from .settings import quiet
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #17b02abd
+# %% ../../nbs/2_model/25_model_folder.ipynb #584d8f18
 class ModelLoadError(ValueError, OSError):
     "A model cannot be used; the message is one line that says what to do."
 
 
 def _is_path(name):
-    text = str(name)
-    looks_so = text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text
-    return looks_so or isinstance(name, os.PathLike)
+    "A hub id has one slash at most, in its middle."
+    looks_so = re.match(r"[./~]|.*\\|.*/.*/", str(name))
+    return looks_so is not None or isinstance(name, os.PathLike)
 
 
-def resolve_model(
-    name,  # "playground", a folder, or a hub id
-) -> str:
+def resolve_model(name) -> str:  # "playground", a folder, or a hub id
     "The folder or hub id behind a model name. ModelLoadError for a path that cannot be a model."
     if str(name) == "playground":
         return str(playground_base())
@@ -63,17 +62,15 @@ def resolve_model(
         problem = "is a file: give the folder of it" if folder.exists() else "does not exist"
     raise ModelLoadError(f"model folder {name} {problem}")
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #47698ed0
-def base_name(
-    name: str | os.PathLike,  # "playground", a folder, or a hub id
-) -> str:  # of a folder its name alone
-    "The base model by a name fit to be published, which tells nothing of this machine."
+# %% ../../nbs/2_model/25_model_folder.ipynb #2697fda9
+def base_name(name: str | os.PathLike) -> str:  # "playground", a folder, or a hub id
+    "The base model by a name fit to be published: of a folder its name alone."
     if not (_is_path(name) or os.path.isdir(name)):  # a path may be gone by now
         return str(name)
     folder = Path(name).resolve()
     return "playground" if folder == Path(playground_base()).resolve() else folder.name
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #8055d462
+# %% ../../nbs/2_model/25_model_folder.ipynb #964863d3
 _LOAD_ERRORS = {  # what the chain of errors says -> what to do
     "GatedRepoError|gated repo":
         "is gated: accept its licence at https://huggingface.co/{} and log in with `hf auth login`",
@@ -92,9 +89,7 @@ _LOAD_ERRORS = {  # what the chain of errors says -> what to do
 
 
 @contextmanager
-def loading(
-    name,  # of the model, as the user gave it
-):
+def loading(name):  # of the model, as the user gave it
     "Around loading: it is quiet, and what goes wrong is one line. ModelLoadError."
     try:
         with quiet():
@@ -102,12 +97,10 @@ def loading(
     except ModelLoadError:
         raise
     except Exception as error:
-        said, cause = "", error
-        while cause is not None:
-            said, cause = f"{said} {type(cause).__name__} {cause}", cause.__cause__ or cause.__context__
+        said = "".join(format_exception(error, limit=0))  # all errors of the chain, no code
         first = str(error).strip().partition("\n")[0] or type(error).__name__
-        found = [text for signs, text in _LOAD_ERRORS.items() if re.search(signs, said, re.I)]
-        problem = found[0].format(name) if found else f"cannot be loaded: {first[:300]}"
+        known = (text for signs, text in _LOAD_ERRORS.items() if re.search(signs, said, re.I))
+        problem = next(known, f"cannot be loaded: {first[:300]}").replace("{}", str(name))
         raise ModelLoadError(f"model {name} {problem}") from error
 
 # %% ../../nbs/2_model/25_model_folder.ipynb #09a9552a
@@ -122,14 +115,11 @@ def _hub_reachable():
     except OSError:
         return False
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #eb309d04
+# %% ../../nbs/2_model/25_model_folder.ipynb #dfdde23c
 class RewardHead:
     "The head of a model: every child with parameters that is not the base."
 
-    def __init__(
-        self,
-        model,  # *ForSequenceClassification, also inside a PeftModel
-    ):
+    def __init__(self, model):  # *ForSequenceClassification, also inside a PeftModel
         inner = innermost_model(model)
         base, children = getattr(inner, "base_model_prefix", ""), inner.named_children()
         heads = {name: m for name, m in children if name != base and list(m.parameters())}
@@ -152,13 +142,13 @@ class RewardHead:
             if head.bias is not None:
                 head.bias.zero_()
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #f741cbb1
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision",
-                  "subfolder", "token", "code_revision", "trust_remote_code")
+# %% ../../nbs/2_model/25_model_folder.ipynb #83c88c1b
+_HUB_ARGUMENTS = """cache_dir force_download local_files_only proxies revision subfolder token
+code_revision trust_remote_code""".split()
 
 
 def _shared_arguments(path, given):
-    "What configuration, tokenizer and weights are all loaded with; taken out of `given`."
+    "What configuration, tokenizer and weights share; taken out of `given`."
     shared = {"trust_remote_code": False}
     shared |= {name: given.pop(name) for name in _HUB_ARGUMENTS if name in given}
     if os.path.isdir(path) or _hub_reachable():
@@ -168,20 +158,20 @@ def _shared_arguments(path, given):
 
 def _read_config(name, path, shared, given):
     "The configuration with the settings that are its own, and those left for the model."
-    if given.get("num_labels", 1) != 1:
-        labels = given["num_labels"]
+    labels = given.get("num_labels", 1)
+    if labels != 1:
         raise ModelLoadError(
             f"model {name}: num_labels={labels}, but a reward model gives one number; leave it out")
-    model_only = ("num_labels", "problem_type", "quantization_config")
-    own = {key: value for key, value in given.items() if key not in model_only}
+    model_only = {"num_labels", "problem_type", "quantization_config"}
+    own = {key: given[key] for key in given.keys() - model_only}
     config, left = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **shared, **own)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelLoadError(
             f"model {name} is an encoder-decoder: reward_kit uses decoders and encoders")
     names = {"quantization_config", *left}  # even if the configuration has one
-    return config, {key: value for key, value in given.items() if key in names}
+    return config, {key: given[key] for key in given.keys() & names}
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #4e11e521
+# %% ../../nbs/2_model/25_model_folder.ipynb #d73d4646
 def _not_a_reward_model(name, why):
     return ModelLoadError(
         f"model {name} is not a reward model ({why}): train one from it first, or give a "
@@ -194,13 +184,11 @@ def _classifies(config):
 
 def _head_is_missing(info):
     "Whether the weights lacked the reward head, or had one of another shape."
-    mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
-    keys = (*info["missing_keys"], *mismatched)
-    return any(key.startswith(("score.", "classifier.")) for key in keys)
+    keys = f"{info['missing_keys']} {info['mismatched_keys']}"
+    return re.search(r"'(score|classifier)\.", keys) is not None
 
 
 def _check_reward_model(name, config):
-    "ModelLoadError for what cannot be one."
     if not _classifies(config):
         architecture = (config.architectures or ["unknown"])[0]
         raise _not_a_reward_model(name, f"its architecture is {architecture}")
@@ -208,13 +196,13 @@ def _check_reward_model(name, config):
         raise ModelLoadError(
             f"model {name} has {config.num_labels} labels: a reward model gives one number")
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #ae0e6791
+# %% ../../nbs/2_model/25_model_folder.ipynb #3fbe0ab3
 def load_reward_backbone(
     name,  # "playground", a folder, or a hub id
     *,
     new_head: bool = False,  # give a model without a reward head one, to train it; False: an error
     dtype=torch.float32,  # of the weights
-    seed: int | None = None,  # of a new head; None: 0
+    seed: int = 0,  # of a new head
     tokenizer=None,  # used instead of the model's own
     **given,  # of `from_pretrained`: revision, trust_remote_code, attn_implementation, ...
 ):  # -> (model, tokenizer); model.reward_head_is_new says where the head came from
@@ -222,7 +210,7 @@ def load_reward_backbone(
     path = resolve_model(name)
     shared, dtype = _shared_arguments(path, given), given.pop("torch_dtype", dtype)
     with loading(name), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
+        torch.manual_seed(seed)
         config, given = _read_config(name, path, shared, given)
         if not new_head:
             _check_reward_model(name, config)
@@ -237,7 +225,7 @@ def load_reward_backbone(
     if model.reward_head_is_new:
         if not new_head:
             raise _not_a_reward_model(name, "its weights have no reward head")
-        RewardHead(model).draw(seed or 0)
+        RewardHead(model).draw(seed)
     return model, tokenizer
 
 # %% ../../nbs/2_model/25_model_folder.ipynb #9b2def66
@@ -260,11 +248,11 @@ def load_policy_backbone(
         model = AutoModelForCausalLM.from_pretrained(path, **options)
         return model, AutoTokenizer.from_pretrained(path, **shared)
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #a27d349a
+# %% ../../nbs/2_model/25_model_folder.ipynb #f39220f8
 def _library_versions():
     "Versions of the libraries that decide a score."
     found = {}
-    for name in ("reward-kit", "torch", "transformers", "tokenizers", "trl", "datasets", "peft"):
+    for name in "reward-kit torch transformers tokenizers trl datasets peft".split():
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -286,7 +274,7 @@ class RewardMetadata:
     extra: dict = field(default_factory=dict)  # other keys of the file, kept
 
     def without_scale(self) -> "RewardMetadata":
-        "A copy without normalization and calibration, for a model whose scores have another scale."
+        "A copy without normalization and calibration, for a model with another scale."
         return replace(copy.deepcopy(self), normalization=None, calibration=None)
 
     def to_dict(self) -> dict:
@@ -328,7 +316,7 @@ def load(cls: RewardMetadata, folder) -> RewardMetadata | None:  # of a model, o
         raise ValueError(f"{path} is not valid JSON of an object: {error}") from error
     return cls.from_dict(data)
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #770e876c
+# %% ../../nbs/2_model/25_model_folder.ipynb #a44c3a84
 def _section_pattern(name):
     mark = f"reward_kit:{re.escape(name)}"
     return re.compile(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->\n?", re.DOTALL)
@@ -337,10 +325,7 @@ def _section_pattern(name):
 class ModelCard:
     "The README.md of a model folder."
 
-    def __init__(
-        self,
-        folder: str | Path,  # of the model
-    ):
+    def __init__(self, folder: str | Path):  # of the model
         self.path = Path(folder) / "README.md"
 
     @property
@@ -397,7 +382,7 @@ def complete(self: ModelCard) -> Path:
     data.tags = list(dict.fromkeys([*(data.tags or []), "reward-model"]))
     return write_whole(self.path, str(card))
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #b73a3928
+# %% ../../nbs/2_model/25_model_folder.ipynb #44a633c1
 class CheckpointError(OSError):
     "A checkpoint or a model could not be written or read; the message says what is left."
 
@@ -417,10 +402,7 @@ def _write_problem(error):
 
 
 @contextmanager
-def writing(
-    what: str,  # "MODEL could not be saved to FOLDER"
-    left=lambda: "",  # function that cleans up, and ends the message
-):
+def writing(what: str, left=lambda: ""):  # "X could not be saved"; cleans up, and ends the message
     "Around the writing of files, quietly. CheckpointError: that was not possible."
     try:
         with quiet():
@@ -431,34 +413,27 @@ def writing(
             raise
         raise CheckpointError(f"{what}: {problem}{left()}") from error
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #fc02584f
+# %% ../../nbs/2_model/25_model_folder.ipynb #c373ae03
 @contextmanager
-def saved_whole(
-    target: str | Path,  # folder of the model
-    what: str = "the model",  # it is, for the message
-):  # -> folder to write into
-    "Around the writing of a folder, which is moved in place at its end. CheckpointError."
+def saved_whole(target: str | Path, what: str = "the model"):  # folder of the model; for the message
+    "Around the writing of a folder, moved in place at its end. -> where to write. CheckpointError."
     target, file = Path(target), RewardMetadata.FILE
     source = target.parent / f".{target.name}.saving-{os.getpid()}"
-    old = ["*.safetensors*", "pytorch_model*.bin*", "training_args.bin"]
+    old = ("*.safetensors*", "pytorch_model*.bin*", "training_args.bin")
     if (target / file).exists():  # the folder is ours, and so is the adapter
-        old.append("adapter/*")
+        old += ("adapter/*",)
     try:
         with writing(f"{what} could not be saved to {target}"):
             source.mkdir(parents=True)
             yield source
-            move_into(source, target, last=file, replaced=tuple(old))
+            move_into(source, target, last=file, replaced=old)
     finally:
         shutil.rmtree(source, ignore_errors=True)
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #c3a7d8b5
+# %% ../../nbs/2_model/25_model_folder.ipynb #ea9ad27f
 @patch
-def trained_by(
-    self: RewardHead,
-    peft_config,  # peft.PeftConfig, left as it is
-    added: list = (),  # ids of tokens that came with a chat template
-):
-    "A copy that adapts a classifier and trains its head and the embeddings of added tokens."
+def trained_by(self: RewardHead, peft_config, added: list = ()):  # ids of tokens of a chat template
+    "A copy that trains the head and the embeddings of added tokens too."
     config = copy.deepcopy(peft_config)
     config.task_type, config.inference_mode = "SEQ_CLS", False
     if hasattr(config, "modules_to_save"):
@@ -478,31 +453,27 @@ def check_is_trained(self: RewardHead) -> None:
     if not any(p.requires_grad for p in self.parts.parameters()):
         raise ValueError(
             f"the head {', '.join(names)} of this PeftModel is frozen and would stay random: build it "
-            f"with task_type='SEQ_CLS' and modules_to_save={names}, or pass peft_config and let the "
-            "trainer do it")
+            f"with task_type='SEQ_CLS' and modules_to_save={names}, or pass peft_config instead")
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #eb495ad0
+# %% ../../nbs/2_model/25_model_folder.ipynb #7e82e6ce
 def merged_model(
     model,  # peft.PeftModel; left as it is
     folder: Path,  # where the adapter goes, into adapter/
     base: str,  # name of the base, in place of a path of this machine
 ):
-    "Saves the adapter; a copy with it merged into the weights, on the CPU. ValueError: prompt tuning."
+    "Saves the adapter; a copy on the CPU with it merged. ValueError: prompt tuning."
     if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ValueError(
-            "prompt tuning cannot be merged into the weights: save the adapter with "
-            "trainer.model.save_pretrained(folder)")
+        raise ValueError("prompt tuning cannot be merged into the weights: save the adapter with "
+                         "trainer.model.save_pretrained(folder)")
     adapter = folder / "adapter"
     model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's template with its blanks
     config = adapter / "adapter_config.json"
     write_whole(config, json.loads(config.read_text()) | {"base_model_name_or_path": base})
     quantized = getattr(model.get_base_model(), "is_quantized", False)
-    if quantized:
-        twin = copy.deepcopy(model)
-    else:
-        device = next(model.parameters()).device
-        twin = copy.deepcopy(model.to("cpu"))  # no second copy on the accelerator
+    device = next(model.parameters()).device
+    twin = copy.deepcopy(model if quantized else model.to("cpu"))  # no copy on the accelerator
+    if not quantized:
         model.to(device)
     _untie_adapted(twin.get_base_model())
     merged = twin.merge_and_unload(safe_merge=not quantized)
@@ -510,12 +481,11 @@ def merged_model(
 
 
 def _untie_adapted(model):
-    "Gives the output layer its own weights where it shares the embeddings' and either is adapted."
+    "The output layer gets its own weights where it shares the embeddings' and either is adapted."
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    wrapped = [hasattr(layer, "get_base_layer") for layer in layers]
-    pairs = zip(layers, wrapped, strict=True)
-    inner, output = (layer.get_base_layer() if adapted else layer for layer, adapted in pairs)
-    if output is None or not any(wrapped) or output.weight is not inner.weight:
+    bare = [x.get_base_layer() if hasattr(x, "get_base_layer") else x for x in layers]
+    inner, output = bare
+    if output is None or bare == layers or output.weight is not inner.weight:
         return
     output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
     for config in (model.config, model.config.get_text_config()):

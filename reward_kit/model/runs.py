@@ -138,7 +138,7 @@ def write(
         surplus = max(0, len(found) - max(self.limit, len(kept)))
         self._delete([path for path in found if path.name not in kept][:surplus])
 
-# %% ../../nbs/2_model/26_runs.ipynb #599f7df5
+# %% ../../nbs/2_model/26_runs.ipynb #4bf8f9ae
 @patch
 def find(
     self: Checkpoints,
@@ -149,29 +149,24 @@ def find(
     "The checkpoint to go on from. CheckpointError: it is not complete, or cannot be resumed."
     if not resume:
         return None
-    found = self._find_newest(log) if resume is True else Path(resume)
-    if found and not _read_marker(found):
+    if resume is True:
+        removed = self.writes and self.remove(unfinished_only=True)
+        self.wait()  # nobody looks before that
+        if removed:
+            log(f"Removed unfinished {', '.join(removed)}.")
+        resume = self.newest()
+    if resume is None:
+        log(f"No complete checkpoint in {self.folder}: training starts from the beginning.")
+        return None
+    found = Path(resume)
+    if not _read_marker(found):
         raise CheckpointError(f"{found} is not a complete checkpoint of reward_kit: it has no "
                               f"{_MARKER}, or files are missing")
-    if found and not (found / needs).exists():
-        raise CheckpointError(
-            f"{found} was saved with save_only_model=True and cannot be resumed")
+    if not (found / needs).exists():
+        raise CheckpointError(f"{found} was saved with save_only_model=True and cannot be resumed")
     return found
 
-
-@patch
-def _find_newest(self: Checkpoints, log):
-    "The newest; unfinished ones are removed, once, before any process looks."
-    removed = self.remove(unfinished_only=True) if self.writes else []
-    self.wait()
-    if removed:
-        log(f"Removed unfinished {', '.join(removed)}.")
-    found = self.newest()
-    if found is None:
-        log(f"No complete checkpoint in {self.folder}: training starts from the beginning.")
-    return found
-
-# %% ../../nbs/2_model/26_runs.ipynb #77671b12
+# %% ../../nbs/2_model/26_runs.ipynb #681c2465
 class TrainingInterrupted(KeyboardInterrupt):
     "Training was stopped by Ctrl-C; the message says how to go on."
 
@@ -179,12 +174,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 class StopOnInterrupt(transformers.TrainerCallback):
     "Ends a run at the next step, with a checkpoint, once Ctrl-C was pressed."
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints,  # of the run
-        log: Callable = print,  # takes the lines for people
-    ):
-        self.checkpoints, self.log, self.asked, self.state = checkpoints, log, False, None
+    def __init__(self, checkpoints: Checkpoints, log: Callable = print):  # of the run; for people
+        self.checkpoints, self.log, self.asked = checkpoints, log, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         "The state says at the end how far the run came."
@@ -224,10 +215,8 @@ def watching(self: StopOnInterrupt, processes: int = 1):  # of the run
     finally:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
-# %% ../../nbs/2_model/26_runs.ipynb #05a690e4
-def is_out_of_memory(
-    error: BaseException,  # raised in a forward or backward pass
-) -> bool:
+# %% ../../nbs/2_model/26_runs.ipynb #46637c7b
+def is_out_of_memory(error: BaseException) -> bool:  # raised in a forward or backward pass
     "Whether memory ran out, on an accelerator or in the CPU's allocator."
     if not isinstance(error, RuntimeError):
         return isinstance(error, MemoryError)
@@ -305,17 +294,14 @@ def default_precision(
     overflows = (model_type or "").startswith("gemma3")
     return "fp16" if torch.cuda.is_available() and not overflows else "no"
 
-# %% ../../nbs/2_model/26_runs.ipynb #f48e55f3
+# %% ../../nbs/2_model/26_runs.ipynb #1b2ac3b8
 _RUN_RECORD = "training_run.json"
 
 
 class RunRecord:
     "What the run of a folder was made with, and whether it has finished."
 
-    def __init__(
-        self,
-        folder: str | Path,  # where the run writes
-    ):
+    def __init__(self, folder: str | Path):  # where the run writes
         self.folder = Path(folder)
 
     def read(self) -> dict | None:  # {"settings", "finished", "schema_version"}
@@ -333,12 +319,9 @@ class RunRecord:
         "The run is done."
         self.start(self.read()["settings"], finished=True)
 
-# %% ../../nbs/2_model/26_runs.ipynb #9634a668
-def changed_settings(
-    old: dict,  # {name: value}, as read from a file
-    new: dict,  # the same, as they are now
-) -> list[str]:  # ["learning_rate 1e-05 -> 2e-05", ...]
-    "What differs between two runs, in words; of data only that it is other data."
+# %% ../../nbs/2_model/26_runs.ipynb #276fa99c
+def changed_settings(old: dict, new: dict) -> list[str]:  # {name: value} of a file, and of now
+    "What differs, as 'learning_rate 1e-05 -> 2e-05'; of data only that it is other data."
     new = json.loads(json.dumps(new, default=str))
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     data = ("data", "evaluation data", "prompts")

@@ -17,16 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-# %% ../../nbs/2_model/20_settings.ipynb #19ede5ae
+# %% ../../nbs/2_model/20_settings.ipynb #5ae4c674
 class ParameterError(ValueError):
     "A setting is unknown, missing, of the wrong type or out of range."
 
 
-def nearest(
-    name: str,  # as it was written
-    names,  # those that there are
-) -> str:  # " Did you mean NAME?"; empty where none is like it
-    "The question that ends an error about an unknown name."
+def nearest(name: str, names) -> str:  # as it was written; those that there are
+    "The question that ends an error: ' Did you mean NAME?'; empty where none is like it."
     found = difflib.get_close_matches(name, list(names), 1)
     return f" Did you mean {found[0]}?" if found else ""
 
@@ -55,10 +52,10 @@ def check_number(
         return
     raise ParameterError(f"{name} must be {limits}, got {value!r}")
 
-# %% ../../nbs/2_model/20_settings.ipynb #ff95eaa1
+# %% ../../nbs/2_model/20_settings.ipynb #d497d4ee
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_WORDS = dict.fromkeys(_TRUE, True) | dict.fromkeys(_FALSE, False)
+_WORDS = {"true": True, "yes": True, "on": True, "1": True,
+          "false": False, "no": False, "off": False, "0": False}
 
 
 def _convert(value, kind):
@@ -120,7 +117,7 @@ class _Setting:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             check_number(name, value, self.limits)
 
-# %% ../../nbs/2_model/20_settings.ipynb #eb7bc041
+# %% ../../nbs/2_model/20_settings.ipynb #04b1bab1
 class _Metadata(dict):
     def keys(self):  # of what transformers' parser copies
         return ["help"]
@@ -141,9 +138,7 @@ def setting(
 
 
 @cache
-def settings_of(
-    cls: type,  # a dataclass with settings, or one that inherits some
-) -> dict[str, _Setting]:  # by name, in the order in which they are declared
+def settings_of(cls: type) -> dict[str, _Setting]:  # a class with settings; by name, in their order
     "The settings of a class: its own and those of the classes above it."
     found = {}
     for base in reversed(cls.__mro__):
@@ -221,7 +216,7 @@ class _Learning(_Settings):
     seed: int = setting(
         42, "Seed of the head, the order of the data and the held-out prompts.", "in [0, 2**32)")
 
-# %% ../../nbs/2_model/20_settings.ipynb #b0bf2a3a
+# %% ../../nbs/2_model/20_settings.ipynb #8ffdb50b
 _LAYOUTS = ("auto", "padded", "packed")
 
 
@@ -229,23 +224,22 @@ _LAYOUTS = ("auto", "padded", "packed")
 class _Batches(_Settings):
     heading = "texts and batches (RewardConfig)"
     max_length: int | None = setting(
-        None, "Longest encoded (prompt, response) in tokens. None: 2048, or the model's context "
-        "if shorter.", "3 or more")
+        None, "Longest (prompt, response) in tokens. None: 2048, or the model's context if shorter.",
+        "3 or more")
     overflow: str = setting(
         "truncate_left", "What happens to longer ones: truncate_left (the oldest of the prompt "
         "goes), drop or error.", choices=("truncate_left", "drop", "error"))
     separator: str | None = setting(
-        None, "Between plain prompt and response. None: one space where neither side has white "
-        "space.")
+        None, "Between plain prompt and response. None: one space where there is no white space.")
     layout: str = setting(
         "auto", "Batches: packed computes a shared prompt once and pads nothing, padded is one "
         "sequence a row, auto packs where the model can.", choices=_LAYOUTS)
     batch_tokens: int | None = setting(
-        None, "Most tokens of one forward and backward pass; a batch with more is computed in "
-        "micro-batches, to the same result. None: 4096 on a CPU, else no limit.", "above 0")
+        None, "Most tokens of one pass; a larger batch is computed in micro-batches, to the same "
+        "result. None: 4096 on a CPU, else no limit.", "above 0")
     train_sampling_strategy: str = setting(
-        "group_by_length", "Order: group_by_length (packed batches: random), random, sequential "
-        "or batch_rebalance.", command=False)
+        "group_by_length", "Order: group_by_length (packed: random), random, sequential, "
+        "batch_rebalance.", command=False)
     dataset_num_proc: int | None = setting(
         None, "Processes that encode the data. None: this one.", "above 0")
     bf16: bool | None = setting(None, "Compute in bfloat16. None: where the hardware has it.")
@@ -253,13 +247,12 @@ class _Batches(_Settings):
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass: less memory, slower. None: off.")
 
-# %% ../../nbs/2_model/20_settings.ipynb #f5c0485b
+# %% ../../nbs/2_model/20_settings.ipynb #2f34311c
 @dataclass
 class _Run(_Settings):
     heading = "the run (RewardConfig)"
     logging_steps: float = setting(
-        10, "Steps between two log entries; a run shorter than 200 steps logs more often.",
-        "above 0")
+        10, "Steps between two log entries; runs below 200 steps log more often.", "above 0")
     eval_strategy: str = setting(
         "no", "When to evaluate during training.", choices=("no", "steps", "epoch"))
     eval_steps: float | None = setting(
@@ -268,11 +261,9 @@ class _Run(_Settings):
         "steps", "When to save a checkpoint to resume from.",
         choices=("no", "steps", "epoch", "best"))
     save_steps: float = setting(
-        0.1, "Steps between checkpoints; below 1: a share of the run. At most this much is lost "
-        "when it is killed.", "above 0")
+        0.1, "Steps between checkpoints, lost at most; below 1: a share of the run.", "above 0")
     save_total_limit: int | None = setting(
-        2, "Checkpoints kept during the run, the newest and the best always. None: all.",
-        "above 0")
+        2, "Checkpoints kept, the newest and the best always. None: all.", "above 0")
     load_best_model_at_end: bool = setting(False, "Keep the best checkpoint instead of the last.")
     restore_callback_states_from_checkpoint: bool = setting(
         True, "Restore callbacks such as early stopping when resuming.", command=False)
@@ -288,64 +279,56 @@ class _Run(_Settings):
 class RewardSettings(_Run, _Batches, _Learning):
     "The settings of `RewardConfig` that are ours, or that the command offers."
 
-# %% ../../nbs/2_model/20_settings.ipynb #1a227273
+# %% ../../nbs/2_model/20_settings.ipynb #e3306951
 @dataclass
 class _Rollouts(_Settings):
     heading = "rollouts and updates (PPOConfig)"
     output_dir: str = setting(
         "ppo-model", "Folder of the trained policy and its checkpoints.", command=False)
     total_episodes: int | None = setting(
-        None, "Responses to sample in the whole run. None: num_train_epochs times the prompts.",
-        "above 0")
+        None, "Responses of the whole run. None: num_train_epochs times the prompts.", "above 0")
     num_train_epochs: float = setting(
-        1.0, "Passes over the prompts, where total_episodes is not given.", "above 0",
-        alias="epochs")
+        1.0, "Passes over the prompts, without total_episodes.", "above 0", alias="epochs")
     per_device_train_batch_size: int = setting(
-        8, "Responses in one forward and backward pass of one process.", "above 0",
-        alias="batch_size")
+        8, "Responses in one pass of one process.", "above 0", alias="batch_size")
     gradient_accumulation_steps: int = setting(
-        8, "Such passes in a batch of rollouts: a batch has this times "
-        "per_device_train_batch_size responses in each process.", "above 0",
-        alias="gradient_accumulation")
+        8, "Passes in a batch of rollouts: it has this times per_device_train_batch_size responses "
+        "in each process.", "above 0", alias="gradient_accumulation")
     num_mini_batches: int = setting(
         1, "Optimizer steps in one pass over a batch of rollouts.", "above 0")
     num_ppo_epochs: int = setting(4, "Passes over a batch of rollouts.", "above 0")
     local_rollout_forward_batch_size: int = setting(
-        64, "Prompts that one process samples at once: more is faster, and takes more memory for "
-        "the cache.", "above 0")
+        64, "Prompts that one process samples at once: more is faster, and takes more memory.",
+        "above 0")
     response_length: int = setting(
         53, "Longest response in tokens.", "above 0", alias="max_new_tokens")
     temperature: float = setting(
-        0.7, "Sampling temperature, also of the log-probabilities (which top_k and top_p do not "
-        "change).", "above 0")
+        0.7, "Sampling temperature, also of the log-probabilities (unlike top_k and top_p).",
+        "above 0")
     top_k: int = setting(
         0, "Sample among the k likeliest tokens; 0: all, as the theory wants.", "0 or more")
     top_p: float = setting(
         1.0, "Sample among the likeliest tokens of this total probability; 1: all.",
         "between 0 and 1")
     recompute_logprobs: bool | None = setting(
-        None, "Measure sampled tokens by a second forward pass. None: where sampling and training "
-        "differ (bfloat16, vLLM).")
+        None, "Measure sampled tokens by a second forward pass. None: in bfloat16 and with vLLM.")
     use_vllm: bool = setting(False, "Sample with vLLM, through TRL's VLLMGeneration.")
     vllm_kwargs: dict | None = setting(
         None, "Its arguments, e.g. {'mode': 'server', 'server_base_url': "
         "'http://127.0.0.1:8000'}.")
 
-# %% ../../nbs/2_model/20_settings.ipynb #2a2479e2
+# %% ../../nbs/2_model/20_settings.ipynb #18a8bec3
 @dataclass
 class _Objective(_Settings):
     heading = "reward, KL and losses (PPOConfig)"
     missing_eos_penalty: float | None = setting(
-        None, "Subtracted from the score of a response that does not end. None: nothing is.",
-        "0 or more")
+        None, "Taken from the score of a response that does not end. None: nothing.", "0 or more")
     reward_weights: list | None = setting(
         None, "Weights of several reward functions. None: all 1.")
     normalize_reward: bool | None = setting(
-        None, "Subtract the reward model's stored mean and divide by its spread. None: where it "
-        "has them.")
+        None, "Use the reward model's stored mean and spread. None: where it has them.")
     score_clip: float | None = setting(
-        None, "Scores are cut to plus and minus this, after normalisation. None: they are not.",
-        "above 0")
+        None, "Normalised scores are cut to plus and minus this. None: not.", "above 0")
     whiten_rewards: bool = setting(
         False, "Divide the rewards of tokens by their spread in the batch.")
     whiten_advantages: bool = setting(
@@ -368,22 +351,20 @@ class _Objective(_Settings):
         "separate", "Critic: separate (a copy of the policy), shared (a head on the policy) or "
         "reward (made from the reward model).", choices=("separate", "shared", "reward"))
 
-# %% ../../nbs/2_model/20_settings.ipynb #cbe0b00c
+# %% ../../nbs/2_model/20_settings.ipynb #3d51f584
 @dataclass
 class _Updates(_Settings):
     heading = "optimizer (PPOConfig)"
     learning_rate: float | None = setting(
-        None, "Peak learning rate of the policy. None: 3e-6, and 1e-4 for LoRA.", "above 0",
-        alias="lr")
+        None, "Peak rate of the policy. None: 3e-6, and 1e-4 for LoRA.", "above 0", alias="lr")
     critic_learning_rate: float | None = setting(
-        None, "Peak learning rate of the critic. None: that of the policy, and 3e-6 beside LoRA's "
-        "1e-4 if its trunk is its own.", "above 0")
+        None, "Peak rate of the critic. None: that of the policy, and 3e-6 beside LoRA's 1e-4 if "
+        "its trunk is its own.", "above 0")
     lr_scheduler_type: str = setting(
         "linear", "Schedule over the batches of rollouts, such as linear, cosine or constant.",
         choices=_SCHEDULES, alias="scheduler", metavar="NAME")
     warmup_steps: float = setting(
-        0, "Batches of rollouts over which the learning rate rises; below 1: a share of the run.",
-        "0 or more")
+        0, "Batches in which the learning rate rises; below 1: a share of the run.", "0 or more")
     adam_beta1: float = setting(0.9, "AdamW's decay of the mean.", "in [0, 1)")
     adam_beta2: float = setting(0.999, "AdamW's decay of the square.", "in [0, 1)")
     adam_epsilon: float = setting(1e-5, "AdamW's epsilon.", "above 0")
@@ -391,12 +372,12 @@ class _Updates(_Settings):
     max_grad_norm: float = setting(
         1.0, "Gradients longer than this are cut to it; 0: none.", "0 or more")
 
-# %% ../../nbs/2_model/20_settings.ipynb #9684f2ec
+# %% ../../nbs/2_model/20_settings.ipynb #79dc0b8f
 @dataclass
 class _PolicyRun(_Settings):
     heading = "the run (PPOConfig)"
     seed: int = setting(
-        42, "Seed of the prompts' order, of sampling and, in the command, of the held-out prompts.",
+        42, "Seed of the prompts' order, of sampling and of the held-out prompts.",
         "in [0, 2**32)")
     bf16: bool | None = setting(
         None, "Compute in bfloat16; weights stay as they are. None: where the hardware has it.")
@@ -408,8 +389,7 @@ class _PolicyRun(_Settings):
         "packs where the models can.", choices=_LAYOUTS)
     logging_steps: int = setting(1, "Batches of rollouts between two log entries.", "above 0")
     eval_steps: float | None = setting(
-        None, "Batches between evaluations; below 1: a share of the run. None: at its end.",
-        "above 0")
+        None, "Batches between evaluations; below 1: a share. None: at the end.", "above 0")
     save_steps: float = setting(
         0.1, "Batches between checkpoints; below 1: a share of the run; 0: none.", "0 or more")
     save_total_limit: int | None = setting(
@@ -417,8 +397,7 @@ class _PolicyRun(_Settings):
     num_sample_generations: int = setting(
         5, "How often in a run samples are shown beside the progress bar; 0: never.", "0 or more")
     report_to: str | list[str] = setting(
-        "none", "Tracker: none, tensorboard, wandb, ... (in Python also a list of them). Nothing "
-        "is ever logged unless asked for.")
+        "none", "Tracker: none, tensorboard, wandb, ...; in Python also a list of them.")
     run_name: str = setting("ppo", "Name of the run for trackers.")
     disable_tqdm: bool = setting(False, "No progress bar.", command=False)
     model_init_kwargs: dict | None = setting(
@@ -430,7 +409,7 @@ class _PolicyRun(_Settings):
 class PPOSettings(_PolicyRun, _Updates, _Objective, _Rollouts):
     "The settings of `PPOConfig`."
 
-# %% ../../nbs/2_model/20_settings.ipynb #bc9cb712
+# %% ../../nbs/2_model/20_settings.ipynb #a4669cc9
 @dataclass
 class LoraSettings(_Settings):
     "The adapter, and the precision of the base under it."
@@ -443,8 +422,7 @@ class LoraSettings(_Settings):
     target_modules: str = setting(
         "all-linear", "all-linear, or module names with commas.", metavar="NAMES")
     quantization: str | None = setting(
-        None, "Quantise the base, with lora on CUDA. None: it stays as it is.",
-        choices=("int4", "int8"))
+        None, "Quantise the base, with lora on CUDA. None: no.", choices=("int4", "int8"))
 
 
 @dataclass
@@ -467,7 +445,7 @@ class DataSettings(_Settings):
     strict: bool = setting(
         False, "Make the first unusable row an error instead of dropping and counting it.")
 
-# %% ../../nbs/2_model/20_settings.ipynb #56640234
+# %% ../../nbs/2_model/20_settings.ipynb #9c678dba
 @dataclass
 class ScoringSettings(_Settings):
     "How a reward model is run."
@@ -475,8 +453,8 @@ class ScoringSettings(_Settings):
     max_length: int | None = setting(
         None, "Longest text in tokens. None: as trained.", "3 or more", metavar="TOKENS")
     batch_tokens: int | None = setting(
-        None, "Tokens computed at once; lower it when memory runs out. None: 4096 on a CPU, else "
-        "16384.", "above 0", metavar="TOKENS")
+        None, "Tokens computed at once: less takes less memory. None: 4096 on a CPU, else 16384.",
+        "above 0", metavar="TOKENS")
     device: str | None = setting(None, "cpu, cuda, mps, ... None: the fastest there is.")
 
 
@@ -488,22 +466,19 @@ class ServerSettings(_Settings):
         5.0, "Milliseconds that the first request of a batch waits for others.", "0 or more")
     max_rows: int = setting(1024, "Most texts of one request.", "above 0")
     max_queue: int = setting(
-        1024, "Most requests that wait; further ones are answered with 503.", "above 0")
+        1024, "Most requests that wait; further ones get 503.", "above 0")
     max_body_bytes: int = setting(32 * 2**20, "Largest request.", "above 0")
     max_batch_rows: int = setting(
         512, "Texts after which a batch is not added to.", "above 0", command=False)
     body_timeout_s: float = setting(
-        30.0, "Seconds in which the body of a request must have arrived.", "above 0",
-        command=False)
+        30.0, "Seconds in which the body of a request must arrive.", "above 0", command=False)
     shutdown_timeout: float = setting(
-        20.0, "Seconds to finish what was accepted when it is stopped; the rest is answered with "
-        "503.", "0 or more", metavar="SECONDS")
+        20.0, "Seconds to finish what was accepted when it is stopped; the rest gets 503.",
+        "0 or more", metavar="SECONDS")
 
-# %% ../../nbs/2_model/20_settings.ipynb #f08e882d
+# %% ../../nbs/2_model/20_settings.ipynb #60323c10
 @contextmanager
-def quiet(
-    progress: bool = False,  # True: the bars of datasets (reading, encoding) stay
-):
+def quiet(progress: bool = False):  # True: the bars of datasets (reading, encoding) stay
     "No bars of loading and writing, no notices of transformers and of the hub's client."
     from datasets.utils import logging as datasets_logging
     from huggingface_hub import utils as hub

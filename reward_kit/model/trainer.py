@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RewardTrainer']
 
-# %% ../../nbs/2_model/29_trainer.ipynb #43d91acd
+# %% ../../nbs/2_model/29_trainer.ipynb #d8de8521
 import math
 import os
 import time
@@ -34,16 +34,12 @@ from .packing import choose_layout, packing_problem
 from .runs import Checkpoints, MicroBatches, StopOnInterrupt, is_out_of_memory
 from .training_data import RewardConfig, TrainingData
 
-# %% ../../nbs/2_model/29_trainer.ipynb #39f379b1
+# %% ../../nbs/2_model/29_trainer.ipynb #860ba116
 class RewardTrainer(trl.RewardTrainer):
-    """`trl.RewardTrainer` with one encoding, all losses, exact means and metrics, checkpoints
-    that are complete, and a folder that scores the same. Evaluation metrics carry the name of
-    their set (`eval_far_accuracy`; TRL's names collide).
+    """`trl.RewardTrainer` with one encoding, all losses, exact means and metrics, checkpoints that
+    are complete, and a folder that scores the same.
 
-    `compute_metrics` gets `predictions` (n, K), the rewards, and `label_ids` (n, K), the ranks
-    (1 = best); -100 marks absent responses.
-    Attributes: `encoding`, `encoder`, `data_report`, `overflow_report`, `state.log_history`.
-    """
+    Attributes: `encoding`, `encoder`, `data_report`, `overflow_report`, `state.log_history`."""
     loss_is_scaled_for_ga = True  # compute_loss divides by the weight of the accumulated batch
 
     def __init__(
@@ -54,7 +50,7 @@ class RewardTrainer(trl.RewardTrainer):
         train_dataset=None,  # Preferences, what `load_preferences` reads, or a dataset as in TRL
         eval_dataset=None,  # the same, or a dict of them
         processing_class=None,  # tokenizer; None: the model's
-        compute_metrics=None,  # function of an EvalPrediction -> {name: number}, see above
+        compute_metrics=None,  # function of rewards (n, K) and ranks (n, K) -> {name: number}
         callbacks=None,  # of transformers.TrainerCallback
         optimizers=(None, None),  # (torch optimizer, scheduler) instead of those of `args`
         optimizer_cls_and_kwargs=None,  # (class, {keyword: value}) of an optimizer to be built
@@ -88,6 +84,7 @@ class RewardTrainer(trl.RewardTrainer):
             peft_config=peft_config,
         )
         vars(args).update(used)
+        self._signature_columns = "sequences lengths ranks scores margin weight".split()
         self._keep_lora_dropout()
         budget = args.batch_tokens or (4096 if args.device.type == "cpu" else None)  # larger are slower
         if self._sharded:  # all processes gather the weights, equally often
@@ -95,7 +92,7 @@ class RewardTrainer(trl.RewardTrainer):
         can_split = args.world_size == 1 and not self._sharded
         self.micro_batches = MicroBatches(budget, can_split, self._print)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #30de915e
+# %% ../../nbs/2_model/29_trainer.ipynb #869329c4
 @patch
 def _print(self: RewardTrainer, text):
     if self.is_world_process_zero():
@@ -108,7 +105,6 @@ def _send_telemetry(self: RewardTrainer): ...
 
 @patch
 def _watch_over(self: RewardTrainer, args):
-    "The objects of chapter 26, and what is counted."
     wait = lambda: self.accelerator.wait_for_everyone()
     self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, args.should_save, wait)
     self.stop = StopOnInterrupt(self.checkpoints, self._print)
@@ -118,29 +114,29 @@ def _watch_over(self: RewardTrainer, args):
 
 @patch
 def _start_counting(self: RewardTrainer):
-    self._train_totals, self._tokens_seen, self._best_is_loaded = None, 0, False
+    self._train_totals, self._tokens_seen, self._best_is_loaded = [], 0, False  # (1, 12) or none
     self._evaluated = defaultdict(dict)  # step of the weights -> {evaluation set: totals}
 
-# %% ../../nbs/2_model/29_trainer.ipynb #8755fd86
+# %% ../../nbs/2_model/29_trainer.ipynb #55bfb3be
 _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
 
 
 @patch
 def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
     "Model and tokenizer that agree, and the ids of tokens that came with a chat template."
-    given = {"trust_remote_code": args.trust_remote_code}
-    tokenizer_options, name = dict(given), model
+    trust, revision = {"trust_remote_code": args.trust_remote_code}, None
     if isinstance(model, (str, os.PathLike)):
-        given |= args.model_init_kwargs or {}
+        name, given = model, trust | (args.model_init_kwargs or {})
         if quantization_config is not None:
             given["quantization_config"] = quantization_config
+        revision = given.get("revision")
         model, tokenizer = load_reward_backbone(
             name, new_head=True, seed=args.seed, tokenizer=tokenizer, **given)
     else:
-        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        name = model.config.name_or_path or type(model).__name__
     if tokenizer is None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **tokenizer_options)
-    self._base = {"id": base_name(name), "revision": given.get("revision")}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust)
+    self._base = {"id": base_name(name), "revision": revision}
     model, tokenizer, added = self._agree(model, tokenizer, args)
     self.encoder = RewardEncoder(tokenizer, self.encoding)
     bind_reward_forward(model)
@@ -148,10 +144,9 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
         RewardHead(model).check_is_trained()
     return model, tokenizer, added
 
-# %% ../../nbs/2_model/29_trainer.ipynb #db917da3
+# %% ../../nbs/2_model/29_trainer.ipynb #1aadd305
 @patch
 def _agree(self: RewardTrainer, model, tokenizer, args):
-    "Special tokens, chat template and length, the same for both."
     for token in ("eos_token", "pad_token"):
         if getattr(args, token) is not None:
             setattr(tokenizer, token, getattr(args, token))
@@ -160,8 +155,8 @@ def _agree(self: RewardTrainer, model, tokenizer, args):
         tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
     elif template is not None:  # the tokenizer whose template is wanted
         model, tokenizer, added = trl.clone_chat_template(model, tokenizer, template)
-    limits = {name: getattr(args, name) for name in ("max_length", "overflow", "separator")}
-    self.encoding = prepare_tokenizer(tokenizer, innermost_model(model), **limits)
+    self.encoding = prepare_tokenizer(tokenizer, innermost_model(model), max_length=args.max_length,
+                                      overflow=args.overflow, separator=args.separator)
     return model, tokenizer, added
 
 # %% ../../nbs/2_model/29_trainer.ipynb #5116a5d9
@@ -171,16 +166,10 @@ def _keep_lora_dropout(self: RewardTrainer):
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
             dropout.p = self.model.peft_config[adapter].lora_dropout
 
-# %% ../../nbs/2_model/29_trainer.ipynb #38266bba
+# %% ../../nbs/2_model/29_trainer.ipynb #a4871f7b
 @patch
 def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, dataset_name):
     return dataset
-
-
-@patch
-def _set_signature_columns_if_needed(self: RewardTrainer):
-    "The columns that reach the collator."
-    self._signature_columns = ["sequences", "lengths", "ranks", "scores", "margin", "weight"]
 
 
 @patch
@@ -241,7 +230,7 @@ def _run_epoch(self: RewardTrainer, *args, **kwargs):
         self._length_sampler.set_epoch(kwargs["epoch"])
     return super(RewardTrainer, self)._run_epoch(*args, **kwargs)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #659e47df
+# %% ../../nbs/2_model/29_trainer.ipynb #d37d5995
 @patch
 def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     "The batch's share of the mean loss; `num_items_in_batch` are the weights of the whole batch."
@@ -249,10 +238,9 @@ def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_i
     rewards, keywords = outputs.logits, args.loss_kwargs or {}
     terms = LOSSES[args.loss_type].terms(rewards, **labels, **keywords)  # (b, 4)
     self._record(row_statistics(rewards, terms, labels["ranks"], labels["mask"]))
-    training = self.model.training and num_items_in_batch is not None
-    weights = num_items_in_batch if training else None
+    weights = num_items_in_batch if self.model.training else None
     loss = total_loss(terms.sum(0), args.center_rewards_coefficient, weights)
-    if training:
+    if weights is not None:
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
     return (loss, outputs) if return_outputs else loss
 
@@ -277,12 +265,11 @@ def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
     terms = sum(loss.terms(batch.mask.float(), **batch.labels()).sum(0) for batch in batch_samples)
     return self.accelerator.reduce(terms[1::2].to(device), "sum")
 
-# %% ../../nbs/2_model/29_trainer.ipynb #a0151e17
+# %% ../../nbs/2_model/29_trainer.ipynb #440666ec
 @patch
 def _record(self: RewardTrainer, rows):  # (b, 12)
     if self.model.training:
-        before = [] if self._train_totals is None else [self._train_totals[None]]
-        self._train_totals = add_up(torch.cat([*before, rows]))
+        self._train_totals = [add_up(torch.cat([*self._train_totals, rows]))[None]]
     elif self._eval_totals is not None:
         self._eval_totals.append(add_up(self.accelerator.gather_for_metrics(rows)))
 
@@ -290,15 +277,15 @@ def _record(self: RewardTrainer, rows):  # (b, 12)
 @patch
 def log(self: RewardTrainer, logs, start_time=None):
     "Adds exact training metrics to a training log; all processes call it."
-    if "loss" in logs and self._train_totals is not None:
-        metrics = summarise(add_up(self.accelerator.gather(self._train_totals[None])))
+    if "loss" in logs and self._train_totals:
+        metrics = summarise(add_up(self.accelerator.gather(*self._train_totals)))
         del metrics["loss"], metrics["std_reward"]
         tokens = torch.tensor(self._tokens_seen, device=self.args.device)
         logs |= metrics | {"num_tokens": int(self.accelerator.reduce(tokens, "sum"))}
-        self._train_totals = None
+        self._train_totals = []
     transformers.Trainer.log(self, logs, start_time)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #332cc5f4
+# %% ../../nbs/2_model/29_trainer.ipynb #24d296a1
 @patch
 def evaluation_loop(self: RewardTrainer, *args, metric_key_prefix="eval", **keywords):
     "transformers' loop, whose metrics are replaced by those of the summed rows."
@@ -321,11 +308,11 @@ def prediction_step(self: RewardTrainer, model, inputs, prediction_loss_only, ig
     with torch.no_grad(), self.compute_loss_context_manager():
         loss, outputs = self.compute_loss(model, batch, return_outputs=True)
     if prediction_loss_only:
-        return loss.detach(), None, None
-    rewards, absent = outputs.logits.detach().float(), ~batch.mask
-    return loss.detach(), rewards.masked_fill(absent, -100), batch.ranks.masked_fill(absent, -100)
+        return loss, None, None
+    rewards, absent = outputs.logits.float(), ~batch.mask
+    return loss, rewards.masked_fill(absent, -100), batch.ranks.masked_fill(absent, -100)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #8009a6b4
+# %% ../../nbs/2_model/29_trainer.ipynb #6f37db9e
 @patch(as_prop=True)
 def _sharded(self: RewardTrainer):
     return self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -333,14 +320,13 @@ def _sharded(self: RewardTrainer):
 
 @patch
 def get_batch_samples(self: RewardTrainer, *args):
-    "The batches of an optimizer step, and their weight; what a repeated step needs is kept."
+    "What a repeated step needs is kept."
     self.micro_batches.batches, self._totals_before_step = [], self._train_totals
     return super(RewardTrainer, self).get_batch_samples(*args)
 
 
 @patch
 def training_step(self: RewardTrainer, model, inputs, num_items_in_batch=None):
-    "Forward and backward of a batch, in micro-batches."
     weights = num_items_in_batch
     if weights is None:
         weights = self._get_num_items_in_batch([inputs], self.args.device)
@@ -375,7 +361,7 @@ def create_optimizer(self: RewardTrainer, model=None):
             optimizer.add_param_group(group | {"params": chosen, "lr": rate, "is_head": True})
     return optimizer
 
-# %% ../../nbs/2_model/29_trainer.ipynb #db729ff1
+# %% ../../nbs/2_model/29_trainer.ipynb #56e2ef20
 @patch
 def set_initial_training_values(self: RewardTrainer, args, dataloader):
     "transformers' numbers of the run, of which the last is the number of steps."
@@ -384,8 +370,9 @@ def set_initial_training_values(self: RewardTrainer, args, dataloader):
     if "logging_steps" not in args._given:
         args.logging_steps = min(args.logging_steps, max(1, steps // 20))
     for name in ("logging_steps", "eval_steps", "save_steps"):
-        if 0 < (getattr(args, name) or 0) < 1:
-            setattr(args, name, math.ceil(steps * getattr(args, name)))
+        share = getattr(args, name)
+        if share and share < 1:
+            setattr(args, name, math.ceil(steps * share))
     return values
 
 
@@ -434,7 +421,7 @@ def _largest_batch(self: RewardTrainer, lengths):
 def _batch_of(self: RewardTrainer, indices):
     return self._collator([self.train_dataset[int(i)] for i in indices])
 
-# %% ../../nbs/2_model/29_trainer.ipynb #ab76874a
+# %% ../../nbs/2_model/29_trainer.ipynb #4c56bc40
 @patch
 def _measure_seconds(self: RewardTrainer, tokens, steps):
     "Seconds of all steps, from the second of two passes; weights stay. None: memory ran out."
@@ -450,7 +437,7 @@ def _measure_seconds(self: RewardTrainer, tokens, steps):
         if not is_out_of_memory(error):
             raise
     self.model.zero_grad()
-    self._train_totals = None
+    self._train_totals = []
     epochs = steps * self.args.gradient_accumulation_steps * size / len(tokens)  # of this process
     return seconds and seconds * epochs * tokens.sum() / tokens[middle].sum()
 
@@ -547,10 +534,9 @@ def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
     if args.push_to_hub and not _internal_call:
         self.push_to_hub("Model save", revision=args.hub_revision)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #4111003b
+# %% ../../nbs/2_model/29_trainer.ipynb #6213ac59
 @patch
 def _trained_model(self: RewardTrainer):
-    "The model with all that is known of it."
     args, data, texts = self.args, self.data, self._sample_texts()
     loss = (args.loss_kwargs or {}) | {"center_rewards_coefficient": args.center_rewards_coefficient}
     measured = self._evaluated[self._weights_step()]
@@ -570,7 +556,6 @@ def _trained_model(self: RewardTrainer):
         self._training_rows(loss),
         self.state.log_history,
         measured,
-        centering=args.center_rewards_coefficient,
         eval_hash="-".join(str(content_hash(dataset)) for dataset in self._eval_sets()),
         data_report=data.report,
         texts=texts if self._reads_by_index else [],
@@ -580,28 +565,26 @@ def _trained_model(self: RewardTrainer):
 
 @patch
 def _eval_sets(self: RewardTrainer):
-    "All evaluation sets, as a list."
     data = self.eval_dataset
-    return list(data.values()) if isinstance(data, dict) else [data][: data is not None]
+    if isinstance(data, dict):
+        return list(data.values())
+    return [] if data is None else [data]
 
 
 @patch
 def _sample_texts(self: RewardTrainer):
-    "Token ids of a few examples."
     dataset = [*self._eval_sets(), self.train_dataset][0]
     return [ids for _, row in zip(range(16), dataset, strict=False) for ids in row["sequences"]]
 
-# %% ../../nbs/2_model/29_trainer.ipynb #5a9b3266
+# %% ../../nbs/2_model/29_trainer.ipynb #bbdd546b
 @patch
 def create_model_card(self: RewardTrainer, model_name=None, dataset_name=None, tags=None):
-    "The card that goes with `push_to_hub` is the one `save_model` wrote."
     if self.is_world_process_zero() and not ModelCard(self.args.output_dir).text:
         super(RewardTrainer, self).create_model_card(model_name, dataset_name, tags)
 
 
 @patch
 def _training_rows(self: RewardTrainer, loss):
-    "What the card says of the training: left cell -> right cell."
     args, cut, known = self.args, self.overflow_report, has_length(self.train_dataset)
     given = [f"{name}={value}" for name, value in loss.items() if value is not None]
     return {

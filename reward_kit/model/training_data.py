@@ -28,29 +28,13 @@ from .loss import reward_loss
 from .runs import default_precision
 from .settings import RewardSettings, quiet
 
-# %% ../../nbs/2_model/27_training_data.ipynb #270118ba
+# %% ../../nbs/2_model/27_training_data.ipynb #b6f26855
 @dataclass
 class RewardConfig(RewardSettings, trl.RewardConfig):
-    """`trl.RewardConfig` for reward models. Defaults that differ from TRL's, with the reason:
+    """`trl.RewardConfig` with defaults for reward models; chapter 27 gives the reason for each.
 
-    - `learning_rate` None: 1e-5 up to 1B, 3e-6 above, 1e-4 for LoRA
-      (TRL: 1e-4 for all, too large for full fine-tuning).
-    - `max_length` None: 2048 or the model's context, with `overflow="truncate_left"`, counted
-      (TRL drops what is over 1024).
-    - `bf16` where the hardware has it, else fp16 on CUDA, else float32 (TRL raises on a CPU).
-    - `gradient_checkpointing` off: it computes every forward pass twice.
-    - `train_sampling_strategy` "group_by_length": less padding (TRL's trainer raises on it).
-      Packed batches are random.
-    - `save_steps` 0.1, a tenth of the run, and `save_total_limit` 2: a kill costs at most a tenth
-      (TRL: every 500 steps, so a shorter run loses everything, and all are kept).
-      With `load_best_model_at_end` it is `eval_steps`.
-    - `logging_steps` 10, but less in a run shorter than 200 steps: a curve worth looking at.
-    - `restore_callback_states_from_checkpoint` on: early stopping survives resuming.
-    - `disable_dropout` leaves `lora_dropout` alone: it was asked for (TRL sets it to 0).
-
-    ValueError: a setting out of its limits, unknown `loss_type` or `loss_kwargs`;
-    DeepSpeed without a learning rate. TypeError: a name that is no setting.
-    """
+    ValueError: a setting out of its limits, unknown `loss_type` or `loss_kwargs`; DeepSpeed without
+    a learning rate. TypeError: a name that is no setting."""
     _VALID_DICT_FIELDS = [*trl.RewardConfig._VALID_DICT_FIELDS, "loss_kwargs"]
 
     def __post_init__(self):
@@ -67,8 +51,7 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
         pair = torch.zeros(1, 2)  # the loss raises for what it does not know
         reward_loss(pair, loss_type=self.loss_type, targets=pair, **(self.loss_kwargs or {}))
         if self.deepspeed and self.learning_rate is None:
-            raise ValueError("DeepSpeed reads the learning rate before the model is known: give "
-                             "learning_rate, e.g. 1e-5")
+            raise ValueError("DeepSpeed reads learning_rate before the model is known: give it, e.g. 1e-5")
 
     def _save_when_evaluated(self):
         "The best checkpoint can only be kept where one is saved at every evaluation."
@@ -106,18 +89,14 @@ def complete(self: RewardConfig, model, adapted: bool):
         if default_precision(self.use_cpu, model.config.model_type) == "no":
             self.fp16, self.mixed_precision = False, "no"
 
-# %% ../../nbs/2_model/27_training_data.ipynb #07df966b
+# %% ../../nbs/2_model/27_training_data.ipynb #9763ae8e
 _IDS = {"sequences", "chosen_ids", "chosen_input_ids"}
 
 
 class TrainingData:
     "Encodes whatever a trainer is given, and remembers what was found on the way."
 
-    def __init__(
-        self,
-        encoder,  # RewardEncoder
-        args: RewardConfig,  # disable_tqdm, dataset_num_proc, world_size
-    ):
+    def __init__(self, encoder, args: RewardConfig):  # RewardEncoder; settings of the training
         self.encoder, self.args = encoder, args
         self.report = self.fingerprint = self.kind = None  # of the training data
         self.overflow = {}  # name -> OverflowReport, None for token ids
@@ -146,7 +125,7 @@ class TrainingData:
             raise ValueError(f"nothing is left of the {name} data after encoding")
         return encoded
 
-# %% ../../nbs/2_model/27_training_data.ipynb #b4a86a94
+# %% ../../nbs/2_model/27_training_data.ipynb #22c53d9e
 @patch
 def _read(self: TrainingData, data, is_train):
     "Preferences, or the data itself where it need not be read."
@@ -162,7 +141,7 @@ def _read(self: TrainingData, data, is_train):
 
 
 def _kind_of(data):
-    "What the responses are made of, 'text' or 'messages'; None for token ids."
+    "'text' or 'messages'; None for token ids."
     if isinstance(data, Preferences):
         return data.kind
     row = next(iter(data), None)
