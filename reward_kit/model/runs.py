@@ -370,7 +370,7 @@ def clear(self: RunRecord) -> None:
         for path in self.folder.glob(name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-# %% ../../nbs/2_model/26_runs.ipynb #ed55143c
+# %% ../../nbs/2_model/26_runs.ipynb #306f78f4
 def is_main_process() -> bool:
     "Whether this process is the one that prints and writes."
     return os.environ.get("RANK", "0") == "0"
@@ -383,8 +383,9 @@ def check_writable(self: RunRecord) -> None:
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
-        raise OSError(f"the output {self.folder} cannot be written ({parent}: {error.strerror}); "
-                      "choose another output") from error
+        problem = "it is a file" if parent.is_file() else error.strerror
+        raise OSError(f"the output {self.folder} cannot be written ({parent}: {problem}); choose "
+                      "another output") from error
 
 
 @patch
