@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['row_statistics', 'add_up', 'summarise', 'TrainingPlan', 'TrainedModel']
 
-# %% ../../nbs/2_model/28_measures.ipynb #72eba4ba
+# %% ../../nbs/2_model/28_measures.ipynb #f96e2ce9
 import json
 import math
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from .batches import RewardCollator, bind_reward_forward
 from .loss import Judgements, pairwise_accuracy
 from .model_folder import ModelCard, RewardMetadata, merged_model
 
-# %% ../../nbs/2_model/28_measures.ipynb #9fef33a7
+# %% ../../nbs/2_model/28_measures.ipynb #70ccbeab
 _STATISTICS = (
     *("loss", "loss_weight", "centering", "centering_weight"),  # of `Loss.terms`
     *("correct", "pairs", "margin"),

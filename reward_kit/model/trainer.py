@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RewardTrainer']
 
-# %% ../../nbs/2_model/29_trainer.ipynb #d8de8521
+# %% ../../nbs/2_model/29_trainer.ipynb #f83799b5
 import math
 import os
 import time
@@ -34,7 +34,7 @@ from .packing import choose_layout, packing_problem
 from .runs import Checkpoints, MicroBatches, StopOnInterrupt, is_out_of_memory
 from .training_data import RewardConfig, TrainingData
 
-# %% ../../nbs/2_model/29_trainer.ipynb #860ba116
+# %% ../../nbs/2_model/29_trainer.ipynb #82a6f32d
 class RewardTrainer(trl.RewardTrainer):
     """`trl.RewardTrainer` with one encoding, all losses, exact means and metrics, checkpoints that
     are complete, and a folder that scores the same.
@@ -86,7 +86,7 @@ class RewardTrainer(trl.RewardTrainer):
         vars(args).update(used)
         self._signature_columns = "sequences lengths ranks scores margin weight".split()
         self._keep_lora_dropout()
-        budget = args.batch_tokens or (4096 if args.device.type == "cpu" else None)  # larger are slower
+        budget = args.batch_tokens or (4096 if args.device.type == "cpu" else None)  # more: slower
         if self._sharded:  # all processes gather the weights, equally often
             budget = None
         can_split = args.world_size == 1 and not self._sharded
@@ -230,7 +230,7 @@ def _run_epoch(self: RewardTrainer, *args, **kwargs):
         self._length_sampler.set_epoch(kwargs["epoch"])
     return super(RewardTrainer, self)._run_epoch(*args, **kwargs)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #d37d5995
+# %% ../../nbs/2_model/29_trainer.ipynb #6f5f1a56
 @patch
 def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     "The batch's share of the mean loss; `num_items_in_batch` are the weights of the whole batch."
