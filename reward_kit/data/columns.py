@@ -94,16 +94,16 @@ def _candidates(name, names, taken):
 
 # %% ../../nbs/1_data/13_columns.ipynb #7ef30324
 class Columns(dict):
-    "Canonical name -> column, for all that are named by the caller, by themselves or by one alias."
+    "Canonical name -> column, as the caller, the name itself or one alias say."
 
     spelled = staticmethod(_spelled)
 
     def __init__(
         self,
         present: list[str],  # columns of the source
-        given: dict | None = None,  # canonical name -> column, as the caller says; None: there is none
-        judged: bool = True,  # False: rows that are only to be scored, which may be one `text`
-        extra=(),  # names that formats read; those that nobody knows yet are looked for
+        given: dict | None = None,  # canonical name -> column; None: there is none
+        judged: bool = True,  # False: rows to be scored, which may be one `text`
+        extra=(),  # names that formats read
     ):
         extra = [name for name in extra if name not in (*_ALIASES, *_WITHOUT_ALIAS)]
         super().__init__(_checked(given or {}, present, extra))

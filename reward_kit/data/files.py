@@ -12,7 +12,6 @@ import difflib
 import glob
 import gzip
 import io
-import itertools
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -68,7 +68,7 @@ def _decode(raw, name, line=1):
         return raw.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         line += error.object.count(b"\n", 0, error.start)
-        reason = "not UTF-8; save the file as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
+        reason = "not UTF-8; save it as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
         raise PreferenceDataError(f"{name}:{line}: {reason}") from None
 
 # %% ../../nbs/1_data/10_files.ipynb #541b7f34
@@ -100,8 +100,8 @@ def _jsonl_rows(path, name):
         for number, raw in enumerate(lines, 1):
             text = _decode(raw, name, number).strip()
             if not started and text in ("{", "["):
-                fault = "JSON that is spread over several lines; write one whole object a line"
-                raise PreferenceDataError(f"{name}:{number}: {fault}, as json.dumps(row) does")
+                fault = "JSON that is spread over several lines; write json.dumps(row) a line"
+                raise PreferenceDataError(f"{name}:{number}: {fault}")
             if text:
                 started = True
                 yield f"{name}:{number}", _json_row(text)
@@ -123,7 +123,7 @@ def _numbered(cells):
 
 
 def _are_columns(cells):
-    "Cells under the numbers of their rows, or lists of one length, which are no lists of rows."
+    "Cells under the numbers of their rows, or lists of one length."
     if all(map(_numbered, cells)):
         return True
     lists = all(isinstance(cell, list) for cell in cells)
@@ -139,8 +139,8 @@ def _rows_of(whole):
         return cells
     table = {"columns", "data"} <= set(whole) <= {"columns", "data", "index"}
     if table or _are_columns(cells):
-        frame = pd.DataFrame(**whole, dtype=object) if table else pd.DataFrame(whole, dtype=object)
-        return frame.to_dict("records")
+        whole = whole if table else {"data": whole}
+        return pd.DataFrame(**whole, dtype=object).to_dict("records")
     lists = [cell for cell in cells if isinstance(cell, list)]
     is_row = len(whole) > 1 and {"chosen", "responses"} & set(whole)
     return lists[0] if len(lists) == 1 and not is_row else [whole]
@@ -153,7 +153,7 @@ def _csv_rows(path, name):
         lines = (_decode(raw, name, number) for number, raw in enumerate(stream, 1))
         first = next(lines, "")
         delimiter = max("\t,;", key=first.count)
-        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         table = _csv_cells(reader, name)
         origin, header = next(table, ("", []))
         if isinstance(header, UnusableRow):
@@ -161,7 +161,7 @@ def _csv_rows(path, name):
         while header and not header[-1].strip():
             header.pop()
         if len(set(header)) < len(header):
-            raise PreferenceDataError(f"{origin}: two columns have the same name: {', '.join(header)}")
+            raise PreferenceDataError(f"{origin}: two columns have the same name: {header}")
         for origin, cells in table:
             yield origin, _csv_row(cells, header)
 
@@ -197,7 +197,7 @@ def _arrow_rows(path, name):
     with _open(path) as stream:
         file = io.BytesIO(stream.read()) if str(path).endswith(".gz") else stream
         batches = _arrow_batches(file, _suffix(path))
-        rows = itertools.chain.from_iterable(map(pa.RecordBatch.to_pylist, batches))
+        rows = chain.from_iterable(map(pa.RecordBatch.to_pylist, batches))
         yield from _with_origins(rows, f"{name} row ")
 
 
@@ -249,7 +249,7 @@ def _json_rows(path, name):
     splits = _json_splits(path, name)
     if len(splits) > 1:
         found = f"holds the splits {', '.join(map(repr, splits))}"
-        raise PreferenceDataError(f"{name}: {found}; read this file by itself and choose one with split=")
+        raise PreferenceDataError(f"{name}: {found}; read this file by itself, with split=")
     return splits["train"]()
 
 # %% ../../nbs/1_data/10_files.ipynb #6b968982
@@ -273,7 +273,7 @@ def _faults_of(name):
     "What can be wrong with a file as a whole, in one line."
     try:
         yield
-    except tuple(itertools.chain(*_FAULTS)) as error:
+    except tuple(chain(*_FAULTS)) as error:
         fault = next(words for kinds, words in _FAULTS.items() if isinstance(error, kinds))
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:120]
         raise PreferenceDataError(f"{name}: {fault} ({reason})") from None
@@ -312,7 +312,7 @@ class _Rows:
 
     @property
     def siblings(self):
-        "Splits to compare with the chosen one: `test_prefs` with `train_prefs`, not `test_sft`."
+        "Splits to compare: `test_prefs` with `train_prefs`, not `test_sft`."
         if not self.split:
             return {}
         _, mark, kind = self.split.partition("_")
@@ -322,12 +322,12 @@ class _Rows:
 # %% ../../nbs/1_data/10_files.ipynb #b85a8cf3
 def _choose(name, splits, split):
     if split == "*":
-        return _Rows(name, partial(itertools.chain.from_iterable, splits.values()), splits=splits)
+        return _Rows(name, partial(chain.from_iterable, splits.values()), splits=splits)
     first, *others = splits
     chosen = split or ("train" if others else first)
     if chosen not in splits:
-        names = ", ".join(map(repr, splits))
-        raise PreferenceDataError(f"{name}: no split {chosen!r} among {names}; choose one with split=")
+        fault = f"no split {chosen!r} among {', '.join(map(repr, splits))}"
+        raise PreferenceDataError(f"{name}: {fault}; choose one with split=")
     return replace(splits[chosen], split=chosen, splits=splits)
 
 # %% ../../nbs/1_data/10_files.ipynb #314b8e13
@@ -398,10 +398,10 @@ def _path_splits(name, split):
 def _splits_of_file(path):
     if _suffix(path) not in _READERS:
         raise PreferenceDataError(f"{path}: unknown file type; {_READABLE}")
-    if _suffix(path) != ".json":
-        return {"train": _Rows(path.name, partial(_file_rows, [path]))}
-    with _faults_of(path.name):
-        splits = _json_splits(path, path.name)
+    splits = {"train": partial(_file_rows, [path])}
+    if _suffix(path) == ".json":
+        with _faults_of(path.name):
+            splits = _json_splits(path, path.name)
     return {split: _Rows(path.name, read) for split, read in splits.items()}
 
 # %% ../../nbs/1_data/10_files.ipynb #a78611d0
@@ -412,7 +412,7 @@ def _near(path):
 
 # %% ../../nbs/1_data/10_files.ipynb #31a675ac
 def json_ready(value):  # dicts, lists, numpy, dataclasses, paths, ...
-    "The same in what JSON has: dicts, lists, texts, finite numbers, booleans, and null (also for NaN)."
+    "The same in what JSON has; NaN and infinity are null."
     if isinstance(value, dict):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -452,7 +452,8 @@ def _dataset_splits(name, data):
     "Of a `Dataset`, a `DatasetDict`, or their streaming forms."
     splits = {}
     for split, own in (data if isinstance(data, dict) else {"train": data}).items():
-        splits[split] = _Rows(name, partial(_dataset_rows, own), getattr(own, "num_rows", None))
+        total = getattr(own, "num_rows", None)
+        splits[split] = _Rows(name, partial(_dataset_rows, own), total)
     return splits
 
 # %% ../../nbs/1_data/10_files.ipynb #16412934
@@ -471,10 +472,10 @@ def _hub_splits(name, revision, cache_dir):
 # %% ../../nbs/1_data/10_files.ipynb #ef75e5cd
 def read_rows(
     data,  # path, glob, folder, hub id `owner/name`, Dataset, DatasetDict, DataFrame, or list of dicts
-    split: str | None = None,  # None: "train" where there are several; "*": all, one after the other
+    split: str | None = None,  # None: "train", if there are several; "*": all
     *,
-    revision: str | None = None,  # of a data set on the hub
-    cache_dir: str | None = None,  # where data of the hub is kept; default: the cache of `datasets`
+    revision: str | None = None,  # of data on the hub
+    cache_dir: str | None = None,  # where data of the hub is kept
 ) -> _Rows:
     "Rows with their origins; `PreferenceDataError` where none can be read."
     name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
@@ -519,8 +520,8 @@ def _fill(path, content):
 
 # %% ../../nbs/1_data/10_files.ipynb #dcf9d92b
 def write_whole(
-    path: str | Path,  # the file; its folder is made if needed, and `.gz` at the end compresses
-    content,  # text, dict (JSON), iterable of texts or rows, function(path), or a finished file (Path)
+    path: str | Path,  # its folder is made; `.gz` compresses
+    content,  # text, dict, iterable of texts or rows, function(path), finished Path
     after: Iterable[Path] = (),  # files that must be on the disk before this one
 ) -> Path:  # the file
     "Write a file so that it is the old or the new one, never half of it; a Path is moved."
@@ -548,7 +549,7 @@ def append_rows(
     *,
     size: int | None = None,  # bytes the file must have now; None: any
 ) -> int:  # bytes it has afterwards
-    "Add rows to a file, on the disk when this returns; `RuntimeError` where its size is another."
+    "Add rows to a file, on the disk when this returns; `RuntimeError` for another size."
     path, data = Path(path), b"".join(map(_json_line, rows))
     with open(path, "ab+") as file:
         if os.name == "posix":

@@ -66,7 +66,7 @@ def as_messages(
     value,  # one message or a list of them, role/content or from/value
     what: str = "messages",  # how the cell is called in a reason
 ) -> list[dict]:
-    "A list of `{'role', 'content', ...}` with all that messages carry; raises `UnusableRow`."
+    "A list of `{'role', 'content', ...}`; raises `UnusableRow`."
     match value:
         case {"role": _} | {"from": _}:
             value = [value]
@@ -91,7 +91,7 @@ def _parsed(value, what):
     except ValueError:
         if start[1] == '"':
             return value
-        remedy = "write messages with json.dumps, or the whole table as JSON lines or Parquet"
+        remedy = "write messages with json.dumps, or the table as JSON lines"
         raise UnusableRow(f"{what} is written by Python's str(), not as JSON", remedy) from None
     turns = parsed if isinstance(parsed, list) else [parsed]
     return parsed if all(map(_is_message, turns)) else value
@@ -186,7 +186,7 @@ class Row:
 
     is_transcript = staticmethod(_is_transcript)
 
-    def __init__(self, cells: dict, columns: dict):  # the row of a source; canonical name -> its column
+    def __init__(self, cells: dict, columns: dict):  # of a source; canonical name -> its column
         self.cells, self.columns = cells, columns
 
     def __contains__(self, name):
@@ -365,11 +365,12 @@ def record_keys(record: dict) -> tuple[int, int, list[int]]:  # any record
 
 
 def _exact_key(value):
-    return hash64(value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False))
+    is_text = isinstance(value, str)
+    return hash64(value if is_text else json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 # %% ../../nbs/1_data/12_records.ipynb #c2fcb430
 def prompt_key(prompt: str | list[dict]) -> int:  # a text, or messages (all of them count)
-    "The hash by which prompts are grouped; case, space and compatibility forms do not matter."
+    "The hash that groups prompts; case, space and compatibility forms do not matter."
     if isinstance(prompt, str):
         return hash64(_normalise(prompt))
     return hash64("\x1e".join(f"{turn['role']}\x1f{_normalise(turn['content'])}" for turn in prompt))

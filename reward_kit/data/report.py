@@ -24,9 +24,9 @@ def wilson_interval(
     n: int,  # number of answers
     level: float = 0.95,  # confidence, between 0 and 1
 ) -> tuple[float, float]:  # low, high
-    "Wilson's score interval for a share (Wilson 1927, JASA 22:209); ties make it too wide, never too narrow."
+    "The score interval of a share (Wilson 1927, JASA 22:209); ties make it too wide."
     if n < 1 or not 0 <= correct <= n:
-        raise ValueError(f"wilson_interval needs 0 <= correct <= n and n >= 1, got {correct=}, {n=}")
+        raise ValueError(f"wilson_interval needs 0 <= correct <= n >= 1, got {correct=}, {n=}")
     z, share = NormalDist().inv_cdf((1 + level) / 2), correct / n
     middle, spread = share + z * z / (2 * n), share * (1 - share) / n + z * z / (4 * n * n)
     ends = [(middle + sign * math.sqrt(spread)) / (1 + z * z / n) for sign in (-z, z)]
@@ -38,9 +38,9 @@ def percent(*shares: float | None) -> str:  # 0..1; two are the ends of an inter
     return " to ".join("none" if share is None else f"{100 * share:.1f}%" for share in shares)
 
 
-def points(*differences: float) -> str:  # of two shares; two are the ends of an interval
-    "A difference of shares, or an interval, in points."
-    return " to ".join(f"{100 * difference:z.1f}" for difference in differences)
+def points(difference: float) -> str:  # of two shares
+    "A difference of shares in points."
+    return f"{100 * difference:z.1f}"
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:  # how many of what; a plural without s
@@ -54,7 +54,7 @@ class Table:
 
     header: tuple  # names of the columns; all empty: none is shown
     rows: list  # tuples of cells
-    colors: dict = field(default_factory=dict)  # text of a cell -> its colour in HTML; such cells are bold
+    colors: dict = field(default_factory=dict)  # text of a cell -> its colour in HTML
     width: int | None = None  # most characters of a cell in text and Markdown; None: all
 
     def to_text(self) -> str:
@@ -94,7 +94,7 @@ def new_figure(**options):  # of matplotlib's Figure: figsize (inches), dpi, ...
 
 # %% ../../nbs/1_data/11_report.ipynb #5131c7c2
 def forest_plot(
-    rows: list[tuple],  # (name, value, low, high) of each, from the top; a fifth item names its style
+    rows: list[tuple],  # (name, value, low, high), and the name of its style
     xlabel: str,  # what the values are, and their unit
     *,
     scale: float = 1.0,  # what values are multiplied by; 100 for shares in percent
@@ -163,16 +163,10 @@ class Report:
     verdicts = ()  # sentences; a field or a property of the subclass
     captions: dict = {}  # name of a figure -> what it shows
     folded = False  # whether a notebook shows the sections folded
-    level = 0.95  # of the intervals; a field of the subclass
-
-    @property
-    def confidence(self) -> str:
-        "The level in words: 95%."
-        return f"{100 * self.level:g}%"
 
     @property
     def sentences(self) -> list[str]:
-        "What comes before all sections: the verdicts, where a subclass does not say otherwise."
+        "What comes before all sections."
         return list(self.verdicts)
 
     def sections(self) -> list[Section]:
@@ -196,7 +190,8 @@ def to_text(self: Report, **options) -> str:
 
 @patch
 def _text(self: Report, sections):
-    return "\n".join(filter(None, [self.title, *self.sentences, *(part.to_text() for part in sections)]))
+    parts = [self.title, *self.sentences, *(section.to_text() for section in sections)]
+    return "\n".join(filter(None, parts))
 
 
 @patch

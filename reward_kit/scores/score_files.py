@@ -6,10 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #20957d4a
-import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import jinja2
@@ -48,7 +48,7 @@ def _encode(rm, fmt, rows):
     "(what the texts are encoded as, error) of each row."
     try:
         texts = [_texts(fmt, row) for row in rows]
-        prompts, responses, *template = (list(itertools.chain(*lists)) for lists in zip(*texts))
+        prompts, responses, *template = (list(chain(*lists)) for lists in zip(*texts))
         given = {name: values for name, values in zip(_TEMPLATE, template) if any(values)}
         encoded = iter(rm.encode(prompts, None if None in responses else responses, **given))
     except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
@@ -56,7 +56,7 @@ def _encode(rm, fmt, rows):
             return [([], str(error).removeprefix("row 0").removeprefix(": "))]
         half = len(rows) // 2
         return _encode(rm, fmt, rows[:half]) + _encode(rm, fmt, rows[half:])
-    own = [list(itertools.islice(encoded, len(prompts))) for prompts, *_ in texts]
+    own = [list(islice(encoded, len(prompts))) for prompts, *_ in texts]
     return [([], rm.why_too_long()) if None in row else (row, "") for row in own]
 
 
@@ -65,7 +65,7 @@ def _score_rows(rm, fmt, rows, normalize):
     encoded = _encode(rm, fmt, rows)
     rewards = rm.score_ids([one for own, _ in encoded for one in own])
     rewards = iter(rm.normalized(rewards) if normalize else rewards)
-    return [(list(itertools.islice(rewards, len(own))), error) for own, error in encoded]
+    return [(list(islice(rewards, len(own))), error) for own, error in encoded]
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #920bec21
 class _PartialFile:
@@ -93,7 +93,7 @@ class _PartialFile:
 # %% ../../nbs/3_scores/32_score_files.ipynb #5028dcfd
 @patch
 def skip(self: _PartialFile, rows, names):
-    "Go past the rows that are done, which have scores under these names; raises ValueError for other rows."
+    "Go past the rows that are done; raises ValueError for other ones."
     with open(self.part, "rb+") as lines:
         for line in lines:
             try:
@@ -182,7 +182,7 @@ def score_file(
         raise ValueError("input and output are the same file")
     source = read_rows(in_path)
     rows = source.whole()
-    first = list(itertools.islice(rows, 100))
+    first = list(islice(rows, 100))
     if not first:
         raise PreferenceDataError(f"{source.name}: no rows")
     fmt = PreferenceFormat.detect(first, columns, judged=False)
@@ -190,11 +190,11 @@ def score_file(
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
     settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column}
     part = _PartialFile(out, settings | {"normalize": scale, "format": fmt.name}, resume)
-    rows = itertools.chain(first, rows)
+    rows = chain(first, rows)
     part.skip(rows, [*names, "error"])
     done = part.rows
     with tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress) as bar:
-        while chunk := list(itertools.islice(rows, batch_rows)):
+        while chunk := list(islice(rows, batch_rows)):
             found = _score_rows(self, fmt, chunk, normalize)
             part.add([row | _outcome(names, fmt, *scored) for row, scored in zip(chunk, found)])
             bar.update(len(chunk))
