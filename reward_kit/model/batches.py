@@ -40,7 +40,6 @@ def shared_length(
 
 # %% ../../nbs/2_model/23_batches.ipynb #b6a2150b
 def _pad(groups, pad_token_id, multiple):
-    "One sequence a row."
     sequences = list(chain(*groups))
     lengths = torch.tensor([len(ids) for ids in sequences])
     length = math.ceil(int(lengths.max()) / multiple) * multiple
@@ -61,8 +60,7 @@ class _Segments:
     keys: Tensor  # (k,) where in the row the keys stand, one sequence after another
     query_starts: Tensor  # (n + 1,) int32, `starts` on the device
     key_starts: Tensor  # (n + 1,) int32, the same for `keys`
-    longest_query: int  # most queries of a sequence
-    longest_key: int  # most keys
+    longest: tuple  # most queries of a sequence, most keys
     masks: dict = field(default_factory=dict, init=False)  # made by attention when it first needs them
 
     @classmethod
@@ -74,7 +72,7 @@ class _Segments:
         for (queries, start, shared), begin in zip(table, starts):
             keys += [*range(start, start + shared), *range(begin, begin + queries)]
         tensors = (torch.tensor(each, dtype=torch.int32) for each in (starts, key_starts))
-        return cls(table, starts, torch.tensor(keys), *tensors, max(own), max(seen))
+        return cls(table, starts, torch.tensor(keys), *tensors, (max(own), max(seen)))
 
     def to(self, device, non_blocking=False):
         names = ("keys", "query_starts", "key_starts")
@@ -83,7 +81,6 @@ class _Segments:
 
 # %% ../../nbs/2_model/23_batches.ipynb #366fddbe
 def _pack(groups):
-    "All sequences in one row, what each shares with the first of its example left out."
     ids, positions, table = [], [], []
     for group in groups:
         start = len(ids)
@@ -107,25 +104,28 @@ def lay_out(
     pad_token_id: int = 0,  # fills the rows of the padded layout
     multiple: int = 1,  # their length L is rounded up to one of it
 ) -> tuple[dict, Tensor]:  # (inputs (n, L) or (1, T), last positions (n,))
-    "Token ids as the inputs of a model, and where the last token of each sequence stands in them."
+    "Inputs of a model, and where the last token of each sequence stands in them."
     return _pack(groups) if layout == "packed" else _pad(groups, pad_token_id, multiple)
 
 # %% ../../nbs/2_model/23_batches.ipynb #d7e47d8f
+_TOKENS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+
+
 class Batch(dict):
-    "Token ids of b examples of up to K responses, where rewards are read, and what the data says."
+    "Token ids of b examples of up to K responses, and what the data says of them."
 
     input_ids: Tensor  # (n, L) padded, (1, T) packed
     attention_mask: Tensor  # like input_ids, 1 = a token
-    position_ids: Tensor | None  # like input_ids
-    token_type_ids: Tensor | None  # like input_ids; for encoders that read two segments
-    segments: _Segments | None  # of a packed batch
-    reward_index: Tensor  # (b, K) last token of each response in the flattened input_ids; -1 = no response
+    position_ids: Tensor  # like input_ids
+    token_type_ids: Tensor  # like input_ids; for encoders that read two segments
+    segments: _Segments  # of a packed batch
+    reward_index: Tensor  # (b, K) last token of each in the flattened input_ids; -1 = none
     mask: Tensor  # (b, K) bool, True = there is a response
     ranks: Tensor  # (b, K) int, 1 = best, equal = tie
     weight: Tensor  # (b,)
-    margin: Tensor | None  # (b,)
-    targets: Tensor | None  # (b, K) scores
-    lengths: list[list[int]]  # tokens of each response of each example
+    margin: Tensor  # (b,)
+    targets: Tensor  # (b, K) scores
+    lengths: list  # of lists, tokens of each response of each example
 
     def __getattr__(self, name):
         if name in Batch.__annotations__:
@@ -154,7 +154,7 @@ class Batch(dict):
 @patch
 def model_inputs(self: Batch) -> dict:
     "What a model with `bind_reward_forward` is called with."
-    names = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "segments", "reward_index")
+    names = (*_TOKENS, "segments", "reward_index")
     return {name: self[name] for name in names if name in self}
 
 
@@ -165,27 +165,25 @@ def labels(self: Batch) -> dict:
 
 # %% ../../nbs/2_model/23_batches.ipynb #8a8a7693
 def _padded(rows, fill, dtype=None):
-    "Lists of different lengths as one tensor."
     width = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
 
 # %% ../../nbs/2_model/23_batches.ipynb #91c151af
 def _labels(examples, sizes):
-    "What the loss needs besides rewards."
-    def column(name):
-        return [example.get(name) for example in examples]
+    def column(name, default=None):
+        found = [example.get(name) for example in examples]
+        return [default if value is None else value for value in found]
 
     ranks = [given or range(1, size + 1) for given, size in zip(column("ranks"), sizes)]
-    weight, margin, scores = column("weight"), column("margin"), column("scores")
     labels = {
-        "mask": _padded([[True] * size for size in sizes], False),
+        "mask": torch.arange(max(sizes)) < torch.tensor(sizes)[:, None],
         "ranks": _padded(ranks, max(sizes) + 1),
-        "weight": torch.tensor([1.0 if given is None else float(given) for given in weight]),
+        "weight": torch.tensor(column("weight", 1.0), dtype=torch.float32),
     }
-    if margin.count(None) < len(margin):
-        labels["margin"] = torch.tensor([float(given or 0) for given in margin])
-    if None not in scores:
-        labels["targets"] = _padded(scores, 0.0, torch.float32)
+    if any(margin is not None for margin in column("margin")):
+        labels["margin"] = torch.tensor(column("margin", 0.0), dtype=torch.float32)
+    if None not in column("scores"):
+        labels["targets"] = _padded(column("scores"), 0.0, torch.float32)
     return labels
 
 # %% ../../nbs/2_model/23_batches.ipynb #34ea7419
@@ -196,22 +194,13 @@ _PAYS_BELOW = 0.95  # of the padded positions
 class RewardCollator:
     "Encoded rows to a `Batch`."
 
-    pad_token_id: int  # fills the rows of the padded layout; masked, so the rewards do not depend on it
+    pad_token_id: int  # fills padded rows; masked, so that rewards do not depend on it
     layout: str = "padded"  # or "packed", which pads where it would hardly shorten
-    pad_to_multiple_of: int | None = None  # round L up, for tensor cores; the padded layout only
+    pad_to_multiple_of: int | None = None  # round L up, for tensor cores; padded only
 
     def __post_init__(self):
         if self.layout not in ("padded", "packed"):
             raise ValueError(f"layout={self.layout!r}: choose one of padded, packed")
-
-    def _lay_out(self, groups, lengths):
-        "The batch in the shorter layout, and the position of the last token of each sequence."
-        if self.layout == "packed":
-            inputs, last = lay_out(groups, "packed")
-            most = sum(map(len, groups)) * max(chain(*lengths))
-            if inputs["input_ids"].numel() <= _PAYS_BELOW * most:
-                return inputs, last
-        return lay_out(groups, "padded", self.pad_token_id, self.pad_to_multiple_of or 1)
 
     def __call__(
         self,
@@ -222,26 +211,25 @@ class RewardCollator:
         groups = [e.get("sequences") or [e[side] for side in sides] for e in examples]
         lengths = [[len(ids) for ids in group] for group in groups]
         if min(chain(*lengths), default=0) == 0:
-            raise ValueError("a batch needs at least one sequence, and every sequence at least one token")
-        inputs, last = self._lay_out(groups, lengths)
-        labels = _labels(examples, [len(group) for group in groups])
+            raise ValueError("a batch needs sequences, each of at least one token")
+        sizes, how = [len(group) for group in groups], (self.pad_token_id, self.pad_to_multiple_of or 1)
+        inputs, last = lay_out(groups, self.layout, *how)
+        most = _PAYS_BELOW * sum(sizes) * max(chain(*lengths))
+        if self.layout == "packed" and inputs["input_ids"].numel() > most:
+            inputs, last = lay_out(groups, "padded", *how)
+        labels = _labels(examples, sizes)
         index = torch.full(labels["mask"].shape, -1).masked_scatter(labels["mask"], last)
         return Batch(inputs | {"reward_index": index, "lengths": lengths} | labels)
 
 # %% ../../nbs/2_model/23_batches.ipynb #0cd6dd82
 @patch
 def _sequences(self: Batch, start, stop):
-    "Which of the sequences belong to some neighbouring examples: the first, one after the last."
     return [sum(map(len, self.lengths[:end])) for end in (start, stop)]
 
 # %% ../../nbs/2_model/23_batches.ipynb #7ec1e873
 @patch
-def take(
-    self: Batch,
-    start: int,  # the first example
-    stop: int,  # one after the last
-) -> Batch:
-    "The batch of neighbouring examples."
+def take(self: Batch, start: int, stop: int) -> Batch:
+    "The batch of the examples from `start` to before `stop`."
     first, last = self._sequences(start, stop)
     own = ("mask", "ranks", "targets", "weight", "margin", "lengths")
     taken = Batch({name: self[name][start:stop] for name in own if self.get(name) is not None})
@@ -256,19 +244,12 @@ def take(
         table = [(own, max(start - begin, 0), shared) for own, start, shared in segments.table[first:last]]
         taken["segments"] = _Segments.of(table).to(index.device)
     taken["reward_index"] = moved.where(index >= 0, -1)
-    for name in ("input_ids", "attention_mask", "position_ids", "token_type_ids"):
-        if name in self:
-            taken[name] = self[name][rows, columns]
-    return taken
+    return Batch(taken | {name: self[name][rows, columns] for name in _TOKENS if name in self})
 
 # %% ../../nbs/2_model/23_batches.ipynb #20f1a1c2
 @patch
-def positions(
-    self: Batch,
-    start: int = 0,  # the first example
-    stop: int | None = None,  # one after the last
-) -> int:
-    "What a forward pass over some neighbouring examples computes, padding included."
+def positions(self: Batch, start: int = 0, stop: int | None = None) -> int:
+    "What a forward pass over these examples computes, padding included."
     first, last = self._sequences(start, stop)
     if self.segments is None:
         return (last - first) * max(chain(*self.lengths[start:stop]))
@@ -276,12 +257,8 @@ def positions(
 
 # %% ../../nbs/2_model/23_batches.ipynb #cb669a66
 @patch
-def micro_batches(
-    self: Batch,
-    parts: int = 1,  # how many at least; at most one example each
-    batch_tokens: int | None = None,  # most positions of one that holds several examples
-) -> list[Batch]:
-    "Batches whose examples together are those of this one."
+def micro_batches(self: Batch, parts: int = 1, batch_tokens: int | None = None) -> list[Batch]:
+    "At least so many parts, of several examples only within so many positions."
     most, budget = math.ceil(self.examples / max(1, parts)), batch_tokens or math.inf
     starts = [0]
     for i in range(1, self.examples):
@@ -294,11 +271,8 @@ def micro_batches(
 
 # %% ../../nbs/2_model/23_batches.ipynb #4e94a09c
 @patch(cls_method=True)
-def of_pairs(
-    cls: Batch,
-    inputs: dict,  # input_ids, attention_mask (2 b, L): chosen rows, then rejected rows; margin (b,)
-) -> Batch:
-    "A batch in TRL's layout; a `Batch` is returned as it is."
+def of_pairs(cls: Batch, inputs: dict) -> Batch:
+    "A batch in TRL's layout: input_ids, attention_mask (2 b, L), margin (b,)."
     if isinstance(inputs, Batch):
         return inputs
     order = torch.arange(len(inputs["input_ids"])).view(2, -1).T.flatten()  # each pair together
@@ -336,16 +310,14 @@ def base_of(
 # %% ../../nbs/2_model/23_batches.ipynb #8912a5d5
 def _apply_head(head, hidden):
     "The product (..., labels) of a linear head, possibly wrapped by PEFT, in float32."
-    parameters = dict(head.named_parameters())
+    parameters, dtype = dict(head.named_parameters()), torch.float32
     other = {torch.float16, torch.bfloat16, torch.float64}
-    low = {name: p.float() for name, p in parameters.items() if p.dtype in other}
+    exact = {name: p.float() for name, p in parameters.items() if p.dtype in other}
+    if exact and any(hasattr(p, "ds_id") for p in parameters.values()):
+        # sharded by DeepSpeed, whose hooks gather the weight in its own type
+        exact, dtype = {}, next(iter(parameters.values())).dtype
     with torch.autocast(hidden.device.type, enabled=False):
-        if not low:
-            return head(hidden.float())
-        if any(hasattr(p, "ds_id") for p in parameters.values()):
-            # sharded by DeepSpeed, whose hooks gather the weight in its own type
-            return head(hidden.to(next(iter(parameters.values())).dtype)).float()
-        return torch.func.functional_call(head, low, (hidden.float(),))
+        return torch.func.functional_call(head, exact, (hidden.to(dtype),)).float()
 
 # %% ../../nbs/2_model/23_batches.ipynb #a14bf439
 _READING = ContextVar("reading", default=None)  # a value for each thread and task
@@ -373,7 +345,7 @@ def _put_back(block, args, output):
 
 # %% ../../nbs/2_model/23_batches.ipynb #ea7548ff
 def _last_feed_forward(base):
-    "The block after which no token sees another; None where it is not sure what else happens there."
+    "None where it is not sure what else happens there."
     stacks = [child for child in base.children() if isinstance(child, nn.ModuleList) and len(child)]
     if len(stacks) != 1:
         return None
@@ -388,7 +360,6 @@ def _last_feed_forward(base):
 # %% ../../nbs/2_model/23_batches.ipynb #7c3beaae
 @contextlib.contextmanager
 def _reading_at(base, positions):
-    "While it lasts, the last layer ends at these positions alone, in this thread."
     block = None if positions is None else _last_feed_forward(base)
     if block is None:
         yield
@@ -426,7 +397,7 @@ def forward_at(
     if segments is not None:
         if not str(inner.config._attn_implementation).startswith(SEGMENT_ATTENTION):
             problem = f"the attention of {type(inner).__name__} does not read packed sequences yet"
-            raise ValueError(f"{problem}: ask `packing_problem(model)` first, or use layout='padded'")
+            raise ValueError(f"{problem}: call packing_problem(model), or use layout='padded'")
         device = inputs["input_ids"].device
         mask = torch.zeros(1, 1, 1, 1, device=device)
         arguments |= {"attention_mask": mask, "segments": segments.to(device)}
@@ -442,24 +413,21 @@ def _decoder_rewards(model, inputs, index):
 
 def _encoder_rewards(model, own_forward, inputs, index):
     if inputs.pop("segments", None) is not None:
-        name = type(model).__name__
-        raise ValueError(f"{name} is an encoder, which cannot read packed batches: use layout='padded'")
+        raise ValueError(f"{type(model).__name__} cannot read packed batches: use layout='padded'")
     inputs.pop("position_ids", None)
     length = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"].shape[1]
     return own_forward(**inputs).logits.float().flatten()[index.clamp(min=0) // length]
 
 # %% ../../nbs/2_model/23_batches.ipynb #f771fb6e
-_INPUTS = ("input_ids", "attention_mask", "inputs_embeds", "position_ids", "token_type_ids", "segments")
-
-
 def _reward_forward(self, *args, reward_index=None, **kwargs):
-    "Rewards (b, K) where `reward_index` (b, K) is given, 0 where it is -1; else the model's own forward."
+    "Rewards (b, K) at `reward_index`, 0 where it is -1; without it as before."
     own_forward = self.__dict__.get("_forward_before_reward") or partial(type(self).forward, self)
     if reward_index is None:
         return own_forward(*args, **kwargs)
     if args:
         kwargs["input_ids"] = args[0]
-    inputs = {name: kwargs[name] for name in _INPUTS if kwargs.get(name) is not None}
+    names = (*_TOKENS, "inputs_embeds", "segments")
+    inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
     if hasattr(self, "score"):  # as all decoders of transformers call their head
         rewards = _decoder_rewards(self, inputs, reward_index)
     else:
@@ -471,14 +439,14 @@ def _reward_forward(self, *args, reward_index=None, **kwargs):
 def bind_reward_forward(
     model,  # *ForSequenceClassification with one label, before or after PEFT wrapping
 ):  # the same model
-    "Give the innermost model a forward that reads rewards by index. ValueError: another kind of model."
+    "Let the innermost model read rewards by index. ValueError: another kind of model."
     inner = innermost_model(model)
     name, config = type(inner).__name__, inner.config
     labels = getattr(config, "num_labels", None)
     problem = f"has {labels} labels: a reward model has num_labels=1" if labels != 1 else ""
     if name.endswith("ForCausalLM") or hasattr(inner, "lm_head"):
-        problem = "is a causal language model, which has no reward head: pass its name or folder, " \
-            "and a head is added, or load it with AutoModelForSequenceClassification and num_labels=1"
+        problem = "is a causal language model, which has no reward head: pass its name, "
+        problem += "or load it with AutoModelForSequenceClassification and num_labels=1"
     if getattr(config, "is_encoder_decoder", False):
         problem = "is an encoder-decoder: reward_kit uses decoders and encoders"
     if problem:

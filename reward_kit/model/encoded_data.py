@@ -59,11 +59,8 @@ def verdicts(self: OverflowReport) -> list[str]:
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #7f12ac89
 @patch
-def count(
-    self: OverflowReport,
-    rows: Iterable[dict],  # encoded
-) -> None:
-    "Count them."
+def count(self: OverflowReport, rows: Iterable[dict]) -> None:
+    "Count encoded rows."
     for row in rows:
         self.rows += 1
         self.sequences += row["encoded"]
@@ -89,7 +86,6 @@ _COUNTS = {"kept": pa.bool_(), "encoded": pa.int64(), "truncated": pa.int64(), "
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #5ac47ccd
 def _encoded_row(record, sequences, cut):
-    "A record's responses that fit, and what the report counts."
     fits = [i for i, ids in enumerate(sequences) if ids is not None]
     ranks, scores = record.get("ranks") or range(1, len(sequences) + 1), record.get("scores")
     return {
@@ -113,7 +109,6 @@ def _rows(columns, indices):
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #a7cf9248
 def _encode_records(records, encoder):
-    "Encoded rows, one a record."
     texts = [record | {"response": text} for record in records for text in record["responses"]]
     def column(name):
         return [text.get(name) for text in texts]
@@ -128,7 +123,6 @@ def _encode_records(records, encoder):
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #9392bec1
 def _encode_table(table, indices, encoder):
-    "For `Dataset.map`: columns that are not text as they are, and the encoded ones."
     names = table.column_names
     columns = {name: read_column(table[name]) for name in (*_TEXT, *_LABELS) if name in names}
     schema = pa.schema(_ENCODED | _COUNTS)
@@ -138,7 +132,6 @@ def _encode_table(table, indices, encoder):
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #6ed124af
 def _encode_stored(dataset, encoder, report, num_proc, desc):
-    "The encoded rows that are kept."
     key = json.dumps([dataset._fingerprint, encoder.encoding.to_dict()], sort_keys=True)
     processes = min(num_proc or 1, len(dataset))
     encoded = dataset.with_format("arrow").map(
@@ -163,7 +156,6 @@ _KEPT = (*_ENCODED, "margin", "weight")  # columns of an encoded stream
 
 
 def _usable(rows):
-    "Records of the rows that can be used."
     records = []
     for row in rows:
         try:
@@ -174,7 +166,6 @@ def _usable(rows):
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #d8c9c2ae
 def _encode_stream(dataset, encoder, report, columns):
-    "The encoded rows that are kept, made as they are read."
     def encode(columns, indices):
         records = _usable(_rows(columns, indices))
         encoded = _encode_records(records, encoder)
@@ -186,7 +177,6 @@ def _encode_stream(dataset, encoder, report, columns):
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #7c335234
 def _from_ids(dataset, max_length, columns):
-    "Pairs of token ids as encoded rows."
     end = "input_ids" if "chosen_input_ids" in columns else "ids"
     def convert(row):
         sequences = [list(row[f"{side}_{end}"]) for side in ("chosen", "rejected")]

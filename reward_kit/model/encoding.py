@@ -12,7 +12,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
@@ -91,53 +90,42 @@ _PLAIN_TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}
 {%- if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"""
 
 # %% ../../nbs/2_model/22_encoding.ipynb #48da40cf
-_WRAPPER_MARK = "{#- wrapped by reward_kit: outer BOS and EOS are left to the tokenizer -#}"
 _FIXED_DATE = datetime(2024, 7, 26)
 
 
-def _quoted(text):  # as a Jinja string literal
-    return json.dumps(text, ensure_ascii=False)
+def _literal(value):  # of Jinja
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _fix_date(template):
-    "The template with a fixed date for today's."
     call = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-    return call.sub(lambda found: _quoted(_FIXED_DATE.strftime(found[2])), template)
+    return call.sub(lambda found: _literal(_FIXED_DATE.strftime(found[2])), template)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #50674ac1
-def _when(condition, text):
-    "Jinja: what has been rendered becomes `text` on a condition."
-    return f"{{%- if {condition} -%}}{{%- set reward_text = {text} -%}}{{%- endif -%}}"
+_WRAPPER_MARK = "{#- wrapped by reward_kit: outer BOS and EOS are left to the tokenizer -#}"
+_WRAPPER = _WRAPPER_MARK + """{%- set reward_text %}
+@ORIGINAL@{{ '' }}{% endset -%}
+{%- set reward = namespace(text=reward_text, bos=@BOS@, eos=@EOS@, cut=false) -%}
+{%- if reward.bos and reward.text.startswith(reward.bos) -%}
+{%- set reward.text = reward.text[reward.bos | length:] -%}{%- endif -%}
+{%- for before, inserted in @INSERTED@ -%}
+{%- set start = before + inserted -%}
+{%- if not reward.cut and messages and messages[0]['role'] not in ['system', 'developer']
+    and reward.text.startswith(start) -%}
+{%- set reward.text = before + reward.text[start | length:] -%}{%- set reward.cut = true -%}
+{%- endif -%}{%- endfor -%}
+{%- if reward.eos and not add_generation_prompt and reward.text.rstrip().endswith(reward.eos) -%}
+{%- set reward.text = reward.text.rstrip()[:-(reward.eos | length)] -%}{%- endif -%}
+{{- reward.text -}}"""
 
 
-def _cut_start(bos):
-    return _when(f"reward_text.startswith({_quoted(bos)})", f"reward_text[{len(bos)}:]")
-
-
-def _cut_end(eos):
-    ends = f"not add_generation_prompt and reward_text.rstrip().endswith({_quoted(eos)})"
-    return _when(ends, f"reward_text.rstrip()[:-{len(eos)}]")
-
-# %% ../../nbs/2_model/22_encoding.ipynb #62296ffe
-def _cut_inserted(inserted):
-    "Cut the first (text before, text) that a text without a system message starts with."
-    cases = []
-    for before, text in inserted:
-        starts = f"if reward_text.startswith({_quoted(before + text)}) -%}}"
-        rest = f"{_quoted(before)} + reward_text[{len(before + text)}:]"
-        cases.append(f"{starts}{{%- set reward_text = {rest} -%}}")
-    no_system = "messages and messages[0]['role'] not in ['system', 'developer']"
-    return f"{{%- if {no_system} -%}}{{%- {'{%- el'.join(cases)}{{%- endif -%}}{{%- endif -%}}"
-
-# %% ../../nbs/2_model/22_encoding.ipynb #d0815034
 def _wrap_template(template, bos=None, eos=None, inserted=()):
-    "The template in a wrapper that cuts BOS, EOS and what it inserts, where there is any of them."
-    cuts = ""
-    for text, cut in ((bos, _cut_start), (inserted, _cut_inserted), (eos, _cut_end)):
-        cuts += cut(text) if text else ""
-    # a line break after the opening tag is swallowed, so the original starts on a line of its own
-    body = "{%- set reward_text %}\n" + template.removesuffix("\n") + "{{ '' }}{% endset -%}"
-    return f"{_WRAPPER_MARK}{body}{cuts}{{{{- reward_text -}}}}" if cuts else template
+    if not (bos or eos or inserted):
+        return template
+    wrapper = _WRAPPER.replace("@INSERTED@", _literal(inserted))
+    for name, value in (("@BOS@", bos), ("@EOS@", eos)):
+        wrapper = wrapper.replace(name, _literal(value or ""))
+    return wrapper.replace("@ORIGINAL@", template.removesuffix("\n"))
 
 # %% ../../nbs/2_model/22_encoding.ipynb #d08c6a4b
 _USER, _REPLY, _AGAIN, _SYSTEM = "qXuserXone", "qXreplyXone", "qXuserXtwo", "qXsystemXone"
@@ -155,7 +143,6 @@ def _user_header(first, second):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #fd96cbca
 def _split_start(start, header):
-    "(text before, inserted text) of what stands before the first user's content."
     for head in (header, header.lstrip()):
         if start.endswith(head):
             return "", start.removesuffix(head)
@@ -163,7 +150,7 @@ def _split_start(start, header):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #ce651eba
 def _default_system(render, bos, inserted):
-    "The default system prompt in inserted text: [(text before it, prompt)], or nothing."
+    "[(text before it, prompt)], or nothing."
     own = render([{"role": "system", "content": _SYSTEM}, *_turns(_USER, _REPLY)]).removeprefix(bos)
     head, _, after = own.partition(_SYSTEM)
     if not head or not inserted.startswith(head):
@@ -193,12 +180,12 @@ _PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad
 
 def _ensure_pad_token(tokenizer):
     "A pad token that is neither EOS nor BOS; what was done for it, in words."
-    old, boundaries = tokenizer.pad_token, (tokenizer.eos_token, tokenizer.bos_token)
+    old, boundaries = tokenizer.pad_token, {tokenizer.eos_token, tokenizer.bos_token}
     if old is not None and old not in boundaries:
         return None
-    reserved = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    usable = [token for token in _PAD_TOKENS if token in reserved and token not in boundaries]
-    tokenizer.add_special_tokens({"pad_token": usable[0] if usable else "<|pad|>"})
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    usable = (token for token in _PAD_TOKENS if token in special - boundaries)
+    tokenizer.add_special_tokens({"pad_token": next(usable, "<|pad|>")})
     before = "none" if old is None else f"{old}, which marks a boundary"
     return f"pad token: {tokenizer.pad_token} (before: {before})"
 
@@ -217,17 +204,17 @@ def _fit_embeddings(model, tokenizer):
 # %% ../../nbs/2_model/22_encoding.ipynb #840f269e
 def _special_token_ids(tokenizer):
     "Ids that a tokenizer puts before and after every text. ValueError: it does more."
-    body, whole = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+    body = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
     for start in range(len(whole)):
         end = start + len(body)
         if body and whole[start:end] == body:
             return whole[:start], whole[end:]
-    name, found = type(tokenizer).__name__, f"'a' is {whole}, without special tokens {body}"
-    raise ValueError(f"{name} is not usable: {found}")
+    name = type(tokenizer).__name__
+    raise ValueError(f"{name} is not usable: 'a' is {whole}, without special tokens {body}")
 
 
 def _set_special_tokens(tokenizer, prefix, suffix):
-    "Make the tokenizer put exactly these ids around every text."
     before, after = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in (prefix, suffix))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=[*before, "$A", *after],
@@ -244,19 +231,17 @@ _PROBES = (
 
 
 def _fingerprint(tokenizer):
-    "Hash of vocabulary, special tokens and the encodings of a few texts: 16 hex digits."
+    "Hash of vocabulary, special tokens and the ids of a few texts."
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-    state = [sorted(tokenizer.get_vocab().items()), special]
-    state += [tokenizer(text)["input_ids"] for text in _PROBES]
+    ids = [tokenizer(text)["input_ids"] for text in _PROBES]
+    state = [sorted(tokenizer.get_vocab().items()), special, *ids]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #be75e8c5
 def _survives_saving(tokenizer):
-    "Whether all that decides the ids is the same after saving and loading."
     def state(tokenizer):
         cut = [tokenizer(text, truncation=True, max_length=8)["input_ids"] for text in _PROBES]
-        own = tokenizer.pad_token_id, tokenizer.chat_template, tokenizer.padding_side
-        return _fingerprint(tokenizer), cut, own
+        return _fingerprint(tokenizer), cut, tokenizer.chat_template, tokenizer.padding_side
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -264,13 +249,12 @@ def _survives_saving(tokenizer):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #3392f5c6
 def _make_saveable(tokenizer):
-    "The general class where the tokenizer's own loses something; what was done, in words."
     if _survives_saving(tokenizer):
         return None
     name, tokenizer.__class__ = type(tokenizer).__name__, PreTrainedTokenizerFast
     if _survives_saving(tokenizer):
-        return f"tokenizer class: the general one, because {name} loses its special tokens on loading"
-    raise ValueError(f"{name} gives other ids after saving and loading: no encoding can be guaranteed")
+        return f"tokenizer class: the general one, {name} loses its special tokens on loading"
+    raise ValueError(f"{name} gives other ids after saving and loading: use another tokenizer")
 
 # %% ../../nbs/2_model/22_encoding.ipynb #a21e55b6
 _OFFSET_POSITIONS = re.compile("(xlm-|xlm-roberta-)?roberta|camembert|data2vec-text|longformer|mpnet")
@@ -306,16 +290,11 @@ def _render(tokenizer, template, messages):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #283e30b6
 def _uses_bos(tokenizer, template):
-    "Whether a template renders BOS at the start, or did before it was wrapped."
-    bos = tokenizer.bos_token
-    if bos is None or _WRAPPER_MARK in template:
-        return bos is not None and _cut_start(bos) in template
-    turns = _turns(_USER, _REPLY), _turns(_USER)
-    return any(_render(tokenizer, template, each).startswith(bos) for each in turns)
+    bos, turns = tokenizer.bos_token, (_turns(_USER, _REPLY), _turns(_USER))
+    return bool(bos) and any(_render(tokenizer, template, each).startswith(bos) for each in turns)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #02e29f0b
 def _plan_special_tokens(tokenizer, templates):
-    "Ids before and after every text."
     prefix, suffix = _special_token_ids(tokenizer)
     if tokenizer.bos_token_id not in prefix and any(_uses_bos(tokenizer, text) for text in templates):
         prefix = [tokenizer.bos_token_id, *prefix]
@@ -333,7 +312,7 @@ def _adjust_template(tokenizer, template, bos, eos):
     inserted = _find_inserted(render, tokenizer.bos_token or "", tokenizer.get_added_vocab())
     if inserted:
         text = inserted[0][1].strip()
-        notes.append(f"chat template: inserts {text!r} where a conversation has no system message; removed")
+        notes.append(f"chat template: inserts {text!r} without a system message; removed")
     if fixed != template:
         notes.append(f"chat template: renders the current date; fixed to {_FIXED_DATE:%Y-%m-%d}")
     return _wrap_template(fixed, bos, eos, inserted), notes
@@ -354,7 +333,6 @@ def _set_up(tokenizer, template):
 
 
 def _set_sides(tokenizer, length):
-    "Cut on the left, pad on the right."
     sides = {"truncation_side": "left", "padding_side": "right", "model_max_length": length}
     for name, value in sides.items():
         setattr(tokenizer, name, value)
@@ -373,15 +351,14 @@ def prepare_tokenizer(
     "Make a tokenizer follow the encoding, also after saving. Raises ValueError."
     if not getattr(tokenizer, "is_fast", False):
         problem = f"{type(tokenizer).__name__} is not a fast tokenizer"
-        raise ValueError(f"{problem}: convert it once, so that its folder has a tokenizer.json")
+        raise ValueError(f"{problem}: convert it once, to have a tokenizer.json")
     length = _choose_max_length(tokenizer, model, max_length)
     notes = [_ensure_pad_token(tokenizer)]
     if model is not None:
         _fit_embeddings(model, tokenizer)
     template = chat_template or tokenizer.chat_template or _PLAIN_TEMPLATE
     if template == _PLAIN_TEMPLATE:
-        form = "conversations become 'User: ...', 'Assistant: ...' paragraphs"
-        notes.append(f"chat template: none of its own; {form}")
+        notes.append("chat template: none of its own; paragraphs 'User: ...', 'Assistant: ...'")
     prefix, suffix, template_notes = _set_up(tokenizer, template)
     _set_sides(tokenizer, length)
     notes += [*template_notes, _make_saveable(tokenizer)]
@@ -406,7 +383,7 @@ def _as_turns(value, role):
 
 
 def _join_messages(prompt, response=None):
-    "Turns of prompt and response; without one, it is the assistant turn that `prompt` ends with."
+    "Turns of both; without a response, it is the assistant turn that `prompt` ends with."
     before = _as_turns(prompt, "user")
     if response is not None:
         return before, _as_turns(response, "assistant")
@@ -416,24 +393,19 @@ def _join_messages(prompt, response=None):
 # %% ../../nbs/2_model/22_encoding.ipynb #4a2c0e18
 @dataclass
 class _EncodedBatch:
-    "Token ids of a list of texts, with what had to be cut or left out."
-
-    ids: list = field(default_factory=list)  # a list a text; None: dropped
-    cut: list[bool] = field(default_factory=list)  # whether a text lost its oldest tokens
+    ids: list  # token ids of each text; None: the response does not fit, or overflow='drop'
+    cut: list  # whether a text lost its oldest tokens
 
     @property
-    def truncated(self):
-        "How many texts were cut."
+    def truncated(self):  # how many were cut
         return sum(self.cut)
 
     @property
-    def dropped(self):
-        "Indices of texts left out: the response alone does not fit, or overflow='drop'."
+    def dropped(self):  # which were left out
         return [i for i, ids in enumerate(self.ids) if ids is None]
 
     @property
-    def lengths(self):
-        "Tokens of each text, 0 where dropped."
+    def lengths(self):  # tokens of each, 0 where dropped
         return [len(ids or ()) for ids in self.ids]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #6ee190e0
@@ -460,7 +432,8 @@ class RewardEncoder:
     @property
     def own_template(self) -> bool:
         "Whether the tokenizer brought a chat template."
-        return _PLAIN_TEMPLATE not in self.tokenizer.chat_template
+        template = self.tokenizer.chat_template
+        return bool(template) and _PLAIN_TEMPLATE not in template
 
     @property
     def tokenizer_changed(self) -> bool:
@@ -512,7 +485,7 @@ def render(
 # %% ../../nbs/2_model/22_encoding.ipynb #1ab05346
 @patch
 def _response_tokens(self: RewardEncoder, text, prompt, response, tools, arguments):
-    "How many tokens of a text cover the response; 0 for a full text, of which nobody knows."
+    "How many tokens cover the response; 0 for a full text, of which nobody knows."
     if isinstance(prompt, str) and response is None:
         return 0
     if self._joins(prompt, response):
@@ -527,10 +500,10 @@ def _response_tokens(self: RewardEncoder, text, prompt, response, tools, argumen
 # %% ../../nbs/2_model/22_encoding.ipynb #030c039b
 @patch
 def _fit(self: RewardEncoder, ids, text, row, name):
-    "The special tokens and the last ones of the text, or None when it is left out."
+    "Special tokens and the last ones of the text; None: left out."
     overflow, most = self.encoding.overflow, self.encoding.max_length
     if overflow == "error":
-        remedy = "raise max_length, or choose overflow='truncate_left' or 'drop'"
+        remedy = "raise it, or choose another overflow"
         raise ValueError(f"{name}: {len(ids)} tokens, but max_length={most}; {remedy}")
     if overflow == "drop" or self._response_tokens(text, *row) > self.room:
         return None
@@ -546,7 +519,6 @@ def template_value(
 
 
 def _for_each_row(value, n, kind, name):
-    "A value for each row: the entries of a list that has one a row, else the same for all."
     kinds = (str, kind, type(None))
     by_row = isinstance(value, list) and value and all(isinstance(item, kinds) for item in value)
     if by_row and len(value) != n:
@@ -556,7 +528,6 @@ def _for_each_row(value, n, kind, name):
 # %% ../../nbs/2_model/22_encoding.ipynb #9c0ae1e3
 @patch
 def _text(self: RewardEncoder, name, prompt, response, tools, arguments):
-    "The text of a row; an error of its template names it."
     try:
         return self.render(prompt, response, tools=tools, chat_template_kwargs=arguments)
     except Exception as error:
@@ -578,25 +549,24 @@ def _ids(self: RewardEncoder, texts, rows):
 @patch
 def encode(
     self: RewardEncoder,
-    prompts: Sequence,  # strings or lists of messages
-    responses: Sequence | None = None,  # the same; None: full texts or conversations
+    prompts,  # strings or lists of messages
+    responses=None,  # the same; None: full texts or conversations
     *,
     tools=None,  # one value for all texts, or a list with one for each
     chat_template_kwargs=None,  # likewise, dictionaries
-    names: Sequence[str] | None = None,  # of the rows, for error messages
+    names=None,  # of the rows, for error messages
 ) -> _EncodedBatch:
     "Token ids of each text. Raises ValueError that names the row."
     n = len(prompts)
     responses = [None] * n if responses is None else responses
     if len(responses) != n:
-        given = f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}"
-        raise ValueError(f"{given}: there must be as many")
+        raise ValueError(f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}: give as many")
     names = names or [f"row {i}" for i in range(n)]
     tools = _for_each_row(tools, n, list, "tools")
     arguments = _for_each_row(chat_template_kwargs, n, dict, "chat_template_kwargs")
     rows = list(zip(prompts, responses, tools, arguments))
     texts = [self._text(name, *row) for name, row in zip(names, rows)]
-    batch = _EncodedBatch()
+    batch = _EncodedBatch([], [])
     for name, row, text, ids in zip(names, rows, texts, self._ids(texts, rows)):
         if not ids:
             raise ValueError(f"{name}: the text has no tokens, where a reward could be read")
@@ -607,16 +577,16 @@ def encode(
 
 # %% ../../nbs/2_model/22_encoding.ipynb #4fddb0c9
 @patch
-def limited(self: RewardEncoding, model, max_length: int | None) -> RewardEncoding:
-    "The encoding with another limit, None: as it is. ValueError: more than the model's positions."
+def limited(self: RewardEncoding, model, max_length) -> RewardEncoding:
+    "The same with another limit, if any. ValueError: more than the model's positions."
     if max_length is None:
         return self
     return replace(self, max_length=_choose_max_length(None, model, max_length))
 
 
 @patch
-def applied(self: RewardEncoding, tokenizer, model, max_length: int | None = None) -> RewardEncoding:
-    "The encoding of a tokenizer that was made to follow this one. Raises ValueError."
+def applied(self: RewardEncoding, tokenizer, model, max_length=None) -> RewardEncoding:
+    "The encoding of a tokenizer that is made to follow this one. Raises ValueError."
     how = {name: getattr(self, name) for name in ("chat_template", "overflow", "separator")}
     made = prepare_tokenizer(tokenizer, model, max_length=max_length or self.max_length, **how)
     if self.tokenizer_fingerprint is None:

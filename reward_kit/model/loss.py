@@ -18,7 +18,6 @@ from torch import Tensor
 
 # %% ../../nbs/2_model/21_loss.ipynb #19506913
 def _tensor(name, value, shape, rewards, dtype=None):
-    "A label beside the rewards, if it has the shape; None stays."
     if value is None:
         return None
     value = torch.as_tensor(value, dtype=dtype, device=rewards.device)
@@ -37,11 +36,12 @@ def _present(rewards, mask, least):
         raise TypeError(f"rewards must be a floating point tensor, got {kind}")
     if rewards.dim() != 2 or rewards.shape[1] < least:
         raise ValueError(
-            f"rewards must have shape (b, K) with K >= {least} responses to a prompt, "
-            f"got {tuple(rewards.shape)}; for pairs use torch.stack([chosen, rejected], dim=1)"
+            f"rewards must have shape (b, K) with K >= {least}, got {tuple(rewards.shape)}; "
+            "for pairs use torch.stack([chosen, rejected], dim=1)"
         )
-    given = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
-    mask = _tensor("mask", given, rewards.shape, rewards)
+    mask = _tensor("mask", mask, rewards.shape, rewards)
+    if mask is None:
+        mask = torch.ones_like(rewards, dtype=torch.bool)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool with True = keep, got {mask.dtype}; use mask.bool()")
     rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
@@ -80,12 +80,12 @@ class Judgements:
 @patch(cls_method=True)
 def of(
     cls: Judgements,
-    rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
-    ranks: Tensor | None = None,  # (b, K) int, 1 = best, equal = tie
-    mask: Tensor | None = None,  # (b, K) bool, True = keep
-    margin: Tensor | None = None,  # (b,)
-    targets: Tensor | None = None,  # (b, K)
-    least: int = 2,  # responses to a prompt
+    rewards,  # (b, K) float, best first unless `ranks` says otherwise
+    ranks=None,  # (b, K) int, 1 = best, equal = tie
+    mask=None,  # (b, K) bool, True = keep
+    margin=None,  # (b,)
+    targets=None,  # (b, K)
+    least=2,  # responses to a prompt
 ) -> Judgements:
     "ValueError, TypeError: shapes and types."
     rewards, mask = _present(rewards, mask, least)
@@ -117,20 +117,19 @@ class Loss:
 
 # %% ../../nbs/2_model/21_loss.ipynb #854aace6
 def _centering(rows):
-    "A loss for the level of the rewards, which comparisons leave open; see below."
     return (2 * rows.mean(rows.rewards, rows.mask)) ** 2
 
 # %% ../../nbs/2_model/21_loss.ipynb #b7131d52
 @patch
 def terms(
     self: Loss,
-    rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
+    rewards,  # (b, K) float, best first unless `ranks` says otherwise
     *,
-    ranks: Tensor | None = None,  # (b, K) int, 1 = best, equal = tie
-    mask: Tensor | None = None,  # (b, K) bool, True = keep
-    targets: Tensor | None = None,  # (b, K) score of each response, for regression
-    margin: Tensor | None = None,  # (b,) the difference to win by
-    weight: Tensor | None = None,  # (b,) weight of each row, default 1
+    ranks=None,  # (b, K) int, 1 = best, equal = tie
+    mask=None,  # (b, K) bool, True = keep
+    targets=None,  # (b, K) score of each response, for regression
+    margin=None,  # (b,) the difference to win by
+    weight=None,  # (b,) weight of each row, default 1
     **keywords,  # its own
 ) -> Tensor:  # (b, 4): weighted loss, its weight, weighted centering loss, its weight
     "What each row adds to the loss. ValueError, TypeError: shapes, types, ranges, keywords."
@@ -139,7 +138,8 @@ def terms(
     losses = torch.stack([self.of_rows(rows, **keywords), _centering(rows)], 1)
     weights = torch.stack([self.counts(rows.above, rows.mask), rows.mask.any(1)], 1).to(losses.dtype)
     if weight is not None:
-        weights = weights * _tensor("weight", weight, rewards.shape[:1], rewards, losses.dtype)[:, None]
+        weight = _tensor("weight", weight, rewards.shape[:1], rewards, losses.dtype)
+        weights = weights * weight[:, None]
     return torch.stack([weights * losses, weights], 2).flatten(1)
 
 # %% ../../nbs/2_model/21_loss.ipynb #ff413d1a
@@ -149,19 +149,18 @@ def total_loss(
     weights: Tensor | None = None,  # (2,) of a larger batch; None: the terms' own
 ) -> Tensor:  # scalar
     "Weighted mean loss, plus centering if asked for; 0 where nothing has a weight."
-    sums, own = terms[0::2], terms[1::2]
-    weights = own if weights is None else weights
-    loss, centering = sums / torch.where(weights == 0, torch.ones_like(weights), weights)
+    weights = terms[1::2] if weights is None else weights
+    loss, centering = terms[0::2] / weights.where(weights != 0, 1)
     return loss if center_rewards_coefficient is None else loss + center_rewards_coefficient * centering
 
 # %% ../../nbs/2_model/21_loss.ipynb #bb2c8c05
 @patch
 def __call__(
     self: Loss,
-    rewards: Tensor,  # (b, K)
+    rewards,  # (b, K)
     *,
-    center_rewards_coefficient: float | None = None,  # None = off; TRL: 0.01
-    reduction: str = "mean",  # "mean", "sum" or "none", as above
+    center_rewards_coefficient=None,  # None = off; TRL: 0.01
+    reduction="mean",  # "mean", "sum" or "none", as above
     **labels,  # of `terms`
 ) -> Tensor:  # scalar, or (b,) for "none"
     "The loss, plus centering if asked for."
@@ -175,8 +174,6 @@ def __call__(
 
 # %% ../../nbs/2_model/21_loss.ipynb #f8712df6
 class _Losses(dict):
-    "Losses by name."
-
     def __missing__(self, name):
         raise ValueError(f"unknown loss_type {name!r}: choose one of {', '.join(self)}")
 
@@ -208,7 +205,7 @@ def bradley_terry_loss(
     rows: Judgements,  # of b rows; tied pairs say nothing
     label_smoothing: float = 0.0,  # share of labels taken to be flipped, 0 <= e < 0.5
 ) -> Tensor:  # (b,)
-    "Mean of -log sigmoid(difference - margin) over ordered pairs (arXiv 2203.02155, 2307.09288)."
+    "Mean of -log sigmoid(difference - margin) over pairs (arXiv 2203.02155, 2307.09288)."
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
     z = rows.differences().masked_fill(~rows.above, 0)
@@ -222,7 +219,7 @@ def bradley_terry_loss(
 def plackett_luce_loss(
     rows: Judgements,  # of b rows; tied responses are not compared with each other
 ) -> Tensor:  # (b,)
-    "Minus log-probability of picking each from itself and those strictly below: Plackett (1975)."
+    "-log P of picking each from itself and those strictly below: Plackett (1975)."
     some_below = rows.above.any(2)
     lower = (-rows.differences()).masked_fill(~rows.above, -torch.inf)
     lower = lower.masked_fill(~some_below[:, :, None], 0)  # no row of -inf alone, whose gradient is 0/0
@@ -237,7 +234,7 @@ def _a_pair(above, mask):
 @register_loss(counts=_a_pair)
 def davidson_loss(
     rows: Judgements,  # of b rows; margins hold for ordered pairs only
-    tie_parameter: float | Tensor = 1.0,  # nu > 0; equal responses tie with probability nu / (2 + nu)
+    tie_parameter: float | Tensor = 1.0,  # nu > 0; equal ones tie with probability nu / (2 + nu)
 ) -> Tensor:  # (b,)
     "Mean of -log P(win or tie, as observed) over all pairs: Davidson (1970), JASA 65, 317."
     if not isinstance(tie_parameter, Tensor) and not tie_parameter > 0:

@@ -35,8 +35,8 @@ def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, sc
     plain = n == total and (window or total) >= total and softcap is None
     mask = None if plain else _causal_mask(masks, n, total, window, query)
     if softcap is None:
-        attend, how = nn.functional.scaled_dot_product_attention, dict(is_causal=plain, scale=scaling)
-        return attend(query, key, value, mask, dropout, **how)
+        attend = nn.functional.scaled_dot_product_attention
+        return attend(query, key, value, mask, dropout, is_causal=plain, scale=scaling)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = softcap * torch.tanh(query @ key.mT * (scaling / softcap)) + mask
     weights = logits.float().softmax(-1).to(value.dtype)
@@ -44,7 +44,6 @@ def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, sc
 
 # %% ../../nbs/2_model/24_packing.ipynb #add18561
 def _attend_in_turn(query, key, value, segments, **options):
-    "Attention (1, heads, T, d), one segment after another."
     sizes = [own for own, _, _ in segments.table]
     # one `split` has one backward pass for all parts, slices have one each
     queries, keys, values = (tensor.split(sizes, 2) for tensor in (query, key, value))
@@ -69,7 +68,6 @@ def _varlen_attention():
 
 
 def _flash_fits(query, value):
-    "Whether torch's flash attention takes these tensors, by its documentation."
     size, device = query.shape[-1], query.device
     if device.type != "cuda" or query.dtype.itemsize != 2 or _varlen_attention() is None:
         return False
@@ -78,13 +76,11 @@ def _flash_fits(query, value):
 
 # %% ../../nbs/2_model/24_packing.ipynb #3bcff86f
 def _attend_at_once(query, key, value, segments, window=None, scaling=None):
-    "The same as `_attend_in_turn` by one kernel."
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    seen, starts = (key[segments.keys], value[segments.keys]), (segments.query_starts, segments.key_starts)
-    longest = segments.longest_query, segments.longest_key
-    back = -1 if window is None else window - 1
-    attend, query = _varlen_attention(), query.contiguous()
-    out = attend(query, *seen, *starts, *longest, scale=scaling, window_size=(back, 0))
+    seen = key[segments.keys], value[segments.keys]
+    starts, longest = (segments.query_starts, segments.key_starts), segments.longest
+    how = {"scale": scaling, "window_size": ((window or 0) - 1, 0)}
+    out = _varlen_attention()(query.contiguous(), *seen, *starts, *longest, **how)
     return out.transpose(0, 1)[None]
 
 # %% ../../nbs/2_model/24_packing.ipynb #fb905472
@@ -92,8 +88,9 @@ _CPU_16_BIT_FROM = 2048  # tokens; shorter ones are faster in float32
 _UNKNOWN = ("s_aux", "position_bias", "head_mask")  # more than attention
 
 
-def _segment_attention(module, query, key, value, segments, dropout=0.0, scaling=None, sliding_window=None,
-                       softcap=None, **other):
+def _segment_attention(
+    module, query, key, value, segments, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **other
+):
     "Queries (1, heads, T, d) by segments, to keys and values of as many heads or fewer."
     given = [name for name in _UNKNOWN if other.get(name) is not None]
     if given:
@@ -102,7 +99,7 @@ def _segment_attention(module, query, key, value, segments, dropout=0.0, scaling
     if torch.is_autocast_enabled(kind):  # rotated queries and keys are float32 there, values are not
         tensors = [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
     dtype = tensors[0].dtype
-    if kind == "cpu" and dtype.itemsize == 2 and segments.longest_key < _CPU_16_BIT_FROM:
+    if kind == "cpu" and dtype.itemsize == 2 and segments.longest[1] < _CPU_16_BIT_FROM:
         tensors = [tensor.float() for tensor in tensors]
     query, key, value = tensors
     groups = query.shape[1] // key.shape[1]
@@ -127,7 +124,6 @@ def _eager_attention(module, *args, **kwargs):
 
 
 def _segments_or(own, module, query, key, value, attention_mask, segments=None, **options):
-    "Attention by segments where there are some, else the model's own."
     if segments is None:
         return own(module, query, key, value, attention_mask, **options)
     return _segment_attention(module, query, key, value, segments, **options)
@@ -152,7 +148,6 @@ _LONGEST_WINDOW = 1024  # tokens; longer ones have the code of shorter ones
 
 
 def _probe_groups(config):
-    "A pair that shares its prompt, longer than the window, and a ranking that shares little."
     window = getattr(config, "sliding_window", None)
     shared = window + 8 if isinstance(window, int) and window <= _LONGEST_WINDOW else 0
     positions = getattr(config, "max_position_embeddings", None) or 2048
@@ -190,7 +185,6 @@ def _compare_layouts(base, groups):
 
 # %% ../../nbs/2_model/24_packing.ipynb #d709b815
 def _known_problem(inner, base):
-    "What can be said without a trial."
     if not hasattr(inner, "score") and inner.get_output_embeddings() is None:
         return "is an encoder"
     if "position_ids" not in inspect.signature(base.forward).parameters:
@@ -205,7 +199,6 @@ def _known_problem(inner, base):
 
 # %% ../../nbs/2_model/24_packing.ipynb #7379d0a5
 def _tried(base, groups):
-    "What goes wrong in a trial; None: nothing."
     before, problem = base.config._attn_implementation, None
     tolerance = 2e-4 if next(base.parameters()).dtype == torch.float32 else 0.1
     try:

@@ -27,7 +27,6 @@ _COMBINATIONS = {  # of a table (members, texts)
 
 
 def _spread(rewards):
-    "Standard deviation over the members: 0 for a single one."
     return rewards.std(0, correction=0)
 
 # %% ../../nbs/3_scores/34_ensembles.ipynb #bdf0305e
@@ -39,7 +38,6 @@ def _over_members(rewards, function):
 
 # %% ../../nbs/3_scores/34_ensembles.ipynb #12b6b162
 def _combine_rewards(rewards, combine="mean", k=1.0):
-    "The rewards of several models, one list per member, as one."
     if combine not in _COMBINATIONS:
         raise ValueError(f"combine={combine!r}: choose one of {', '.join(_COMBINATIONS)}")
     if not (math.isfinite(k) and k >= 0):
@@ -48,7 +46,6 @@ def _combine_rewards(rewards, combine="mean", k=1.0):
 
 # %% ../../nbs/3_scores/34_ensembles.ipynb #83b8e389
 def _check_members(members, normalize_members):
-    "The members as a list; raises TypeError or ValueError for what cannot be one."
     advice = "(RewardEnsemble.from_pretrained takes folders and hub ids)"
     if not isinstance(members, (list, tuple)):
         raise TypeError(f"members is {type(members).__name__}; give a list of RewardModels {advice}")
@@ -58,10 +55,9 @@ def _check_members(members, normalize_members):
         if not isinstance(member, RewardModel):
             raise TypeError(f"members[{i}] is {type(member).__name__}; it must be a RewardModel {advice}")
         if normalize_members and not member.has_scale:
-            remedy = "measure them with store_normalization(model, preferences), or combine raw rewards"
             raise ValueError(
-                f"members[{i}] ({member.__name__}) has no stored mean and spread, so there is no common "
-                f"scale; {remedy} with normalize_members=False"
+                f"members[{i}] ({member.__name__}) has no stored mean and spread: measure them with "
+                "store_normalization(model, preferences), or give normalize_members=False"
             )
     return list(members)
 
@@ -125,7 +121,7 @@ def why_too_long(self: RewardEnsemble) -> str:
 # %% ../../nbs/3_scores/34_ensembles.ipynb #a86ed49a
 @patch
 def member_rewards(self: RewardEnsemble, rows, progress=False):
-    "Rewards of what `encode` gave: one list per member, on the scale on which they are combined."
+    "Rewards of what `encode` gave: one list per member, on the common scale."
     rewards = []
     for i, member in enumerate(self.members):
         own = member.score_ids([row and row[i] for row in rows], progress)
@@ -142,8 +138,7 @@ def score_ids(self: RewardEnsemble, rows, progress=False) -> list[float | None]:
 def normalized(self: RewardEnsemble, rewards: list[float | None]) -> list[float | None]:
     if not self.normalize_members:
         raise ValueError(
-            f"{self.__name__} combines raw rewards without a stored mean and spread, so normalize=True "
-            "cannot be done; make the ensemble with normalize_members=True"
+            f"{self.__name__} combines raw rewards without a scale: make it with normalize_members=True"
         )
     return rewards
 
@@ -166,7 +161,7 @@ def score_members(
     *,
     too_long: str = "error",  # "error" | "none": for a response that alone does not fit
 ) -> list:
-    "What each member says, on their common scale: a list (or for a single text a number) per member."
+    "What each member says, on their common scale: a list or number per member."
     rows, single = self.checked_rows(prompts, responses, too_long)
     return [own[0] if single else own for own in self.member_rewards(rows)]
 

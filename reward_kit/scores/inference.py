@@ -72,24 +72,16 @@ class RewardModel(TextScorer):
 
 # %% ../../nbs/3_scores/33_inference.ipynb #ecb0bbfa
 @patch
-def encode(
-    self: RewardModel,
-    prompts: list,  # strings or conversations
-    responses: list | None,  # the same; None: prompts are full texts
-    tools=None,  # for the chat template: one per prompt
-    chat_template_kwargs=None,  # for the chat template: one per prompt
-) -> list[list[int] | None]:
+def encode(self: RewardModel, prompts: list, responses: list | None, **template) -> list:
     "Token ids of each text; None where the response alone does not fit."
     pairs = zip(prompts, prompts if responses is None else responses)
     if self._warn_of_strings and any(isinstance(a, str) and isinstance(b, str) for a, b in pairs):
         self._warn_of_strings = False
         _logger.warning(
-            "%s was trained on conversations, but is given plain strings, which it reads without the chat "
-            "template: its scores may be off; give prompts as lists of messages "
-            "(text that the template has rendered is fine)",
+            "%s was trained on conversations, but is given plain strings, read without the chat template: "
+            "give prompts as lists of messages (text that the template has rendered is fine)",
             self.__name__,
         )
-    template = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
     return self.encoder.encode(prompts, responses, **template).ids
 
 # %% ../../nbs/3_scores/33_inference.ipynb #2fbdc3b7
@@ -103,31 +95,24 @@ def why_too_long(self: RewardModel) -> str:
 
 # %% ../../nbs/3_scores/33_inference.ipynb #3ab332ae
 @patch
-def score_ids(
-    self: RewardModel,
-    rows: list[list[int] | None],  # token ids
-    progress: bool = False,  # show a bar
-) -> list[float | None]:  # None where ids are None
-    "Rewards of token ids; raises FloatingPointError for a reward that is not a number."
+def score_ids(self: RewardModel, rows: list, progress: bool = False) -> list[float | None]:
+    "Rewards of token ids, None for None. FloatingPointError: a reward that is no number."
     kept = [i for i, ids in enumerate(rows) if ids is not None]
     found = dict(zip(kept, self.scorer([rows[i] for i in kept], progress)))
     for i, reward in found.items():
         if not math.isfinite(reward):
-            cause = f"the weights of {self.__name__} or its dtype ({self.model.dtype}) cannot compute it"
+            cause = f"check the weights of {self.__name__} and its dtype ({self.model.dtype})"
             raise FloatingPointError(f"the reward of text {i} is {reward}: {cause}")
     return [found.get(i) for i in range(len(rows))]
 
 # %% ../../nbs/3_scores/33_inference.ipynb #f09a327d
 @patch
-def normalized(
-    self: RewardModel,
-    rewards: list[float | None],  # as `score_ids` gives them
-) -> list[float | None]:
+def normalized(self: RewardModel, rewards: list) -> list[float | None]:
     "Rewards on the scale of the evaluation set; raises ValueError where that is not known."
     if not self.has_scale:
         raise ValueError(
-            f"{self.__name__} has no stored mean and spread, so normalize=True cannot be done: train with "
-            "an evaluation set, or measure them with store_normalization(model, preferences)"
+            f"{self.__name__} has no stored mean and spread for normalize=True: train with an evaluation "
+            "set, or measure them with store_normalization(model, preferences)"
         )
     mean, std = (self.metadata.normalization[name] for name in ("mean", "std"))
     return [None if reward is None else (reward - mean) / std for reward in rewards]
@@ -158,7 +143,7 @@ class _GuessedEncoder(RewardEncoder):
         self.tokenizer, self.encoding = tokenizer, own.limited(model, max_length)
         fills = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_token_id = next(token for token in fills if token is not None)
-        self.skipped = config.pad_token_id if hasattr(model, "score") else None  # at the end, by its pooling
+        self.skipped = config.pad_token_id if hasattr(model, "score") else None  # at the end
         ends = tokenizer.cls_token_id, tokenizer.sep_token_id
         self.is_pair = not tokenizer.chat_template and None not in ends
         if self.is_pair and "token_type_ids" in tokenizer.model_input_names:
@@ -221,17 +206,13 @@ def find_metadata(cls: RewardModel, name, revision=None) -> RewardMetadata | Non
     "The reward_kit.json of a folder or hub repository, None where there is none."
     if Path(name).is_dir():
         return RewardMetadata.load(name)
-    silent = ("missing_entries", "connection_errors", "gated_repo")
     try:
-        options = {f"_raise_exceptions_for_{what}": False for what in silent}
-        found = cached_file(name, "reward_kit.json", revision=revision, **options)
+        return RewardMetadata.load(Path(cached_file(name, "reward_kit.json", revision=revision)).parent)
     except OSError:
-        found = None  # loading the model itself says what is wrong with the repository
-    return RewardMetadata.load(Path(found).parent) if found else None
+        return None  # loading the model itself says what is wrong with the repository
 
 # %% ../../nbs/3_scores/33_inference.ipynb #2999a851
 def _check_labels(name, **hub):
-    "Raise ModelLoadError if a classification model has not one label."
     try:
         config = AutoConfig.from_pretrained(name, **hub)
     except Exception:  # whatever is wrong is explained by load_reward_backbone
@@ -239,10 +220,9 @@ def _check_labels(name, **hub):
     architecture = (config.architectures or [""])[0]
     if not architecture.endswith("ForSequenceClassification") or config.num_labels == 1:
         return
-    why = "a reward is one number"
-    if config.num_labels == 2:
-        why = "its two are the logits of two classes, and which is the reward is not recorded"
-    raise ModelLoadError(f"model {name} has {config.num_labels} labels, a reward model has one: {why}")
+    two = "logits of two classes, of which one may be the reward"
+    why = two if config.num_labels == 2 else "a reward is one number"
+    raise ModelLoadError(f"model {name} has {config.num_labels} labels, not one: {why}")
 
 # %% ../../nbs/3_scores/33_inference.ipynb #61b44553
 def _encoder_of(tokenizer, model, stored, given, max_length):
@@ -255,7 +235,6 @@ def _encoder_of(tokenizer, model, stored, given, max_length):
 
 
 def _pick_device(device):
-    "The device asked for, else cuda, mps or cpu, the first there is."
     if device is None and not torch.cuda.is_available():
         device = "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(device or "cuda")
@@ -289,8 +268,7 @@ def from_pretrained(
         lacks = "reward_kit.json" if metadata is None else "encoding in its reward_kit.json"
         _logger.warning("%s has no %s: %s", short, lacks, encoder.describe())
     elif encoder.tokenizer_changed:
-        problem = "the tokenizer is not the one the model was trained with (other fingerprint)"
-        _logger.warning("%s: %s; scores may be off", short, problem)
+        _logger.warning("%s: the tokenizer is not the one of its training; scores may be off", short)
     how = {"batch_tokens": batch_tokens, "segment_token_id": encoder.segment_token_id}
     scorer = RowScorer(model, encoder.pad_token_id, **how)
     return cls(model, tokenizer, encoder, scorer, metadata=metadata, name=short)
@@ -298,16 +276,12 @@ def from_pretrained(
 # %% ../../nbs/3_scores/33_inference.ipynb #6da488ce
 @patch(cls_method=True)
 def keep_measured(cls: RewardModel, model, name, measure, what, device=None) -> RewardModel:
-    """The model with `measure(model)` as the field `name` of its metadata, in its folder if it is one.
-
-    Raises ValueError for what is no folder; `what` is the value in a word."""
+    "The model with `measure(model)` as `name` in its metadata, and in its folder. ValueError: no folder."
     rm = model
     if not isinstance(model, RewardModel):
         if not Path(model).is_dir():
-            raise ValueError(
-                f"model={str(model)!r} is no folder, so nothing can be stored there; load it with "
-                f"RewardModel.from_pretrained and pass the RewardModel, which keeps its {what} in memory"
-            )
+            remedy = "load it with RewardModel.from_pretrained and pass the RewardModel"
+            raise ValueError(f"model={str(model)!r} is no folder to store its {what} in; {remedy}")
         rm = cls.from_pretrained(model, device=device)
     rm.metadata = replace(rm.metadata or RewardMetadata(versions={}), **{name: measure(rm)})
     if rm is not model:
@@ -317,7 +291,7 @@ def keep_measured(cls: RewardModel, model, name, measure, what, device=None) -> 
 # %% ../../nbs/3_scores/33_inference.ipynb #e304063f
 def store_normalization(
     model,  # a folder, whose reward_kit.json is rewritten; or a RewardModel, changed in memory
-    preferences,  # what `load_preferences` takes; not the training data, where rewards spread more
+    preferences,  # what `load_preferences` takes; not the training data
     *,
     device=None,  # where a folder is loaded; default as in `from_pretrained`
 ) -> RewardModel:  # with its scale
@@ -329,11 +303,11 @@ def store_normalization(
 def _measure_scale(preferences, rm):
     "{mean, std, n, data_hash} of the rewards; raises ValueError where they do not spread."
     preferences = load_preferences(preferences, progress=False)
-    rows = [record | {"response": response} for record in preferences for response in record["responses"]]
-    names = ("prompt", "response", "tools", "chat_template_kwargs")
-    prompts, responses, *template = ([row.get(name) for row in rows] for name in names)
-    given = {name: values for name, values in zip(names[2:], template) if any(values)}
-    rewards = rm.score(prompts, responses, too_long="none", **given)
+    rows = [record | {"responses": one} for record in preferences for one in record["responses"]]
+    names = ("prompt", "responses", "tools", "chat_template_kwargs")
+    prompts, answers, tools, arguments = ([row.get(name) for row in rows] for name in names)
+    template = {"tools": tools, "chat_template_kwargs": arguments}
+    rewards = rm.score(prompts, answers, too_long="none", **template)
     found = torch.tensor([reward for reward in rewards if reward is not None], dtype=torch.float64)
     mean, std, n = found.mean().item(), found.std(correction=0).item(), len(found)
     if n < 2 or not std:

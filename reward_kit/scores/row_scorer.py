@@ -23,7 +23,6 @@ _logger = logging.getLogger(__name__)
 
 # %% ../../nbs/3_scores/30_row_scorer.ipynb #5a3c4db7
 def _padded_batches(rows, indices, batch_tokens):
-    "Batches of single indices; a text that exceeds the budget alone is a batch of its own."
     order, batches = sorted(indices, key=lambda i: (-len(rows[i]), i)), []
     while order:
         count = max(1, batch_tokens // max(1, len(rows[order[0]])))
@@ -102,11 +101,8 @@ class RowScorer:
 # %% ../../nbs/3_scores/30_row_scorer.ipynb #96dd2cf7
 @patch
 @torch.inference_mode()
-def forward(
-    self: RowScorer,
-    groups: list[list[list[int]]],  # token ids of texts, those that share their beginning together
-) -> list[float]:  # one group after another
-    "Rewards of a few texts in one forward pass."
+def forward(self: RowScorer, groups: list) -> list[float]:
+    "Rewards of groups of token ids that begin alike, in one forward pass."
     batch = self.collate([{"sequences": group} for group in groups]).to(self.device)
     if self.segment_token_id is not None:
         ends = (batch.input_ids == self.segment_token_id).long()
@@ -116,12 +112,8 @@ def forward(
 
 # %% ../../nbs/3_scores/30_row_scorer.ipynb #cd7be67d
 @patch
-def plan(
-    self: RowScorer,
-    rows: list[list[int]],  # token ids
-    indices,  # which of them
-) -> deque:  # of batches of groups of indices
-    "The batches of some texts within the budget."
+def plan(self: RowScorer, rows: list, indices) -> deque:
+    "Batches of groups of indices within the budget."
     if self.collate.layout == "packed":
         return deque(_packed_batches(rows, indices, self.batch_tokens, self.fill))
     return deque(_padded_batches(rows, indices, self.batch_tokens))
@@ -143,12 +135,8 @@ def _smaller_budget(rows, batch_tokens, device):
 
 # %% ../../nbs/3_scores/30_row_scorer.ipynb #976e76e1
 @patch
-def __call__(
-    self: RowScorer,
-    rows: list[list[int]],  # token ids of any number of texts
-    progress: bool = False,  # show a bar
-) -> list[float]:  # in their order
-    "Rewards of texts; equal ones are scored once."
+def __call__(self: RowScorer, rows: list, progress: bool = False) -> list[float]:
+    "Rewards of any number of token ids, in their order; equal ones are scored once."
     given = [tuple(ids) for ids in rows]
     rows, rewards = list(dict.fromkeys(given)), {}
     pending = self.plan(rows, range(len(rows)))

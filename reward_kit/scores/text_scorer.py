@@ -18,7 +18,6 @@ from ..data.report import counted
 
 # %% ../../nbs/3_scores/31_text_scorer.ipynb #ee61cdfa
 def _is_conversation(value):
-    "Whether a value is one conversation, as opposed to a list of prompts."
     listed = isinstance(value, (list, tuple)) and len(value) > 0
     return listed and all(isinstance(message, dict) for message in value)
 
@@ -27,12 +26,12 @@ def check_text(
     value,  # what should be a string or a conversation
     where: str,  # how an error calls it: "prompts[3]"
 ):
-    "The string, or the messages as training reads them; raises `TypeError` for anything else."
+    "The string, or the messages as training reads them. TypeError: anything else."
     if isinstance(value, str):
         return value
     if not _is_conversation(value):
         shown = "None" if value is None else f"{type(value).__name__} ({str(value)[:40]!r})"
-        form = 'a string or a non-empty list of messages like {"role": "user", "content": "..."}'
+        form = 'a string or a list of messages like {"role": "user", "content": "..."}'
         raise TypeError(f"{where} is {shown}; it must be {form}")
     messages = []
     for i, message in enumerate(value):
@@ -44,7 +43,6 @@ def check_text(
 
 # %% ../../nbs/3_scores/31_text_scorer.ipynb #7cb586fa
 def _as_list(value, name):
-    "A plain list of whatever is listed; raises TypeError for what is no list of texts."
     if isinstance(value, (str, dict, bytes)) or not hasattr(value, "__iter__"):
         kind = None if value is None else type(value).__name__
         raise TypeError(f"{name} is {kind}; it must be a string, a list of messages, or a list of these")
@@ -62,7 +60,7 @@ def as_rows(
     prompts,  # string | conversation | list of these
     responses=None,  # the same; None: prompts are full texts
 ):  # -> prompts (list), responses (list or None), whether a single text was given
-    "Lists of equal length; raises TypeError for what is no text, ValueError for unequal lengths."
+    "Lists of equal length. TypeError: what is no text. ValueError: unequal lengths."
     rows, single = _checked(prompts, "prompts")
     if responses is None:
         return rows, None, single
@@ -78,9 +76,8 @@ def as_rows(
 class TextScorer:
     """Rewards of prompts and responses, and all that follows from them.
 
-    A scorer has `encode(prompts, responses, tools=None, chat_template_kwargs=None)`, whose list has None for
-    a text that does not fit, for the reason that `why_too_long()` says; `score_ids(encoded, progress)`, the
-    rewards; and `normalized(rewards)`, the same on the scale of the evaluation set."""
+    A subclass brings `encode(prompts, responses, **template)`, with None for what does not fit;
+    `why_too_long()`; `score_ids(encoded, progress)`; and `normalized(rewards)`."""
 
     temperature = 1.0  # what a difference of rewards is divided by before the sigmoid
 
@@ -93,7 +90,7 @@ def checked_rows(self: TextScorer, prompts, responses=None, too_long="error", **
     if too_long == "error" and None in rows:
         i = rows.index(None)
         text = str((responses or prompts)[i])[:60]
-        advice = "load the model with a larger max_length, or too_long='none' gives None for it"
+        advice = "give a larger max_length, or too_long='none' for None"
         raise ValueError(f"row {i} {self.why_too_long()}: {text!r}; {advice}")
     return rows, single
 
