@@ -36,10 +36,10 @@ def _style_axis(axis, title, x_title):
 # %% ../../nbs/6_tools/64_dashboards.ipynb #65f9e83b
 def plot_history(
     history: list[dict],  # logs, each with its step
-    panels: dict,  # title of a y axis -> its curves: (key in the logs, label, form), at most three
+    panels: dict,  # title of a y axis -> at most three curves: (key in the logs, label, form)
     x_title: str = "optimizer step",  # of the x axes
 ):  # -> matplotlib Figure
-    "The curves of a run against its steps, as far as they are logged, panels side by side."
+    "The curves of a run, as far as they are logged, panels side by side."
     figure = new_figure(figsize=(3.9 * len(panels), 3.1), dpi=80)
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, curves) in zip(all_axes, panels.items(), strict=True):
@@ -52,10 +52,10 @@ def plot_history(
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #dc8c4717
 class LiveDashboard(TrainerCallback):
-    """Curves of a run while it runs, as a callback of transformers; a subclass says which.
+    """Curves of a run while it runs; a subclass says which.
 
     `display` is "widget", "text" (a line for each log), or "auto": a widget in a notebook,
-    else text; ValueError for another. Only the first process shows anything."""
+    else text. Only the first process shows anything."""
 
     panels: dict = {}  # as in `plot_history`
     x_title = "optimizer step"
@@ -136,7 +136,7 @@ def _both(key, form):
 
 
 class TrainingDashboard(LiveDashboard):
-    "Loss, accuracy and learning rate of a `RewardTrainer`, in training and evaluation."
+    "Loss, accuracy and learning rate of a `RewardTrainer`."
 
     panels = {
         "loss (nats per row)": _both("loss", "{:.3f}"),

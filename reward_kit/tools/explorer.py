@@ -38,8 +38,8 @@ def _without_word(words, i):
 class TokenInfluence:
     "What each word or token adds to a reward."
 
-    tokens: list[str]  # in their order, white space kept
-    values: list[float]  # influence of each: positive raised the reward
+    tokens: list  # in their order, white space kept
+    values: list  # influence of each: positive raised the reward
     reward: float  # of the whole
     method: str  # leave_one_out or gradient
     unit: str  # word or token
@@ -48,7 +48,7 @@ class TokenInfluence:
         "Ready for JSON; `TokenInfluence(**d)` makes it again."
         return asdict(self)
 
-    def top(self, n: int = 3) -> list[tuple[str, float]]:
+    def top(self, n: int = 3) -> list:
         "The n tokens of the largest effect, either way, with their values."
         return sorted(zip(self.tokens, self.values), key=lambda pair: -abs(pair[1]))[:n]
 
@@ -60,7 +60,7 @@ class TokenInfluence:
         return self.to_html()
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #223615ed
-_RAISED = ("0,114,178", "solid")  # Okabe-Ito blue and vermilion: red, green, blue; line below
+_RAISED = ("0,114,178", "solid")  # Okabe-Ito blue and vermilion, line below
 _LOWERED = ("213,94,0", "dotted")
 
 
@@ -85,7 +85,7 @@ def _token_html(token, value, largest):
 @patch
 def to_html(
     self: TokenInfluence,
-    largest: float | None = None,  # the value of the full colour, to share a scale
+    largest=None,  # the value of the full colour, to share a scale
 ) -> str:
     "The text, what raised the reward in blue, what lowered it in orange."
     largest = largest or max(map(abs, self.values), default=0.0) or 1.0
@@ -141,7 +141,7 @@ def _embedding_gradient(model, ids):  # RewardModel, (t,) of one text
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #c331498b
 def _token_texts(tokenizer, ids):
-    "Each token as text, with the space that SentencePiece and byte-level alphabets mark."
+    "Tokens as text, with the spaces that SentencePiece and byte-level alphabets mark."
     texts = []
     for i in ids:
         text, mark = tokenizer.decode([i]), str(tokenizer.convert_ids_to_tokens(i))
@@ -177,7 +177,7 @@ def explain_reward(
     response,  # string or messages, whose last one is taken apart
     method: str = "leave_one_out",  # or "gradient"
     *,
-    unit: str | None = None,  # "word" of the response or "token" of all that is read; None: by method
+    unit=None,  # "word" of the response or "token" of all that is read; default by method
 ) -> TokenInfluence:
     """How much each word or token moved a reward: left out, or by a linear guess.
 
@@ -203,16 +203,16 @@ class ResponseComparison(Report):
 
     prompt: object  # string or messages
     responses: list  # (K,) strings or messages
-    scores: list[float]  # (K,)
-    probabilities: list[list[float]]  # (K, K): how likely i is preferred to j
-    influences: list[TokenInfluence] | None = None  # (K,) where asked for
+    scores: list  # (K,)
+    probabilities: list  # (K, K): how likely i is preferred to j
+    influences: list | None = None  # (K,) of `TokenInfluence`, where asked for
 
     @property
-    def ranking(self) -> list[int]:
+    def ranking(self) -> list:
         "Indices of the responses, best first; equal scores keep their order."
         return sorted(range(len(self.scores)), key=lambda i: -self.scores[i])
 
-    def sections(self) -> list[Section]:
+    def sections(self):
         "Ranking and scores, and who is preferred to whom."
         ranked = enumerate(self.ranking, 1)
         rows = [(f"response {i + 1}", rank, f"{self.scores[i]:.2f}") for rank, i in ranked]
@@ -228,9 +228,9 @@ def compare_responses(
     model,  # what `as_scorer` takes
     prompt,  # string or messages
     responses: list,  # (K,) strings or messages
-    method: str | None = None,  # of `explain_reward`; None: no influences
+    method=None,  # of `explain_reward`; default: no influences
 ) -> ResponseComparison:
-    "Score and compare the responses. ValueError for none, or one too long for the model."
+    "Score and compare responses. ValueError for none, or one too long for the model."
     if not responses:
         raise ValueError("there is no response to score")
     model, responses = _loaded(model), list(responses)
@@ -304,7 +304,8 @@ def add(self: RewardExplorer, text: str = "") -> None:
 def score(self: RewardExplorer) -> None:
     "Score the fields that are not empty; an error is shown, not raised."
     responses = [box.value for box in self.boxes.children if box.value.strip()]
-    self.result.value, self.comparison = f"<i style='{View.styles['page']}'>scoring ...</i>", None
+    self.comparison = None
+    self.result.value = f"<i style='{View.styles['page']}'>scoring ...</i>"
     try:
         asked = self.prompt.value, responses, self.method.value
         self.comparison = compare_responses(self.model, *asked)

@@ -26,15 +26,15 @@ def _reward_rows(proxy, gold):
     for i, (p, g) in enumerate(rows):
         alike = p.shape == g.shape == (len(p),) and len(p) > 0
         if not alike or not np.isfinite([p, g]).all():
-            raise ValueError(f"prompt {i} needs a finite proxy and gold reward for every response, "
-                             f"got shapes {p.shape} and {g.shape}; leave out what was not scored")
+            raise ValueError(f"prompt {i} needs a finite proxy and gold reward of every response, got "
+                             f"shapes {p.shape} and {g.shape}; leave out what was not scored")
     return rows
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #f242b229
 def best_of_n_scores(
     proxy, # (Q, n) or Q lists: rewards that choose, of the responses of each prompt
     gold, # the same shape: rewards that judge
-) -> dict[str, float]: # gold, gold_of_random, gold_of_best (means over prompts), win_rate in 0..1
+): # -> dict: gold, gold_of_random, gold_of_best (means over prompts), win_rate in 0..1
     "What choosing the response with the largest proxy reward brings by gold."
     rows = []
     for p, g in _reward_rows(proxy, gold):
@@ -53,7 +53,7 @@ def _subset_weights(max_n, total): # -> (max_n, N), rows sum to 1
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9401df1d
 def _gold_by_proxy(proxy, gold): # (N,), (N,) -> (N,)
-    "Gold rewards in the order of proxy, worst first; equal proxy rewards share their mean."
+    "Gold in the order of proxy, worst first; equal proxy rewards share their mean."
     _, group, counts = np.unique(proxy, return_inverse=True, return_counts=True)
     return np.repeat(np.bincount(group, gold) / counts, counts)
 
@@ -99,8 +99,9 @@ def verdicts(self: BestOfNCurve):
                  f"gold reward {change} by {gain:.2f} ({low:.2f} to {high:.2f})."]
     low, high = self.last_minus_peak
     if high < 0:
-        sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and lower "
-                         f"by {-high:.2f} to {-low:.2f} at {self.n[-1]}, while the proxy goes on rising.")
+        lower = f"lower by {-high:.2f} to {-low:.2f} at {self.n[-1]}"
+        sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and {lower}, "
+                         "while the proxy goes on rising.")
     return sentences
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9126b17c
@@ -133,9 +134,9 @@ def figures(self: BestOfNCurve):
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #95a81870
 def best_of_n_curve(
-    proxy, # (Q, N) or Q lists: rewards that choose, of N responses that one policy sampled
+    proxy, # (Q, N) or Q lists: rewards that choose, of N responses of one policy
     gold, # the same shape: rewards that judge
-    max_n: int | None = None, # largest n; default: all responses
+    max_n=None, # largest n; default: all responses
     *,
     samples: int = 1000, # draws of the bootstrap over prompts
     level: float = 0.95, # of the intervals

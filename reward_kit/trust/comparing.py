@@ -33,7 +33,7 @@ def _mcnemar_p_value(wins_a, wins_b): # pairs that only A, only B got right
     return float(stats.binomtest(few, few + many).pvalue) if few < many else 1.0
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #8186b2e0
-def _sign_flip_p_value(sums): # (C,) sum of the differences in each prompt, multiples of 1/2
+def _sign_flip_p_value(sums): # (C,) of differences in each prompt, multiples of 1/2
     "Exact sign-flip (permutation) test by prompt, two-sided."
     whole = np.rint(2 * np.asarray(sums)).astype(int)
     size, count = np.unique(np.abs(whole), return_counts=True)
@@ -95,7 +95,6 @@ class _PairedComparison(Report):
 
     @property
     def interval(self):
-        "The wider of the two, end by end."
         return wider(self.bootstrap, self.matched)
 
     @property
@@ -121,7 +120,7 @@ def compare_models(
     outcomes_b, # (P,) of model B on the same pairs
     groups=None, # (P,) prompts of the pairs; None: each pair has its own
     *,
-    names: tuple[str, str] = ("A", "B"), # of the models
+    names=("A", "B"), # of the models
     level: float = 0.95, # confidence, between 0 and 1
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the draws
@@ -157,9 +156,8 @@ def _holm_correction(p_values): # (M,) -> (M,) in the same order
 def _mean_over_seeds(by_seed, picks): # (B, S) accuracies, (B, S) counts of drawn seeds
     "The mean of drawn seeds, its deviation stretched by sqrt(S / (S - 1))."
     n, centre = by_seed.shape[1], by_seed.mean(1)
-    if n == 1:
-        return centre
-    return centre + math.sqrt(n / (n - 1)) * ((by_seed * picks).sum(1) / n - centre)
+    stretch = math.sqrt(n / max(n - 1, 1))  # one seed never deviates from its mean
+    return centre + stretch * ((by_seed * picks).sum(1) / n - centre)
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #bf266645
 @patch
@@ -169,7 +167,7 @@ def accuracies(
     prompt, # (P,) prompts of the pairs
     together: bool = False, # draw the same seeds in all settings
 ) -> np.ndarray: # (G, samples)
-    "Accuracies of settings over drawn prompts, the same in all settings, and drawn seeds."
+    "Accuracies of settings over drawn prompts, the same in all, and drawn seeds."
     _, group = np.unique(prompt, return_inverse=True)
     total, draws, sums = np.bincount(group), [], []
     for own in map(np.atleast_2d, outcomes):
@@ -226,7 +224,7 @@ def _group_runs(runs, names):
     else:
         names = _run_names(runs) if names is None else names
         if len(names) != len(runs):
-            raise ValueError(f"got {counted(len(names), 'name')} of {counted(len(runs), 'run')}")
+            raise ValueError(f"got {len(names)} names of {counted(len(runs), 'run')}")
         for name, run in zip(names, runs):
             settings.setdefault(_setting_name(str(name)), []).append(run)
     if len(settings) < 2 or not all(settings.values()):
@@ -256,16 +254,16 @@ def _rewards_of(run, preferences, progress=False, model_options=None):
         return [score_preferences(run, preferences, progress=progress)[0]]
     same = getattr(run, "fingerprint", None) in (None, preferences.fingerprint)
     if not same or {len(own) for own in rewards} != {len(preferences)}:
-        raise ValueError(f"the rewards are of other data than the {len(preferences):,} records; "
-                         "score the same data with every run")
+        raise ValueError("the rewards are of other data; score the same "
+                         f"{counted(len(preferences), 'record')} with every run")
     return rewards
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #9b4dac58
 def judged_pairs(
     runs: list, # models, folders, cross-validations (or files), rewards
     preferences, # Preferences
-    **scoring, # progress (show a bar), model_options (of `RewardModel.from_pretrained`)
-) -> dict: # the columns of `pair_table`, difference and outcome (S, P), n_left_out
+    **scoring, # progress (show a bar), model_options (as in `compare_runs`)
+): # -> dict: columns of `pair_table`, difference and outcome (S, P), n_left_out
     """Strictly ordered pairs that every seed of every run scored.
 
     Raises ValueError where there is none, and for rewards of other data."""
@@ -362,9 +360,9 @@ def compare_runs(
     model_options: dict | None = None, # of `RewardModel.from_pretrained`, for folders
     **loading, # of `load_preferences`: columns, format, split, ...
 ) -> _RunComparison:
-    """Every two settings on the same pairs, Holm-corrected; seeds are averaged within a pair.
+    """Every two settings on the same pairs, Holm-corrected; seeds are averaged in a pair.
 
-    Raises ValueError for fewer than two settings, a name twice, other data, nothing scored."""
+    Raises ValueError for one setting, a name twice, other data, nothing scored."""
     settings = _group_runs(runs, names)
     preferences = load_preferences(data, progress=progress, **loading)
     rewards, ends = [], []
@@ -394,8 +392,8 @@ def compare_runs(
 def paired_difference(
     before, # numbers
     after, # numbers, of the same prompts
-) -> tuple[float, float, float]: # mean of after - before, ends of its 95% interval
-    "How much a score changed (normal approximation). Raises ValueError for other prompts."
+): # -> mean of after - before, low, high (95%, normal approximation)
+    "How much a score changed. Raises ValueError for other prompts."
     if len(before) != len(after) or not len(before):
         raise ValueError(f"{counted(len(before), 'score')} before and {len(after)} after: "
                          "both need the same prompts")

@@ -44,13 +44,13 @@ class CrossValidation(Report):
     k: int # folds
     seeds: list # one complete cross-validation each
     folds: list # {seed, fold, trained_on, pairs, accuracy, low, high} of each model
-    rewards: list # (S, n) out-of-fold rewards: of each seed, of each record, K or None
+    rewards: list # (S, n) out of fold: of each seed, of each record, K or None
     level: float = 0.95 # of the intervals
     fingerprint: str | None = None # of the data
     title = "Cross-validation by prompt"
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self):
         "The wider of the two, end by end."
         return wider(self.wilson, self.bootstrap)
 
@@ -62,7 +62,8 @@ def verdicts(self: CrossValidation):
     holdout = z * math.sqrt(p * (1 - p) / max(1, self.n_pairs // 10))
     sentences = [
         f"Models trained on {1 - 1 / self.k:.0%} of the data order {percent(p)} of "
-        f"{self.n_pairs:,} unseen pairs as people did ({self.confidence} interval {percent(low, high)}).",
+        f"{self.n_pairs:,} unseen pairs as people did "
+        f"({self.confidence} interval {percent(low, high)}).",
         f"That is plus or minus {points((high - low) / 2)} points; "
         f"holding out a tenth of the pairs once would leave {points(holdout)}.",
     ]
@@ -126,7 +127,8 @@ def cross_validate(
     """k-fold cross-validation by prompt: each seed judges every pair once.
 
     Raises ValueError for too few prompts, no seed, only ties, or nothing scored."""
-    preferences, seeds = load_preferences(data, progress=progress, **loading), list(seeds)
+    preferences = load_preferences(data, progress=progress, **loading)
+    seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must hold one or more different numbers, got {seeds}")
     with tqdm(total=folds * len(seeds), desc="Training models", disable=not progress) as bar:
@@ -217,7 +219,7 @@ def _add_votes(counts, record, given):
 def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
     "Votes on every distinct pair, and the number of unreadable rows."
     if isinstance(data, Preferences):
-        raise TypeError("annotator_ceiling needs the raw rows: Preferences have lost repeated votes; "
+        raise TypeError("annotator_ceiling needs the raw rows, as Preferences lose repeated votes; "
                         "pass the file or the list of dicts")
     rows, counts, unusable = list(read_rows(data)), {}, 0
     readable = [row for _, row in rows if isinstance(row, dict)]
@@ -291,7 +293,7 @@ def annotator_ceiling(
     level: float = 0.95, # of the interval
     samples: int = 2000, # draws of the bootstrap
     seed: int = 0, # of the draws
-    **reading, # votes (column of counts); columns, format, labels as in `load_preferences`
+    **reading, # votes (a column); columns, format, labels as in `load_preferences`
 ) -> _AnnotatorCeiling:
     "Agreement between labels, and the accuracy it allows. Raises PreferenceDataError."
     counts, unusable = _count_votes(data, **reading)
@@ -369,7 +371,7 @@ def most_confident_mistakes(
     preferences, # what `load_preferences` takes; the model did not learn from it
     n: int = 20, # how many at most
     *,
-    temperature: float | None = None, # of the probabilities; None: the model's own, else 1
+    temperature=None, # of the probabilities; default the model's own, else 1
 ) -> Mistakes:
     "The pairs whose label the model finds least likely. Raises ValueError."
     preferences = load_preferences(preferences, progress=False)
@@ -403,7 +405,7 @@ def precision_at(
     is_error, # (n,) for every record whether its label is an error
     ks=(20, 50, 100), # how many of the first
     level: float = 0.95, # of the intervals
-) -> list[dict]: # {k, errors, precision, low, high, base (share among all)}
+): # -> [{k, errors, precision, low, high, base (share among all)}]
     "How many of the first k are errors."
     if len(is_error) <= max(self.order):
         raise ValueError(f"is_error must hold one value for each record, got {len(is_error)}")
@@ -422,11 +424,11 @@ def suspected_label_errors(
     preferences, # the data that was cross-validated
     n: int = 50, # rows of the table, at most
     *,
-    temperature: float | None = None, # of the probabilities; None: fitted to these pairs
+    temperature=None, # of the probabilities; default fitted to these pairs
 ) -> _SuspectedErrors:
     """Labels whose opposite is as likely as labels on average are.
 
-    Raises TypeError for a model, which may have learned them; ValueError for other data."""
+    Raises TypeError for a model, ValueError for other data."""
     preferences = load_preferences(preferences, progress=False)
     stored = isinstance(rewards, (CrossValidation, list, tuple))
     if not stored and not str(rewards).endswith(".json"):

@@ -83,7 +83,7 @@ class _LearningCurve(Report):
 
     @property
     def limit(self):
-        "The accuracy of unlimited labels by the fit, only a hint; None: no limit below 1."
+        "Accuracy of unlimited labels by the fit, a hint; None: no limit below 1."
         m, g, c = self.fit
         return m + g / c if c > 0 and m + g / c < 1 else None
 
@@ -142,7 +142,7 @@ def figures(self: _LearningCurve):
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #4a111cdd
 def _curve_of_outcomes(sizes, outcomes, prompt, bootstrap=Bootstrap()):
-    "The curve of outcomes (N, R, P): N sizes, R repeats, P held-out pairs of these prompts."
+    "The curve of outcomes (N, R, P) of N sizes, R repeats, P held-out pairs."
     outcomes = np.asarray(outcomes, float)
     accuracy = outcomes.mean((1, 2))
     draws = bootstrap.accuracies(outcomes, prompt, together=True).T
@@ -154,7 +154,7 @@ def _curve_of_outcomes(sizes, outcomes, prompt, bootstrap=Bootstrap()):
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #5a472778
 def _nested_rows(keys, sizes, seed): # keys (n,) prompt of each record
-    "Rows of nested subsets of about these sizes: whole prompts, in an order by the seed."
+    "Rows of nested subsets of about these sizes, whole prompts in a drawn order."
     _, group, count = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(count))
     position = np.argsort(order)[group]  # of each record's prompt in that order
@@ -167,8 +167,8 @@ def _curve_sizes(sizes, n):
     sizes = np.geomspace(n / 8, n, 5).round() if sizes is None else sizes
     sizes = sorted({int(size) for size in sizes})
     if len(sizes) < 3 or sizes[0] < 1 or sizes[-1] > n:
-        raise ValueError(f"sizes must be three or more different numbers from 1 to {n}, "
-                         f"the training records there are; got {sizes}")
+        raise ValueError("sizes must be three or more different numbers from 1 to "
+                         f"{n}, the training records there are; got {sizes}")
     return sizes
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #4e490a57

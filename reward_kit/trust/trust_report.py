@@ -117,13 +117,13 @@ def title(self: TrustReport):
 
 
 @patch(as_prop=True)
-def interval(self: TrustReport) -> tuple[float, float]:
+def interval(self: TrustReport):
     "The wider of the two, end by end."
     return wider(self.wilson, self.bootstrap)
 
 
 @patch(as_prop=True)
-def summary(self: TrustReport) -> list[str]:
+def summary(self: TrustReport):
     "What to know first."
     sentences, probes = list(self.verdicts), self.probes
     if self.calibration:
@@ -142,7 +142,7 @@ TrustReport.sentences = TrustReport.summary
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #edc7015b
 @patch
-def rows(self: TrustReport) -> list[tuple[str, str]]:
+def rows(self: TrustReport):
     "The measures of agreement as texts."
     level, k = self.confidence, self.rankings
     alike = "with one prompt" if self.n_prompts == 1 else "where all prompts came out alike"
@@ -203,7 +203,8 @@ def sections(
     mistakes: bool = True, # with texts of the data
 ) -> list[Section]:
     "The report, part by part."
-    found = [Section("Agreement with people", [], Table(("measure", "value"), self.rows()))]
+    measures = Table(("measure", "value"), self.rows())
+    found = [Section("Agreement with people", [], measures)]
     if self._groups():
         found.append(Section("Where it agrees", [], self._group_table()))
     if self.calibration:
@@ -316,7 +317,7 @@ def evaluate_reward_model(
     model, # RewardModel, folder, hub id, object with .score, function
     data, # what `load_preferences` takes
     *,
-    name: str | None = None, # how the report calls the model; default its own name
+    name=None, # how the report calls the model; default its own name
     probe_prompts: int = 100, # prompts whose best response is edited; 0: no probes
     bootstrap_samples: int = 2000, # draws of the bootstrap over prompts
     seed: int = 0, # of the bootstrap and the probes
@@ -371,7 +372,7 @@ def write_model_card(
     model_folder: str | Path, # a saved reward model
     report: TrustReport, # its evaluation
 ) -> Path: # the README.md
-    "Put a report into the model card of a folder, with pictures. Raises FileNotFoundError."
+    "Put a report into a folder's model card. Raises FileNotFoundError."
     folder = Path(model_folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}; save the model first")
