@@ -609,7 +609,7 @@ def test_messages_name_options_not_python(tmp_path, capsys):
     said = fails(capsys, 1, "inspect", tmp_path / "p.jsonl")
     assert "--rejected-column ..." in said and "columns=" not in said
     (tmp_path / "q.jsonl").write_text('{"promt": "p", "chosen": "c", "rejected": "r"}\n')
-    assert "say --prompt-column promt (or --column prompt= for texts" in fails(capsys, 1, "inspect", tmp_path / "q.jsonl")
+    assert "say --prompt-column promt, or --column prompt= for texts" in fails(capsys, 1, "inspect", tmp_path / "q.jsonl")
     assert "rows kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--column", "prompt=")
     assert COMMANDS["score"].in_options('name them with columns={"prompt": "my question"}') == "name them with --column prompt='my question'"
     assert COMMANDS["llm"].in_options("columns={'chosen': 'c', 'rejected': 'r'}") == "--text-column c --rejected-text-column r"

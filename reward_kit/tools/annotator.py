@@ -41,7 +41,6 @@ def _pair_id(prompt, responses):
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #93fb6d58
 def _row(prompt, left, right, label):
-    "A judged pair as `load_preferences` reads it."
     asked = {"prompt": prompt} if prompt else {}
     return asked | {"response_a": left, "response_b": right, "label": label}
 
@@ -65,12 +64,12 @@ def _pair_of(record, where):
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #4cb55c54
 class _AnnotationItem(NamedTuple):
-    "A pair as it is shown."
-    id: str  # of `_pair_id`
-    prompt: object  # string or messages; "" where there is none
-    left: object  # string or messages
+    "A pair as it is shown; texts are strings or messages."
+    id: str
+    prompt: object  # "" where there is none
+    left: object
     right: object
-    source: str | None = None  # where the pair comes from, if that is known
+    source: str | None = None
 
     def on_sides(self, seed):
         "The same pair with the sides that a seed draws."
@@ -97,7 +96,6 @@ def _annotation_items(records, seed=0):
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #aa585ee8
 def _event(line, where):
-    "One line of a log; ValueError naming what is none."
     try: event = json.loads(line)
     except ValueError: event = None
     if not isinstance(event, dict) or event.get("event") not in ("start", "choose", "skip", "undo"):
@@ -366,7 +364,7 @@ def _pane(title, text, height, markdown):
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #722741f1
 def _item_html(item, *, markdown=False, height="22em"):
-    "A prompt above its two responses side by side, each of this height at most."
+    "A prompt above its two responses side by side."
     prompt = _pane("prompt", item.prompt, "12em", markdown) if item.prompt else ""
     both = _pane("left", item.left, height, markdown) + _pane("right", item.right, height, markdown)
     columns = "display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:.8em"
@@ -406,7 +404,6 @@ _KEY_SCRIPT = """
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #c98e42f9
 def _key_script(name):
-    "A script that makes keys click the buttons of the view of this CSS class."
     return _KEY_SCRIPT % (json.dumps(name), json.dumps(_KEYS))
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #898a1255
@@ -444,7 +441,6 @@ _BUTTONS = {
 # %% ../../nbs/6_tools/62_annotator.ipynb #64463cbe
 @patch
 def _build(self: PreferenceAnnotator):
-    "The widgets, and what they call."
     import ipywidgets as w
     from IPython.display import Javascript
     self.buttons = {}
@@ -482,10 +478,9 @@ def act(self: PreferenceAnnotator, action: str) -> None:
 @patch
 def _typed(self: PreferenceAnnotator, change):
     "The key typed last; the field is emptied for the next."
-    old, new = change["old"], change["new"]
-    action = _KEYS.get(new[-1:].lower())
-    if action and len(new) > len(old): self.act(action)
-    if new: self.field.value = ""
+    action = _KEYS.get(change["new"][-1:].lower())
+    if action: self.act(action)
+    self.field.value = ""
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #a1d2775e
 @patch
@@ -505,7 +500,6 @@ def refresh(self: PreferenceAnnotator) -> None:
 # %% ../../nbs/6_tools/62_annotator.ipynb #5885bf17
 @patch
 def _agreement(self: PreferenceAnnotator):
-    "Agreement with the second annotator, where there is one."
     if self.compare_with is None: return []
     try: found = annotator_agreement(self.session.path, self.compare_with)
     except (OSError, ValueError) as error: return [str(error)]

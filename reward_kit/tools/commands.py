@@ -31,7 +31,7 @@ _many = partial(setting, None, many=True)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #0b4176c5
 def _pairs(option, words, pattern, form):
-    "{left: right} of words like left=right; None where nothing is on the right."
+    "{left: right} of words like left=right."
     found = [re.fullmatch(pattern, word, re.S) for word in words]
     if None in found:
         raise ParameterError(f"{option} must be {form}, got {words[found.index(None)]!r}")
@@ -39,7 +39,6 @@ def _pairs(option, words, pattern, form):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
 def _loading(args):
-    "Keyword arguments of `load_preferences`."
     columns = {name: getattr(args, f"{name}_column") for name in ("prompt", "chosen", "rejected")}
     columns = {name: column for name, column in columns.items() if column}
     columns |= _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
@@ -63,14 +62,13 @@ def _load(args):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #4aff24fb
 def _check_writable(folder):
-    "Before hours of work: can the result be written?"
+    "Before hours of work."
     from reward_kit.model.runs import RunRecord
 
     if folder: RunRecord(folder).check_writable()
 
 # %% ../../nbs/6_tools/67_commands.ipynb #11d87e50
 def _show(result, args):
-    "Prints a report, as text or as JSON, and writes it where a folder was given."
     if args.json: print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else: print(result.to_text())
     if getattr(args, "report", None): _wrote(result.save(args.report))
@@ -153,7 +151,7 @@ class _Train(_Training):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #49724d42
 def _lora(args):
-    "{LoraConfig field: value}, or None; its options have no effect without --lora."
+    "{LoraConfig field: value}, or None."
     names = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
     if args.lora:
         return {name.replace("lora_r", "r"): getattr(args, name) for name in names}
@@ -164,7 +162,6 @@ _QUESTION = ("What is AI?", "AI is the study of machines that act intelligently.
 
 # %% ../../nbs/6_tools/67_commands.ipynb #762e9106
 def _next_steps(folder, eval_data=None, example=_QUESTION, **loading):
-    "What to do with a reward-model folder, and with data to evaluate it on."
     prompt, a, b = example
     steps = [
         ["score", folder, "--prompt", prompt, "--response", a],
@@ -180,7 +177,6 @@ def _line(words):
 
 
 def _reading(eval_split=None, columns=None, labels=None, format="auto", **others):
-    "The options that read data in this way."
     words = ["--split", eval_split] if eval_split else []
     if format != "auto": words += ["--format", format]
     for option, pairs in (("--column", columns), ("--label", labels)):
@@ -220,7 +216,6 @@ class _Ppo(_Training):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #d5a448de
 def _policy_steps(folder, chat):
-    "Where a policy is, and how Python uses it; `chat`: with conversations."
     name = json.dumps(str(folder), ensure_ascii=False)
     prompt = '[{"role": "user", "content": "What is AI?"}]' if chat else '"What is AI?"'
     call = f'pipeline("text-generation", {name})({prompt}, max_new_tokens=64, return_full_text=False)'
@@ -324,7 +319,6 @@ class _CompareRuns(_Judging):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #7332367a
 def _as_trained(model, prompt, responses):
-    "The prompt and its responses, as the model was trained on them."
     if prompt is None or getattr(model.metadata, "data_kind", None) != "messages":
         return prompt, responses
     answers = [[{"role": "assistant", "content": text}] for text in responses]
@@ -332,7 +326,6 @@ def _as_trained(model, prompt, responses):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #c95f2de5
 def _score_table(rows):
-    "(label, score, text) rows in a table that fits a terminal."
     width = max(len(label) for label, _, _ in rows)
     for label, score, text in rows:
         short = textwrap.shorten(text, 74 - width, placeholder=" ...")
@@ -530,7 +523,6 @@ _QUICKSTART_FILES = {
 
 # %% ../../nbs/6_tools/67_commands.ipynb #5ef10710
 def _quickstart_files(folder, number):
-    "What is where, and how to go on; `number`: of this step."
     there = [name for name in _QUICKSTART_FILES if (folder / name).exists()]
     files = [f"  {name:<35}{_QUICKSTART_FILES[name]}" for name in there]
     bow = ("What is the front of a ship?", "The front of a ship is called the bow.", "Go away.")

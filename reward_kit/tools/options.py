@@ -95,7 +95,6 @@ def _flag(name):
 
 # %% ../../nbs/6_tools/66_options.ipynb #7d7f736e
 def _kinds(option):
-    "The types that a value may have."
     return getattr(option.kind, "__args__", (option.kind,))
 
 # %% ../../nbs/6_tools/66_options.ipynb #38f8c406
@@ -120,7 +119,6 @@ def _metavar(option):
 
 # %% ../../nbs/6_tools/66_options.ipynb #447b640f
 def _help(option):
-    "The setting's help in the command line's words."
     text, _, absent = option.help.partition("None: ")
     if option.more.get("required"): return f"{text} (required)"
     if option.default is None: return f"{text}Default: {absent}" if absent else text
@@ -148,7 +146,6 @@ def read(cls: Command, argv: list):  # the words after its name -> a command wit
 
 # %% ../../nbs/6_tools/66_options.ipynb #11ebc031
 def _value(option, given):
-    "One value, or the list of those of an option that may be repeated."
     many, name = option.more.get("many"), _flag(option.name)
     if option.name not in given: return [] if many else option.default
     value = given[option.name]
@@ -178,7 +175,6 @@ def _unknown(command, word):
 
 # %% ../../nbs/6_tools/66_options.ipynb #9e1167f5
 def _read_file(command, path):
-    "{option: value} of a configuration file. Raises `ParameterError`."
     import yaml
 
     try: content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

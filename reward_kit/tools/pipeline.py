@@ -114,7 +114,6 @@ def train_reward_model(
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #23a088fe
 def _start(output, say, eval_fraction, limits, max_samples):
-    "The record of the run, and who gets the lines for people."
     check_number("eval_fraction", eval_fraction, limits)
     if max_samples is not None: check_number("max_samples", max_samples, "above 0")
     run = RunRecord(output)
@@ -181,15 +180,11 @@ _CHAT_TEMPLATES = {
 # %% ../../nbs/6_tools/60_pipeline.ipynb #914beaf5
 def _template(name):
     if name in _CHAT_TEMPLATES: return _CHAT_TEMPLATES[name]
-    if not str(name).endswith((".jinja", ".j2")):
-        known = "tokenizer, chatml, zephyr or a .jinja file"
-        raise ParameterError(f"chat_template must be {known}, got {name!r}")
-    if not Path(name).is_file(): raise FileNotFoundError(f"chat_template: no file {name}")
-    return Path(name).read_text(encoding="utf-8")
+    if os.path.isfile(name): return Path(name).read_text(encoding="utf-8")
+    raise ParameterError(f"chat_template must be tokenizer, chatml, zephyr or a file, got {name!r}")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #8dcbdd4b
 def _tokenizer(model, chat_template):
-    "The model's tokenizer with another chat template; None: its own."
     folder = resolve_model(model) if isinstance(model, (str, os.PathLike)) else None
     if chat_template in (None, "tokenizer", "none"): return None
     template = _template(chat_template)
@@ -227,7 +222,7 @@ def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #badfb548
 def _with_overlap(report, train, held_out):
-    "The report with how many evaluation prompts are trained on, and a warning or None."
+    "The report with how many evaluation prompts are trained on, and a warning."
     found = prompt_overlap(train, held_out)
     report = replace(report, overlaps=report.overlaps | {held_out.report.name: found})
     if not found["shared"]: return report, None
@@ -262,7 +257,6 @@ _NOT_DECISIVE = {
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #e4aadc33
 def _settings(model, config, peft_config, chat_template):
-    "What decides the weights, for the record."
     adapter = peft_config if isinstance(peft_config, dict | None) else peft_config.to_dict()
     settings = {"model": _name_of(model), "chat_template": chat_template, "version": __version__}
     settings |= {f"lora {name}": value for name, value in (adapter or {}).items()}
@@ -286,7 +280,6 @@ _SHOWN = ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #676c77a5
 def _log_line(logs, step, max_steps):
-    "A log entry for people; None for entries that are not about training."
     shown = [f"{name.replace('_', ' ')} {float(logs[name]):.3f}" for name in _SHOWN if name in logs]
     return f"step {step:>{len(str(max_steps))}}/{max_steps}  " + "  ".join(shown) if shown else None
 
@@ -345,7 +338,6 @@ def _keep_temperature(folder, report):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #809d8066
 def _complete_folder(folder, held_out, data_report, progress, say):
-    "Evaluates the saved folder, and completes its card."
     report = _evaluate(folder, held_out, progress, say)
     _keep_temperature(folder, report)
     replace(report, mistakes=None).save(folder / "evaluation")
@@ -459,7 +451,7 @@ def _prompt_column(columns, asked=None):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
-    "(rows to train on, rows held out or None) without a shared prompt."
+    "Rows to train on and rows held out, without a shared prompt."
     if not eval_fraction: return rows, None
     keys = [prompt_key(row["prompt"]) for row in rows]
     held = hold_out(keys, eval_fraction, seed=seed, most=256)
@@ -530,7 +522,6 @@ class _WatchPolicy(TrainerCallback):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #407a7b97
 def _answers(trainer):
-    "What the policy has just answered, in all processes."
     own = []
     for e in trainer.eval_episodes:
         prompt, text = trainer.eval_rows[e.row]["prompt"], response_text(e.completion)

@@ -56,7 +56,6 @@ def _prepare(output):
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #8909c3c1
 def _truth_table(world, rm, held_out):
-    "Expected accuracy on held-out pairs beside guessing and the best that any model can reach."
     pairs = held_out.to_pairs()
     scores = [rm.score(list(pairs["prompt"]), list(pairs[side])) for side in ("chosen", "rejected")]
     shares = {
@@ -70,7 +69,6 @@ def _truth_table(world, rm, held_out):
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #04353541
 def _score_example(world, rm):
-    "Four responses to one prompt with the model's score and the true reward, best score first."
     records = list(world.rankings(16, k=4))
     truths = [world.true_reward([r["prompt"]] * 4, r["responses"]) for r in records]
     truth, record = max(zip(truths, records), key=lambda pair: max(pair[0]) - min(pair[0]))
@@ -85,7 +83,6 @@ _HELD_OUT = 128  # prompts that PPO does not train on
 
 
 def _teach(world, folder, seed, ppo_batches, progress):
-    "Trains the playground's base with the reward model, and compares it with what it was."
     story = "the base answers questions, the reward model judges, and what it likes becomes likelier"
     print(f"\n5. PPO: {story}.\n")
     prompts, batch = world.prompts(), PPOConfig.complete(None, "playground").local_batch_size
@@ -106,7 +103,6 @@ def _teach(world, folder, seed, ppo_batches, progress):
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #19de50d3
 def _improvement(trained):
-    "Score, true reward and KL on the held-out prompts before and after."
     names = {"score": "reward model's score", "true": "true reward", "kl": "KL from the base, nats"}
     rows = []
     for key, name in names.items():
@@ -119,7 +115,6 @@ def _improvement(trained):
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #df735a78
 def _samples(trained, n):
-    "The first held-out prompts, with the answers of both policies and their true rewards."
     rows = []
     for a, b in list(zip(trained.before, trained.after))[:n]:
         rows.append(("prompt", "", a["prompt"]))
