@@ -38,9 +38,9 @@ def percent(*shares: float | None) -> str:  # 0..1; two are the ends of an inter
     return " to ".join("none" if share is None else f"{100 * share:.1f}%" for share in shares)
 
 
-def points(difference: float) -> str:  # of two shares
-    "A difference of shares in points."
-    return f"{100 * difference:z.1f}"
+def points(*differences: float) -> str:  # of shares; two are the ends of an interval
+    "A difference of shares, or an interval, in points."
+    return " to ".join(f"{100 * difference:z.1f}" for difference in differences)
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:  # how many of what; a plural without s
@@ -163,6 +163,12 @@ class Report:
     verdicts = ()  # sentences; a field or a property of the subclass
     captions: dict = {}  # name of a figure -> what it shows
     folded = False  # whether a notebook shows the sections folded
+    level = 0.95  # of the intervals; a field of the subclass
+
+    @property
+    def confidence(self) -> str:
+        "The level in words: 95%."
+        return f"{100 * self.level:g}%"
 
     @property
     def sentences(self) -> list[str]:

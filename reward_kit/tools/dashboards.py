@@ -98,7 +98,8 @@ def on_train_begin(self: LiveDashboard, args, state, control, **kwargs):
         import ipywidgets
         from IPython.display import display
         layout = {"max_width": "100%", "object_fit": "contain"}
-        self.image, self.status = ipywidgets.Image(format="png", layout=layout), ipywidgets.HTML()
+        self.image = ipywidgets.Image(format="png", layout=layout)
+        self.status = ipywidgets.HTML()
         display(ipywidgets.VBox([self.image, self.status]))
 
 
@@ -155,10 +156,14 @@ class PPODashboard(LiveDashboard):
 
     def __init__(self, display="auto", min_interval=1.0, true_reward="rewards/true_reward"):
         super().__init__(display, min_interval)
-        score, held_out = ("objective/scores", "score"), ("eval_score", "score, held out")
-        kl, held_out_kl = ("objective/kl", "training prompts"), ("eval_kl", "held out")
-        rewards = score, held_out, (true_reward, "true reward")
         self.panels = {
-            "reward": [(*curve, "{:.3f}") for curve in rewards],
-            "KL (nats a response)": [(*curve, "{:.2f}") for curve in (kl, held_out_kl)],
+            "reward": (
+                ("objective/scores", "score", "{:.3f}"),
+                ("eval_score", "score, held out", "{:.3f}"),
+                (true_reward, "true reward", "{:.3f}"),
+            ),
+            "KL (nats a response)": (
+                ("objective/kl", "training prompts", "{:.2f}"),
+                ("eval_kl", "held out", "{:.2f}"),
+            ),
         }

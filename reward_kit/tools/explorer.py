@@ -220,8 +220,10 @@ class ResponseComparison(Report):
         for i, row in enumerate(self.probabilities):
             cells = ["" if i == j else percent(p) for j, p in enumerate(row)]
             preferred.append((f"{i + 1} preferred to", *cells))
-        header = "", *(str(i + 1) for i in range(len(preferred)))
-        return found + [Section(table=Table(header, preferred))] * (len(preferred) > 1)
+        if len(preferred) > 1:
+            header = "", *(str(i + 1) for i in range(len(preferred)))
+            found.append(Section(table=Table(header, preferred)))
+        return found
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #92794567
 def compare_responses(

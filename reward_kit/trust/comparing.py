@@ -42,7 +42,7 @@ def _sign_flip_p_value(sums): # (C,) of differences in each prompt, multiples of
     transform = np.ones(n)
     for s, c in zip(size, count):
         transform *= np.cos(s * angle) ** c
-    probability = np.maximum(np.fft.fft(transform).real / n, 0)  # of a sum s at index s mod n
+    probability = np.maximum(np.fft.fft(transform).real / n, 0)  # of sum s at s mod n
     least = abs(int(whole.sum()))
     return float(min(1.0, probability[least : n - least + 1].sum()))
 
@@ -237,7 +237,7 @@ def _group_runs(runs, names):
 def _read_stored(path):
     "What `CrossValidation.save` wrote."
     stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not {"rewards", "fingerprint"} <= set(stored):
+    if "rewards" not in stored:
         raise ValueError(f"{Path(path).name} holds no rewards; pass a model folder, "
                          "or what CrossValidation.save wrote")
     return SimpleNamespace(**stored)
@@ -285,7 +285,8 @@ def _compare_two(a, b, prompt, draws, bootstrap): # (S_a, P), (S_b, P), (P,), (s
     "One comparison of the outcomes of two settings."
     if len(a) == len(b) == 1:
         pair = compare_models(a[0], b[0], prompt, **vars(bootstrap))
-        (low, high), p, test = pair.interval, pair.p_value, "sign flips of prompts, exact"
+        (low, high), p = pair.interval, pair.p_value
+        test = "sign flips of prompts, exact"
     else:
         low, high = bootstrap.ends(draws)
         beyond = min((draws <= 0).sum(), (draws >= 0).sum())

@@ -65,8 +65,8 @@ class _LearningCurve(Report):
         "Accuracy at n records of every draw."
         most = self.sizes[-1]
         if not 0 < n <= 2.01 * most:  # whole prompts rarely add up to the size asked for
-            raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; "
-                             f"the fit is trusted up to twice, so ask for at most {most:,.0f} more")
+            raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; the "
+                             f"fit is trusted up to twice: ask for at most {most:,.0f} more")
         return _power_law(self._draws, n, most)
 
     def _ends(self, values):
@@ -112,7 +112,8 @@ def verdicts(self: _LearningCurve):
 def sections(self: _LearningCurve):
     rows = []
     for n, share, *ends in zip(self.sizes, self.accuracy, self.low, self.high):
-        rows.append((f"{n:,.0f}", percent(share), percent(*ends), percent(self.predict(n)[0])))
+        fit, *_ = self.predict(n)
+        rows.append((f"{n:,.0f}", percent(share), percent(*ends), percent(fit)))
     header = "training records", "accuracy", f"{self.confidence} interval", "fit"
     return [Section(table=Table(header, rows))]
 
@@ -122,7 +123,8 @@ def figures(self: _LearningCurve):
     figure = new_figure(figsize=(6, 3.2), dpi=100)
     axes, n = figure.subplots(), self.sizes[-1]
     fit = self.sizes[0], n, "-", None, "fit"
-    for start, end, style, hatch, label in (fit, (n, 2 * n, "--", "///", "extrapolated")):
+    beyond = n, 2 * n, "--", "///", "extrapolated"
+    for start, end, style, hatch, label in (fit, beyond):
         x = np.geomspace(start, end, 40)
         middle, low, high = 100 * np.transpose(list(map(self.predict, x)))
         axes.plot(x, middle, color="#0072B2", linestyle=style, label=label)

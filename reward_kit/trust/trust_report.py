@@ -275,10 +275,8 @@ def figures(self: TrustReport):
 # %% ../../nbs/4_trust/48_trust_report.ipynb #7d1c3d58
 def _summarise_rankings(preferences, rewards):
     "Means of `ranking_agreement` over records of three or more responses."
-    found = []
-    for index, own in enumerate(rewards):
-        if own is not None and len(own) > 2:
-            found.append(ranking_agreement(own, preferences[index]["ranks"]))
+    scored = [(own, i) for i, own in enumerate(rewards) if own and len(own) > 2]
+    found = [ranking_agreement(own, preferences[i]["ranks"]) for own, i in scored]
     means = json_ready(pd.DataFrame(found).mean().to_dict())
     return {"n": len(found), **means} if found else None
 
@@ -350,7 +348,7 @@ def evaluate_reward_model(
         options = {"max_records": probe_prompts, "seed": seed, "progress": progress}
         probes = run_probes(model, preferences.select(scored), **options)
         found["probes"] = replace(probes, model=name or own_name)
-    every, difference = np.concatenate([rewards[i] for i in scored]), table["difference"]
+    every, difference = np.concatenate([own for own in rewards if own]), table["difference"]
     moments = every.mean(), every.std(), difference.mean(), difference.std()
     names = "mean", "std", "mean_difference", "std_difference"
     return TrustReport(
