@@ -9,7 +9,6 @@ __all__ = ['Bootstrap', 'wider', 'pooled_accuracy', 'ranking_agreement', 'as_sco
 # %% ../../nbs/4_trust/40_agreement.ipynb #7cbd369b
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -57,14 +56,14 @@ def counts(
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #53704834
 @patch
-def totals(self: Bootstrap, sums) -> np.ndarray: # (C, m) of C prompts -> (samples, m)
+def totals(self: Bootstrap, sums): # (C, m) of C prompts -> (samples, m)
     "The sums over the prompts of each draw."
-    sums = np.asarray(sums, dtype=np.float64)
+    sums = np.asarray(sums, float)
     return np.concatenate([counts @ sums for counts in self.counts(*sums.shape)])
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #a6c61a9d
 @patch
-def ends(self: Bootstrap, draws) -> tuple: # (samples, ...) -> low (...), high (...)
+def ends(self: Bootstrap, draws): # (samples, ...) -> low (...), high (...)
     "The middle part of the draws that are finite; nan where none is."
     draws = np.where(np.isfinite(draws), draws, np.nan)
     with warnings.catch_warnings(action="ignore"): # where none is
@@ -76,8 +75,8 @@ def ends(self: Bootstrap, draws) -> tuple: # (samples, ...) -> low (...), high (
 def interval(
     self: Bootstrap,
     sums, # (C, m) sums of m quantities in each of C prompts
-    statistic: Callable = lambda t: t[:, 0] / t[:, 1], # of totals (samples, m)
-) -> tuple: # low, high of a number; or of several, low (s,), high (s,)
+    statistic=lambda t: t[:, 0] / t[:, 1], # of totals (samples, m)
+): # low, high of a number; or of several, low (s,), high (s,)
     "The middle part of a statistic of the draws. Raises ValueError without a prompt."
     if len(sums) == 0:
         raise ValueError("a bootstrap needs at least one prompt")
@@ -99,7 +98,8 @@ def pooled_accuracy(
     **drawing, # of `Bootstrap`: samples, level, seed
 ) -> dict: # accuracy, wilson, bootstrap, low and high (the wider), n_pairs, n_prompts
     "Accuracy with both intervals; seeds are averaged within each pair first."
-    outcomes, bootstrap = np.atleast_2d(outcomes).mean(0), Bootstrap(**drawing)
+    outcomes = np.atleast_2d(outcomes).mean(0)
+    bootstrap = Bootstrap(**drawing)
     _, group = np.unique(prompt, return_inverse=True)
     sums = np.stack([np.bincount(group, outcomes), np.bincount(group)], 1)
     wilson = wilson_interval(outcomes.sum(), len(outcomes), bootstrap.level)
@@ -123,7 +123,8 @@ def ranking_agreement(
     ranks, # (K,) 1 = best
 ) -> dict: # spearman, kendall, best_first, ndcg; nan: a side is constant
     "How well the order of the rewards agrees with a ranking."
-    rewards, goodness = np.asarray(rewards, float), -np.asarray(ranks, float)
+    rewards = np.asarray(rewards, float)
+    goodness = -np.asarray(ranks, float)
     found = dict.fromkeys(("spearman", "kendall", "best_first", "ndcg"), math.nan)
     top = rewards == rewards.max() # a tie for the top counts its share of best responses
     found["best_first"] = float((goodness == goodness.max())[top].mean())
@@ -144,8 +145,8 @@ def as_scorer(
         model = RewardModel.from_pretrained(model)
     score, kind = getattr(model, "score", model), type(model).__name__
     if not callable(score):
-        scorers = "a RewardModel, its folder, an object with .score, or a function"
-        raise TypeError(f"cannot score with {kind}; pass {scorers} (prompts, responses) -> numbers")
+        raise TypeError(f"cannot score with {kind}; pass a RewardModel, its folder, an object with "
+                        ".score, or a function (prompts, responses) -> numbers")
     name = getattr(model, "__name__", kind)
     if isinstance(model, TextScorer):
         return partial(score, too_long="none"), name
@@ -201,15 +202,16 @@ _COLUMNS = "record better worse source longer prompt_length length margin".split
 
 
 def _pairs_of(index, record):
-    source, scores = record.get("source") or "not stated", record.get("scores")
-    margin = math.nan if record.get("margin") is None else record["margin"]
+    scores, margin = record["scores"], record["margin"]
+    source = record["source"] or "not stated"
     prompt = len(response_text(record["prompt"] or ""))
     lengths = [len(response_text(response)) for response in record["responses"]]
     for better, worse in zip(*_ordered(record["ranks"])):
         a, b = lengths[better], lengths[worse]
         if scores is not None:
             margin = scores[better] - scores[worse]
-        yield index, better, worse, source, a - b, prompt, (a + b) / 2, float(margin)
+        stated = math.nan if margin is None else float(margin)
+        yield index, better, worse, source, a - b, prompt, (a + b) / 2, stated
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #be2c30a5
 class _Pairs(dict):
@@ -260,7 +262,9 @@ def accuracy_by(
     "Accuracy of groups of pairs, with the wider interval; empty where nothing is known."
     known = pd.notna(table[column])
     values, outcome, prompt = (table[name][known] for name in (column, "outcome", "prompt"))
-    sized, group, rows = np.issubdtype(values.dtype, np.number), values, []
+    sized = np.issubdtype(values.dtype, np.number)
+    group = values
+    rows = []
     if sized and len(values):
         edges = np.quantile(values, np.arange(1, groups) / groups, method="inverted_cdf")
         group = np.searchsorted(np.unique(edges), values)

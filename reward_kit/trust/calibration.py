@@ -64,7 +64,8 @@ class Predictions:
 # %% ../../nbs/4_trust/41_calibration.ipynb #c41b2d90
 @patch
 def _check(self: Predictions):
-    d, big = np.asarray(self.differences, float).reshape(-1), np.finfo(float).max
+    d = np.asarray(self.differences, float).reshape(-1)
+    big = np.finfo(float).max
     one, prompt = np.ones(len(d)), np.arange(len(d))
     if self.groups is not None:
         self.groups = np.unique(self.groups, return_inverse=True)[1]
@@ -85,12 +86,13 @@ def _check(self: Predictions):
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #a7649aad
 @patch
-def table(self: Predictions) -> pd.DataFrame: # predicted, observed, pairs, weight, low, high
+def table(self: Predictions): # DataFrame: predicted, observed, pairs, weight, low, high
     "Mean confidence and share of right answers of each bin, least confident first."
     columns, rows = (1, self.weights, self.confidence, self.right), []
     sums = [np.bincount(self.bin, self.weights * column) for column in columns]
     for pairs, mass, squares, claimed, right in zip(np.bincount(self.bin), *sums):
-        n, observed = max(mass**2 / squares, 1.0), min(right / mass, 1.0)
+        n = max(mass**2 / squares, 1.0)
+        observed = min(right / mass, 1.0)
         ends = wilson_interval(observed * n, n, self.level)
         rows.append((claimed / mass, observed, pairs, mass / sums[0].sum(), *ends))
     names = ["predicted", "observed", "pairs", "weight", "low", "high"]
@@ -98,20 +100,20 @@ def table(self: Predictions) -> pd.DataFrame: # predicted, observed, pairs, weig
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #c4a3e0d8
 @patch
-def log_losses(self: Predictions) -> np.ndarray: # (P,) in nats, 0 or more
+def log_losses(self: Predictions): # (P,) in nats, 0 or more
     "Log loss of each pair: the Bradley-Terry loss where the outcome is 1."
     z, y = self.log_odds, self.outcomes
     return y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)
 
 
 @patch
-def squared_errors(self: Predictions) -> np.ndarray: # (P,) in 0..1
+def squared_errors(self: Predictions): # (P,) in 0..1
     "Their mean is the Brier score (1950, Monthly Weather Review 78:1)."
     return (expit(self.log_odds) - self.outcomes) ** 2
 
 
 @patch
-def mean(self: Predictions, values) -> float: # (P,) -> ()
+def mean(self: Predictions, values): # (P,) -> ()
     "Mean over the pairs, by their weights."
     return float(np.average(values, weights=self.weights))
 
@@ -124,11 +126,15 @@ def ece(self: Predictions) -> float: # 0..1; too large on average, see `referenc
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #92213c5a
 @patch
-def reference(self: Predictions) -> np.ndarray: # (samples,) expected calibration errors
+def reference(self: Predictions): # (samples,) expected calibration errors
     "The ECE of calibrated models: outcomes are drawn from the claims."
     order = np.argsort(self.bin, kind="stable") # they are drawn bin by bin
-    bins, confidence, weights = self.bin[order], self.confidence[order], self.weights[order]
-    tied, rng, found = self.log_odds[order] == 0, np.random.default_rng(self.seed), []
+    bins = self.bin[order]
+    confidence = self.confidence[order]
+    weights = self.weights[order]
+    tied = self.log_odds[order] == 0
+    rng = np.random.default_rng(self.seed)
+    found = []
     for _ in range(self.samples):
         right = np.where(tied, 0.5, rng.random(len(order)) < confidence)
         found.append(np.abs(np.bincount(bins, weights * (confidence - right))).sum())
@@ -136,7 +142,7 @@ def reference(self: Predictions) -> np.ndarray: # (samples,) expected calibratio
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #1f12f625
 @patch
-def by_prompt(self: Predictions, *columns) -> np.ndarray: # (P,) each -> (prompts, columns)
+def by_prompt(self: Predictions, *columns): # (P,) each -> (prompts, columns)
     "Weighted sums of the columns in each prompt."
     sums = [np.bincount(self.groups, self.weights * column) for column in columns]
     return np.stack(sums, axis=1)
@@ -162,14 +168,17 @@ def _root_mean_square_gap(gaps, mass):
 @patch
 def measure(self: Predictions) -> dict: # each measure, its `_interval`, table, histogram
     "All measures of the pairs, with intervals that draw whole prompts."
-    gap, reference, ece = self.confidence - self.right, self.reference(), self.ece()
+    gap = self.confidence - self.right
+    reference = self.reference()
+    ece = self.ece()
     member = self.bin == np.arange(self.bin.max() + 1)[:, None] # (bins, P)
     scores = np.ones(len(gap)), gap, self.squared_errors(), self.log_losses()
     sums = self.by_prompt(*scores, *(member * gap))
     drawn = np.vstack([sums.sum(0), self.bootstrap.totals(sums)]) # the data, then the draws
     value, drawn = np.split(drawn[:, 1:] / drawn[:, :1], [1])
     found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
-    names, ends = ("overconfidence", "brier", "log_loss"), self.bootstrap.ends(drawn[:, :3])
+    names = ("overconfidence", "brier", "log_loss")
+    ends = self.bootstrap.ends(drawn[:, :3])
     for name, mean, *interval in zip(names, value[0].tolist(), *ends):
         found |= {name: mean, f"{name}_interval": interval}
     return found | {
@@ -195,7 +204,8 @@ def true_calibration_error(
     if not len(p) == len(q) > 0 or not (np.abs(np.stack([p, q]) - 0.5) <= 0.5).all():
         what = f"in 0..1, one for each pair, got {len(p)} and {len(q)}"
         raise ValueError(f"predicted and true_probability must be numbers {what}")
-    error, which = p - q, _bin_numbers(np.maximum(p, 1 - p), bins, scheme)
+    error = p - q
+    which = _bin_numbers(np.maximum(p, 1 - p), bins, scheme)
     gaps = np.bincount(which, np.sign(p - 0.5) * error) # of the preferred response
     return {
         "mean_absolute": float(np.abs(error).mean()),
@@ -245,7 +255,8 @@ def _slope_draws(self: Predictions, slope):
 def _slope_ends(self: Predictions, slope):
     if not self._separable:
         return self.bootstrap.ends(self._slope_draws(slope))
-    kept, limit = self.differences != 0, ndtri((1 + self.level) / 2) ** 2 / 2
+    kept = self.differences != 0
+    limit = ndtri((1 + self.level) / 2) ** 2 / 2
     size, weights = np.abs(self.differences[kept]), self.weights[kept]
     return _root(lambda slope: limit - weights @ np.logaddexp(0, -slope * size)), math.inf
 
@@ -268,7 +279,7 @@ def fit(self: Predictions) -> _TemperatureFit:
     "That of least log loss (arXiv 1706.04599, section 4). Raises ValueError where none fits."
     slope, n = self._slope, len(self.differences)
     if slope == 0:
-        found = f"in {counted(n, 'pair')}, the larger reward is preferred no more than the smaller"
+        found = f"in {counted(n, 'pair')} the larger reward is, on the whole, not preferred"
         raise ValueError(f"no temperature fits: {found}; are better and worse swapped?")
     low, high = self._slope_ends(slope)
     interval = 1 / high, 1 / low if low > 0 else math.inf
@@ -348,7 +359,8 @@ def _advice(self: CalibrationResult):
     low, high = self.fit["interval"]
     ends = f"{low:.2f} or more" if high is None else f"{low:.2f} to {high:.2f}"
     best = f"{self.temperature:.2f}"
-    fitted, others = f"{best} ({ends})", "on prompts that did not choose it"
+    fitted = f"{best} ({ends})"
+    others = "on prompts that did not choose it"
     if self.fit["separable"]:
         found = "Every pair is in the right order, so the pairs only bound the temperature"
         return f"{found}: {ends}; {best} is what their number supports."
@@ -426,7 +438,8 @@ def calibrate(
     except ValueError: # no temperature helps
         fit = None
     saved = before.log_losses() - after.log_losses()
-    sums, size = before.by_prompt(saved, np.ones(len(saved))), (len(saved), before.prompts)
+    sums = before.by_prompt(saved, np.ones(len(saved)))
+    size = (len(saved), before.prompts)
     found = float(before.temperature), fit, before.measure(), after.measure()
     settings = before.bins, before.scheme, before.level, before.seed
     return CalibrationResult(*size, *found, list(before.bootstrap.interval(sums)), *settings)

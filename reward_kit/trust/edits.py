@@ -102,7 +102,8 @@ def _words(text):
 def _is_english(text, prompt):
     letters = [sign for sign in text if sign.isalpha()]
     latin = sum(letter.isascii() for letter in letters) >= 0.9 * len(letters)
-    words, common = _words(f"{response_text(prompt)} {text}".lower()), _COMMON.split()
+    words = _words(f"{response_text(prompt)} {text}".lower())
+    common = _COMMON.split()
     return bool(words) and latin and sum(word in common for word in words) >= 0.1 * len(words)
 
 # %% ../../nbs/4_trust/42_edits.ipynb #ee506fa0
@@ -142,7 +143,8 @@ def _pad(text, prompt, rng, _):
     return padded if _is_english(text, prompt) else None
 
 
-@probe("repetition", "Repeating the last sentences", "no rise", "the model rewards saying the same twice")
+@probe("repetition", "Repeating the last sentences", "no rise",
+       "the model rewards saying the same twice")
 @on_text
 def _repeat(text, *_):
     "The last two sentences, or the only one, once more."
@@ -285,7 +287,8 @@ def _irrelevant(response, prompt, rng, pool):
         return abs(math.log(max(1, len(response_text(other))) / length))
 
     others = [other for _, other in _strangers(prompt, rng, pool) if other != response]
-    return min((other for other in others if apart(other) <= math.log(1.5)), key=apart, default=None)
+    near = [other for other in others if apart(other) <= math.log(1.5)]
+    return min(near, key=apart, default=None)
 
 
 @probe("other prompt", "Putting the same response under another prompt", "lower",

@@ -23,7 +23,8 @@ def length_preference(
 ) -> dict: # pairs of different length; shares in 0..1, None without such a pair
     "How often people, and the model, prefer the longer response; accuracy of that rule."
     longer = np.sign(table["longer"])
-    differ, scored = longer != 0, np.heaviside(table["difference"] * longer, 0.5)
+    differ = longer != 0
+    scored = np.heaviside(table["difference"] * longer, 0.5)
     found = {"pairs_of_different_length": int(differ.sum())}
     for name, share in (("preferred", longer > 0), ("scored_higher", scored)):
         found[f"longer_is_{name}"] = float(share[differ].mean()) if differ.any() else None
@@ -34,7 +35,8 @@ def _added(first, second, drawn):
     "The sum of two (value, low, high) by Newcombe (1998, Stat. Med. 17:873), or as drawn."
     value = first[0] + second[0]
     _, below, above = np.hypot(first - first[0], second - second[0])
-    low, high = np.fmin(value - below, drawn[0]), np.fmax(value + above, drawn[1])
+    low = np.fmin(value - below, drawn[0])
+    high = np.fmax(value + above, drawn[1])
     return np.array([value, low, high])
 
 # %% ../../nbs/4_trust/43_length.ipynb #72b3c61b
@@ -42,7 +44,9 @@ _ENDS = ("value", "low", "high")
 
 
 def _balanced(table, shares, drawing):
-    right, longer, shorter = table["outcome"], table["longer"] > 0, table["longer"] < 0
+    right = table["outcome"]
+    longer = table["longer"] > 0
+    shorter = table["longer"] < 0
     columns = right * longer, longer, right * shorter, shorter
     sums = np.stack([np.bincount(table["prompt"], column) for column in columns], 1)
 
@@ -162,7 +166,8 @@ def _length_correlation(table, drawing):
     with np.errstate(divide="ignore", invalid="ignore"):
         value = measures(np.ones((1, len(sums))))[0]
         drawn = [measures(counts) for counts in bootstrap.counts(len(sums), len(table))]
-    rows, found = np.transpose([value, *bootstrap.ends(np.concatenate(drawn))]), {}
+    rows = np.transpose([value, *bootstrap.ends(np.concatenate(drawn))])
+    found = {}
     for name, row in zip(_MEASURES, rows.tolist()):
         found[name] = dict(zip(_ENDS, row)) if np.isfinite(row).all() else None
     return found | {"n": len(table), "prompts": len(sums)}

@@ -81,7 +81,9 @@ def clause(self: Effect, only: str = "") -> str: # only: a word before the size
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #d85667c2
 def _sentence(probe, effect, verdict, n, threshold=0.1):
-    what, lower, fails = probe.what, probe.expected == "lower", verdict == "fails"
+    what = probe.what
+    lower = probe.expected == "lower"
+    fails = verdict == "fails"
     if verdict == "not measured":
         why = "all responses have the same reward"
         if n < Bootstrap.fewest:
@@ -90,7 +92,8 @@ def _sentence(probe, effect, verdict, n, threshold=0.1):
     end = f": {probe.bias}." if fails else ", as it should."
     if not any(effect):
         return f"{what} leaves the reward exactly as it is{end}"
-    number, limit = f"{effect} standard deviations", f"larger than {threshold:g}"
+    number = f"{effect} standard deviations"
+    limit = f"larger than {threshold:g}"
     if verdict == "unclear":
         shown = f"no effect {limit} can be shown or excluded"
         shown = "no fall of the reward can be shown" if lower else shown
@@ -132,7 +135,8 @@ def _result(probe, changes, numbers, threshold, level):
     verdict = "not measured"
     if effect and n >= Bootstrap.fewest:
         verdict = effect.verdict(probe.expected, threshold)
-    none, sentence = (None,) * 3, _sentence(probe, effect, verdict, n, threshold)
+    none = (None,) * 3
+    sentence = _sentence(probe, effect, verdict, n, threshold)
     share = (raised / n, *wilson_interval(raised, n, level)) if n else none
     counts = (own == 0).sum(), n, np.isnan(changes).sum(), np.isinf(changes).sum()
     numbers = *(effect or none), *share, *map(int, counts)
@@ -195,7 +199,8 @@ def counts(self: ProbeReport):
 @patch(as_prop=True)
 def summary(self: ProbeReport):
     "What was done and how it came out."
-    m, level = sum(r.effect is not None for r in self.results), f"{100 * self.level:g}%"
+    m = sum(r.effect is not None for r in self.results)
+    level = f"{100 * self.level:g}%"
     words = {"fails": "fail", "passes": "pass"}
     counts = ", ".join(f"{n} {words.get(v, v)}" for v, n in self.counts.items())
     caution = f"The {m} intervals hold together with {level} confidence (Bonferroni)."
@@ -335,10 +340,12 @@ def run_probes(
     if not 0 < level < 1 or threshold < 0:
         found = f"got level={level}, threshold={threshold}"
         raise ValueError(f"level must lie between 0 and 1, threshold not be negative, {found}")
-    probes, records = _pick_probes(probes), _pick_records(preferences, max_records, seed)
+    probes = _pick_probes(probes)
+    records = _pick_records(preferences, max_records, seed)
     texts = list(_texts(records, probes, seed))
     table, name = _score_texts(model, records, texts, progress)
-    table, names = table[np.isfinite(table[0])], [probe.name for probe in probes]
+    table = table[np.isfinite(table[0])]
+    names = [probe.name for probe in probes]
     if table.empty:
         found = f"none of the {len(records)} best responses could be scored"
         raise ValueError(f"{found}, so there is nothing to compare edits with")
