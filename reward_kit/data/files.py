@@ -215,9 +215,8 @@ def _arrow_batches(file, suffix):
 def _with_origins(rows, start="row "):
     "Rows with their numbers, or with the origin that they bring."
     for number, row in enumerate(rows, 1):
-        own = row.get("origin") if isinstance(row, dict) else None
-        known = isinstance(own, str) and re.search(r"(:|row )\d+$", own)
-        yield own if known else f"{start}{number}", row
+        own = row.get("origin") if isinstance(row, dict) else ""
+        yield own if re.search(r"(:|row )\d+$", str(own)) else f"{start}{number}", row
 
 # %% ../../nbs/1_data/10_files.ipynb #33ad1e7a
 _SPLIT_WORDS = {

@@ -170,7 +170,7 @@ def _conversations(prompt, responses):
 def _continue_prompt(prompt, responses):
     "A shared turn belongs to a prompt that has no user's turn yet."
     for n in range(len(prompt), 0, -1):  # a response may repeat the end of the prompt
-        if all(len(turns) > n and turns[:n] == prompt[-n:] for turns in responses):
+        if all(turns[:n] == prompt[-n:] and turns[n:] for turns in responses):
             responses = [turns[n:] for turns in responses]
             break
     shared = []
@@ -201,7 +201,7 @@ class Row:
 
 # %% ../../nbs/1_data/12_records.ipynb #4e71ab9e
 @patch
-def number(self: Row, name: str, *, negative: bool = True) -> float | None:
+def number(self: Row, name, *, negative=True):
     "A finite number from a number or its text; None for an empty cell."
     number = _number(self[name], name)
     if number is not None and number < 0 and not negative:
@@ -222,7 +222,7 @@ def _number(value, what):
 
 # %% ../../nbs/1_data/12_records.ipynb #8e3bca91
 @patch
-def entries(self: Row, name: str) -> list:
+def entries(self: Row, name):
     "A list, which tables hold as JSON text."
     value = self[name]
     if value is None:
@@ -239,7 +239,7 @@ def entries(self: Row, name: str) -> list:
 
 # %% ../../nbs/1_data/12_records.ipynb #9bf3876a
 @patch
-def numbers(self: Row, name: str, count: int) -> list[float] | None:
+def numbers(self: Row, name, count):
     "The numbers of a list, one for each of `count` responses; None where there is no list."
     if self[name] is None:
         return None
@@ -288,7 +288,7 @@ def _response(value, name, read):
 
 # %% ../../nbs/1_data/12_records.ipynb #d9ed1416
 @patch
-def texts(self: Row, responses: list, names: list, transcripts: bool = False) -> tuple:
+def texts(self: Row, responses, names, transcripts=False):
     "Prompt and responses (cells, and their names for a reason) as texts or messages."
     prompt = _prompt(self, transcripts)
     whole = transcripts and (not isinstance(prompt, list) or all(map(_is_transcript, responses)))
@@ -321,7 +321,7 @@ def _compared(response):
 
 # %% ../../nbs/1_data/12_records.ipynb #20d07593
 @patch
-def record(self: Row, prompt, responses: list, ranks: list, scores, names: list) -> dict:
+def record(self: Row, prompt, responses, ranks, scores, names):
     "The record of texts or messages, best response first."
     _refuse_equal(responses, ranks, names)
     order = sorted(range(len(ranks)), key=ranks.__getitem__)
