@@ -9,8 +9,8 @@ __all__ = ['Columns', 'nested_export', 'unnest']
 import difflib
 import json
 import re
-from collections import Counter
 from functools import partial
+from statistics import multimode
 
 from fastcore.basics import patch
 
@@ -168,11 +168,10 @@ def _without(row, names):
 # %% ../../nbs/1_data/13_columns.ipynb #74033cb4
 def _majority(words):
     "What most answered, a tie where two lead, None where nobody answered."
-    counts = Counter(words).most_common(2)
-    if not counts:
-        return None
-    leads = len(counts) == 1 or counts[0][1] > counts[1][1]
-    return counts[0][0] if leads else "tie"
+    leading = multimode(words)
+    if len(leading) > 1:
+        return "tie"
+    return leading[0] if leading else None
 
 # %% ../../nbs/1_data/13_columns.ipynb #23e1cd64
 @nested_export
@@ -183,12 +182,11 @@ class _Argilla:
 
     @staticmethod
     def flat(row):
-        fields = row.get("fields")
-        if not isinstance(fields, dict):
-            return None
-        answers = _values(row.get("suggestions")) | _values(row.get("responses"))
-        rest = _without(row, ("fields", "responses", "suggestions"))
-        return fields | rest | _argilla_verdict(fields, answers)
+        match row:
+            case {"fields": dict(fields)}:
+                answers = _values(row.get("suggestions")) | _values(row.get("responses"))
+                rest = _without(row, ("fields", "responses", "suggestions"))
+                return fields | rest | _argilla_verdict(fields, answers)
 
 
 def _values(questions):
@@ -295,7 +293,7 @@ class _ListsOfTexts:
 
 def _texts(cell):
     "A list of texts (nulls allowed); None where the cell is something else."
-    good = isinstance(cell, list) and cell and all(text is None or isinstance(text, str) for text in cell)
+    good = isinstance(cell, list) and all(text is None or isinstance(text, str) for text in cell)
     return cell if good and any(cell) else None
 
 # %% ../../nbs/1_data/13_columns.ipynb #09fb31e2

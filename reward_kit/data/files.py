@@ -18,13 +18,13 @@ import os
 import re
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from statistics import mode
 
 import datasets
 import numpy as np
@@ -75,7 +75,7 @@ def _decode(raw, name, line=1):
 def _unique_keys(pairs):
     row = dict(pairs)
     if len(row) < len(pairs):
-        double = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        double = mode(key for key, _ in pairs)
         raise UnusableRow("malformed JSON", f"the key {double!r} occurs twice in one object")
     return row
 

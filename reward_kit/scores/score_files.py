@@ -25,7 +25,7 @@ from .text_scorer import TextScorer
 def _score_columns(fmt, rows, score_column):
     "Where the scores go."
     names = fmt.score_columns(score_column)
-    taken = sorted({name for row in rows for name in row} & {*names, "error"})
+    taken = sorted(set().union(*rows) & {*names, "error"})
     if taken:
         advice = f"choose another name with score_column (now {score_column!r})"
         advice = "rename it" if taken[0] == "error" else advice
