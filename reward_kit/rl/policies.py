@@ -13,7 +13,6 @@ import os
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 # %% ../../nbs/5_rl/53_policies.ipynb #65f9910b
 import torch
@@ -45,7 +44,7 @@ def _freeze_dropout(model):
 
 # %% ../../nbs/5_rl/53_policies.ipynb #cb03d499
 def _load_policy(model, tokenizer=None, trust_remote_code=False, **settings):
-    "Model, tokenizer, and a name fit to be published. ModelLoadError: it writes no text; ValueError: no EOS."
+    "Model, tokenizer, a name fit to be published. ModelLoadError: no text; ValueError: no EOS."
     name, own = getattr(model, "name_or_path", "") or type(model).__name__, None
     if isinstance(model, (str, os.PathLike)):
         name = str(model)
@@ -62,8 +61,7 @@ def _load_policy(model, tokenizer=None, trust_remote_code=False, **settings):
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "the policy's tokenizer has no EOS token, so no response could end; "
-            "set tokenizer.eos_token to the token that ends an answer"
-        )
+            "set tokenizer.eos_token to the token that ends an answer")
     return model, tokenizer, base_name(name)
 
 # %% ../../nbs/5_rl/53_policies.ipynb #96298dba
@@ -75,17 +73,14 @@ def _check_reference(policy, reference, peft_config):
     if peft_config is not None and hasattr(policy, "peft_config"):
         raise ValueError(
             "the policy has an adapter already, and peft_config asks for another: leave peft_config "
-            "out to train the one it has, or merge it first (merge_and_unload)"
-        )
+            "out to train the one it has, or merge it first (merge_and_unload)")
     size, other = (
         innermost_model(model).config.get_text_config().vocab_size
-        for model in (policy, reference or policy)
-    )
+        for model in (policy, reference or policy))
     if size != other:
         raise ValueError(
             f"ref_model has a vocabulary of {other} tokens, the policy one of {size}: "
-            "the reference must read the policy's tokens"
-        )
+            "the reference must read the policy's tokens")
 
 # %% ../../nbs/5_rl/53_policies.ipynb #65a56946
 def _with_adapter(policy, peft_config):
@@ -113,14 +108,12 @@ def _check_trained(policy):
     if tied and all(hasattr(layer, "get_base_layer") for layer in layers):
         raise ValueError(
             "an adapter with ensure_weight_tying=True on the token embeddings cannot be merged: "
-            "leave ensure_weight_tying out, and the saved policy has an output layer of its own"
-        )
+            "leave ensure_weight_tying out, and the saved policy has an output layer of its own")
     for p in policy.parameters():
         if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
                 f"the policy's weights are {p.dtype}, in which PPO's small steps are lost: load it "
-                "with dtype=torch.float32 (bf16=True then computes in bfloat16), or give a peft_config"
-            )
+                "with dtype=torch.float32 (bf16=True then computes in bfloat16), or give a peft_config")
 
 # %% ../../nbs/5_rl/53_policies.ipynb #e6ffecfd
 class _Critic(nn.Module):
@@ -136,10 +129,10 @@ class _Critic(nn.Module):
             return self.head(hidden.float()).squeeze(-1)
 
     def values(self, batch, hidden=None):
-        "Predictions (b, t); a critic without trunk reads the policy's hidden states (n, h)."
+        "Predictions (b, t); without a trunk from the policy's hidden states (n, h)."
         if self.trunk is not None:
             output = forward_at(self.trunk, batch.inputs, batch.positions)
-            # D5: the value before a token is read one position earlier, as its logits are
+            # D5: a token's value is read one position earlier, as its logits are
             hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
         return batch.table(self(hidden))
 
@@ -157,7 +150,7 @@ def _make_critic(kind, policy, rewards=None, tokenizer=None):
 
 
 def _critic_from_reward(rewards, tokenizer):
-    "D7: the reward model's trunk and head, on the scale of the scores (N+ section 7). ValueError."
+    "D7: the reward model's trunk and head, on the scale of the scores (N+ section 7)."
     judge, problem = rewards.model, None
     if judge is None or not hasattr(judge.model, "score"):
         problem = "the reward to be one reward model that is a decoder"
@@ -175,17 +168,8 @@ def _critic_from_reward(rewards, tokenizer):
 # %% ../../nbs/5_rl/53_policies.ipynb #072c6ce3
 @dataclass
 class PPOConfig(PPOSettings):
-    """Settings of `PPOTrainer`, by TRL's names; what differs from TRL's, with the reason:
+    "Settings of `PPOTrainer`. TypeError: no such setting; ValueError: outside its range."
 
-    - `gradient_accumulation_steps` 8 (TRL: 1), so that a batch of rollouts has 64 responses.
-    - a minibatch is one optimizer step (in TRL 1.12 fewer are taken than minibatches are cut).
-    - `gradient_checkpointing` off and precision by the hardware, as in `RewardConfig`.
-    - `learning_rate` 3e-6 as there, but 1e-4 for LoRA, as in `RewardConfig`.
-    - `adam_epsilon` 1e-5, as in the code of N+ (TensorFlow's Adam, with which the first such
-      runs were tuned, has a larger one in effect).
-    - `response_length` counts at most so many tokens; a response always stops at EOS.
-
-    TypeError: a name that is no setting. ValueError: a setting outside its range."""
     def __new__(cls, *args, **given):
         unknown = [name for name in given if name not in cls.__dataclass_fields__]
         if unknown:
@@ -204,8 +188,7 @@ class PPOConfig(PPOSettings):
             raise ValueError(
                 f"num_mini_batches={self.num_mini_batches} must divide the batch of "
                 f"{self.local_batch_size} responses "
-                "(per_device_train_batch_size x gradient_accumulation_steps)"
-            )
+                "(per_device_train_batch_size x gradient_accumulation_steps)")
 
     @property
     def local_batch_size(self) -> int:
@@ -240,7 +223,7 @@ _PLAYGROUND_PPO = {
 
 @patch(cls_method=True)
 def complete(cls: PPOConfig, args, model) -> PPOConfig:
-    "A copy with the model's and the hardware's settings where none were named; args None: all. TypeError."
+    "A copy of args (None: the defaults), settings that were not named chosen for the model. TypeError."
     if isinstance(model, (PPOConfig, transformers.TrainingArguments)):
         order = "the order is PPOTrainer(model, reward, args, train_dataset), or name the arguments"
         raise TypeError(f"model is a configuration: {order}")
@@ -276,10 +259,11 @@ class _Models:
     tokenizer: object  # of the policy
     base: str  # name of what the policy began as
     layout: str  # of batches: packed or padded
+    trust_remote_code: bool = False  # when it is loaded from where it was saved
 
     @property
     def stop_ids(self):
-        "Tokens that end a response: EOS, and what the model's generation settings name (end of turn)."
+        "Tokens that end a response: EOS, and those that the model's own settings name."
         generation = getattr(innermost_model(self.policy), "generation_config", None)
         more = getattr(generation, "eos_token_id", None)
         ids = [self.tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
@@ -287,7 +271,7 @@ class _Models:
 
     @contextmanager
     def referring(self):
-        "D15: the reference is the policy as it began: a frozen copy, or the base without its adapter."
+        "D15: the policy as it began: a frozen copy, or the base without its adapter."
         if self.reference is not None:
             yield self.reference
         else:
@@ -321,7 +305,8 @@ def prepare_models(
     if peft_config is not None:
         policy = _with_adapter(policy, peft_config)
     _check_trained(policy)
-    models = _Models(policy, reference, critic, tokenizer, base, layout)
+    own = base, layout, args.trust_remote_code
+    models = _Models(policy, reference, critic, tokenizer, *own)
     models._place(device, args.gradient_checkpointing)
     return models
 
@@ -343,44 +328,38 @@ def _place(self: _Models, device, gradient_checkpointing):
 
 # %% ../../nbs/5_rl/53_policies.ipynb #d10a4415
 @patch
-def make_optimizer(self: _Models, args: PPOConfig, device) -> torch.optim.Optimizer:
-    "D21: AdamW with a large epsilon, one group for the policy and one for the critic."
+def trained(self: _Models):
+    "The weights that are trained, of policy and critic."
+    models = self.policy, self.critic
+    return [[p for p in model.parameters() if p.requires_grad] for model in models]
+
+
+@patch
+def make_optimizer(self: _Models, args, device):
+    "D21: AdamW with a large epsilon, a group for the policy and one for the critic."
     is_lora = hasattr(self.policy, "peft_config")
     if args.learning_rate is None:  # 3e-6 (N+; TRL), but for an adapter 1e-4
         args.learning_rate = 1e-4 if is_lora else 3e-6
         if is_lora and self.critic.trunk is not None and args.critic_learning_rate is None:
             args.critic_learning_rate = 3e-6  # an adapter's is too large for all weights
-    groups = []
-    for model, rate in ((self.policy, None), (self.critic, args.critic_learning_rate)):
-        trained = [p for p in model.parameters() if p.requires_grad]
-        groups.append({"params": trained, "lr": rate or args.learning_rate})
-    return torch.optim.AdamW(
-        groups,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    rates = args.learning_rate, args.critic_learning_rate or args.learning_rate
+    groups = [{"params": own, "lr": rate} for own, rate in zip(self.trained(), rates)]
+    betas, fused = (args.adam_beta1, args.adam_beta2), device.type in ("cpu", "cuda")
+    own = {"eps": args.adam_epsilon, "weight_decay": args.weight_decay}
+    return torch.optim.AdamW(groups, betas=betas, fused=fused, **own)
 
 # %% ../../nbs/5_rl/53_policies.ipynb #7ae77325
 @patch
-def trained(self: _Models) -> list[torch.Tensor]:
-    "The weights that are trained, of policy and critic."
-    every = *self.policy.parameters(), *self.critic.parameters()
-    return [p for p in every if p.requires_grad]
-
-
-@patch
-def share_gradients(self: _Models, processes: int) -> None:
-    "D20: gradients are sums over tokens, divided by all of them, so processes add them up."
-    for p in self.trained() if processes > 1 else ():
+def share_gradients(self: _Models, processes):
+    "D20: gradients are sums over tokens, so processes add them up."
+    for p in sum(self.trained(), []) if processes > 1 else ():
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         torch.distributed.all_reduce(p.grad)
 
 
 @patch
-def longest_prompt(self: _Models, response_length: int) -> int | None:
+def longest_prompt(self: _Models, response_length):
     "Tokens that fit beside a response; None: any number. ValueError: not one."
     config = innermost_model(self.policy).config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
@@ -392,7 +371,7 @@ def longest_prompt(self: _Models, response_length: int) -> int | None:
 # %% ../../nbs/5_rl/53_policies.ipynb #173902e3
 @torch.no_grad()
 def _difference(policy, other, texts):
-    "The largest difference of log-probabilities, over all next tokens of some texts."
+    "The largest difference of log-probabilities, over some texts."
     found, device = 0.0, next(policy.parameters()).device
     models = policy.eval(), other.to(device).eval()
     for ids in texts:
@@ -403,23 +382,23 @@ def _difference(policy, other, texts):
 
 
 @patch
-def save(self: _Models, folder: Path, texts: list, trust_remote_code: bool = False) -> float | None:
-    "Policy and tokenizer; with an adapter merged, and how far off that is on some texts (nats)."
+def save(self: _Models, folder, texts) -> float | None:
+    "Policy and tokenizer; how far off an adapter is, merged, on some texts (nats)."
     self.tokenizer.save_pretrained(folder)
     if not hasattr(self.policy, "peft_config"):
         self.policy.save_pretrained(folder)
         return None
     merged_model(self.policy, folder, self.base).save_pretrained(folder)
-    saved, _ = load_policy_backbone(folder, trust_remote_code=trust_remote_code)
+    saved, _ = load_policy_backbone(folder, trust_remote_code=self.trust_remote_code)
     difference = _difference(self.policy, saved, texts)
     if difference > 0.1:
-        message = "the merged policy differs from the trained one by up to %.2g nats a token: %s"
-        _logger.warning(message, difference, "its base is in a precision too low to hold the change")
+        message = "the merged policy differs from the trained one by up to %.2g nats a token: "
+        _logger.warning(message + "the precision of its base is too low", difference)
     return difference
 
 # %% ../../nbs/5_rl/53_policies.ipynb #365a56f6
 @patch
-def write_checkpoint(self: _Models, folder: Path) -> None:
+def write_checkpoint(self: _Models, folder):
     "Policy, tokenizer and critic as they are."
     self.policy.save_pretrained(folder)
     self.tokenizer.save_pretrained(folder)
@@ -428,15 +407,15 @@ def write_checkpoint(self: _Models, folder: Path) -> None:
 
 
 @patch
-def load_checkpoint(self: _Models, folder: Path, trust_remote_code: bool = False) -> None:
-    "Its weights into policy and critic. CheckpointError where they are of another model."
+def load_checkpoint(self: _Models, folder):
+    "Its weights into policy and critic. CheckpointError: they are of another model."
     self.critic.load_state_dict(load_file(folder / "critic.safetensors"))
     if hasattr(self.policy, "peft_config"):
         from peft import load_peft_weights, set_peft_model_state_dict
 
         set_peft_model_state_dict(self.policy, load_peft_weights(str(folder), device="cpu"))
         return
-    saved, _ = load_policy_backbone(folder, trust_remote_code=trust_remote_code)
+    saved, _ = load_policy_backbone(folder, trust_remote_code=self.trust_remote_code)
     try:
         self.policy.load_state_dict(saved.state_dict())
     except RuntimeError as error:

@@ -67,8 +67,8 @@ class PPOTrainer:
             reward, processing_class = take_trl_names(others, reward, processing_class)
         self.args = args = PPOConfig.complete(args, model)
         if reward is None:
-            forms = "a RewardModel, its path, or a function (prompts, completions, **columns) -> numbers"
-            raise TypeError(f"reward is missing: give {forms}")
+            forms = "its path, or a function (prompts, completions, **columns) -> numbers"
+            raise TypeError(f"reward is missing: give a RewardModel, {forms}")
         transformers.set_seed(args.seed)
         self._prepare_processes()
         self.rewards = RewardMix(reward, args.reward_weights, args.normalize_reward, self.device)
@@ -92,7 +92,7 @@ def _prepare_processes(self: PPOTrainer):
     if kind in ("FSDP", "DEEPSPEED"):
         whole = "PPOTrainer holds whole models in each process and cannot run under"
         raise ValueError(f"{whole} {kind}; launch it with plain data parallelism")
-    if self.accelerator.num_processes > 1:  # not at the end of a run: callers may still gather
+    if self.accelerator.num_processes > 1:  # not sooner: callers may still gather
         atexit.register(accelerate.PartialState().destroy_process_group)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #230bfa3e
@@ -110,7 +110,7 @@ def batch_size(self: PPOTrainer) -> int:
 # %% ../../nbs/5_rl/55_ppo.ipynb #e4427a88
 @patch
 def _new_generator(self: PPOTrainer, stream):
-    "D22: a random state of its own for each process, so that no two sample the same."
+    "D22: a random state for each process, so that no two sample the same."
     seed = self.args.seed + 1_000_003 * stream + 7919 * self.accelerator.process_index
     return torch.Generator(self.device).manual_seed(seed % 2**63)
 
@@ -154,14 +154,13 @@ def _prepare_run(self: PPOTrainer, callbacks):
     self.stop = StopOnInterrupt(self.checkpoints, self.accelerator.print)
     self.state, self.control = transformers.TrainerState(), transformers.TrainerControl()
     self.state.is_world_process_zero = self.state.is_local_process_zero = main
-    with quiet():  # it wants callbacks of transformers.Trainer, whose flow is not this one's
+    with quiet():  # it misses callbacks of transformers.Trainer
         self.callbacks = transformers.trainer_callback.CallbackHandler(
-            [*(callbacks or []), self.stop], self.policy, self.tokenizer, self.optimizer, None
-        )
+            [*(callbacks or []), self.stop], self.policy, self.tokenizer, self.optimizer, None)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #cbe4838d
 @patch
-def sample(self: PPOTrainer, prompts: list[list[int]]) -> list[Episode]:
+def sample(self: PPOTrainer, prompts) -> list[Episode]:
     "Responses by the policy as it is; what the episodes lack is measured later."
     if self.vllm is None:
         critic = self.critic if self.critic.trunk is None else None
@@ -205,16 +204,17 @@ def _episodes(self: PPOTrainer, rows, data, encoded):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #9247c83c
 @patch
-def score(self: PPOTrainer, episodes: list[Episode], data: list[dict]) -> dict:
+def score(self: PPOTrainer, episodes, data) -> dict:
     "Sets `score` and `raw_score`; {reward function: rewards}."
     args, own = self.args, [data[e.row] for e in episodes]
     names = dict.fromkeys(name for row in own for name in row)
+    for taken in ("prompt", "completion", "completions"):
+        names.pop(taken, None)
     columns = {name: [row.get(name) for row in own] for name in names}
-    prompts, completions = columns.pop("prompt"), [e.completion for e in episodes]
-    columns = {k: v for k, v in columns.items() if k not in ("completion", "completions")}
     columns["completion_ids"] = [e.response_ids for e in episodes]
+    texts = [row["prompt"] for row in own], [e.completion for e in episodes]
     with self._timed("score"):
-        totals, each = self.rewards(prompts, completions, columns, [e.row for e in episodes])
+        totals, each = self.rewards(*texts, columns, [e.row for e in episodes])
     for episode, total in zip(episodes, totals):
         episode.raw_score = episode.score = total
         if total is None:
@@ -222,14 +222,14 @@ def score(self: PPOTrainer, episodes: list[Episode], data: list[dict]) -> dict:
         if args.score_clip is not None:  # D13: one absurd score must not decide a batch
             episode.score = min(max(total, -args.score_clip), args.score_clip)
         if args.missing_eos_penalty is not None and not episode.stopped:
-            # D14: an answer that never ends is not an answer (Z and N+ set its score to a constant)
+            # D14: an answer that never ends is none (Z and N+: its score is a constant)
             episode.score -= args.missing_eos_penalty
     return each
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #406788bc
 @patch
 @torch.no_grad()
-def measure(self: PPOTrainer, episodes: list[Episode]) -> None:
+def measure(self: PPOTrainer, episodes) -> None:
     "Sets `logprobs`, `values` and `ref_logprobs`, where they are not known yet."
     args, order = self.args, sorted(episodes, key=lambda e: e.length)
     again = bool(args.bf16) if args.recompute_logprobs is None else args.recompute_logprobs
@@ -263,8 +263,8 @@ def _rollout(self: PPOTrainer, rows, data, encoded):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #f0c431ff
 @patch
-def rows_of(self: PPOTrainer, step: int) -> list[int]:
-    "D11: rows in batch `step`, of all processes. Each pass is shuffled anew; a batch may span two (N+)."
+def rows_of(self: PPOTrainer, step) -> list[int]:
+    "D11: rows in batch `step`; each pass is shuffled anew, a batch may span two (N+)."
     n, size, passes = len(self.train_rows), self.batch_size(), {}
     positions = range(step * size, (step + 1) * size)
     for epoch in {i // n for i in positions}:
@@ -274,47 +274,46 @@ def rows_of(self: PPOTrainer, step: int) -> list[int]:
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #17c64922
 @patch
-def collect(self: PPOTrainer, step: int) -> tuple[list[Episode], dict]:
-    "Episodes of batch `step` (from 0) and metrics. RewardError where nothing has a score."
+def collect(self: PPOTrainer, step) -> tuple:
+    "Episodes of batch `step` (from 0) and metrics. RewardError: nothing has a score."
     episodes, each = self._rollout(self.rows_of(step), self.train_rows, self.train_ids)
     episodes, each = gather_object(episodes), gather_object([each])
     sampled = [(len(e.response_ids), e.stopped) for e in episodes]
     scored = [e for e in episodes if e.score is not None]
     if not scored:
-        none = f"no reward function applies to any of the {len(sampled)} responses of batch {step}"
-        raise RewardError(f"{none}: there is nothing to learn from")
+        raise RewardError(f"no reward function applies to any response of batch {step}")
     return scored, rollout_metrics(scored, sampled, each, self.kl_coef, self.args.kl_estimator)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #d0e4f572
 @patch
 def token_rewards(self: PPOTrainer, scores, logprobs, ref_logprobs, mask) -> Tensor:
-    "What each token earned (n, t), from scores (n,) and tables (n, t); mask: True = sampled."
+    "What each token earned (n, t), from scores (n,) and tables (n, t)."
     kl = ppo_math.kl_estimate(logprobs, ref_logprobs, self.args.kl_estimator)
     rewards = ppo_math.token_rewards(scores, kl, mask, self.kl_coef)
-    if self.args.whiten_rewards:  # D16: the mean stays, it says what is good (N+ section 7)
+    if self.args.whiten_rewards:  # D16: the mean stays (N+ section 7)
         rewards = ppo_math.whiten(rewards, mask, shift_mean=False)
     return rewards
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #5acb24c4
 @patch
-def advantages(self: PPOTrainer, rewards, values, mask) -> tuple[Tensor, Tensor]:
-    "How much better each token did than expected, and what the critic should have said (n, t)."
-    gamma, lam = self.args.gamma, self.args.lam
-    advantages, returns = ppo_math.gae(rewards, values, mask, gamma, lam)
-    if self.args.whiten_advantages:  # D17: over all tokens of the batch (Z; N+ section 7)
+def advantages(self: PPOTrainer, rewards, values, mask) -> tuple:
+    "What each token did better than expected, and what the critic should say (n, t)."
+    args = self.args
+    advantages, returns = ppo_math.gae(rewards, values, mask, args.gamma, args.lam)
+    if args.whiten_advantages:  # D17: over all tokens of the batch (Z; N+ section 7)
         advantages = ppo_math.whiten(advantages, mask)
     return advantages, returns
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #4a3ce943
 def _table(episodes, name):
-    "A field of each token (n, t), aligned at the first sampled token, 0 where none was sampled."
+    "A field of each token (n, t), 0 where none was sampled."
     rows = [torch.tensor(getattr(e, name), dtype=torch.float32) for e in episodes]
     return pad_sequence(rows, batch_first=True)
 
 
 @patch
-def set_advantages(self: PPOTrainer, episodes: list[Episode]) -> float:
-    "Sets `advantages` and `returns` of a whole batch; the share of the returns that the critic knew."
+def set_advantages(self: PPOTrainer, episodes) -> float:
+    "Sets `advantages` and `returns` of a batch; how much of it the critic knew."
     fields = "logprobs", "ref_logprobs", "values", "response_ids"
     logprobs, ref_logprobs, values, ids = (_table(episodes, name) for name in fields)
     lengths = torch.tensor([len(e.response_ids) for e in episodes])
@@ -329,8 +328,9 @@ def set_advantages(self: PPOTrainer, episodes: list[Episode]) -> float:
 # %% ../../nbs/5_rl/55_ppo.ipynb #8617131d
 @patch
 def policy_loss(self: PPOTrainer, logprobs, old_logprobs, advantages, mask):
-    "What the policy minimises, and what is logged: sums over the tokens of tables (b, t)."
-    return ppo_math.policy_loss(logprobs, old_logprobs, advantages, mask, self.args.cliprange)
+    "What the policy minimises, and what is logged: sums over tokens of tables (b, t)."
+    tables = logprobs, old_logprobs, advantages, mask
+    return ppo_math.policy_loss(*tables, self.args.cliprange)
 
 
 @patch
@@ -341,7 +341,7 @@ def value_loss(self: PPOTrainer, values, old_values, returns, mask):
 # %% ../../nbs/5_rl/55_ppo.ipynb #8e02b473
 @patch
 def _backward(self: PPOTrainer, episodes, tokens):
-    "Gradients of some episodes of a minibatch of so many tokens; sums of what is logged."
+    "Gradients of some episodes of a minibatch; sums of what is logged."
     batch = EpisodeBatch.of(episodes, self.device, self.models.layout)
     fields = "logprobs", "values", "advantages", "returns"
     tables = (_table(episodes, name).to(self.device) for name in fields)
@@ -365,7 +365,7 @@ def _optimizer_step(self: PPOTrainer, minibatch):
     "One step on the episodes of a minibatch; sums over its tokens, of this process."
     size, accelerator, sums = self.args.per_device_train_batch_size, self.accelerator, Counter()
     tokens = sum(len(e.response_ids) for e in minibatch)
-    order = sorted(minibatch, key=lambda e: e.length)  # D19: similar lengths together, padding cut
+    order = sorted(minibatch, key=lambda e: e.length)  # D19: similar lengths together
     own = order[accelerator.process_index :: accelerator.num_processes]
     for start in range(0, len(own), size):
         found = self._backward(own[start : start + size], tokens)
@@ -379,9 +379,9 @@ def _optimizer_step(self: PPOTrainer, minibatch):
 # %% ../../nbs/5_rl/55_ppo.ipynb #0f92676e
 @patch
 def _clip_gradients(self: PPOTrainer, minibatch):
-    "Length of the gradient before it is cut. FloatingPointError, before the weights change."
+    "Length of the gradient before it is cut. FloatingPointError: it is no number."
     longest, step = self.args.max_grad_norm or math.inf, self.state.global_step + 1
-    norm = torch.nn.utils.clip_grad_norm_(self.models.trained(), longest).item()
+    norm = torch.nn.utils.clip_grad_norm_(sum(self.models.trained(), []), longest).item()
     if not math.isfinite(norm):
         rows = ", ".join(str(e.row) for e in minibatch[:5])
         wrong = f"the gradient of step {step} is {norm} (prompts of rows {rows}, ...)"
@@ -390,8 +390,8 @@ def _clip_gradients(self: PPOTrainer, minibatch):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #91b2c697
 @patch
-def update(self: PPOTrainer, episodes: list[Episode], step: int = 0) -> dict:
-    "`num_ppo_epochs` passes over batch `step`, `num_mini_batches` optimizer steps each."
+def update(self: PPOTrainer, episodes, step=0) -> dict:
+    "`num_ppo_epochs` passes over batch `step`, a step for each minibatch."
     args, sums = self.args, Counter()
     minibatches = min(args.num_mini_batches, len(episodes))
     known = self.set_advantages(episodes)
@@ -410,27 +410,31 @@ def update(self: PPOTrainer, episodes: list[Episode], step: int = 0) -> dict:
     return metrics | {"policy/grad_norm": norm, "val/explained_variance": known}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #767c6f26
+_MEANS = {
+    "policy/approxkl_avg": "kl",
+    "policy/clipfrac_avg": "clipped",
+    "loss/policy_avg": "policy_loss",
+    "loss/value_avg": "value_loss",
+    "val/clipfrac_avg": "value_clipped",
+    "val/ratio": "ratio",
+}
+
+
 @patch
 def _update_metrics(self: PPOTrainer, episodes, sums):
     "Means over the tokens of all processes and passes."
     total, tokens = Counter(), sum(len(e.response_ids) for e in episodes)
     for own in gather_object([sums]):
         total.update(own)
-    mean = Counter({name: x / (self.args.num_ppo_epochs * tokens) for name, x in total.items()})
-    return {
-        "policy/approxkl_avg": mean["kl"],
-        "policy/clipfrac_avg": mean["clipped"],
-        "loss/policy_avg": mean["policy_loss"],
-        "loss/value_avg": mean["value_loss"],
-        "val/clipfrac_avg": mean["value_clipped"],
-        "val/ratio": mean["ratio"],
-        "val/ratio_var": max(0.0, mean["ratio_spread"] - (mean["ratio"] - 1) ** 2),
-    }
+    tokens *= self.args.num_ppo_epochs
+    metrics = {name: total[own] / tokens for name, own in _MEANS.items()}
+    variance = total["ratio_spread"] / tokens - (metrics["val/ratio"] - 1) ** 2
+    return metrics | {"val/ratio_var": max(0.0, variance)}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #0fdd7f2f
 @patch
 def _adapt_kl_coef(self: PPOTrainer, kl, n):
-    "D3: a proportional controller in log space, from nats a response of n responses (Z section 2.2)."
+    "D3: a proportional controller, from nats a response (Z section 2.2)."
     if self.args.kl_target is not None:
         error = min(max(kl / self.args.kl_target - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * n / self.args.kl_horizon
@@ -440,7 +444,7 @@ def _adapt_kl_coef(self: PPOTrainer, kl, n):
 def evaluate(self: PPOTrainer) -> dict:
     "One sampled response to each prompt of `eval_dataset`. ValueError without one."
     if self.eval_rows is None:
-        raise ValueError("there is nothing to evaluate on: give PPOTrainer an eval_dataset")
+        raise ValueError("nothing to evaluate on: give PPOTrainer an eval_dataset")
     before, self.generator = self.generator, self._new_generator(7)
     try:
         rows = range(len(self.eval_rows))
@@ -451,7 +455,7 @@ def evaluate(self: PPOTrainer) -> dict:
     own = [(e.raw_score, e.kl, len(e.response_ids), e.stopped) for e in self.eval_episodes]
     found = torch.tensor(gather_object(own), dtype=torch.float64)
     if not len(found):
-        raise RewardError("no reward function applies to any response of the evaluation set")
+        raise RewardError("no reward function applies to any response to eval_dataset")
     names = "eval_score", "eval_kl", "eval_length", "eval_eos_share"
     metrics = dict(zip(names, found.mean(0).tolist()))
     metrics["eval_score_std"] = found[:, 0].std(correction=0).item()
@@ -484,7 +488,7 @@ def _write(self: PPOTrainer, text):
 # %% ../../nbs/5_rl/55_ppo.ipynb #79bb58cc
 @patch
 def _show_samples(self: PPOTrainer, episodes):
-    "A few episodes of this batch, kept in `samples`, as often as the settings ask for."
+    "A few episodes, kept in `samples`, as often as the settings ask for."
     times, step, rows = self.args.num_sample_generations, self.state.global_step, []
     if not times or (step - 1) % max(1, self.state.max_steps // times):
         return
@@ -507,7 +511,7 @@ def total_steps(self: PPOTrainer) -> int:
 
 @patch
 def _new_scheduler(self: PPOTrainer):
-    "D23: the learning rate falls to 0 over the run, batch by batch (Z; N+ section 7)."
+    "D23: the learning rate falls to 0 over the run (Z; N+ section 7)."
     steps, warmup = self.state.max_steps, self.args.warmup_steps
     warmup = math.ceil(warmup * (1 if warmup >= 1 else steps))
     return transformers.get_scheduler(self.args.lr_scheduler_type, self.optimizer, warmup, steps)
@@ -537,7 +541,7 @@ def _write_state(self: PPOTrainer, folder):
 # %% ../../nbs/5_rl/55_ppo.ipynb #eacf0f3b
 @patch
 def _load_state(self: PPOTrainer, folder):
-    "Continue where a checkpoint was written. ValueError: it is of a run with other settings."
+    "Continue a run. ValueError: it has other settings."
     before = json.loads((folder / "ppo_settings.json").read_text(encoding="utf-8"))
     changed = "; ".join(changed_settings(before, self._deciding_settings()))
     if changed:
@@ -546,7 +550,7 @@ def _load_state(self: PPOTrainer, folder):
     saved = transformers.TrainerState.load_from_json(str(folder / "trainer_state.json"))
     names = "optimizer.pt", "scheduler.pt", f"random_{self.accelerator.process_index}.pt"
     optimizer, more, random = (torch.load(folder / name, weights_only=True) for name in names)
-    self.models.load_checkpoint(folder, self.args.trust_remote_code)
+    self.models.load_checkpoint(folder)
     self.optimizer.load_state_dict(optimizer)
     self.scheduler.load_state_dict(more["scheduler"])
     self.kl_coef = more["kl_coef"]
@@ -575,7 +579,7 @@ def _step(self: PPOTrainer, step):
 # %% ../../nbs/5_rl/55_ppo.ipynb #fe752575
 @patch
 def _is_due(self: PPOTrainer, every, asked):
-    "Every so many batches (below 1: a share of the run; 0: never), or when a callback asks."
+    "Every so many batches (below 1: a share of the run), or when a callback asks."
     due = getattr(self.control, asked)
     setattr(self.control, asked, False)
     every = math.ceil(every if every >= 1 else every * self.state.max_steps) if every else 0
@@ -584,7 +588,7 @@ def _is_due(self: PPOTrainer, every, asked):
 # %% ../../nbs/5_rl/55_ppo.ipynb #a9653899
 @patch
 def _usage(self: PPOTrainer):
-    "Seconds of each phase since the last log, and the most memory that was in use."
+    "Seconds of each phase since the last log, and the most memory in use."
     used, self.seconds = self.seconds, Counter()
     if self.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
@@ -623,13 +627,12 @@ def _run(self: PPOTrainer):
 # %% ../../nbs/5_rl/55_ppo.ipynb #506181ba
 @patch
 def train(self: PPOTrainer, resume_from_checkpoint=None) -> transformers.TrainerState:
-    """The whole run; True: from the newest complete checkpoint, a folder: from this one.
-
+    """The run; True: from its newest complete checkpoint, a folder: from this one.
     ValueError: the checkpoint is of another run. TrainingInterrupted: Ctrl-C."""
     state = self.state
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self.accelerator.print)
     state.max_steps, state.global_step = self.total_steps(), 0
-    state.log_history = [log for log in state.log_history if log["step"] == 0]  # evaluated before
+    state.log_history = [log for log in state.log_history if not log["step"]]
     self.scheduler = self._new_scheduler()
     if checkpoint:
         self._load_state(checkpoint)
@@ -641,17 +644,16 @@ def train(self: PPOTrainer, resume_from_checkpoint=None) -> transformers.Trainer
         self._run()
     self._call("on_train_end")
     for tracker in self.accelerator.trackers:
-        tracker.finish()  # `end_training` would end the process group, which callers may need
+        tracker.finish()  # `end_training` would end the process group too
     return state
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #8277fb3f
 @patch
-def save_model(self: PPOTrainer, output_dir: str | Path | None = None) -> None:
+def save_model(self: PPOTrainer, output_dir=None) -> None:
     "Policy, tokenizer, card and curves; with LoRA the adapter too. CheckpointError."
     if not self.is_world_process_zero():
         return
     target = Path(self.args.output_dir if output_dir is None else output_dir)
-    texts, trust = [ids[:64] for ids in self.train_ids[:16]], self.args.trust_remote_code
     with saved_whole(target, "the policy") as folder:
-        difference = self.models.save(folder, texts, trust)
+        difference = self.models.save(folder, [ids[:64] for ids in self.train_ids[:16]])
         write_policy_card(self, folder, target.resolve().name, difference)

@@ -80,8 +80,7 @@ def explained_variance(
     "The share of the returns' variance that the critic predicted."
     spread, missed = (
         _masked_mean((x - _masked_mean(x, mask)).square(), mask).item()
-        for x in (returns, returns - values)
-    )
+        for x in (returns, returns - values))
     return 1 - missed / spread if spread > 0 else 0.0
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #0f57cdc6

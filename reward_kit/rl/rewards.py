@@ -78,8 +78,7 @@ def _load_reward(item, device):
     if isinstance(item, nn.Module) and hasattr(item, "config"):
         raise TypeError(
             f"reward is a bare {kind}, which reads token ids, and PPO scores text: "
-            "give RewardModel.from_pretrained(folder), or the folder"
-        )
+            "give RewardModel.from_pretrained(folder), or the folder")
     if not callable(item):
         raise TypeError(f"reward must be a RewardModel, a path or a function, got {kind}")
     return item
@@ -96,19 +95,16 @@ def _scale(function, normalize):
     if normalize:
         raise ValueError(
             f"normalize_reward=True, but {_name(function)} has no stored mean and spread; "
-            "train it with an evaluation set, or leave normalize_reward out"
-        )
+            "train it with an evaluation set, or leave normalize_reward out")
     return list
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #41833acd
 def _checked_weights(weights, n):
     "One finite number for each of n functions."
     weights = [1.0] * n if weights is None else list(weights)
-    if len(weights) != n:
-        entries = counted(len(weights), "entry", "entries")
-        raise ValueError(f"reward_weights has {entries} for {counted(n, 'reward function')}")
-    if not all(map(math.isfinite, weights)):
-        raise ValueError(f"reward_weights must be finite numbers, got {weights}")
+    if len(weights) != n or not all(map(math.isfinite, weights)):
+        wanted = f"a finite number for each of {counted(n, 'reward function')}"
+        raise ValueError(f"reward_weights must be {wanted}, got {weights}")
     return weights
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #27e09f5d

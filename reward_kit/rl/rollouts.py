@@ -34,13 +34,13 @@ class Episode:
     prompt_ids: list[int]  # tokens the policy was given
     response_ids: list[int]  # tokens it sampled, EOS included
     stopped: bool = True  # whether the response ends in EOS
-    logprobs: list[float] | None = None  # of the sampled tokens, when they were sampled
+    logprobs: list[float] | None = None  # of the tokens when they were sampled
     values: list[float] | None = None  # the critic's predictions before each token
     ref_logprobs: list[float] | None = None  # under the reference
     score: float | None = None  # after normalisation, clipping and penalty
     raw_score: float | None = None  # of the reward functions together
     completion: str | list[dict] = ""  # the response as text, or as messages
-    advantages: list[float] | None = None  # how much better each token did than expected
+    advantages: list[float] | None = None  # what each did better than expected
     returns: list[float] | None = None  # what the critic should have said
 
     @property
@@ -81,7 +81,7 @@ class EpisodeBatch:
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #1603e905
 def _causal_logits(model, positions, **inputs):
-    "Logits (n, vocabulary) and hidden states (n, h) at positions of the flattened input, and the output."
+    "Logits (n, vocabulary), hidden states (n, h) at positions of the flattened input; output."
     found = []
 
     def read(module, args):
@@ -99,7 +99,7 @@ def _causal_logits(model, positions, **inputs):
 # %% ../../nbs/5_rl/51_rollouts.ipynb #62225570
 @patch
 def logprobs(self: EpisodeBatch, policy, temperature: float) -> tuple[Tensor, Tensor]:
-    "Log-probabilities (b, t) of the sampled tokens without top-k and top-p, and hidden states (n, h)."
+    "Log-probabilities (b, t), top-k and top-p left out, and hidden states (n, h)."
     logits, hidden, _ = _causal_logits(policy, self.positions, **self.inputs)
     tokens = self.inputs["input_ids"].flatten()[self.positions + 1]
     # D4: the temperature counts here too (Z), or KL and ratio are of another policy
@@ -150,7 +150,7 @@ class _Unfinished:
         return logits.float(), hidden
 
     def extend(self, tokens, alive):
-        "Append a token to each row that goes on; the others leave the batch and its cache."
+        "A token for each row that goes on; the others leave the batch and its cache."
         if not alive.all():
             kept = alive.nonzero()[:, 0]
             self.cache.batch_select_indices(kept)
@@ -194,9 +194,9 @@ def sample(
     model,  # causal language model
     prompts: list[list[int]],  # token ids
     generator: torch.Generator | None = None,  # random state
-    critic=None,  # function of the policy's hidden states (b, h) -> values (b,); None: no values
+    critic=None,  # function of hidden states (b, h) -> values (b,); None: no values
 ) -> list[Episode]:  # `row` is the number of the prompt
-    "Responses to any number of prompts; prompts of similar length are sampled together."
+    "Responses to any number of prompts, those of similar length together."
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     episodes = [None] * len(prompts)
     for start in range(0, len(order), self.rows):
@@ -209,7 +209,7 @@ def sample(
 # %% ../../nbs/5_rl/51_rollouts.ipynb #637e9972
 @torch.no_grad()
 def _effect_of_padding(policy):
-    "The share of the next probabilities that moves where a row has left a padded batch."
+    "The share of the next probabilities that moves where a row has left."
     batch = _Unfinished([[1, 2, 3], [2]], next(policy.parameters()).device)
     batch.forward(policy)
     batch.extend(batch.ids.new_tensor([0, 3]), batch.rows == 1)
@@ -220,7 +220,7 @@ def _effect_of_padding(policy):
 
 @patch
 def check(self: Sampling, policy) -> None:
-    "ValueError for a policy that cannot be sampled so; puts it into evaluation mode."
+    "ValueError: a policy that cannot be sampled; it is put into evaluation mode."
     try:
         moved = _effect_of_padding(policy.eval())
         problem = f"the padding of a batch moves {moved:.0%} of the next probabilities"
@@ -232,8 +232,7 @@ def check(self: Sampling, policy) -> None:
         raise ValueError(
             f"the policy is a {type(innermost_model(policy)).__name__}, which cannot be sampled while "
             "rows leave the batch, as state-space and hybrid models cannot: give a causal language "
-            f"model with attention in every layer, which reads position_ids ({problem})"
-        )
+            f"model with attention in every layer, which reads position_ids ({problem})")
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #a92d511c
 def _for_each(rows, function):
@@ -262,7 +261,7 @@ def load_prompts(
     column: str = "prompt",  # that holds the prompts
     name: str = "train_dataset",  # for messages about rows of a list
 ) -> list[dict]:  # rows with `prompt`, `origin` and what else there was
-    "Rows of prompts. ValueError names the row that holds none; TypeError for what is not data."
+    "Rows of prompts. ValueError names the row without one; TypeError: no data."
     if isinstance(data, dict):
         raise ValueError(f"{name} holds several sets ({', '.join(map(str, data))}); give one of them")
     if isinstance(data, (str, os.PathLike)):
@@ -273,10 +272,11 @@ def load_prompts(
     else:
         wanted = "a list, a file or a dataset with a length"
         raise TypeError(f"{name} must be {wanted}, got {type(data).__name__}")
-    for _, row in found:
+    rows = []
+    for origin, row in found:
         if isinstance(row, UnusableRow):
             raise row
-    rows = [{"origin": origin} | row for origin, row in found]
+        rows.append({"origin": origin} | row)
     if not rows:
         raise ValueError(f"{name} has no rows")
     if column not in rows[0]:
@@ -291,8 +291,7 @@ def _render(tokenizer, row):
     if not tokenizer.chat_template:
         raise ValueError(
             "a conversation, but the policy's tokenizer has no chat template; "
-            "give prompts as strings, or a tokenizer with a template"
-        )
+            "give prompts as strings, or a tokenizer with a template")
     try:
         more = template_value(row.get("chat_template_kwargs")) or {}
         tools = template_value(row.get("tools"))
@@ -321,15 +320,14 @@ def encode_prompts(
     tokenizer,  # of the policy
     limit: int | None = None,  # tokens a prompt may have; None: any number
 ) -> list[list[int]]:
-    "Token ids; conversations with the header of the answer. ValueError names the row."
+    "Token ids, up to the header of the answer. ValueError names the row."
 
     def encode(row):
         ids = _encode(tokenizer, row)
         if limit is not None and len(ids) > limit:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens, but only {limit} fit beside the response in "
-                "the policy's context; shorten it, or lower response_length"
-            )
+                "the policy's context; shorten it, or lower response_length")
         return ids
 
     return _for_each(rows, encode)

@@ -17,7 +17,7 @@ from ..scores.text_scorer import as_rows
 
 # %% ../../nbs/6_tools/69_client.ipynb #ba2283b9
 class RewardServerError(RuntimeError):
-    "The server cannot be reached, or refuses; the message is one line that says why."
+    "The server cannot be reached, or refuses; one line says why."
 
 
 def _make_session(url, retries, max_pause):
@@ -32,8 +32,8 @@ def _make_session(url, retries, max_pause):
             return None if seconds is None else min(seconds * random.uniform(1, 1.5), max_pause)
 
     pauses = {"backoff_factor": 0.5, "backoff_jitter": 0.5, "backoff_max": max_pause}
-    again = {"status_forcelist": (429, 502, 503, 504), "allowed_methods": None, "raise_on_status": False}
-    tries = Bounded(total=retries, redirect=0, **again, **pauses)
+    again = {"allowed_methods": None, "raise_on_status": False, **pauses}
+    tries = Bounded(retries, redirect=0, status_forcelist=(429, 502, 503, 504), **again)
     session = requests.Session()
     session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "::1", "localhost")
     for scheme in ("http://", "https://"):
@@ -46,13 +46,15 @@ def _read_answer(answer, n):
     found = {}
     with suppress(ValueError):
         found = answer.json()
-    error, rewards = (found.get(key) if isinstance(found, dict) else None for key in ("error", "rewards"))
+    found = found if isinstance(found, dict) else {}
     if answer.status_code != 200:
+        error = found.get("error")
         why = error.get("message") if isinstance(error, dict) else None
         why = why or " ".join(answer.text.split())[:200] or answer.reason
         tries = len(answer.raw.retries.history) + 1 if answer.raw.retries else 1
         after = f" (after {tries} tries)" if tries > 1 else ""
         raise RewardServerError(f"{answer.url} answers {answer.status_code}{after}: {why}")
+    rewards = found.get("rewards")
     if not isinstance(rewards, list) or len(rewards) != n:
         instead = f"it answers {answer.text[:80]!r} instead of {counted(n, 'reward')}"
         raise RewardServerError(f"{answer.url} is no route of a reward_kit server: {instead}")
@@ -67,7 +69,7 @@ class RewardClient:
         url: str,  # of the server, as `reward-kit serve` prints it
         *,
         timeout: float = 120.0,  # seconds to wait for an answer
-        retries: int = 5,  # further tries after one that failed for a reason that may pass
+        retries: int = 5,  # further tries after a failure that may pass
         max_pause: float = 30.0,  # longest pause between two tries, in seconds
         batch_rows: int = 256,  # texts of one request
         name: str = "reward_server",  # how TRL calls it in its logs
@@ -83,13 +85,13 @@ class RewardClient:
         self.session = _make_session(url, retries, max_pause)
 
     def score(self, prompts, responses=None, *, normalize: bool = False, too_long: str = "error"):
-        "As `RewardModel.score`: a float for one text, else a list. RewardServerError; TypeError, ValueError."
+        "As `RewardModel.score`: a float for one text, else a list. RewardServerError."
         prompts, responses, single = as_rows(prompts, responses)
         rewards = self._rewards(prompts, responses, {"normalize": normalize, "too_long": too_long})
         return rewards[0] if single else rewards
 
     def __call__(self, prompts, completions=None, **columns) -> list[float | None]:
-        "Rewards as GRPO and RLOO ask for them; None for a completion that alone does not fit."
+        "Rewards as GRPO and RLOO ask for them; None: the completion alone does not fit."
         prompts, completions, _ = as_rows(prompts, completions)
         template = {key: columns[key] for key in ("tools", "chat_template_kwargs") if key in columns}
         return self._rewards(prompts, completions, {"too_long": "none"}, **template)

@@ -114,30 +114,28 @@ def _reason(texts, error):
     return named if named != str(error) else f"{texts.name}: {error}"
 
 # %% ../../nbs/6_tools/61_serving.ipynb #d9266067
-@dataclass(eq=False)
-class _Job:
-    "A request on its way; its future gives rewards, and how many tokens were read, of each text."
+class _Job(Future):
+    "A request on its way, and in time its rewards and how many tokens were read, of each text."
 
-    texts: _Texts
-    future: Future = field(default_factory=Future)
-    rows: list = field(default_factory=list)  # token ids, once encoded
-    tokens: list = field(default_factory=list)  # how many
+    def __init__(self, texts):
+        super().__init__()
+        self.texts, self.rows, self.tokens = texts, [], []  # token ids and how many, once encoded
 
     def answer(self, outcome):
         "Give (rewards, tokens) or an exception to the caller, unless it has left."
-        failed = isinstance(outcome, Exception)
+        give = self.set_exception if isinstance(outcome, Exception) else self.set_result
         with contextlib.suppress(InvalidStateError):
-            (self.future.set_exception if failed else self.future.set_result)(outcome)
+            give(outcome)
 
     def encode(self, rm):
         "Encode its texts; False where it is answered, or nobody waits for it any more."
-        if not self.future.done():
+        if not self.done():
             try:
                 self.rows = _encode_request(rm, self.texts)
                 self.tokens = [len(ids or []) for ids in self.rows]
             except Exception as error:
                 self.answer(error)
-        return not self.future.done()
+        return not self.done()
 
 
 def _score_jobs(rm, jobs):
@@ -176,7 +174,7 @@ class _Batcher:
     @property
     def waiting(self):
         "Requests in the queue whose callers are still there."
-        return [job for job in list(self.queue) if not job.future.done()]
+        return [job for job in list(self.queue) if not job.done()]
 
 # %% ../../nbs/6_tools/61_serving.ipynb #3d4eaaa7
 @patch
@@ -195,7 +193,7 @@ def submit(self: _Batcher, texts):
         if self.thread is None:
             self.thread = threading.Thread(target=self.work, name="reward-kit-scorer", daemon=True)
             self.thread.start()
-    return job.future
+    return job
 
 # %% ../../nbs/6_tools/61_serving.ipynb #3a288905
 @patch
@@ -203,7 +201,7 @@ def work(self: _Batcher):
     "Score until the queue is closed and empty."
     with self.rm.model.register_forward_pre_hook(self._before_forward):
         while (job := self._next_job()) is not None:
-            self.running = [job for job in self._collect(job) if not job.future.done()]
+            self.running = [job for job in self._collect(job) if not job.done()]
             if self.running:
                 self.batches += 1
                 _score_jobs(self.rm, self.running)
@@ -242,7 +240,7 @@ def _before_forward(self: _Batcher, *_):
     if self.stopped:
         late = "this server is shutting down and had no time left for this request; send it to its successor"
         raise _RequestError(late, 503, 5)
-    if all(job.future.done() for job in self.running):
+    if all(job.done() for job in self.running):
         raise _RequestError("every caller has left")
 
 
