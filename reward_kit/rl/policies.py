@@ -38,7 +38,7 @@ def _freeze_dropout(model):
     for holder in (*model.modules(), config, config.get_text_config()):
         if isinstance(holder, nn.Dropout):
             holder.p = 0.0
-        for name, value in list(vars(holder).items()):  # some keep a rate and call the function
+        for name, value in list(vars(holder).items()):  # a rate for the function
             if "drop" in name and isinstance(value, float):
                 setattr(holder, name, 0.0)
 
@@ -90,7 +90,7 @@ def _with_adapter(policy, peft_config):
     config = copy.deepcopy(peft_config)
     config.task_type, config.inference_mode = config.task_type or "CAUSAL_LM", False
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # untied when merged
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
         adapted = get_peft_model(policy, config)
     _freeze_dropout(adapted)
     return adapted
@@ -108,12 +108,12 @@ def _check_trained(policy):
     if tied and all(hasattr(layer, "get_base_layer") for layer in layers):
         raise ValueError(
             "an adapter with ensure_weight_tying=True on the token embeddings cannot be merged: "
-            "leave ensure_weight_tying out, and the saved policy has an output layer of its own")
+            "leave it out, and the saved policy has an output layer of its own")
     for p in policy.parameters():
         if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
                 f"the policy's weights are {p.dtype}, in which PPO's small steps are lost: load it "
-                "with dtype=torch.float32 (bf16=True then computes in bfloat16), or give a peft_config")
+                "in float32 (bf16=True computes in bfloat16 all the same), or give a peft_config")
 
 # %% ../../nbs/5_rl/53_policies.ipynb #e6ffecfd
 class _Critic(nn.Module):
@@ -223,7 +223,7 @@ _PLAYGROUND_PPO = {
 
 @patch(cls_method=True)
 def complete(cls: PPOConfig, args, model) -> PPOConfig:
-    "A copy of args (None: the defaults), settings that were not named chosen for the model. TypeError."
+    "A copy of args; what was not named is chosen for the model. TypeError."
     if isinstance(model, (PPOConfig, transformers.TrainingArguments)):
         order = "the order is PPOTrainer(model, reward, args, train_dataset), or name the arguments"
         raise TypeError(f"model is a configuration: {order}")

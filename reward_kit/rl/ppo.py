@@ -134,9 +134,6 @@ def _prepare_sampling(self: PPOTrainer):
 @patch
 def _prepare_prompts(self: PPOTrainer, train_dataset, eval_dataset):
     "Rows and token ids, all checked."
-    if train_dataset is None:
-        forms = "as a list, a file or a dataset with a column prompt"
-        raise ValueError(f"train_dataset is missing: give prompts, {forms}")
     limit = self.models.longest_prompt(self.args.response_length)
     self.train_rows, self.eval_rows, self.eval_ids = load_prompts(train_dataset), None, None
     self.train_ids = encode_prompts(self.train_rows, self.tokenizer, limit)
@@ -232,7 +229,7 @@ def score(self: PPOTrainer, episodes, data) -> dict:
 def measure(self: PPOTrainer, episodes) -> None:
     "Sets `logprobs`, `values` and `ref_logprobs`, where they are not known yet."
     args, order = self.args, sorted(episodes, key=lambda e: e.length)
-    again = bool(args.bf16) if args.recompute_logprobs is None else args.recompute_logprobs
+    again = args.bf16 if args.recompute_logprobs is None else args.recompute_logprobs
     again = again or any(e.logprobs is None for e in episodes)
     size, found, hidden = args.per_device_train_batch_size, {}, None
     for start in range(0, len(order), size):  # similar lengths together
@@ -472,11 +469,11 @@ def _call(self: PPOTrainer, event, *more):
 
 @patch
 def _log(self: PPOTrainer, metrics):
-    state = self.state
-    state.log_history.append({**metrics, "step": state.global_step})
-    self.accelerator.log(metrics, step=state.global_step)
+    step = self.state.global_step
+    self.state.log_history.append({**metrics, "step": step})
+    self.accelerator.log(metrics, step=step)
     self._call("on_log", metrics)
-    self._write(log_line(metrics, state.global_step, state.max_steps))
+    self._write(log_line(metrics, step, self.state.max_steps))
 
 
 @patch

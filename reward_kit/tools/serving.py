@@ -32,7 +32,7 @@ from ..scores.text_scorer import as_rows
 
 # %% ../../nbs/6_tools/61_serving.ipynb #0f51e1b3
 class _RequestError(ValueError):
-    "A request that is refused: the message is the reason; `retry_after` seconds it may succeed."
+    "A request that is refused, and why; after `retry_after` seconds it may succeed."
 
     def __init__(self, message, status=400, retry_after=None):
         super().__init__(message)
@@ -63,12 +63,12 @@ class _Texts:
     "What one request wants scored."
 
     prompts: list = field(default_factory=list)  # strings or conversations
-    responses: list | None = None  # the same; None: prompts are full texts or conversations
+    responses: list | None = None  # the same; None: prompts are full texts
     ids: list | None = None  # token ids, scored as they are, instead of text
     name: str = "prompts"  # of the field, for errors
-    too_long: str = "error"  # or "none": what a response that alone does not fit gives
+    too_long: str = "error"  # or "none": for a response that alone does not fit
     normalize: bool = False  # on the scale of the evaluation set
-    template: dict = field(default_factory=dict)  # tools and chat_template_kwargs, one for each prompt
+    template: dict = field(default_factory=dict)  # for the chat template: {name: one a prompt}
 
 
 def _checked_ids(rm, ids, name):
@@ -85,7 +85,7 @@ def _checked_ids(rm, ids, name):
 
 # %% ../../nbs/6_tools/61_serving.ipynb #dea878c3
 def _encode_request(rm, texts):
-    "Token ids of each text; None where a response alone does not fit and too_long='none'."
+    "Token ids of each text; None: the response alone does not fit, too_long='none'."
     if texts.ids is not None:
         return _checked_ids(rm, texts.ids, texts.name)
     prompts = texts.prompts
@@ -115,7 +115,7 @@ def _reason(texts, error):
 
 # %% ../../nbs/6_tools/61_serving.ipynb #d9266067
 class _Job(Future):
-    "A request on its way, and in time its rewards and how many tokens were read, of each text."
+    "A request on its way, and in time (rewards, tokens read) of its texts."
 
     def __init__(self, texts):
         super().__init__()
@@ -128,7 +128,7 @@ class _Job(Future):
             give(outcome)
 
     def encode(self, rm):
-        "Encode its texts; False where it is answered, or nobody waits for it any more."
+        "Encode its texts; False: it is answered, or nobody waits for it any more."
         if not self.done():
             try:
                 self.rows = _encode_request(rm, self.texts)
@@ -155,14 +155,14 @@ def _score_jobs(rm, jobs):
 # %% ../../nbs/6_tools/61_serving.ipynb #5bceb5aa
 @dataclass(frozen=True)
 class ServerLimits(ServerSettings):
-    "What a server takes on, how long it collects requests, and how long it takes to stop, checked."
+    "What a server takes on and how long it may take, checked."
 
     def __post_init__(self):
         self.check()
 
 
 class _Batcher:
-    "Scores concurrent requests together, in one thread. Used from any number of threads."
+    "Scores requests of any number of threads together, in one of its own."
 
     last_seconds = 2.0  # after the timeout of a shutdown, for a forward pass to end
 
@@ -179,7 +179,7 @@ class _Batcher:
 # %% ../../nbs/6_tools/61_serving.ipynb #3d4eaaa7
 @patch
 def submit(self: _Batcher, texts):
-    "Queue a request; the future gives (rewards, tokens), cancelling it takes the request back."
+    "Queue a request; its future gives (rewards, tokens), cancelling takes it back."
     job = _Job(texts)
     with self.changed:
         if self.closed:
@@ -210,7 +210,7 @@ def work(self: _Batcher):
 
 @patch
 def _next_job(self: _Batcher, until=None):
-    "The request that has waited longest; None: there is none by then, or the queue is closed and empty."
+    "The request that has waited longest; None: there is none by then, or ever."
     seconds = None if until is None else max(0.0, until - time.monotonic())
     with self.changed:
         self.changed.wait_for(lambda: self.queue or self.closed, seconds)
@@ -219,7 +219,7 @@ def _next_job(self: _Batcher, until=None):
 
 @patch
 def _collect(self: _Batcher, job):
-    "The jobs of one batch: the first, and those that come while there is room and time."
+    "The jobs of a batch: the first, and others while there is room and time."
     until = time.monotonic() + self.limits.max_wait_ms / 1000
     jobs, rows, tokens = [], 0, 0
     while job is not None:
@@ -238,7 +238,7 @@ def _before_forward(self: _Batcher, *_):
     if threading.current_thread() is not self.thread:
         return  # somebody else's, who uses the same model
     if self.stopped:
-        late = "this server is shutting down and had no time left for this request; send it to its successor"
+        late = "this server is shutting down and had no time left; send the request to its successor"
         raise _RequestError(late, 503, 5)
     if all(job.done() for job in self.running):
         raise _RequestError("every caller has left")
@@ -246,7 +246,7 @@ def _before_forward(self: _Batcher, *_):
 
 @patch
 def close(self: _Batcher, timeout=None):
-    "Refuse new requests, finish those accepted within the timeout (s), end the thread; False: it still runs."
+    "Refuse new requests, finish those accepted in `timeout` s, end the thread; False: it still runs."
     with self.changed:
         self.closed = True
         self.changed.notify_all()
@@ -270,7 +270,7 @@ _CANNOT = {
 
 
 class _Body(dict):
-    "The JSON object of a request; every method raises ValueError by the name of the field."
+    "The JSON object of a request; its methods raise ValueError that names the field."
 
     def wrong(self, where, value, wanted):
         "The error for a value that is something else."
@@ -291,7 +291,7 @@ class _Body(dict):
         return value
 
     def only(self, *names):
-        "These fields are read, or make no difference to a reward; any other is refused."
+        "These fields are read, or make no difference; any other is refused."
         for name, value in self.items():
             asks_nothing = value in (None, False, []) or (name, value) == ("truncate_prompt_tokens", -1)
             if name in names or name in _CANNOT and asks_nothing:
@@ -348,7 +348,7 @@ class WireFormat:
 
     name: str  # whose format
     paths: tuple[str, ...]  # of the routes
-    read: Callable  # function(body) -> {prompts, responses, ids, name, ...}; body: dict that reads fields
+    read: Callable  # function(body) -> {prompts, responses, ids, name, ...}
     write: Callable  # function(body, rewards, tokens, RewardModel) -> JSON
     example: dict  # a body, for the server's documentation
 
@@ -397,11 +397,11 @@ def _load_optional(*names):
 
 
 async def _read_body(stream, limits):
-    "The JSON object that a request holds; _RequestError for one that is too large, too slow, or none."
+    "The JSON object of a request; _RequestError: it is too large, too slow, or none."
     size, chunks = 0, []
     try:
         async with asyncio.timeout(limits.body_timeout_s):
-            async for chunk in stream:  # read to the end: only then does the caller read the answer
+            async for chunk in stream:  # to the end, or the caller reads no answer
                 size += len(chunk)
                 if size <= limits.max_body_bytes:
                     chunks.append(chunk)
@@ -445,7 +445,7 @@ class _OpenRequests:
 
     @contextlib.asynccontextmanager
     async def bounded(self):
-        "Around the handling of one request; _RequestError (503) when the time of a shutdown is up."
+        "Around one request; _RequestError (503) when the time of a shutdown is up."
         try:
             async with asyncio.timeout_at(self.end) as limit:
                 self.open.add(limit)
@@ -472,7 +472,7 @@ class _OpenRequests:
 
 # %% ../../nbs/6_tools/61_serving.ipynb #766c57bc
 def _error_answer(message, status, retry_after=None):
-    "An error as an answer, at most 1,000 characters on one line; the message may be any text."
+    "An error as an answer: at most 1,000 characters of any message, on one line."
     from fastapi.responses import JSONResponse
 
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:1000]
@@ -531,9 +531,10 @@ def _add_information(app, batcher):
         return {"status": "ok", "model": rm.__name__, "waiting": len(batcher.waiting)}
 
     async def models():
-        limits = {"max_model_len": rm.encoder.encoding.max_length, "max_rows": batcher.limits.max_rows}
-        about = {"id": rm.__name__, "object": "model", "owned_by": "reward_kit", "encoding": rm.encoding_note}
-        return {"object": "list", "data": [about | limits]}
+        about = {"id": rm.__name__, "object": "model", "owned_by": "reward_kit"}
+        about |= {"encoding": rm.encoding_note, "max_rows": batcher.limits.max_rows}
+        about["max_model_len"] = rm.encoder.encoding.max_length
+        return {"object": "list", "data": [about]}
 
     app.add_api_route("/health", health, summary="Whether the server takes requests")
     app.add_api_route("/v1/models", models, summary="The model, its limits, and how it reads text")
@@ -575,7 +576,7 @@ def make_app(
 
 # %% ../../nbs/6_tools/61_serving.ipynb #f01c4b2e
 def _listen(host, port):
-    "A socket that listens; ValueError or OSError that says what is wrong with host or port."
+    "A socket that listens; ValueError or OSError about host or port."
     if not 0 <= port <= 65535:
         raise ValueError(f"port must be 0 to 65535, got {port}")
     where = f"cannot listen on {host}, port {port}"
@@ -617,7 +618,7 @@ def background_server(
     limits: ServerLimits | None = None,  # None: the defaults
     port: int = 0,  # 0: any free one
 ):  # -> yields the URL
-    "A server on 127.0.0.1 in a thread; on leaving, it answers what it has accepted and stops."
+    "A server on 127.0.0.1 in a thread; on leaving, it answers what it took and stops."
     server = _make_server(make_app(rm, limits))
     with _listen("127.0.0.1", port) as sock:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
@@ -631,7 +632,7 @@ def background_server(
 # %% ../../nbs/6_tools/61_serving.ipynb #86321df7
 @contextlib.contextmanager
 def _stop_on_signals(server):
-    "SIGTERM and Ctrl-C end the server and not the process, also before and after the server handles them."
+    "SIGTERM and Ctrl-C end the server and not the process, also before and after it runs."
     def stop(*_):
         server.should_exit = True
 
@@ -656,16 +657,16 @@ def _last_words(server, requests):
 # %% ../../nbs/6_tools/61_serving.ipynb #d55edb91
 def serve(
     model,  # RewardModel, folder or hub id
-    host: str = "127.0.0.1",  # address to listen on; 0.0.0.0 lets every machine in the network in
+    host: str = "127.0.0.1",  # 0.0.0.0 lets every machine in the network in
     port: int = 8000,  # 0: any free one
     *,
     limits: ServerLimits | None = None,  # None: the defaults
     access_log: bool = False,  # print a line for every request
     say=print,  # called with one line for people
     **loading,  # of `RewardModel.from_pretrained`
-) -> bool:  # False: a forward pass outlasts the shutdown, so leave the process with `os._exit`
-    """Serve rewards until SIGTERM or Ctrl-C; what was accepted is answered within `limits.shutdown_timeout`.
-    RuntimeError if FastAPI or uvicorn is missing, OSError for a port in use, ModelLoadError."""
+) -> bool:  # False: a forward pass goes on, so leave the process with `os._exit`
+    """Serve until SIGTERM or Ctrl-C; what was accepted is answered in `limits.shutdown_timeout`.
+    RuntimeError: FastAPI or uvicorn is missing; OSError: the port is in use; ModelLoadError."""
     _load_optional("fastapi", "uvicorn")
     with _listen(host, port) as sock:
         rm = RewardModel.from_pretrained(model, **loading) if isinstance(model, str) else model
