@@ -109,12 +109,11 @@ def _rows(columns, indices):
 
 # %% ../../nbs/2_model/22b_encoded_data.ipynb #a7cf9248
 def _encode_records(records, encoder):
-    texts = [record | {"response": text} for record in records for text in record["responses"]]
-    def column(name):
-        return [text.get(name) for text in texts]
-
-    template = {name: column(name) for name in ("tools", "chat_template_kwargs")}
-    batch = encoder.encode(column("prompt"), column("response"), **template, names=column("origin"))
+    texts = [record | {"responses": text} for record in records for text in record["responses"]]
+    names = (*_TEXT, "origin")
+    prompts, responses, *template, origins = ([text.get(name) for text in texts] for name in names)
+    template = dict(zip(_TEXT[2:], template))
+    batch = encoder.encode(prompts, responses, names=origins, **template)
     ids, cut, encoded = iter(batch.ids), iter(batch.cut), []
     for record in records:
         size = len(record["responses"])

@@ -173,13 +173,13 @@ def _probe_states(base, groups, layout):
 # %% ../../nbs/2_model/24_packing.ipynb #61cd9036
 def _compare_layouts(base, groups):
     "How far the states of the two layouts are apart, in standard deviations."
-    modes = [(module, module.training) for module in base.modules()]
+    modes = {module: module.training for module in base.modules()}
     try:
         with torch.autocast(next(base.parameters()).device.type, enabled=False):
             base.eval()
             packed, padded = (_probe_states(base, groups, layout) for layout in ("packed", "padded"))
     finally:
-        for module, training in modes:
+        for module, training in modes.items():
             module.training = training
     return ((packed - padded).abs().max() / padded.std()).item()
 

@@ -97,13 +97,13 @@ def why_too_long(self: RewardModel) -> str:
 @patch
 def score_ids(self: RewardModel, rows: list, progress: bool = False) -> list[float | None]:
     "Rewards of token ids, None for None. FloatingPointError: a reward that is no number."
-    kept = [i for i, ids in enumerate(rows) if ids is not None]
-    found = dict(zip(kept, self.scorer([rows[i] for i in kept], progress)))
-    for i, reward in found.items():
-        if not math.isfinite(reward):
+    found = iter(self.scorer([ids for ids in rows if ids is not None], progress))
+    rewards = [None if ids is None else next(found) for ids in rows]
+    for i, reward in enumerate(rewards):
+        if reward is not None and not math.isfinite(reward):
             cause = f"check the weights of {self.__name__} and its dtype ({self.model.dtype})"
             raise FloatingPointError(f"the reward of text {i} is {reward}: {cause}")
-    return [found.get(i) for i in range(len(rows))]
+    return rewards
 
 # %% ../../nbs/3_scores/33_inference.ipynb #f09a327d
 @patch
@@ -139,8 +139,8 @@ class _GuessedEncoder(RewardEncoder):
         config = model.config.get_text_config()
         limits = tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)
         length = min((n for n in limits if n and n < 10**7), default=2048)
-        own = RewardEncoding(max_length=length, add_eos=False)
-        self.tokenizer, self.encoding = tokenizer, own.limited(model, max_length)
+        self.encoding = RewardEncoding(max_length=length, add_eos=False).limited(model, max_length)
+        self.tokenizer = tokenizer
         fills = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_token_id = next(token for token in fills if token is not None)
         self.skipped = config.pad_token_id if hasattr(model, "score") else None  # at the end
@@ -177,11 +177,11 @@ def _template(self: _GuessedEncoder, *args, **options):
 def _ids(self: _GuessedEncoder, texts, rows):
     tokenizer, bos, found = partial(self.tokenizer, verbose=False), self.tokenizer.bos_token_id, []
     for text, (prompt, response, *_) in zip(texts, rows):
-        plain = isinstance(prompt, str) and response is None or self._joins(prompt, response)
+        whole = isinstance(prompt, str) and response is None
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self.is_pair and response is not None:
+        if self.is_pair and not whole:
             ids = tokenizer(prompt, response)["input_ids"]
-        elif plain and ids[:1] != [bos]:
+        elif ids[:1] != [bos] and (whole or not self.tokenizer.chat_template):
             ids = tokenizer(text)["input_ids"]
         while self.skipped is not None and len(ids) > 1 and ids[-1] == self.skipped:
             ids = ids[:-1]

@@ -31,7 +31,7 @@ def check_text(
         return value
     if not _is_conversation(value):
         shown = "None" if value is None else f"{type(value).__name__} ({str(value)[:40]!r})"
-        form = 'a string or a list of messages like {"role": "user", "content": "..."}'
+        form = 'a string or a non-empty list of messages like {"role": "user", "content": "..."}'
         raise TypeError(f"{where} is {shown}; it must be {form}")
     messages = []
     for i, message in enumerate(value):
@@ -199,6 +199,6 @@ def __call__(
     **columns,  # whatever the trainer hands over; tools and chat_template_kwargs are used
 ) -> list[float | None]:
     "Rewards as TRL's trainers ask for them; None for a completion that alone does not fit."
-    template = {key: columns[key] for key in ("tools", "chat_template_kwargs") if key in columns}
+    template = {name: columns.get(name) for name in ("tools", "chat_template_kwargs")}
     rewards = self.score(prompts, completions, too_long="none", **template)
     return rewards if isinstance(rewards, list) else [rewards]
