@@ -66,15 +66,15 @@ def train_reward_model(
     eval_split: str | None = None,  # split of eval_data
     max_samples: int | None = None,  # train on at most this many rows
     config: dict | None = None,  # {RewardConfig field: value}
-    peft_config=None,  # LoraConfig, or its fields; None: all weights are trained
+    peft_config=None,  # LoraConfig, or its fields; None: all weights
     quantization: str | None = None,  # "int4" or "int8", with peft_config on CUDA
     chat_template: str | None = None,  # chatml, zephyr, a .jinja file; None: its own
-    overwrite: bool = False,  # clear a finished or different run in `output`
-    keep_finished: bool = False,  # this very run is there, finished: evaluate it only
+    overwrite: bool = False,  # clear a finished or different run there
+    keep_finished: bool = False,  # this very run is there: evaluate it only
     skip_broken_rows: bool = False,  # drop and count rows that are not JSON, or null
-    keep_checkpoints: bool = False,  # leave the run's checkpoints in the folder
+    keep_checkpoints: bool = False,  # leave its checkpoints in the folder
     progress: bool = True,  # show bars
-    say=print,  # where the lines for people go
+    say=print,  # takes lines for people
     **loading,  # columns, format, strict, ... of `load_preferences`
 ) -> TrainedRewardModel:
     "Preferences in, evaluated reward-model folder out; what cannot work is refused first."
@@ -391,13 +391,13 @@ def train_ppo_policy(
     prompt_column: str | None = None,  # with the prompts; None: prompt, else text
     max_samples: int | None = None,  # use at most this many rows of prompts
     config: dict | None = None,  # {PPOConfig field: value}
-    peft_config=None,  # LoraConfig, or its fields; None: all weights are trained
+    peft_config=None,  # LoraConfig, or its fields; None: all weights
     chat_template: str | None = None,  # chatml, zephyr, a .jinja file; None: its own
-    overwrite: bool = False,  # clear a finished or different run in `output`
+    overwrite: bool = False,  # clear a finished or different run there
     resume: bool = False,  # there must be an unfinished run; False: if there is one
-    keep_checkpoints: bool = False,  # leave the run's checkpoints in the folder
+    keep_checkpoints: bool = False,  # leave its checkpoints in the folder
     progress: bool = True,  # show bars
-    say=print,  # where the lines for people go
+    say=print,  # takes lines for people
 ) -> TrainedPolicy:
     "Prompts and a reward in, trained policy folder out; what cannot work is refused first."
     run, say = _start(output, say, eval_fraction, "in [0, 1)", max_samples)
