@@ -24,7 +24,7 @@ from .batches import RewardCollator, bind_reward_forward
 from .loss import Judgements, pairwise_accuracy
 from .model_folder import ModelCard, RewardMetadata, merged_model
 
-# %% ../../nbs/2_model/28_measures.ipynb #70ccbeab
+# %% ../../nbs/2_model/28_measures.ipynb #90b9ecf1
 _STATISTICS = (
     *("loss", "loss_weight", "centering", "centering_weight"),  # of `Loss.terms`
     *("correct", "pairs", "margin"),
@@ -46,15 +46,17 @@ def row_statistics(
     rows = Judgements.of(rewards, ranks, mask, least=1)
     margin = (rows.differences() * rows.above).sum((1, 2))
     dtype = torch.float32 if rewards.device.type == "mps" else torch.float64
-    kept, absent = rewards.masked_fill(~mask, 0).to(dtype), ~mask
+    absent = ~mask
+    kept = rewards.masked_fill(absent, 0).to(dtype)
     level = kept.sum(1), kept.square().sum(1), mask.sum(1)
-    ends = rewards.masked_fill(absent, torch.inf).amin(1), rewards.masked_fill(absent, -torch.inf).amax(1)
-    columns = (*terms.unbind(1), correct, pairs, margin, *level, *ends)
+    low = rewards.masked_fill(absent, torch.inf).amin(1)
+    high = rewards.masked_fill(absent, -torch.inf).amax(1)
+    columns = (*terms.unbind(1), correct, pairs, margin, *level, low, high)
     return torch.stack([column.to(dtype) for column in columns], 1)
 
 
 def add_up(rows):  # (n, 12) rows, or totals -> (12,)
-    "Sums, and the smallest and largest reward. Associative: totals add up like rows."
+    "Sums, smallest and largest. Associative: totals add up like rows."
     return torch.cat([rows[:, :-2].sum(0), rows[:, -2:-1].amin(0), rows[:, -1:].amax(0)])
 
 
@@ -63,7 +65,7 @@ def _named(totals):
 
 
 def summarise(totals, center_rewards_coefficient=None):  # (12,) of `add_up` -> {name: number}
-    "Metrics by TRL's names (`std_reward` is ours); without an ordered pair no accuracy and margin."
+    "Metrics by TRL's names; without an ordered pair no accuracy and margin."
     t = _named(totals)
     centering = (center_rewards_coefficient or 0) * t.centering / (t.centering_weight or 1)
     metrics = {"loss": t.loss / (t.loss_weight or 1) + centering}
@@ -74,9 +76,9 @@ def summarise(totals, center_rewards_coefficient=None):  # (12,) of `add_up` -> 
     levels = {"mean_reward": mean, "std_reward": spread, "min_reward": t.min, "max_reward": t.max}
     return metrics | levels
 
-# %% ../../nbs/2_model/28_measures.ipynb #aed866b2
+# %% ../../nbs/2_model/28_measures.ipynb #cf32a621
 def _estimate_memory(model, tokens, mixed, checkpointing):
-    "{what: bytes} for a micro-batch of so many tokens; with `checkpointing` few activations stay."
+    "{what: bytes} for a micro-batch of so many tokens."
     config, size = model.config.get_text_config(), 2 if mixed else 4
     layers, hidden = getattr(config, "num_hidden_layers", 1), getattr(config, "hidden_size", 0)
     units = layers + 17 if checkpointing else 17 * layers  # of `hidden` numbers, for a token
@@ -149,7 +151,7 @@ def _plot_training(history):
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
-# %% ../../nbs/2_model/28_measures.ipynb #9a136f3f
+# %% ../../nbs/2_model/28_measures.ipynb #dec5dbd8
 @dataclass
 class TrainedModel:
     "A trained reward model and all that is known of it."
@@ -161,7 +163,7 @@ class TrainedModel:
     sets: dict  # name of an evaluation set -> (12,) totals
     eval_hash: str | None = None  # of the evaluation sets
     data_report: object = None  # DataReport
-    texts: list = field(default_factory=list)  # token ids to compare merged and unmerged scores on
+    texts: list = field(default_factory=list)  # token ids, to compare merged scores
     weights: dict | None = None  # gathered ones of a sharded model
 
     def write(self, folder: Path, name: str) -> None:

@@ -7,7 +7,7 @@ __all__ = ['ModelLoadError', 'resolve_model', 'base_name', 'loading', 'RewardHea
            'load_policy_backbone', 'RewardMetadata', 'ModelCard', 'CheckpointError', 'writing', 'saved_whole',
            'merged_model']
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #664e7940
+# %% ../../nbs/2_model/25_model_folder.ipynb #40df5431
 import copy
 import errno
 import json
@@ -27,7 +27,8 @@ import huggingface_hub
 import torch
 from fastcore.basics import patch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..data.files import move_into, write_whole
 from ..data.playground import playground_base
@@ -36,7 +37,7 @@ from .batches import innermost_model
 from .encoding import RewardEncoding
 from .settings import quiet
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #584d8f18
+# %% ../../nbs/2_model/25_model_folder.ipynb #a57cface
 class ModelLoadError(ValueError, OSError):
     "A model cannot be used; the message is one line that says what to do."
 
@@ -48,7 +49,7 @@ def _is_path(name):
 
 
 def resolve_model(name) -> str:  # "playground", a folder, or a hub id
-    "The folder or hub id behind a model name. ModelLoadError for a path that cannot be a model."
+    "The folder or hub id behind a name. ModelLoadError: a path that can be no model."
     if str(name) == "playground":
         return str(playground_base())
     folder = Path(name).expanduser()
@@ -62,9 +63,9 @@ def resolve_model(name) -> str:  # "playground", a folder, or a hub id
         problem = "is a file: give the folder of it" if folder.exists() else "does not exist"
     raise ModelLoadError(f"model folder {name} {problem}")
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #2697fda9
+# %% ../../nbs/2_model/25_model_folder.ipynb #8e28e93f
 def base_name(name: str | os.PathLike) -> str:  # "playground", a folder, or a hub id
-    "The base model by a name fit to be published: of a folder its name alone."
+    "A name fit to be published: of a folder its name alone."
     if not (_is_path(name) or os.path.isdir(name)):  # a path may be gone by now
         return str(name)
     folder = Path(name).resolve()
@@ -196,17 +197,17 @@ def _check_reward_model(name, config):
         raise ModelLoadError(
             f"model {name} has {config.num_labels} labels: a reward model gives one number")
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #3fbe0ab3
+# %% ../../nbs/2_model/25_model_folder.ipynb #baf50c3e
 def load_reward_backbone(
     name,  # "playground", a folder, or a hub id
     *,
-    new_head: bool = False,  # give a model without a reward head one, to train it; False: an error
+    new_head: bool = False,  # a model without a reward head gets one; False: an error
     dtype=torch.float32,  # of the weights
     seed: int = 0,  # of a new head
     tokenizer=None,  # used instead of the model's own
     **given,  # of `from_pretrained`: revision, trust_remote_code, attn_implementation, ...
 ):  # -> (model, tokenizer); model.reward_head_is_new says where the head came from
-    "A sequence classifier with one label, and its tokenizer, from safetensors. ModelLoadError."
+    "A classifier with one label, and its tokenizer, from safetensors. ModelLoadError."
     path = resolve_model(name)
     shared, dtype = _shared_arguments(path, given), given.pop("torch_dtype", dtype)
     with loading(name), torch.random.fork_rng(devices=[]):
@@ -228,14 +229,14 @@ def load_reward_backbone(
         RewardHead(model).draw(seed)
     return model, tokenizer
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #9b2def66
+# %% ../../nbs/2_model/25_model_folder.ipynb #8218ba52
 def load_policy_backbone(
     name,  # "playground", a folder, or a hub id
     *,
     dtype=torch.float32,  # of the weights
     **given,  # of `from_pretrained`
 ):  # -> (model, tokenizer)
-    "A causal language model and its tokenizer; weights from safetensors only. ModelLoadError."
+    "A causal language model and its tokenizer, from safetensors. ModelLoadError."
     path = resolve_model(name)
     shared = _shared_arguments(path, given)
     with loading(name):
@@ -248,7 +249,7 @@ def load_policy_backbone(
         model = AutoModelForCausalLM.from_pretrained(path, **options)
         return model, AutoTokenizer.from_pretrained(path, **shared)
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #f39220f8
+# %% ../../nbs/2_model/25_model_folder.ipynb #aefc19fa
 def _library_versions():
     "Versions of the libraries that decide a score."
     found = {}
@@ -260,21 +261,21 @@ def _library_versions():
 
 @dataclass
 class RewardMetadata:
-    "What `reward_kit.json` holds: everything about a reward model besides its weights."
+    "What `reward_kit.json` holds: all about a reward model but its weights."
     FILE = "reward_kit.json"
     encoding: RewardEncoding | None = None  # how text becomes ids
-    normalization: dict | None = None  # {mean, std, n, data_hash} of rewards on evaluation data
+    normalization: dict | None = None  # {mean, std, n, data_hash}, on evaluation data
     calibration: dict | None = None  # {temperature} that divides reward differences; None: 1
     loss: dict | None = None  # {name, parameters}
     base: dict | None = None  # {id, revision}
-    data_hash: str | None = None  # fingerprint of the training data (`Preferences.fingerprint`)
-    data_kind: str | None = None  # of the training data, "text" or "messages"; None: not recorded
+    data_hash: str | None = None  # `Preferences.fingerprint` of the training data
+    data_kind: str | None = None  # of the training data: "text", "messages"; None: unknown
     versions: dict = field(default_factory=_library_versions)  # library -> version
     schema_version: str = "1.0"  # major.minor; another major version is refused
     extra: dict = field(default_factory=dict)  # other keys of the file, kept
 
     def without_scale(self) -> "RewardMetadata":
-        "A copy without normalization and calibration, for a model with another scale."
+        "A copy for a model whose scores have another scale."
         return replace(copy.deepcopy(self), normalization=None, calibration=None)
 
     def to_dict(self) -> dict:
@@ -287,10 +288,10 @@ class RewardMetadata:
         "Writes `reward_kit.json` into a model folder, whole or not at all."
         return write_whole(Path(folder) / self.FILE, self.to_dict())
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #415c6d0f
+# %% ../../nbs/2_model/25_model_folder.ipynb #83da47f3
 @patch(cls_method=True)
 def from_dict(cls: RewardMetadata, data: dict) -> RewardMetadata:
-    "Metadata of a dictionary. ValueError for a major version this library does not know."
+    "Metadata of a dictionary. ValueError: an unknown major version."
     version = str(data.get("schema_version", "missing"))
     if version.partition(".")[0] != cls.schema_version.partition(".")[0]:
         raise ValueError(f"{cls.FILE}: schema version {version}, but this reward_kit reads "
@@ -304,7 +305,7 @@ def from_dict(cls: RewardMetadata, data: dict) -> RewardMetadata:
 
 @patch(cls_method=True)
 def load(cls: RewardMetadata, folder) -> RewardMetadata | None:  # of a model, or the file itself
-    "What a folder says about itself; None: nothing. ValueError: damaged, or an unknown version."
+    "What a folder says about itself, or None. ValueError: damaged, or of another version."
     path = Path(folder)
     if path.is_dir():
         path = path / cls.FILE
@@ -352,7 +353,7 @@ class ModelCard:
         shown = [row for row in rows.items() if row[1] is not None]
         return Table(header, shown).to_markdown()
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #8c134333
+# %% ../../nbs/2_model/25_model_folder.ipynb #4ae11d1d
 @patch
 def begin(
     self: ModelCard,
@@ -372,7 +373,7 @@ def begin(
 
 @patch
 def complete(self: ModelCard) -> Path:
-    "Makes the head say that this is a reward model; a folder without a card gets one."
+    "Makes the head say that this is a reward model; no card: a new one."
     if not self.text:
         return self.begin(self.path.parent.resolve().name, "A reward model.", ("reward-model",))
     card = huggingface_hub.ModelCard(self.text, ignore_metadata_errors=True)
@@ -382,9 +383,9 @@ def complete(self: ModelCard) -> Path:
     data.tags = list(dict.fromkeys([*(data.tags or []), "reward-model"]))
     return write_whole(self.path, str(card))
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #44a633c1
+# %% ../../nbs/2_model/25_model_folder.ipynb #d913749d
 class CheckpointError(OSError):
-    "A checkpoint or a model could not be written or read; the message says what is left."
+    "A checkpoint or a model could not be written or read."
 
 
 _DISK_FULL = "No space left|PytorchStreamWriter|inline_container"
@@ -392,7 +393,7 @@ _NOT_WRITTEN = "Disk quota|I/O error|IoError|File too large"
 
 
 def _write_problem(error):
-    "Why a file could not be written, in a few words; None: the error is about something else."
+    "Why a file could not be written; None: the error is about something else."
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or re.search(_DISK_FULL, str(error)):
         return "the disk is full"
@@ -402,7 +403,7 @@ def _write_problem(error):
 
 
 @contextmanager
-def writing(what: str, left=lambda: ""):  # "X could not be saved"; cleans up, and ends the message
+def writing(what: str, left=lambda: ""):  # "X could not be saved"; ends the message
     "Around the writing of files, quietly. CheckpointError: that was not possible."
     try:
         with quiet():
@@ -413,10 +414,10 @@ def writing(what: str, left=lambda: ""):  # "X could not be saved"; cleans up, a
             raise
         raise CheckpointError(f"{what}: {problem}{left()}") from error
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #c373ae03
+# %% ../../nbs/2_model/25_model_folder.ipynb #07477a86
 @contextmanager
-def saved_whole(target: str | Path, what: str = "the model"):  # folder of the model; for the message
-    "Around the writing of a folder, moved in place at its end. -> where to write. CheckpointError."
+def saved_whole(target: str | Path, what: str = "the model"):  # a folder; for the message
+    "Around writing into the folder that it gives, which is then moved in place. CheckpointError."
     target, file = Path(target), RewardMetadata.FILE
     source = target.parent / f".{target.name}.saving-{os.getpid()}"
     old = ("*.safetensors*", "pytorch_model*.bin*", "training_args.bin")
@@ -430,9 +431,9 @@ def saved_whole(target: str | Path, what: str = "the model"):  # folder of the m
     finally:
         shutil.rmtree(source, ignore_errors=True)
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #ea9ad27f
+# %% ../../nbs/2_model/25_model_folder.ipynb #e1bc809b
 @patch
-def trained_by(self: RewardHead, peft_config, added: list = ()):  # ids of tokens of a chat template
+def trained_by(self: RewardHead, peft_config, added: list = ()):  # ids of added tokens
     "A copy that trains the head and the embeddings of added tokens too."
     config = copy.deepcopy(peft_config)
     config.task_type, config.inference_mode = "SEQ_CLS", False
@@ -455,7 +456,7 @@ def check_is_trained(self: RewardHead) -> None:
             f"the head {', '.join(names)} of this PeftModel is frozen and would stay random: build it "
             f"with task_type='SEQ_CLS' and modules_to_save={names}, or pass peft_config instead")
 
-# %% ../../nbs/2_model/25_model_folder.ipynb #7e82e6ce
+# %% ../../nbs/2_model/25_model_folder.ipynb #d7d0e194
 def merged_model(
     model,  # peft.PeftModel; left as it is
     folder: Path,  # where the adapter goes, into adapter/
@@ -481,7 +482,7 @@ def merged_model(
 
 
 def _untie_adapted(model):
-    "The output layer gets its own weights where it shares the embeddings' and either is adapted."
+    "The output layer gets its own weights where it shares adapted ones."
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     bare = [x.get_base_layer() if hasattr(x, "get_base_layer") else x for x in layers]
     inner, output = bare

@@ -29,18 +29,18 @@ from transformers.utils import is_torch_bf16_gpu_available
 from ..data.files import write_whole
 from .model_folder import CheckpointError, RewardMetadata, writing
 
-# %% ../../nbs/2_model/26_runs.ipynb #7f6bb4df
+# %% ../../nbs/2_model/26_runs.ipynb #2ad512f5
 _MARKER = "reward_kit_checkpoint.json"  # written last: this checkpoint is complete
 _OURS = ".reward_kit"  # written first: this folder is ours
 
 
 class Checkpoints:
-    "The checkpoints of a run: folders checkpoint-STEP, of which only complete ones are used."
+    "The checkpoints of a run: folders checkpoint-STEP, used when complete."
 
     def __init__(
         self,
         folder: str | Path,  # that holds them
-        limit: int | None = None,  # how many are kept, the newest and the best always; None: all
+        limit: int | None = None,  # how many are kept, with the best; None: all
         writes: bool = True,  # whether this process is the one that writes
         wait: Callable = lambda: None,  # comes back when every process has called it
     ):
@@ -50,9 +50,9 @@ class Checkpoints:
         "Where a checkpoint is."
         return self.folder / f"checkpoint-{step}"
 
-# %% ../../nbs/2_model/26_runs.ipynb #cbf6e2a3
+# %% ../../nbs/2_model/26_runs.ipynb #dc673a30
 def _read_marker(folder):
-    "The list of a complete checkpoint, whose files are all there and whole; else None."
+    "The list of a complete checkpoint; else None."
     try:
         marker = json.loads((Path(folder) / _MARKER).read_text())
         sizes = {name: (Path(folder) / name).stat().st_size for name in marker["files"]}
@@ -71,16 +71,16 @@ def begin(self: Checkpoints, folder: Path) -> None:  # checkpoint-STEP
 
 @patch
 def finish(self: Checkpoints, folder: Path, step: int) -> None:  # checkpoint-STEP, steps done
-    "Flushes every file to the disk, then writes the list that makes the checkpoint complete."
+    "Writes the list that makes the checkpoint complete, once all files are on the disk."
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     marker = {"step": step, "saved_at": time.time(), "files": sizes}
     write_whole(folder / _MARKER, marker, after=files)
 
-# %% ../../nbs/2_model/26_runs.ipynb #154169ed
+# %% ../../nbs/2_model/26_runs.ipynb #e287c6eb
 @patch
 def complete(self: Checkpoints) -> list[Path]:  # oldest first
-    "The complete checkpoints, in the order in which they were written."
+    "The complete checkpoints."
     markers = {path: _read_marker(path) for path in self.folder.glob("checkpoint-*")}
     return sorted(filter(markers.get, markers), key=lambda path: markers[path]["saved_at"])
 
@@ -94,7 +94,7 @@ def newest(self: Checkpoints) -> Path | None:  # None: there is none
 
 @patch
 def remove(self: Checkpoints, unfinished_only: bool = False) -> list[str]:  # their names
-    "Deletes all checkpoints of ours, or those that were never finished or lost files."
+    "Deletes all checkpoints of ours, or those that are not complete."
     ours = sorted(path.parent for path in self.folder.glob(f"checkpoint-*/{_OURS}"))
     return self._delete(path for path in ours if not unfinished_only or not _read_marker(path))
 
@@ -108,7 +108,7 @@ def _delete(self: Checkpoints, folders):
         names.append(folder.name)
     return names
 
-# %% ../../nbs/2_model/26_runs.ipynb #45fcf273
+# %% ../../nbs/2_model/26_runs.ipynb #96345fd7
 @patch
 def write(
     self: Checkpoints,
@@ -116,7 +116,7 @@ def write(
     fill: Callable,  # function of the folder that writes the files; called in every process
     best: str | Path | None = None,  # a checkpoint that is kept whatever the limit
 ) -> None:
-    "Writes a checkpoint; once it is on the disk, older ones over the limit go. CheckpointError."
+    "Writes a checkpoint, then removes older ones over the limit. CheckpointError."
     folder = self.path(step)
 
     def left():
@@ -138,15 +138,15 @@ def write(
         surplus = max(0, len(found) - max(self.limit, len(kept)))
         self._delete([path for path in found if path.name not in kept][:surplus])
 
-# %% ../../nbs/2_model/26_runs.ipynb #4bf8f9ae
+# %% ../../nbs/2_model/26_runs.ipynb #1f0a088f
 @patch
 def find(
     self: Checkpoints,
-    resume: bool | str | Path | None,  # True: the newest; a folder: this one; else a fresh start
+    resume: bool | str | Path | None,  # True: the newest; a folder: this one
     log: Callable = print,  # takes the lines that say what is done
     needs: str = "",  # a file without which a run cannot go on
 ) -> Path | None:  # None: from the beginning
-    "The checkpoint to go on from. CheckpointError: it is not complete, or cannot be resumed."
+    "The checkpoint to go on from. CheckpointError: it cannot be resumed."
     if not resume:
         return None
     if resume is True:
@@ -166,7 +166,7 @@ def find(
         raise CheckpointError(f"{found} was saved with save_only_model=True and cannot be resumed")
     return found
 
-# %% ../../nbs/2_model/26_runs.ipynb #681c2465
+# %% ../../nbs/2_model/26_runs.ipynb #4514cbee
 class TrainingInterrupted(KeyboardInterrupt):
     "Training was stopped by Ctrl-C; the message says how to go on."
 
@@ -174,7 +174,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 class StopOnInterrupt(transformers.TrainerCallback):
     "Ends a run at the next step, with a checkpoint, once Ctrl-C was pressed."
 
-    def __init__(self, checkpoints: Checkpoints, log: Callable = print):  # of the run; for people
+    def __init__(self, checkpoints: Checkpoints, log: Callable = print):  # of the run
         self.checkpoints, self.log, self.asked = checkpoints, log, False
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -223,13 +223,13 @@ def is_out_of_memory(error: BaseException) -> bool:  # raised in a forward or ba
     signs = "out of memory|can't allocate memory|ALLOC_FAILED"
     return should_reduce_batch_size(error) or bool(re.search(signs, str(error)))
 
-# %% ../../nbs/2_model/26_runs.ipynb #9794bd91
+# %% ../../nbs/2_model/26_runs.ipynb #9d319758
 class MicroBatches:
     "How batches are cut: by a budget of tokens, and into more once memory ran out."
 
     def __init__(
         self,
-        budget: int | None = None,  # most tokens of a micro-batch that holds more than one example
+        budget: int | None = None,  # most tokens of a micro-batch with several examples
         can_split: bool = True,  # False: several processes, which must do the same
         log: Callable = print,  # takes the lines for people
     ):
@@ -244,11 +244,11 @@ class MicroBatches:
     def compute(
         self,
         batch,  # a `Batch`
-        backward: Callable,  # function (micro-batch, whether it is the batch's last) -> its loss
+        backward: Callable,  # function (micro-batch, whether it is the last) -> its loss
         restart: Callable,  # function that forgets what the step has done so far
         step: int,  # that is under way, for messages
     ):  # -> loss of the batch
-        "Forward and backward; when memory runs out, the step again in twice as many micro-batches."
+        "Forward and backward; without memory the step again, in twice as many micro-batches."
         self.batches.append(batch)
         loss = self._try([batch], backward, step)
         while loss is None:  # not in the except block, whose traceback holds the failed graph
@@ -261,10 +261,10 @@ class MicroBatches:
             loss = self._try(self.batches, backward, step)
         return loss
 
-# %% ../../nbs/2_model/26_runs.ipynb #294ff463
+# %% ../../nbs/2_model/26_runs.ipynb #806925d4
 @patch
 def _try(self: MicroBatches, batches, backward, step):
-    "Loss of the last batch; None: memory ran out. OutOfMemoryError: nothing is left to split."
+    "Loss of the last batch; None: memory ran out. OutOfMemoryError: nothing to split."
     try:
         for batch in batches:
             parts = self.cut(batch)
@@ -281,12 +281,12 @@ def _try(self: MicroBatches, batches, backward, step):
                       "gradient_checkpointing")
         raise torch.OutOfMemoryError(f"out of memory at step {step}, {remedy}") from error
 
-# %% ../../nbs/2_model/26_runs.ipynb #cc248646
+# %% ../../nbs/2_model/26_runs.ipynb #539e085c
 def default_precision(
     use_cpu: bool = False,  # train on the CPU even if there is an accelerator
     model_type: str | None = None,  # `config.model_type`; None: not known yet
 ) -> str:  # "bf16", "fp16" or "no"
-    "Mixed precision for this machine; the weights, the head and the loss stay in float32."
+    "Mixed precision for this machine."
     if use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "no"
     if is_torch_bf16_gpu_available():
@@ -319,9 +319,9 @@ class RunRecord:
         "The run is done."
         self.start(self.read()["settings"], finished=True)
 
-# %% ../../nbs/2_model/26_runs.ipynb #276fa99c
+# %% ../../nbs/2_model/26_runs.ipynb #0acf1627
 def changed_settings(old: dict, new: dict) -> list[str]:  # {name: value} of a file, and of now
-    "What differs, as 'learning_rate 1e-05 -> 2e-05'; of data only that it is other data."
+    "What differs, as 'seed 1 -> 2'; of data only that it is other data."
     new = json.loads(json.dumps(new, default=str))
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     data = ("data", "evaluation data", "prompts")
@@ -335,12 +335,12 @@ def is_finished(self: RunRecord, settings: dict) -> bool:  # {name: value}
     done = record is not None and record["finished"]
     return done and not changed_settings(record["settings"], settings)
 
-# %% ../../nbs/2_model/26_runs.ipynb #d51e50a5
+# %% ../../nbs/2_model/26_runs.ipynb #860d2d9f
 @patch
 def prepare(
     self: RunRecord,
     settings: dict,  # what decides the weights: {name: value}
-    overwrite: bool = False,  # clear a folder of ours that holds another run, or a finished one
+    overwrite: bool = False,  # clear another run, or a finished one
 ) -> str:  # "fresh" or "resume"
     "What happens in the folder. FileExistsError: it holds something that would be lost."
     folder, record, changes = self.folder, self.read(), []
@@ -364,13 +364,13 @@ def prepare(
 
 @patch
 def clear(self: RunRecord) -> None:
-    "Removes what a training writes: checkpoints, weights, adapter, records. Other files stay."
+    "Removes what a training writes. Other files stay."
     for name in ("checkpoint-*", "adapter", "evaluation", "model*.safetensors*", "held_out.jsonl",
                  _RUN_RECORD, RewardMetadata.FILE):
         for path in self.folder.glob(name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-# %% ../../nbs/2_model/26_runs.ipynb #306f78f4
+# %% ../../nbs/2_model/26_runs.ipynb #f7ca0865
 def is_main_process() -> bool:
     "Whether this process is the one that prints and writes."
     return os.environ.get("RANK", "0") == "0"
@@ -391,7 +391,7 @@ def check_writable(self: RunRecord) -> None:
 @patch
 @contextmanager
 def fresh(self: RunRecord):
-    "Around a run: after a failure, a new folder without a checkpoint or a model is removed."
+    "Around a run: a failure leaves no new folder without checkpoint and model."
     existed = self.folder.exists() or not is_main_process()
     try:
         yield

@@ -17,17 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-# %% ../../nbs/2_model/20_settings.ipynb #5ae4c674
+# %% ../../nbs/2_model/20_settings.ipynb #220c0ebf
 class ParameterError(ValueError):
     "A setting is unknown, missing, of the wrong type or out of range."
 
 
 def nearest(name: str, names) -> str:  # as it was written; those that there are
-    "The question that ends an error: ' Did you mean NAME?'; empty where none is like it."
+    "The end of an error: ' Did you mean NAME?'; empty where none is like it."
     found = difflib.get_close_matches(name, list(names), 1)
     return f" Did you mean {found[0]}?" if found else ""
 
-# %% ../../nbs/2_model/20_settings.ipynb #910f2b88
+# %% ../../nbs/2_model/20_settings.ipynb #17b19d0c
 _LIMITS = {
     "above 0": lambda value: value > 0,
     "0 or more": lambda value: value >= 0,
@@ -45,7 +45,7 @@ def check_number(
     value: float,  # the number
     limits: str = "",  # in words, of `_LIMITS`; "": any that is finite
 ) -> None:
-    "ParameterError for a number that is out of its limits, or not finite."
+    "ParameterError: out of its limits, or not finite."
     if not math.isfinite(value):
         limits = "a finite number"
     elif not limits or _LIMITS[limits](value):
@@ -69,7 +69,7 @@ def _convert(value, kind):
         raise ValueError  # 2.5 is no whole number
     return number
 
-# %% ../../nbs/2_model/20_settings.ipynb #126ada14
+# %% ../../nbs/2_model/20_settings.ipynb #4800e81d
 @dataclass(frozen=True)
 class _Setting:
     "One setting of a settings class."
@@ -90,11 +90,11 @@ class _Setting:
 
     @property
     def on_command_line(self):
-        "Whether it is an option: one that is offered and that a word can give."
+        "One that is offered and that a word can give."
         return self.command and any(kind in _KINDS for kind in self.kinds)
 
     def read(self, value, name=None):
-        "Converts and checks a value from Python, a shell or YAML. ParameterError about `name`."
+        "Converts and checks a value. ParameterError about `name`."
         name, word = name or self.name, str(value).strip().lower()
         if value is False and "no" in self.choices:
             value = "no"
@@ -109,7 +109,7 @@ class _Setting:
         return value
 
     def check(self, value, name=None):
-        "ParameterError for a value that is none of the choices, or out of its limits."
+        "ParameterError: none of the choices, or out of its limits."
         name, value = name or self.name, getattr(value, "value", value)
         if value is not None and self.choices and value not in self.choices:
             allowed, hint = ", ".join(self.choices), nearest(str(value), self.choices)
@@ -117,7 +117,7 @@ class _Setting:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             check_number(name, value, self.limits)
 
-# %% ../../nbs/2_model/20_settings.ipynb #04b1bab1
+# %% ../../nbs/2_model/20_settings.ipynb #46b388c2
 class _Metadata(dict):
     def keys(self):  # of what transformers' parser copies
         return ["help"]
@@ -125,21 +125,21 @@ class _Metadata(dict):
 
 def setting(
     default,  # the value where none is given
-    help: str,  # a sentence or two; "None: ..." says what happens by default
+    help: str,  # "None: ..." says what happens by default
     limits: str = "",  # of a number, in words: "above 0", "0 or more", "in [0, 1)", ...
     choices: tuple = (),  # the values there are; empty: any
     alias: str = "",  # a second, shorter name
     command: bool = True,  # False: not an option of the command line
-    **more,  # what else the command line may want: metavar, positional, required, many
+    **more,  # for the command line: metavar, positional, required, many
 ):  # -> a dataclass field
-    "Declares a setting. Its help, limits and names stand here and nowhere else."
+    "Declares a setting: its help, limits and names."
     known = _Setting(default, help, limits, choices, alias, command, more)
     return field(default=default, metadata=_Metadata(help=help, setting=known))
 
 
 @cache
-def settings_of(cls: type) -> dict[str, _Setting]:  # a class with settings; by name, in their order
-    "The settings of a class: its own and those of the classes above it."
+def settings_of(cls: type) -> dict[str, _Setting]:  # by name
+    "The settings of a class, its own and inherited ones, as they are declared."
     found = {}
     for base in reversed(cls.__mro__):
         fields = base.__dict__.get("__dataclass_fields__", {})
@@ -150,9 +150,9 @@ def settings_of(cls: type) -> dict[str, _Setting]:  # a class with settings; by 
                 found[name] = replace(known, name=name, kind=kind, heading=heading)
     return found
 
-# %% ../../nbs/2_model/20_settings.ipynb #3c2ddb28
+# %% ../../nbs/2_model/20_settings.ipynb #b2302d2d
 class _Settings:
-    "Remembers which settings were named, checks them, and takes a model's defaults for the others."
+    "Remembers what was named, and takes a model's defaults for the rest."
     heading = ""
 
     def __new__(cls, *args, **given):
@@ -164,7 +164,7 @@ class _Settings:
         return self
 
     def check(self) -> None:
-        "ParameterError that names the setting, what it was, and what it may be."
+        "ParameterError: the setting, what it was, and what it may be."
         for name, known in settings_of(type(self)).items():
             known.check(getattr(self, name))
 
@@ -247,7 +247,7 @@ class _Batches(_Settings):
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass: less memory, slower. None: off.")
 
-# %% ../../nbs/2_model/20_settings.ipynb #2f34311c
+# %% ../../nbs/2_model/20_settings.ipynb #bd8ca226
 @dataclass
 class _Run(_Settings):
     heading = "the run (RewardConfig)"
@@ -272,7 +272,7 @@ class _Run(_Settings):
     show_plan: bool = setting(
         True, "Print data, steps, memory and time before training.", command=False)
     estimate_time: bool = setting(
-        True, "Time one micro-batch for the plan; False leaves the time out.", command=False)
+        True, "Time one micro-batch for the plan.", command=False)
 
 
 @dataclass
@@ -351,7 +351,7 @@ class _Objective(_Settings):
         "separate", "Critic: separate (a copy of the policy), shared (a head on the policy) or "
         "reward (made from the reward model).", choices=("separate", "shared", "reward"))
 
-# %% ../../nbs/2_model/20_settings.ipynb #3d51f584
+# %% ../../nbs/2_model/20_settings.ipynb #4d32485d
 @dataclass
 class _Updates(_Settings):
     heading = "optimizer (PPOConfig)"
@@ -361,7 +361,7 @@ class _Updates(_Settings):
         None, "Peak rate of the critic. None: that of the policy, and 3e-6 beside LoRA's 1e-4 if "
         "its trunk is its own.", "above 0")
     lr_scheduler_type: str = setting(
-        "linear", "Schedule over the batches of rollouts, such as linear, cosine or constant.",
+        "linear", "Schedule over the batches: linear, cosine, constant, ...",
         choices=_SCHEDULES, alias="scheduler", metavar="NAME")
     warmup_steps: float = setting(
         0, "Batches in which the learning rate rises; below 1: a share of the run.", "0 or more")
@@ -372,7 +372,7 @@ class _Updates(_Settings):
     max_grad_norm: float = setting(
         1.0, "Gradients longer than this are cut to it; 0: none.", "0 or more")
 
-# %% ../../nbs/2_model/20_settings.ipynb #79dc0b8f
+# %% ../../nbs/2_model/20_settings.ipynb #0fc6e1c5
 @dataclass
 class _PolicyRun(_Settings):
     heading = "the run (PPOConfig)"
@@ -380,7 +380,7 @@ class _PolicyRun(_Settings):
         42, "Seed of the prompts' order, of sampling and of the held-out prompts.",
         "in [0, 2**32)")
     bf16: bool | None = setting(
-        None, "Compute in bfloat16; weights stay as they are. None: where the hardware has it.")
+        None, "Compute in bfloat16, with weights as they are. None: where the hardware can.")
     use_cpu: bool = setting(False, "Train on the CPU even if there is an accelerator.")
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: less memory, slower.")
@@ -395,7 +395,7 @@ class _PolicyRun(_Settings):
     save_total_limit: int | None = setting(
         2, "Checkpoints kept during the run. None: all.", "above 0")
     num_sample_generations: int = setting(
-        5, "How often in a run samples are shown beside the progress bar; 0: never.", "0 or more")
+        5, "How often samples are shown beside the progress bar; 0: never.", "0 or more")
     report_to: str | list[str] = setting(
         "none", "Tracker: none, tensorboard, wandb, ...; in Python also a list of them.")
     run_name: str = setting("ppo", "Name of the run for trackers.")
@@ -409,7 +409,7 @@ class _PolicyRun(_Settings):
 class PPOSettings(_PolicyRun, _Updates, _Objective, _Rollouts):
     "The settings of `PPOConfig`."
 
-# %% ../../nbs/2_model/20_settings.ipynb #a4669cc9
+# %% ../../nbs/2_model/20_settings.ipynb #3c18b9f4
 @dataclass
 class LoraSettings(_Settings):
     "The adapter, and the precision of the base under it."
@@ -437,15 +437,15 @@ class DataSettings(_Settings):
     rejected_column: str | None = setting(
         None, "Column that holds the rejected response.", metavar="COLUMN")
     column: str | None = setting(
-        None, "Any other column as name=column, for example scores=ratings, or name= where there "
-        "is none; may be repeated.", many=True, metavar="NAME=COLUMN")
+        None, "Any other column, as scores=ratings, or scores= where there is none; may be repeated.",
+        many=True, metavar="NAME=COLUMN")
     label: str | None = setting(
-        None, "What a value of the label column means: VALUE=a, VALUE=b or VALUE=tie, where a and "
-        "b are the two responses in their order; may be repeated.", many=True, metavar="VALUE=SIDE")
+        None, "What a label means: VALUE=a, VALUE=b or VALUE=tie, where a and b are the responses in "
+        "their order; may be repeated.", many=True, metavar="VALUE=SIDE")
     strict: bool = setting(
         False, "Make the first unusable row an error instead of dropping and counting it.")
 
-# %% ../../nbs/2_model/20_settings.ipynb #9c678dba
+# %% ../../nbs/2_model/20_settings.ipynb #13c4aad6
 @dataclass
 class ScoringSettings(_Settings):
     "How a reward model is run."
@@ -463,7 +463,7 @@ class ServerSettings(_Settings):
     "What a server takes on, how long it collects requests, and how long it takes to stop."
     heading = "what it takes on"
     max_wait_ms: float = setting(
-        5.0, "Milliseconds that the first request of a batch waits for others.", "0 or more")
+        5.0, "Milliseconds that a batch waits for more requests.", "0 or more")
     max_rows: int = setting(1024, "Most texts of one request.", "above 0")
     max_queue: int = setting(
         1024, "Most requests that wait; further ones get 503.", "above 0")
@@ -476,10 +476,10 @@ class ServerSettings(_Settings):
         20.0, "Seconds to finish what was accepted when it is stopped; the rest gets 503.",
         "0 or more", metavar="SECONDS")
 
-# %% ../../nbs/2_model/20_settings.ipynb #60323c10
+# %% ../../nbs/2_model/20_settings.ipynb #81bc7b0f
 @contextmanager
 def quiet(progress: bool = False):  # True: the bars of datasets (reading, encoding) stay
-    "No bars of loading and writing, no notices of transformers and of the hub's client."
+    "No bars of loading and writing, no notices of transformers and the hub."
     from datasets.utils import logging as datasets_logging
     from huggingface_hub import utils as hub
     from transformers.utils import logging

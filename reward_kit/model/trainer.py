@@ -34,7 +34,7 @@ from .packing import choose_layout, packing_problem
 from .runs import Checkpoints, MicroBatches, StopOnInterrupt, is_out_of_memory
 from .training_data import RewardConfig, TrainingData
 
-# %% ../../nbs/2_model/29_trainer.ipynb #82a6f32d
+# %% ../../nbs/2_model/29_trainer.ipynb #5a0b3582
 class RewardTrainer(trl.RewardTrainer):
     """`trl.RewardTrainer` with one encoding, all losses, exact means and metrics, checkpoints that
     are complete, and a folder that scores the same.
@@ -44,16 +44,16 @@ class RewardTrainer(trl.RewardTrainer):
 
     def __init__(
         self,
-        model,  # "playground", folder, hub id, *ForSequenceClassification, or PeftModel of one
+        model,  # "playground", folder, hub id, classifier, or PeftModel of one
         args: RewardConfig | trl.RewardConfig | None = None,  # settings
-        data_collator=None,  # None: `RewardCollator`; yours gets `chosen_ids` and `rejected_ids`
-        train_dataset=None,  # Preferences, what `load_preferences` reads, or a dataset as in TRL
+        data_collator=None,  # yours gets `chosen_ids` and `rejected_ids`
+        train_dataset=None,  # what `load_preferences` reads, or a dataset as in TRL
         eval_dataset=None,  # the same, or a dict of them
         processing_class=None,  # tokenizer; None: the model's
         compute_metrics=None,  # function of rewards (n, K) and ranks (n, K) -> {name: number}
         callbacks=None,  # of transformers.TrainerCallback
-        optimizers=(None, None),  # (torch optimizer, scheduler) instead of those of `args`
-        optimizer_cls_and_kwargs=None,  # (class, {keyword: value}) of an optimizer to be built
+        optimizers=(None, None),  # (optimizer, scheduler)
+        optimizer_cls_and_kwargs=None,  # (class, {keyword: value})
         preprocess_logits_for_metrics=None,  # function(rewards, ranks) before `compute_metrics`
         quantization_config=None,  # with a model given by name
         peft_config=None,  # e.g. LoraConfig(); the head is always trained and saved
@@ -117,13 +117,13 @@ def _start_counting(self: RewardTrainer):
     self._train_totals, self._tokens_seen, self._best_is_loaded = [], 0, False  # (1, 12) or none
     self._evaluated = defaultdict(dict)  # step of the weights -> {evaluation set: totals}
 
-# %% ../../nbs/2_model/29_trainer.ipynb #55bfb3be
+# %% ../../nbs/2_model/29_trainer.ipynb #fa624bd1
 _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
 
 
 @patch
 def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
-    "Model and tokenizer that agree, and the ids of tokens that came with a chat template."
+    "Model and tokenizer that agree, and ids of added tokens."
     trust, revision = {"trust_remote_code": args.trust_remote_code}, None
     if isinstance(model, (str, os.PathLike)):
         name, given = model, trust | (args.model_init_kwargs or {})
@@ -191,7 +191,7 @@ def _choose_collator(self: RewardTrainer, args, model, tokenizer, own):
     if own is not None:
         self._collator = self.data.collator(own)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #f1d7c059
+# %% ../../nbs/2_model/29_trainer.ipynb #52044d05
 @patch
 def _get_train_sampler(self: RewardTrainer, train_dataset=None):
     dataset, args = self.train_dataset if train_dataset is None else train_dataset, self.args
@@ -225,15 +225,15 @@ def _get_eval_sampler(self: RewardTrainer, eval_dataset):
 
 @patch
 def _run_epoch(self: RewardTrainer, *args, **kwargs):
-    "accelerate does not reach a sampler behind two wrappers, so the epoch is set here."
+    "accelerate does not reach a sampler behind two wrappers."
     if self._length_sampler is not None:
         self._length_sampler.set_epoch(kwargs["epoch"])
     return super(RewardTrainer, self)._run_epoch(*args, **kwargs)
 
-# %% ../../nbs/2_model/29_trainer.ipynb #6f5f1a56
+# %% ../../nbs/2_model/29_trainer.ipynb #3c88728a
 @patch
 def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
-    "The batch's share of the mean loss; `num_items_in_batch` are the weights of the whole batch."
+    "The share of the mean loss; `num_items_in_batch` are weights of the whole batch."
     args, outputs, labels = self.args, self._rewards(model, inputs), inputs.labels()
     rewards, keywords = outputs.logits, args.loss_kwargs or {}
     terms = LOSSES[args.loss_type].terms(rewards, **labels, **keywords)  # (b, 4)
@@ -258,7 +258,7 @@ def _rewards(self: RewardTrainer, model, batch):
 
 @patch
 def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
-    "Weights (2,) in the loss and in centering of all micro-batches, in all processes."
+    "Weights (2,) in loss and centering, of all micro-batches in all processes."
     if not batch_samples:
         return None
     loss = LOSSES[self.args.loss_type]  # weights are the same beside any rewards
@@ -361,10 +361,10 @@ def create_optimizer(self: RewardTrainer, model=None):
             optimizer.add_param_group(group | {"params": chosen, "lr": rate, "is_head": True})
     return optimizer
 
-# %% ../../nbs/2_model/29_trainer.ipynb #56e2ef20
+# %% ../../nbs/2_model/29_trainer.ipynb #c3220f9f
 @patch
 def set_initial_training_values(self: RewardTrainer, args, dataloader):
-    "transformers' numbers of the run, of which the last is the number of steps."
+    "transformers' numbers of the run; the last is that of the steps."
     values = super(RewardTrainer, self).set_initial_training_values(args, dataloader)
     steps = values[-1]
     if "logging_steps" not in args._given:
@@ -378,7 +378,7 @@ def set_initial_training_values(self: RewardTrainer, args, dataloader):
 
 @patch
 def plan(self: RewardTrainer) -> TrainingPlan:
-    "The numbers of the run that `train()` would do; the random state is left as it was."
+    "The numbers of the run; the random state is left as it was."
     args, known = self.args, has_length(self.train_dataset)
     lengths = self.train_dataset["lengths"][:] if known else []
     tokens, seconds = np.array([sum(row) for row in lengths]), None
@@ -421,10 +421,10 @@ def _largest_batch(self: RewardTrainer, lengths):
 def _batch_of(self: RewardTrainer, indices):
     return self._collator([self.train_dataset[int(i)] for i in indices])
 
-# %% ../../nbs/2_model/29_trainer.ipynb #4c56bc40
+# %% ../../nbs/2_model/29_trainer.ipynb #99780965
 @patch
 def _measure_seconds(self: RewardTrainer, tokens, steps):
-    "Seconds of all steps, from the second of two passes; weights stay. None: memory ran out."
+    "Seconds of all steps, from the second of two passes. None: memory ran out."
     size = self._train_batch_size
     start = max(0, (len(tokens) - size) // 2)
     middle = np.argsort(tokens, kind="stable")[start : start + size]
@@ -453,10 +453,10 @@ def _time_pass(self: RewardTrainer, batch):
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
-# %% ../../nbs/2_model/29_trainer.ipynb #1efb9a4d
+# %% ../../nbs/2_model/29_trainer.ipynb #23c82368
 @patch
 def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
-    "Trains; True resumes from the newest complete checkpoint. TrainingInterrupted: Ctrl-C."
+    "Trains; True: from the newest complete checkpoint. TrainingInterrupted: Ctrl-C."
     needs = "" if self._sharded else "optimizer.pt"
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
     self._start_counting()
@@ -495,7 +495,7 @@ def _weights_step(self: RewardTrainer):
     "After how many steps the weights were as they are now."
     return self.state.best_global_step if self._best_is_loaded else self.state.global_step
 
-# %% ../../nbs/2_model/29_trainer.ipynb #d4b950d1
+# %% ../../nbs/2_model/29_trainer.ipynb #2ffda67f
 @patch
 def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
     "Metrics of one or several evaluation sets, each by its own name."
@@ -511,7 +511,7 @@ def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_ke
 
 @patch
 def predict(self: RewardTrainer, test_dataset, ignore_keys=None, metric_key_prefix="test"):
-    "Rewards (n, K) and ranks (n, K) in the order of the data; -100 where there is no response."
+    "Rewards (n, K) and ranks (n, K) in order; -100 where there is no response."
     data = self.data.encode(test_dataset, metric_key_prefix)
     self._in_order = True
     try:
@@ -519,10 +519,10 @@ def predict(self: RewardTrainer, test_dataset, ignore_keys=None, metric_key_pref
     finally:
         self._in_order = False
 
-# %% ../../nbs/2_model/29_trainer.ipynb #261f7a59
+# %% ../../nbs/2_model/29_trainer.ipynb #d499739d
 @patch
 def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
-    "Writes the reward model; all processes call it. CheckpointError: the old model is left."
+    "Writes the model; all processes call it. CheckpointError: the old one is left."
     if _internal_call and output_dir is not None:  # a checkpoint
         return super(RewardTrainer, self).save_model(output_dir, True)
     args = self.args

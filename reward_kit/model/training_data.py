@@ -28,7 +28,7 @@ from .loss import reward_loss
 from .runs import default_precision
 from .settings import RewardSettings, quiet
 
-# %% ../../nbs/2_model/27_training_data.ipynb #b6f26855
+# %% ../../nbs/2_model/27_training_data.ipynb #5b1199a5
 @dataclass
 class RewardConfig(RewardSettings, trl.RewardConfig):
     """`trl.RewardConfig` with defaults for reward models; chapter 27 gives the reason for each.
@@ -51,7 +51,7 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
         pair = torch.zeros(1, 2)  # the loss raises for what it does not know
         reward_loss(pair, loss_type=self.loss_type, targets=pair, **(self.loss_kwargs or {}))
         if self.deepspeed and self.learning_rate is None:
-            raise ValueError("DeepSpeed reads learning_rate before the model is known: give it, e.g. 1e-5")
+            raise ValueError("DeepSpeed needs a learning_rate at once: give it, e.g. 1e-5")
 
     def _save_when_evaluated(self):
         "The best checkpoint can only be kept where one is saved at every evaluation."
@@ -60,10 +60,10 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
         if self.save_steps == RewardConfig.save_steps and self.eval_strategy == "steps":
             self.save_steps = self.eval_steps or self.logging_steps
 
-# %% ../../nbs/2_model/27_training_data.ipynb #c5f12e8e
+# %% ../../nbs/2_model/27_training_data.ipynb #2334507a
 @patch(cls_method=True)
-def of(cls: RewardConfig, args, output_dir):  # RewardConfig, trl.RewardConfig or None; for None
-    "A copy that can be completed without changing the caller's. TypeError: something else."
+def of(cls: RewardConfig, args, output_dir):  # ours, TRL's or None; for None
+    "A copy that can be completed. TypeError: something else."
     if args is None:
         return cls(output_dir)
     if isinstance(args, cls):
@@ -89,12 +89,12 @@ def complete(self: RewardConfig, model, adapted: bool):
         if default_precision(self.use_cpu, model.config.model_type) == "no":
             self.fp16, self.mixed_precision = False, "no"
 
-# %% ../../nbs/2_model/27_training_data.ipynb #9763ae8e
+# %% ../../nbs/2_model/27_training_data.ipynb #66935401
 _IDS = {"sequences", "chosen_ids", "chosen_input_ids"}
 
 
 class TrainingData:
-    "Encodes whatever a trainer is given, and remembers what was found on the way."
+    "Encodes whatever a trainer is given, and remembers what was found."
 
     def __init__(self, encoder, args: RewardConfig):  # RewardEncoder; settings of the training
         self.encoder, self.args = encoder, args
@@ -103,7 +103,7 @@ class TrainingData:
 
     def encode(
         self,
-        data,  # what `load_preferences` reads, a dataset as in TRL, a stream, or a dict of these
+        data,  # what `load_preferences` reads, TRL's dataset, a stream, or a dict of these
         name: str,  # "train", or that of an evaluation set
     ):  # -> a dataset with `sequences`, `lengths`, `ranks`, ..., or a dict of them
         "Encoded examples. ValueError: nothing is left."
@@ -150,13 +150,12 @@ def _kind_of(data):
     record = row if "responses" in row else to_record(row)
     return "text" if isinstance(record["responses"][0], str) else "messages"
 
-# %% ../../nbs/2_model/27_training_data.ipynb #8dbbc1e9
+# %% ../../nbs/2_model/27_training_data.ipynb #93a0bdc2
 def _collate_pairs(collator, examples):
     pairs = []
     for example in examples:
         if len(example["sequences"]) != 2:
-            raise ValueError("a data_collator of your own gets pairs; this data has rankings: leave "
-                             "data_collator out")
+            raise ValueError("your data_collator gets pairs, and this data has rankings: leave it out")
         pair = dict(zip(("chosen_ids", "rejected_ids"), example["sequences"], strict=True))
         margin = example.get("margin")
         pairs.append(pair if margin is None else pair | {"margin": margin})
@@ -165,7 +164,7 @@ def _collate_pairs(collator, examples):
 
 @patch
 def collator(self: TrainingData, own):  # function of a list of {chosen_ids, rejected_ids}
-    "A collator for encoded examples, around one that was written for TRL."
+    "A collator around one that was written for TRL."
     return partial(_collate_pairs, own)
 
 # %% ../../nbs/2_model/27_training_data.ipynb #c749ed0b
