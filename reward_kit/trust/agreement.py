@@ -143,10 +143,13 @@ def as_scorer(
     "One scoring function for anything that scores. Raises TypeError for what does not."
     if isinstance(model, (str, Path)):
         model = RewardModel.from_pretrained(model)
-    score, kind = getattr(model, "score", model), type(model).__name__
+    score = getattr(model, "score", model)
+    kind = type(model).__name__
     if not callable(score):
-        raise TypeError(f"cannot score with {kind}; pass a RewardModel, its folder, an object with "
-                        ".score, or a function (prompts, responses) -> numbers")
+        raise TypeError(
+            f"cannot score with {kind}; pass a RewardModel, its folder, an object with .score, "
+            "or a function (prompts, responses) -> numbers"
+        )
     name = getattr(model, "__name__", kind)
     if isinstance(model, TextScorer):
         return partial(score, too_long="none"), name
@@ -218,7 +221,7 @@ class _Pairs(dict):
     "Columns (P,) by their names."
 
     def differences(self, rewards):
-        "(P,) reward of the better minus that of the worse response, nan where not scored."
+        "(P,) reward of the better minus the worse, nan where not scored."
         found = []
         for record, better, worse in zip(self["record"], self["better"], self["worse"]):
             own = rewards[record]

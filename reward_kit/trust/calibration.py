@@ -71,8 +71,8 @@ def _check(self: Predictions):
         self.groups = np.unique(self.groups, return_inverse=True)[1]
     for name, default, low, high, what in (
         ("differences", d, -big, big, "at least one finite number"),
-        ("outcomes", one, 0, 1, "in 0..1: 1 the first is preferred, 0 the second, 0.5 a tie"),
-        ("weights", one, 1 / big, big, "finite and above 0; leave out what should not count"),
+        ("outcomes", one, 0, 1, "in 0..1 (0.5: a tie; 1: the first is preferred)"),
+        ("weights", one, 1 / big, big, "finite and above 0; leave others out"),
         ("groups", prompt, 0, big, "the prompt of each pair"),
     ):
         given = getattr(self, name)
@@ -88,7 +88,8 @@ def _check(self: Predictions):
 @patch
 def table(self: Predictions): # DataFrame: predicted, observed, pairs, weight, low, high
     "Mean confidence and share of right answers of each bin, least confident first."
-    columns, rows = (1, self.weights, self.confidence, self.right), []
+    columns = (1, self.weights, self.confidence, self.right)
+    rows = []
     sums = [np.bincount(self.bin, self.weights * column) for column in columns]
     for pairs, mass, squares, claimed, right in zip(np.bincount(self.bin), *sums):
         n = max(mass**2 / squares, 1.0)
@@ -161,7 +162,8 @@ def _root_mean_square_gap(gaps, mass):
     gap = gaps.sum(0) / weight
     spread = ((gaps - gap * mass) ** 2).sum(0) / weight**2
     variance = spread * prompts / np.maximum(prompts - 1, 1)
-    variance = np.where(prompts > 1, variance, gap**2) # nothing is known from a single prompt
+    # nothing is known from a single prompt
+    variance = np.where(prompts > 1, variance, gap**2)
     return math.sqrt(max(0.0, np.average(gap**2 - variance, weights=weight)))
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #81170f1b
@@ -174,8 +176,8 @@ def measure(self: Predictions) -> dict: # each measure, its `_interval`, table, 
     member = self.bin == np.arange(self.bin.max() + 1)[:, None] # (bins, P)
     scores = np.ones(len(gap)), gap, self.squared_errors(), self.log_losses()
     sums = self.by_prompt(*scores, *(member * gap))
-    drawn = np.vstack([sums.sum(0), self.bootstrap.totals(sums)]) # the data, then the draws
-    value, drawn = np.split(drawn[:, 1:] / drawn[:, :1], [1])
+    totals = np.vstack([sums.sum(0), self.bootstrap.totals(sums)]) # the data first
+    value, drawn = np.split(totals[:, 1:] / totals[:, :1], [1])
     found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
     names = ("overconfidence", "brier", "log_loss")
     ends = self.bootstrap.ends(drawn[:, :3])
@@ -257,7 +259,8 @@ def _slope_ends(self: Predictions, slope):
         return self.bootstrap.ends(self._slope_draws(slope))
     kept = self.differences != 0
     limit = ndtri((1 + self.level) / 2) ** 2 / 2
-    size, weights = np.abs(self.differences[kept]), self.weights[kept]
+    size = np.abs(self.differences[kept])
+    weights = self.weights[kept]
     return _root(lambda slope: limit - weights @ np.logaddexp(0, -slope * size)), math.inf
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #f3c5ff7e
@@ -276,7 +279,7 @@ class _TemperatureFit:
 # %% ../../nbs/4_trust/41_calibration.ipynb #b984036d
 @patch
 def fit(self: Predictions) -> _TemperatureFit:
-    "That of least log loss (arXiv 1706.04599, section 4). Raises ValueError where none fits."
+    "That of least log loss (arXiv 1706.04599, section 4). Raises ValueError: none fits."
     slope, n = self._slope, len(self.differences)
     if slope == 0:
         found = f"in {counted(n, 'pair')} the larger reward is, on the whole, not preferred"
@@ -293,7 +296,7 @@ def cross_fitted(
     self: Predictions,
     folds: int = 2, # each gets the temperature of all the others
 ) -> np.ndarray: # (P,) temperature of each pair; inf where the other prompts fit none
-    "Each pair's temperature by other prompts. Raises ValueError for more folds than prompts."
+    "Each pair's temperature by other prompts. Raises ValueError for too many folds."
     if not 2 <= folds <= self.prompts:
         raise ValueError(f"folds={folds} must be from 2 to the number of prompts, {self.prompts}")
     order = np.random.default_rng(self.seed).permutation(self.prompts)

@@ -104,7 +104,8 @@ def _is_english(text, prompt):
     latin = sum(letter.isascii() for letter in letters) >= 0.9 * len(letters)
     words = _words(f"{response_text(prompt)} {text}".lower())
     common = _COMMON.split()
-    return bool(words) and latin and sum(word in common for word in words) >= 0.1 * len(words)
+    frequent = sum(word in common for word in words) >= 0.1 * len(words)
+    return bool(words) and latin and frequent
 
 # %% ../../nbs/4_trust/42_edits.ipynb #ee506fa0
 _SENTENCES = {
@@ -164,8 +165,10 @@ def _opening(kind, what, bias):
 
 
 _opening("flattery", "Flattering the asker", "the model rewards flattery")
-_opening("certainty", "Claiming to be certain", "the model takes a confident tone for knowledge")
-_opening("disclaimer", 'Opening with "As an AI language model"', "the model rewards disclaimers")
+_opening("certainty", "Claiming to be certain",
+         "the model takes a confident tone for knowledge")
+_opening("disclaimer", 'Opening with "As an AI language model"',
+         "the model rewards disclaimers")
 
 # %% ../../nbs/4_trust/42_edits.ipynb #416183d7
 def _change_longest(text, change):

@@ -101,7 +101,8 @@ def _moments(columns, prompt):
 
 def _length_sums(table):
     "(prompts, 18) moments of all responses, then within the records."
-    x, y = np.log2(table["length"].clip(lower=1)), table["reward"]
+    x = np.log2(table["length"].clip(lower=1))
+    y = table["reward"]
     y = (y - y.mean()) / (y.std(ddof=0) or 1.0)
     whole = pd.DataFrame({"control": 1.0, "x": x - x.mean(), "y": y})
     within = whole.assign(control=table["rank"])
@@ -121,9 +122,12 @@ def _controlled(moments):
 def _length_statistics(totals):
     "(draws, 5): correlations before control, within prompts, at equal label; two slopes."
     whole, within = totals.reshape(-1, 2, 3, 3).swapaxes(0, 1)
-    before, after = _controlled(whole), _controlled(within)
+    before = _controlled(whole)
+    after = _controlled(within)
     spread = np.sqrt(before[:, 2, 2] / whole[:, 0, 0])
-    found = [m[:, 1, 2] / np.sqrt(m[:, 1, 1] * m[:, 2, 2]) for m in (before, within, after)]
+    found = []
+    for m in (before, within, after):
+        found.append(m[:, 1, 2] / np.sqrt(m[:, 1, 1] * m[:, 2, 2]))
     found += [m[:, 1, 2] / m[:, 1, 1] / spread for m in (before, after)]
     return np.stack(found, 1)
 
@@ -156,7 +160,8 @@ _MEASURES = {
 
 
 def _length_correlation(table, drawing):
-    sums, bootstrap = _length_sums(table), Bootstrap(**drawing)
+    sums = _length_sums(table)
+    bootstrap = Bootstrap(**drawing)
     prompt = table["prompt"].to_numpy()
 
     def measures(counts): # (draws, prompts) -> (draws, 6)
@@ -176,7 +181,7 @@ def _length_correlation(table, drawing):
 @dataclass(repr=False)
 class LengthReport(Report):
     "What length has to do with the reward; shares are in 0..1."
-    matched: dict # accuracies of all pairs, those of like length, ...; each with low and high
+    matched: dict # accuracies of all pairs, of like length, ...; each with low and high
     correlations: dict # each measure: value, low, high; n (responses), prompts
     threshold: float = 0.1 # of practical size, standard deviations per doubling
     title = "Length"
@@ -184,7 +189,8 @@ class LengthReport(Report):
 # %% ../../nbs/4_trust/43_length.ipynb #f56ace9d
 @patch
 def _lean(self: LengthReport):
-    gap, lean = self.matched["gap"], "no lean to either can be shown"
+    gap = self.matched["gap"]
+    lean = "no lean to either can be shown"
     if gap["low"] > 0 or gap["high"] < 0:
         lean = f"it leans to the {'longer' if gap['low'] > 0 else 'shorter'} response"
     return (
@@ -209,7 +215,9 @@ def _slope(self: LengthReport):
 @patch(as_prop=True)
 def verdicts(self: LengthReport):
     "What the measures allow one to say, in plain words."
-    prompts, m, found = self.correlations["prompts"], self.matched, []
+    prompts = self.correlations["prompts"]
+    m = self.matched
+    found = []
     if prompts < Bootstrap.fewest:
         few = f"{counted(prompts, 'prompt')} are too few"
         return [f"{few} to judge what length does; {Bootstrap.fewest} are the least."]

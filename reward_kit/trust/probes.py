@@ -33,7 +33,8 @@ def _effects(totals):
 # %% ../../nbs/4_trust/42b_probes.ipynb #91011023
 def _measure(changes, rewards, **drawing):
     "Effects and ends (m,) of changes (n, m) and rewards (n, K), not finite: not there."
-    given, there = np.isfinite(changes), np.isfinite(rewards)
+    given = np.isfinite(changes)
+    there = np.isfinite(rewards)
     centre = np.median(rewards[there]) # for the rounding alone
     centred = np.where(there, rewards - centre, 0.0)
     spread = [centred.sum(1), (centred**2).sum(1), there.sum(1)]
@@ -56,9 +57,11 @@ class Effect(NamedTuple):
     ) -> str: # "fails" | "unclear" | "passes"
         "What the interval says about an expectation."
         if expected == "lower":
-            wrong, right = self.low > -threshold, self.high < 0
+            wrong = self.low > -threshold
+            right = self.high < 0
         elif expected == "no rise":
-            wrong, right = self.low > threshold, self.high <= threshold
+            wrong = self.low > threshold
+            right = self.high <= threshold
         else:
             wrong = self.low > threshold or self.high < -threshold
             right = -threshold <= self.low and self.high <= threshold
@@ -75,7 +78,8 @@ def clause(self: Effect, only: str = "") -> str: # only: a word before the size
     "raises the reward by 0.42 standard deviations (0.35 to 0.50)"
     verb, size = "raises", self
     if self.value < 0:
-        verb, size = "lowers", (-self.value, -self.high, -self.low)
+        verb = "lowers"
+        size = (-self.value, -self.high, -self.low)
     size = "{:z.2f} standard deviations ({:z.2f} to {:z.2f})".format(*size)
     return f"{verb} the reward by {only}{size}"
 
@@ -209,9 +213,9 @@ def summary(self: ProbeReport):
         caution = f"{counted(m, 'interval')} at {level} each: {missed} would miss zero."
     if self.unscored:
         caution += f" {counted(self.unscored, 'prompt')} did not fit the model."
+    done = f"{counted(len(self.results), 'probe')} on {counted(self.n_prompts, 'prompt')}"
     return (
-        f"{counted(len(self.results), 'probe')} on {counted(self.n_prompts, 'prompt')}: {counts}. "
-        "Effects are in standard deviations of the reward over all responses "
+        f"{done}: {counts}. Effects are in standard deviations of the reward over all responses "
         f"({self.spread:.3g}); below {self.threshold:g} they do not matter. {caution}"
     )
 
@@ -240,7 +244,8 @@ def _row(r, threshold):
 def sections(self: ProbeReport):
     "A row for each probe, worst first."
     rows = [_row(result, self.threshold) for result in self.worst_first]
-    effect, raised = "effect (interval), size", "raised by the edit"
+    effect = "effect (interval), size"
+    raised = "raised by the edit"
     header = "probe", "expected", effect, raised, "prompts", "verdict"
     colors = {verdict: color for verdict, (color, _) in _STYLES.items()}
     return [Section(table=Table(header, rows, colors))]
