@@ -103,8 +103,8 @@ def _checked_weights(weights, n):
     "One finite number for each of n functions."
     weights = [1.0] * n if weights is None else list(weights)
     if len(weights) != n or not all(map(math.isfinite, weights)):
-        wanted = f"a finite number for each of {counted(n, 'reward function')}"
-        raise ValueError(f"reward_weights must be {wanted}, got {weights}")
+        entries = f"{counted(len(weights), 'entry', 'entries')} for {counted(n, 'reward function')}"
+        raise ValueError(f"reward_weights has {entries}, {weights}; give a finite number for each")
     return weights
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #27e09f5d
