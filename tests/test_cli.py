@@ -537,7 +537,7 @@ def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
     ):
         assert message in fails(capsys, code, *ppo(model_, reward, prompts, out))
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in fails(capsys, 1, *ppo(base, model, data, tmp_path / "file" / "out"))
+    assert "is a file" in fails(capsys, 1, *ppo(base, model, data, tmp_path / "file" / "out"))
     assert "--column" not in fails(capsys, 2, *ppo(base, model, data, out, "--prompt-text-column", "question")) and not out.exists()
     assert "gamma must be between 0 and 1" in fails(capsys, 2, *ppo(base, model, data, out, "--gamma", "2"))
     llm = ["llm", "--train", "--model", base, "--data-path", data, "--project-name", out, "--trainer", "ppo"]
@@ -619,12 +619,12 @@ def test_messages_name_options_not_python(tmp_path, capsys):
 def test_output_that_cannot_be_written(base, pairs, model, tmp_path, capsys):  # noqa: F811
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "out"
-    assert "Not a directory" in fails(capsys, 1, *train(base, pairs, below))
-    assert "Not a directory" in fails(capsys, 1, "quickstart", "--output", below)
-    assert "Not a directory" in fails(capsys, 1, "evaluate", model, pairs, "--report", below)
-    assert "Not a directory" in fails(capsys, 1, "score", model, pairs, "--output", below / "s.jsonl")
+    assert "is a file" in fails(capsys, 1, *train(base, pairs, below))
+    assert "is a file" in fails(capsys, 1, "quickstart", "--output", below)
+    assert "is a file" in fails(capsys, 1, "evaluate", model, pairs, "--report", below)
+    assert "is a file" in fails(capsys, 1, "score", model, pairs, "--output", below / "s.jsonl")
     llm = ["--model", base, "--data-path", pairs, "--project-name", below, "--trainer", "reward", *COLUMNS]
-    assert "Not a directory" in fails(capsys, 1, "llm", "--train", *llm)
+    assert "is a file" in fails(capsys, 1, "llm", "--train", *llm)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
     assert "holds other files" in fails(capsys, 1, *train(base, pairs, tmp_path / "full"), "--overwrite")
