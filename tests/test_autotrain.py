@@ -440,7 +440,7 @@ def test_create_returns_the_process_id_and_leaves_a_folder(documented):
     leaked = [p.name for p, text in files.items() for row in rows if row["good"] in text or row["bad"] in text]
     assert len(files) > 4 and not leaked, "a folder that may be published holds no text of the data"
     assert documented["said"].count("\nstep ") >= 18 - 1, "a short run is logged at every step"
-    for line in ("rows read", "Training on 36 preferences, evaluating on 4", "Starting a new run", "step "):
+    for line in ("rows kept", "Training on 36 preferences, evaluating on 4", "Starting a new run", "step "):
         assert line in documented["said"]
 
 

@@ -467,7 +467,7 @@ def test_labels_that_could_mean_either_response_are_explained_by_options(tmp_pat
 
 def test_inspect_writes_a_page_and_a_picture(pairs, tmp_path, capsys):
     text = output(capsys, "inspect", pairs, "--html", tmp_path / "r.html", "--plot", tmp_path / "r.png")
-    assert "rows read" in text and "<table" in (tmp_path / "r.html").read_text() and (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
+    assert "rows kept" in text and "<table" in (tmp_path / "r.html").read_text() and (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads(output(capsys, "inspect", pairs, "--json"))["rows_kept"] == 30
 
 

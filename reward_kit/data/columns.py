@@ -356,13 +356,17 @@ def _alternate(asked, answered):
     return turns
 
 # %% ../../nbs/1_data/13_columns.ipynb #dd5a160a
+def _misfit(export):
+    reason = "row is not nested as the first rows are"
+    return UnusableRow(reason, f"no {export.note}")
+
+
 def _flatten(exports, items):
     "(origin, flat row) of each."
     for origin, row in items:
         for export in exports:
             if isinstance(row, dict):
-                reason = "row is not nested as the first rows are"
-                row = export.flat(row) or UnusableRow(reason, f"no {export.note}")
+                row = export.flat(row) or _misfit(export)
         yield origin, row
 
 # %% ../../nbs/1_data/13_columns.ipynb #0ca9a377
@@ -370,12 +374,13 @@ def unnest(items: list) -> tuple:  # (origin, row) of the first rows -> (functio
     "What flattens more rows as most of these are nested, and these rows, flat."
     exports = []
     for export in _EXPORTS:
-        flat = list(_flatten([export], items))
-        if 2 * _usable(flat) > _usable(items):
-            items = flat
+        rows = [row for _, row in items]
+        flat = [export.flat(row) if isinstance(row, dict) else row for row in rows]
+        if 2 * _usable(flat) > _usable(rows):
+            items = [(origin, row or _misfit(export)) for (origin, _), row in zip(items, flat)]
             exports.append(export)
     return partial(_flatten, exports), items
 
 
-def _usable(items):
-    return sum(isinstance(row, dict) for _, row in items)
+def _usable(rows):
+    return sum(isinstance(row, dict) for row in rows)

@@ -13,7 +13,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
-from operator import xor
+from operator import itemgetter, xor
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,8 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from .records import hash64, prompt_key, record_keys, response_text
-from .report import Report, Section, Table, counted, new_figure, percent, wilson_interval
+from .report import Report, Section, Table, counted, forest_plot, percent
+from .report import wilson_interval
 
 # %% ../../nbs/1_data/15_quality.ipynb #dfb0f0da
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
@@ -63,13 +65,14 @@ def _prompt_group(record, keys):
 # %% ../../nbs/1_data/15_quality.ipynb #9f2e7457
 _CONTENT = ("scores", "margin", "weight", "source", "tools", "chat_template_kwargs")
 _LENGTHS = ("prompt", "chosen", "rejected")  # of the prompt, the best and the worst response
+_KEYS = ("key", "digest", "group", "source", "best", "worst")
 _COLUMNS = pa.schema([
-    *((name, pa.uint64()) for name in ("key", "digest", "group", "source", "best", "worst")),
+    *((name, pa.uint64()) for name in _KEYS),
     *((name, pa.int32()) for name in _LENGTHS),
     ("overlap", pa.float32()),
     ("first_won", pa.bool_()),
     ("responses", pa.list_(pa.uint64())),
-    ("pairs", pa.list_(pa.uint64())),  # ordered ones; the last bit says which is better
+    ("pairs", pa.list_(pa.uint64())),  # ordered; the last bit says which is better
 ])
 
 
@@ -78,19 +81,25 @@ def _measure(record, words, lengths):
     ranks = record["ranks"]
     both = combinations(zip(ranks, keys, strict=True), 2)
     ordered = [(a, b) for (rank, a), (other, b) in both if rank < other]
-    content = [record.get(name) for name in _CONTENT]
+    content = list(map(record.get, _CONTENT))
     return dict(zip(_LENGTHS, lengths, strict=True)) | {
         "key": key,  # of the pair: prompt, responses, ranks
         "digest": hash64(f"{prompt} {keys} {ranks} {content}"),  # of all content
         "group": _prompt_group(record, keys),
         "source": hash64(record["source"] or ""),
-        "overlap": _dice(words[1], words[2]) if ordered else None,
+        "overlap": _dice(*words[1:]) if ordered else None,
         "first_won": record.get("first_won"),
         "responses": keys,
         "best": keys[0],
         "worst": keys[-1],
-        "pairs": [hash64(f"{prompt} {min(pair)} {max(pair)}") & ~1 | (pair[0] < pair[1]) for pair in ordered],
+        "pairs": [_pair_key(prompt, *pair) for pair in ordered],
     }
+
+
+def _pair_key(prompt, better, worse):
+    pair = sorted((better, worse))
+    key = hash64(f"{prompt} {pair[0]} {pair[1]}")
+    return key & ~1 | (better < worse)
 
 # %% ../../nbs/1_data/15_quality.ipynb #bf9c3b82
 class _Measures:
@@ -104,25 +113,28 @@ class _Measures:
 
     def __getitem__(self, name):
         column = self.table[name]
-        return (pc.list_flatten(column) if pa.types.is_list(column.type) else column).to_numpy()
+        nested = pa.types.is_list(column.type)
+        return (pc.list_flatten(column) if nested else column).to_numpy()
 
     def take(self, indices):
         return _Measures(self.table.take(indices))
 
     def join(self, others):
         "Add other measures, in order."
-        self.table = pa.concat_tables([self.table, *(other.table for other in others)]).combine_chunks()
+        tables = [self.table, *(other.table for other in others)]
+        self.table = pa.concat_tables(tables).combine_chunks()
         return self
 
 
 def _measures_of(records, tokenizer=None):
-    texts = []
+    texts, rows = [], []
     for record in records:
-        best, worst = record["responses"][0], record["responses"][-1]
+        best, *_, worst = record["responses"]
         texts += map(response_text, (record["prompt"], best, worst))
-    words = list(map(_words, texts))
-    units = tokenizer(texts, add_special_tokens=False)["input_ids"] if tokenizer and texts else words
-    lengths, rows = list(map(len, units)), []
+    units = words = list(map(_words, texts))
+    if tokenizer and texts:
+        units = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    lengths = list(map(len, units))
     for n, record in enumerate(records):
         own = slice(3 * n, 3 * n + 3)
         rows.append(_measure(record, words[own], lengths[own]))
@@ -148,8 +160,9 @@ def merge_starts(self: _Measures, responses):
     keys = self["group"]
     starts, merged = set(keys.tolist()), keys.copy()
     for n, texts in enumerate(responses):
-        shorter = _words(os.path.commonprefix([text.lower() for text in texts]))[:-1]  # than its own start
-        merged[n] = next((key for key in _start_keys(shorter) if key in starts), merged[n])
+        shared = os.path.commonprefix([text.lower() for text in texts])
+        shorter = _start_keys(_words(shared)[:-1])  # than its own start
+        merged[n] = next((key for key in shorter if key in starts), merged[n])
     moved = pd.DataFrame({"own": keys, "to": merged})[merged != keys]
     for _, gathered in moved.groupby("to"):
         if len(gathered) > len(keys) / 10 and gathered["own"].nunique() > 20:
@@ -162,35 +175,42 @@ def _most_frequent(keys):
     "(first row, count) of each different key, the most frequent first."
     _, first, counts = np.unique(keys, return_index=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return list(zip(first[order].tolist(), counts[order].tolist(), strict=True))
+    return list(zip(first[order].tolist(), counts[order].tolist()))
 
 
 def _top_response(measures, record_at):
     "The most frequent best or worst response."
-    top = {"count": 0, "text": ""}
-    for side, name in ((0, "best"), (-1, "worst")):
-        for row, count in _most_frequent(measures[name])[:1]:
-            if count > top["count"]:
-                top = {"count": count, "text": response_text(record_at(row)["responses"][side])[:60]}
-    return top
+    sides = [(*_most_frequent(measures[name])[0], side) for name, side in (("best", 0), ("worst", -1))]
+    row, count, side = max(sides, key=itemgetter(1))
+    return {"count": count, "text": response_text(record_at(row)["responses"][side])[:60]}
 
 
 def _sources(measures, record_at):
     found = _most_frequent(measures["source"])
-    return {record_at(row)["source"] or "(none)": count for row, count in found} if len(found) > 1 else {}
+    several = found if len(found) > 1 else []
+    return {record_at(row)["source"] or "(none)": count for row, count in several}
 
 # %% ../../nbs/1_data/15_quality.ipynb #aa7607a6
 @patch
 def ordered(self: _Measures):
-    return _Measures(self.table.filter(pc.greater(pc.list_value_length(self.table["pairs"]), 0)))
+    pairs = pc.list_value_length(self.table["pairs"])
+    return _Measures(self.table.filter(pc.greater(pairs, 0)))
 
 
+def _by_gap(longer):
+    "(smallest, largest, pairs, longer one chosen) of five groups by difference in length."
+    longer = longer[np.argsort(np.abs(longer), kind="stable")]
+    parts = np.array_split(longer[longer != 0], 5)
+    ends = [(*np.abs(part[[0, -1]]).tolist(), part) for part in parts if len(part)]
+    return [(low, high, len(part), int((part > 0).sum())) for low, high, part in ends]
+
+# %% ../../nbs/1_data/15_quality.ipynb #1f30a2fb
 @patch
 def statistics(self: _Measures, record_at):
-    ordered = self.ordered()
+    ordered, responses = self.ordered(), self["responses"]
     longer = ordered["chosen"] - ordered["rejected"]
     first_won = self.table["first_won"].drop_null().to_numpy()
-    responses, per_prompt = self["responses"], pd.Series(self["group"]).value_counts().to_numpy(float)
+    per_prompt = pd.Series(self["group"]).value_counts().to_numpy(float)
     return {
         "pairs": len(self["pairs"]),
         "ordered_records": len(ordered),
@@ -202,6 +222,7 @@ def statistics(self: _Measures, record_at):
         "near_identical": int((ordered["overlap"] >= 0.9).sum()),
         "longer": int((longer > 0).sum()),
         "shorter": int((longer < 0).sum()),
+        "longer_by_gap": _by_gap(longer),
         "contradictory": len(self.contradicted()),
         "labelled": len(first_won),
         "first_won": int(first_won.sum()),
@@ -260,31 +281,30 @@ class _Verdict:
 
 def _verdict(practice, value, measured):
     "The order of the limits says which direction is good."
-    ok, fail, what, why = _PRACTICES[practice]
-    first, second, sign = ("from", "below", 1) if ok > fail else ("up to", "above", -1)
-    limits = [f"{limit:,}" if ok > 1 else f"{limit:.0%}" for limit in (ok, fail)]
-    threshold = f"{what}: ok {first} {limits[0]}, fails {second} {limits[1]}"
-    if value is None:
-        return _Verdict(practice, "n/a", "not applicable", threshold, why)
-    good, bad = sign * value >= sign * ok, sign * value < sign * fail
-    return _Verdict(practice, "ok" if good else "fail" if bad else "warn", measured, threshold, why)
+    *limits, what, why = _PRACTICES[practice]
+    ok, warn = (f"{limit:,}" if limits[0] > 1 else f"{limit:.0%}" for limit in limits)
+    status = "n/a"
+    if value is not None:
+        sign = np.sign(limits[1] - limits[0])
+        held = [sign * value <= sign * limit for limit in limits]
+        status = ("fail", "warn", "ok")[sum(held)]
+    return _Verdict(practice, status, measured, f"{what}: ok until {ok}, warn until {warn}", why)
 
 # %% ../../nbs/1_data/15_quality.ipynb #c8a41f52
-def _share(count, of, text):
-    return (count / of, f"{text} ({percent(count / of)})") if of else (None, "")
-
-
-def _count(count, of, noun):
-    return _share(count, of, counted(count, noun))
+def _share(count, of, more=""):
+    "The share, and what it says; None where it is of nothing."
+    if not of:
+        return None, "not applicable"
+    return count / of, f"{count:,} of {of:,}{more} ({percent(count / of)})"
 
 
 def _balance(what, count, of):
     "How far the interval of a share stays away from one half."
     if not of:
-        return None, ""
+        return _share(count, of)
     low, high = wilson_interval(count, of)
-    distance = max(low - 0.5, 0.5 - high, 0.0)
-    return distance, f"{what} in {percent(count / of)} of {of:,} (95% interval {percent(low, high)})"
+    interval = f"95% interval {percent(low, high)}"
+    return max(low - 0.5, 0.5 - high, 0.0), f"{what} in {percent(count / of)} of {of:,} ({interval})"
 
 # %% ../../nbs/1_data/15_quality.ipynb #9fd6a57c
 @dataclass(repr=False)
@@ -305,7 +325,6 @@ class DataReport(Report):
     lengths: dict = field(default_factory=dict)  # prompt, chosen, rejected -> {"mean", ...}
     stats: dict = field(default_factory=dict)  # the numbers behind the verdicts
     overlaps: dict = field(default_factory=dict)  # another split -> `prompt_overlap`
-    _lengths: dict = field(default_factory=dict)  # the lengths themselves, for the figure
 
     measure = staticmethod(_measures_of)
 
@@ -350,34 +369,32 @@ def broken(self: DataReport) -> dict:
 @patch
 def _numbers(self: DataReport):
     "Practice -> (number or None, what it says)."
-    s, kept, read, top = self.stats, self.rows_kept, self.rows_read, self.stats["top_response"]
-    sources, broken = s["sources"], self.rows_dropped - self.duplicates
-    shared = [(o["shared"], o["prompts"], name) for name, o in self.overlaps.items()]
-    shares = [_share(n, of, f"{n:,} of {of:,} in {name!r}") for n, of, name in shared if of]
-    distinct = f"{s['distinct_responses']:,} of {s['responses']:,}"
-    prompts = f"{s['effective_prompts']:.0f} ({s['prompts']:,} distinct)"
-    largest = f"the largest of {len(sources)}: {next(iter(sources), None)!r}"
-    repeated = _share(top["count"], kept, f"{top['count']:,} times {top['text']!r}")
+    s, kept, read = SimpleNamespace(**self.stats), self.rows_kept, self.rows_read
+    top, broken = s.top_response, self.rows_dropped - self.duplicates
+    repeated = _share(top["count"], kept, f" say {top['text']!r}")
+    largest, most = next(iter(s.sources.items()), ("", 0))
+    overlaps = self.overlaps.items()
+    shared = [_share(o["shared"], o["prompts"], f" in {name!r}") for name, o in overlaps]
     return {
-        "enough pairs": (s["pairs"], f"{s['pairs']:,}"),
-        "diverse prompts": (s["effective_prompts"], prompts),
-        "diverse responses": _share(s["distinct_responses"], s["responses"], distinct),
-        "clear preference": _count(s["near_identical"], s["ordered_records"], "pair"),
-        "length balance": _balance("longer one chosen", s["longer"], s["longer"] + s["shorter"]),
-        "position balance": _balance("first one chosen", s["first_won"], s["labelled"]),
-        "source balance": _share(max(sources.values(), default=0), sources and kept, largest),
+        "enough pairs": (s.pairs, f"{s.pairs:,}"),
+        "diverse prompts": (s.effective_prompts, f"{s.effective_prompts:.0f} ({s.prompts:,} distinct)"),
+        "diverse responses": _share(s.distinct_responses, s.responses),
+        "clear preference": _share(s.near_identical, s.ordered_records),
+        "length balance": _balance("longer one chosen", s.longer, s.longer + s.shorter),
+        "position balance": _balance("first one chosen", s.first_won, s.labelled),
+        "source balance": _share(most, s.sources and kept, f" from {largest!r}"),
         "no repeated response": repeated if top["count"] > 1 else (0.0, "none repeated"),
-        "no duplicates": _count(self.duplicates, read, "row"),
-        "no contradictions": _count(s["contradictory"], s["pairs"], "pair"),
-        "no dropped rows": _count(broken, read, "row"),
-        "no prompts across splits": max(shares, default=(None, "")),
+        "no duplicates": _share(self.duplicates, read),
+        "no contradictions": _share(s.contradictory, s.pairs),
+        "no dropped rows": _share(broken, read),
+        "no prompts across splits": max(shared, default=_share(0, 0)),
     }
 
 
 @patch(as_prop=True)
 def verdicts(self: DataReport) -> list[_Verdict]:
     "`practice`, `status`, `measured`, `threshold` and `why` of each."
-    return [_verdict(practice, *number) for practice, number in self._numbers().items()]
+    return [_verdict(name, *number) for name, number in self._numbers().items()]
 
 # %% ../../nbs/1_data/15_quality.ipynb #3a847a5e
 @patch
@@ -394,8 +411,8 @@ def count(self: DataReport, reason, origin, detail="") -> None:
 def add(self: DataReport, measures, record_at, tokenizer=None) -> DataReport:
     "Add what the measures of the records show; `record_at(row)` is one."
     ordered = measures.ordered()
-    self._lengths = {"prompt": measures["prompt"]} | {name: ordered[name] for name in _LENGTHS[1:]}
-    self.lengths = {name: _summary(values) for name, values in self._lengths.items()}
+    sides = zip(_LENGTHS, (measures, ordered, ordered))
+    self.lengths = {name: _summary(source[name]) for name, source in sides}
     self.rows_kept, self.stats = len(measures), measures.statistics(record_at)
     if tokenizer is not None:
         self.token_unit = f"tokens of {type(tokenizer).__name__}"
@@ -404,30 +421,34 @@ def add(self: DataReport, measures, record_at, tokenizer=None) -> DataReport:
 
 def _summary(lengths):
     lengths = lengths if len(lengths) else np.zeros(1)
-    quantiles = np.percentile(lengths, (5, 50, 95, 100)).tolist()
-    return {"mean": float(lengths.mean())} | dict(zip(("p5", "median", "p95", "max"), quantiles, strict=True))
+    numbers = [lengths.mean(), *np.percentile(lengths, (5, 50, 95, 100))]
+    return dict(zip(_SUMMARY, map(float, numbers), strict=True))
+
+
+_SUMMARY = ("mean", "p5", "median", "p95", "max")
 
 # %% ../../nbs/1_data/15_quality.ipynb #2900258a
 @patch(as_prop=True)
 def sentences(self: DataReport) -> list[str]:
     "How many rows there are, and what is wrong with them."
-    rows, pairs = counted(self.rows_read, "row"), counted(self.stats["pairs"], "strictly ordered pair")
+    rows = counted(self.rows_read, "row")
+    pairs = counted(self.stats["pairs"], "strictly ordered pair")
     bad = [v for v in self.verdicts if v.status in ("warn", "fail")]
     kept = f"{self.rows_kept:,} of {rows} kept, {pairs}"
     return [kept, *(f"{v.practice}: {v.status}, {v.measured}; {v.why}" for v in bad)]
 
 
 def _facts(report):
-    yield "format", f"{report.format} ({report.kind})"
-    for name in ("rows_read", "rows_kept", "rows_dropped"):
-        yield name.replace("_", " "), f"{getattr(report, name):,}"
-    yield "strictly ordered pairs", f"{report.stats['pairs']:,}"
-    yield "ties", f"{report.stats['ties']:,}"
-    if report.columns:
-        yield "columns", ", ".join(k if k == v else f"{k} = {v}" for k, v in report.columns.items())
-    if report.unused_columns:
-        yield "columns not used", ", ".join(report.unused_columns)
-    yield from (("note", note) for note in report.notes)
+    columns = [k if k == v else f"{k} = {v}" for k, v in report.columns.items()]
+    facts = {
+        "format": f"{report.format} ({report.kind})",
+        "rows dropped": f"{report.rows_dropped:,}",
+        "ties": f"{report.stats['ties']:,}",
+        "columns": ", ".join(columns),
+        "columns not used": ", ".join(report.unused_columns),
+    }
+    notes = [("note", note) for note in report.notes]
+    return [*filter(itemgetter(1), facts.items()), *notes]
 
 
 def _tally(title, tally):
@@ -442,16 +463,15 @@ _COLORS = {"ok": "#1a7f37", "warn": "#9a6700", "fail": "#cf222e", "n/a": "#6e778
 @patch
 def sections(self: DataReport, thresholds: bool = True) -> list[Section]:
     "Facts, dropped rows, lengths and practices."
-    names = ("mean", "p5", "median", "p95", "max")
-    lengths = [(name, *(f"{row[k]:,.0f}" for k in names)) for name, row in self.lengths.items()]
-    shown = ("practice", "status", "measured", "threshold")[: 3 + thresholds]
-    practices = [[getattr(verdict, name) for name in shown] for verdict in self.verdicts]
+    lengths = [(name, *map("{:,.0f}".format, row.values())) for name, row in self.lengths.items()]
+    header = ("practice", "verdict", "measured", "threshold")[: 3 + thresholds]
+    practices = [(v.practice, v.status, v.measured, v.threshold)[: len(header)] for v in self.verdicts]
     return [
-        Section(table=Table(("", ""), list(_facts(self)))),
+        Section(table=Table(("", ""), _facts(self))),
         *_tally("Dropped", self.dropped),
         *_tally("Kept, but worth a look", self.noted),
-        Section(f"Lengths in {self.token_unit}", table=Table(("", *names), lengths)),
-        Section("Practices", table=Table(("practice", "verdict", *shown[2:]), practices, _COLORS)),
+        Section(f"Lengths in {self.token_unit}", table=Table(("", *_SUMMARY), lengths)),
+        Section("Practices", table=Table(header, practices, _COLORS)),
     ]
 
 
@@ -463,47 +483,15 @@ def to_text(self: DataReport) -> str:
 
 @patch
 def to_dict(self: DataReport) -> dict:
-    "Everything but the raw lengths, ready for JSON."
+    "Everything, ready for JSON."
     more = {"rows_dropped": self.rows_dropped, "longer_is_chosen": self.longer_is_chosen}
     return super(DataReport, self).to_dict() | more
-
-# %% ../../nbs/1_data/15_quality.ipynb #aafd242c
-def _longer_by_gap(report):
-    "(smallest, largest, pairs, longer one chosen) of five groups by difference in length."
-    gap = report._lengths["chosen"].astype(int) - report._lengths["rejected"]
-    gap = gap[np.argsort(np.abs(gap), kind="stable")]
-    parts = [part for part in np.array_split(gap[gap != 0], 5) if len(part)]
-    return [(int(abs(part[0])), int(abs(part[-1])), len(part), int((part > 0).sum())) for part in parts]
-
-
-def _plot_lengths(axes, report):
-    names = ("chosen", "rejected")
-    lengths = np.stack([report._lengths[name] for name in names], axis=1)
-    top = max(np.percentile(np.append(lengths, 1), 99), 1)
-    labels = [f"{name} (median {report.lengths[name]['median']:.0f})" for name in names]
-    bins = np.linspace(0, top, min(30, int(top) + 2))
-    axes.hist(np.minimum(lengths, top), bins, histtype="step", label=labels)
-    axes.set(ylabel="pairs", title="How long responses are")
-    axes.set_xlabel(f"length ({report.token_unit})", size=8)
-    axes.legend(frameon=False, fontsize=8)
-
-# %% ../../nbs/1_data/15_quality.ipynb #e6063780
-def _plot_longer(axes, report):
-    groups = _longer_by_gap(report)
-    shares = np.array([k / n for *_, n, k in groups])
-    intervals = np.array([wilson_interval(k, n) for *_, n, k in groups]).reshape(-1, 2)
-    axes.bar(range(len(groups)), shares, yerr=np.abs(intervals.T - shares), color="tab:gray", capsize=3)
-    axes.axhline(0.5, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), [f"{low} to {high}" for low, high, *_ in groups], fontsize=7)
-    axes.set(ylim=(0, 1), ylabel="longer one chosen (share, 95%)", title="Is the longer one chosen?")
-    axes.set_xlabel(f"difference in length ({report.token_unit})", size=8)
 
 # %% ../../nbs/1_data/15_quality.ipynb #64b5d70a
 @patch
 def figures(self: DataReport) -> dict:
-    "One figure of two panels."
-    figure = new_figure(figsize=(7.5, 3))
-    left, right = figure.subplots(1, 2)
-    _plot_lengths(left, self)
-    _plot_longer(right, self)
-    return {"lengths": figure}
+    "How often the longer response is chosen, by the difference in length."
+    groups = self.stats["longer_by_gap"]
+    rows = [(f"{low} to {high}", k / n, *wilson_interval(k, n)) for low, high, n, k in groups]
+    xlabel, title = "longer one chosen (%)", f"By difference in length ({self.token_unit})"
+    return {"lengths": forest_plot(rows, xlabel, scale=100, line=0.5, title=title)}

@@ -118,7 +118,7 @@ def forest_plot(
         ends = [scale * end for end in (low, value, high)]
         axes.plot(ends, [y] * 3, marker + ("-" if clear else ":"), **options)
     names = [_shortened(name, 60) for name, *_ in rows]
-    axes.set(xlabel=xlabel, title=title, ylim=(len(rows) - 0.5, -0.5))
+    axes.set(xlabel=xlabel, title=title, ylim=(max(len(rows), 1) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     labels = dict(zip(*axes.get_legend_handles_labels()[::-1]))
