@@ -71,8 +71,14 @@ def test_records_without_a_prompt_are_prompts_of_their_own():
 
 
 def test_only_ties_are_refused():
-    with pytest.raises(ValueError, match="all are ties"):
-        judged_pairs([by_length], load([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]}]))
+    ties = [{"prompt": f"q{i}", "responses": ["a", "b"], "ranks": [1, 1]} for i in range(8)]
+    with pytest.raises(ValueError, match="no strictly ordered pair in 8 records: all are ties"):
+        judged_pairs([by_length], load(ties))
+
+    def train(preferences, seed): raise AssertionError("nothing should be trained on ties")
+
+    with pytest.raises(ValueError, match="all are ties"): cross_validate(train, ties, folds=2)
+    with pytest.raises(ValueError, match="all are ties"): learning_curve(train, ties, sizes=[2, 4], repeats=1)
 
 
 # --- cross-validation ---------------------------------------------------------------------------------------------------

@@ -129,7 +129,9 @@ def _help(option):
 @patch(cls_method=True)
 def read(cls: Command, argv: list):  # the words after its name -> a command with `given`, what was set
     "Parses, merges the configuration file, converts and checks. Raises `ParameterError`."
-    parsed, rest = _parser(cls).parse_known_args([_with_dashes(word) for word in argv])
+    end = argv.index("--") if "--" in argv else len(argv)  # after it, words are as they stand
+    words = [*map(_with_dashes, argv[:end]), *argv[end:]]
+    parsed, rest = _parser(cls).parse_known_args(words)
     if rest: raise ParameterError(_unexpected(cls, rest[0]))
     args, given = cls(), vars(parsed)
     args.given = given if "config" not in given else _read_file(cls, given["config"]) | given

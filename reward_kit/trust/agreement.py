@@ -237,18 +237,24 @@ def pair_table(
 
     prompt (uint64), record, better, worse (indices), source; `longer`: characters of the better
     minus the worse, `length`: their mean; `margin`: stated by people, or nan; difference of the
-    rewards; outcome: 1 right, 0 wrong, 0.5 tied."""
+    rewards; outcome: 1 right, 0 wrong, 0.5 tied. Raises ValueError where there is none."""
     rows = []
     for index, record in enumerate(preferences):
         rows += _pairs_of(index, record)
+    found = f"no strictly ordered pair in {counted(len(preferences), 'record')}"
+    if not rows:
+        raise ValueError(f"{found}: all are ties")
     table = pd.DataFrame(rows, columns=_COLUMNS)
     pairs = _Pairs(prompt=preferences.prompt_keys[table["record"].to_numpy(dtype=int)])
     pairs |= {name: table[name].to_numpy() for name in _COLUMNS}
     if rewards is None:
         return pairs
     difference = pairs.differences(rewards)
+    scored = ~np.isnan(difference)
+    if not scored.any():
+        raise ValueError(f"{found} was scored: a response of each is too long for the model")
     pairs |= {"difference": difference, "outcome": np.heaviside(difference, 0.5)}
-    return _Pairs({name: values[~np.isnan(difference)] for name, values in pairs.items()})
+    return _Pairs({name: values[scored] for name, values in pairs.items()})
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #51974640
 def _range_text(values):

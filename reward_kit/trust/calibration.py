@@ -451,11 +451,7 @@ def calibrate(
 def _measure_temperature(preferences, rm):
     "The temperature that fits the strictly ordered pairs, responses too long left out."
     preferences = load_preferences(preferences, progress=False)
-    rewards, name = score_preferences(rm, preferences)
-    table = pair_table(preferences, rewards)
-    if len(table["outcome"]) == 0:
-        found = f"no strictly ordered pair that {name} can score"
-        raise ValueError(f"preferences gave {found}, so there is no temperature to fit")
+    table = pair_table(preferences, score_preferences(rm, preferences)[0])
     fit = Predictions(table["difference"], groups=table["prompt"]).fit()
     return json_ready(fit) | {"data_hash": preferences.fingerprint}
 

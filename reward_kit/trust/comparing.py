@@ -268,8 +268,6 @@ def judged_pairs(
 
     Raises ValueError where there is none, and for rewards of other data."""
     pairs, n = pair_table(preferences), counted(len(preferences), "record")
-    if not len(pairs["record"]):
-        raise ValueError(f"no strictly ordered pair in {n}: all are ties")
     rewards = [own for run in runs for own in _rewards_of(run, preferences, **scoring)]
     difference = np.array([pairs.differences(own) for own in rewards])
     scored = ~np.isnan(difference).any(0)

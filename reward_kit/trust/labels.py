@@ -26,7 +26,7 @@ from ..data.records import prompt_key, response_text
 from ..data.report import Report, Section, Table, counted, forest_plot
 from ..data.report import percent, points, wilson_interval
 from ..scores.inference import RewardModel
-from .agreement import pooled_accuracy, score_preferences, wider
+from .agreement import pair_table, pooled_accuracy, score_preferences, wider
 from .calibration import Predictions
 from .comparing import judged_pairs
 
@@ -131,6 +131,7 @@ def cross_validate(
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must hold one or more different numbers, got {seeds}")
+    pair_table(preferences)  # ties alone are refused before anything is trained
     with tqdm(total=folds * len(seeds), desc="Training models", disable=not progress) as bar:
         found = [_out_of_fold(train, preferences, folds, seed, bar) for seed in seeds]
     rewards = [own for own, _ in found]

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..data.preferences import load_preferences, prompt_overlap, split_by_prompt
 from ..data.report import Report, Section, Table, counted
 from ..data.report import new_figure, percent, points
-from .agreement import Bootstrap, score_preferences
+from .agreement import Bootstrap, pair_table, score_preferences
 from .comparing import judged_pairs
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #ce79d8a2
@@ -206,6 +206,7 @@ def learning_curve(
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
     preferences = load_preferences(data, progress=progress, **loading)
     pool, held = _held_out_pairs(preferences, held_out, seed, loading)
+    pair_table(held)  # ties alone are refused before anything is trained
     sizes, rewards, used = _curve_sizes(sizes, len(pool)), [], []
     with tqdm(total=len(sizes) * repeats, desc="Training models", disable=not progress) as bar:
         for repeat in range(seed, seed + repeats):

@@ -272,8 +272,6 @@ def measure_length(
     if caliper < 0:
         raise ValueError(f"caliper must be 0 or more, got {caliper}")
     pairs = pair_table(preferences, rewards)
-    if len(pairs["outcome"]) == 0:
-        raise ValueError("no strictly ordered pair: every record was too long or tied")
     matched = _matched_accuracy(pairs, caliper, drawing)
     correlations = _length_correlation(_length_table(preferences, rewards), drawing)
     return LengthReport(matched, correlations, threshold)

@@ -331,11 +331,6 @@ def evaluate_reward_model(
     rewards, own_name = score_preferences(model, preferences, progress=progress)
     table = pair_table(preferences, rewards)
     scored = [i for i, own in enumerate(rewards) if own is not None]
-    skipped = len(rewards) - len(scored)
-    if not len(table["outcome"]):
-        records = counted(len(preferences), "record")
-        raise ValueError(f"no strictly ordered pair to evaluate on: {records}, {skipped} "
-                         "with a response too long for the model, the others tied")
     drawing = {"samples": bootstrap_samples, "seed": seed}
     pooled = pooled_accuracy(table["outcome"], table["prompt"], **drawing)
     interval = pooled.pop("low"), pooled.pop("high")
@@ -358,7 +353,7 @@ def evaluate_reward_model(
         **found,
         n_records=len(preferences),
         n_tied_rewards=int((difference == 0).sum()),
-        n_too_long=skipped,
+        n_too_long=len(rewards) - len(scored),
         rewards=dict(zip(names, map(float, moments))),
         verdicts=_verdicts(interval, always_longer, pooled["n_pairs"], over_rule),
         seed=seed,
