@@ -579,7 +579,7 @@ def train(base, data, out):  # noqa: F811
     [
         ('{"prompt": "p", "text": "a", "rejected": "r"}\n', "chosen"),
         ("", "p.jsonl"),
-        ('{"prompt": "p", "chosen": null, "rejected": "r"}\n' * 3, "none of the 3 rows"),
+        ('{"prompt": "p", "chosen": null, "rejected": "r"}\n' * 3, "none of 3 rows"),
         ('{"prompt": "p", "chosen": "c", "rejected": "r"}\nnot json\n', "p.jsonl:2"),
         ('{"prompt": "p", "chosen": "c", "rejected": "r"}\n{"prompt": "p", "chosen": null, "rejected": "r"}\n', "p.jsonl:2"),
         (None, "no such file"),

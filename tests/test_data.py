@@ -212,7 +212,7 @@ def test_strict_refuses_contradictions_and_accepts_clean_data():
     ("empty.jsonl", b"", "empty.jsonl: empty"),
     ("empty.json", b"[]", "empty.json: empty"),
     ("empty.csv", b"prompt,chosen,rejected\n", "empty.csv: empty"),
-    ("bad.jsonl", b"no\nneither\n", r"bad.jsonl: none of the 2 rows can be used: malformed JSON 2; first: bad.jsonl:1"),
+    ("bad.jsonl", b"no\nneither\n", r"bad.jsonl: none of 2 rows can be used: malformed JSON 2; first: bad.jsonl:1"),
     ("latin.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}'.encode("latin-1"), r"latin.jsonl:2: not UTF-8"),
     ("utf16.jsonl", '{"prompt": "p"}\n'.encode("utf-16") + b"x", r"utf16.jsonl: begins as UTF-16 but is not"),
     ("latin.json", '[{"prompt": "p",\n"chosen": "\xe9"}]'.encode("latin-1"), r"latin.json:2: not UTF-8"),

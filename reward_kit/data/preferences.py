@@ -7,7 +7,6 @@ __all__ = ['Preferences', 'load_preferences', 'prompt_overlap', 'hold_out', 'spl
            'save_preferences']
 
 # %% ../../nbs/1_data/16_preferences.ipynb #d2217513
-import hashlib
 import json
 import re
 import tempfile
@@ -186,10 +185,10 @@ def _pairs(table):
 def to_pairs(self: Preferences) -> datasets.Dataset:
     "TRL's `prompt, chosen, rejected` (and `margin`, `weight`, ... where given)."
     names = ("id", "prompt", "responses", "ranks", "weight", "margin", "source", *_TEMPLATE)
-    columns = self.dataset.data
-    kept = [name for name in names if name in columns.column_names and columns[name].null_count < len(self)]
+    columns = {name: self.dataset.data[name] for name in names if name in self.dataset.features}
+    kept = [name for name, column in columns.items() if column.null_count < len(self)]
     tables = self.dataset.select_columns(kept).with_format("arrow").iter(1000)
-    name = hashlib.blake2b(f"pairs {self.fingerprint}".encode(), digest_size=16).hexdigest()
+    name = f"{hash64(f'pairs {self.fingerprint}'):016x}"
     return _store(map(_pairs, tables), None, lambda: name)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #d18c361f
@@ -206,10 +205,11 @@ def _take(items, rows=_ROWS, characters=_CHARACTERS):
     return taken
 
 # %% ../../nbs/1_data/16_preferences.ipynb #074d38eb
-_SCORES, _LIFTED = "scores disagree with the order (kept)", "plain text turned into messages (kept)"
+_SCORES = "scores disagree with the order (kept)"
+_LIFTED = "plain text turned into messages (kept)"
 _OTHER = "row in another format than the first rows (kept)"
 _CONTRADICTORY = "contradictory pair, also judged the other way round (kept)"
-_Chunk = namedtuple("_Chunk", "kind read found table measures")  # found: (reason, origin, detail) of rows
+_Chunk = namedtuple("_Chunk", "kind read found table measures")  # found: (reason, origin, detail)
 
 
 def _convert(fmt, tokenizer, kind, items):
@@ -226,7 +226,8 @@ def _convert(fmt, tokenizer, kind, items):
         records.append(record | {"origin": origin})
         if other:
             found.append((_OTHER, origin, other))
-    kind = kind or ("messages" if any(isinstance(r["prompt"], list) for r in records) else "text")
+    texts = all(isinstance(record["prompt"], str) for record in records)
+    kind = kind or ("text" if texts else "messages")
     records = [record for record in records if _fits(record, kind, found)]
     measures = DataReport.measure(records, tokenizer)
     for record, key in zip(records, measures["key"].tolist(), strict=True):
@@ -240,49 +241,52 @@ def _fits(record, kind, found):
     if kind == "text" and not is_text:
         found.append(("conversation in plain-text data", origin, ""))
         return False
-    if record["scores"] and not _agree(record["scores"], record["ranks"]):
-        found.append((_SCORES, origin, f"scores {record['scores']}"))
+    scores = record["scores"]
+    if scores and not _agree(scores, record["ranks"]):
+        found.append((_SCORES, origin, f"scores {scores}"))
     if kind == "messages" and is_text:
         found.append((_LIFTED, origin, ""))
-        record["prompt"] = [{"role": "user", "content": record["prompt"]}] if record["prompt"] else []
-        record["responses"] = [[{"role": "assistant", "content": text}] for text in record["responses"]]
+        prompt, responses = record["prompt"], record["responses"]
+        record["prompt"] = _said("user", prompt) if prompt else []
+        record["responses"] = [_said("assistant", text) for text in responses]
     return True
+
+
+def _said(role, text):
+    return [{"role": role, "content": text}]
 
 
 def _agree(scores, ranks):
     "Whether no response is ranked above one with a higher score."
-    ordered = sorted((rank, -score) for rank, score in zip(ranks, scores, strict=True))
-    return ordered == sorted(ordered, key=itemgetter(1))
+    pairs = sorted((rank, -score) for rank, score in zip(ranks, scores, strict=True))
+    return pairs == sorted(pairs, key=itemgetter(1))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #6e89951d
 def _unseen(chunk, seen, report):
     "The chunk without what was seen before; the report counts its rows."
+    new, origins = [], chunk.table["origin"]
     for row in chunk.found:
         report.count(*row)
-    new = []
     for n, key in enumerate(chunk.measures["key"].tolist()):
         if key in seen:
-            report.count("exact duplicate", chunk.table["origin"][n].as_py())
+            report.count("exact duplicate", origins[n].as_py())
         else:
             seen.add(key)
             new.append(n)
     report.rows_read += chunk.read
-    if len(new) == len(chunk.table):
+    if len(new) == len(origins):
         return chunk
     return chunk._replace(table=chunk.table.take(new), measures=chunk.measures.take(new))
 
 
-def _refusal(report, strict, *noted):
+def _refusal(report, unusable, strict):
     "The error for data with no usable row, or for `strict` with an unusable one."
-    unusable = report.dropped | {reason: report.noted[reason] for reason in noted}
     worst = sorted(unusable.items(), key=lambda item: -item[1]["count"])
     counts = ", ".join(f"{reason} {entry['count']:,}" for reason, entry in worst)
-    none = "the only row cannot" if report.rows_read == 1 else f"none of the {report.rows_read:,} rows can"
-    what = f"{none} be used: {counts}"
-    if strict:
-        what = f"strict reading found {counts} in {counted(report.rows_read, 'row')}"
-    reason, entry = next(iter(unusable.items()))
-    return PreferenceDataError(f"{what}; first: {entry['examples'][0]} ({reason})")
+    rows, reason = counted(report.rows_read, "row"), next(iter(unusable))
+    what = f"strict reading found {counts} in {rows}" if strict else f"none of {rows} can be used: {counts}"
+    first = unusable[reason]["examples"][0]
+    return PreferenceDataError(f"{what}; first: {first} ({reason})")
 
 # %% ../../nbs/1_data/16_preferences.ipynb #4ed9b58c
 def _in_processes(job, chunks, num_proc):
@@ -292,21 +296,27 @@ def _in_processes(job, chunks, num_proc):
             yield from pool.map(job, group)
 
 
+def _dicts(items):
+    return [row for _, row in items if isinstance(row, dict)]
+
+
 def _open(source, given):
+    "The format that the first rows decide, and all rows, flat."
     items = iter(source)
     first = _take(items, 5 * _ROWS, 2 * _CHARACTERS)
-    while not any(isinstance(row, dict) for _, row in first) and (more := _take(items)):
+    while not _dicts(first) and (more := _take(items)):
         first += more
     if not first:
         raise PreferenceDataError("empty, there are no rows")
     flatten, flat = unnest(first)
-    rows = [row for _, row in flat if isinstance(row, dict)]
+    rows = _dicts(flat)
     try:
         fmt = PreferenceFormat.of_flat(rows, *given) if rows else PreferenceFormat({})
     except PreferenceDataError as error:
         file = re.sub(r"(?::| row )\d+$", "", first[0][0])
-        elsewhere = file != first[0][0] and not file.startswith(source.name)
-        raise PreferenceDataError(f"{file}: {error}" if elsewhere else str(error)) from None
+        if file == first[0][0] or file.startswith(source.name):
+            raise
+        raise PreferenceDataError(f"{file}: {error}") from None
     return fmt, fmt.grouped(chain(flat, flatten(items)))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #7e3f904e
@@ -318,24 +328,24 @@ _FULL_TEXTS = (
 
 def _begin_report(source, fmt, kind):
     full_texts = "prompt" not in fmt.columns and kind == "text"
-    splits = len(source.splits) > 1
-    notes = [f"split {source.split!r} of {', '.join(source.splits)}"] if splits else []
-    if full_texts:
-        notes.append(_FULL_TEXTS)
-    used = [*fmt.columns.values(), "ranks", "origin"]
-    unused = [name for name in fmt.present if name not in used]
+    splits, columns = source.splits, fmt.columns
+    notes = [f"split {source.split!r} of {', '.join(splits)}"] if len(splits) > 1 else []
+    notes += [_FULL_TEXTS] * full_texts
     notes += fmt.notes(kind, full_texts)
-    return DataReport(source.name, fmt.name, kind, columns=fmt.columns, unused_columns=unused, notes=notes)
+    used = {*columns.values(), "ranks", "origin"}
+    unused = [name for name in fmt.present if name not in used]
+    options = {"columns": columns, "unused_columns": unused, "notes": notes}
+    return DataReport(source.name, fmt.name, kind, **options)
 
 
 def _end_report(report, preferences):
     measures = preferences.measures
     if _FULL_TEXTS in report.notes:
         measures.merge_starts(record["responses"] for record in preferences)
-    both_ways = measures.contradicted().tolist()
-    if both_ways:
-        examples = [preferences[row]["origin"] for row in both_ways[:3]]
-        report.noted[_CONTRADICTORY] = {"count": len(both_ways), "examples": examples}
+    rows = measures.contradicted()
+    if len(rows):
+        examples = [preferences[row]["origin"] for row in rows[:3]]
+        report.noted[_CONTRADICTORY] = {"count": len(rows), "examples": examples}
     report.add(measures, preferences.__getitem__, preferences.tokenizer)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
@@ -350,6 +360,7 @@ def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=
     quiet = None if progress and more else True
     bar = tqdm(desc=source.name, total=source.total, unit=" rows", disable=quiet, delay=1)
     report, seen, parts = _begin_report(source, fmt, head.kind), set(), []
+    measures = DataReport.measure([])
 
     def tables():
         for chunk in chain([head], rest):
@@ -360,27 +371,26 @@ def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=
 
     def fingerprint():
         if not len(measures.join(parts)):
-            raise _refusal(report, strict)
+            raise _refusal(report, report.dropped, strict)
         return measures.fingerprint()
 
     with bar:
-        measures = DataReport.measure([])
         dataset = _store(tables(), cache_dir, fingerprint)
     empty = [name for name in _TEMPLATE if dataset.data[name].null_count == len(dataset)]
     preferences = Preferences(dataset.remove_columns(empty), report, measures, tokenizer)
     _end_report(report, preferences)
-    contradictory = {_CONTRADICTORY} & set(report.noted)
-    if strict and (report.dropped or contradictory):
-        raise _refusal(report, strict, *contradictory)
+    noted = {name: tally for name, tally in report.noted.items() if name == _CONTRADICTORY}
+    if strict and (unusable := report.dropped | noted):
+        raise _refusal(report, unusable, strict)
     return preferences
 
 # %% ../../nbs/1_data/16_preferences.ipynb #f1f33bfc
 def load_preferences(
-    data,  # path, glob, folder, hub id `owner/name`, Dataset, DatasetDict, DataFrame, or list of dicts
+    data,  # path, glob, folder, hub id `owner/name`, Dataset, DatasetDict, DataFrame, list of dicts
     *,
     columns: dict | None = None,  # canonical name -> the source's column, as {"chosen": "better"}
     format: str = "auto",  # pairs, messages, transcript, sharegpt, ranking, labelled or scored
-    labels: dict | None = None,  # what a label column's values mean, as {"0": "b", "1": "a", "2": "tie"}
+    labels: dict | None = None,  # what labels mean, as {"0": "b", "1": "a", "2": "tie"}
     split: str | None = None,  # which split; where there are several, "train" is the default
     strict: bool = False,  # an unusable or contradictory row is an error
     num_proc: int | None = None,  # processes that read rows
@@ -393,17 +403,19 @@ def load_preferences(
     if isinstance(data, Preferences):
         return data
     source = read_rows(data, split, revision=revision, cache_dir=cache_dir)
-    load = partial(_load, given=(columns, format, labels), num_proc=num_proc, cache_dir=cache_dir)
+    given = (columns, format, labels)
+    load = partial(_load, given=given, num_proc=num_proc, cache_dir=cache_dir)
     try:
         preferences = load(source, strict=strict, tokenizer=tokenizer, progress=progress)
     except PreferenceDataError as error:
         named = str(error).startswith(source.name)
         raise PreferenceDataError(str(error) if named else f"{source.name}: {error}") from None
+    report = preferences.report
     for name, sibling in source.siblings.items():
         try:
-            preferences.report.overlaps[name] = prompt_overlap(preferences, load(sibling))
+            report.overlaps[name] = prompt_overlap(preferences, load(sibling))
         except PreferenceDataError as error:
-            preferences.report.notes.append(f"split {name!r} was not compared: {error}"[:200])
+            report.notes.append(f"split {name!r} was not compared: {error}"[:200])
     return preferences
 
 # %% ../../nbs/1_data/16_preferences.ipynb #3edfd2a0
@@ -441,12 +453,11 @@ def hold_out(
     if len(sizes) < 2:
         records = counted(len(keys), "record")
         raise PreferenceDataError(f"{records} with one prompt; a split needs two or more prompts")
-    wanted, most = max(round(eval_fraction * len(keys)), 1), most or len(sizes)
-    held, rows = [], 0
+    left, held = max(round(eval_fraction * len(keys)), 1), []
     for n, size in enumerate(sizes.tolist()):
-        if len(held) < most and rows < wanted and rows + size <= wanted + size // 2:
+        if len(held) != most and 0 < left >= size - size // 2:
             held.append(n)
-            rows += size
+            left -= size
     if len(held) in (0, len(sizes)):
         held = [sizes.argmin()]
     return np.isin(group, held)
@@ -475,24 +486,25 @@ def kfold_by_prompt(
     "Folds of like size without a shared prompt; every record is in one evaluation part."
     group, sizes = _deal(preferences.prompt_keys, seed)
     if not 2 <= k <= len(sizes):
-        raise PreferenceDataError(f"k must lie between 2 and the number of prompts ({len(sizes)}), got {k}")
-    fold, filled = np.zeros(len(sizes), int), [0] * k
-    for n in np.argsort(-sizes, kind="stable").tolist():
-        fold[n] = filled.index(min(filled))
-        filled[fold[n]] += int(sizes[n])
+        prompts = f"the number of prompts ({len(sizes)})"
+        raise PreferenceDataError(f"k must lie between 2 and {prompts}, got {k}")
+    fold, filled = np.zeros(len(sizes), int), np.zeros(k, int)
+    for n in np.argsort(-sizes, kind="stable"):
+        fold[n] = filled.argmin()
+        filled[fold[n]] += sizes[n]
     return [_parts(preferences, fold[group] == i) for i in range(k)]
 
 # %% ../../nbs/1_data/16_preferences.ipynb #3df8f206
 def _save_row(record):
     row = {name: cell for name, cell in record.items() if name != "origin" and cell not in (None, "", [])}
-    if record["weight"] == 1:
+    if row["weight"] == 1:
         del row["weight"]
-    if record["ranks"] != [1, 2]:
+    if row["ranks"] != [1, 2]:
         return row
     del row["ranks"]
-    (chosen, rejected), scores = row.pop("responses"), row.pop("scores", ())
-    row |= dict(zip(("score_chosen", "score_rejected"), scores, strict=False))
-    return row | {"chosen": chosen, "rejected": rejected}
+    scores = row.pop("scores", ())
+    row |= dict(zip(("score_chosen", "score_rejected"), scores))
+    return row | dict(zip(("chosen", "rejected"), row.pop("responses")))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #173d8bdc
 def _save_rows(rows, seen):
