@@ -184,7 +184,8 @@ def _clear_words(columns):
 # %% ../../nbs/1_data/14_formats.ipynb #5870d659
 def _numbers(seen, columns):
     "What numbers mean, given all that occur; None where they could mean either."
-    first, second, label = (Columns.spelled(columns[name]) for name in ("response_a", "response_b", "label"))
+    names = ("response_a", "response_b", "label")
+    first, second, label = (Columns.spelled(columns[name]) for name in names)
     if (first, label) == ("human_ref_a", "labels"):
         return {"1": "a", "0": "b"}  # SHP
     ends = first[-1] + second[-1]
@@ -324,8 +325,8 @@ class _Scored(PreferenceFormat):
 def _scored(self: _Scored, cells):
     if isinstance(cells, UnusableRow):
         raise cells
-    if absent := self.absent(cells):
-        raise UnusableRow(f"missing {absent[0]}")
+    for name in self.absent(cells):
+        raise UnusableRow(f"missing {name}")
     row = Row(cells, self.columns)
     if row.number("score") is None:
         raise UnusableRow("null score")
@@ -340,7 +341,8 @@ def _as_ranking(run):
         return origin, UnusableRow("only one response to its prompt", hint)
     for name in ("weight", "margin"):
         if any(row[name] != first[name] for row in rows):
-            return origin, UnusableRow(f"rows of one prompt have different {name}s", "a ranking has one")
+            reason = f"rows of one prompt have different {name}s"
+            return origin, UnusableRow(reason, "a ranking has one")
     cells = {name: first[name] for name in _COMMON if name in first}
     cells |= {f"{name}s": [row[name] for row in rows] for name in ("response", "score")}
     return origin, cells

@@ -92,11 +92,9 @@ def _state_facts(rng, fact, mix):
     elif rng.random() < 0.7:
         first = rng.choice(_WORLD["chatter"])
     else:
-        first = rng.choice([other for other in _FACTS if other.topic != fact.topic]).right
-    if rng.random() >= mix.related:
-        return [first]
-    others = [other for other in _FACTS if other.topic == fact.topic and other != fact]
-    return [first, rng.choice(others).right]
+        first = rng.choice([other.right for other in _FACTS if other.topic != fact.topic])
+    topic = [other.right for other in _FACTS if other.topic == fact.topic and other != fact]
+    return [first, rng.choice(topic)] if rng.random() < mix.related else [first]
 
 
 def _cut_off(rng, sentence):
@@ -115,11 +113,9 @@ def compose(self: _Fact, rng, mix=_Mix.LABELLED):
     draw, tone = rng.random(), []
     if draw < mix.polite + mix.rude:
         tone = [rng.choice(_WORLD["polite" if draw < mix.polite else "rude"])]
-    tone_first = rng.random() < 0.5
-    parts = (tone if tone_first else []) + before + sentences
-    if not cut:
-        parts += after + ([] if tone_first else tone)
-    return " ".join(parts)
+    first, last = (tone, []) if rng.random() < 0.5 else ([], tone)
+    end = [] if cut else after + last
+    return " ".join(first + before + sentences + end)
 
 # %% ../../nbs/1_data/17_playground.ipynb #0fcc82f6
 _WEIGHTS = {
@@ -194,12 +190,13 @@ def _reward_parts(prompt, response):
 @patch(cls_method=True)
 def true_reward(cls: Playground, prompts: list, responses: list) -> list[float]:
     "The true reward r* of texts or conversations, from -13.2 to 3.3."
-    if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
-        given = [f"{type(value).__name__} of {len(value)}" for value in (prompts, responses)]
+    given = (prompts, responses)
+    if any(isinstance(value, str) for value in given) or len(prompts) != len(responses):
+        shown = " and ".join(f"{type(value).__name__} of {len(value)}" for value in given)
         needed = "prompts and responses must be two lists of the same length"
-        raise ValueError(f"{needed}, got {' and '.join(given)}")
+        raise ValueError(f"{needed}, got {shown}")
     parts = map(_reward_parts, prompts, responses)
-    return [round(sum(_WEIGHTS[part] * count for part, count in found.items()), 6) for found in parts]
+    return [round(sum(_WEIGHTS[part] * n for part, n in found.items()), 6) for found in parts]
 
 # %% ../../nbs/1_data/17_playground.ipynb #7c95ad38
 @patch(cls_method=True)
@@ -215,8 +212,8 @@ def _pair_columns(pairs):
     for index, row in enumerate(pairs):
         responses = row["responses"] if "responses" in row else (row["chosen"], row["rejected"])
         if len(responses) != 2 or list(row.get("ranks") or [1, 2]) != [1, 2]:
-            needed = "a pair with one chosen and one rejected response; pass pairs, as to_pairs() makes them"
-            raise ValueError(f"row {index} is not {needed}")
+            needed = "a pair with one chosen and one rejected response"
+            raise ValueError(f"row {index} is not {needed}; pass pairs, as to_pairs() makes them")
         rows.append((row["prompt"], *responses))
     if not rows:
         raise ValueError("there are no pairs to judge")
@@ -226,22 +223,22 @@ def _pair_columns(pairs):
 @patch(cls_method=True)
 def best_accuracy(cls: Playground, pairs) -> float:
     "The best expected accuracy any model can reach on pairs: the mean of max(p, 1 - p)."
-    probabilities = cls.preference_probability(*_pair_columns(pairs))
-    return sum(max(p, 1 - p) for p in probabilities) / len(probabilities)
+    chances = cls.preference_probability(*_pair_columns(pairs))
+    return sum(max(p, 1 - p) for p in chances) / len(chances)
 
 # %% ../../nbs/1_data/17_playground.ipynb #96370837
 @patch(cls_method=True)
 def expected_accuracy(cls: Playground, pairs, rewards: list) -> float:
     "How often a fresh label agrees with (reward of chosen, of rejected), in expectation."
-    probabilities = cls.preference_probability(*_pair_columns(pairs))
-    if len(probabilities) != len(rewards):
-        needed = f"one (chosen, rejected) for each of {len(probabilities)} pairs"
+    chances = cls.preference_probability(*_pair_columns(pairs))
+    if len(chances) != len(rewards):
+        needed = f"one (chosen, rejected) for each of {len(chances)} pairs"
         raise ValueError(f"rewards must hold {needed}, got {len(rewards)}")
     agreement = [
         p if chosen > rejected else 1 - p if chosen < rejected else 0.5
-        for p, (chosen, rejected) in zip(probabilities, rewards)
+        for p, (chosen, rejected) in zip(chances, rewards)
     ]
-    return sum(agreement) / len(agreement)
+    return sum(agreement) / len(chances)
 
 # %% ../../nbs/1_data/17_playground.ipynb #b20788ce
 def _draw_pair(rng, rewards, tie):
@@ -272,19 +269,18 @@ def _sample_responses(rng, prompt, k, mix=_Mix.LABELLED):
 # %% ../../nbs/1_data/17_playground.ipynb #12e3da9e
 def _draw_rows(seed, prompts, n, k=2, tie=0.0):
     "Rows of which no two hold the same prompt with the same responses."
-    rng, rows, seen = random.Random(seed), [], set()
+    rng, rows = random.Random(seed), {}
     while len(rows) < n:
         prompt = rng.choice(prompts)
         responses = _sample_responses(rng, prompt, k)
         key = (prompt, frozenset(responses))
-        if key in seen:
-            continue
-        seen.add(key)
-        rewards = Playground.true_reward([prompt] * k, responses)
-        order, ranks = _draw_ranking(rng, rewards, tie)
-        row = {"prompt": prompt, "responses": [responses[index] for index in order], "ranks": ranks}
-        rows.append(row | {"source": "playground", "origin": f"playground:{len(rows)}"})
-    return rows
+        if key not in rows:
+            rewards = Playground.true_reward([prompt] * k, responses)
+            order, ranks = _draw_ranking(rng, rewards, tie)
+            ordered = [responses[index] for index in order]
+            row = {"prompt": prompt, "responses": ordered, "ranks": ranks}
+            rows[key] = row | {"source": "playground", "origin": f"playground:{len(rows)}"}
+    return list(rows.values())
 
 # %% ../../nbs/1_data/17_playground.ipynb #4b6713df
 @patch

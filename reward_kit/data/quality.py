@@ -175,7 +175,7 @@ def _most_frequent(keys):
     "(first row, count) of each different key, the most frequent first."
     _, first, counts = np.unique(keys, return_index=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return list(zip(first[order].tolist(), counts[order].tolist()))
+    return np.stack([first, counts], axis=1)[order].tolist()
 
 
 def _top_response(measures, record_at):
