@@ -401,13 +401,13 @@ class AutoTrainProject:
         say=print,  # where the lines for people go
     ):  # -> process id (int)
         "Runs the training to the end. Raises on failure."
-        from reward_kit.model.runs import is_main_process
+        from reward_kit.model.runs import RunRecord
         from reward_kit.tools.pipeline import train_ppo_policy, train_reward_model
 
         train = train_ppo_policy if self.params.trainer == "ppo" else train_reward_model
         with _hub_token(self.params.token):
             self.result = train(**self.arguments, progress=progress, say=say)
-            if self.params.push_to_hub and is_main_process():
+            if self.params.push_to_hub and RunRecord(self.path).is_main:
                 say(f"Pushed to {_push(self.path, self.params)}")
         return os.getpid()
 

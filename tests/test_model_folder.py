@@ -14,7 +14,6 @@ from reward_kit.model.model_folder import (
     RewardHead,
     RewardMetadata,
     load_reward_backbone,
-    loading,
     resolve_model,
 )
 
@@ -139,7 +138,7 @@ def test_hub_errors_are_explained():
     def wrapped(cls, text):
         inner = cls.__new__(cls)
         Exception.__init__(inner, text)
-        with pytest.raises(ModelLoadError) as explained, loading("org/model"): raise OSError("could not load") from inner
+        with pytest.raises(ModelLoadError) as explained, ModelLoadError.around("org/model"): raise OSError("could not load") from inner
         return str(explained.value)
     assert "licence" in wrapped(GatedRepoError, "401") and "hf auth login" in wrapped(GatedRepoError, "401")
     assert "cannot be reached" in wrapped(LocalEntryNotFoundError, "no") and "check the name" in wrapped(RepositoryNotFoundError, "404")

@@ -18,7 +18,7 @@ from transformers import (
 import reward_kit.model.model_folder as model_folder_module
 import reward_kit.model.runs as runs_module
 from reward_kit.model.loss import bradley_terry_loss
-from reward_kit.model.measures import _STATISTICS, add_up, row_statistics, summarise
+from reward_kit.model.measures import Sums
 from reward_kit.model.model_folder import RewardMetadata
 from reward_kit.model.runs import CheckpointError, _read_marker
 from reward_kit.model.trainer import RewardConfig, RewardTrainer
@@ -246,7 +246,7 @@ def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypat
         monkeypatch.setattr(trainer, "_rewards", lambda model, inputs: (limit(int(inputs["mask"].sum())), rewards(model, inputs))[1])
     else:
         backward, record, size = trainer.accelerator.backward, trainer._record, []
-        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, _STATISTICS.index("rewards")].sum())), record(rows)))
+        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, Sums.NAMES.index("rewards")].sum())), record(rows)))
         monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **kw: (backward(loss, **kw), limit(size[-1])))
     trainer.train()
     assert failures and trainer.micro_batches.count == 2 and "2 micro-batches" in capsys.readouterr().out
@@ -540,5 +540,5 @@ def test_long_prompts_are_cut_and_counted(base, config):
 def test_nan_losses_do_not_reach_the_accuracy():
     rewards = torch.tensor([[math.nan, 0.0]])
     labels = {"ranks": torch.tensor([[1, 2]]), "mask": torch.ones(1, 2, dtype=torch.bool)}
-    rows = row_statistics(rewards, bradley_terry_loss.terms(rewards, **labels), **labels)
-    assert math.isnan(summarise(add_up(rows))["accuracy"])
+    rows = Sums.of_rows(rewards, bradley_terry_loss.terms(rewards, **labels), **labels)
+    assert math.isnan(Sums(rows).metrics()["accuracy"])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Checkpoints', 'TrainingInterrupted', 'StopOnInterrupt', 'is_out_of_memory', 'MicroBatches', 'default_precision',
-           'RunRecord', 'changed_settings', 'is_main_process']
+           'RunRecord']
 
 # %% ../../nbs/2_model/26_runs.ipynb #155a2ce2
 import json
@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..data.files import write_whole
-from .model_folder import CheckpointError, RewardMetadata, writing
+from .model_folder import CheckpointError, RewardMetadata
 
 # %% ../../nbs/2_model/26_runs.ipynb #2ad512f5
 _MARKER = "reward_kit_checkpoint.json"  # written last: this checkpoint is complete
@@ -39,61 +39,56 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: str | Path,  # that holds them
-        limit: int | None = None,  # how many are kept, with the best; None: all
-        writes: bool = True,  # whether this process is the one that writes
-        wait: Callable = lambda: None,  # comes back when every process has called it
+        folder,  # path that holds them
+        limit=None,  # how many are kept, with the best; None: all
+        writes=True,  # whether this process is the one that writes
+        wait=lambda: None,  # comes back when every process has called it
     ):
         self.folder, self.limit, self.writes, self.wait = Path(folder), limit, writes, wait
 
-    def path(self, step: int) -> Path:  # steps done
+    def path(self, step):  # steps done
         "Where a checkpoint is."
         return self.folder / f"checkpoint-{step}"
 
-# %% ../../nbs/2_model/26_runs.ipynb #dc673a30
+    def begin(self, folder):  # checkpoint-STEP
+        "Makes the folder; one of the same name is no longer complete."
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _OURS).touch()
+        (folder / _MARKER).unlink(missing_ok=True)
+
+    def finish(self, folder, step):  # checkpoint-STEP, steps done
+        "Writes the list that makes the checkpoint complete, once all files are on the disk."
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+        marker = {"step": step, "saved_at": time.time(), "files": sizes}
+        write_whole(folder / _MARKER, marker, after=files)
+
+
 def _read_marker(folder):
     "The list of a complete checkpoint; else None."
     try:
-        marker = json.loads((Path(folder) / _MARKER).read_text())
-        sizes = {name: (Path(folder) / name).stat().st_size for name in marker["files"]}
+        marker = json.loads((folder / _MARKER).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in marker["files"]}
     except (OSError, ValueError):
         return None
     return marker if sizes == marker["files"] else None
 
-
-@patch
-def begin(self: Checkpoints, folder: Path) -> None:  # checkpoint-STEP
-    "Makes the folder; one of the same name is no longer complete."
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _OURS).touch()
-    (folder / _MARKER).unlink(missing_ok=True)
-
-
-@patch
-def finish(self: Checkpoints, folder: Path, step: int) -> None:  # checkpoint-STEP, steps done
-    "Writes the list that makes the checkpoint complete, once all files are on the disk."
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    marker = {"step": step, "saved_at": time.time(), "files": sizes}
-    write_whole(folder / _MARKER, marker, after=files)
-
 # %% ../../nbs/2_model/26_runs.ipynb #e287c6eb
 @patch
-def complete(self: Checkpoints) -> list[Path]:  # oldest first
-    "The complete checkpoints."
+def complete(self: Checkpoints):
+    "The complete checkpoints, oldest first."
     markers = {path: _read_marker(path) for path in self.folder.glob("checkpoint-*")}
     return sorted(filter(markers.get, markers), key=lambda path: markers[path]["saved_at"])
 
 
 @patch
-def newest(self: Checkpoints) -> Path | None:  # None: there is none
-    "The complete checkpoint that was written last."
-    found = self.complete()
-    return found[-1] if found else None
+def newest(self: Checkpoints):
+    "The complete checkpoint that was written last, or None."
+    return next(reversed(self.complete()), None)
 
 
 @patch
-def remove(self: Checkpoints, unfinished_only: bool = False) -> list[str]:  # their names
+def remove(self: Checkpoints, unfinished_only=False):  # -> their names
     "Deletes all checkpoints of ours, or those that are not complete."
     ours = sorted(path.parent for path in self.folder.glob(f"checkpoint-*/{_OURS}"))
     return self._delete(path for path in ours if not unfinished_only or not _read_marker(path))
@@ -112,10 +107,10 @@ def _delete(self: Checkpoints, folders):
 @patch
 def write(
     self: Checkpoints,
-    step: int,  # steps done
-    fill: Callable,  # function of the folder that writes the files; called in every process
-    best: str | Path | None = None,  # a checkpoint that is kept whatever the limit
-) -> None:
+    step,  # steps done
+    fill,  # function of the folder that writes the files; called in every process
+    best=None,  # a checkpoint that is kept whatever the limit
+):
     "Writes a checkpoint, then removes older ones over the limit. CheckpointError."
     folder = self.path(step)
 
@@ -125,7 +120,7 @@ def write(
         last, go_on = self.newest(), "make room and continue with resume_from_checkpoint=True"
         return f"; {last.name} is complete: {go_on}" if last else "; there is no earlier one"
 
-    with writing(f"{folder.name} could not be written to {self.folder}", left):
+    with CheckpointError.around(f"{folder.name} could not be written to {self.folder}", left):
         if self.writes:
             self.begin(folder)
         self.wait()
@@ -142,10 +137,10 @@ def write(
 @patch
 def find(
     self: Checkpoints,
-    resume: bool | str | Path | None,  # True: the newest; a folder: this one
-    log: Callable = print,  # takes the lines that say what is done
-    needs: str = "",  # a file without which a run cannot go on
-) -> Path | None:  # None: from the beginning
+    resume,  # True: the newest; a folder: this one; None: none
+    log=print,  # takes the lines that say what is done
+    needs="",  # a file without which a run cannot go on
+):  # -> a folder; None: from the beginning
     "The checkpoint to go on from. CheckpointError: it cannot be resumed."
     if not resume:
         return None
@@ -174,7 +169,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 class StopOnInterrupt(transformers.TrainerCallback):
     "Ends a run at the next step, with a checkpoint, once Ctrl-C was pressed."
 
-    def __init__(self, checkpoints: Checkpoints, log: Callable = print):  # of the run
+    def __init__(self, checkpoints, log=print):  # of the run; takes lines
         self.checkpoints, self.log, self.asked = checkpoints, log, False
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -196,7 +191,7 @@ class StopOnInterrupt(transformers.TrainerCallback):
 # %% ../../nbs/2_model/26_runs.ipynb #4ed1f6c7
 @patch
 @contextmanager
-def watching(self: StopOnInterrupt, processes: int = 1):  # of the run
+def watching(self: StopOnInterrupt, processes=1):  # of the run
     "Around the training: Ctrl-C ends it after the step. TrainingInterrupted."
     if threading.current_thread() is not threading.main_thread() or processes > 1:
         yield
@@ -216,7 +211,7 @@ def watching(self: StopOnInterrupt, processes: int = 1):  # of the run
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 # %% ../../nbs/2_model/26_runs.ipynb #46637c7b
-def is_out_of_memory(error: BaseException) -> bool:  # raised in a forward or backward pass
+def is_out_of_memory(error):  # raised in a forward or backward pass
     "Whether memory ran out, on an accelerator or in the CPU's allocator."
     if not isinstance(error, RuntimeError):
         return isinstance(error, MemoryError)
@@ -229,24 +224,24 @@ class MicroBatches:
 
     def __init__(
         self,
-        budget: int | None = None,  # most tokens of a micro-batch with several examples
-        can_split: bool = True,  # False: several processes, which must do the same
-        log: Callable = print,  # takes the lines for people
+        budget=None,  # most tokens of a micro-batch with several examples
+        can_split=True,  # False: several processes, which must do the same
+        log=print,  # takes the lines for people
     ):
         self.budget, self.can_split, self.log = budget, can_split, log
         self.count = 1  # micro-batches of a batch, at least
         self.batches = []  # of the optimizer step so far
 
-    def cut(self, batch) -> list:  # a `Batch`
+    def cut(self, batch):  # a `Batch`
         "Its micro-batches."
         return batch.micro_batches(self.count, self.budget)
 
     def compute(
         self,
         batch,  # a `Batch`
-        backward: Callable,  # function (micro-batch, whether it is the last) -> its loss
-        restart: Callable,  # function that forgets what the step has done so far
-        step: int,  # that is under way, for messages
+        backward,  # function (micro-batch, whether it is the last) -> its loss
+        restart,  # function that forgets what the step has done so far
+        step,  # that is under way, for messages
     ):  # -> loss of the batch
         "Forward and backward; without memory the step again, in twice as many micro-batches."
         self.batches.append(batch)
@@ -282,16 +277,13 @@ def _try(self: MicroBatches, batches, backward, step):
         raise torch.OutOfMemoryError(f"out of memory at step {step}, {remedy}") from error
 
 # %% ../../nbs/2_model/26_runs.ipynb #539e085c
-def default_precision(
-    use_cpu: bool = False,  # train on the CPU even if there is an accelerator
-    model_type: str | None = None,  # `config.model_type`; None: not known yet
-) -> str:  # "bf16", "fp16" or "no"
-    "Mixed precision for this machine."
+def default_precision(use_cpu=False, model_type=""):  # of the settings, of the model's config
+    "Mixed precision for this machine: bf16, fp16 or no."
     if use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "no"
     if is_torch_bf16_gpu_available():
         return "bf16"
-    overflows = (model_type or "").startswith("gemma3")
+    overflows = model_type.startswith("gemma3")
     return "fp16" if torch.cuda.is_available() and not overflows else "no"
 
 # %% ../../nbs/2_model/26_runs.ipynb #1b2ac3b8
@@ -301,54 +293,56 @@ _RUN_RECORD = "training_run.json"
 class RunRecord:
     "What the run of a folder was made with, and whether it has finished."
 
-    def __init__(self, folder: str | Path):  # where the run writes
+    def __init__(self, folder):  # path where the run writes
         self.folder = Path(folder)
 
-    def read(self) -> dict | None:  # {"settings", "finished", "schema_version"}
-        "The record of the folder; None: there is none that can be read."
+    @property
+    def is_main(self):
+        "Whether this process is the one of the run that prints and writes."
+        return os.environ.get("RANK", "0") == "0"
+
+    def read(self):
+        "{settings, finished, schema_version}; None: there is none that can be read."
         with suppress(OSError, ValueError, TypeError, KeyError):
             record = json.loads((self.folder / _RUN_RECORD).read_text(encoding="utf-8"))
             return record | {"settings": dict(record["settings"])}
 
-    def start(self, settings: dict, finished: bool = False) -> None:  # {name: value}, JSON-ready
+    def start(self, settings, finished=False):  # {name: value}, JSON-ready
         "Writes the record of a run that begins, or goes on."
         record = {"schema_version": 1, "finished": finished, "settings": settings}
         write_whole(self.folder / _RUN_RECORD, json.dumps(record, indent=1, default=str) + "\n")
 
-    def finish(self) -> None:
+    def finish(self):
         "The run is done."
         self.start(self.read()["settings"], finished=True)
 
-# %% ../../nbs/2_model/26_runs.ipynb #0acf1627
-def changed_settings(old: dict, new: dict) -> list[str]:  # {name: value} of a file, and of now
-    "What differs, as 'seed 1 -> 2'; of data only that it is other data."
-    new = json.loads(json.dumps(new, default=str))
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    data = ("data", "evaluation data", "prompts")
-    return [f"other {n}" if n in data else f"{n} {old.get(n)} -> {new.get(n)}" for n in changed]
+    @staticmethod
+    def changes(old, new):  # {name: value} of a file, and of now
+        "What differs, as 'seed 1 -> 2'; of data only that it is other data."
+        new = json.loads(json.dumps(new, default=str))
+        changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+        data = ("data", "evaluation data", "prompts")
+        return [f"other {n}" if n in data else f"{n} {old.get(n)} -> {new.get(n)}" for n in changed]
 
-
-@patch
-def is_finished(self: RunRecord, settings: dict) -> bool:  # {name: value}
-    "Whether the folder holds the run with these settings, finished."
-    record = self.read()
-    done = record is not None and record["finished"]
-    return done and not changed_settings(record["settings"], settings)
+    def is_finished(self, settings):  # {name: value}
+        "Whether the folder holds the run with these settings, finished."
+        record = self.read() or {"finished": False}
+        return record["finished"] and not self.changes(record["settings"], settings)
 
 # %% ../../nbs/2_model/26_runs.ipynb #860d2d9f
 @patch
 def prepare(
     self: RunRecord,
-    settings: dict,  # what decides the weights: {name: value}
-    overwrite: bool = False,  # clear another run, or a finished one
-) -> str:  # "fresh" or "resume"
+    settings,  # what decides the weights: {name: value}
+    overwrite=False,  # clear another run, or a finished one
+):  # -> "fresh" or "resume"
     "What happens in the folder. FileExistsError: it holds something that would be lost."
     folder, record, changes = self.folder, self.read(), []
     if not folder.exists() or not any(folder.iterdir()):
         return "fresh"
     what, ways = "a reward model", "choose another output, or pass overwrite (--overwrite)"
     if record:
-        changes = changed_settings(record["settings"], settings)
+        changes = self.changes(record["settings"], settings)
         what = "this very run, finished"
     elif not (folder / RewardMetadata.FILE).exists():
         what, ways, overwrite = "other files", "choose another output, or empty it", False
@@ -363,7 +357,7 @@ def prepare(
 
 
 @patch
-def clear(self: RunRecord) -> None:
+def clear(self: RunRecord):
     "Removes what a training writes. Other files stay."
     for name in ("checkpoint-*", "adapter", "evaluation", "model*.safetensors*", "held_out.jsonl",
                  _RUN_RECORD, RewardMetadata.FILE):
@@ -371,13 +365,8 @@ def clear(self: RunRecord) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 # %% ../../nbs/2_model/26_runs.ipynb #f7ca0865
-def is_main_process() -> bool:
-    "Whether this process is the one that prints and writes."
-    return os.environ.get("RANK", "0") == "0"
-
-
 @patch
-def check_writable(self: RunRecord) -> None:
+def check_writable(self: RunRecord):
     "OSError when the folder could not be made or written. Leaves nothing behind."
     parent = next(path for path in (self.folder, *self.folder.parents) if path.exists())
     try:
@@ -392,7 +381,7 @@ def check_writable(self: RunRecord) -> None:
 @contextmanager
 def fresh(self: RunRecord):
     "Around a run: a failure leaves no new folder without checkpoint and model."
-    existed = self.folder.exists() or not is_main_process()
+    existed = self.folder.exists() or not self.is_main
     try:
         yield
     except BaseException:

@@ -27,7 +27,7 @@ from .batches import RewardCollator, bind_reward_forward, innermost_model
 from .encoded_data import content_hash
 from .encoding import RewardEncoder, prepare_tokenizer
 from .loss import LOSSES, total_loss
-from .measures import TrainedModel, TrainingPlan, add_up, row_statistics, summarise
+from .measures import Sums, TrainedModel, TrainingPlan
 from .model_folder import ModelCard, RewardHead, RewardMetadata, base_name
 from .model_folder import load_reward_backbone, saved_whole
 from .packing import choose_layout, packing_problem
@@ -115,7 +115,7 @@ def _watch_over(self: RewardTrainer, args):
 @patch
 def _start_counting(self: RewardTrainer):
     self._train_totals, self._tokens_seen, self._best_is_loaded = [], 0, False  # (1, 12) or none
-    self._evaluated = defaultdict(dict)  # step of the weights -> {evaluation set: totals}
+    self._evaluated = defaultdict(dict)  # step of the weights -> {evaluation set: Sums}
 
 # %% ../../nbs/2_model/29_trainer.ipynb #fa624bd1
 _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
@@ -237,7 +237,7 @@ def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_i
     args, outputs, labels = self.args, self._rewards(model, inputs), inputs.labels()
     rewards, keywords = outputs.logits, args.loss_kwargs or {}
     terms = LOSSES[args.loss_type].terms(rewards, **labels, **keywords)  # (b, 4)
-    self._record(row_statistics(rewards, terms, labels["ranks"], labels["mask"]))
+    self._record(Sums.of_rows(rewards, terms, labels["ranks"], labels["mask"]))
     weights = num_items_in_batch if self.model.training else None
     loss = total_loss(terms.sum(0), args.center_rewards_coefficient, weights)
     if weights is not None:
@@ -269,16 +269,16 @@ def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
 @patch
 def _record(self: RewardTrainer, rows):  # (b, 12)
     if self.model.training:
-        self._train_totals = [add_up(torch.cat([*self._train_totals, rows]))[None]]
+        self._train_totals = [Sums(*self._train_totals, rows).total]
     elif self._eval_totals is not None:
-        self._eval_totals.append(add_up(self.accelerator.gather_for_metrics(rows)))
+        self._eval_totals.append(Sums(self.accelerator.gather_for_metrics(rows)).total)
 
 
 @patch
 def log(self: RewardTrainer, logs, start_time=None):
     "Adds exact training metrics to a training log; all processes call it."
     if "loss" in logs and self._train_totals:
-        metrics = summarise(add_up(self.accelerator.gather(*self._train_totals)))
+        metrics = Sums(self.accelerator.gather(*self._train_totals)).metrics()
         del metrics["loss"], metrics["std_reward"]
         tokens = torch.tensor(self._tokens_seen, device=self.args.device)
         logs |= metrics | {"num_tokens": int(self.accelerator.reduce(tokens, "sum"))}
@@ -293,8 +293,8 @@ def evaluation_loop(self: RewardTrainer, *args, metric_key_prefix="eval", **keyw
     try:
         output = super(RewardTrainer, self).evaluation_loop(*args, **keywords)
         if self._eval_totals:
-            self._last_totals = add_up(torch.stack(self._eval_totals))
-            metrics = summarise(self._last_totals, self.args.center_rewards_coefficient)
+            self._last_sums = Sums(*self._eval_totals)
+            metrics = self._last_sums.metrics(self.args.center_rewards_coefficient)
             output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
         return output
     finally:
@@ -505,7 +505,7 @@ def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_ke
         eval_dataset = self.data.encode(eval_dataset, metric_key_prefix)
     metrics = transformers.Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
     if own:
-        self._evaluated[self._weights_step()][eval_dataset or "eval"] = self._last_totals
+        self._evaluated[self._weights_step()][eval_dataset or "eval"] = self._last_sums
     return metrics
 
 

@@ -32,7 +32,7 @@ from ..data.files import json_ready, write_whole
 from ..data.records import response_text
 from ..data.report import Table
 from ..model.model_folder import saved_whole
-from ..model.runs import Checkpoints, StopOnInterrupt, changed_settings
+from ..model.runs import Checkpoints, RunRecord, StopOnInterrupt
 from ..model.settings import quiet
 from . import ppo_math
 from .policies import PPOConfig, prepare_models
@@ -540,7 +540,7 @@ def _write_state(self: PPOTrainer, folder):
 def _load_state(self: PPOTrainer, folder):
     "Continue a run. ValueError: it has other settings."
     before = json.loads((folder / "ppo_settings.json").read_text(encoding="utf-8"))
-    changed = "; ".join(changed_settings(before, self._deciding_settings()))
+    changed = "; ".join(RunRecord.changes(before, self._deciding_settings()))
     if changed:
         wrong = f"{folder.name} is of a run with other settings ({changed})"
         raise ValueError(f"{wrong}: give those, or train anew with another output_dir")

@@ -31,8 +31,8 @@ from ..data.quality import DataReport
 from ..data.records import prompt_key, response_text
 from ..data.report import counted
 from ..model.loss import LOSSES
-from ..model.model_folder import ModelCard, RewardMetadata, loading, resolve_model
-from ..model.runs import Checkpoints, RunRecord, is_main_process
+from ..model.model_folder import ModelCard, ModelLoadError, RewardMetadata, resolve_model
+from ..model.runs import Checkpoints, RunRecord
 from ..model.settings import ParameterError, check_number, nearest, quiet
 from ..model.trainer import RewardConfig, RewardTrainer
 from ..rl.policies import PPOConfig
@@ -91,9 +91,9 @@ def train_reward_model(
 
     if keep_finished and not overwrite and run.is_finished(settings):
         say(f"{output} holds this very run, finished; it is evaluated and not trained again.")
-        evaluation = _evaluate(run.folder, held_out, progress, say) if is_main_process() else None
+        evaluation = _evaluate(run.folder, held_out, progress, say) if run.is_main else None
         return TrainedRewardModel(run.folder, evaluation, report, held_out, False)
-    if is_main_process(): run.prepare(settings, overwrite)
+    if run.is_main: run.prepare(settings, overwrite)
     with run.fresh(), quiet(progress=progress):
         trainer = RewardTrainer(
             model,
@@ -107,7 +107,7 @@ def train_reward_model(
         resumed, evaluation = _begin(run, settings, say), None
         trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model(str(run.folder))
-        if is_main_process():
+        if run.is_main:
             evaluation = _complete_folder(run.folder, held_out, report, progress, say)
             _finish(run, keep_checkpoints)
     return TrainedRewardModel(run.folder, evaluation, report, held_out, resumed)
@@ -118,7 +118,7 @@ def _start(output, say, eval_fraction, limits, max_samples):
     if max_samples is not None: check_number("max_samples", max_samples, "above 0")
     run = RunRecord(output)
     run.check_writable()
-    return run, say if is_main_process() else lambda line: None
+    return run, say if run.is_main else lambda line: None
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f7e648b7
 def _config(kind, output, progress, values):
@@ -188,7 +188,7 @@ def _tokenizer(model, chat_template):
     folder = resolve_model(model) if isinstance(model, (str, os.PathLike)) else None
     if chat_template in (None, "tokenizer", "none"): return None
     template = _template(chat_template)
-    with loading(model): tokenizer = AutoTokenizer.from_pretrained(folder)
+    with ModelLoadError.around(model): tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = template
     return tokenizer
 
@@ -308,7 +308,7 @@ def _begin(run, settings, say):
     newest = Checkpoints(run.folder).newest()
     new = f"Starting a new run in {run.folder}."
     say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}." if newest else new)
-    if is_main_process(): run.start(settings)
+    if run.is_main: run.start(settings)
     return newest is not None
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c19f9db1
@@ -417,10 +417,10 @@ def train_ppo_policy(
     with run.fresh(), quiet(progress=progress):
         trainer = PPOTrainer(
             model, rewards, args, rows, held_out, processing_class=tokenizer, peft_config=adapter)
-        if is_main_process(): run.prepare(settings, overwrite)
+        if run.is_main: run.prepare(settings, overwrite)
         say(_plan(trainer, model, rewards))
         result = _teach(trainer, run, settings, say)
-        if is_main_process():
+        if run.is_main:
             _save_policy(trainer, result, say)
             _finish(run, keep_checkpoints)
     return result
