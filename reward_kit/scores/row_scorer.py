@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..data.report import counted
-from ..model.batches import RewardCollator, bind_reward_forward, shared_length
+from ..model.batches import Batch, RewardCollator, bind_reward_forward, shared_length
 from ..model.packing import choose_layout, packing_problem
 
 _logger = logging.getLogger(__name__)
@@ -100,13 +100,20 @@ class RowScorer:
 
 # %% ../../nbs/3_scores/30_row_scorer.ipynb #96dd2cf7
 @patch
-@torch.inference_mode()
-def forward(self: RowScorer, groups: list) -> list[float]:
-    "Rewards of groups of token ids that begin alike, in one forward pass."
+def batch(self: RowScorer, groups: list) -> Batch:
+    "Groups of token ids that begin alike, as the model reads them."
     batch = self.collate([{"sequences": group} for group in groups]).to(self.device)
     if self.segment_token_id is not None:
         ends = (batch.input_ids == self.segment_token_id).long()
         batch["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * batch.attention_mask
+    return batch
+
+
+@patch
+@torch.inference_mode()
+def forward(self: RowScorer, groups: list) -> list[float]:
+    "Rewards of groups of token ids, in one forward pass."
+    batch = self.batch(groups)
     rewards = self.model(**batch.model_inputs()).logits
     return rewards[batch.mask].float().tolist()
 

@@ -84,9 +84,7 @@ def line(self: LiveDashboard, log: dict, max_steps: int = 0) -> str:
     words = [f"step {log['step']}" + (f"/{max_steps}" if max_steps > 0 else "")]
     for key, _, form in self._curves():
         if key in log:
-            value = form.format(log[key])
-            is_zero = not value.strip("-0.%")
-            words.append(f"{key} {value.lstrip('-') if is_zero else value}")
+            words.append(f"{key} {form.format(log[key])}")
     return "  ".join(words)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #0e8c3902
@@ -140,7 +138,7 @@ class TrainingDashboard(LiveDashboard):
     "Loss, accuracy and learning rate of a `RewardTrainer`."
 
     panels = {
-        "loss (nats per row)": _both("loss", "{:.3f}"),
+        "loss (nats per row)": _both("loss", "{:z.3f}"),
         "pairwise accuracy (share)": _both("accuracy", "{:.2f}"),
         "learning rate": (("learning_rate", "", "{:.1e}"),),
     }
@@ -158,12 +156,12 @@ class PPODashboard(LiveDashboard):
         super().__init__(display, min_interval)
         self.panels = {
             "reward": (
-                ("objective/scores", "score", "{:.3f}"),
-                ("eval_score", "score, held out", "{:.3f}"),
-                (true_reward, "true reward", "{:.3f}"),
+                ("objective/scores", "score", "{:z.3f}"),
+                ("eval_score", "score, held out", "{:z.3f}"),
+                (true_reward, "true reward", "{:z.3f}"),
             ),
             "KL (nats a response)": (
-                ("objective/kl", "training prompts", "{:.2f}"),
-                ("eval_kl", "held out", "{:.2f}"),
+                ("objective/kl", "training prompts", "{:z.2f}"),
+                ("eval_kl", "held out", "{:z.2f}"),
             ),
         }

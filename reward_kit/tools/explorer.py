@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data.report import Report, Section, Table, percent
-from ..model.batches import RewardCollator
+
 from ..scores.inference import RewardModel
 from .annotator import View
 from ..trust.agreement import as_scorer
@@ -27,11 +27,9 @@ def _split_words(text):
 
 
 def _without_word(words, i):
-    "The text without a word; the first one's white space stays where it was."
-    rest = words[:i] + words[i + 1 :]
-    if i == 0 and rest:
-        rest[0] = re.match(r"\s*", words[0]).group() + rest[0].lstrip()
-    return "".join(rest)
+    "The text without a word; white space at its beginning stays."
+    start = re.match(r"\s*", words[0]).group()
+    return start + "".join(words[:i] + words[i + 1 :]).lstrip()
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #7ccf52e9
 @dataclass(repr=False)
@@ -115,27 +113,22 @@ def _scores(model, prompt, responses):
 
 def _leave_words_out(model, prompt, response):
     "Words, their influences, and the reward."
-    is_text, shorter = isinstance(response, str), []
+    is_text = isinstance(response, str)
     words = _split_words(response if is_text else response[-1]["content"] or "")
-    for i in range(len(words)):
-        text = _without_word(words, i)
-        shorter.append(text if is_text else [*response[:-1], {**response[-1], "content": text}])
+    shorter = [_without_word(words, i) for i in range(len(words))]
+    if not is_text:
+        *before, last = response
+        shorter = [[*before, {**last, "content": text}] for text in shorter]
     whole, *others = _scores(model, prompt, [response, *shorter])
     return words, [whole - other for other in others], whole
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #e26bf77d
 def _embedding_gradient(model, ids):  # RewardModel, (t,) of one text
     "Embeddings (t, h) of the tokens, the reward's gradient (t, h), the reward."
-    scorer, network = model.scorer, model.model
-    batch = RewardCollator(scorer.pad_token_id)([{"sequences": [list(ids)]}]).to(scorer.device)
-    inputs = {name: batch[name] for name in ("attention_mask", "position_ids", "reward_index")}
-    tokens = batch["input_ids"]
-    if scorer.segment_token_id is not None:
-        ends = (tokens == scorer.segment_token_id).long()
-        inputs["token_type_ids"] = (ends.cumsum(1) - ends > 0).long()
+    inputs, embed = model.scorer.batch([[ids]]).model_inputs(), model.model.get_input_embeddings()
     with torch.enable_grad():
-        embeddings = network.get_input_embeddings()(tokens).detach().requires_grad_(True)
-        reward = network(inputs_embeds=embeddings, **inputs).logits.float().sum()
+        embeddings = embed(inputs.pop("input_ids")).detach().requires_grad_(True)
+        reward = model.model(inputs_embeds=embeddings, **inputs).logits.float().sum()
         (gradient,) = torch.autograd.grad(reward, embeddings)
     return embeddings.detach()[0], gradient[0], reward.item()
 
@@ -152,8 +145,8 @@ def _token_texts(tokenizer, ids):
 
 def _token_influences(model, prompt, response, method):
     "Tokens, their influences, and the reward."
-    ids = list(model.checked_rows(prompt, response, "error")[0][0])
-    special = set(model.tokenizer.all_special_ids)
+    ids = list(model.checked_rows(prompt, response)[0][0])
+    special = model.tokenizer.all_special_ids
     kept = [i for i, token in enumerate(ids) if token not in special]
     if method == "gradient":
         embeddings, gradient, reward = _embedding_gradient(model, ids)
