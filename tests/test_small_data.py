@@ -14,6 +14,7 @@ import reward_kit.trust.comparing as comparing
 from reward_kit.data.files import PreferenceDataError
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
+from reward_kit.tools.pipeline import TrainedPolicy
 from reward_kit.trust.agreement import Bootstrap, pooled_accuracy
 from reward_kit.trust.comparing import (
     _holm_correction,
@@ -24,7 +25,6 @@ from reward_kit.trust.comparing import (
     compare_models,
     compare_runs,
     judged_pairs,
-    paired_difference,
 )
 from reward_kit.trust.labels import (
     CrossValidation,
@@ -366,11 +366,11 @@ def test_one_seed_is_said():
     assert "One seed of each" in compare_runs({"a": by_length, "b": noisy(5, 1)}, rows()).verdicts[-1]
 
 
-def test_a_score_before_and_after_by_hand():
-    before, after = [1.0, 2.0, 4.0], [2.0, 2.0, 6.0]  # changes 1, 0, 2: mean 1, standard deviation 1
-    assert paired_difference(before, after) == pytest.approx((1, 1 - 1.96 / math.sqrt(3), 1 + 1.96 / math.sqrt(3)))
-    assert paired_difference([1.0], [3.0]) == (2, -math.inf, math.inf)
-    with pytest.raises(ValueError, match="1 score before and 2 after"): paired_difference([1.0], [1.0, 2.0])
+def test_a_score_before_and_after_by_hand(tmp_path):
+    before, after = ([{"score": score} for score in scores] for scores in ((1, 2, 4), (2, 2, 6)))  # changes 1, 0, 2: mean 1, standard deviation 1
+    policy = TrainedPolicy(tmp_path, before, after, [], False, False)
+    assert policy.difference == pytest.approx((1, 1 - 1.96 / math.sqrt(3), 1 + 1.96 / math.sqrt(3)))
+    assert policy.change("score") == pytest.approx((7 / 3, 10 / 3, *policy.difference))
 
 
 # --- learning curve -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ __all__ = ['TrainedRewardModel', 'train_reward_model', 'TrainedPolicy', 'train_p
 # %% ../../nbs/6_tools/60_pipeline.ipynb #2054fc14
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, replace
@@ -17,8 +18,10 @@ from itertools import compress
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
+from scipy import stats
 from tqdm import tqdm
 from transformers import AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -40,7 +43,7 @@ from ..rl.ppo import PPOTrainer
 from ..rl.ppo_report import log_line
 from ..rl.rollouts import load_prompts
 from ..scores.inference import RewardModel
-from ..trust.comparing import paired_difference
+
 from ..trust.trust_report import TrustReport, evaluate_reward_model, write_model_card
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #0badce84
@@ -360,21 +363,28 @@ class TrainedPolicy:
     resumed: bool  # True: continued from a checkpoint
     chat: bool  # True: the prompts are conversations
 
+    def change(self, key: str) -> tuple:  # of "score", "kl" or "tokens"
+        "Mean before, mean after, and the mean change with its 95% interval, prompt by prompt."
+        before, after = ([a[key] for a in answers] for answers in (self.before, self.after))
+        changes = np.subtract(after, before)
+        mean, half = float(changes.mean()), math.inf
+        if len(changes) > 1:
+            half = 1.96 * float(stats.sem(changes))
+        return fmean(before), fmean(after), mean, mean - half, mean + half
+
     @property
     def difference(self) -> tuple:  # (mean, lower, upper)
         "Change of the held-out score with its 95% interval."
-        scores = ([a["score"] for a in answers] for answers in (self.before, self.after))
-        return paired_difference(*scores)
+        return self.change("score")[2:]
 
     def __str__(self):
         if not self.before: return "No prompts were held out."
-        before, after = (fmean(a["score"] for a in answers) for answers in (self.before, self.after))
         text = (
             "Score on {}: {:.3f} -> {:.3f}, difference {:+.3f} (95% interval {:+.3f} to {:+.3f}); "
             "KL {:.2f} nats a response."
         )
         prompts, kl = counted(len(self.before), "held-out prompt"), fmean(a["kl"] for a in self.after)
-        return text.format(prompts, before, after, *self.difference, kl)
+        return text.format(prompts, *self.change("score"), kl)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #9e864669
 def train_ppo_policy(

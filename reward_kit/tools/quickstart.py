@@ -7,7 +7,6 @@ __all__ = ['quickstart']
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #5de31ddb
 from pathlib import Path
-from statistics import fmean
 
 from ..data.playground import Playground
 from ..data.preferences import save_preferences
@@ -16,7 +15,6 @@ from ..model.runs import RunRecord
 from ..rl.policies import PPOConfig
 from ..scores.inference import RewardModel
 from .pipeline import train_ppo_policy, train_reward_model
-from ..trust.comparing import paired_difference
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #d57f2af8
 def quickstart(
@@ -106,10 +104,9 @@ def _improvement(trained):
     names = {"score": "reward model's score", "true": "true reward", "kl": "KL from the base, nats"}
     rows = []
     for key, name in names.items():
-        before, after = ([a[key] for a in answers] for answers in (trained.before, trained.after))
-        means = [f"{fmean(values):z.2f}" for values in (before, after)]
-        mean, low, high = paired_difference(before, after)
-        rows.append((name, *means, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"))
+        before, after, *change = trained.change(key)
+        ends = "{:+.2f} ({:+.2f} to {:+.2f})".format(*change)
+        rows.append((name, f"{before:z.2f}", f"{after:z.2f}", ends))
     seen = f"on {len(trained.before)} prompts it has not seen"
     return Section(table=Table((seen, "before", "after", "difference (95% interval)"), rows)).to_text()
 

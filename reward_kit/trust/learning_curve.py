@@ -122,24 +122,20 @@ def sections(self: _LearningCurve):
 def figures(self: _LearningCurve):
     figure = new_figure(figsize=(6, 3.2), dpi=100)
     axes, n = figure.subplots(), self.sizes[-1]
-    fit = self.sizes[0], n, "-", None, "fit"
-    beyond = n, 2 * n, "--", "///", "extrapolated"
-    for start, end, style, hatch, label in (fit, beyond):
-        x = np.geomspace(start, end, 40)
-        middle, low, high = 100 * np.transpose(list(map(self.predict, x)))
-        axes.plot(x, middle, color="#0072B2", linestyle=style, label=label)
-        axes.fill_between(x, low, high, color="#56B4E9", alpha=0.3, hatch=hatch)
+    x = np.geomspace(self.sizes[0], 2 * n, 80)
+    fit, low, high = 100 * np.transpose([self.predict(size) for size in x])
+    axes.axvspan(n, 2 * n, color="0.93", label="extrapolated")
+    axes.plot(x, fit, color="#0072B2", label="fit")
+    axes.fill_between(x, low, high, color="#56B4E9", alpha=0.3)
     share, low, high = 100 * np.array([self.accuracy, self.low, self.high])
-    bars = np.maximum([share - low, high - share], 0)
-    dots = {"fmt": "o", "color": "#D55E00", "capsize": 3, "label": "measured"}
-    axes.errorbar(self.sizes, share, bars, **dots)
-    axes.axvline(n, color="0.5", linewidth=1)
+    axes.plot(self.sizes, share, "o", color="#D55E00", label="measured")
+    axes.vlines(self.sizes, low, high, color="#D55E00")
     xlabel, ylabel = "training records (log scale)", "accuracy on held-out pairs (%)"
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     ticks = [*self.sizes, 2 * n]
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     return {"curve": figure}
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #4a111cdd
