@@ -11,10 +11,9 @@ from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import (
     Bootstrap,
-    accuracy_by,
+    _Pairs,
     as_scorer,
     pair_table,
-    pooled_accuracy,
     ranking_agreement,
     score_preferences,
 )
@@ -113,18 +112,18 @@ def test_groups_of_pairs_hold_every_pair_once():
     rng = np.random.default_rng(0)
     values, outcome = rng.integers(0, 40, 300).astype(float), rng.choice([0, 0.5, 1], 300)
     values[:20] = np.nan
-    pairs = {"size": values, "outcome": outcome, "prompt": np.arange(300)}
-    rows = accuracy_by(pairs, "size")
+    pairs = _Pairs(size=values, outcome=outcome, prompt=np.arange(300))
+    rows = pairs.accuracy_by("size")
     assert sum(row["pairs"] for row in rows) == 280 and len(rows) == 4
     for row in rows:
         low, high = map(float, row["group"].split(" to "))
         own = outcome[(values >= low) & (values <= high)]
         assert row["pairs"] == len(own) and row["accuracy"] == pytest.approx(own.mean()) and row["low"] < row["accuracy"] < row["high"]
-    assert accuracy_by({name: column[:20] for name, column in pairs.items()}, "size") == []
-    equal = {"size": np.array([3, 3]), "outcome": np.array([1, 0]), "prompt": np.arange(2)}
-    assert [row["group"] for row in accuracy_by(equal, "size")] == ["3"]
-    table = {"source": np.array(["b", "a", "b"]), "outcome": np.array([1, 0.5, 0]), "prompt": np.arange(3)}
-    assert [(r["group"], r["pairs"], r["accuracy"]) for r in accuracy_by(table, "source")] == [("b", 2, 0.5), ("a", 1, 0.5)]
+    assert _Pairs({name: column[:20] for name, column in pairs.items()}).accuracy_by("size") == []
+    equal = _Pairs(size=np.array([3, 3]), outcome=np.array([1, 0]), prompt=np.arange(2))
+    assert [row["group"] for row in equal.accuracy_by("size")] == ["3"]
+    table = _Pairs(source=np.array(["b", "a", "b"]), outcome=np.array([1, 0.5, 0]), prompt=np.arange(3))
+    assert [(r["group"], r["pairs"], r["accuracy"]) for r in table.accuracy_by("source")] == [("b", 2, 0.5), ("a", 1, 0.5)]
 
 
 def test_pairs_know_their_lengths_and_margins():
@@ -169,18 +168,19 @@ def test_groups_of_pairs_that_go_right_together_get_wider_intervals():
         prompts = np.repeat(np.arange(40), 6)
         outcome = np.where(rng.random(240) < 0.6, np.repeat(rng.random(40) < 0.7, 6), rng.random(240) < 0.7).astype(float)
         for name, own in (("alone", np.arange(240)), ("by prompt", prompts)):
-            (row,) = accuracy_by({"source": np.full(240, "one"), "outcome": outcome, "prompt": own}, "source")
+            (row,) = _Pairs(source=np.full(240, "one"), outcome=outcome, prompt=own).accuracy_by("source")
             covered[name] += row["low"] <= 0.7 <= row["high"]
     assert covered["by prompt"] / 300 > 0.9 > covered["alone"] / 300
 
 
-def test_no_pairs_make_an_empty_table():
+def test_data_without_an_ordered_pair_are_refused():
     ties = load_preferences([{"prompt": "p", "response_a": "x", "response_b": "y", "label": "tie"}], progress=False)
-    assert {len(column) for column in pair_table(ties, [[1.0, 0.0]]).values()} == {0}
+    with pytest.raises(ValueError, match="no strictly ordered pair in 1 record: all are ties"):
+        pair_table(ties, [[1.0, 0.0]])
 
 
 def test_seeds_are_averaged_and_templates_follow_each_response():
-    assert pooled_accuracy([[1, 0], [0.5, 1]], [0, 1])["accuracy"] == 0.625
+    assert Bootstrap().accuracy([[1, 0], [0.5, 1]], [0, 1])["accuracy"] == 0.625
     with pytest.raises(TypeError, match="cannot score with int"):
         as_scorer(3)
     with pytest.raises(ValueError, match="1 reward for 2 responses"):

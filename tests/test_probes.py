@@ -18,9 +18,9 @@ import reward_kit.trust.length as length_module
 import reward_kit.trust.probes as probes_module
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
-from reward_kit.trust.agreement import Bootstrap, pair_table, score_preferences
+from reward_kit.trust.agreement import Bootstrap, _Pairs, pair_table, score_preferences
 from reward_kit.trust.edits import PROBES, Probe, on_text, probe
-from reward_kit.trust.length import LengthReport, length_preference, measure_length
+from reward_kit.trust.length import LengthReport
 from reward_kit.trust.probes import Effect, ProbeReport, run_probes
 
 
@@ -550,7 +550,7 @@ MEASURES = ("pearson", "spearman", "within_prompt", "given_label", "per_doubling
 
 
 def length_correlation(t, **options):
-    return length_module._length_correlation(pd.DataFrame(t), OPTIONS | options)
+    return length_module._length_correlation(pd.DataFrame(t), Bootstrap(**OPTIONS | options))
 
 
 def length_matched_accuracy(t, caliper=0.1, **options):
@@ -563,7 +563,7 @@ def length_matched_accuracy(t, caliper=0.1, **options):
                           (np.sign(t["reward"][i] - t["reward"][j]) + 1) / 2)
                 for column, value in zip(pairs.values(), values): column.append(value)
     pairs = {name: np.array(column) for name, column in pairs.items()}
-    return length_module._matched_accuracy(pairs, caliper, OPTIONS | {"samples": 2000} | options)
+    return length_module._matched_accuracy(pairs, caliper, Bootstrap(**OPTIONS | {"samples": 2000} | options))
 
 
 def length_report(matched, correlations):
@@ -656,7 +656,7 @@ def test_the_length_table_reads_records():
 def test_accuracy_by_length_is_a_plain_count():
     preferences = pairs(60)
     rewards = score_preferences(lambda p, r: [round(hash_normal(x, 1)) for x in r], preferences)[0]
-    found = measure_length(preferences, rewards, caliper=0.3).matched
+    found = LengthReport.measure(preferences, rewards, caliper=0.3).matched
     pairs_, table = {name: [] for name in ("all", "matched", "longer", "shorter")}, pair_table(preferences, rewards)
     for record, own, outcome in zip(preferences, rewards, table["outcome"], strict=True):
         a, b = map(len, record["responses"])
@@ -685,14 +685,14 @@ def test_accuracy_of_a_pure_length_reward_and_its_edges():
     assert equal["matched"]["pairs"] == equal["all"]["pairs"] == 80 and equal["longer"] is equal["balanced"] is equal["gap"] is None
     preferences = pairs(3)
     with pytest.raises(ValueError, match="caliper"):
-        measure_length(preferences, [[1.0, 0.0]] * 3, caliper=-0.1)
+        LengthReport.measure(preferences, [[1.0, 0.0]] * 3, caliper=-0.1)
     with pytest.raises(ValueError, match="no strictly ordered pair"):
-        measure_length(preferences, [None] * 3)
+        LengthReport.measure(preferences, [None] * 3)
 
 
 def test_length_preference_by_hand():
-    table = {"longer": np.array([3, -2, 0, 5]), "difference": np.array([1.0, 1.0, 1.0, -1.0]), "outcome": np.ones(4)}
-    found = length_preference(table)
+    table = _Pairs(longer=np.array([3, -2, 0, 5]), difference=np.array([1.0, 1.0, 1.0, -1.0]), outcome=np.ones(4))
+    found = table.longer_preferred()
     # longer preferred in pairs 1 and 4 of three; scored higher only in pair 1; always longer: right, wrong, tie, right
     assert found == {"pairs_of_different_length": 3, "longer_is_preferred": pytest.approx(2 / 3), "longer_is_scored_higher": pytest.approx(1 / 3),
                      "accuracy_of_always_longer": pytest.approx(2.5 / 4)}

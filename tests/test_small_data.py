@@ -15,7 +15,7 @@ from reward_kit.data.files import PreferenceDataError
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
 from reward_kit.tools.pipeline import TrainedPolicy
-from reward_kit.trust.agreement import Bootstrap, pooled_accuracy
+from reward_kit.trust.agreement import Bootstrap
 from reward_kit.trust.comparing import (
     _holm_correction,
     _matched_interval,
@@ -152,7 +152,7 @@ def test_the_pooled_interval_covers_in_a_thousand_experiments():
     found = []
     for i in range(EXPERIMENTS):
         outcomes, prompt, truth = synthetic_experiment(rng, test_x, test_p)
-        pooled = pooled_accuracy(outcomes, prompt, samples=300, seed=i)
+        pooled = Bootstrap(samples=300, seed=i).accuracy(outcomes, prompt)
         found.append((min(pooled["wilson"][0], pooled["bootstrap"][0]), max(pooled["wilson"][1], pooled["bootstrap"][1]), truth))
     low, high, truth = np.array(found).T
     assert 0.93 < np.mean((low <= truth) & (truth <= high)) < 0.99

@@ -117,7 +117,7 @@ def test_too_long_is_left_out_and_counted():
     long = sum(any("x" * 20 in r for r in preferences[i]["responses"]) for i in range(len(preferences)))
     report = evaluate_reward_model(scorer, preferences)
     assert 0 < long == report.n_too_long == report.n_records - report.n_pairs
-    with pytest.raises(ValueError, match="60 with a response too long"):
+    with pytest.raises(ValueError, match="in 60 records was scored"):
         evaluate_reward_model(lambda p, r: [None] * len(p), pairs())
 
 

@@ -64,23 +64,23 @@ class Predictions:
 # %% ../../nbs/4_trust/41_calibration.ipynb #c41b2d90
 @patch
 def _check(self: Predictions):
-    d = np.asarray(self.differences, float).reshape(-1)
+    n = len(np.ravel(self.differences))
     big = np.finfo(float).max
-    one, prompt = np.ones(len(d)), np.arange(len(d))
-    if self.groups is not None:
-        self.groups = np.unique(self.groups, return_inverse=True)[1]
-    for name, default, low, high, what in (
-        ("differences", d, -big, big, "at least one finite number"),
-        ("outcomes", one, 0, 1, "in 0..1 (0.5: a tie; 1: the first is preferred)"),
-        ("weights", one, 1 / big, big, "finite and above 0; leave others out"),
-        ("groups", prompt, 0, big, "the prompt of each pair"),
+    groups = np.arange(n) if self.groups is None else self.groups
+    self.groups = np.unique(groups, return_inverse=True)[1]
+    for name, low, high, what in (
+        ("differences", -big, big, "at least one finite number"),
+        ("outcomes", 0, 1, "in 0..1 (0.5: a tie; 1: the first is preferred)"),
+        ("weights", 1 / big, big, "finite and above 0; leave others out"),
+        ("groups", 0, big, "the prompt of each pair"),
     ):
         given = getattr(self, name)
-        column = default if given is None else np.asarray(given, default.dtype).reshape(-1)
-        if len(column) != max(len(d), 1) or not ((low <= column) & (column <= high)).all():
-            given = f"{len(column)} given for {counted(len(d), 'difference')}"
+        column = np.ones(n) if given is None else np.ravel(np.asarray(given, float))
+        if len(column) != max(n, 1) or not ((low <= column) & (column <= high)).all():
+            given = f"{len(column)} given for {counted(n, 'difference')}"
             raise ValueError(f"{name} must be {what}; {given}")
         setattr(self, name, column)
+    self.groups = self.groups.astype(int)
     if not np.greater(self.temperature, 0).all():
         raise ValueError(f"temperature must be above 0, got {np.min(self.temperature):g}")
 
@@ -89,15 +89,15 @@ def _check(self: Predictions):
 def table(self: Predictions): # DataFrame: predicted, observed, pairs, weight, low, high
     "Mean confidence and share of right answers of each bin, least confident first."
     columns = (1, self.weights, self.confidence, self.right)
-    rows = []
     sums = [np.bincount(self.bin, self.weights * column) for column in columns]
-    for pairs, mass, squares, claimed, right in zip(np.bincount(self.bin), *sums):
-        n = max(mass**2 / squares, 1.0)
-        observed = min(right / mass, 1.0)
-        ends = wilson_interval(observed * n, n, self.level)
-        rows.append((claimed / mass, observed, pairs, mass / sums[0].sum(), *ends))
-    names = ["predicted", "observed", "pairs", "weight", "low", "high"]
-    return pd.DataFrame(rows, columns=names)
+    mass, squares, claimed, right = sums
+    table = pd.DataFrame({"predicted": claimed / mass, "observed": np.fmin(right / mass, 1)})
+    table["pairs"] = np.bincount(self.bin)
+    table["weight"] = mass / mass.sum()
+    n = np.fmax(mass**2 / squares, 1)
+    ends = [wilson_interval(*own, self.level) for own in zip(table.observed * n, n)]
+    table[["low", "high"]] = ends
+    return table
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #c4a3e0d8
 @patch
@@ -120,26 +120,26 @@ def mean(self: Predictions, values): # (P,) -> ()
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #d9dc2604
 @patch
-def ece(self: Predictions) -> float: # 0..1; too large on average, see `reference`
+def ece(
+    self: Predictions,
+    right=None, # (P,) had these been right; default: what was
+): # -> 0..1; too large on average, see `reference`
     "Mean distance of confidence and share of right answers (arXiv 1706.04599, section 2)."
-    gaps = np.bincount(self.bin, self.weights * (self.confidence - self.right))
+    right = self.right if right is None else right
+    gaps = np.bincount(self.bin, self.weights * (self.confidence - right))
     return float(np.abs(gaps).sum() / self.weights.sum())
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #92213c5a
 @patch
 def reference(self: Predictions): # (samples,) expected calibration errors
     "The ECE of calibrated models: outcomes are drawn from the claims."
-    order = np.argsort(self.bin, kind="stable") # they are drawn bin by bin
-    bins = self.bin[order]
-    confidence = self.confidence[order]
-    weights = self.weights[order]
-    tied = self.log_odds[order] == 0
     rng = np.random.default_rng(self.seed)
-    found = []
+    order = np.argsort(np.argsort(self.bin, kind="stable")) # they are drawn bin by bin
+    tied, found = self.log_odds == 0, []
     for _ in range(self.samples):
-        right = np.where(tied, 0.5, rng.random(len(order)) < confidence)
-        found.append(np.abs(np.bincount(bins, weights * (confidence - right))).sum())
-    return np.array(found) / weights.sum()
+        right = rng.random(len(order))[order] < self.confidence
+        found.append(self.ece(np.where(tied, 0.5, right)))
+    return np.array(found)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #1f12f625
 @patch
@@ -346,13 +346,11 @@ def _honesty(self: CalibrationResult):
         return f"Over-confident: {means}, {low:.1f} to {high:.1f} points too much."
     if high < 0:
         return f"Under-confident: {means}, {-high:.1f} to {-low:.1f} points too little."
-    error = (
-        "the calibration error is {ece:.1%}; 19 of 20 calibrated models stay below "
-        "{reference_high:.1%} on such pairs"
-    ).format(**m)
-    if m["p_value"] > 0.05:
-        return f"No miscalibration is shown: {means}; {error}."
-    return f"Not calibrated, though neither too bold nor too timid on the whole ({means}): {error}."
+    found = f"No miscalibration is shown: {means}; "
+    if m["p_value"] <= 0.05:
+        found = f"Not calibrated, though neither too bold nor too timid on the whole ({means}): "
+    error = "the calibration error is {ece:.1%}; 19 of 20 calibrated models stay below "
+    return found + (error + "{reference_high:.1%} on such pairs.").format(**m)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #53d49228
 @patch
@@ -362,21 +360,22 @@ def _advice(self: CalibrationResult):
     low, high = self.fit["interval"]
     ends = f"{low:.2f} or more" if high is None else f"{low:.2f} to {high:.2f}"
     best = f"{self.temperature:.2f}"
-    fitted = f"{best} ({ends})"
-    others = "on prompts that did not choose it"
     if self.fit["separable"]:
-        found = "Every pair is in the right order, so the pairs only bound the temperature"
-        return f"{found}: {ends}; {best} is what their number supports."
+        return (
+            "Every pair is in the right order, so the pairs only bound the temperature: "
+            f"{ends}; {best} is what their number supports."
+        )
     if low <= self.present_temperature <= (high or math.inf):
-        return f"The fitted temperature, {fitted}, cannot be told from the present one."
-    if self.gain[0] <= 0:
-        found = "it is not shown to lower the log loss"
-        return f"The fitted temperature is {fitted}, but {others}, {found}."
-    return (
-        f"Dividing differences by {fitted} makes it more honest: {others}, "
-        "the calibration error goes from {0[ece]:.1%} to {1[ece]:.1%} "
-        "and the log loss from {0[log_loss]:.3f} to {1[log_loss]:.3f}."
-    ).format(self.before, self.after)
+        return f"The fitted temperature, {best} ({ends}), cannot be told from the present one."
+    found = "The fitted temperature is {0} ({1}), but {2}, it is not shown to lower the log loss."
+    if self.gain[0] > 0:
+        found = (
+            "Dividing differences by {0} ({1}) makes it more honest: {2}, "
+            "the calibration error goes from {3[ece]:.1%} to {4[ece]:.1%} "
+            "and the log loss from {3[log_loss]:.3f} to {4[log_loss]:.3f}."
+        )
+    others = "on prompts that did not choose it"
+    return found.format(best, ends, others, self.before, self.after)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #4fd24eb7
 _ROWS = { # name of a row: its measures
@@ -415,12 +414,20 @@ def figures(self: CalibrationResult): # name -> matplotlib Figure
         m = getattr(self, name)
         rows = 100 * pd.DataFrame(m["table"])
         bars = rows.observed - rows.low, rows.high - rows.observed
-        claims = "ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}".format(**m)
-        options = {"color": color, "label": f"{name}: {claims}", "capsize": 2, "markersize": 5}
-        axes.errorbar(rows.predicted, rows.observed, bars, fmt=style, **options)
+        label = "{0}: ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}"
+        axes.errorbar(
+            rows.predicted,
+            rows.observed,
+            bars,
+            fmt=style,
+            color=color,
+            label=label.format(name, **m),
+            capsize=2,
+            markersize=5,
+        )
         edges = np.linspace(50, 100, 21)
         strip.stairs(m["histogram"], edges, color=color, linestyle=style[1:])
-    title = f"{counted(self.n_pairs, 'pair')}; {100 * self.level:g}% intervals (Wilson)"
+    title = f"{counted(self.n_pairs, 'pair')}; {self.confidence} intervals (Wilson)"
     axes.set_title(title, fontsize=9)
     axes.set_ylabel("right (% of the pairs in a bin)")
     axes.legend(frameon=False, fontsize=8, loc="upper left")

@@ -24,7 +24,7 @@ from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted
 from ..data.report import forest_plot, percent, points
 from ..scores.inference import RewardModel
-from .agreement import Bootstrap, pair_table, score_preferences, wider
+from .agreement import Bootstrap, pair_table, score_preferences
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #c932493b
 def _mcnemar_p_value(wins_a, wins_b): # pairs that only A, only B got right
@@ -94,7 +94,7 @@ class _PairedComparison(Report):
 
     @property
     def interval(self):
-        return wider(self.bootstrap, self.matched)
+        return Bootstrap.wider(self.bootstrap, self.matched)
 
     @property
     def verdicts(self):

@@ -26,7 +26,7 @@ from ..data.records import prompt_key, response_text
 from ..data.report import Report, Section, Table, counted, forest_plot
 from ..data.report import percent, points, wilson_interval
 from ..scores.inference import RewardModel
-from .agreement import pair_table, pooled_accuracy, score_preferences, wider
+from .agreement import Bootstrap, pair_table, score_preferences
 from .calibration import Predictions
 from .comparing import judged_pairs
 
@@ -52,7 +52,7 @@ class CrossValidation(Report):
     @property
     def interval(self):
         "The wider of the two, end by end."
-        return wider(self.wilson, self.bootstrap)
+        return Bootstrap.wider(self.wilson, self.bootstrap)
 
 # %% ../../nbs/4_trust/45_labels.ipynb #cccb10d9
 @patch(as_prop=True)
@@ -142,7 +142,7 @@ def cross_validate(
             row = {"seed": seed, "fold": fold, "trained_on": int((fold_of != fold).sum())}
             if len(own):
                 rows.append(row | _fold_row(own, level))
-    pooled = pooled_accuracy(pairs["outcome"], pairs["prompt"], level=level, samples=samples)
+    pooled = Bootstrap(samples, level).accuracy(pairs["outcome"], pairs["prompt"])
     del pooled["low"], pooled["high"]
     return CrossValidation(
         **pooled,
@@ -306,7 +306,7 @@ def annotator_ceiling(
                                   "agreement cannot be measured; have some pairs judged twice")
     agreement = (first * (first - 1) + second * (second - 1))[many] / (n * (n - 1))[many]
     prompts = np.array([prompt for prompt, *_ in counts])[many]
-    found = pooled_accuracy(agreement, prompts, samples=samples, level=level, seed=seed)
+    found = Bootstrap(samples, level, seed).accuracy(agreement, prompts)
     return _AnnotatorCeiling(
         agreement=found["accuracy"],
         interval=found["bootstrap"],

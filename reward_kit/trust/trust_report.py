@@ -20,13 +20,12 @@ from ..data.report import Report, Section, Table, counted, forest_plot
 from ..data.report import new_figure, percent, points
 from ..model.model_folder import ModelCard
 from ..scores.inference import RewardModel
-from .agreement import Bootstrap, accuracy_by, pair_table
-from .agreement import pooled_accuracy, ranking_agreement
-from .agreement import score_preferences, wider
+from .agreement import Bootstrap, pair_table
+from .agreement import ranking_agreement, score_preferences
 from .calibration import CalibrationResult, calibrate
 from .comparing import compare_models
 from .labels import Mistakes, most_confident_mistakes
-from .length import LengthReport, length_preference, measure_length
+from .length import LengthReport
 from .probes import ProbeReport, run_probes
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #6135d21e
@@ -84,12 +83,12 @@ class TrustReport(Report):
     n_tied_rewards: int # pairs with equal rewards
     n_too_long: int # records left out: a response does not fit the model
     rewards: dict # mean, std of all; mean_difference, std_difference of the pairs
-    length: dict # of `length_preference`
+    length: dict # how often the longer response is preferred
     sources: list # of `accuracy_by`, by source
     rankings: dict | None # means of `ranking_agreement`
     histogram: dict # edges and counts of reward differences
     groups: dict = field(default_factory=dict) # name of a size -> rows of `accuracy_by`
-    length_control: LengthReport | None = None # of `measure_length`
+    length_control: LengthReport | None = None # of `LengthReport.measure`
     calibration: CalibrationResult | None = None # None with fewer than 20 prompts
     probes: ProbeReport | None = None # None where they were not run
     mistakes: Mistakes | None = None # where it is surest that people were wrong
@@ -119,7 +118,7 @@ def title(self: TrustReport):
 @patch(as_prop=True)
 def interval(self: TrustReport):
     "The wider of the two, end by end."
-    return wider(self.wilson, self.bootstrap)
+    return Bootstrap.wider(self.wilson, self.bootstrap)
 
 
 @patch(as_prop=True)
@@ -284,14 +283,14 @@ def _summarise_rankings(preferences, rewards):
 def _measured(preferences, rewards, table, temperature, **drawing):
     "What follows from the rewards alone."
     groups = {
-        "prompt, characters": accuracy_by(table, "prompt_length"),
-        "responses, mean characters": accuracy_by(table, "length"),
-        "margin of the label": accuracy_by(table, "margin"),
+        "prompt, characters": table.accuracy_by("prompt_length"),
+        "responses, mean characters": table.accuracy_by("length"),
+        "margin of the label": table.accuracy_by("margin"),
     }
     found = {
-        "length": length_preference(table),
-        "length_control": measure_length(preferences, rewards, **drawing),
-        "sources": [{"source": row.pop("group"), **row} for row in accuracy_by(table, "source")],
+        "length": table.longer_preferred(),
+        "length_control": LengthReport.measure(preferences, rewards, **drawing),
+        "sources": [{"source": row.pop("group"), **row} for row in table.accuracy_by("source")],
         "rankings": _summarise_rankings(preferences, rewards),
         "histogram": _difference_histogram(table["difference"]),
         "groups": groups,
@@ -332,7 +331,7 @@ def evaluate_reward_model(
     table = pair_table(preferences, rewards)
     scored = [i for i, own in enumerate(rewards) if own is not None]
     drawing = {"samples": bootstrap_samples, "seed": seed}
-    pooled = pooled_accuracy(table["outcome"], table["prompt"], **drawing)
+    pooled = Bootstrap(**drawing).accuracy(table["outcome"], table["prompt"])
     interval = pooled.pop("low"), pooled.pop("high")
     temperature = getattr(model, "temperature", 1.0)
     found = _measured(preferences, rewards, table, temperature, **drawing)
