@@ -168,10 +168,8 @@ def _without(row, names):
 # %% ../../nbs/1_data/13_columns.ipynb #74033cb4
 def _majority(words):
     "What most answered, a tie where two lead, None where nobody answered."
-    leading = multimode(words)
-    if len(leading) > 1:
-        return "tie"
-    return leading[0] if leading else None
+    leading = multimode(words) or [None]
+    return leading[0] if len(leading) == 1 else "tie"
 
 # %% ../../nbs/1_data/13_columns.ipynb #23e1cd64
 @nested_export
@@ -242,19 +240,12 @@ def _task_answers(annotations):
         match annotation:
             case {"result": list(items)} if not annotation.get("was_cancelled"):
                 for item in items:
-                    control, word = _answer(item)
-                    if word and isinstance(word, str):
-                        found.setdefault(control, []).append(word)
+                    match item:
+                        case {"value": {"selected": str(word)}} if word:
+                            found.setdefault("label", []).append(word)
+                        case {"value": {"choices": [str(word), *_]}} if word:
+                            found.setdefault(item.get("from_name"), []).append(word)
     return {"label": next(iter(found.values()))} if len(found) == 1 else found
-
-
-def _answer(item):
-    match item:
-        case {"value": {"selected": word}} if word:
-            return "label", word
-        case {"value": {"choices": [word, *_]}}:
-            return item.get("from_name"), word
-    return None, None
 
 # %% ../../nbs/1_data/13_columns.ipynb #baeb9438
 @nested_export
@@ -357,8 +348,7 @@ def _alternate(asked, answered):
 
 # %% ../../nbs/1_data/13_columns.ipynb #dd5a160a
 def _misfit(export):
-    reason = "row is not nested as the first rows are"
-    return UnusableRow(reason, f"no {export.note}")
+    return UnusableRow("row is not nested as the first rows are", f"no {export.note}")
 
 
 def _flatten(exports, items):

@@ -155,30 +155,22 @@ def _said(role, value):
 def _conversations(prompt, responses):
     "Prompt (a text, messages, or None: what responses share) and responses as messages."
     responses = [_said("assistant", response) for response in responses]
-    if isinstance(prompt, list):
-        return _continue_prompt(prompt, responses)
-    if prompt is not None and all(turns[0]["role"] == "assistant" for turns in responses):
-        return _said("user", prompt), responses
-    shared, rest = _shared_turns(responses)
-    if prompt is not None and prompt.strip() not in [turn["content"].strip() for turn in shared]:
-        raise UnusableRow("the prompt is not among the shared turns")
-    if not all(map(_answers, rest)):
-        raise UnusableRow("the responses answer different prompts")
-    return shared, rest
-
-
-def _continue_prompt(prompt, responses):
-    "A shared turn belongs to a prompt that has no user's turn yet."
-    for n in range(len(prompt), 0, -1):  # a response may repeat the end of the prompt
-        if all(turns[:n] == prompt[-n:] and turns[n:] for turns in responses):
+    if all(turns[0]["role"] == "assistant" for turns in responses):
+        prompt = _said("user", prompt)
+    given, shared = prompt if isinstance(prompt, list) else [], []
+    for n in range(len(given), 0, -1):  # a response may repeat the end of the prompt
+        if all(turns[:n] == given[-n:] and turns[n:] for turns in responses):
             responses = [turns[n:] for turns in responses]
             break
-    shared = []
-    if prompt[-1]["role"] != "user" and not all(map(_answers, responses)):
+    asked = given and (given[-1]["role"] == "user" or all(map(_answers, responses)))
+    if not asked:  # what the responses share belongs to the prompt
         shared, responses = _shared_turns(responses)
+    if isinstance(prompt, str) and prompt.strip() not in [turn["content"].strip() for turn in shared]:
+        raise UnusableRow("the prompt is not among the shared turns")
     if not all(map(_answers, responses)):
-        raise UnusableRow("the prompt is not at the start of the responses")
-    return [*prompt, *shared], responses
+        fault = "the prompt is not at the start of the responses"
+        raise UnusableRow(fault if given else "the responses answer different prompts")
+    return [*given, *shared], responses
 
 # %% ../../nbs/1_data/12_records.ipynb #d0ac1a8b
 class Row:
@@ -351,22 +343,22 @@ def _json_text(value, what):
         raise UnusableRow(f"{what} is not JSON") from None
 
 # %% ../../nbs/1_data/12_records.ipynb #306ac2cb
-def hash64(text: str) -> int:  # any text
+def hash64(value) -> int:  # a text, or what JSON can hold
     "A 64-bit hash that is the same on every machine and in every process (BLAKE2b)."
+    is_text = isinstance(value, str)
+    text = value if is_text else json.dumps(value, sort_keys=True, ensure_ascii=False)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 # %% ../../nbs/1_data/12_records.ipynb #2bb3dbd8
 def record_keys(record: dict) -> tuple[int, int, list[int]]:  # any record
     "Hashes of the whole record, of its prompt, and of each response."
-    prompt, *responses = map(_exact_key, [record["prompt"], *record["responses"]])
+    prompt, *responses = map(hash64, [record["prompt"], *record["responses"]])
     ranked = sorted(zip(record["ranks"], responses, strict=True))
     return hash64(f"{prompt} {ranked} {record.get('tools')}"), prompt, responses
 
 
-def _exact_key(value):
-    is_text = isinstance(value, str)
-    return hash64(value if is_text else json.dumps(value, sort_keys=True, ensure_ascii=False))
+
 
 # %% ../../nbs/1_data/12_records.ipynb #c2fcb430
 def prompt_key(prompt: str | list[dict]) -> int:  # a text, or messages (all of them count)

@@ -29,7 +29,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ..data.files import move_into, write_whole
+from ..data.files import write_whole
 from ..data.playground import playground_base
 from ..data.report import Table
 from .batches import innermost_model
@@ -414,19 +414,36 @@ def _write_problem(error):
     return error.__context__ and _write_problem(error.__context__)
 
 # %% ../../nbs/2_model/25_model_folder.ipynb #07477a86
+def _move_into(source, target, old):
+    "Move the files of a folder; others in their place that match `old` go."
+    last = target / RewardMetadata.FILE
+    last.unlink(missing_ok=True)
+    files = {target / path.relative_to(source): path for path in source.rglob("*") if path.is_file()}
+    finished = files.pop(last, None)
+    for place, path in files.items():
+        write_whole(place, path)
+    found = {path for pattern in old for path in target.glob(pattern) if path.is_file()}
+    for path in found - set(files):
+        path.unlink()
+        with suppress(OSError):  # a folder that still holds something stays
+            path.parent.rmdir()
+    if finished:
+        write_whole(last, finished)
+
+
 @contextmanager
 def saved_whole(target: str | Path, what: str = "the model"):  # a folder; for the message
     "Around writing into the folder that it gives, which is then moved in place. CheckpointError."
-    target, file = Path(target), RewardMetadata.FILE
+    target = Path(target)
     source = target.parent / f".{target.name}.saving-{os.getpid()}"
     old = ("*.safetensors*", "pytorch_model*.bin*", "training_args.bin")
-    if (target / file).exists():  # the folder is ours, and so is the adapter
+    if (target / RewardMetadata.FILE).exists():  # the folder is ours, and so is the adapter
         old += ("adapter/*",)
     try:
         with CheckpointError.around(f"{what} could not be saved to {target}"):
             source.mkdir(parents=True)
             yield source
-            move_into(source, target, last=file, replaced=old)
+            _move_into(source, target, old)
     finally:
         shutil.rmtree(source, ignore_errors=True)
 

@@ -60,12 +60,15 @@ def _encode(rm, fmt, rows):
     return [([], rm.why_too_long()) if None in row else (row, "") for row in own]
 
 
-def _score_rows(rm, fmt, rows, normalize):
-    "(scores, error) of each row."
+def _score_rows(rm, fmt, rows, names, normalize=False):
+    "What is written beside each row: its scores, or nulls and the error."
     encoded = _encode(rm, fmt, rows)
     rewards = rm.score_ids([one for own, _ in encoded for one in own])
     rewards = iter(rm.normalized(rewards) if normalize else rewards)
-    return [(list(islice(rewards, len(own))), error) for own, error in encoded]
+    for own, error in encoded:
+        scores = list(islice(rewards, len(own)))
+        scores = [scores] if "responses" in fmt.columns else scores
+        yield dict.fromkeys(names) | {"error": error} if error else dict(zip(names, scores))
 
 # %% ../../nbs/3_scores/32_score_files.ipynb #920bec21
 class _PartialFile:
@@ -151,12 +154,6 @@ class _ScoreFileReport(Report):
         rows = [(f"{n:,} x", message) for message, n in Counter(self.errors).most_common()]
         return [Section(table=Table(("", ""), rows))] if rows else []
 
-# %% ../../nbs/3_scores/32_score_files.ipynb #33b1ca35
-def _outcome(names, fmt, scores, error):
-    if error:
-        return dict.fromkeys(names) | {"error": error}
-    return dict(zip(names, [scores] if "responses" in fmt.columns else scores))
-
 # %% ../../nbs/3_scores/32_score_files.ipynb #33b1cab1
 @patch
 def score_file(
@@ -195,8 +192,8 @@ def score_file(
     done = part.rows
     with tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress) as bar:
         while chunk := list(islice(rows, batch_rows)):
-            found = _score_rows(self, fmt, chunk, normalize)
-            part.add([row | _outcome(names, fmt, *scored) for row, scored in zip(chunk, found)])
+            scored = _score_rows(self, fmt, chunk, names, normalize)
+            part.add([row | outcome for row, outcome in zip(chunk, scored)])
             bar.update(len(chunk))
     part.finish()
     return _ScoreFileReport(str(out), part.rows, part.errors.total(), done, dict(part.errors))

@@ -22,7 +22,7 @@ from scipy import stats
 
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted
-from ..data.report import forest_plot, percent, points
+from ..data.report import forest_plot, percent
 from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table, score_preferences
 
@@ -65,7 +65,7 @@ def _comparison_sentence(a, b, difference, low, high, p, corrected=None, level=0
     "What one comparison (b minus a) allows one to say."
     if difference < 0:
         a, b, difference, low, high = b, a, -difference, -high, -low
-    found = f"{points(difference)} points ({points(low, high)}), {_p_text(p)}"
+    found = f"{100 * difference:z.1f} points ({100 * low:z.1f} to {100 * high:z.1f}), {_p_text(p)}"
     if corrected is not None:
         p, found = corrected, f"{found}, after correction {_p_text(corrected)}"
     if p < 1 - level:

@@ -24,7 +24,7 @@ from ..data.formats import PreferenceFormat, to_record
 from ..data.preferences import Preferences, kfold_by_prompt, load_preferences
 from ..data.records import prompt_key, response_text
 from ..data.report import Report, Section, Table, counted, forest_plot
-from ..data.report import percent, points, wilson_interval
+from ..data.report import percent, wilson_interval
 from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table, score_preferences
 from .calibration import Predictions
@@ -64,8 +64,8 @@ def verdicts(self: CrossValidation):
         f"Models trained on {1 - 1 / self.k:.0%} of the data order {percent(p)} of "
         f"{self.n_pairs:,} unseen pairs as people did "
         f"({self.confidence} interval {percent(low, high)}).",
-        f"That is plus or minus {points((high - low) / 2)} points; "
-        f"holding out a tenth of the pairs once would leave {points(holdout)}.",
+        f"That is plus or minus {50 * (high - low):.1f} points; "
+        f"holding out a tenth of the pairs once would leave {100 * holdout:z.1f}.",
     ]
     if low <= 0.5 <= high:
         sentences.append("This cannot be told from chance.")

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.preferences import load_preferences, prompt_overlap, split_by_prompt
 from ..data.report import Report, Section, Table, counted
-from ..data.report import new_figure, percent, points
+from ..data.report import new_figure, percent
 from .agreement import Bootstrap, pair_table, score_preferences
 from .comparing import judged_pairs
 
@@ -94,7 +94,7 @@ def verdicts(self: _LearningCurve):
     two_digits = 10 ** max(len(str(most)) - 2, 0)
     extra = min(1000, most - most % two_digits)
     gain, low, high = self.gain(extra)
-    found = f"{points(gain)} points ({points(low, high)})"
+    found = f"{100 * gain:z.1f} points ({100 * low:z.1f} to {100 * high:z.1f})"
     labels = f"{extra:,} more labels"
     if high < 0.01:
         sentences = [f"{labels} would hardly help: {found}."]

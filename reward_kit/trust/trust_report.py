@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..data.files import json_ready, write_whole
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, forest_plot
-from ..data.report import new_figure, percent, points
+from ..data.report import new_figure, percent
 from ..model.model_folder import ModelCard
 from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table
@@ -42,7 +42,8 @@ def _verdicts(interval, always_longer, n_pairs, over_rule):
         sentences.append(f"This cannot be told from chance: {found}, contains 50%.")
     if low > 0.5 and over_rule[0] <= 0:
         rule = "longer" if always_longer >= 0.5 else "shorter"
-        share, ends = percent(max(always_longer, 1 - always_longer)), points(*over_rule)
+        share = percent(max(always_longer, 1 - always_longer))
+        ends = " to ".join(f"{100 * end:z.1f}" for end in over_rule)
         sentences.append(f"Not shown to be better than always picking the {rule} response, which "
                          f"reaches {share} here (difference on the same pairs {ends} points).")
     if high - low > 0.1:
