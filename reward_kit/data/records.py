@@ -357,9 +357,6 @@ def record_keys(record: dict) -> tuple[int, int, list[int]]:  # any record
     ranked = sorted(zip(record["ranks"], responses, strict=True))
     return hash64(f"{prompt} {ranked} {record.get('tools')}"), prompt, responses
 
-
-
-
 # %% ../../nbs/1_data/12_records.ipynb #c2fcb430
 def prompt_key(prompt: str | list[dict]) -> int:  # a text, or messages (all of them count)
     "The hash that groups prompts; case, space and compatibility forms do not matter."
