@@ -91,12 +91,12 @@ def prepare(
         )
         encoded = ids(*flat)
         texts = [rm.encoder.render(*row) for row in zip(*flat)]
-        if encoded.truncated or encoded.dropped or rm.tokenizer(texts)["input_ids"] != encoded.ids:
+        if any(encoded.cut) or None in encoded.ids or rm.tokenizer(texts)["input_ids"] != encoded.ids:
             raise RuntimeError("texts that not all sides read alike")
         (work / f"{name}.json").write_text(
             json.dumps({"prompts": flat[0], "responses": flat[1], "texts": texts})
         )
-        facts[f"{name} tokens"] = sum(encoded.lengths) / len(texts)
+        facts[f"{name} tokens"] = sum(map(len, encoded.ids)) / len(texts)
     return facts | {"prompts": prompts, "k": k}
 
 

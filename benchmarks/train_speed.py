@@ -107,7 +107,7 @@ def prepare(
     whole, taken = (sum(len(a) + len(b) for a, b in some) / len(some) for some in (ids, evenly(ids, n)))
     return facts | {
         "pairs": len(ids),
-        "cut": encoded.truncated,
+        "cut": sum(encoded.cut),
         "mean tokens": whole,
         "mean tokens of the sample": taken,
     }

@@ -402,7 +402,7 @@ def test_truncation_keeps_bos_response_and_eos():
     for prompt in ("the cat sat " * 30, [{"role": "user", "content": "the cat sat " * 30}]):
         for response in ("AI is artificial.", "a"):
             batch, whole = encoder.encode([prompt], [response]), full.encode([prompt], [response]).ids[0]
-            assert batch.ids[0] == whole[:1] + whole[-23:] and batch.truncated == 1 and batch.cut == [True] and not batch.dropped
+            assert batch.ids[0] == whole[:1] + whole[-23:] and batch.cut == [True] and None not in batch.ids
 
 
 def test_response_that_does_not_fit_is_dropped():
@@ -411,16 +411,16 @@ def test_response_that_does_not_fit_is_dropped():
     long = "the cat sat on the mat and " * 9
     for prompt in ("What is AI?", [{"role": "user", "content": "What is AI?"}]):
         batch = encoder.encode([prompt] * 3, ["yes", long, "no"])
-        assert batch.dropped == [1] and batch.ids[1] is None and batch.truncated == 0 and batch.lengths[1] == 0
+        assert batch.ids[0] and batch.ids[1] is None and not any(batch.cut)
     exact = next(long[:n] for n in range(len(long), 0, -1) if len(tokens(" " + long[:n])) == encoder.room)
     batch = encoder.encode(["What is AI?"], [exact])
-    assert batch.dropped == [] and batch.truncated == 1 and batch.ids[0][1:-1] == tokens(" " + exact)
-    assert encoder.encode([long]).truncated == 1, "a full text has no known response: it is cut, not dropped"
+    assert sum(batch.cut) == 1 and batch.ids[0][1:-1] == tokens(" " + exact)
+    assert encoder.encode([long]).cut == [True], "a full text has no known response: it is cut, not dropped"
 
 
 def test_other_overflow_policies():
     batch = make_encoder(max_length=24, overflow="drop").encode(["the cat " * 30, "hi"], ["yes", "yes"])
-    assert batch.dropped == [0] and batch.truncated == 0 and batch.ids[1]
+    assert batch.ids[0] is None and not any(batch.cut) and batch.ids[1]
     with pytest.raises(ValueError, match=r"file.jsonl:7: \d+ tokens, but max_length=24"):
         make_encoder(max_length=24, overflow="error").encode(["the cat " * 30], ["yes"], names=["file.jsonl:7"])
 

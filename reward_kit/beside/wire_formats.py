@@ -13,7 +13,6 @@ import uuid
 
 from ..data.report import counted
 from ..scores.inference import RewardModel
-from ..scores.text_scorer import check_text
 from ..tools.serving import WireFormat
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #b5f006b0
@@ -88,7 +87,7 @@ def _read_input(body, *names):
     "`input` as a text, texts, token ids or lists of them, or one conversation as `messages`."
     if "messages" in body:
         body.only("messages", "chat_template_kwargs", *_VLLM_FIELDS, *names)
-        chat = [check_text(body["messages"], "messages")]
+        chat = [RewardModel.check_text(body["messages"], "messages")]
         return {"prompts": chat, "name": "messages", "template": body.template(1)}
     ids = _id_rows(body, "input")
     body.only("input", *_VLLM_FIELDS, *names)

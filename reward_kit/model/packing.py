@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from .batches import SEGMENT_ATTENTION, base_of, forward_at, innermost_model, lay_out
+from .batches import SEGMENT_ATTENTION, forward_at, innermost_model, lay_out
 
 # %% ../../nbs/2_model/24_packing.ipynb #607f038c
 def _causal_mask(masks, n, total, window, like):
@@ -218,9 +218,10 @@ def packing_problem(
     model,  # for sequence classification or causal, not wrapped for several devices
 ) -> str | None:  # None: there is none, and its attention reads segments from now on
     "Why a model cannot read packed batches, in words."
-    inner, base = innermost_model(model), base_of(model)
-    problem = _known_problem(inner, base)
-    problem = problem or _tried(base, _probe_groups(inner.config.get_text_config()))
+    inner = innermost_model(model)
+    problem = _known_problem(inner, inner.base_model)
+    groups = _probe_groups(inner.config.get_text_config())
+    problem = problem or _tried(inner.base_model, groups)
     return problem and f"{type(inner).__name__} {problem}"
 
 # %% ../../nbs/2_model/24_packing.ipynb #bf2dc043

@@ -24,9 +24,8 @@ from transformers.trainer_utils import has_length
 
 from ..data.playground import Playground
 from .batches import RewardCollator, bind_reward_forward, innermost_model
-from .encoded_data import content_hash
 from .encoding import RewardEncoder, prepare_tokenizer
-from .loss import LOSSES, total_loss
+from .loss import LOSSES
 from .measures import Sums, TrainedModel, TrainingPlan
 from .model_folder import ModelCard, RewardHead, RewardMetadata, base_name
 from .model_folder import load_reward_backbone, saved_whole
@@ -235,11 +234,11 @@ def _run_epoch(self: RewardTrainer, *args, **kwargs):
 def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     "The share of the mean loss; `num_items_in_batch` are weights of the whole batch."
     args, outputs, labels = self.args, self._rewards(model, inputs), inputs.labels()
-    rewards, keywords = outputs.logits, args.loss_kwargs or {}
-    terms = LOSSES[args.loss_type].terms(rewards, **labels, **keywords)  # (b, 4)
+    rewards, loss_type = outputs.logits, LOSSES[args.loss_type]
+    terms = loss_type.terms(rewards, **labels, **args.loss_kwargs or {})  # (b, 4)
     self._record(Sums.of_rows(rewards, terms, labels["ranks"], labels["mask"]))
     weights = num_items_in_batch if self.model.training else None
-    loss = total_loss(terms.sum(0), args.center_rewards_coefficient, weights)
+    loss = loss_type.total(terms.sum(0), args.center_rewards_coefficient, weights)
     if weights is not None:
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
     return (loss, outputs) if return_outputs else loss
@@ -546,7 +545,7 @@ def _trained_model(self: RewardTrainer):
         encoding=self.encoding,
         loss={"name": args.loss_type, "parameters": loss},
         base=self._base,
-        data_hash=data.fingerprint or content_hash(self.train_dataset),
+        data_hash=data.fingerprint or data.content_hash(self.train_dataset),
         data_kind=data.kind,
     )
     return TrainedModel(
@@ -556,7 +555,7 @@ def _trained_model(self: RewardTrainer):
         self._training_rows(loss),
         self.state.log_history,
         measured,
-        eval_hash="-".join(str(content_hash(dataset)) for dataset in self._eval_sets()),
+        eval_hash="-".join(str(data.content_hash(dataset)) for dataset in self._eval_sets()),
         data_report=data.report,
         texts=texts if self._reads_by_index else [],
         weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,

@@ -8,6 +8,8 @@ __all__ = ['RewardConfig', 'TrainingData']
 # %% ../../nbs/2_model/27_training_data.ipynb #68bf8442
 import copy
 import dataclasses
+import hashlib
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -149,6 +151,17 @@ def _kind_of(data):
         return None
     record = row if "responses" in row else to_record(row)
     return "text" if isinstance(record["responses"][0], str) else "messages"
+
+# %% ../../nbs/2_model/27_training_data.ipynb #63f10a55
+@patch
+def content_hash(self: TrainingData, dataset) -> str | None:  # of `encode`; None for a stream
+    "16 hex digits of the token ids and ranks, equal for equal data."
+    if not isinstance(dataset, datasets.Dataset):
+        return None
+    digest = hashlib.sha256()
+    for rows in dataset.select_columns(["sequences", "ranks"]).iter(1000):
+        digest.update(json.dumps([rows["sequences"], rows["ranks"]]).encode())
+    return digest.hexdigest()[:16]
 
 # %% ../../nbs/2_model/27_training_data.ipynb #93a0bdc2
 def _collate_pairs(collator, examples):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 # %% ../../nbs/5_rl/53_policies.ipynb #7aa9c4d8
-from ..model.batches import base_of, forward_at, innermost_model
+from ..model.batches import forward_at, innermost_model
 from ..model.model_folder import CheckpointError, ModelLoadError, base_name
 from ..model.model_folder import load_policy_backbone, merged_model
 from ..model.packing import choose_layout, packing_problem
@@ -141,8 +141,9 @@ def _make_critic(kind, policy, rewards=None, tokenizer=None):
     "separate, shared, or reward: from the one reward model of a `RewardMix`."
     if kind == "reward":
         return _critic_from_reward(rewards, tokenizer)
-    trunk = copy.deepcopy(base_of(policy)).requires_grad_(True) if kind == "separate" else None
-    projection = innermost_model(policy).get_output_embeddings()
+    inner = innermost_model(policy)
+    trunk = copy.deepcopy(inner.base_model).requires_grad_(True) if kind == "separate" else None
+    projection = inner.get_output_embeddings()
     head = nn.Linear(projection.weight.shape[1], 1)
     nn.init.zeros_(head.weight)  # D6: a new value head says 0 everywhere (Z)
     nn.init.zeros_(head.bias)
@@ -163,7 +164,7 @@ def _critic_from_reward(rewards, tokenizer):
     with torch.no_grad():
         head.weight.copy_(model.score.weight * slope)
         head.bias.fill_(intercept)
-    return _Critic(base_of(model), head.to(model.device))
+    return _Critic(model.base_model, head.to(model.device))
 
 # %% ../../nbs/5_rl/53_policies.ipynb #072c6ce3
 @dataclass

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..data.files import UnusableRow, read_rows
 from ..data.records import as_messages
 from ..model.batches import forward_at, innermost_model, lay_out
-from ..model.encoding import template_value
+from ..model.encoding import RewardEncoder
 from ..model.runs import is_out_of_memory
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #4c90245f
@@ -293,8 +293,8 @@ def _render(tokenizer, row):
             "a conversation, but the policy's tokenizer has no chat template; "
             "give prompts as strings, or a tokenizer with a template")
     try:
-        more = template_value(row.get("chat_template_kwargs")) or {}
-        tools = template_value(row.get("tools"))
+        more = RewardEncoder.from_json(row.get("chat_template_kwargs")) or {}
+        tools = RewardEncoder.from_json(row.get("tools"))
         return tokenizer.apply_chat_template(
             row["prompt"], tools=tools, tokenize=False, add_generation_prompt=True, **more)
     except Exception as error:  # templates raise on anything

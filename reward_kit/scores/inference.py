@@ -303,13 +303,11 @@ def store_normalization(
 def _measure_scale(preferences, rm):
     "{mean, std, n, data_hash} of the rewards; raises ValueError where they do not spread."
     preferences = load_preferences(preferences, progress=False)
-    rows = [record | {"responses": one} for record in preferences for one in record["responses"]]
-    names = ("prompt", "responses", "tools", "chat_template_kwargs")
-    prompts, answers, tools, arguments = ([row.get(name) for row in rows] for name in names)
-    template = {"tools": tools, "chat_template_kwargs": arguments}
-    rewards = rm.score(prompts, answers, too_long="none", **template)
-    found = torch.tensor([reward for reward in rewards if reward is not None], dtype=torch.float64)
-    mean, std, n = found.mean().item(), found.std(correction=0).item(), len(found)
+    prompts, responses, template = RewardEncoder.flat_texts(preferences)
+    rewards = rm.score(prompts, responses, too_long="none", **template)
+    rewards = [reward for reward in rewards if reward is not None]
+    found, n = torch.tensor(rewards, dtype=torch.float64), len(rewards)
+    mean, std = found.mean().item(), found.std(correction=0).item()
     if n < 2 or not std:
         without = f"{counted(n, 'reward')} without a spread"
         raise ValueError(f"preferences gave {without}: give more, and different, responses")

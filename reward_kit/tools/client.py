@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 
 from ..data.report import counted
-from ..scores.text_scorer import as_rows
+from ..scores.text_scorer import TextScorer
 
 # %% ../../nbs/6_tools/69_client.ipynb #ba2283b9
 class RewardServerError(RuntimeError):
@@ -86,13 +86,13 @@ class RewardClient:
 
     def score(self, prompts, responses=None, *, normalize: bool = False, too_long: str = "error"):
         "As `RewardModel.score`: a float for one text, else a list. RewardServerError."
-        prompts, responses, single = as_rows(prompts, responses)
+        prompts, responses, single = TextScorer.as_rows(prompts, responses)
         rewards = self._rewards(prompts, responses, {"normalize": normalize, "too_long": too_long})
         return rewards[0] if single else rewards
 
     def __call__(self, prompts, completions=None, **columns) -> list[float | None]:
         "Rewards as GRPO and RLOO ask for them; None: the completion alone does not fit."
-        prompts, completions, _ = as_rows(prompts, completions)
+        prompts, completions, _ = TextScorer.as_rows(prompts, completions)
         template = {key: columns[key] for key in ("tools", "chat_template_kwargs") if key in columns}
         return self._rewards(prompts, completions, {"too_long": "none"}, **template)
 

@@ -25,10 +25,9 @@ import torch
 from fastcore.basics import patch
 
 from ..data.report import counted
-from ..model.encoding import template_value
+from ..model.encoding import RewardEncoder
 from ..model.settings import ServerSettings
 from ..scores.inference import RewardModel
-from ..scores.text_scorer import as_rows
 
 # %% ../../nbs/6_tools/61_serving.ipynb #0f51e1b3
 class _RequestError(ValueError):
@@ -328,7 +327,7 @@ def template(self: _Body, n):
             entries = counted(len(value), "entry", "entries")
             raise ValueError(f"{name} has {entries} for {counted(n, 'text')}; there must be as many")
         try:
-            rows = [template_value(v) for v in (value if each else [value] * n)]
+            rows = [RewardEncoder.from_json(v) for v in (value if each else [value] * n)]
         except ValueError:  # no JSON
             rows = [value]
         if not all(isinstance(row, kind | None) for row in rows):
@@ -367,7 +366,7 @@ class WireFormat:
 def _read_rewards(body):
     "`prompts` and `responses` as `RewardModel.score` takes them, in lists."
     body.only("prompts", "responses", "normalize", "too_long", "tools", "chat_template_kwargs", "model")
-    prompts, responses, _ = as_rows(body.need("prompts"), body.get("responses"))
+    prompts, responses, _ = RewardModel.as_rows(body.need("prompts"), body.get("responses"))
     return {
         "prompts": prompts,
         "responses": responses,

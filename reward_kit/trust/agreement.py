@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data.records import response_text
 from ..data.report import counted, wilson_interval
+from ..model.encoding import RewardEncoder
 from ..scores.inference import RewardModel, TextScorer
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #ba173519
@@ -167,14 +168,7 @@ def _checked_rewards(rewards, responses):
 
 def _score_chunk(scorer, records):
     "Rewards of each record, None for one with a response that cannot be scored."
-    rows = [(record, response) for record in records for response in record["responses"]]
-    prompts = [record["prompt"] for record, _ in rows]
-    responses = [response for _, response in rows]
-    template = {}
-    for key in ("tools", "chat_template_kwargs"):
-        values = [record.get(key) for record, _ in rows]
-        if any(values):
-            template[key] = values
+    prompts, responses, template = RewardEncoder.flat_texts(records)
     rewards = iter(_checked_rewards(scorer(prompts, responses, **template), responses))
     found = [list(islice(rewards, len(record["responses"]))) for record in records]
     return [None if None in own else list(map(float, own)) for own in found]
