@@ -27,14 +27,14 @@ from .model_folder import ModelCard, RewardMetadata, merged_model
 
 # %% ../../nbs/2_model/28_measures.ipynb #90b9ecf1
 class Sums:
-    "What rows of rewards, or batches of them, add up to; a metric is a quotient of sums."
+    "What rows or batches add up to; a metric is a quotient of sums."
     NAMES = (
         *("loss", "loss_weight", "centering", "centering_weight"),  # of `Loss.terms`
         *("correct", "pairs", "margin"),
         *("reward", "square", "rewards", "min", "max"),
     )
 
-    def __init__(self, *rows):  # (n, 12) of `of_rows`, or `total` of others: they add up alike
+    def __init__(self, *rows):  # (n, 12) of `of_rows`, or the `total` of others
         sums, low, high = torch.cat(rows).split((10, 1, 1), 1)
         total = sums.sum(0, True), low.amin(0, True), high.amax(0, True)
         self.total = torch.cat(total, 1)  # (1, 12)
@@ -75,8 +75,8 @@ class Sums:
             metrics |= {"accuracy": t.correct / t.pairs, "margin": t.margin / t.pairs}
         mean = t.reward / t.rewards
         spread = math.sqrt(max(t.square / t.rewards - mean**2, 0.0))
-        return metrics | {
-            "mean_reward": mean, "std_reward": spread, "min_reward": t.min, "max_reward": t.max}
+        levels = {"mean_reward": mean, "std_reward": spread}
+        return metrics | levels | {"min_reward": t.min, "max_reward": t.max}
 
 # %% ../../nbs/2_model/28_measures.ipynb #cf32a621
 @dataclass
@@ -100,15 +100,17 @@ class TrainingPlan:
         config, every = model.config.get_text_config(), list(model.parameters())
         trained = [p for p in every if p.requires_grad]
         trainable = sum(p.numel() for p in trained)
-        layers, hidden = getattr(config, "num_hidden_layers", 1), getattr(config, "hidden_size", 0)
-        units = layers + 17 if checkpointing else 17 * layers  # of `hidden` numbers, for a token
+        layers = getattr(config, "num_hidden_layers", 1)
+        units = layers + 17 if checkpointing else 17 * layers  # of a token
+        size = getattr(config, "hidden_size", 0) * (4 if known["precision"] == "float32" else 2)
         memory = {
             "weights": sum(p.nbytes for p in every),
             "gradients": sum(p.nbytes for p in trained),
             "optimizer": 8 * trainable,
-            "activations": tokens_at_once * units * hidden * (4 if known["precision"] == "float32" else 2),
+            "activations": tokens_at_once * units * size,  # `size` bytes a unit
         }
-        return cls(parameters=sum(p.numel() for p in every), trainable=trainable, memory=memory, **known)
+        parameters = sum(p.numel() for p in every)
+        return cls(parameters=parameters, trainable=trainable, memory=memory, **known)
 
     def __str__(self):
         data, sizes = "a stream", {"about": sum(self.memory.values())} | self.memory
@@ -229,11 +231,11 @@ def _write_card(self: TrainedModel, folder, name):
     _plot_training(self.history).savefig(folder / "training_curve.png")
     encoding = "\n".join(f"- {line}" for line in about.encoding.describe().splitlines())
     curve = "![loss and accuracy by optimizer step](training_curve.png)"
-    parts = card.table(self.training), f"Encoding:\n\n{encoding}", curve
-    card.replace("training", "\n\n".join(["## Training", *parts]))
+    table = card.table(self.training)
+    card.replace("training", "## Training", table, "Encoding:", encoding, curve)
     if self.data_report is not None:
-        card.replace("data", f"## Training data\n\n{self.data_report.to_markdown()}")
-    card.replace("evaluation", "\n\n".join(["## Evaluation", *self._evaluation()]))
+        card.replace("data", "## Training data", self.data_report.to_markdown())
+    card.replace("evaluation", "## Evaluation", *self._evaluation())
 
 
 @patch

@@ -80,7 +80,7 @@ def _is_path(name):
     return looks_so is not None or isinstance(name, os.PathLike)
 
 
-def resolve_model(name) -> str:  # "playground", a folder, or a hub id
+def resolve_model(name):  # "playground", a folder, or a hub id
     "The folder or hub id behind a name. ModelLoadError: a path that can be no model."
     if str(name) == "playground":
         return str(playground_base())
@@ -96,7 +96,7 @@ def resolve_model(name) -> str:  # "playground", a folder, or a hub id
     raise ModelLoadError(f"model folder {name} {problem}")
 
 # %% ../../nbs/2_model/25_model_folder.ipynb #8e28e93f
-def base_name(name: str | os.PathLike) -> str:  # "playground", a folder, or a hub id
+def base_name(name):  # "playground", a folder, or a hub id
     "A name fit to be published: of a folder its name alone."
     if not (_is_path(name) or os.path.isdir(name)):  # a path may be gone by now
         return str(name)
@@ -126,14 +126,14 @@ class RewardHead:
         self.parts = nn.ModuleDict(heads)
 
     @property
-    def linear(self) -> nn.Linear:
+    def linear(self):
         "The last linear layer, which gives the reward. ModelLoadError where there is none."
         layers = [layer for layer in self.parts.modules() if isinstance(layer, nn.Linear)]
         if not layers:
             raise ModelLoadError("the model has no linear reward head")
         return layers[-1]
 
-    def draw(self, seed: int) -> None:
+    def draw(self, seed):
         "New weights, no bias; the global random generator is left as it is."
         head, generator = self.linear, torch.Generator().manual_seed(seed)
         weights = torch.randn(head.weight.shape, generator=generator)
@@ -196,9 +196,9 @@ def _refuse(name, why):
 def load_reward_backbone(
     name,  # "playground", a folder, or a hub id
     *,
-    new_head: bool = False,  # a model without a reward head gets one; False: an error
+    new_head=False,  # a model without a reward head gets one; False: an error
     dtype=torch.float32,  # of the weights
-    seed: int = 0,  # of a new head
+    seed=0,  # of a new head
     tokenizer=None,  # used instead of the model's own
     **given,  # of `from_pretrained`: revision, trust_remote_code, attn_implementation, ...
 ):  # -> (model, tokenizer); model.reward_head_is_new says where the head came from
@@ -270,23 +270,23 @@ class RewardMetadata:
     schema_version: str = "1.0"  # major.minor; another major version is refused
     extra: dict = field(default_factory=dict)  # other keys of the file, kept
 
-    def without_scale(self) -> "RewardMetadata":
+    def without_scale(self):
         "A copy for a model whose scores have another scale."
         return replace(copy.deepcopy(self), normalization=None, calibration=None)
 
-    def to_dict(self) -> dict:
+    def to_dict(self):
         "JSON-ready fields, the version first."
         data = asdict(self)
         extra = data.pop("extra")
         return {"schema_version": self.schema_version} | data | extra
 
-    def save(self, folder) -> Path:
+    def save(self, folder):
         "Writes `reward_kit.json` into a model folder, whole or not at all."
         return write_whole(Path(folder) / self.FILE, self.to_dict())
 
 # %% ../../nbs/2_model/25_model_folder.ipynb #83da47f3
 @patch(cls_method=True)
-def from_dict(cls: RewardMetadata, data: dict) -> RewardMetadata:
+def from_dict(cls: RewardMetadata, data):
     "Metadata of a dictionary. ValueError: an unknown major version."
     version = str(data.get("schema_version", "missing"))
     if version.partition(".")[0] != cls.schema_version.partition(".")[0]:
@@ -301,7 +301,7 @@ def from_dict(cls: RewardMetadata, data: dict) -> RewardMetadata:
 
 
 @patch(cls_method=True)
-def load(cls: RewardMetadata, folder) -> RewardMetadata | None:  # of a model, or the file itself
+def load(cls: RewardMetadata, folder):  # of a model, or the file itself
     "What a folder says about itself, or None. ValueError: damaged, or of another version."
     path = Path(folder)
     if path.is_dir():
@@ -323,29 +323,30 @@ def _section_pattern(name):
 class ModelCard:
     "The README.md of a model folder."
 
-    def __init__(self, folder: str | Path):  # of the model
+    def __init__(self, folder):  # of the model
         self.path = Path(folder) / "README.md"
 
     @property
-    def text(self) -> str:  # "" where there is none
-        "The whole card."
+    def text(self):
+        "The whole card, or an empty text."
         return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
 
-    def section(self, name: str) -> str | None:  # None: there is none of this name
-        "The Markdown of one section."
+    def section(self, name):
+        "The Markdown of one section, or None."
         found = _section_pattern(name).search(self.text)
         return found and found[1].strip()
 
-    def replace(self, name: str, markdown: str) -> Path:  # e.g. "training", content with heading
+    def replace(self, name, *paragraphs):  # e.g. "training"; Markdown, the heading first
         "Replaces one section, or adds it at the end; the rest of the card stays."
-        section = f"<!-- reward_kit:{name} -->\n{markdown.strip()}\n<!-- /reward_kit:{name} -->\n"
+        markdown = "\n\n".join(paragraphs).strip()
+        section = f"<!-- reward_kit:{name} -->\n{markdown}\n<!-- /reward_kit:{name} -->\n"
         card, found = _section_pattern(name).subn(lambda _: section, self.text, count=1)
         if not found:
             card = f"{card.rstrip()}\n\n{section}".lstrip()
         return write_whole(self.path, card)
 
     @staticmethod
-    def table(rows: dict, header: tuple = ("setting", "value")) -> str:
+    def table(rows, header=("setting", "value")):
         "Two columns in Markdown; a row whose right cell is None is left out."
         shown = [row for row in rows.items() if row[1] is not None]
         return Table(header, shown).to_markdown()
@@ -354,12 +355,12 @@ class ModelCard:
 @patch
 def begin(
     self: ModelCard,
-    title: str,  # of the model
-    text: str,  # what it is, in Markdown
-    tags: tuple = ("reward-model", "reward_kit"),  # by which the hub finds it
-    task: str = "text-classification",  # as the hub calls it
-    base: str = "",  # id of the base model; the head links to it where it is on the hub
-) -> Path:
+    title,  # of the model
+    text,  # what it is, in Markdown
+    tags=("reward-model", "reward_kit"),  # by which the hub finds it
+    task="text-classification",  # as the hub calls it
+    base="",  # id of the base model; the head links to it where it is on the hub
+):
     "A new card: front matter, title and text."
     data = huggingface_hub.ModelCardData(
         library_name="transformers",
@@ -371,7 +372,7 @@ def begin(
 
 
 @patch
-def complete(self: ModelCard) -> Path:
+def complete(self: ModelCard):
     "Makes the head say that this is a reward model; no card: a new one."
     if not self.text:
         return self.begin(self.path.parent.resolve().name, "A reward model.", ("reward-model",))
@@ -432,7 +433,7 @@ def _move_into(source, target, old):
 
 
 @contextmanager
-def saved_whole(target: str | Path, what: str = "the model"):  # a folder; for the message
+def saved_whole(target, what="the model"):  # a folder; for the message
     "Around writing into the folder that it gives, which is then moved in place. CheckpointError."
     target = Path(target)
     source = target.parent / f".{target.name}.saving-{os.getpid()}"
@@ -449,7 +450,7 @@ def saved_whole(target: str | Path, what: str = "the model"):  # a folder; for t
 
 # %% ../../nbs/2_model/25_model_folder.ipynb #e1bc809b
 @patch
-def trained_by(self: RewardHead, peft_config, added: list = ()):  # ids of added tokens
+def trained_by(self: RewardHead, peft_config, added=()):  # ids of added tokens
     "A copy that trains the head and the embeddings of added tokens too."
     config = copy.deepcopy(peft_config)
     config.task_type, config.inference_mode = "SEQ_CLS", False
@@ -464,7 +465,7 @@ def trained_by(self: RewardHead, peft_config, added: list = ()):  # ids of added
 
 
 @patch
-def check_is_trained(self: RewardHead) -> None:
+def check_is_trained(self: RewardHead):
     "ValueError when the head is frozen: it would stay random, and would not be saved."
     names = list(self.parts)
     if not any(p.requires_grad for p in self.parts.parameters()):
@@ -475,8 +476,8 @@ def check_is_trained(self: RewardHead) -> None:
 # %% ../../nbs/2_model/25_model_folder.ipynb #d7d0e194
 def merged_model(
     model,  # peft.PeftModel; left as it is
-    folder: Path,  # where the adapter goes, into adapter/
-    base: str,  # name of the base, in place of a path of this machine
+    folder,  # where the adapter goes, into adapter/
+    base,  # name of the base, in place of a path of this machine
 ):
     "Saves the adapter; a copy on the CPU with it merged. ValueError: prompt tuning."
     if any(config.is_prompt_learning for config in model.peft_config.values()):

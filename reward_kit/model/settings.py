@@ -13,7 +13,7 @@ import math
 import os
 import types
 import typing
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -22,7 +22,7 @@ class ParameterError(ValueError):
     "A setting is unknown, missing, of the wrong type or out of range."
 
 
-def nearest(name: str, names) -> str:  # as it was written; those that there are
+def nearest(name, names):  # as it was written; those that there are
     "The end of an error: ' Did you mean NAME?'; empty where none is like it."
     found = difflib.get_close_matches(name, list(names), 1)
     return f" Did you mean {found[0]}?" if found else ""
@@ -41,10 +41,10 @@ _LIMITS = {
 
 
 def check_number(
-    name: str,  # for the message
-    value: float,  # the number
-    limits: str = "",  # in words, of `_LIMITS`; "": any that is finite
-) -> None:
+    name,  # for the message
+    value,  # the number
+    limits="",  # in words, of `_LIMITS`; "": any that is finite
+):
     "ParameterError: out of its limits, or not finite."
     if not math.isfinite(value):
         limits = "a finite number"
@@ -138,16 +138,15 @@ def setting(
 
 
 @cache
-def settings_of(cls: type) -> dict[str, _Setting]:  # by name
+def settings_of(cls):  # -> {name: _Setting}
     "The settings of a class, its own and inherited ones, as they are declared."
     found = {}
     for base in reversed(cls.__mro__):
-        fields = base.__dict__.get("__dataclass_fields__", {})
-        heading = getattr(base, "heading", "")
-        for name, kind in inspect.get_annotations(base).items():
-            if name in fields and "setting" in fields[name].metadata:
-                known = fields[name].metadata["setting"]
-                found[name] = replace(known, name=name, kind=kind, heading=heading)
+        own, heading = inspect.get_annotations(base), getattr(base, "heading", "")
+        for f in getattr(base, "__dataclass_fields__", {}).values():
+            known = f.metadata.get("setting")
+            if known and f.name in own:
+                found[f.name] = replace(known, name=f.name, kind=f.type, heading=heading)
     return found
 
 # %% ../../nbs/2_model/20_settings.ipynb #b2302d2d
@@ -163,12 +162,12 @@ class _Settings:
         object.__setattr__(self, "_given", frozenset(given))
         return self
 
-    def check(self) -> None:
+    def check(self):
         "ParameterError: the setting, what it was, and what it may be."
         for name, known in settings_of(type(self)).items():
             known.check(getattr(self, name))
 
-    def fill(self, defaults: dict):  # {setting: value} -> self
+    def fill(self, defaults):  # {setting: value} -> self
         "Replaces the settings that were not named."
         for name in defaults.keys() - self._given:
             setattr(self, name, defaults[name])
@@ -184,11 +183,13 @@ _MORE_SCHEDULES = ("reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_
 @dataclass
 class _Learning(_Settings):
     heading = "learning (RewardConfig)"
-    num_train_epochs: float = setting(3.0, "Passes over the data.", "above 0", alias="epochs")
-    max_steps: int = setting(-1, "Stop after this many steps. -1: by epochs.", "above 0, or -1")
+    num_train_epochs: float = setting(
+        3.0, "Passes over the data.", "above 0", alias="epochs")
+    max_steps: int = setting(
+        -1, "Stop after this many steps. -1: by epochs.", "above 0, or -1")
     learning_rate: float | None = setting(
-        None, "Peak learning rate. None: 1e-5 up to 1B parameters, 3e-6 above, 1e-4 for LoRA.",
-        "above 0", alias="lr")
+        None, "Peak learning rate. None: 1e-5 up to 1B parameters, 3e-6 above, "
+        "1e-4 for LoRA.", "above 0", alias="lr")
     head_learning_rate: float | None = setting(
         None, "Learning rate of the reward head. None: that of the rest.", "above 0")
     per_device_train_batch_size: int = setting(
@@ -196,25 +197,31 @@ class _Learning(_Settings):
     per_device_eval_batch_size: int = setting(
         8, "Pairs a device evaluates at once.", "above 0", alias="eval_batch_size")
     gradient_accumulation_steps: int = setting(
-        1, "Batches that an optimizer step adds up.", "above 0", alias="gradient_accumulation")
+        1, "Batches that an optimizer step adds up.", "above 0",
+        alias="gradient_accumulation")
     loss_type: str = setting(
-        "bradley_terry", "Loss: bradley_terry, plackett_luce, davidson or regression.")
+        "bradley_terry", "Loss: bradley_terry, plackett_luce, davidson or "
+        "regression.")
     loss_kwargs: dict | str | None = setting(
         None, "Keywords of that loss, e.g. {'label_smoothing': 0.1}.", command=False)
     center_rewards_coefficient: float | None = setting(
-        None, "Pulls rewards towards mean zero; 0.01 is usual. None: not at all.", "0 or more")
+        None, "Pulls rewards towards mean zero; 0.01 is usual. None: not at all.",
+        "0 or more")
     warmup_steps: float = setting(
-        0, "Steps in which the learning rate rises; below 1: a share of the run.", "0 or more")
+        0, "Steps in which the learning rate rises; below 1: a share of the run.",
+        "0 or more")
     lr_scheduler_type: str = setting(
         "linear", "Learning rate schedule: linear, cosine, constant, ...",
         choices=_SCHEDULES + _MORE_SCHEDULES, alias="scheduler", metavar="NAME")
     optim: str = setting(
-        "adamw_torch_fused", "Optimizer, by a name that transformers knows.", alias="optimizer")
+        "adamw_torch_fused", "Optimizer, by a name that transformers knows.",
+        alias="optimizer")
     weight_decay: float = setting(0.0, "Weight decay.", "0 or more")
     max_grad_norm: float = setting(
         1.0, "Gradients longer than this are cut to it; 0: none.", "0 or more")
     seed: int = setting(
-        42, "Seed of the head, the order of the data and the held-out prompts.", "in [0, 2**32)")
+        42, "Seed of the head, the order of the data and the held-out prompts.",
+        "in [0, 2**32)")
 
 # %% ../../nbs/2_model/20_settings.ipynb #8ffdb50b
 _LAYOUTS = ("auto", "padded", "packed")
@@ -224,35 +231,42 @@ _LAYOUTS = ("auto", "padded", "packed")
 class _Batches(_Settings):
     heading = "texts and batches (RewardConfig)"
     max_length: int | None = setting(
-        None, "Longest (prompt, response) in tokens. None: 2048, or the model's context if shorter.",
-        "3 or more")
+        None, "Longest (prompt, response) in tokens. None: 2048, or the model's "
+        "context if shorter.", "3 or more")
     overflow: str = setting(
-        "truncate_left", "What happens to longer ones: truncate_left (the oldest of the prompt "
-        "goes), drop or error.", choices=("truncate_left", "drop", "error"))
+        "truncate_left", "What happens to longer ones: truncate_left (the oldest "
+        "of the prompt goes), drop or error.",
+        choices=("truncate_left", "drop", "error"))
     separator: str | None = setting(
-        None, "Between plain prompt and response. None: one space where there is no white space.")
+        None, "Between plain prompt and response. None: one space where there is "
+        "no white space.")
     layout: str = setting(
-        "auto", "Batches: packed computes a shared prompt once and pads nothing, padded is one "
-        "sequence a row, auto packs where the model can.", choices=_LAYOUTS)
+        "auto", "Batches: packed computes a shared prompt once and pads nothing, "
+        "padded is one sequence a row, auto packs where the model can.",
+        choices=_LAYOUTS)
     batch_tokens: int | None = setting(
-        None, "Most tokens of one pass; a larger batch is computed in micro-batches, to the same "
-        "result. None: 4096 on a CPU, else no limit.", "above 0")
+        None, "Most tokens of one pass; a larger batch is computed in "
+        "micro-batches, to the same result. None: 4096 on a CPU, else no limit.",
+        "above 0")
     train_sampling_strategy: str = setting(
-        "group_by_length", "Order: group_by_length (packed: random), random, sequential, "
-        "batch_rebalance.", command=False)
+        "group_by_length", "Order: group_by_length (packed: random), random, "
+        "sequential, batch_rebalance.", command=False)
     dataset_num_proc: int | None = setting(
         None, "Processes that encode the data. None: this one.", "above 0")
-    bf16: bool | None = setting(None, "Compute in bfloat16. None: where the hardware has it.")
+    bf16: bool | None = setting(
+        None, "Compute in bfloat16. None: where the hardware has it.")
     fp16: bool = setting(False, "Compute in float16, with a scaled loss.")
     gradient_checkpointing: bool | None = setting(
-        None, "Recompute activations in the backward pass: less memory, slower. None: off.")
+        None, "Recompute activations in the backward pass: less memory, slower. "
+        "None: off.")
 
 # %% ../../nbs/2_model/20_settings.ipynb #bd8ca226
 @dataclass
 class _Run(_Settings):
     heading = "the run (RewardConfig)"
     logging_steps: float = setting(
-        10, "Steps between two log entries; runs below 200 steps log more often.", "above 0")
+        10, "Steps between two log entries; runs below 200 steps log more often.",
+        "above 0")
     eval_strategy: str = setting(
         "no", "When to evaluate during training.", choices=("no", "steps", "epoch"))
     eval_steps: float | None = setting(
@@ -261,14 +275,18 @@ class _Run(_Settings):
         "steps", "When to save a checkpoint to resume from.",
         choices=("no", "steps", "epoch", "best"))
     save_steps: float = setting(
-        0.1, "Steps between checkpoints, lost at most; below 1: a share of the run.", "above 0")
+        0.1, "Steps between checkpoints, lost at most; below 1: a share of the "
+        "run.", "above 0")
     save_total_limit: int | None = setting(
         2, "Checkpoints kept, the newest and the best always. None: all.", "above 0")
-    load_best_model_at_end: bool = setting(False, "Keep the best checkpoint instead of the last.")
+    load_best_model_at_end: bool = setting(
+        False, "Keep the best checkpoint instead of the last.")
     restore_callback_states_from_checkpoint: bool = setting(
-        True, "Restore callbacks such as early stopping when resuming.", command=False)
+        True, "Restore callbacks such as early stopping when resuming.",
+        command=False)
     report_to: None | str | list[str] = setting(
-        "none", "Tracker: none, tensorboard, wandb, ... Nothing is ever logged unless asked for.")
+        "none", "Tracker: none, tensorboard, wandb, ... Nothing is ever logged "
+        "unless asked for.")
     show_plan: bool = setting(
         True, "Print data, steps, memory and time before training.", command=False)
     estimate_time: bool = setting(
@@ -284,34 +302,40 @@ class RewardSettings(_Run, _Batches, _Learning):
 class _Rollouts(_Settings):
     heading = "rollouts and updates (PPOConfig)"
     output_dir: str = setting(
-        "ppo-model", "Folder of the trained policy and its checkpoints.", command=False)
+        "ppo-model", "Folder of the trained policy and its checkpoints.",
+        command=False)
     total_episodes: int | None = setting(
-        None, "Responses of the whole run. None: num_train_epochs times the prompts.", "above 0")
+        None, "Responses of the whole run. None: num_train_epochs times the "
+        "prompts.", "above 0")
     num_train_epochs: float = setting(
-        1.0, "Passes over the prompts, without total_episodes.", "above 0", alias="epochs")
+        1.0, "Passes over the prompts, without total_episodes.", "above 0",
+        alias="epochs")
     per_device_train_batch_size: int = setting(
         8, "Responses in one pass of one process.", "above 0", alias="batch_size")
     gradient_accumulation_steps: int = setting(
-        8, "Passes in a batch of rollouts: it has this times per_device_train_batch_size responses "
-        "in each process.", "above 0", alias="gradient_accumulation")
+        8, "Passes in a batch of rollouts: it has this times "
+        "per_device_train_batch_size responses in each process.", "above 0",
+        alias="gradient_accumulation")
     num_mini_batches: int = setting(
         1, "Optimizer steps in one pass over a batch of rollouts.", "above 0")
     num_ppo_epochs: int = setting(4, "Passes over a batch of rollouts.", "above 0")
     local_rollout_forward_batch_size: int = setting(
-        64, "Prompts that one process samples at once: more is faster, and takes more memory.",
-        "above 0")
+        64, "Prompts that one process samples at once: more is faster, and takes "
+        "more memory.", "above 0")
     response_length: int = setting(
         53, "Longest response in tokens.", "above 0", alias="max_new_tokens")
     temperature: float = setting(
-        0.7, "Sampling temperature, also of the log-probabilities (unlike top_k and top_p).",
-        "above 0")
+        0.7, "Sampling temperature, also of the log-probabilities (unlike top_k "
+        "and top_p).", "above 0")
     top_k: int = setting(
-        0, "Sample among the k likeliest tokens; 0: all, as the theory wants.", "0 or more")
+        0, "Sample among the k likeliest tokens; 0: all, as the theory wants.",
+        "0 or more")
     top_p: float = setting(
         1.0, "Sample among the likeliest tokens of this total probability; 1: all.",
         "between 0 and 1")
     recompute_logprobs: bool | None = setting(
-        None, "Measure sampled tokens by a second forward pass. None: in bfloat16 and with vLLM.")
+        None, "Measure sampled tokens by a second forward pass. None: in bfloat16 "
+        "and with vLLM.")
     use_vllm: bool = setting(False, "Sample with vLLM, through TRL's VLLMGeneration.")
     vllm_kwargs: dict | None = setting(
         None, "Its arguments, e.g. {'mode': 'server', 'server_base_url': "
@@ -322,13 +346,16 @@ class _Rollouts(_Settings):
 class _Objective(_Settings):
     heading = "reward, KL and losses (PPOConfig)"
     missing_eos_penalty: float | None = setting(
-        None, "Taken from the score of a response that does not end. None: nothing.", "0 or more")
+        None, "Taken from the score of a response that does not end. None: "
+        "nothing.", "0 or more")
     reward_weights: list | None = setting(
         None, "Weights of several reward functions. None: all 1.")
     normalize_reward: bool | None = setting(
-        None, "Use the reward model's stored mean and spread. None: where it has them.")
+        None, "Use the reward model's stored mean and spread. None: where it has "
+        "them.")
     score_clip: float | None = setting(
-        None, "Normalised scores are cut to plus and minus this. None: not.", "above 0")
+        None, "Normalised scores are cut to plus and minus this. None: not.",
+        "above 0")
     whiten_rewards: bool = setting(
         False, "Divide the rewards of tokens by their spread in the batch.")
     whiten_advantages: bool = setting(
@@ -337,10 +364,12 @@ class _Objective(_Settings):
     kl_estimator: str = setting(
         "k1", "Estimator of the KL divergence in the penalty.", choices=("k1", "k3"))
     kl_target: float | None = setting(
-        None, "Nats a response that beta is adapted to. None: beta is fixed.", "above 0")
+        None, "Nats a response that beta is adapted to. None: beta is fixed.",
+        "above 0")
     kl_horizon: int = setting(
         10_000, "Responses over which an adapted beta changes.", "above 0")
-    cliprange: float = setting(0.2, "Clip range of the policy's probability ratio.", "above 0")
+    cliprange: float = setting(
+        0.2, "Clip range of the policy's probability ratio.", "above 0")
     vf_coef: float = setting(0.1, "Weight of the value loss.", "0 or more")
     cliprange_value: float = setting(
         0.2, "Clip range of the value around its old prediction.", "above 0")
@@ -348,23 +377,26 @@ class _Objective(_Settings):
     lam: float = setting(
         0.95, "Lambda of generalised advantage estimation.", "between 0 and 1")
     critic: str = setting(
-        "separate", "Critic: separate (a copy of the policy), shared (a head on the policy) or "
-        "reward (made from the reward model).", choices=("separate", "shared", "reward"))
+        "separate", "Critic: separate (a copy of the policy), shared (a head on "
+        "the policy) or reward (made from the reward model).",
+        choices=("separate", "shared", "reward"))
 
 # %% ../../nbs/2_model/20_settings.ipynb #4d32485d
 @dataclass
 class _Updates(_Settings):
     heading = "optimizer (PPOConfig)"
     learning_rate: float | None = setting(
-        None, "Peak rate of the policy. None: 3e-6, and 1e-4 for LoRA.", "above 0", alias="lr")
+        None, "Peak rate of the policy. None: 3e-6, and 1e-4 for LoRA.", "above 0",
+        alias="lr")
     critic_learning_rate: float | None = setting(
-        None, "Peak rate of the critic. None: that of the policy, and 3e-6 beside LoRA's 1e-4 if "
-        "its trunk is its own.", "above 0")
+        None, "Peak rate of the critic. None: that of the policy, and 3e-6 beside "
+        "LoRA's 1e-4 if its trunk is its own.", "above 0")
     lr_scheduler_type: str = setting(
         "linear", "Schedule over the batches: linear, cosine, constant, ...",
         choices=_SCHEDULES, alias="scheduler", metavar="NAME")
     warmup_steps: float = setting(
-        0, "Batches in which the learning rate rises; below 1: a share of the run.", "0 or more")
+        0, "Batches in which the learning rate rises; below 1: a share of the run.",
+        "0 or more")
     adam_beta1: float = setting(0.9, "AdamW's decay of the mean.", "in [0, 1)")
     adam_beta2: float = setting(0.999, "AdamW's decay of the square.", "in [0, 1)")
     adam_epsilon: float = setting(1e-5, "AdamW's epsilon.", "above 0")
@@ -380,24 +412,31 @@ class _PolicyRun(_Settings):
         42, "Seed of the prompts' order, of sampling and of the held-out prompts.",
         "in [0, 2**32)")
     bf16: bool | None = setting(
-        None, "Compute in bfloat16, with weights as they are. None: where the hardware can.")
-    use_cpu: bool = setting(False, "Train on the CPU even if there is an accelerator.")
+        None, "Compute in bfloat16, with weights as they are. None: where the "
+        "hardware can.")
+    use_cpu: bool = setting(
+        False, "Train on the CPU even if there is an accelerator.")
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: less memory, slower.")
     layout: str = setting(
-        "auto", "Batches of the updates: packed pads nothing, padded is one episode a row, auto "
-        "packs where the models can.", choices=_LAYOUTS)
-    logging_steps: int = setting(1, "Batches of rollouts between two log entries.", "above 0")
+        "auto", "Batches of the updates: packed pads nothing, padded is one "
+        "episode a row, auto packs where the models can.", choices=_LAYOUTS)
+    logging_steps: int = setting(
+        1, "Batches of rollouts between two log entries.", "above 0")
     eval_steps: float | None = setting(
-        None, "Batches between evaluations; below 1: a share. None: at the end.", "above 0")
+        None, "Batches between evaluations; below 1: a share. None: at the end.",
+        "above 0")
     save_steps: float = setting(
-        0.1, "Batches between checkpoints; below 1: a share of the run; 0: none.", "0 or more")
+        0.1, "Batches between checkpoints; below 1: a share of the run; 0: none.",
+        "0 or more")
     save_total_limit: int | None = setting(
         2, "Checkpoints kept during the run. None: all.", "above 0")
     num_sample_generations: int = setting(
-        5, "How often samples are shown beside the progress bar; 0: never.", "0 or more")
+        5, "How often samples are shown beside the progress bar; 0: never.",
+        "0 or more")
     report_to: str | list[str] = setting(
-        "none", "Tracker: none, tensorboard, wandb, ...; in Python also a list of them.")
+        "none", "Tracker: none, tensorboard, wandb, ...; in Python also a list of "
+        "them.")
     run_name: str = setting("ppo", "Name of the run for trackers.")
     disable_tqdm: bool = setting(False, "No progress bar.", command=False)
     model_init_kwargs: dict | None = setting(
@@ -415,14 +454,17 @@ class LoraSettings(_Settings):
     "The adapter, and the precision of the base under it."
     heading = "LoRA"
     lora: bool = setting(
-        False, "Train LoRA adapters instead of all weights; the head is always trained.")
+        False, "Train LoRA adapters instead of all weights; the head is always "
+        "trained.")
     lora_r: int = setting(16, "Rank.", "above 0")
-    lora_alpha: int = setting(32, "Scale; the update is multiplied by alpha / r.", "above 0")
+    lora_alpha: int = setting(
+        32, "Scale; the update is multiplied by alpha / r.", "above 0")
     lora_dropout: float = setting(0.05, "Dropout in the adapters.", "in [0, 1)")
     target_modules: str = setting(
         "all-linear", "all-linear, or module names with commas.", metavar="NAMES")
     quantization: str | None = setting(
-        None, "Quantise the base, with lora on CUDA. None: no.", choices=("int4", "int8"))
+        None, "Quantise the base, with lora on CUDA. None: no.",
+        choices=("int4", "int8"))
 
 
 @dataclass
@@ -431,19 +473,22 @@ class DataSettings(_Settings):
     heading = "reading the data"
     format: str = setting("auto", "Force a data format instead of detecting it.")
     split: str | None = setting(None, "Split of a data set that has several.")
-    prompt_column: str | None = setting(None, "Column that holds the prompt.", metavar="COLUMN")
+    prompt_column: str | None = setting(
+        None, "Column that holds the prompt.", metavar="COLUMN")
     chosen_column: str | None = setting(
         None, "Column that holds the chosen response.", metavar="COLUMN")
     rejected_column: str | None = setting(
         None, "Column that holds the rejected response.", metavar="COLUMN")
     column: str | None = setting(
-        None, "Any other column, as scores=ratings, or scores= where there is none; may be repeated.",
-        many=True, metavar="NAME=COLUMN")
+        None, "Any other column, as scores=ratings, or scores= where there is "
+        "none; may be repeated.", many=True, metavar="NAME=COLUMN")
     label: str | None = setting(
-        None, "What a label means: VALUE=a, VALUE=b or VALUE=tie, where a and b are the responses in "
-        "their order; may be repeated.", many=True, metavar="VALUE=SIDE")
+        None, "What a label means: VALUE=a, VALUE=b or VALUE=tie, where a and b "
+        "are the responses in their order; may be repeated.", many=True,
+        metavar="VALUE=SIDE")
     strict: bool = setting(
-        False, "Make the first unusable row an error instead of dropping and counting it.")
+        False, "Make the first unusable row an error instead of dropping and "
+        "counting it.")
 
 # %% ../../nbs/2_model/20_settings.ipynb #13c4aad6
 @dataclass
@@ -451,11 +496,13 @@ class ScoringSettings(_Settings):
     "How a reward model is run."
     heading = "running the model"
     max_length: int | None = setting(
-        None, "Longest text in tokens. None: as trained.", "3 or more", metavar="TOKENS")
+        None, "Longest text in tokens. None: as trained.", "3 or more",
+        metavar="TOKENS")
     batch_tokens: int | None = setting(
-        None, "Tokens computed at once: less takes less memory. None: 4096 on a CPU, else 16384.",
-        "above 0", metavar="TOKENS")
-    device: str | None = setting(None, "cpu, cuda, mps, ... None: the fastest there is.")
+        None, "Tokens computed at once: less takes less memory. None: 4096 on a "
+        "CPU, else 16384.", "above 0", metavar="TOKENS")
+    device: str | None = setting(
+        None, "cpu, cuda, mps, ... None: the fastest there is.")
 
 
 @dataclass(frozen=True)
@@ -471,35 +518,30 @@ class ServerSettings(_Settings):
     max_batch_rows: int = setting(
         512, "Texts after which a batch is not added to.", "above 0", command=False)
     body_timeout_s: float = setting(
-        30.0, "Seconds in which the body of a request must arrive.", "above 0", command=False)
+        30.0, "Seconds in which the body of a request must arrive.", "above 0",
+        command=False)
     shutdown_timeout: float = setting(
-        20.0, "Seconds to finish what was accepted when it is stopped; the rest gets 503.",
-        "0 or more", metavar="SECONDS")
+        20.0, "Seconds to finish what was accepted when it is stopped; the rest "
+        "gets 503.", "0 or more", metavar="SECONDS")
 
 # %% ../../nbs/2_model/20_settings.ipynb #81bc7b0f
 @contextmanager
-def quiet(progress: bool = False):  # True: the bars of datasets (reading, encoding) stay
+def quiet(progress=False):  # True: the bars of datasets (reading, encoding) stay
     "No bars of loading and writing, no notices of transformers and the hub."
     from datasets.utils import logging as datasets_logging
     from huggingface_hub import utils as hub
     from transformers.utils import logging
 
-    levels = {library: library.get_verbosity() for library in (logging, hub.logging)}
-    with_bars = [logging] if progress else [logging, datasets_logging]
-    hushed = [library for library in with_bars if library.is_progress_bar_enabled()]
-    downloads_shown = not hub.are_progress_bars_disabled()
-    for library in levels:
-        library.set_verbosity_error()
-    for library in hushed:
-        library.disable_progress_bar()
-    if downloads_shown:
-        hub.enable_progress_bars()  # transformers' switch is theirs too
-    try:
+    with ExitStack() as undo:
+        hidden = hub.are_progress_bars_disabled()
+        keep = hub.disable_progress_bars if hidden else hub.enable_progress_bars
+        undo.callback(keep)
+        for library in (logging, hub.logging):
+            undo.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity_error()
+        for library in [logging] if progress else [logging, datasets_logging]:
+            if library.is_progress_bar_enabled():
+                undo.callback(library.enable_progress_bar)
+                library.disable_progress_bar()
+        keep()  # transformers' switch of bars is the hub's too
         yield
-    finally:
-        for library, level in levels.items():
-            library.set_verbosity(level)
-        for library in hushed:
-            library.enable_progress_bar()
-        if not downloads_shown:
-            hub.disable_progress_bars()

@@ -348,7 +348,7 @@ def _complete_folder(folder, held_out, data_report, progress, say):
     data_report.plot().savefig(folder / "data_report.png", bbox_inches="tight")
     picture = "![lengths of the responses, and how often the longer one is chosen](data_report.png)"
     parts = ["## Training data", data_report.title, data_report.to_markdown(), picture]
-    ModelCard(folder).replace("data", "\n\n".join(parts))
+    ModelCard(folder).replace("data", *parts)
     return report
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #8cb5fed0

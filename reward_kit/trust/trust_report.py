@@ -377,4 +377,4 @@ def write_model_card(
         text.append(f"![{report.captions[name]}](trust_{name}.png)")
     card = ModelCard(folder)
     card.complete()
-    return card.replace("evaluation", "\n\n".join(text))
+    return card.replace("evaluation", *text)
