@@ -30,7 +30,7 @@ from .measures import Sums, TrainedModel, TrainingPlan
 from .model_folder import ModelCard, RewardHead, RewardMetadata, base_name
 from .model_folder import load_reward_backbone, saved_whole
 from .packing import choose_layout, packing_problem
-from .runs import Checkpoints, MicroBatches, StopOnInterrupt, is_out_of_memory
+from .runs import Checkpoints, MicroBatches, StopOnInterrupt
 from .training_data import RewardConfig, TrainingData
 
 # %% ../../nbs/2_model/29_trainer.ipynb #5a0b3582
@@ -85,7 +85,7 @@ class RewardTrainer(trl.RewardTrainer):
         vars(args).update(used)
         self._signature_columns = "sequences lengths ranks scores margin weight".split()
         self._keep_lora_dropout()
-        budget = args.batch_tokens or (4096 if args.device.type == "cpu" else None)  # more: slower
+        budget = args.batch_tokens or (4096 if args.device.type == "cpu" else None)
         if self._sharded:  # all processes gather the weights, equally often
             budget = None
         can_split = args.world_size == 1 and not self._sharded
@@ -433,7 +433,7 @@ def _measure_seconds(self: RewardTrainer, tokens, steps):
         self._time_pass(batch)
         seconds = self._time_pass(batch)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not MicroBatches.is_out_of_memory(error):
             raise
     self.model.zero_grad()
     self._train_totals = []

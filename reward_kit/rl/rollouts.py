@@ -23,7 +23,7 @@ from ..data.files import UnusableRow, read_rows
 from ..data.records import as_messages
 from ..model.batches import forward_at, innermost_model, lay_out
 from ..model.encoding import RewardEncoder
-from ..model.runs import is_out_of_memory
+from ..model.runs import MicroBatches
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #4c90245f
 @dataclass
@@ -225,7 +225,7 @@ def check(self: Sampling, policy) -> None:
         moved = _effect_of_padding(policy.eval())
         problem = f"the padding of a batch moves {moved:.0%} of the next probabilities"
     except Exception as error:
-        if is_out_of_memory(error):
+        if MicroBatches.is_out_of_memory(error):
             raise
         moved, problem = 1, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     if moved > 0.05:

@@ -36,7 +36,7 @@ from ..data.report import counted
 from ..model.loss import LOSSES
 from ..model.model_folder import ModelCard, ModelLoadError, RewardMetadata, resolve_model
 from ..model.runs import Checkpoints, RunRecord
-from ..model.settings import ParameterError, check_number, nearest, quiet
+from ..model.settings import ParameterError, nearest, quiet
 from ..model.trainer import RewardConfig, RewardTrainer
 from ..rl.policies import PPOConfig
 from ..rl.ppo import PPOTrainer
@@ -117,8 +117,8 @@ def train_reward_model(
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #23a088fe
 def _start(output, say, eval_fraction, limits, max_samples):
-    check_number("eval_fraction", eval_fraction, limits)
-    if max_samples is not None: check_number("max_samples", max_samples, "above 0")
+    ParameterError.check_number("eval_fraction", eval_fraction, limits)
+    if max_samples is not None: ParameterError.check_number("max_samples", max_samples, "above 0")
     run = RunRecord(output)
     run.check_writable()
     return run, say if run.is_main else lambda line: None
