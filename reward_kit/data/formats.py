@@ -13,7 +13,7 @@ from itertools import chain
 
 from fastcore.basics import patch
 
-from .columns import Columns, unnest
+from .columns import Columns
 from .files import PreferenceDataError, UnusableRow
 from .records import Row, as_messages, record_keys
 
@@ -39,7 +39,7 @@ class PreferenceFormat:
         used = {*self.needs, *verdict, *self.optional, *_COMMON}
         self.columns = {name: column for name, column in columns.items() if name in used}
         self.needed = [name for name in (*self.needs, *verdict, "prompt") if name in columns]
-        self.transcripts, self.flatten, self.present = transcripts, unnest([])[0], []
+        self.transcripts, self.flatten, self.present = transcripts, Columns.unnest([])[0], []
 
     def __repr__(self):
         return f"{self.name}({self.columns})"
@@ -451,7 +451,7 @@ def _learn_labels(self: PreferenceFormat, rows, labels, judged):
 @patch(cls_method=True)
 def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, *, judged=True):
     "The format of some rows, arguments as for `load_preferences`; `judged` False: they are to be scored."
-    flatten, items = unnest([(None, row) for row in rows])
+    flatten, items = Columns.unnest([(None, row) for row in rows])
     fmt = cls.of_flat([row for _, row in items if isinstance(row, dict)], columns, format, labels, judged)
     fmt.flatten = flatten
     return fmt

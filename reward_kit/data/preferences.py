@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from .columns import unnest
+from .columns import Columns
 from .files import PreferenceDataError, UnusableRow, append_rows, read_rows
 from .files import write_whole
 from .formats import PreferenceFormat, to_record
@@ -308,7 +308,7 @@ def _open(source, given):
         first += more
     if not first:
         raise PreferenceDataError("empty, there are no rows")
-    flatten, flat = unnest(first)
+    flatten, flat = Columns.unnest(first)
     rows = _dicts(flat)
     try:
         fmt = PreferenceFormat.of_flat(rows, *given) if rows else PreferenceFormat({})

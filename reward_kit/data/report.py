@@ -28,9 +28,10 @@ def wilson_interval(
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"wilson_interval needs 0 <= correct <= n >= 1, got {correct=}, {n=}")
     z, share = NormalDist().inv_cdf((1 + level) / 2), correct / n
-    middle, spread = share + z * z / (2 * n), share * (1 - share) / n + z * z / (4 * n * n)
-    ends = [(middle + sign * math.sqrt(spread)) / (1 + z * z / n) for sign in (-z, z)]
-    return float(min(max(ends[0], 0.0), share)), float(max(min(ends[1], 1.0), share))
+    middle = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = (end / (1 + z * z / n) for end in (middle - spread, middle + spread))
+    return float(min(max(low, 0.0), share)), float(max(min(high, 1.0), share))
 
 # %% ../../nbs/1_data/11_report.ipynb #5d19519c
 def percent(*shares: float | None) -> str:  # 0..1; two are the ends of an interval

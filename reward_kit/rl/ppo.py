@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #ffbe24f0
-from ..data.files import json_ready, write_whole
+from ..data.files import write_whole
 from ..data.records import response_text
 from ..data.report import Table
 from ..model.model_folder import saved_whole
@@ -532,7 +532,7 @@ def _write_state(self: PPOTrainer, folder):
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         schedule = {"scheduler": self.scheduler.state_dict(), "kl_coef": self.kl_coef}
         torch.save(schedule, folder / "scheduler.pt")
-        write_whole(folder / "ppo_settings.json", json_ready(self._deciding_settings()))
+        write_whole(folder / "ppo_settings.json", self._deciding_settings())
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #eacf0f3b
