@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
-from .records import hash64, prompt_key, record_keys, response_text
+from .records import hash64, prompt_key, response_text
 from .report import Report, Section, Table, counted, forest_plot, percent
 from .report import wilson_interval
 
@@ -77,13 +77,13 @@ _COLUMNS = pa.schema([
 
 
 def _measure(record, words, lengths):
-    key, prompt, keys = record_keys(record)
+    prompt, *keys = map(hash64, [record["prompt"], *record["responses"]])
     ranks = record["ranks"]
     both = combinations(zip(ranks, keys, strict=True), 2)
     ordered = [(a, b) for (rank, a), (other, b) in both if rank < other]
     content = list(map(record.get, _CONTENT))
     return dict(zip(_LENGTHS, lengths, strict=True)) | {
-        "key": key,  # of the pair: prompt, responses, ranks
+        "key": hash64(record),  # of the pair: prompt, responses, ranks
         "digest": hash64(f"{prompt} {keys} {ranks} {content}"),  # of all content
         "group": _prompt_group(record, keys),
         "source": hash64(record["source"] or ""),
