@@ -51,7 +51,8 @@ class TokenInfluence:
         return sorted(zip(self.tokens, self.values), key=lambda pair: -abs(pair[1]))[:n]
 
     def __repr__(self):
-        moved = ", ".join(f"{token.strip()!r} {value:+.2f}" for token, value in self.top(5))
+        moved = ", ".join(
+            f"{token.strip()!r} {value:+.2f}" for token, value in self.top(5))
         return f"reward {self.reward:.2f}; by {self.method}, most moved by: {moved}"
 
     def _repr_html_(self):
@@ -76,7 +77,8 @@ def _token_html(token, value, largest):
     if strength < 0.05 or not word:
         return f"<span title='{value:+.3f}'>{html.escape(token)}</span>"
     before, _, after = token.partition(word)
-    marked = _marked(word, *(_RAISED if value > 0 else _LOWERED), f"{value:+.3f}", strength)
+    marked = _marked(
+        word, *(_RAISED if value > 0 else _LOWERED), f"{value:+.3f}", strength)
     return before + marked + after
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #c02ef1d6
@@ -125,7 +127,8 @@ def _leave_words_out(model, prompt, response):
 # %% ../../nbs/6_tools/63_explorer.ipynb #e26bf77d
 def _embedding_gradient(model, ids):  # RewardModel, (t,) of one text
     "Embeddings (t, h) of the tokens, the reward's gradient (t, h), the reward."
-    inputs, embed = model.scorer.batch([[ids]]).model_inputs(), model.model.get_input_embeddings()
+    inputs = model.scorer.batch([[ids]]).model_inputs()
+    embed = model.model.get_input_embeddings()
     with torch.enable_grad():
         embeddings = embed(inputs.pop("input_ids")).detach().requires_grad_(True)
         reward = model.model(inputs_embeds=embeddings, **inputs).logits.float().sum()
@@ -152,12 +155,14 @@ def _token_influences(model, prompt, response, method):
         embeddings, gradient, reward = _embedding_gradient(model, ids)
         values = (embeddings.double() * gradient.double()).sum(-1)[kept].tolist()
     else:
-        reward, *others = model.score_ids([ids, *(ids[:i] + ids[i + 1 :] for i in kept)])
+        reward, *others = model.score_ids(
+            [ids, *(ids[:i] + ids[i + 1 :] for i in kept)])
         values = [reward - other for other in others]
     return _token_texts(model.tokenizer, [ids[i] for i in kept]), values, reward
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #89224247
-_EXPLAINED = [("leave_one_out", "word"), ("leave_one_out", "token"), ("gradient", "token")]
+_EXPLAINED = [
+    ("leave_one_out", "word"), ("leave_one_out", "token"), ("gradient", "token")]
 
 
 def _loaded(model):
@@ -183,11 +188,14 @@ def explain_reward(
             f"and gradients are by token; got {method!r} and {unit!r}"
         )
     if unit == "word":
-        return TokenInfluence(*_leave_words_out(model, prompt, response), method, unit)
+        return TokenInfluence(
+            *_leave_words_out(model, prompt, response), method, unit)
     if not isinstance(model, RewardModel):
         kind = type(model).__name__
-        raise TypeError(f"tokens are those of a RewardModel, not of {kind}; choose unit='word'")
-    return TokenInfluence(*_token_influences(model, prompt, response, method), method, unit)
+        raise TypeError(
+            f"tokens are those of a RewardModel, not of {kind}; choose unit='word'")
+    return TokenInfluence(
+        *_token_influences(model, prompt, response, method), method, unit)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #f1802abc
 @dataclass(repr=False)
@@ -231,9 +239,11 @@ def compare_responses(
     model, responses = _loaded(model), list(responses)
     scores = torch.tensor(_scores(model, prompt, responses), dtype=torch.float64)
     gaps = (scores[:, None] - scores[None, :]) / getattr(model, "temperature", 1.0)
-    found = ResponseComparison(prompt, responses, scores.tolist(), gaps.sigmoid().tolist())
+    found = ResponseComparison(
+        prompt, responses, scores.tolist(), gaps.sigmoid().tolist())
     if method:
-        found.influences = [explain_reward(model, prompt, r, method) for r in responses]
+        found.influences = [
+            explain_reward(model, prompt, r, method) for r in responses]
     return found
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #bdb5fda1
@@ -241,10 +251,12 @@ def compare_responses(
 def _repr_html_(self: ResponseComparison):
     found = self.influences or []
     largest = max((abs(value) for own in found for value in own.values), default=0.0)
-    texts = [own.to_html(largest) for own in found] or [View.text(r) for r in self.responses]
+    texts = [own.to_html(largest) for own in found]
+    texts = texts or [View.text(r) for r in self.responses]
     tables = "".join(f"<div>{section.to_html()}</div>" for section in self.sections())
     shown = f"<div style='display:flex;flex-wrap:wrap;gap:2em;align-items:start'>{tables}</div>"
-    pane, small = f"{View.styles['pane']};margin-top:.5em;max-height:18em", View.styles["small"]
+    pane = f"{View.styles['pane']};margin-top:.5em;max-height:18em"
+    small = View.styles["small"]
     for i, text in enumerate(texts, 1):
         shown += f"<div style='{pane}'><div style='{small}'>response {i}</div>{text}</div>"
     return f"<div style='{View.styles['page']}'>{shown}</div>"
@@ -271,7 +283,8 @@ class RewardExplorer(View):
         if isinstance(self.model, RewardModel):
             methods.append(("gradient of tokens", "gradient"))
         layout = {"width": "13em"}
-        self.method = w.Dropdown(options=methods, value="leave_one_out", layout=layout)
+        self.method = w.Dropdown(
+            options=methods, value="leave_one_out", layout=layout)
         score = w.Button(description="Score", button_style="primary")
         add = w.Button(description="Add a response")
         score.on_click(lambda _: self.score())

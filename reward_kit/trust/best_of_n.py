@@ -26,8 +26,9 @@ def _reward_rows(proxy, gold):
     for i, (p, g) in enumerate(rows):
         alike = p.shape == g.shape == (len(p),) and len(p) > 0
         if not alike or not np.isfinite([p, g]).all():
-            raise ValueError(f"prompt {i} needs a finite proxy and gold reward of every response, got "
-                             f"shapes {p.shape} and {g.shape}; leave out what was not scored")
+            raise ValueError(f"prompt {i} needs a finite proxy and gold reward "
+                             f"of every response, got shapes {p.shape} and {g.shape}; "
+                             "leave out what was not scored")
     return rows
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #f242b229
@@ -95,13 +96,13 @@ def verdicts(self: BestOfNCurve):
     elif high < 0:
         found, change = "is worse than", "falls"
         gain, low, high = -gain, -high, -low
-    sentences = [f"The best of {self.n[-1]} {found} a random response: "
-                 f"gold reward {change} by {gain:.2f} ({low:.2f} to {high:.2f})."]
+    sentences = [f"The best of {self.n[-1]} {found} a random response: gold "
+                 f"reward {change} by {gain:.2f} ({low:.2f} to {high:.2f})."]
     low, high = self.last_minus_peak
     if high < 0:
         lower = f"lower by {-high:.2f} to {-low:.2f} at {self.n[-1]}"
-        sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and {lower}, "
-                         "while the proxy goes on rising.")
+        sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and "
+                         f"{lower}, while the proxy goes on rising.")
     return sentences
 
 # %% ../../nbs/4_trust/47_best_of_n.ipynb #9126b17c
@@ -128,7 +129,10 @@ def figures(self: BestOfNCurve):
     axes.plot(x, proxy, color="#D55E00", linestyle="--", label="proxy, which chooses")
     axes.fill_between(x, *band, color="#0072B2", alpha=0.2, linewidth=0)
     axes.plot(x, gold, color="#0072B2", marker="o", markersize=3, label=label)
-    axes.set(xlabel="root of KL(n) (square root of nats)", ylabel="gain over a random response (sd)")
+    axes.set(
+        xlabel="root of KL(n) (square root of nats)",
+        ylabel="gain over a random response (sd)",
+    )
     axes.legend(frameon=False, fontsize=8)
     return {"curve": figure}
 

@@ -141,7 +141,8 @@ def compare_models(
     intervals = drawn, _matched_interval(*wins, len(d), level)
     p_values = _sign_flip_p_value(sums), _mcnemar_p_value(*wins)
     counts = len(d), len(total)
-    return _PairedComparison(*names, *means, *intervals, *wins, *counts, *p_values, level)
+    return _PairedComparison(
+        *names, *means, *intervals, *wins, *counts, *p_values, level)
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #236573e8
 def _holm_correction(p_values): # (M,) -> (M,) in the same order
@@ -198,7 +199,8 @@ def _run_names(runs):
         kind = getattr(run, "__name__", type(run).__name__)
         paths.append(Path(run if isinstance(run, (str, Path)) else kind))
     for depth in (1, 2):
-        names = ["/".join(path.parts[-depth:]).removesuffix(".json") for path in paths]
+        names = [
+            "/".join(path.parts[-depth:]).removesuffix(".json") for path in paths]
         if len(set(names)) == len(names):
             return names
     raise ValueError(f"two runs are called {max(names, key=names.count)!r}; "
@@ -267,7 +269,8 @@ def judged_pairs(
 
     Raises ValueError where there is none, and for rewards of other data."""
     pairs, n = pair_table(preferences), counted(len(preferences), "record")
-    rewards = [own for run in runs for own in _rewards_of(run, preferences, **scoring)]
+    rewards = [
+        own for run in runs for own in _rewards_of(run, preferences, **scoring)]
     difference = np.array([pairs.differences(own) for own in rewards])
     scored = ~np.isnan(difference).any(0)
     if not scored.any():
@@ -300,7 +303,8 @@ def _seed_sentences(settings):
         sentences.append(f"One seed of {which}: "
                          "differences between seeds are not in these intervals.")
     if any(s["seeds"] in (2, 3) for s in settings):
-        sentences.append("With two or three seeds the spread between them is known only roughly.")
+        sentences.append("With two or three seeds the spread between them "
+                         "is known only roughly.")
     return sentences
 
 # %% ../../nbs/4_trust/44_comparing.ipynb #dd5fa304
@@ -321,12 +325,14 @@ class _RunComparison(Report):
         m, sentences = len(self.comparisons), []
         for c in self.comparisons:
             if m <= 6 or c["corrected"] < 1 - self.level:
-                found = [c[name] for name in ("a", "b", "difference", "low", "high", "p")]
+                found = [
+                    c[name] for name in ("a", "b", "difference", "low", "high", "p")]
                 corrected = c["corrected"] if m > 1 else None
                 sentences.append(_comparison_sentence(*found, corrected, self.level))
         others = m - len(sentences)
         if others:
-            sentences.append(f"The other {others} of {m} comparisons cannot be told apart.")
+            sentences.append(
+                f"The other {others} of {m} comparisons cannot be told apart.")
         return sentences + _seed_sentences(self.settings)
 
     def sections(self):
@@ -341,7 +347,8 @@ class _RunComparison(Report):
         "Differences with their intervals; dotted where zero is inside."
         rows = []
         for c in self.comparisons:
-            rows.append((f"{c['b']} - {c['a']}", c["difference"], c["low"], c["high"]))
+            rows.append(
+                (f"{c['b']} - {c['a']}", c["difference"], c["low"], c["high"]))
         xlabel = f"difference in accuracy (points) with {self.confidence} intervals"
         return {"differences": forest_plot(rows, xlabel, scale=100, line=0)}
 

@@ -70,7 +70,8 @@ def verdicts(self: CrossValidation):
     if low <= 0.5 <= high:
         sentences.append("This cannot be told from chance.")
     if len(self.seeds) == 1:
-        sentences.append("One seed: what another seed would change is not in this interval.")
+        sentences.append(
+            "One seed: what another would change is not in this interval.")
     return sentences
 
 # %% ../../nbs/4_trust/45_labels.ipynb #89818b0f
@@ -130,7 +131,8 @@ def cross_validate(
     preferences = load_preferences(data, progress=progress, **loading)
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must hold one or more different numbers, got {seeds}")
+        raise ValueError(
+            f"seeds must hold one or more different numbers, got {seeds}")
     pair_table(preferences)  # ties alone are refused before anything is trained
     with tqdm(total=folds * len(seeds), desc="Training models", disable=not progress) as bar:
         found = [_out_of_fold(train, preferences, folds, seed, bar) for seed in seeds]
@@ -197,31 +199,33 @@ def _vote_counts(row, column, origin):
     if cell is None or isinstance(cell, float) and math.isnan(cell):
         return 1, 0, 0
     try:
-        counts = [int(count) for count in (json.loads(cell) if isinstance(cell, str) else cell)]
+        counts = list(map(int, json.loads(cell) if isinstance(cell, str) else cell))
     except (TypeError, ValueError):
         counts = []
     if len(counts) not in (2, 3) or min(counts) < 0:
-        raise PreferenceDataError(f"{origin}: {column} is {cell!r}; it must hold two or three "
-                                  "counts: for the preferred response, for the other, ties")
+        raise PreferenceDataError(
+            f"{origin}: {column} is {cell!r}; it must hold two or three counts: "
+            "for the preferred response, for the other, ties")
     return (*counts, 0)[:3]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #c459c4b6
 def _add_votes(counts, record, given):
     "Add to {(prompt, a, b): [votes for a, for b, ties]} of each two responses."
     texts = [json.dumps(response, sort_keys=True) for response in record["responses"]]
-    for i, j in itertools.combinations(range(len(texts)), 2):  # i is preferred unless they tie
+    for i, j in itertools.combinations(range(len(texts)), 2): # i is preferred, or they tie
         tied = record["ranks"][i] == record["ranks"][j]
         better, worse, ties = (0, 0, 1) if tied and given == (1, 0, 0) else given
         (a, for_a), (b, for_b) = sorted([(texts[i], better), (texts[j], worse)])
-        total = counts.setdefault((prompt_key(record["prompt"]), a, b), np.zeros(3, int))
+        total = counts.setdefault(
+            (prompt_key(record["prompt"]), a, b), np.zeros(3, int))
         total += for_a, for_b, ties
 
 # %% ../../nbs/4_trust/45_labels.ipynb #0e4e0381
 def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
     "Votes on every distinct pair, and the number of unreadable rows."
     if isinstance(data, Preferences):
-        raise TypeError("annotator_ceiling needs the raw rows, as Preferences lose repeated votes; "
-                        "pass the file or the list of dicts")
+        raise TypeError("annotator_ceiling needs the raw rows, as Preferences lose repeated "
+                        "votes; pass the file or the list of dicts")
     rows, counts, unusable = list(read_rows(data)), {}, 0
     readable = [row for _, row in rows if isinstance(row, dict)]
     if not readable:
@@ -257,8 +261,8 @@ class _AnnotatorCeiling(Report):
     def verdicts(self):
         sentences = [
             f"People agree with each other in {percent(self.agreement)} "
-            f"({percent(*self.interval)}) of repeated judgements: on single labels like these "
-            "no model can be shown to be better than about "
+            f"({percent(*self.interval)}) of repeated judgements: on single labels "
+            "like these no model can be shown to be better than about "
             f"{percent(self.ceiling)} ({percent(*self.ceiling_interval)})."
         ]
         if self.interval[0] <= 0.5:
@@ -302,8 +306,9 @@ def annotator_ceiling(
     n = first + second
     many = n >= 2
     if not many.any():
-        raise PreferenceDataError(f"none of {counted(len(n), 'pair')} has two labels or more: "
-                                  "agreement cannot be measured; have some pairs judged twice")
+        raise PreferenceDataError(
+            f"none of {counted(len(n), 'pair')} has two labels or more: agreement "
+            "cannot be measured; have some pairs judged twice")
     agreement = (first * (first - 1) + second * (second - 1))[many] / (n * (n - 1))[many]
     prompts = np.array([prompt for prompt, *_ in counts])[many]
     found = Bootstrap(samples, level, seed).accuracy(agreement, prompts)
@@ -343,7 +348,8 @@ class Mistakes(Report):
         rows = []
         for m in self.mistakes:
             numbers = f"{m['difference']:.2f}", percent(m["probability"])
-            rows.append((m["prompt"], m["chosen"], m["rejected"], *numbers, m["origin"]))
+            rows.append(
+                (m["prompt"], m["chosen"], m["rejected"], *numbers, m["origin"]))
         header = "prompt", "chosen", "rejected", "reward difference", "probability", "origin"
         return [Section(table=Table(header, rows, width=90))]
 
@@ -354,12 +360,12 @@ def _pair_rows(pairs, preferences, differences, temperature, order):
     for i in order:
         index = int(pairs["record"][i])
         record = preferences[index]
-        better, worse = (record["responses"][pairs[side][i]] for side in ("better", "worse"))
+        responses = record["responses"]
         rows.append({
             "record": index,
             "prompt": response_text(record["prompt"]),
-            "chosen": response_text(better),
-            "rejected": response_text(worse),
+            "chosen": response_text(responses[pairs["better"][i]]),
+            "rejected": response_text(responses[pairs["worse"][i]]),
             "difference": float(differences[i]),
             "probability": float(expit(differences[i] / temperature)),
             "origin": record["origin"],
@@ -395,9 +401,10 @@ class _SuspectedErrors(Mistakes):
 
     @property
     def verdicts(self):
-        return [f"{self.n_suspected:,} of {self.n_pairs:,} labels are suspected: models that "
-                "have not seen them find the opposite at least "
-                f"{percent(self.threshold)} likely. Here are the {len(self.mistakes):,} least likely."]
+        return [f"{self.n_suspected:,} of {self.n_pairs:,} labels are suspected: "
+                "models that have not seen them find the opposite at least "
+                f"{percent(self.threshold)} likely. "
+                f"Here are the {len(self.mistakes):,} least likely."]
 
 # %% ../../nbs/4_trust/45_labels.ipynb #5e69a6ce
 @patch
@@ -409,7 +416,8 @@ def precision_at(
 ): # -> [{k, errors, precision, low, high, base (share among all)}]
     "How many of the first k are errors."
     if len(is_error) <= max(self.order):
-        raise ValueError(f"is_error must hold one value for each record, got {len(is_error)}")
+        raise ValueError(
+            f"is_error must hold one value for each record, got {len(is_error)}")
     hits, rows = np.asarray(is_error, bool)[self.order], []
     for k in ks:
         if k <= len(hits):
@@ -433,9 +441,9 @@ def suspected_label_errors(
     preferences = load_preferences(preferences, progress=False)
     stored = isinstance(rewards, (CrossValidation, list, tuple))
     if not stored and not str(rewards).endswith(".json"):
-        raise TypeError("suspected_label_errors needs out-of-fold rewards, "
-                        f"got {type(rewards).__name__}: a model has learned the errors of its "
-                        "own training data; pass what cross_validate returned")
+        raise TypeError("suspected_label_errors needs out-of-fold rewards, got "
+                        f"{type(rewards).__name__}: a model has learned the errors of "
+                        "its own training data; pass what cross_validate returned")
     pairs = judged_pairs([rewards], preferences)
     differences = pairs["difference"].mean(0)
     temperature = float(temperature or Predictions(differences).fit().temperature)

@@ -27,7 +27,8 @@ def _fit_power_law(sizes, accuracy): # (N,), (B, N) of B curves -> (B, 3): m, g,
     "Least squares. Raises ValueError for fewer than three sizes."
     n, y, fits = np.asarray(sizes, float), np.asarray(accuracy, float), []
     if len(np.unique(n)) < 3:
-        raise ValueError(f"a curve needs three or more different sizes, got {n.tolist()}")
+        raise ValueError(
+            f"a curve needs three or more different sizes, got {n.tolist()}")
     for c in _EXPONENTS:
         x = boxcox(n / n.max(), -c)
         centred = x - x.mean()
@@ -64,9 +65,10 @@ class _LearningCurve(Report):
     def _fitted(self, n):
         "Accuracy at n records of every draw."
         most = self.sizes[-1]
-        if not 0 < n <= 2.01 * most:  # whole prompts rarely add up to the size asked for
-            raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was measured; the "
-                             f"fit is trusted up to twice: ask for at most {most:,.0f} more")
+        if not 0 < n <= 2.01 * most:  # whole prompts rarely add up to a size
+            raise ValueError(f"{n:,.0f} records are {n / most:.1f} times what was "
+                             "measured; the fit is trusted up to twice: "
+                             f"ask for at most {most:,.0f} more")
         return _power_law(self._draws, n, most)
 
     def _ends(self, values):
@@ -99,7 +101,8 @@ def verdicts(self: _LearningCurve):
     if high < 0.01:
         sentences = [f"{labels} would hardly help: {found}."]
     elif low < 0.0005 or high - low > 0.06:
-        sentences = [f"Whether {labels} would help cannot be told from these data: {found}."]
+        sentences = [f"Whether {labels} would help cannot be told "
+                     f"from these data: {found}."]
     else:
         sentences = [f"{labels} would raise accuracy by {found}."]
     if self.repeats == 1:
@@ -157,7 +160,8 @@ def _nested_rows(keys, sizes, seed): # keys (n,) prompt of each record
     order = np.random.default_rng(seed).permutation(len(count))
     position = np.argsort(order)[group]  # of each record's prompt in that order
     up_to = np.cumsum(count[order])
-    return [np.flatnonzero(position <= np.abs(up_to - size).argmin()) for size in sizes]
+    return [
+        np.flatnonzero(position <= np.abs(up_to - size).argmin()) for size in sizes]
 
 # %% ../../nbs/4_trust/46_learning_curve.ipynb #ca220760
 def _curve_sizes(sizes, n):

@@ -99,7 +99,7 @@ class TrustReport(Report):
     fingerprint: str | None = None # of the data
     folded = True
     captions = {
-        "accuracy": "Histogram of reward differences between the better and the worse response",
+        "accuracy": "Histogram of reward differences between better and worse response",
         "groups": "Accuracy with its interval by source, length and margin",
         "calibration": "Reliability diagram: confidence against share of right choices",
         "probes": "Effect of each edit on the reward, with intervals",
@@ -129,7 +129,8 @@ def summary(self: TrustReport):
     if self.calibration:
         sentences.append(self.calibration.verdicts[0])
     if probes and probes.counts["fails"]:
-        failing = ", ".join(r.name for r in probes.worst_first if r.verdict == "fails")
+        failing = ", ".join(
+            r.name for r in probes.worst_first if r.verdict == "fails")
         count = f"{probes.counts['fails']} of {len(probes.results)}"
         sentences.append(f"{count} bias probes fail: {failing}.")
     elif probes:
@@ -161,9 +162,11 @@ def rows(self: TrustReport):
     ]
     if k:
         known = [k[name] for name in ("spearman", "kendall", "ndcg")]
-        values = ", ".join("none" if value is None else f"{value:.3f}" for value in known)
+        values = ", ".join(
+            "none" if value is None else f"{value:.3f}" for value in known)
         rows.append((f"{k['n']:,} rankings: Spearman, Kendall, NDCG (mean)", values))
-        rows.append(("rankings whose best response scores highest", percent(k["best_first"])))
+        rows.append(
+            ("rankings whose best response scores highest", percent(k["best_first"])))
     return rows
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #18b5a5aa
@@ -172,7 +175,8 @@ def _groups(self: TrustReport):
     "(name, row) of every group of pairs."
     sources = [{"group": row["source"], **row} for row in self.sources]
     named = {"source": sources, **self.groups}
-    return [(name, row) for name, rows in named.items() if len(rows) > 1 for row in rows]
+    return [
+        (name, row) for name, rows in named.items() if len(rows) > 1 for row in rows]
 
 
 @patch
@@ -181,7 +185,8 @@ def _group_table(self: TrustReport):
     for name, row in self._groups():
         shares = percent(row["accuracy"]), percent(row["low"], row["high"])
         rows.append((name, row["group"], f"{row['pairs']:,}", *shares))
-    return Table(("by", "group", "pairs", "accuracy", f"{self.confidence} interval"), rows)
+    return Table(
+        ("by", "group", "pairs", "accuracy", f"{self.confidence} interval"), rows)
 
 # %% ../../nbs/4_trust/48_trust_report.ipynb #5d53ac56
 @patch
@@ -208,7 +213,8 @@ def sections(
     if self._groups():
         found.append(Section("Where it agrees", [], self._group_table()))
     if self.calibration:
-        found.append(_section("Calibration", self.calibration.verdicts[1:], self.calibration))
+        found.append(
+            _section("Calibration", self.calibration.verdicts[1:], self.calibration))
     found.append(self._length_section())
     if self.probes:
         found.append(_section("Bias probes", self.probes.sentences, self.probes))
@@ -239,7 +245,8 @@ TrustReport.__str__ = Report.__repr__
 @patch
 def _plot_differences(self: TrustReport):
     "Bars of reward differences; wrongly ordered pairs are hatched."
-    edges, counts = np.array(self.histogram["edges"]), np.array(self.histogram["counts"])
+    edges = np.array(self.histogram["edges"])
+    counts = np.array(self.histogram["counts"])
     figure = new_figure(figsize=(6, 3), dpi=100)
     axes, left = figure.subplots(), edges[:-1] < 0
     wrong = left, "wrong", "#D55E00", "///"
@@ -337,13 +344,15 @@ def evaluate_reward_model(
     temperature = getattr(model, "temperature", 1.0)
     found = _measured(preferences, rewards, table, temperature, **drawing)
     always_longer = found["length"]["accuracy_of_always_longer"]
-    rule = np.heaviside(table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
+    rule = np.heaviside(
+        table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
     over_rule = compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
     if probe_prompts:
         options = {"max_records": probe_prompts, "seed": seed, "progress": progress}
         probes = run_probes(model, preferences.select(scored), **options)
         found["probes"] = replace(probes, model=name or own_name)
-    every, difference = np.concatenate([own for own in rewards if own]), table["difference"]
+    every = np.concatenate([own for own in rewards if own])
+    difference = table["difference"]
     moments = every.mean(), every.std(), difference.mean(), difference.std()
     names = "mean", "std", "mean_difference", "std_difference"
     return TrustReport(
