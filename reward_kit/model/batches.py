@@ -47,7 +47,11 @@ def _pad(groups, pad_token_id, multiple):
     keep = position < lengths[:, None]
     input_ids = torch.full(keep.shape, pad_token_id)
     input_ids[keep] = torch.tensor(list(chain(*sequences)))
-    inputs = {"input_ids": input_ids, "attention_mask": keep.long(), "position_ids": position * keep}
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": keep.long(),
+        "position_ids": position * keep,
+    }
     return inputs, torch.arange(len(sequences)) * length + lengths - 1
 
 # %% ../../nbs/2_model/23_batches.ipynb #3a6e200c
@@ -61,7 +65,7 @@ class _Segments:
     query_starts: Tensor  # (n + 1,) int32, `starts` on the device
     key_starts: Tensor  # (n + 1,) int32, the same for `keys`
     longest: tuple  # most queries of a sequence, most keys
-    masks: dict = field(default_factory=dict, init=False)  # made by attention when it first needs them
+    masks: dict = field(default_factory=dict, init=False)  # of attention, when it needs them
 
     @classmethod
     def of(cls, table):
@@ -76,7 +80,8 @@ class _Segments:
 
     def to(self, device, non_blocking=False):
         names = ("keys", "query_starts", "key_starts")
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        tensors = {name: getattr(self, name) for name in names}
+        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in tensors.items()}
         return replace(self, **moved)
 
 # %% ../../nbs/2_model/23_batches.ipynb #366fddbe
@@ -166,7 +171,8 @@ def labels(self: Batch) -> dict:
 # %% ../../nbs/2_model/23_batches.ipynb #8a8a7693
 def _padded(rows, fill, dtype=None):
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
+    filled = [[*row, *[fill] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=dtype)
 
 # %% ../../nbs/2_model/23_batches.ipynb #91c151af
 def _labels(examples, sizes):
@@ -204,7 +210,7 @@ class RewardCollator:
 
     def __call__(
         self,
-        examples: Sequence[dict],  # rows of `encode_dataset`, or with `chosen_ids` and `rejected_ids`
+        examples,  # rows of `encode_dataset`, or with `chosen_ids` and `rejected_ids`
     ) -> Batch:
         "The batch. Raises ValueError for an empty one or an empty sequence."
         sides = ("chosen_ids", "rejected_ids")
@@ -212,13 +218,15 @@ class RewardCollator:
         lengths = [[len(ids) for ids in group] for group in groups]
         if min(chain(*lengths), default=0) == 0:
             raise ValueError("a batch needs sequences, each of at least one token")
-        sizes, how = [len(group) for group in groups], (self.pad_token_id, self.pad_to_multiple_of or 1)
+        sizes = [len(group) for group in groups]
+        how = self.pad_token_id, self.pad_to_multiple_of or 1
         inputs, last = lay_out(groups, self.layout, *how)
         most = _PAYS_BELOW * sum(sizes) * max(chain(*lengths))
         if self.layout == "packed" and inputs["input_ids"].numel() > most:
             inputs, last = lay_out(groups, "padded", *how)
         labels = _labels(examples, sizes)
-        index = torch.full(labels["mask"].shape, -1).masked_scatter(labels["mask"], last)
+        mask = labels["mask"]
+        index = torch.full(mask.shape, -1).masked_scatter(mask, last)
         return Batch(inputs | {"reward_index": index, "lengths": lengths} | labels)
 
 # %% ../../nbs/2_model/23_batches.ipynb #0cd6dd82
@@ -228,7 +236,7 @@ def _sequences(self: Batch, start, stop):
 
 # %% ../../nbs/2_model/23_batches.ipynb #7ec1e873
 @patch
-def take(self: Batch, start: int, stop: int) -> Batch:
+def take(self: Batch, start, stop):
     "The batch of the examples from `start` to before `stop`."
     first, last = self._sequences(start, stop)
     own = ("mask", "ranks", "targets", "weight", "margin", "lengths")
@@ -241,14 +249,17 @@ def take(self: Batch, start: int, stop: int) -> Batch:
     else:
         begin = segments.starts[first]
         rows, columns, moved = slice(None), slice(begin, segments.starts[last]), index - begin
-        table = [(own, max(start - begin, 0), shared) for own, start, shared in segments.table[first:last]]
+        table = [
+            (own, max(start - begin, 0), shared)
+            for own, start, shared in segments.table[first:last]
+        ]
         taken["segments"] = _Segments.of(table).to(index.device)
     taken["reward_index"] = moved.where(index >= 0, -1)
     return Batch(taken | {name: self[name][rows, columns] for name in _TOKENS if name in self})
 
 # %% ../../nbs/2_model/23_batches.ipynb #20f1a1c2
 @patch
-def positions(self: Batch, start: int = 0, stop: int | None = None) -> int:
+def positions(self: Batch, start=0, stop=None):
     "What a forward pass over these examples computes, padding included."
     first, last = self._sequences(start, stop)
     if self.segments is None:
@@ -257,7 +268,7 @@ def positions(self: Batch, start: int = 0, stop: int | None = None) -> int:
 
 # %% ../../nbs/2_model/23_batches.ipynb #cb669a66
 @patch
-def micro_batches(self: Batch, parts: int = 1, batch_tokens: int | None = None) -> list[Batch]:
+def micro_batches(self: Batch, parts=1, batch_tokens=None):
     "At least so many parts, of several examples only within so many positions."
     most, budget = math.ceil(self.examples / max(1, parts)), batch_tokens or math.inf
     starts = [0]
@@ -275,7 +286,8 @@ def of_pairs(cls: Batch, inputs: dict) -> Batch:
     "A batch in TRL's layout: input_ids, attention_mask (2 b, L), margin (b,)."
     if isinstance(inputs, Batch):
         return inputs
-    order = torch.arange(len(inputs["input_ids"])).view(2, -1).T.flatten()  # each pair together
+    pairs = torch.arange(len(inputs["input_ids"])).view(2, -1).T
+    order = pairs.flatten()  # each pair together
     keep = inputs["attention_mask"][order]
     b, length = len(order) // 2, keep.shape[1]
     last = (length - 1 - keep.flip(1).long().argmax(1)).cpu()  # wherever the padding is
@@ -318,9 +330,11 @@ _HOOKING = threading.Lock()
 
 def _gather(block, args):
     reading = _READING.get()
-    if reading is None or len(args) != 1 or len(reading.positions) == args[0].shape[:-1].numel():
+    if reading is None or len(args) != 1:
         return None
     hidden, = args
+    if len(reading.positions) == hidden.shape[:-1].numel():
+        return None
     reading.shape, positions = hidden.shape, reading.positions.to(hidden.device)
     return (hidden.flatten(0, -2)[positions][None],)
 
@@ -338,13 +352,15 @@ def _put_back(block, args, output):
 # %% ../../nbs/2_model/23_batches.ipynb #ea7548ff
 def _last_feed_forward(base):
     "None where it is not sure what else happens there."
-    stacks = [child for child in base.children() if isinstance(child, nn.ModuleList) and len(child)]
+    stacks = [one for one in base.children() if isinstance(one, nn.ModuleList) and len(one)]
     if len(stacks) != 1:
         return None
     layer = stacks[0][-1]
     block = getattr(layer, "mlp", None)
-    again = getattr(layer, "gradient_checkpointing", False) or hasattr(layer, "_checkpoint_wrapped_module")
-    if block is None or again or not type(block).__module__.startswith("transformers.models."):
+    again = getattr(layer, "gradient_checkpointing", False)
+    again = again or hasattr(layer, "_checkpoint_wrapped_module")
+    known = type(block).__module__.startswith("transformers.models.")
+    if again or not known:
         return None
     mixes = any("expert" in name or "router" in name for name, _ in block.named_modules())
     return None if mixes else block
@@ -367,7 +383,7 @@ def _reading_at(base, positions):
         _READING.reset(token)
 
 # %% ../../nbs/2_model/23_batches.ipynb #e7a37dd9
-SEGMENT_ATTENTION = "segments_or_"  # how the name of an attention function begins that reads segments
+SEGMENT_ATTENTION = "segments_or_"  # begins the names of attentions that read segments
 
 
 @cache
@@ -378,18 +394,20 @@ def _parameters(cls):
 def forward_at(
     model,  # transformers model with a head or without, possibly wrapped
     inputs: dict,  # input_ids, attention_mask, position_ids, ..., segments if packed
-    positions: Tensor | None = None,  # (m,) of the flattened input, where the end is read; None: all
+    positions=None,  # (m,) of the flattened input, where the end is read; None: all
 ):
     "The model's output. ValueError: segments that the model's attention does not read."
     inner, segments = innermost_model(model), inputs.get("segments")
     known = _parameters(type(inner))
-    arguments = {name: value for name, value in inputs.items() if name in known and value is not None}
+    arguments = {k: v for k, v in inputs.items() if k in known and v is not None}
     if "use_cache" in known:
         arguments.setdefault("use_cache", False)
     if segments is not None:
         if not str(inner.config._attn_implementation).startswith(SEGMENT_ATTENTION):
-            problem = f"the attention of {type(inner).__name__} does not read packed sequences yet"
-            raise ValueError(f"{problem}: call packing_problem(model), or use layout='padded'")
+            raise ValueError(
+                f"the attention of {type(inner).__name__} does not read packed sequences "
+                "yet: call packing_problem(model), or use layout='padded'"
+            )
         device = inputs["input_ids"].device
         mask = torch.zeros(1, 1, 1, 1, device=device)
         arguments |= {"attention_mask": mask, "segments": segments.to(device)}
@@ -405,7 +423,8 @@ def _decoder_rewards(model, inputs, index):
 
 def _encoder_rewards(model, own_forward, inputs, index):
     if inputs.pop("segments", None) is not None:
-        raise ValueError(f"{type(model).__name__} cannot read packed batches: use layout='padded'")
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot read packed batches: use layout='padded'")
     inputs.pop("position_ids", None)
     length = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"].shape[1]
     return own_forward(**inputs).logits.float().flatten()[index.clamp(min=0) // length]
@@ -413,7 +432,8 @@ def _encoder_rewards(model, own_forward, inputs, index):
 # %% ../../nbs/2_model/23_batches.ipynb #f771fb6e
 def _reward_forward(self, *args, reward_index=None, **kwargs):
     "Rewards (b, K) at `reward_index`, 0 where it is -1; without it as before."
-    own_forward = self.__dict__.get("_forward_before_reward") or partial(type(self).forward, self)
+    own_forward = self.__dict__.get("_forward_before_reward")
+    own_forward = own_forward or partial(type(self).forward, self)
     if reward_index is None:
         return own_forward(*args, **kwargs)
     if args:
@@ -435,7 +455,9 @@ def bind_reward_forward(
     inner = innermost_model(model)
     name, config = type(inner).__name__, inner.config
     labels = getattr(config, "num_labels", None)
-    problem = f"has {labels} labels: a reward model has num_labels=1" if labels != 1 else ""
+    problem = ""
+    if labels != 1:
+        problem = f"has {labels} labels: a reward model has num_labels=1"
     if name.endswith("ForCausalLM") or hasattr(inner, "lm_head"):
         problem = "is a causal language model, which has no reward head: pass its name, "
         problem += "or load it with AutoModelForSequenceClassification and num_labels=1"

@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..data.report import counted
 
 # %% ../../nbs/2_model/22_encoding.ipynb #32adde00
-_OVERFLOW = {"truncate_left": "loses its oldest tokens", "drop": "is left out", "error": "is an error"}
+_OVERFLOW = {
+    "truncate_left": "loses its oldest tokens",
+    "drop": "is left out",
+    "error": "is an error",
+}
 
 
 @dataclass
@@ -38,18 +43,20 @@ class RewardEncoding:
     add_eos: bool = True  # one EOS at the end
     max_length: int = 2048  # tokens of one sequence, special tokens included
     overflow: str = "truncate_left"  # of what is too long: or "drop", "error"
-    tokenizer_fingerprint: str | None = None  # of vocabulary, special tokens and a few encodings
+    tokenizer_fingerprint: str | None = None  # of vocabulary and a few encodings
     prefix: list[str] = field(default_factory=list)  # special tokens before every text
     suffix: list[str] = field(default_factory=list)  # special tokens after every text
     adjustments: list[str] = field(default_factory=list)  # to the tokenizer, in words
 
     def __post_init__(self):
         if self.overflow not in _OVERFLOW:
-            raise ValueError(f"overflow={self.overflow!r}: choose one of {', '.join(_OVERFLOW)}")
+            names = ", ".join(_OVERFLOW)
+            raise ValueError(f"overflow={self.overflow!r}: choose one of {names}")
         special = len(self.prefix) + len(self.suffix)
         if self.max_length <= special:
             beside = counted(special, "special token")
-            raise ValueError(f"max_length={self.max_length} leaves no room for text beside {beside}")
+            problem = f"max_length={self.max_length} leaves no room for text"
+            raise ValueError(f"{problem} beside {beside}")
 
     def to_dict(self) -> dict:
         "JSON-ready fields."
@@ -64,7 +71,8 @@ class RewardEncoding:
 @patch
 def describe(self: RewardEncoding) -> str:
     "The encoding in words, one statement a line."
-    before, after = (" ".join(tokens) or "nothing" for tokens in (self.prefix, self.suffix))
+    ends = (self.prefix, self.suffix)
+    before, after = (" ".join(tokens) or "nothing" for tokens in ends)
     between = "one space where neither side brings white space"
     if self.separator is not None:
         between = repr(self.separator)
@@ -133,11 +141,12 @@ _USER, _REPLY, _AGAIN, _SYSTEM = "qXuserXone", "qXreplyXone", "qXuserXtwo", "qXs
 
 
 def _turns(*contents):
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    roles = cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, contents)]
 
 
 def _user_header(first, second):
-    "What stands before a later user's content, from two renderings; None: it cannot be told."
+    "What stands before a later user's content; None: it cannot be told."
     end = first.partition(_REPLY)[2]
     between, again, _ = second.partition(_REPLY)[2].partition(_AGAIN)
     return between.removeprefix(end) if again and between.startswith(end) else None
@@ -152,8 +161,8 @@ def _split_start(start, header):
 # %% ../../nbs/2_model/22_encoding.ipynb #ce651eba
 def _default_system(render, bos, inserted):
     "[(text before it, prompt)], or nothing."
-    own = render([{"role": "system", "content": _SYSTEM}, *_turns(_USER, _REPLY)]).removeprefix(bos)
-    head, _, after = own.partition(_SYSTEM)
+    turns = [{"role": "system", "content": _SYSTEM}, *_turns(_USER, _REPLY)]
+    head, _, after = render(turns).removeprefix(bos).partition(_SYSTEM)
     if not head or not inserted.startswith(head):
         return []
     prompt = inserted.removeprefix(head)
@@ -173,10 +182,13 @@ def _find_inserted(render, bos, special_tokens=()):
     rest = text
     for token in special_tokens:  # text made of these alone belongs to the format
         rest = rest.replace(token, "")
-    return [(before, text), *_default_system(render, bos, before + text)] if rest.strip() else []
+    if not rest.strip():
+        return []
+    return [(before, text), *_default_system(render, bos, before + text)]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #62ea365a
-_PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|_pad_|>")
+_PAD_TOKENS = """<|pad|> <pad> [PAD] <|padding|> <|finetune_right_pad_id|>
+<|_pad_|>""".split()
 
 
 def _ensure_pad_token(tokenizer):
@@ -292,13 +304,15 @@ def _render(tokenizer, template, messages):
 # %% ../../nbs/2_model/22_encoding.ipynb #283e30b6
 def _uses_bos(tokenizer, template):
     bos, turns = tokenizer.bos_token, (_turns(_USER, _REPLY), _turns(_USER))
-    return bool(bos) and any(_render(tokenizer, template, each).startswith(bos) for each in turns)
+    texts = (_render(tokenizer, template, each) for each in turns)
+    return bool(bos) and any(text.startswith(bos) for text in texts)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #02e29f0b
 def _plan_special_tokens(tokenizer, templates):
     prefix, suffix = _special_token_ids(tokenizer)
-    if tokenizer.bos_token_id not in prefix and any(_uses_bos(tokenizer, text) for text in templates):
-        prefix = [tokenizer.bos_token_id, *prefix]
+    bos = tokenizer.bos_token_id
+    if bos not in prefix and any(_uses_bos(tokenizer, text) for text in templates):
+        prefix = [bos, *prefix]
     if not suffix and tokenizer.eos_token_id is not None:
         suffix = [tokenizer.eos_token_id]
     return prefix, suffix
@@ -325,17 +339,19 @@ def _set_up(tokenizer, template):
     prefix, suffix = _plan_special_tokens(tokenizer, templates.values())
     bos = tokenizer.bos_token if tokenizer.bos_token_id in prefix else None
     eos = tokenizer.eos_token if tokenizer.eos_token_id in suffix else None
-    made = {name: _adjust_template(tokenizer, text, bos, eos) for name, text in templates.items()}
-    texts = {name: text for name, (text, _) in made.items()}
+    texts, notes = {}, []
+    for name, text in templates.items():
+        texts[name], own = _adjust_template(tokenizer, text, bos, eos)
+        notes += own
     tokenizer.chat_template = texts if isinstance(template, dict) else texts["default"]
     if (prefix, suffix) != _special_token_ids(tokenizer):
         _set_special_tokens(tokenizer, prefix, suffix)
-    return prefix, suffix, [note for _, notes in made.values() for note in notes]
+    return prefix, suffix, notes
 
 
 def _set_sides(tokenizer, length):
-    sides = {"truncation_side": "left", "padding_side": "right", "model_max_length": length}
-    for name, value in sides.items():
+    sides = {"truncation_side": "left", "padding_side": "right"}
+    for name, value in {**sides, "model_max_length": length}.items():
         setattr(tokenizer, name, value)
         tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
 
@@ -380,11 +396,12 @@ def prepare_tokenizer(
 def _as_turns(value, role):
     if isinstance(value, str):
         return [{"role": role, "content": value}] if value or role == "assistant" else []
-    return [{key: item for key, item in turn.items() if item is not None} for turn in value or []]
+    turns = value or []
+    return [{k: item for k, item in turn.items() if item is not None} for turn in turns]
 
 
 def _join_messages(prompt, response=None):
-    "Turns of both; without a response, it is the assistant turn that `prompt` ends with."
+    "Turns of both; a response of None is the assistant turn at the end of `prompt`."
     before = _as_turns(prompt, "user")
     if response is not None:
         return before, _as_turns(response, "assistant")
@@ -393,7 +410,7 @@ def _join_messages(prompt, response=None):
 
 # %% ../../nbs/2_model/22_encoding.ipynb #4a2c0e18
 class _EncodedBatch(NamedTuple):
-    ids: list  # token ids of each text; None: the response does not fit, or "drop"
+    ids: list  # token ids of each text, None: left out
     cut: list  # whether a text lost its oldest tokens
 
 # %% ../../nbs/2_model/22_encoding.ipynb #6ee190e0
@@ -411,7 +428,8 @@ class RewardEncoder:
         self.tokenizer, self.encoding = tokenizer, encoding
         self.pad_token_id = tokenizer.pad_token_id
         self.prefix, self.suffix = _special_token_ids(tokenizer)
-        self.room = encoding.max_length - len(self.prefix) - len(self.suffix)  # tokens left for text
+        special = len(self.prefix) + len(self.suffix)
+        self.room = encoding.max_length - special  # tokens left for text
 
     def describe(self) -> str:
         "The encoding in words."
@@ -437,9 +455,11 @@ def _join(self: RewardEncoder, prompt, response):
         prompt = prompt.removeprefix(self.tokenizer.bos_token)
     if encoding.add_eos:
         response = response.removesuffix(self.tokenizer.eos_token)
-    touching = prompt and response and not prompt[-1].isspace() and not response[0].isspace()
     between = encoding.separator
-    prompt += (" " if touching else "") if between is None else between
+    if between is None:
+        touching = prompt and response and not (prompt[-1].isspace() or response[0].isspace())
+        between = " " if touching else ""
+    prompt += between
     return prompt + response, len(prompt)
 
 
@@ -468,7 +488,8 @@ def render(
         return prompt
     if self._joins(prompt, response):
         return self._join(prompt, response)[0]
-    return self._template(sum(_join_messages(prompt, response), []), tools, chat_template_kwargs)
+    turns = sum(_join_messages(prompt, response), [])
+    return self._template(turns, tools, chat_template_kwargs)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #1ab05346
 @patch
@@ -480,9 +501,11 @@ def _response_tokens(self: RewardEncoder, text, prompt, response, tools, argumen
         start = self._join(prompt, response)[1]
     else:
         before = _join_messages(prompt, response)[0]
-        opened = before and self._template(before, tools, arguments, add_generation_prompt=True)
+        header = {"add_generation_prompt": True}
+        opened = before and self._template(before, tools, arguments, **header)
         start = len(os.path.commonprefix([text, opened or ""]))
-    found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    how = {"add_special_tokens": False, "return_offsets_mapping": True}
+    found = self.tokenizer(text, verbose=False, **how)
     return sum(end > start for _, end in found["offset_mapping"])
 
 # %% ../../nbs/2_model/22_encoding.ipynb #030c039b
@@ -522,7 +545,8 @@ def _text(self: RewardEncoder, name, prompt, response, tools, arguments):
     try:
         return self.render(prompt, response, tools=tools, chat_template_kwargs=arguments)
     except Exception as error:
-        raise ValueError(f"{name}: the chat template refuses this conversation: {error}") from error
+        problem = "the chat template refuses this conversation"
+        raise ValueError(f"{name}: {problem}: {error}") from error
 
 
 @patch
@@ -551,7 +575,8 @@ def encode(
     n = len(prompts)
     responses = [None] * n if responses is None else responses
     if len(responses) != n:
-        raise ValueError(f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}: give as many")
+        given = f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}"
+        raise ValueError(f"{given}: give as many")
     names = names or [f"row {i}" for i in range(n)]
     tools = _for_each_row(tools, n, list, "tools")
     arguments = _for_each_row(chat_template_kwargs, n, dict, "chat_template_kwargs")

@@ -25,12 +25,15 @@ def _causal_mask(masks, n, total, window, like):
         positions = torch.arange(total, device=like.device)
         back = positions[total - n :, None] - positions
         hidden = (back < 0) | (back >= (window or total))
-        masks[key] = torch.zeros_like(back, dtype=like.dtype).masked_fill(hidden, -torch.inf)
+        mask = torch.zeros_like(back, dtype=like.dtype)
+        masks[key] = mask.masked_fill(hidden, -torch.inf)
     return masks[key]
 
 # %% ../../nbs/2_model/24_packing.ipynb #43831cce
-def _attend(query, key, value, masks, window=None, softcap=None, dropout=0.0, scaling=None):
-    "From the last positions (1, heads, n, d) of a sequence to all (1, heads, total, d)."
+def _attend(
+    query, key, value, masks, window=None, softcap=None, dropout=0.0, scaling=None
+):
+    "From the last positions (1, heads, n, d) to all (1, heads, total, d)."
     n, total = query.shape[2], key.shape[2]
     plain = n == total and (window or total) >= total and softcap is None
     mask = None if plain else _causal_mask(masks, n, total, window, query)
@@ -52,7 +55,10 @@ def _attend_in_turn(query, key, value, segments, **options):
         seen = [keys[i], values[i]]
         if shared:
             first = owner[start]
-            seen = [torch.cat([all[first][:, :, :shared], all[i]], 2) for all in (keys, values)]
+            seen = [
+                torch.cat([every[first][:, :, :shared], every[i]], 2)
+                for every in (keys, values)
+            ]
         out.append(_attend(queries[i], *seen, segments.masks, **options))
     return torch.cat(out, 2)
 
@@ -64,12 +70,14 @@ def _varlen_attention():
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if "window_size" in known else None
 
 
 def _flash_fits(query, value):
     size, device = query.shape[-1], query.device
-    if device.type != "cuda" or query.dtype.itemsize != 2 or _varlen_attention() is None:
+    short = device.type == "cuda" and query.dtype.itemsize == 2
+    if not short or _varlen_attention() is None:
         return False
     fits = size <= 256 and size % 8 == 0 and value.shape[-1] == size
     return fits and torch.cuda.get_device_capability(device)[0] >= 8
@@ -89,14 +97,17 @@ _UNKNOWN = ("s_aux", "position_bias", "head_mask")  # more than attention
 
 
 def _segment_attention(
-    module, query, key, value, segments, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **other
+    module, query, key, value, segments,
+    dropout=0.0, scaling=None, sliding_window=None, softcap=None, **other
 ):
     "Queries (1, heads, T, d) by segments, to keys and values of as many heads or fewer."
     given = [name for name in _UNKNOWN if other.get(name) is not None]
     if given:
-        raise NotImplementedError(f"{type(module).__name__} passes {', '.join(given)} to its attention")
+        raise NotImplementedError(
+            f"{type(module).__name__} passes {', '.join(given)} to its attention"
+        )
     kind, tensors = query.device.type, (query, key, value)
-    if torch.is_autocast_enabled(kind):  # rotated queries and keys are float32 there, values are not
+    if torch.is_autocast_enabled(kind):  # there rotated tensors are float32, values are not
         tensors = [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
     dtype = tensors[0].dtype
     if kind == "cpu" and dtype.itemsize == 2 and segments.longest[1] < _CPU_16_BIT_FROM:
@@ -104,7 +115,8 @@ def _segment_attention(
     query, key, value = tensors
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        key = key.repeat_interleave(groups, 1)
+        value = value.repeat_interleave(groups, 1)
     options = dict(window=sliding_window, scaling=scaling)
     with torch.autocast(kind, enabled=False):
         if softcap is None and not dropout and _flash_fits(query, value):
@@ -167,7 +179,8 @@ def _probe_states(base, groups, layout):
     inputs, last = lay_out(groups, layout)
     device = next(base.parameters()).device
     inputs = {name: value.to(device) for name, value in inputs.items()}
-    hidden = forward_at(base, inputs, last if layout == "packed" else None).last_hidden_state
+    output = forward_at(base, inputs, last if layout == "packed" else None)
+    hidden = output.last_hidden_state
     return hidden.flatten(0, 1)[last.to(hidden.device)].float()
 
 # %% ../../nbs/2_model/24_packing.ipynb #61cd9036
@@ -177,7 +190,8 @@ def _compare_layouts(base, groups):
     try:
         with torch.autocast(next(base.parameters()).device.type, enabled=False):
             base.eval()
-            packed, padded = (_probe_states(base, groups, layout) for layout in ("packed", "padded"))
+            packed = _probe_states(base, groups, "packed")
+            padded = _probe_states(base, groups, "padded")
     finally:
         for module, training in modes.items():
             module.training = training
@@ -205,7 +219,8 @@ def _tried(base, groups):
         _read_segments(base)
         gap = _compare_layouts(base, groups)
         if not gap < tolerance:
-            problem = f"gives other hidden states in a packed batch (by {gap:.2g} of their spread)"
+            apart = f"by {gap:.2g} of their spread"
+            problem = f"gives other hidden states in a packed batch ({apart})"
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:150]
         problem = f"cannot run packed batches ({type(error).__name__}: {reason})"

@@ -106,7 +106,7 @@ def from_pretrained(
 
 # %% ../../nbs/3_scores/34_ensembles.ipynb #b8e656a8
 @patch
-def encode(self: RewardEnsemble, prompts, responses, **template) -> list:
+def encode(self: RewardEnsemble, prompts, responses, **template):
     own = [member.encode(prompts, responses, **template) for member in self.members]
     return [None if None in rows else rows for rows in zip(*own)]
 
@@ -130,12 +130,12 @@ def member_rewards(self: RewardEnsemble, rows, progress=False):
 
 # %% ../../nbs/3_scores/34_ensembles.ipynb #92f4a5d9
 @patch
-def score_ids(self: RewardEnsemble, rows, progress=False) -> list[float | None]:
+def score_ids(self: RewardEnsemble, rows, progress=False):
     return _combine_rewards(self.member_rewards(rows, progress), self.combine, self.k)
 
 # %% ../../nbs/3_scores/34_ensembles.ipynb #1e9c7a0c
 @patch
-def normalized(self: RewardEnsemble, rewards: list[float | None]) -> list[float | None]:
+def normalized(self: RewardEnsemble, rewards):
     if not self.normalize_members:
         raise ValueError(
             f"{self.__name__} combines raw rewards without a scale: make it with normalize_members=True"

@@ -22,7 +22,8 @@ import reward_kit.scores.score_files  # noqa: F401  gives every TextScorer its s
 from ..data.preferences import load_preferences
 from ..data.report import counted
 from ..model.encoding import RewardEncoder, RewardEncoding
-from ..model.model_folder import ModelLoadError, RewardMetadata, load_reward_backbone, resolve_model
+from ..model.model_folder import ModelLoadError, RewardMetadata
+from ..model.model_folder import load_reward_backbone, resolve_model
 from .row_scorer import RowScorer
 from .text_scorer import TextScorer
 
@@ -72,14 +73,16 @@ class RewardModel(TextScorer):
 
 # %% ../../nbs/3_scores/33_inference.ipynb #ecb0bbfa
 @patch
-def encode(self: RewardModel, prompts: list, responses: list | None, **template) -> list:
+def encode(self: RewardModel, prompts, responses, **template):
     "Token ids of each text; None where the response alone does not fit."
     pairs = zip(prompts, prompts if responses is None else responses)
-    if self._warn_of_strings and any(isinstance(a, str) and isinstance(b, str) for a, b in pairs):
+    strings = (isinstance(a, str) and isinstance(b, str) for a, b in pairs)
+    if self._warn_of_strings and any(strings):
         self._warn_of_strings = False
         _logger.warning(
-            "%s was trained on conversations, but is given plain strings, read without the chat template: "
-            "give prompts as lists of messages (text that the template has rendered is fine)",
+            "%s was trained on conversations, but is given plain strings, "
+            "read without the chat template: give prompts as lists of messages "
+            "(text that the template has rendered is fine)",
             self.__name__,
         )
     return self.encoder.encode(prompts, responses, **template).ids
@@ -95,24 +98,25 @@ def why_too_long(self: RewardModel) -> str:
 
 # %% ../../nbs/3_scores/33_inference.ipynb #3ab332ae
 @patch
-def score_ids(self: RewardModel, rows: list, progress: bool = False) -> list[float | None]:
+def score_ids(self: RewardModel, rows, progress=False):
     "Rewards of token ids, None for None. FloatingPointError: a reward that is no number."
     found = iter(self.scorer([ids for ids in rows if ids is not None], progress))
     rewards = [None if ids is None else next(found) for ids in rows]
     for i, reward in enumerate(rewards):
         if reward is not None and not math.isfinite(reward):
-            cause = f"check the weights of {self.__name__} and its dtype ({self.model.dtype})"
-            raise FloatingPointError(f"the reward of text {i} is {reward}: {cause}")
+            cause = f"the weights of {self.__name__} and its dtype ({self.model.dtype})"
+            raise FloatingPointError(f"the reward of text {i} is {reward}: check {cause}")
     return rewards
 
 # %% ../../nbs/3_scores/33_inference.ipynb #f09a327d
 @patch
-def normalized(self: RewardModel, rewards: list) -> list[float | None]:
+def normalized(self: RewardModel, rewards):
     "Rewards on the scale of the evaluation set; raises ValueError where that is not known."
     if not self.has_scale:
         raise ValueError(
-            f"{self.__name__} has no stored mean and spread for normalize=True: train with an evaluation "
-            "set, or measure them with store_normalization(model, preferences)"
+            f"{self.__name__} has no stored mean and spread for normalize=True: "
+            "train with an evaluation set, or measure them with "
+            "store_normalization(model, preferences)"
         )
     mean, std = (self.metadata.normalization[name] for name in ("mean", "std"))
     return [None if reward is None else (reward - mean) / std for reward in rewards]
@@ -137,9 +141,11 @@ class _GuessedEncoder(RewardEncoder):
 
     def __init__(self, tokenizer, model, max_length=None):
         config = model.config.get_text_config()
-        limits = tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)
+        positions = getattr(config, "max_position_embeddings", None)
+        limits = tokenizer.model_max_length, positions
         length = min((n for n in limits if n and n < 10**7), default=2048)
-        self.encoding = RewardEncoding(max_length=length, add_eos=False).limited(model, max_length)
+        encoding = RewardEncoding(max_length=length, add_eos=False)
+        self.encoding = encoding.limited(model, max_length)
         self.tokenizer = tokenizer
         fills = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_token_id = next(token for token in fills if token is not None)
@@ -163,19 +169,23 @@ class _GuessedEncoder(RewardEncoder):
 # %% ../../nbs/3_scores/33_inference.ipynb #cb6e9ea2
 @patch
 def _joins(self: _GuessedEncoder, prompt, response):
-    return isinstance(prompt, str) and isinstance(response, str) and not self.tokenizer.chat_template
+    if self.tokenizer.chat_template:
+        return False
+    return isinstance(prompt, str) and isinstance(response, str)
 
 # %% ../../nbs/3_scores/33_inference.ipynb #521d4fa1
 @patch
 def _template(self: _GuessedEncoder, *args, **options):
     if not self.tokenizer.chat_template:
-        raise ValueError("its tokenizer has no chat template; give prompt and response as strings")
+        remedy = "give prompt and response as strings"
+        raise ValueError(f"its tokenizer has no chat template; {remedy}")
     return super(_GuessedEncoder, self)._template(*args, **options)
 
 # %% ../../nbs/3_scores/33_inference.ipynb #a3683152
 @patch
 def _ids(self: _GuessedEncoder, texts, rows):
-    tokenizer, bos, found = partial(self.tokenizer, verbose=False), self.tokenizer.bos_token_id, []
+    tokenizer, found = partial(self.tokenizer, verbose=False), []
+    bos = self.tokenizer.bos_token_id
     for text, (prompt, response, *_) in zip(texts, rows):
         whole = isinstance(prompt, str) and response is None
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -194,8 +204,8 @@ def _fit(self: _GuessedEncoder, ids, text, row, name):
     response, most = row[1] or "", self.encoding.max_length
     if not isinstance(response, str):
         response = "".join(str(message.get("content") or "") for message in response)
-    alone = self.tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"]
-    if len(alone) + 2 > most:
+    alone = self.tokenizer(response, add_special_tokens=False, verbose=False)
+    if len(alone["input_ids"]) + 2 > most:
         return None
     head = ids[:1] if ids[0] in self.tokenizer.all_special_ids else []
     return head + ids[len(ids) - most + len(head) :]
@@ -207,7 +217,8 @@ def find_metadata(cls: RewardModel, name, revision=None) -> RewardMetadata | Non
     if Path(name).is_dir():
         return RewardMetadata.load(name)
     try:
-        return RewardMetadata.load(Path(cached_file(name, "reward_kit.json", revision=revision)).parent)
+        file = cached_file(name, "reward_kit.json", revision=revision)
+        return RewardMetadata.load(Path(file).parent)
     except OSError:
         return None  # loading the model itself says what is wrong with the repository
 
@@ -262,28 +273,32 @@ def from_pretrained(
     metadata = cls.find_metadata(path, revision)
     _check_labels(path, **hub)
     model, tokenizer = load_reward_backbone(name, new_head=False, dtype=dtype, **hub)
-    encoder = _encoder_of(tokenizer, model, metadata and metadata.encoding, encoding, max_length)
+    stored = metadata and metadata.encoding
+    encoder = _encoder_of(tokenizer, model, stored, encoding, max_length)
     model = model.to(_pick_device(device))
     if encoder.guessed:
         lacks = "reward_kit.json" if metadata is None else "encoding in its reward_kit.json"
         _logger.warning("%s has no %s: %s", short, lacks, encoder.describe())
     elif encoder.tokenizer_changed:
-        _logger.warning("%s: the tokenizer is not the one of its training; scores may be off", short)
+        changed = "the tokenizer is not the one of its training"
+        _logger.warning("%s: %s; scores may be off", short, changed)
     how = {"batch_tokens": batch_tokens, "segment_token_id": encoder.segment_token_id}
     scorer = RowScorer(model, encoder.pad_token_id, **how)
     return cls(model, tokenizer, encoder, scorer, metadata=metadata, name=short)
 
 # %% ../../nbs/3_scores/33_inference.ipynb #6da488ce
 @patch(cls_method=True)
-def keep_measured(cls: RewardModel, model, name, measure, what, device=None) -> RewardModel:
-    "The model with `measure(model)` as `name` in its metadata, and in its folder. ValueError: no folder."
+def keep_measured(cls: RewardModel, model, name, measure, what, device=None):
+    "The model with `measure(model)` as `name` in its metadata, and its folder's."
     rm = model
     if not isinstance(model, RewardModel):
         if not Path(model).is_dir():
             remedy = "load it with RewardModel.from_pretrained and pass the RewardModel"
-            raise ValueError(f"model={str(model)!r} is no folder to store its {what} in; {remedy}")
+            problem = f"model={str(model)!r} is no folder to store its {what} in"
+            raise ValueError(f"{problem}; {remedy}")
         rm = cls.from_pretrained(model, device=device)
-    rm.metadata = replace(rm.metadata or RewardMetadata(versions={}), **{name: measure(rm)})
+    metadata = rm.metadata or RewardMetadata(versions={})
+    rm.metadata = replace(metadata, **{name: measure(rm)})
     if rm is not model:
         rm.metadata.save(model)
     return rm
@@ -310,5 +325,6 @@ def _measure_scale(preferences, rm):
     mean, std = found.mean().item(), found.std(correction=0).item()
     if n < 2 or not std:
         without = f"{counted(n, 'reward')} without a spread"
-        raise ValueError(f"preferences gave {without}: give more, and different, responses")
+        remedy = "give more, and different, responses"
+        raise ValueError(f"preferences gave {without}: {remedy}")
     return {"mean": mean, "std": std, "n": n, "data_hash": preferences.fingerprint}
