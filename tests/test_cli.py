@@ -530,7 +530,7 @@ def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
         (1, tmp_path / "none", model, data, "does not exist"),
         (2, base, model, tmp_path / "q.jsonl", "no column prompt or text; the columns are: question"),
         (1, base, model, tmp_path / "none.jsonl", "no such file"),
-        (1, base, model, tmp_path / "empty.jsonl", "holds no rows"),
+        (1, base, model, tmp_path / "empty.jsonl", "empty.jsonl has no rows"),
         (1, base, model, tmp_path / "null.jsonl", "null.jsonl"),
         (1, base, model, tmp_path / "blank.jsonl", ": the prompt is empty"),
         (1, base, model, tmp_path / "broken.jsonl", "broken.jsonl:1: "),
@@ -554,7 +554,7 @@ def test_quickstart_twice(tmp_path, capsys):
     for _ in range(2):
         text = output(capsys, *argv)
     for part in ("the best any model can reach", "Scored:", "preferences.jsonl", "reward-model/README.md", "reward-kit train --model",
-                 "true reward", "KL from the base", "before", "ppo-model/ppo_curve.png", "6. In "):
+                 "true reward", "KL from the base", "before", "ppo-model/README.md", "6. In "):
         assert part in text
     commands = commands_in(text)
     assert [words[0] for words in commands] == ["score", "compare", "inspect", "train", "ppo"]
@@ -610,8 +610,8 @@ def test_messages_name_options_not_python(tmp_path, capsys):
     assert "--rejected-column ..." in said and "columns=" not in said
     (tmp_path / "q.jsonl").write_text('{"promt": "p", "chosen": "c", "rejected": "r"}\n')
     assert "say --prompt-column promt, or --column prompt= for texts" in fails(capsys, 1, "inspect", tmp_path / "q.jsonl")
-    assert "rows kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--column", "prompt=")
-    assert COMMANDS["score"].in_options('name them with columns={"prompt": "my question"}') == "name them with --column prompt='my question'"
+    assert "1 row kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--column", "prompt=")
+    assert COMMANDS["score"].in_options('name them with columns={"prompt": "my question"}') == 'name them with --column prompt="my question"'
     assert COMMANDS["llm"].in_options("columns={'chosen': 'c', 'rejected': 'r'}") == "--text-column c --rejected-text-column r"
     assert COMMANDS["train"].in_options("say columns={'scores': 'ratings'} or skip_broken_rows=True") == "say --column scores=ratings or --skip-broken-rows"
 

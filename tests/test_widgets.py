@@ -50,12 +50,16 @@ def lines(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
+def on_sides(records, seed):
+    return [item.on_sides(seed) for item in annotation_items(records)]
+
+
 # ---------------------------------------------------------------- what is asked
 
 def test_every_form_of_a_pair_is_the_same_pair():
     forms = [{"prompt": "p", "responses": ["x", "y"]}, {"prompt": "p", "a": "y", "b": "x"}, {"prompt": "p", "response_a": "x", "response_b": "y"},
              {"prompt": "p", "chosen": "x", "rejected": "y"}]
-    items = [annotation_items([form], seed=3)[0] for form in forms]
+    items = [on_sides([form], 3)[0] for form in forms]
     assert len({(item.id, item.left, item.right) for item in items}) == 1 and {items[0].left, items[0].right} == {"x", "y"}
 
 
@@ -67,12 +71,12 @@ def test_preferences_and_files_are_records(tmp_path):
 
 
 def test_sides_depend_on_seed_and_pair_only_and_are_fair():
-    items = annotation_items(rows(1000), seed=5)
-    backwards = {item.id: item for item in annotation_items(rows(1000)[::-1], seed=5)}
+    items = on_sides(rows(1000), 5)
+    backwards = {item.id: item for item in on_sides(rows(1000)[::-1], 5)}
     assert all(backwards[item.id] == item for item in items)
     left = sum(item.left.startswith("good") for item in items)
     assert 440 <= left <= 560  # binomial, 3.8 standard deviations
-    other = annotation_items(rows(1000), seed=6)
+    other = on_sides(rows(1000), 6)
     assert 400 <= sum(a.left == b.left for a, b in zip(items, other, strict=True)) <= 600
 
 

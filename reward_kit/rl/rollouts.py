@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #c6687575
-from ..data.files import UnusableRow, read_rows
+from ..data.files import PreferenceDataError, UnusableRow, read_rows
 from ..data.records import as_messages
 from ..model.batches import forward_at, innermost_model, lay_out
 from ..model.encoding import RewardEncoder
 from ..model.runs import MicroBatches
+from ..model.settings import ParameterError, nearest
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #4c90245f
 @dataclass
@@ -255,33 +256,43 @@ def _checked_prompt(value):
         raise ValueError("the prompt ends with an assistant turn; leave the answer out")
     return prompt
 
+# %% ../../nbs/5_rl/51_rollouts.ipynb #3fe398cf
+def _prompt_column(columns, asked, name):
+    for column in [asked] if asked else ["prompt", "text"]:
+        if column in columns:
+            return column
+    wanted, hint = repr(asked) if asked else "prompt or text", nearest(asked or "prompt", columns)
+    raise ParameterError(
+        f"{name} has no column {wanted}; the columns are: {', '.join(columns)}. "
+        f"Name one with prompt_column, or call it prompt.{hint}")
+
 # %% ../../nbs/5_rl/51_rollouts.ipynb #561cabfb
 def load_prompts(
-    data,  # list of prompts or rows, Dataset, Preferences, or path of a file
-    column: str = "prompt",  # that holds the prompts
+    data,  # list of prompts or rows, Dataset, Preferences, path of a file, or what `read_rows` gives
+    column: str | None = None,  # that holds the prompts; None: prompt, else text
     name: str = "train_dataset",  # for messages about rows of a list
 ) -> list[dict]:  # rows with `prompt`, `origin` and what else there was
     "Rows of prompts. ValueError names the row without one; TypeError: no data."
     if isinstance(data, dict):
         raise ValueError(f"{name} holds several sets ({', '.join(map(str, data))}); give one of them")
     if isinstance(data, (str, os.PathLike)):
-        found = list(read_rows(data))
+        data = read_rows(data)
+    if hasattr(data, "whole"):  # of `read_rows`
+        name, found = data.name, data
     elif hasattr(data, "__len__"):
-        given = (row if isinstance(row, dict) else {column: row} for row in data)
-        found = [(f"{name}, row {i}", row) for i, row in enumerate(given)]
+        given = (row if isinstance(row, dict) else {column or "prompt": row} for row in data)
+        found = ((f"{name}, row {i}", row) for i, row in enumerate(given))
     else:
         wanted = "a list, a file or a dataset with a length"
         raise TypeError(f"{name} must be {wanted}, got {type(data).__name__}")
     rows = []
     for origin, row in found:
         if isinstance(row, UnusableRow):
-            raise row
+            raise PreferenceDataError(f"{origin}: {row}")
         rows.append({"origin": origin} | row)
     if not rows:
-        raise ValueError(f"{name} has no rows")
-    if column not in rows[0]:
-        columns = ", ".join(repr(c) for c in rows[0] if c != "origin")
-        raise ValueError(f"{name} has no column {column!r}; it has {columns}")
+        raise ValueError(f"{name} has no rows; give at least one prompt")
+    column = _prompt_column([key for key in rows[0] if key != "origin"], column, name)
     prompts = _for_each(rows, lambda row: _checked_prompt(row.get(column)))
     return [row | {"prompt": prompt} for row, prompt in zip(rows, prompts)]
 

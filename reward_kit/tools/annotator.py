@@ -57,8 +57,8 @@ def _pair_of(record, where):
         forms = '"prompt" and "responses" (a list of two), or "prompt", "a" and "b"'
         raise ValueError(f"{where} has the keys {sorted(record)}; give {forms}") from None
     if len(responses) != 2:
-        found = counted(len(responses), "response")
-        raise ValueError(f"{where} has {found}; give each pair as a row of its own")
+        found = f"{where} has {counted(len(responses), 'response')}"
+        raise ValueError(f"{found}; give each pair as a row of its own")
     to_record(_row(prompt, *responses, "a"), origin=where)
     return prompt or "", responses
 
@@ -78,7 +78,7 @@ class _AnnotationItem(NamedTuple):
         return self._replace(left=left, right=right)
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #43d91fa4
-def _annotation_items(records, seed=0):
+def _annotation_items(records):
     "Each pair once, in the order of the records."
     items, count = {}, 0
     if isinstance(records, (str, Path)): records = read_rows(records).whole()
@@ -87,7 +87,7 @@ def _annotation_items(records, seed=0):
         item = _AnnotationItem(
             _pair_id(prompt, responses), prompt, *responses, record.get("source")
         )
-        items.setdefault(item.id, item.on_sides(seed))
+        items.setdefault(item.id, item)
     if not items: raise ValueError("there are no records, so there is nothing to annotate")
     again = count - len(items)
     if again:
@@ -98,11 +98,9 @@ def _annotation_items(records, seed=0):
 def _event(line, where):
     try: event = json.loads(line)
     except ValueError: event = None
-    if not isinstance(event, dict) or event.get("event") not in ("start", "choose", "skip", "undo"):
-        raise ValueError(
-            f"{where} is no line of an annotation log; correct it, or give another path"
-        )
-    return event
+    if isinstance(event, dict) and event.get("event") in ("start", "choose", "skip", "undo"):
+        return event
+    raise ValueError(f"{where} is no line of an annotation log; correct it, or give another path")
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #f1bbefdb
 class _Log:
@@ -111,9 +109,7 @@ class _Log:
     def __init__(self, path, annotator, seed):
         self.path = path
         *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        self.events = [
-            _event(line, f"{path.name}:{number}") for number, line in enumerate(lines, 1)
-        ]
+        self.events = [_event(line, f"{path.name}:{n}") for n, line in enumerate(lines, 1)]
         self.size = sum(len(line) + 1 for line in lines)
         if rest:
             lost = f"in the middle of a line ({len(rest)} bytes), as a stopped kernel leaves it"
@@ -150,7 +146,7 @@ class AnnotationSession:
         annotator: str = "annotator",  # who judges
         seed: int = 0,  # of the sides; an existing log keeps its own
     ):
-        items = _annotation_items(records, seed)  # refuses bad records before a file is made
+        items = _annotation_items(records)  # refuses bad records before a file is made
         self.path, self.annotator = Path(path), annotator
         if self.path.suffix != ".jsonl":
             raise ValueError(f"path must end in .jsonl, got {self.path.name!r}")
@@ -181,9 +177,9 @@ def _apply(self: AnnotationSession, event):
 @patch
 def _write_preferences(self: AnnotationSession):
     "The labelled pairs, whole or not at all."
-    chosen = [event for event in self.history if event["event"] == "choose"]
-    rows = [{key: value for key, value in event.items() if key != "event"} for event in chosen]
-    write_whole(self.path, rows)
+    chosen = [dict(event) for event in self.history if event["event"] == "choose"]
+    for row in chosen: del row["event"]
+    write_whole(self.path, chosen)
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #76a38189
 @patch
@@ -210,7 +206,7 @@ def _needed(self: AnnotationSession):
 # %% ../../nbs/6_tools/62_annotator.ipynb #1e46c3f8
 @patch
 def choose(self: AnnotationSession, choice: str) -> _AnnotationItem | None:
-    "Judge the current pair: left, right or tie; gives the next. ValueError at the end or for another choice."
+    "Judge the current pair: left, right or tie; gives the next. ValueError at the end."
     if choice not in _CHOICES:
         raise ValueError(f"choice must be one of left, right, tie, got {choice!r}")
     item = self._needed()
@@ -235,11 +231,11 @@ def undo(self: AnnotationSession) -> _AnnotationItem | None:
 @patch
 def progress(self: AnnotationSession) -> dict[str, int]:
     "How many pairs there are, labelled, skipped and left."
-    done = self.done
-    events = Counter(done[item.id]["event"] for item in self.items if item.id in done)
-    left = len(self.items) - events.total()
-    counts = {"labelled": events["choose"], "skipped": events["skip"], "left": left}
-    return {"pairs": len(self.items), **counts}
+    done, pairs = self.done, len(self.items)
+    events = [done[item.id]["event"] for item in self.items if item.id in done]
+    labelled = events.count("choose")
+    skipped, left = len(events) - labelled, pairs - len(events)
+    return {"pairs": pairs, "labelled": labelled, "skipped": skipped, "left": left}
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #1dc380fd
 @patch
@@ -273,9 +269,7 @@ class AnnotatorAgreement(Report):
     share: float  # equal / pairs, 0..1
     interval: tuple[float, float]  # of the share, 95%, Wilson
     kappa: float  # Cohen's, at most 1; nan where both always gave one and the same answer
-    table: list[
-        list[int]
-    ]  # (3, 3) pairs by the answer of one (rows) and of the other: first, second, tie
+    table: list  # (3, 3) pairs by the answer of one (rows) and of the other: first, second, tie
 
     title = "Agreement of two annotators"
 
@@ -285,9 +279,8 @@ class AnnotatorAgreement(Report):
         kappa = f"{self.kappa:.2f}"
         if math.isnan(self.kappa): kappa = "not defined: both always gave the same answer"
         share = f"{percent(self.share)} (95% {percent(*self.interval)})"
-        return [
-            f"{self.equal} of {counted(self.pairs, 'answer')} equal: {share}, Cohen's kappa {kappa}"
-        ]
+        equal = f"{self.equal} of {counted(self.pairs, 'answer')} equal"
+        return [f"{equal}: {share}, Cohen's kappa {kappa}"]
 
     def sections(self, **options) -> list[Section]:
         "How often each pair of answers was given."
@@ -307,7 +300,9 @@ def annotator_agreement(
         raise ValueError(f"no pair of this annotation is judged in {Path(other).name}")
     n, equal = both.total(), sum(both[answer, answer] for answer in _ANSWERS)
     table = [[both[mine, theirs] for theirs in _ANSWERS] for mine in _ANSWERS]
-    by_accident = sum(sum(row) * sum(column) for row, column in zip(table, zip(*table))) / n**2
+    by_accident = sum(
+        sum(row) * sum(column) for row, column in zip(table, zip(*table))
+    ) / n**2
     kappa = (equal / n - by_accident) / (1 - by_accident) if by_accident < 1 else math.nan
     return AnnotatorAgreement(n, equal, equal / n, wilson_interval(equal, n), kappa, table)
 
@@ -350,10 +345,13 @@ class View:
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #14e63e90
 def _message(message, markdown):
-    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+    rest = {
+        key: value for key, value in message.items() if key not in ("role", "content")
+    }
     extra = f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else ""
-    role = f"<div style='{View.styles['small']};margin-top:.3em'>{html.escape(str(message['role']))}</div>"
-    return role + View.text((message.get("content") or "") + extra, markdown)
+    role = html.escape(str(message["role"]))
+    head = f"<div style='{View.styles['small']};margin-top:.3em'>{role}</div>"
+    return head + View.text((message.get("content") or "") + extra, markdown)
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #bad26e3e
 def _pane(title, text, height, markdown):
@@ -366,10 +364,11 @@ def _pane(title, text, height, markdown):
 def _item_html(item, *, markdown=False, height="22em"):
     "A prompt above its two responses side by side."
     prompt = _pane("prompt", item.prompt, "12em", markdown) if item.prompt else ""
-    both = _pane("left", item.left, height, markdown) + _pane("right", item.right, height, markdown)
+    left = _pane("left", item.left, height, markdown)
+    right = _pane("right", item.right, height, markdown)
     columns = "display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:.8em"
     page = f"{View.styles['page']};display:flex;flex-direction:column;gap:.5em"
-    return f"<div style='{page}'>{prompt}<div style='{columns}'>{both}</div></div>"
+    return f"<div style='{page}'>{prompt}<div style='{columns}'>{left}{right}</div></div>"
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #413394d2
 _KEYS = {

@@ -9,9 +9,7 @@ __all__ = ['COMMANDS']
 import json
 import os
 import re
-import shlex
 import sys
-import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -39,26 +37,23 @@ def _pairs(option, words, pattern, form):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
 def _loading(args):
-    columns = {name: getattr(args, f"{name}_column") for name in ("prompt", "chosen", "rejected")}
-    columns = {name: column for name, column in columns.items() if column}
+    named = [(name, getattr(args, f"{name}_column")) for name in ("prompt", "chosen", "rejected")]
+    columns = {name: column for name, column in named if column}
     columns |= _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
-    for column in filter(None, columns.values()):
-        names = [name for name, other in columns.items() if other == column]
-        if names[1:]:
-            raise ParameterError(f"{' and '.join(names)} name the same column {column!r}")
+    used = [column for column in columns.values() if column]
+    twice = [name for name, column in columns.items() if used.count(column) > 1]
+    if twice:
+        names = " and ".join(twice)
+        raise ParameterError(f"{names} name the same column {columns[twice[0]]!r}")
     labels = _pairs("--label", args.label, "(.+)=(a|b|tie)", "VALUE=a, VALUE=b or VALUE=tie")
     found = {name: getattr(args, name) for name in ("format", "split", "strict", "progress")}
     return found | {"columns": columns or None, "labels": labels or None}
-
-# %% ../../nbs/6_tools/67_commands.ipynb #96fd42c6
-def _scoring(args):
-    return {name: getattr(args, name) for name in settings_of(ScoringSettings)}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #a8b2275f
 def _load(args):
     from reward_kit.scores.inference import RewardModel
 
-    return RewardModel.from_pretrained(args.model, **_scoring(args))
+    return RewardModel.from_pretrained(args.model, **args.values_of(ScoringSettings))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #4aff24fb
 def _check_writable(folder):
@@ -103,7 +98,10 @@ class _Inspect(Command):
 def _page(report, data):
     from html import escape
 
-    style = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto}td,th{padding:.2rem .8rem}"
+    style = (
+        "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto}"
+        "td,th{padding:.2rem .8rem}"
+    )
     head = f"<!doctype html><meta charset='utf-8'><title>{escape(data)}</title>"
     title = f"<h1>Preference data: {escape(Path(data).name)}</h1>"
     return f"{head}<style>{style}</style>{title}{report._repr_html_()}\n"
@@ -113,16 +111,19 @@ class _Training(Command):
     "What both trainings have."
 
     interrupted = "run the same command again to go on from the newest checkpoint"
-    model: str = _given("Base model: a hub id, a folder, or playground (the tiny built-in base).")
+    model: str = _given(
+        "Base model: a hub id, a folder, or playground (the tiny built-in base).")
     data: str = _given("Preferences, or prompts for PPO: file, folder, glob or hub id.")
     output: str = _folder(None, "Folder for the result.", required=True)
     eval_data: str | None = setting(
-        None, "Data to evaluate on. None: a part of the prompts is held out.", metavar="DATA")
+        None, "Data to evaluate on. None: a part of the prompts is held out.",
+        metavar="DATA")
     eval_fraction: float = setting(0.1, "Part of the prompts that is held out.")
     max_samples: int | None = setting(None, "Use at most this many rows.")
     chat_template: str | None = setting(
         None, "chatml, zephyr, or a .jinja file. None: the tokenizer's own.")
-    overwrite: bool = setting(False, "Clear a finished or different run in the output folder.")
+    overwrite: bool = setting(
+        False, "Clear a finished or different run in the output folder.")
     keep_checkpoints: bool = setting(
         False, "Leave the checkpoints in the folder after the run has finished.")
 
@@ -130,11 +131,14 @@ class _Training(Command):
 class _Train(_Training):
     "Train a reward model on preferences and evaluate it on prompts it has not seen."
 
-    example = "reward-kit train --model Qwen/Qwen3-0.6B --data preferences.jsonl --output reward-model --lora"
+    example = (
+        "reward-kit train --model Qwen/Qwen3-0.6B --data preferences.jsonl "
+        "--output reward-model --lora"
+    )
     uses = (RewardSettings, LoraSettings, DataSettings)
     skip_broken_rows: bool = setting(
-        False, "Leave out rows that are not JSON, or hold null or something else than text; "
-        "else they stop the run.")
+        False, "Leave out rows that are not JSON, or hold null or something else than "
+        "text; else they stop the run.")
 
     def run(self):
         from reward_kit.tools.pipeline import train_reward_model
@@ -152,53 +156,61 @@ class _Train(_Training):
 # %% ../../nbs/6_tools/67_commands.ipynb #49724d42
 def _lora(args):
     "{LoraConfig field: value}, or None."
-    names = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
-    if args.lora:
-        return {name.replace("lora_r", "r"): getattr(args, name) for name in names}
-    args.only_with("--lora", *settings_of(LoraSettings).keys() - {"lora"})
+    if not args.lora: return args.only_with("--lora", *settings_of(LoraSettings).keys() - {"lora"})
+    values = args.values_of(LoraSettings, "lora", "quantization")
+    return {"r": values.pop("lora_r"), **values}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #e56c7be8
-_QUESTION = ("What is AI?", "AI is the study of machines that act intelligently.", "No idea.")
+_QUESTION = "What is the front of a ship?"
+_ANSWERS = "The front of a ship is called the bow.", "Go away."
 
 # %% ../../nbs/6_tools/67_commands.ipynb #762e9106
-def _next_steps(folder, eval_data=None, example=_QUESTION, **loading):
-    prompt, a, b = example
-    steps = [
-        ["score", folder, "--prompt", prompt, "--response", a],
-        ["compare", folder, "--prompt", prompt, "--a", a, "--b", b],
-    ]
+def _next_steps(folder, eval_data=None, **loading):
+    files = "README.md is its card, evaluation/ the full report"
+    steps = _asking(folder)
     if eval_data: steps.append(["evaluate", folder, eval_data, *_reading(**loading)])
-    heading = f"The reward model is in {folder} (README.md is its card, evaluation/ the full report). Next:"
+    heading = f"The reward model is in {folder} ({files}). Next:"
     return "\n".join([heading, *map(_line, steps)])
+
+
+def _asking(folder):
+    a, b = _ANSWERS
+    about = [folder, "--prompt", _QUESTION]
+    return [["score", *about, "--response", a], ["compare", *about, "--a", a, "--b", b]]
 
 # %% ../../nbs/6_tools/67_commands.ipynb #d418812d
 def _line(words):
-    return "  reward-kit " + shlex.join(map(str, words))
+    return "  reward-kit " + " ".join(map(Command.typed, words))
 
 
 def _reading(eval_split=None, columns=None, labels=None, format="auto", **others):
     words = ["--split", eval_split] if eval_split else []
     if format != "auto": words += ["--format", format]
     for option, pairs in (("--column", columns), ("--label", labels)):
-        for left, right in (pairs or {}).items(): words += [option, f"{left}={right or ''}"]
+        for left, right in (pairs or {}).items():
+            words += [option, f"{left}={right or ''}"]
     return words
 
 # %% ../../nbs/6_tools/67_commands.ipynb #aa11f0dc
 class _Ppo(_Training):
     "Train a policy with PPO so that it writes what a reward model likes."
 
-    example = "reward-kit ppo --model Qwen/Qwen3-0.6B --reward reward-model --data p.jsonl --output ppo-model"
+    example = (
+        "reward-kit ppo --model Qwen/Qwen3-0.6B --reward reward-model "
+        "--data p.jsonl --output ppo-model"
+    )
     uses = (PPOSettings, LoraSettings)
     without = ("quantization",)
     reward: str = _many("Reward model: folder or hub id; may be repeated.", required=True)
     reward_weight: float = _many("Weight of a reward; may be repeated. None: all 1.")
     prompt_column: str | None = setting(
-        None, "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column")
+        None, "Column that holds the prompts. None: prompt, else text.",
+        alias="prompt_text_column")
     split: str | None = setting(None, "Split of the prompts, or file stem in a folder.")
     eval_split: str | None = setting(None, "Split of the held-out prompts.")
     resume: bool = setting(
-        False, "Go on with the unfinished run in the output folder, and stop where there is none; "
-        "else go on if there is.")
+        False, "Go on with the unfinished run in the output folder, and stop where "
+        "there is none; else go on if there is.")
 
     def run(self):
         from reward_kit.tools.pipeline import train_ppo_policy
@@ -218,9 +230,10 @@ class _Ppo(_Training):
 def _policy_steps(folder, chat):
     name = json.dumps(str(folder), ensure_ascii=False)
     prompt = '[{"role": "user", "content": "What is AI?"}]' if chat else '"What is AI?"'
-    call = f'pipeline("text-generation", {name})({prompt}, max_new_tokens=64, return_full_text=False)'
-    return f"""The policy is in {folder} (README.md is its card, held_out.jsonl what it answered \
-before and after). Two lines of Python use it:
+    options = "max_new_tokens=64, return_full_text=False"
+    call = f'pipeline("text-generation", {name})({prompt}, {options})'
+    return f"""The policy is in {folder} (README.md is its card, \
+held_out.jsonl what it answered before and after). Two lines of Python use it:
   from transformers import pipeline
   print({call}[0]["generated_text"])"""
 
@@ -236,23 +249,25 @@ class _Judging(Command):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #28b7f420
 class _Evaluate(_Judging):
-    "The trust report of a reward model: accuracy with intervals, calibration, bias probes, disagreements."
+    "The trust report of a reward model: accuracy, calibration, bias probes, disagreements."
 
     example = "reward-kit evaluate reward-model preferences.jsonl --report report"
     report: str | None = _folder(None, "Write report.json, report.md and pictures here.")
     probe_prompts: int = setting(
-        100, "Prompts whose best response is edited and scored again; 0: no probes.", "0 or more")
+        100, "Prompts whose best response is edited and scored again; 0: no probes.",
+        "0 or more")
 
     def run(self):
         from reward_kit.trust.trust_report import evaluate_reward_model
 
         _check_writable(self.report)
-        options = {"name": self.model, "probe_prompts": self.probe_prompts, "seed": self.seed}
-        _show(evaluate_reward_model(_load(self), self.data, **options, **_loading(self)), self)
+        options = {"name": self.model, **self.own("model", "data", "json", "report")}
+        options |= _loading(self)
+        _show(evaluate_reward_model(_load(self), self.data, **options), self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #19795438
 class _Calibrate(_Judging):
-    "Fit the temperature that makes a model's preference probabilities honest, and keep it with the model."
+    "Fit the temperature that makes a model's probabilities honest, and keep it with the model."
 
     example = "reward-kit calibrate reward-model held-out.jsonl"
     without = ("max_length", "batch_tokens", "seed")
@@ -269,16 +284,18 @@ class _Calibrate(_Judging):
 def _temperature(kept, model):
     low, high = (f"{x:.2f}" if x is not None else "no limit" for x in kept["interval"])
     text = (
-        "Temperature {temperature:.3f} ({percent:g}% interval {low} to {high}) from {n_pairs:,} pairs of "
-        "{n_prompts:,} prompts; log loss {log_loss_before:.3f} without it, {log_loss:.3f} with it. "
+        "Temperature {temperature:.3f} ({percent:g}% interval {low} to {high}) "
+        "from {n_pairs:,} pairs of {n_prompts:,} prompts; "
+        "log loss {log_loss_before:.3f} without it, {log_loss:.3f} with it. "
         "Kept in {model}: `reward-kit compare` and RewardModel.compare use it."
     ).format(low=low, high=high, model=model, percent=100 * kept["level"], **kept)
     if not kept["separable"]: return text
-    return f"{text}\nEvery pair was in the right order, so they only bound it; more pairs would tell."
+    bound = "Every pair was in the right order, so they only bound it"
+    return f"{text}\n{bound}; more pairs would tell."
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1193b28c
 class _Benchmark(_Judging):
-    "Score a reward model on RewardBench, RewardBench 2, RM-Bench or LLMBar, counted as their authors count."
+    "Score a reward model on RewardBench, RewardBench 2, RM-Bench or LLMBar, as their authors do."
 
     example = "reward-kit benchmark reward-model reward-bench.parquet --report report"
     uses = (ScoringSettings,)
@@ -293,28 +310,28 @@ class _Benchmark(_Judging):
         from reward_kit.beside.benchmarks import run_benchmark
 
         _check_writable(self.report)
-        options = {"name": self.model, "progress": bool(self.progress), "seed": self.seed}
-        model, own = _load(self), {"kind": self.kind, "split": self.split}
-        _show(run_benchmark(model, self.data, **options, **own), self)
+        options = {"name": self.model, "progress": bool(self.progress)}
+        options |= self.own("model", "data", "json", "report")
+        _show(run_benchmark(_load(self), self.data, **options), self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #73b04506
 class _CompareRuns(_Judging):
-    "Compare reward models on the same preferences by paired tests, several seeds of a setting together."
+    "Compare reward models on the same preferences by paired tests, seeds of a setting together."
 
     example = "reward-kit compare-runs run-a run-b --data held-out.jsonl"
     without = ("model",)
     runs: str = _positional(
-        "Folders or hub ids of reward models; lora-seed0 and lora-seed1 are two seeds of one setting.",
-        many=True)
-    data: str = _given("Preferences that none was trained on: file, folder, glob or hub id.")
+        "Folders or hub ids of reward models; "
+        "lora-seed0 and lora-seed1 are two seeds of one setting.", many=True)
+    data: str = _given(
+        "Preferences that none was trained on: file, folder, glob or hub id.")
 
     def run(self):
         from reward_kit.trust.comparing import compare_runs
 
-        n = len(self.runs)
-        if n < 2:
-            raise ParameterError(f"compare-runs needs two runs or more, got {n}")
-        options = {"seed": self.seed, "model_options": _scoring(self)}
+        if len(self.runs) < 2:
+            raise ParameterError(f"compare-runs needs two runs or more, got {len(self.runs)}")
+        options = {"seed": self.seed, "model_options": self.values_of(ScoringSettings)}
         _show(compare_runs(self.runs, self.data, **options, **_loading(self)), self)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #7332367a
@@ -325,11 +342,11 @@ def _as_trained(model, prompt, responses):
     return [{"role": "user", "content": prompt}], answers
 
 # %% ../../nbs/6_tools/67_commands.ipynb #c95f2de5
-def _score_table(rows):
-    width = max(len(label) for label, _, _ in rows)
-    for label, score, text in rows:
-        short = textwrap.shorten(text, 74 - width, placeholder=" ...")
-        print(f"  {label:<{width}}  {score:8.3f}  {short}")
+def _score_table(labels, scores, texts):
+    from reward_kit.data.report import Section, Table
+
+    rows = zip(labels, (f"{score:.3f}" for score in scores), texts)
+    return Section(table=Table(("", "", ""), list(rows), width=72)).to_text()
 
 # %% ../../nbs/6_tools/67_commands.ipynb #f678916d
 class _Compare(Command):
@@ -354,7 +371,7 @@ class _Compare(Command):
         preferred = model.compare(prompt, *responses)
         if self.json: print(json.dumps({"a": a, "b": b, "a_preferred": preferred}))
         else:
-            _score_table([("A", a, self.a), ("B", b, self.b)])
+            print(_score_table("AB", (a, b), (self.a, self.b)))
             print(f"A is preferred with probability {preferred:.1%}.")
 
 # %% ../../nbs/6_tools/67_commands.ipynb #82956de6
@@ -362,26 +379,33 @@ class _Score(Command):
     "Score responses, one by one or a whole file."
 
     example = (
-        'reward-kit score reward-model --prompt "What is AI?" --response "The study of machines." '
-        '--response "No idea."\nreward-kit score reward-model responses.jsonl --output scored.jsonl'
+        'reward-kit score reward-model --prompt "What is AI?" '
+        '--response "The study of machines." --response "No idea."\n'
+        "reward-kit score reward-model responses.jsonl --output scored.jsonl"
     )
     uses = (ScoringSettings,)
     interrupted = "run the same command again to go on where it stopped"
     model: str = _model()
-    input: str | None = setting(None, "File of texts to score.", positional=True, metavar="[INPUT]")
+    input: str | None = setting(
+        None, "File of texts to score.", positional=True, metavar="[INPUT]")
     output: str | None = setting(
-        None, "File of scored rows, continued if unfinished. None: INPUT.scored.jsonl.", metavar="FILE")
+        None, "File of scored rows, continued if unfinished. None: INPUT.scored.jsonl.",
+        metavar="FILE")
     prompt: str | None = setting(None, "The prompt of --response.")
     response: str = _many("A response to score; may be repeated.")
-    normalize: bool = setting(False, "On the evaluation set's scale: mean 0, standard deviation 1.")
+    normalize: bool = setting(
+        False, "On the evaluation set's scale: mean 0, standard deviation 1.")
     json: bool = _json()
-    column: str = _many("A column, such as response=answer; may be repeated.", metavar="PAIR")
+    column: str = _many(
+        "A column, such as response=answer; may be repeated.", metavar="PAIR")
     score_column: str | None = setting(
-        None, "Column of the output that takes the scores. None: score.", metavar="NAME")
+        None, "Column of the output that takes the scores. None: score.",
+        metavar="NAME")
 
     def run(self):
         if bool(self.input) == bool(self.response):
-            raise ParameterError("give either a file to score, or --response (with --prompt)")
+            raise ParameterError(
+                "give either a file to score, or --response (with --prompt)")
         if self.response:
             self.only_with("a file to score", "score_column", "output", "column")
             _score_texts(self)
@@ -398,16 +422,16 @@ def _score_texts(args):
     ranked = sorted(zip(scores, args.response), key=lambda pair: -pair[0])
     if args.json:
         found = [{"response": text, "score": score} for score, text in ranked]
-        print(json.dumps(found, ensure_ascii=False))
-        return
+        return print(json.dumps(found, ensure_ascii=False))
     if args.prompt: print(f"Prompt: {args.prompt}")
-    _score_table([(str(i), *pair) for i, pair in enumerate(ranked, 1)])
+    print(_score_table(range(1, len(ranked) + 1), *zip(*ranked)))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #ca0b5ef1
 def _score_file(args):
     source = Path(args.input)
     if not source.is_file(): raise FileNotFoundError(f"no file {source} to score")
-    output = Path(args.output or Path(args.input.removesuffix(".gz")).with_suffix(".scored.jsonl"))
+    beside = Path(args.input.removesuffix(".gz")).with_suffix(".scored.jsonl")
+    output = Path(args.output or beside)
     _check_writable(output.parent)
     if output.resolve() == source.resolve():
         raise ParameterError("--output is the file that is scored; give another name")
@@ -430,10 +454,12 @@ class _Serve(Command):
     uses = (ServerSettings, ScoringSettings)
     without = ("batch_tokens", "progress")
     model: str = _model()
-    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets every machine in.")
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; 0.0.0.0 lets every machine in.")
     port: int = setting(8000, "Port to listen on; 0: any free one.")
     max_batch_tokens: int | None = setting(
-        None, settings_of(ScoringSettings)["batch_tokens"].help, "above 0", metavar="TOKENS")
+        None, settings_of(ScoringSettings)["batch_tokens"].help, "above 0",
+        metavar="TOKENS")
     access_log: bool = setting(False, "Print a line for every request.")
 
     def run(self):
@@ -456,11 +482,13 @@ class _Llm(Command):
     "The aitraining-compatible interface: reward-kit llm --train --trainer reward ..."
 
     example = (
-        "reward-kit llm --train --model google/gemma-3-270m --data-path ./preferences.jsonl \\\n"
-        "    --project-name reward-model --trainer reward \\\n"
-        "    --prompt-text-column prompt --text-column chosen --rejected-text-column rejected\n"
-        "reward-kit llm --train --model google/gemma-3-270m --data-path ./prompts.jsonl \\\n"
-        "    --project-name ppo-model --trainer ppo --rl-reward-model-path ./reward-model"
+        "reward-kit llm --train --trainer reward --model google/gemma-3-270m \\\n"
+        "    --data-path ./preferences.jsonl --project-name reward-model \\\n"
+        "    --prompt-text-column prompt --text-column chosen \\\n"
+        "    --rejected-text-column rejected\n"
+        "reward-kit llm --train --trainer ppo --model google/gemma-3-270m \\\n"
+        "    --data-path ./prompts.jsonl --project-name ppo-model \\\n"
+        "    --rl-reward-model-path ./reward-model"
     )
     interrupted = _Training.interrupted
     train: bool = setting(False, "Train (the only thing this command does).")
@@ -478,8 +506,7 @@ class _Llm(Command):
 
         if not self.train:
             raise ParameterError("reward-kit llm does one thing: add --train")
-        known = settings_of(LLMTrainingParams)
-        params = LLMTrainingParams(**{k: v for k, v in self.given.items() if k in known})
+        params = LLMTrainingParams(**self.given_of(LLMTrainingParams))
         project = AutoTrainProject(params=params, backend=self.backend, process=True)
         project.create(progress=self.progress)
         if project.params.trainer == "ppo":
@@ -488,15 +515,17 @@ class _Llm(Command):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1c61da49
 class _Quickstart(Command):
-    "Train and judge a reward model on the built-in playground, and a policy with it, in four minutes."
+    "Train and judge a reward model on the playground, and a policy with it, in four minutes."
 
     example = "reward-kit quickstart --output quickstart"
     output: str = _folder("quickstart", "Folder for everything.")
     seed: int = setting(0, "Seed of the world and the training.", "in [0, 2**32)")
     pairs: int = setting(2400, "Preferences to train and evaluate on.", "above 0")
-    epochs: float | None = setting(None, "Passes over them. None: the playground's own.", "above 0")
+    epochs: float | None = setting(
+        None, "Passes over them. None: the playground's own.", "above 0")
     ppo_batches: int = setting(
-        15, "Batches of responses that the policy learns from; 0: no PPO.", "0 or more")
+        15, "Batches of responses that the policy learns from; 0: no PPO.",
+        "0 or more")
 
     def run(self):
         from reward_kit.tools.quickstart import quickstart
@@ -505,37 +534,32 @@ class _Quickstart(Command):
         print("\n" + _quickstart_files(folder, 6 if self.ppo_batches else 5))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #af7965ce
-_QUICKSTART_FILES = {
+_FILES = {
     "preferences.jsonl": "the data: prompt, chosen, rejected",
     "reward-model": "the reward model, a standard Hugging Face folder",
-    "reward-model/README.md": "its model card",
-    "reward-model/data_report.png": "what is in the data",
-    "reward-model/training_curve.png": "how training went",
-    "reward-model/trust_accuracy.png": "how well it tells better from worse",
-    "reward-model/trust_calibration.png": "how honest its probabilities are",
-    "reward-model/trust_probes.png": "what edits that should not matter do to the reward",
+    "reward-model/README.md": "its card, with pictures of data, training and trust",
     "reward-model/evaluation/report.md": "the whole trust report",
     "ppo-model": "the policy that PPO trained with it",
-    "ppo-model/README.md": "its card",
-    "ppo-model/ppo_curve.png": "score, KL and length by batch",
+    "ppo-model/README.md": "its card, with score, KL and length by batch",
     "ppo-model/held_out.jsonl": "what it answered before and after",
 }
 
 # %% ../../nbs/6_tools/67_commands.ipynb #5ef10710
 def _quickstart_files(folder, number):
-    there = [name for name in _QUICKSTART_FILES if (folder / name).exists()]
-    files = [f"  {name:<35}{_QUICKSTART_FILES[name]}" for name in there]
-    bow = ("What is the front of a ship?", "The front of a ship is called the bow.", "Go away.")
+    there = [name for name in _FILES if (folder / name).exists()]
+    files = [f"  {name:<35}{_FILES[name]}" for name in there]
     data, model = f"{folder}/preferences.jsonl", f"{folder}/reward-model"
     base = ["--model", "playground", "--data", data, "--output"]
-    own = [
+    steps = [
+        *_asking(model),
         ["inspect", data],
         ["train", *base, f"{folder}/my-reward-model"],
         ["ppo", "--reward", model, *base, f"{folder}/my-policy"],
     ]
-    next_steps = [*_next_steps(model, example=bow).splitlines()[1:], *map(_line, own)]
-    end = f"Your own: a file in place of {data}, a base such as Qwen/Qwen3-0.6B in place of playground."
-    return "\n".join([f"{number}. In {folder}/", *files, "", "Next:", *next_steps, "", end])
+    base = "a base such as Qwen/Qwen3-0.6B in place of playground"
+    own = f"Your own: a file in place of {data}, {base}."
+    lines = [f"{number}. In {folder}/", *files, "", "Next:", *map(_line, steps)]
+    return "\n".join([*lines, "", own])
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1f28d1b8
 _CLASSES = (

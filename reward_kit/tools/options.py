@@ -48,21 +48,30 @@ class Command:
     @classmethod
     def options(cls):
         "{name: Setting}, those of the command first."
-        kinds = [settings_of(kind) for kind in (cls, _Common, *cls.uses)]
-        found = {name: option for kind in kinds for name, option in kind.items()}
-        return {
-            name: o for name, o in found.items() if o.on_command_line and name not in cls.without
-        }
+        found = {}
+        for kind in (cls, _Common, *cls.uses): found |= settings_of(kind)
+        shown = [o for o in found.values() if o.on_command_line and o.name not in cls.without]
+        return {option.name: option for option in shown}
+
+    def values_of(self, kind, *without):
+        "{name: value} of the settings of a class."
+        names = [name for name in settings_of(kind) if name not in without]
+        return {name: getattr(self, name) for name in names}
 
     def given_of(self, kind):
-        "{name: value} of the settings of a class that were given."
-        return {name: getattr(self, name) for name in settings_of(kind) if name in self.given}
+        "The same, of those that were given."
+        return self.values_of(kind, *settings_of(kind).keys() - self.given.keys())
 
     def own(self, *without):
-        "{name: value} of the options that only this command has."
-        return {
-            name: getattr(self, name) for name in settings_of(type(self)) if name not in without
-        }
+        "The same, of the options that only this command has."
+        return self.values_of(type(self), *without)
+
+    @staticmethod
+    def typed(word):
+        "A word as it is typed: plain texts in double quotes, which every shell reads."
+        quoted = shlex.quote(str(word))
+        plain = quoted[0] == "'" and re.fullmatch(r"[\w ,.:?'=/()-]+", str(word))
+        return f'"{word}"' if plain else quoted
 
 # %% ../../nbs/6_tools/66_options.ipynb #81ce0522
 class _Parser(argparse.ArgumentParser):
@@ -136,13 +145,11 @@ def read(cls: Command, argv: list):  # the words after its name -> a command wit
     args, given = cls(), vars(parsed)
     args.given = given if "config" not in given else _read_file(cls, given["config"]) | given
     missing = []
-    for option in cls.options().values():
+    for name, option in cls.options().items():
         value = _value(option, args.given)
-        setattr(args, option.name, value)
+        setattr(args, name, value)
         if option.more.get("required") and value in (None, []):
-            missing.append(
-                option.name.upper() if option.more.get("positional") else _flag(option.name)
-            )
+            missing.append(name.upper() if option.more.get("positional") else _flag(name))
     if missing: raise ParameterError(f"required and missing: {', '.join(missing)}")
     return args
 
@@ -214,7 +221,7 @@ def in_options(cls: Command, text: str) -> str:  # a message that names Python a
     flags = {name: _flag(o.name) for o in cls.options().values() for name in (o.alias, o.name)}
 
     def pair(kind, name, value):
-        own, value = flags.get(f"{name}_column"), shlex.quote(value) if value else ""
+        own, value = flags.get(f"{name}_column"), cls.typed(value) if value else ""
         if kind == "columns" and own and value: return f"{own} {value}"
         return f"--{kind[:-1]} {name}={value}"
 

@@ -12,9 +12,8 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from statistics import fmean
 
@@ -27,7 +26,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .. import __version__
-from ..data.files import PreferenceDataError, UnusableRow, read_rows, write_whole
+from ..data.files import PreferenceDataError, read_rows, write_whole
 from ..data.preferences import Preferences, hold_out, load_preferences
 from ..data.preferences import prompt_overlap, split_by_prompt
 from ..data.quality import DataReport
@@ -36,7 +35,7 @@ from ..data.report import counted
 from ..model.loss import LOSSES
 from ..model.model_folder import ModelCard, ModelLoadError, RewardMetadata, resolve_model
 from ..model.runs import Checkpoints, RunRecord
-from ..model.settings import ParameterError, nearest, quiet
+from ..model.settings import ParameterError, quiet
 from ..model.trainer import RewardConfig, RewardTrainer
 from ..rl.policies import PPOConfig
 from ..rl.ppo import PPOTrainer
@@ -83,31 +82,31 @@ def train_reward_model(
     "Preferences in, evaluated reward-model folder out; what cannot work is refused first."
     run, say = _start(output, say, eval_fraction, "in (0, 1)", max_samples)
     args = _reward_config(output, config, quantization, progress)
-    adapter, tokenizer = _lora_config(peft_config, "SEQ_CLS"), _tokenizer(model, chat_template)
+    adapter = _lora_config(peft_config, "SEQ_CLS")
+    tokenizer = _tokenizer(model, chat_template)
 
-    read = partial(_read, skip_broken_rows=skip_broken_rows, progress=progress, **loading)
-    train, held_out = read(data, split), None if eval_data is None else read(eval_data, eval_split)
-    train, held_out, report = _hold_out(train, held_out, eval_fraction, max_samples, args.seed, say)
+    loading |= {"skip_broken_rows": skip_broken_rows, "progress": progress}
+    train = _read(data, split, **loading)
+    held_out = None if eval_data is None else _read(eval_data, eval_split, **loading)
+    parts = _hold_out(train, held_out, eval_fraction, max_samples, args.seed, say)
+    train, held_out, report = parts
     _check_labels(args.loss_type, train, held_out)
-    settings = _settings(model, config, peft_config, chat_template) | {"quantization": quantization}
-    settings |= {"data": train.fingerprint, "evaluation data": held_out.fingerprint}
+    settings = _settings(model, config, peft_config, chat_template)
+    settings |= {"quantization": quantization, "data": train.fingerprint}
+    settings["evaluation data"] = held_out.fingerprint
 
+    evaluation = None
     if keep_finished and not overwrite and run.is_finished(settings):
         say(f"{output} holds this very run, finished; it is evaluated and not trained again.")
-        evaluation = _evaluate(run.folder, held_out, progress, say) if run.is_main else None
+        if run.is_main: evaluation = _evaluate(run.folder, held_out, progress, say)
         return TrainedRewardModel(run.folder, evaluation, report, held_out, False)
     if run.is_main: run.prepare(settings, overwrite)
     with run.fresh(), quiet(progress=progress):
+        options = {"processing_class": tokenizer, "peft_config": adapter}
         trainer = RewardTrainer(
-            model,
-            args,
-            train_dataset=train,
-            eval_dataset=held_out,
-            processing_class=tokenizer,
-            peft_config=adapter,
-        )
+            model, args, train_dataset=train, eval_dataset=held_out, **options)
         _say_logs(trainer, say)
-        resumed, evaluation = _begin(run, settings, say), None
+        resumed = _begin(run, settings, say)
         trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model(str(run.folder))
         if run.is_main:
@@ -138,8 +137,8 @@ def _reward_config(output, config, quantization, progress):
         raise ValueError("fp16 needs a GPU, and this run is on the CPU; leave it out")
     if on_cpu and config.get("bf16"): config["use_cpu"] = True
     if quantization:
-        model_init = config.get("model_init_kwargs") or {}
-        config["model_init_kwargs"] = model_init | {"quantization_config": _quantized(quantization)}
+        weights = {"quantization_config": _quantized(quantization)}
+        config["model_init_kwargs"] = (config.get("model_init_kwargs") or {}) | weights
     return _config(RewardConfig, output, progress, config)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #d152053a
@@ -147,7 +146,7 @@ def _quantized(name):
     if not torch.cuda.is_available():
         raise ValueError(f"quantization={name} needs a CUDA device; leave it out")
     if find_spec("bitsandbytes") is None:
-        raise ValueError(f"quantization={name} needs bitsandbytes: pip install bitsandbytes")
+        raise ValueError(f"quantization={name} needs bitsandbytes; pip install it")
     if name == "int8": return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -161,10 +160,11 @@ def _lora_config(peft_config, task_type):
     if not isinstance(peft_config, dict): return peft_config
     try: from peft import LoraConfig
     except ImportError as error:
-        raise ParameterError("LoRA needs peft, which is not installed: pip install peft") from error
+        raise ParameterError("LoRA needs peft: pip install peft") from error
     values = {"task_type": task_type} | peft_config
     modules = values.get("target_modules")
-    if isinstance(modules, str) and re.fullmatch(r"[\w., ]+", modules):  # not a pattern, not all-linear
+    names = isinstance(modules, str) and re.fullmatch(r"[\w., ]+", modules)
+    if names:  # not a pattern, not all-linear
         values["target_modules"] = modules.replace(",", " ").split()
     return LoraConfig(**values)
 
@@ -184,7 +184,8 @@ _CHAT_TEMPLATES = {
 def _template(name):
     if name in _CHAT_TEMPLATES: return _CHAT_TEMPLATES[name]
     if os.path.isfile(name): return Path(name).read_text(encoding="utf-8")
-    raise ParameterError(f"chat_template must be tokenizer, chatml, zephyr or a file, got {name!r}")
+    known = "tokenizer, chatml, zephyr or a file"
+    raise ParameterError(f"chat_template must be {known}, got {name!r}")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #8dcbdd4b
 def _tokenizer(model, chat_template):
@@ -211,12 +212,12 @@ def _read(data, split, *, skip_broken_rows, **loading):
 def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
     "Training and held-out preferences, and the report of what was read."
     report, warning, which = train.report, None, "with other prompts"
-    if max_samples and max_samples < len(train): train = train.select(range(max_samples))
+    if max_samples: train = train.select(range(len(train))[:max_samples])
     if held_out is None: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
     else: which, (report, warning) = "given ones", _with_overlap(report, train, held_out)
-    if not len(train) or not len(held_out):
-        sizes = f"{counted(len(train), 'preference')} to train on and {len(held_out):,} held out"
-        raise ValueError(f"{sizes}: both need at least one; give more prompts, or evaluation data")
+    if not (len(train) and len(held_out)):
+        sizes = f"{len(train):,} preferences to train on, {len(held_out):,} held out"
+        raise ValueError(f"{sizes}: both need at least one; give more")
     say(str(report))
     if warning: say(warning)
     pairs = counted(len(train), "preference")
@@ -239,13 +240,12 @@ def _with_overlap(report, train, held_out):
 # %% ../../nbs/6_tools/60_pipeline.ipynb #2b9aeaff
 def _check_labels(loss_type, *sets):
     for column in LOSSES[loss_type].needs:
-        for preferences in sets:
-            row = next((record for record in preferences if record.get(column) is None), None)
-            if row is None: continue
+        for record in chain(*sets):
+            if record.get(column) is not None: continue
             raise ValueError(
-                f"{row.get('origin') or preferences.report.name}: loss_type={loss_type} learns from "
-                f"{column}, and this row has none; name their column with columns={{'{column}': '...'}}, "
-                "or choose another loss_type")
+                f"{record['origin']}: loss_type={loss_type} learns from {column}, and this row has none; "
+                f"name their column with columns={{'{column}': '...'}}, or choose another loss_type"
+            )
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c045a80d
 _NOT_DECISIVE = {
@@ -261,10 +261,14 @@ _NOT_DECISIVE = {
 # %% ../../nbs/6_tools/60_pipeline.ipynb #e4aadc33
 def _settings(model, config, peft_config, chat_template):
     adapter = peft_config if isinstance(peft_config, dict | None) else peft_config.to_dict()
-    settings = {"model": _name_of(model), "chat_template": chat_template, "version": __version__}
-    settings |= {f"lora {name}": value for name, value in (adapter or {}).items()}
     decisive = (config or {}).keys() - _NOT_DECISIVE
-    return settings | {name: config[name] for name in sorted(decisive)}
+    return {
+        "model": _name_of(model),
+        "chat_template": chat_template,
+        "version": __version__,
+        **{f"lora {name}": value for name, value in (adapter or {}).items()},
+        **{name: config[name] for name in sorted(decisive)},
+    }
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #b746161e
 def _name_of(model):
@@ -272,19 +276,22 @@ def _name_of(model):
         return getattr(model, "__name__", type(model).__name__)
     if not Path(model).is_dir() or str(model) == "playground": return str(model)
     folder = Path(model).resolve()
-    return f"{folder.name} (folder {_hash(str(folder))})"
+    return f"{folder.name} (folder {_hash(folder)})"
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #93368879
-def _hash(text):
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+def _hash(value):
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #9a048ef6
 _SHOWN = ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #676c77a5
 def _log_line(logs, step, max_steps):
-    shown = [f"{name.replace('_', ' ')} {float(logs[name]):.3f}" for name in _SHOWN if name in logs]
-    return f"step {step:>{len(str(max_steps))}}/{max_steps}  " + "  ".join(shown) if shown else None
+    shown = [name for name in _SHOWN if name in logs]
+    numbers = [f"{name.replace('_', ' ')} {float(logs[name]):.3f}" for name in shown]
+    head = f"step {step:>{len(str(max_steps))}}/{max_steps}"
+    return "  ".join([head, *numbers]) if shown else None
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #2b8277ed
 class _LogLines(TrainerCallback):
@@ -303,14 +310,15 @@ class _Bar(ProgressCallback):
 def _say_logs(trainer, say):
     if trainer.pop_callback(PrinterCallback): trainer.add_callback(_LogLines(say))
     if trainer.pop_callback(ProgressCallback):
-        for callback in (_Bar, _LogLines(tqdm.write)): trainer.add_callback(callback)
+        trainer.add_callback(_Bar)
+        trainer.add_callback(_LogLines(tqdm.write))
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #7069c6d8
 def _begin(run, settings, say):
     "Opens the record. True: there is a checkpoint to go on from."
     newest = Checkpoints(run.folder).newest()
-    new = f"Starting a new run in {run.folder}."
-    say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}." if newest else new)
+    if newest: say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}.")
+    else: say(f"Starting a new run in {run.folder}.")
     if run.is_main: run.start(settings)
     return newest is not None
 
@@ -411,22 +419,24 @@ def train_ppo_policy(
 ) -> TrainedPolicy:
     "Prompts and a reward in, trained policy folder out; what cannot work is refused first."
     run, say = _start(output, say, eval_fraction, "in [0, 1)", max_samples)
-    weights = {} if reward_weights is None else {"reward_weights": list(reward_weights)}
-    args = _config(PPOConfig, output, progress, {**(config or {}), **weights})
-    adapter, tokenizer = _lora_config(peft_config, "CAUSAL_LM"), _tokenizer(model, chat_template)
+    config = dict(config or {})
+    if reward_weights is not None: config["reward_weights"] = list(reward_weights)
+    args = _config(PPOConfig, output, progress, config)
+    adapter = _lora_config(peft_config, "CAUSAL_LM")
+    tokenizer = _tokenizer(model, chat_template)
 
     rows = _read_prompts(prompts, split, prompt_column)[:max_samples]
-    if eval_prompts is not None: held_out = _read_prompts(eval_prompts, eval_split, prompt_column)
-    else: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
+    if eval_prompts is None: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
+    else: held_out = _read_prompts(eval_prompts, eval_split, prompt_column)
     rewards = reward if isinstance(reward, (list, tuple)) else [reward]
-    settings = _settings(model, config, peft_config, chat_template) | {"training": "ppo"}
-    settings |= {"reward": ", ".join(map(_weights_of, rewards)), "reward weights": reward_weights}
+    settings = _settings(model, config, peft_config, chat_template)
+    settings |= {"training": "ppo", "reward": ", ".join(map(_weights_of, rewards))}
     settings |= {"data": _hash_of(rows), "evaluation data": _hash_of(held_out)}
 
     _check_resume(run, resume, overwrite)
     with run.fresh(), quiet(progress=progress):
-        trainer = PPOTrainer(
-            model, rewards, args, rows, held_out, processing_class=tokenizer, peft_config=adapter)
+        options = {"processing_class": tokenizer, "peft_config": adapter}
+        trainer = PPOTrainer(model, rewards, args, rows, held_out, **options)
         if run.is_main: run.prepare(settings, overwrite)
         say(_plan(trainer, model, rewards))
         result = _teach(trainer, run, settings, say)
@@ -438,26 +448,8 @@ def train_ppo_policy(
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c67642d6
 def _read_prompts(data, split, column):
     "Rows with `prompt`, checked, each with its origin."
-    if isinstance(data, (list, Preferences)):
-        data = [row if isinstance(row, dict) else {"prompt": row} for row in data]
-    source, rows = read_rows(data, split=split), []
-    for origin, row in source:
-        if isinstance(row, UnusableRow): raise PreferenceDataError(f"{origin}: {row}")
-        rows.append(row | {"origin": origin})
-    if not rows:
-        raise PreferenceDataError(f"{source.name} holds no rows; give at least one prompt")
-    columns = [name for name in rows[0] if name != "origin"]
-    return load_prompts(rows, _prompt_column(columns, column), source.name)
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #7e729557
-def _prompt_column(columns, asked=None):
-    for name in [asked] if asked else ["prompt", "text"]:
-        if name in columns: return name
-    present = f"the columns are: {', '.join(columns)}."
-    if asked:
-        hint = nearest(asked, columns)
-        raise ParameterError(f"prompt_column: no column {asked!r}; {present}{hint}")
-    raise ParameterError(f"no column prompt or text; {present} Name one: prompt_column")
+    if not isinstance(data, (list, Preferences)): data = read_rows(data, split=split)
+    return load_prompts(data, column, "prompts")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
@@ -469,14 +461,15 @@ def _held_out_prompts(rows, eval_fraction, seed):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f8c6bc26
 def _weights_of(reward):
-    files = Path(reward).glob("*.safetensors") if isinstance(reward, (str, os.PathLike)) else ()
+    name = _name_of(reward)
+    if not isinstance(reward, (str, os.PathLike)): return name
+    files = Path(reward).glob("*.safetensors")
     states = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
-    return f"{_name_of(reward)}, weights {_hash(repr(states))}" if states else _name_of(reward)
+    return f"{name}, weights {_hash(states)}" if states else name
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #86c5608a
 def _hash_of(rows):
-    plain = rows and [{k: v for k, v in row.items() if k != "origin"} for row in rows]
-    return _hash(json.dumps(plain, sort_keys=True, default=str))
+    return _hash(rows and [row | {"origin": None} for row in rows])
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #cf946b90
 def _check_resume(run, resume, overwrite):
@@ -513,7 +506,8 @@ def _plan(trainer, model, rewards):
     )
     critic = args.critic_learning_rate
     if critic not in (None, args.learning_rate): text += f" (critic {critic:g})"
-    return text + "." + (_SCALED if any(scale is not list for scale in trainer.rewards.scales) else "")
+    scaled = any(scale is not list for scale in trainer.rewards.scales)
+    return f"{text}." + (_SCALED if scaled else "")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #492cceca
 class _WatchPolicy(TrainerCallback):
@@ -561,7 +555,8 @@ def _save_policy(trainer, result, say):
     rows = []
     for a, b in zip(result.before, result.after):
         row = {"prompt": a["prompt"], "before": a["answer"], "after": b["answer"]}
-        rows.append(row | {"score_before": a["score"], "score_after": b["score"], "kl": b["kl"]})
+        row |= {"score_before": a["score"], "score_after": b["score"], "kl": b["kl"]}
+        rows.append(row)
     write_whole(result.path / "held_out.jsonl", rows)
     text = f"## Held-out prompts\n\n{result} Every answer is in held_out.jsonl."
     ModelCard(result.path).replace("held-out", text)

@@ -26,11 +26,11 @@ def quickstart(
     ppo_batches: int = 15,  # batches of responses that the policy learns from; 0: no PPO
     progress: bool = True,  # show bars
 ) -> Path:  # the folder
-    "Preferences, a reward model, its evaluation against the truth, and a policy. Raises `OSError`."
+    "Preferences, a reward model, its test against the truth, a policy. Raises `OSError`."
     folder, world = _prepare(output), Playground(seed=seed)
     data, model = folder / "preferences.jsonl", folder / "reward-model"
     save_preferences(world.preferences(pairs).to_pairs(), data)
-    print(f"1. Preferences: {pairs:,} pairs from a small world whose true reward is known.\n")
+    print(f"1. Preferences: {pairs:,} pairs from a world whose true reward is known.\n")
     print("2. A reward model is trained on them.\n")
     config = {"seed": seed} | ({"num_train_epochs": epochs} if epochs else {})
     trained = train_reward_model(
@@ -47,21 +47,25 @@ def _prepare(output):
     "The folder: new, empty, or that of an earlier quickstart."
     folder = Path(output)
     RunRecord(folder).check_writable()
-    if folder.exists() and any(folder.iterdir()) and not (folder / "preferences.jsonl").exists():
-        raise FileExistsError(f"the output {folder} holds other files; choose another with --output")
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / "preferences.jsonl").exists():
+        others = f"the output {folder} holds other files"
+        raise FileExistsError(f"{others}; choose another with --output")
     return folder
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #8909c3c1
 def _truth_table(world, rm, held_out):
     pairs = held_out.to_pairs()
-    scores = [rm.score(list(pairs["prompt"]), list(pairs[side])) for side in ("chosen", "rejected")]
+    prompts = list(pairs["prompt"])
+    scores = [rm.score(prompts, list(pairs[side])) for side in ("chosen", "rejected")]
     shares = {
         "guessing": 0.5,
         "this reward model": world.expected_accuracy(held_out, list(zip(*scores))),
         "the best any model can reach": world.best_accuracy(held_out),
     }
-    rows = [(name, percent(share), "#" * round(40 * share)) for name, share in shares.items()]
+    rows = [
+        (name, percent(share), "#" * round(40 * share)) for name, share in shares.items()
+    ]
     title = "3. Against the truth, on prompts it has not seen:"
     return Section(title, table=Table(("", "", ""), rows)).to_text()
 
@@ -69,7 +73,8 @@ def _truth_table(world, rm, held_out):
 def _score_example(world, rm):
     records = list(world.rankings(16, k=4))
     truths = [world.true_reward([r["prompt"]] * 4, r["responses"]) for r in records]
-    truth, record = max(zip(truths, records), key=lambda pair: max(pair[0]) - min(pair[0]))
+    both = zip(truths, records)
+    truth, record = max(both, key=lambda pair: max(pair[0]) - min(pair[0]))
     scores = rm.score([record["prompt"]] * 4, record["responses"])
     ranked = sorted(zip(scores, truth, record["responses"]), reverse=True)
     rows = [(f"{score:.2f}", f"{true:.2f}", text) for score, true, text in ranked]
@@ -81,8 +86,8 @@ _HELD_OUT = 128  # prompts that PPO does not train on
 
 
 def _teach(world, folder, seed, ppo_batches, progress):
-    story = "the base answers questions, the reward model judges, and what it likes becomes likelier"
-    print(f"\n5. PPO: {story}.\n")
+    story = "the reward model judges, and what it likes becomes likelier"
+    print(f"\n5. PPO: the base answers questions, {story}.\n")
     prompts, batch = world.prompts(), PPOConfig.complete(None, "playground").local_batch_size
     trained = train_ppo_policy(
         "playground",
@@ -92,30 +97,40 @@ def _teach(world, folder, seed, ppo_batches, progress):
         eval_prompts=prompts[:_HELD_OUT],
         overwrite=True,
         progress=progress,
-        config={"seed": seed, "total_episodes": ppo_batches * batch, "num_sample_generations": 0},
+        config={
+            "seed": seed,
+            "total_episodes": ppo_batches * batch,
+            "num_sample_generations": 0,
+        },
     )
     for answers in (trained.before, trained.after):
-        texts = zip(*((a["prompt"], a["answer"]) for a in answers))
-        for answer, true in zip(answers, world.true_reward(*texts)): answer["true"] = true
+        texts = [[a[key] for a in answers] for key in ("prompt", "answer")]
+        for answer, true in zip(answers, world.true_reward(*texts)):
+            answer["true"] = true
     return _improvement(trained) + "\n" + _samples(trained, 2)
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #19de50d3
 def _improvement(trained):
-    names = {"score": "reward model's score", "true": "true reward", "kl": "KL from the base, nats"}
+    names = {
+        "score": "reward model's score",
+        "true": "true reward",
+        "kl": "KL from the base, nats",
+    }
     rows = []
     for key, name in names.items():
         before, after, *change = trained.change(key)
         ends = "{:+.2f} ({:+.2f} to {:+.2f})".format(*change)
         rows.append((name, f"{before:z.2f}", f"{after:z.2f}", ends))
     seen = f"on {len(trained.before)} prompts it has not seen"
-    return Section(table=Table((seen, "before", "after", "difference (95% interval)"), rows)).to_text()
+    header = seen, "before", "after", "difference (95% interval)"
+    return Section(table=Table(header, rows)).to_text()
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #df735a78
 def _samples(trained, n):
     rows = []
-    for a, b in list(zip(trained.before, trained.after))[:n]:
-        rows.append(("prompt", "", a["prompt"]))
-        for name, answer in (("before", a), ("after", b)):
+    for both in list(zip(trained.before, trained.after))[:n]:
+        rows.append(("prompt", "", both[0]["prompt"]))
+        for name, answer in zip(("before", "after"), both):
             rows.append((name, f"{answer['true']:+.2f}", answer["answer"]))
     title = "What it answers, with the true reward of each answer:"
     return Section(title, table=Table(("", "", ""), rows, width=100)).to_text()
