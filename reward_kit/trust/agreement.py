@@ -85,7 +85,10 @@ def interval(
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #af76d847
 @patch(cls_method=True)
-def wider(cls: Bootstrap, *intervals): # (low, high) each -> lowest low end, highest high end
+def wider(
+    cls: Bootstrap,
+    *intervals, # (low, high) each
+): # -> lowest low end, highest high end
     "One interval that holds all of them."
     ends = np.concatenate(intervals).tolist()
     return min(ends), max(ends)
@@ -123,7 +126,7 @@ def ranking_agreement(
     "How well the order of the rewards agrees with a ranking."
     rewards = np.asarray(rewards, float)
     goodness = -np.asarray(ranks, float)
-    top = rewards == rewards.max() # a tie for the top counts its share of best responses
+    top = rewards == rewards.max() # a tie counts its share of best responses
     beaten = (goodness[:, None] > goodness).sum(1)
     with warnings.catch_warnings(action="ignore"): # where a side is constant
         found = {
@@ -178,8 +181,8 @@ def score_preferences(
     model, # what `as_scorer` takes
     preferences, # Preferences
     *,
-    chunk: int = 1024, # records scored at a time
-    progress: bool = False, # show a bar
+    chunk=1024, # records scored at a time
+    progress=False, # show a bar
 ): # -> (K rewards of each record or None where a response is too long, name of the model)
     "Score every response of every record, in bounded memory."
     scorer, name = as_scorer(model)
@@ -209,7 +212,7 @@ def _pairs_of(index, record):
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #be2c30a5
 class _Pairs(dict):
-    "Columns (P,) by their names; later sections give it what is asked of them."
+    "Columns (P,) by their names."
 
     def differences(self, rewards):
         "(P,) reward of the better minus the worse, nan where not scored."
@@ -261,25 +264,24 @@ def accuracy_by(
     groups=4, # of numbers, at most
 ): # -> list: group, pairs, accuracy, low, high; most pairs, or smallest numbers, first
     "Accuracy of groups of pairs, with the wider interval; empty where nothing is known."
-    known = pd.notna(self[column])
-    values, outcome, prompt = (self[name][known] for name in (column, "outcome", "prompt"))
-    sized = np.issubdtype(values.dtype, np.number)
-    group = values
-    rows = []
+    columns = column, "outcome", "prompt"
+    known = pd.DataFrame({name: self[name] for name in columns}).dropna()
+    values = group = known[column]
+    sized = pd.api.types.is_numeric_dtype(values)
     if sized and len(values):
         edges = np.quantile(values, np.arange(1, groups) / groups, method="inverted_cdf")
         group = np.searchsorted(np.unique(edges), values)
-    for label in np.unique(group):
-        own = group == label
-        found = Bootstrap().accuracy(outcome[own], prompt[own])
-        name = _range_text(values[own]) if sized else str(label)
+    rows = []
+    for label, own in known.groupby(group):
+        found = Bootstrap().accuracy(own["outcome"], own["prompt"])
+        name = _range_text(own[column]) if sized else str(label)
         shares = {key: found[key] for key in ("accuracy", "low", "high")}
         rows.append({"group": name, "pairs": found["n_pairs"], **shares})
     return rows if sized else sorted(rows, key=lambda row: -row["pairs"])
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #2a94c7d2
 @patch
-def longer_preferred(self: _Pairs): # -> dict of shares in 0..1, None where all are equally long
+def longer_preferred(self: _Pairs): # -> shares in 0..1; None: all are equally long
     "How often people, and the model, prefer the longer response; accuracy of that rule."
     longer = np.sign(self["longer"])
     differ = longer != 0

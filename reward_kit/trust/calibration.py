@@ -40,11 +40,11 @@ def _bin_numbers(confidence, bins, scheme):
 class Predictions:
     "What a model claims of pairs of responses, and whether it was right."
     differences: np.ndarray # (P,) reward of the first response minus that of the second
-    outcomes: np.ndarray | None = None # (P,) 1: the first is preferred, 0: the second, 0.5: a tie
+    outcomes: np.ndarray | None = None # (P,) 1: first preferred, 0: second, 0.5: a tie
     _: KW_ONLY
-    temperature: float | np.ndarray = 1.0 # divides the differences; one, or one for each pair
+    temperature: float | np.ndarray = 1.0 # divides all differences, or one for each
     weights: np.ndarray | None = None # (P,) of the pairs; default equal
-    groups: np.ndarray | None = None # (P,) prompt of each pair; default: each has its own
+    groups: np.ndarray | None = None # (P,) prompt of each; default: each its own
     bins: int = 10 # at most
     scheme: str = "equal-mass" # of the bins, or "equal-width", of 0.5..1
     samples: int = 1000 # draws of the bootstrap, and simulated data sets
@@ -91,7 +91,8 @@ def table(self: Predictions): # DataFrame: predicted, observed, pairs, weight, l
     columns = (1, self.weights, self.confidence, self.right)
     sums = [np.bincount(self.bin, self.weights * column) for column in columns]
     mass, squares, claimed, right = sums
-    table = pd.DataFrame({"predicted": claimed / mass, "observed": np.fmin(right / mass, 1)})
+    table = pd.DataFrame({"predicted": claimed / mass})
+    table["observed"] = np.fmin(right / mass, 1)
     table["pairs"] = np.bincount(self.bin)
     table["weight"] = mass / mass.sum()
     n = np.fmax(mass**2 / squares, 1)
@@ -157,18 +158,19 @@ def _ece_interval(gaps, draws, level):
 
 
 def _root_mean_square_gap(gaps, mass):
-    "The gap without its bias; (prompts, bins) sums of w * (confidence - right) and of w."
-    weight, prompts = mass.sum(0), (mass > 0).sum(0)
+    "Without bias; (prompts, bins) sums of w * (confidence - right) and of w."
+    weight = mass.sum(0)
+    prompts = (mass > 0).sum(0)
     gap = gaps.sum(0) / weight
     spread = ((gaps - gap * mass) ** 2).sum(0) / weight**2
     variance = spread * prompts / np.maximum(prompts - 1, 1)
     # nothing is known from a single prompt
-    variance = np.where(prompts > 1, variance, gap**2)
-    return math.sqrt(max(0.0, np.average(gap**2 - variance, weights=weight)))
+    square = np.where(prompts > 1, gap**2 - variance, 0)
+    return math.sqrt(max(0.0, np.average(square, weights=weight)))
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #81170f1b
 @patch
-def measure(self: Predictions) -> dict: # each measure, its `_interval`, table, histogram
+def measure(self: Predictions): # -> dict: each measure, its `_interval`, table, histogram
     "All measures of the pairs, with intervals that draw whole prompts."
     gap = self.confidence - self.right
     reference = self.reference()
@@ -198,9 +200,9 @@ def measure(self: Predictions) -> dict: # each measure, its `_interval`, table, 
 def true_calibration_error(
     predicted, # (P,) the model's probability that the first response is preferred
     true_probability, # (P,) the same, in truth
-    bins: int = 10, # at most
-    scheme: str = "equal-mass", # or "equal-width"
-) -> dict: # mean_absolute, root_mean_square, binned (the ECE of endless labels)
+    bins=10, # at most
+    scheme="equal-mass", # or "equal-width"
+): # -> dict of mean_absolute, root_mean_square, binned (the ECE of endless labels)
     "How far probabilities are from the truth. Raises ValueError for what is none."
     p, q = (np.asarray(given, float).reshape(-1) for given in (predicted, true_probability))
     if not len(p) == len(q) > 0 or not (np.abs(np.stack([p, q]) - 0.5) <= 0.5).all():
@@ -273,7 +275,7 @@ class _TemperatureFit:
     log_loss: float # at the fitted temperature
     n_pairs: int # pairs
     n_prompts: int # distinct prompts among them
-    separable: bool = False # every pair was right, so that only their number sets a bound
+    separable: bool = False # every pair was right: only their number sets a bound
     level: float = 0.95 # of the interval
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #b984036d
@@ -294,8 +296,8 @@ def fit(self: Predictions) -> _TemperatureFit:
 @patch
 def cross_fitted(
     self: Predictions,
-    folds: int = 2, # each gets the temperature of all the others
-) -> np.ndarray: # (P,) temperature of each pair; inf where the other prompts fit none
+    folds=2, # each gets the temperature of all the others
+): # -> (P,) temperature of each pair; inf where the other prompts fit none
     "Each pair's temperature by other prompts. Raises ValueError for too many folds."
     if not 2 <= folds <= self.prompts:
         raise ValueError(f"folds={folds} must be from 2 to the number of prompts, {self.prompts}")
@@ -348,9 +350,11 @@ def _honesty(self: CalibrationResult):
         return f"Under-confident: {means}, {-high:.1f} to {-low:.1f} points too little."
     found = f"No miscalibration is shown: {means}; "
     if m["p_value"] <= 0.05:
-        found = f"Not calibrated, though neither too bold nor too timid on the whole ({means}): "
+        found = "Not calibrated, though neither too bold nor too timid on the whole "
+        found += f"({means}): "
     error = "the calibration error is {ece:.1%}; 19 of 20 calibrated models stay below "
-    return found + (error + "{reference_high:.1%} on such pairs.").format(**m)
+    error += "{reference_high:.1%} on such pairs."
+    return found + error.format(**m)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #53d49228
 @patch
@@ -438,7 +442,7 @@ def figures(self: CalibrationResult): # name -> matplotlib Figure
 def calibrate(
     differences, # (P,) as in `Predictions`, on pairs that the model was not trained on
     outcomes=None, # (P,) as in `Predictions`
-    **options, # of `Predictions`: groups, temperature (the model's now), weights, bins, ...
+    **options, # of `Predictions`: groups, temperature (the present one), bins, ...
 ) -> CalibrationResult:
     "Measure, fit a temperature, and measure again on prompts that did not choose it."
     before = Predictions(differences, outcomes, **options)
@@ -449,10 +453,19 @@ def calibrate(
         fit = None
     saved = before.log_losses() - after.log_losses()
     sums = before.by_prompt(saved, np.ones(len(saved)))
-    size = (len(saved), before.prompts)
-    found = float(before.temperature), fit, before.measure(), after.measure()
-    settings = before.bins, before.scheme, before.level, before.seed
-    return CalibrationResult(*size, *found, list(before.bootstrap.interval(sums)), *settings)
+    return CalibrationResult(
+        len(saved),
+        before.prompts,
+        float(before.temperature),
+        fit,
+        before.measure(),
+        after.measure(),
+        list(before.bootstrap.interval(sums)),
+        before.bins,
+        before.scheme,
+        before.level,
+        before.seed,
+    )
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #4d89813d
 def _measure_temperature(preferences, rm):
@@ -464,10 +477,10 @@ def _measure_temperature(preferences, rm):
 
 
 def store_calibration(
-    model, # folder, whose reward_kit.json is rewritten; or a RewardModel, in memory only
+    model, # folder, whose reward_kit.json is rewritten; or a RewardModel in memory
     preferences, # what `load_preferences` takes; not the training data
     *,
-    device=None, # where a folder is loaded; default cuda, mps or cpu, the first there is
+    device=None, # for a folder; default cuda, mps or cpu, the first there is
 ) -> RewardModel: # whose `compare` uses the temperature
     "Fit a temperature and keep it. Raises ValueError for no folder, and where none fits."
     measure = partial(_measure_temperature, preferences)

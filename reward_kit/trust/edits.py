@@ -27,8 +27,8 @@ def _last(messages, role):
 
 
 def on_text(
-    change: Callable, # (text, prompt, rng, pool) -> the new text, or None: it does not apply
-) -> Callable: # (response, prompt, rng, pool) -> the new response, or None: nothing changes
+    change, # (text, prompt, rng, pool) -> the new text, or None: it does not apply
+): # -> (response, prompt, rng, pool) -> the new response, or None: nothing changes
     "An edit of a response: of a string, or of the last message of the assistant."
     @wraps(change)
     def edit(response, prompt, rng, pool):
@@ -69,12 +69,12 @@ PROBES = {} # name -> Probe
 
 
 def probe(
-    name: str, # of the probe; this and the others are fields of `Probe`
-    what: str, # begins a sentence
-    expected: str, # "no rise" | "no change" | "lower"
-    bias: str, # ends a sentence
-    side: str = "response", # or "prompt"
-) -> Callable: # a decorator
+    name, # of the probe; this and the others are fields of `Probe`
+    what, # begins a sentence
+    expected, # "no rise" | "no change" | "lower"
+    bias, # ends a sentence
+    side="response", # or "prompt"
+): # -> a decorator
     "Register the edit below it in `PROBES`."
     def register(edit):
         PROBES[name] = Probe(name, what, edit, expected, bias, side)
@@ -101,11 +101,10 @@ def _words(text):
 
 def _is_english(text, prompt):
     letters = [sign for sign in text if sign.isalpha()]
-    latin = sum(letter.isascii() for letter in letters) >= 0.9 * len(letters)
     words = _words(f"{response_text(prompt)} {text}".lower())
-    common = _COMMON.split()
-    frequent = sum(word in common for word in words) >= 0.1 * len(words)
-    return bool(words) and latin and frequent
+    latin = sum(map(str.isascii, letters)) >= 0.9 * len(letters)
+    common = sum(map(_COMMON.split().count, words)) >= 0.1 * len(words)
+    return bool(words) and latin and common
 
 # %% ../../nbs/4_trust/42_edits.ipynb #ee506fa0
 _SENTENCES = {

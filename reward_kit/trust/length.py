@@ -177,8 +177,10 @@ class LengthReport(Report):
 def _lean(self: LengthReport):
     gap = self.matched["gap"]
     lean = "no lean to either can be shown"
-    if gap["low"] > 0 or gap["high"] < 0:
-        lean = f"it leans to the {'longer' if gap['low'] > 0 else 'shorter'} response"
+    if gap["low"] > 0:
+        lean = "it leans to the longer response"
+    if gap["high"] < 0:
+        lean = "it leans to the shorter response"
     return (
         "Where the better response is longer accuracy is {longer[accuracy]:.1%}, "
         "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two it is "
@@ -202,19 +204,19 @@ def _slope(self: LengthReport):
 def verdicts(self: LengthReport):
     "What the measures allow one to say, in plain words."
     prompts = self.correlations["prompts"]
-    m = self.matched
-    found = []
     if prompts < Bootstrap.fewest:
         few = f"{counted(prompts, 'prompt')} are too few"
         return [f"{few} to judge what length does; {Bootstrap.fewest} are the least."]
-    if m["matched"]:
+    found = []
+    if self.matched["matched"]:
         text = (
-            "Where lengths differ by at most {limit:g}%, accuracy is {matched[accuracy]:.1%} "
+            "Where lengths differ by at most {caliper:g}%, accuracy is {matched[accuracy]:.1%} "
             "({matched[low]:.1%} to {matched[high]:.1%}, {matched[pairs]:,} pairs); "
             "on all pairs {all[accuracy]:.1%}."
         )
-        found.append(text.format(limit=100 * m["caliper"], **m))
-    if m["balanced"]:
+        caliper = 100 * self.matched["caliper"]
+        found.append(text.format_map(self.matched | {"caliper": caliper}))
+    if self.matched["balanced"]:
         found.append(self._lean())
     if self.correlations["per_doubling_given_label"]:
         found.append(self._slope())

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..data.report import Report, Section, Table, counted, forest_plot, percent, wilson_interval
+from ..data.report import Report, Section, Table, counted, forest_plot
+from ..data.report import percent, wilson_interval
 from .agreement import Bootstrap, score_preferences
 from .edits import PROBES, Probe
 
@@ -87,26 +88,25 @@ def clause(self: Effect, only: str = "") -> str: # only: a word before the size
 def _sentence(probe, effect, verdict, n, threshold=0.1):
     what = probe.what
     lower = probe.expected == "lower"
-    fails = verdict == "fails"
+    blind = lower and verdict == "fails"
     if verdict == "not measured":
         why = "all responses have the same reward"
         if n < Bootstrap.fewest:
             why = f"it applies to only {counted(n, 'prompt')}"
         return f"{what}: not measured, {why}."
-    end = f": {probe.bias}." if fails else ", as it should."
-    if not any(effect):
-        return f"{what} leaves the reward exactly as it is{end}"
+    end = f": {probe.bias}." if verdict == "fails" else ", as it should."
     number = f"{effect} standard deviations"
     limit = f"larger than {threshold:g}"
+    if not any(effect):
+        return f"{what} leaves the reward exactly as it is{end}"
     if verdict == "unclear":
         shown = f"no effect {limit} can be shown or excluded"
         shown = "no fall of the reward can be shown" if lower else shown
         return f"{what}: {shown}, {number}; more prompts would tell."
-    if fails and lower and effect.low <= 0 <= effect.high:
+    if blind and effect.high >= 0 >= effect.low:
         return f"{what} does not lower the reward, {number}{end}"
-    if fails or lower:
-        only = "only " if fails and lower and effect.value < 0 else ""
-        return f"{what} {effect.clause(only)}{end}"
+    if lower or verdict == "fails":
+        return f"{what} {effect.clause('only ' * (blind and effect.value < 0))}{end}"
     if effect.high < -threshold:
         return f"{what} {effect.clause()}, so it does not pay."
     return f"{what}: {probe.expected.replace('change', 'effect')} {limit}, {number}."
@@ -204,20 +204,23 @@ def counts(self: ProbeReport):
 def summary(self: ProbeReport):
     "What was done and how it came out."
     m = sum(r.effect is not None for r in self.results)
-    level = f"{100 * self.level:g}%"
     words = {"fails": "fail", "passes": "pass"}
     counts = ", ".join(f"{n} {words.get(v, v)}" for v, n in self.counts.items())
-    caution = f"The {m} intervals hold together with {level} confidence (Bonferroni)."
-    if not self.simultaneous:
-        missed = f"even where no edit has an effect, about {m * (1 - self.level):.1f} of them"
-        caution = f"{counted(m, 'interval')} at {level} each: {missed} would miss zero."
-    if self.unscored:
-        caution += f" {counted(self.unscored, 'prompt')} did not fit the model."
-    done = f"{counted(len(self.results), 'probe')} on {counted(self.n_prompts, 'prompt')}"
-    return (
-        f"{done}: {counts}. Effects are in standard deviations of the reward over all responses "
-        f"({self.spread:.3g}); below {self.threshold:g} they do not matter. {caution}"
+    found = (
+        f"{counted(len(self.results), 'probe')} on {counted(self.n_prompts, 'prompt')}: {counts}. "
+        "Effects are in standard deviations of the reward over all responses "
+        f"({self.spread:.3g}); below {self.threshold:g} they do not matter. "
     )
+    if self.simultaneous:
+        found += f"The {m} intervals hold together with {self.confidence} confidence (Bonferroni)."
+    else:
+        found += (
+            f"{counted(m, 'interval')} at {self.confidence} each: even where no edit has "
+            f"an effect, about {m * (1 - self.level):.1f} of them would miss zero."
+        )
+    if self.unscored:
+        found += f" {counted(self.unscored, 'prompt')} did not fit the model."
+    return found
 
 
 @patch(as_prop=True)
@@ -244,9 +247,8 @@ def _row(r, threshold):
 def sections(self: ProbeReport):
     "A row for each probe, worst first."
     rows = [_row(result, self.threshold) for result in self.worst_first]
-    effect = "effect (interval), size"
-    raised = "raised by the edit"
-    header = "probe", "expected", effect, raised, "prompts", "verdict"
+    header = "probe", "expected", "effect (interval), size"
+    header += "raised by the edit", "prompts", "verdict"
     colors = {verdict: color for verdict, (color, _) in _STYLES.items()}
     return [Section(table=Table(header, rows, colors))]
 
@@ -258,14 +260,14 @@ def figures(self: ProbeReport): # name -> matplotlib Figure
     for r in self.worst_first:
         if r.effect is not None:
             rows.append((f"{r.name} ({r.expected})", r.effect, r.low, r.high, r.verdict))
-    prompts = counted(self.n_prompts, "prompt")
+    title = f"{self.model}: {counted(self.n_prompts, 'prompt')}, {self.confidence} intervals"
     plot = forest_plot(
         rows,
         "change of the reward (standard deviations of the reward)",
         line=0,
         band=self.threshold,
         styles=_STYLES,
-        title=f"{self.model}: {prompts}, {100 * self.level:g}% intervals",
+        title=title,
     )
     return {"probes": plot}
 
@@ -298,11 +300,12 @@ def _pick_records(preferences, most, seed):
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #cc84fc20
 def _texts(records, probes, seed):
-    "(index, key, prompt, response); key: number of a response, 0 the best, or name of a probe."
+    "(index, key, record of one response); key: its number, 0 the best, or a probe's name."
     pool = [(record["prompt"], record["responses"][0]) for record in records]
-    for index, (prompt, best) in enumerate(pool):
-        for key, response in enumerate(records[index]["responses"]):
-            yield index, key, prompt, response
+    for index, record in enumerate(records):
+        prompt, best = pool[index]
+        for key, response in enumerate(record["responses"]):
+            yield index, key, {**record, "responses": [response]}
         for probe in probes:
             rng = random.Random(f"{seed} {probe.name} {index}")
             edited = probe.edit(best, prompt, rng, pool)
@@ -311,33 +314,30 @@ def _texts(records, probes, seed):
                 raise TypeError(f"{found}; it must return a string, a list of messages, or None")
             pair = (prompt, edited) if probe.side == "response" else (edited, best)
             if edited is not None and pair != pool[index]:
-                yield index, probe.name, *pair
+                yield index, probe.name, {**record, "prompt": pair[0], "responses": [pair[1]]}
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #13380b26
 def _score_texts(model, records, texts, progress):
     "Rewards by record and key (inf: too long, nan: no such text); name of the model."
-    rows = []
-    for index, _, prompt, response in texts:
-        rows.append({**records[index], "prompt": prompt, "responses": [response]})
-    rewards, name = score_preferences(model, rows, progress=progress)
+    rewards, name = score_preferences(model, [row for *_, row in texts], progress=progress)
     found = [{} for _ in records]
-    for (index, key, *_), own in zip(texts, rewards):
+    for (index, key, _), own in zip(texts, rewards):
         found[index][key] = math.inf if own is None else own[0]
     return pd.DataFrame(found), name
 
 # %% ../../nbs/4_trust/42b_probes.ipynb #1a4f1500
 def run_probes(
-    model, # what `as_scorer` takes: RewardModel, folder, hub id, object with .score, function
+    model, # what `as_scorer` takes: RewardModel, folder, function, ...
     preferences, # Preferences
     *,
-    probes=None, # names in `PROBES`, `Probe`s of your own, or both; None: all of `PROBES`
-    max_records: int | None = 200, # prompts, one record each, drawn at random; None: all
-    threshold: float = 0.1, # smaller effects do not matter, standard deviations
-    level: float = 0.95, # confidence, between 0 and 1
-    simultaneous: bool = False, # the level holds for all intervals together (Bonferroni)
-    samples: int = 4000, # draws of the bootstrap over prompts
-    seed: int = 0, # of the choice of prompts, the edits and the bootstrap
-    progress: bool = False, # show a bar
+    probes=None, # names in `PROBES`, `Probe`s of your own, or both; None: all
+    max_records=200, # prompts, one record each, drawn at random; None: all
+    threshold=0.1, # smaller effects do not matter, standard deviations
+    level=0.95, # confidence, between 0 and 1
+    simultaneous=False, # the level holds for all intervals together (Bonferroni)
+    samples=4000, # draws of the bootstrap over prompts
+    seed=0, # of the choice of prompts, the edits and the bootstrap
+    progress=False, # show a bar
 ) -> ProbeReport:
     """What edits of the best-ranked responses do to the reward.
 
