@@ -50,7 +50,8 @@ class Sums:
         "The numbers of each row, in the order of `NAMES`."
         correct = pairs = torch.zeros_like(terms[:, 0])
         if rewards.shape[1] > 1:
-            correct, pairs = pairwise_accuracy(rewards, ranks=ranks, mask=mask, reduction="none")
+            correct, pairs = pairwise_accuracy(
+                rewards, ranks=ranks, mask=mask, reduction="none")
         judged = Judgements.of(rewards, ranks, mask, least=1)
         margin = (judged.differences() * judged.above).sum((1, 2))
         dtype = torch.float32 if rewards.device.type == "mps" else torch.float64
@@ -64,7 +65,8 @@ class Sums:
     @cached_property
     def named(self):
         "The sums as numbers, by name."
-        return SimpleNamespace(**dict(zip(self.NAMES, self.total[0].tolist(), strict=True)))
+        numbers = zip(self.NAMES, self.total[0].tolist(), strict=True)
+        return SimpleNamespace(**dict(numbers))
 
     def metrics(self, center_rewards_coefficient=None):  # of the settings
         "Metrics by TRL's names; without an ordered pair no accuracy and margin."
@@ -116,7 +118,8 @@ class TrainingPlan:
         data, sizes = "a stream", {"about": sum(self.memory.values())} | self.memory
         if self.examples is not None:
             data = f"{self.examples:,} examples, {self.tokens:,} tokens an epoch"
-        total, *parts = (f"{name} {humanize.naturalsize(n, True)}" for name, n in sizes.items())
+        total, *parts = (
+            f"{name} {humanize.naturalsize(n, True)}" for name, n in sizes.items())
         rate = f"learning rate {self.learning_rate:g}, {self.precision}"
         rows = {
             "data": data,
@@ -135,7 +138,8 @@ def _plot_training(history):
     figure = new_figure(figsize=(6.4, 2.6), dpi=100)
     labels = {"loss": "loss (nats per row)", "accuracy": "pairwise accuracy"}
     for axis, (name, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
-        for key, style, title in ((name, "-", "training"), (f"eval_{name}", "o--", "evaluation")):
+        kinds = (name, "-", "training"), (f"eval_{name}", "o--", "evaluation")
+        for key, style, title in kinds:
             points = [(log["step"], log[key]) for log in history if key in log]
             if points:
                 axis.plot(*zip(*points, strict=True), style, label=title, markersize=4)
@@ -176,7 +180,8 @@ class TrainedModel:
     def _write_weights(self, model, folder, weights=None):
         model.config.problem_type, model.config.num_labels = "regression", 1
         weights = weights or model.state_dict()
-        weights = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
+        weights = {
+            name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
         model.save_pretrained(folder, state_dict=weights)
         config = folder / "config.json"
         write_whole(config, json.loads(config.read_text()) | {"dtype": "float32"})
@@ -185,15 +190,19 @@ class TrainedModel:
 @patch
 def _merge(self: TrainedModel, folder):
     config = next(iter(self.model.peft_config.values()))
-    size = f" r={config.r} alpha={config.lora_alpha}" if hasattr(config, "lora_alpha") else ""
+    is_lora = hasattr(config, "lora_alpha")
+    size = f" r={config.r} alpha={config.lora_alpha}" if is_lora else ""
     self.training["adapter"] = f"{config.peft_type.value}{size}; head trained and saved"
-    self._write_weights(merged_model(self.model, folder, self.metadata.base["id"]), folder)
+    merged = merged_model(self.model, folder, self.metadata.base["id"])
+    self._write_weights(merged, folder)
     if not self.texts:
         return
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32)
     loaded = bind_reward_forward(loaded).to(next(self.model.parameters()).device)
-    trained = self.model.base_model  # inside the wrapper that accelerate gave mixed precision
-    difference = torch.sub(self._scores(loaded), self._scores(trained)).abs().max().item()
+    trained = self.model.base_model  # inside accelerate's wrapper of mixed precision
+    difference = self._scores(loaded) - self._scores(trained)
+    difference = difference.abs().max().item()
     self.metadata.extra["merge"] = {"max_score_difference": difference}
     self.training["merged and unmerged scores"] = f"differ by at most {difference:.1e}"
 
@@ -206,9 +215,9 @@ def _scores(self: TrainedModel, model):
     collator = RewardCollator(self.tokenizer.pad_token_id)
     batches = [collator([{"sequences": [ids]}]).to(device) for ids in self.texts]
     model.eval()
-    scores = torch.tensor([model(**batch.model_inputs()).logits.item() for batch in batches])
+    scores = [model(**batch.model_inputs()).logits.item() for batch in batches]
     model.train(was_training)
-    return scores
+    return torch.tensor(scores)
 
 # %% ../../nbs/2_model/28_measures.ipynb #74c6f622
 _INTRODUCTION = """A reward model: it gives a prompt and a response one number, higher is better.

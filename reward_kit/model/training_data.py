@@ -114,7 +114,8 @@ class TrainingData:
         if isinstance(data, dict):
             return {key: self.encode(value, key) for key, value in data.items()}
         args, is_train = self.args, name == "train"
-        quietly, data = quiet() if args.disable_tqdm else nullcontext(), self._read(data, is_train)
+        quietly = quiet() if args.disable_tqdm else nullcontext()
+        data = self._read(data, is_train)
         if is_train:
             self.kind = _kind_of(data)
         with global_then_local_main_first(), quietly:
@@ -195,7 +196,8 @@ class _EpochSampler(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order, size = torch.tensor(list(super().__iter__())), self.batch_size
         first, *rest = order.split(size)
-        full = len(rest) - (len(order) % size > 0 and bool(rest))  # an incomplete batch stays last
+        incomplete = rest and len(rest[-1]) < size
+        full = len(rest) - 1 if incomplete else len(rest)  # an incomplete batch stays last
         shuffled = torch.randperm(full, generator=self.generator).tolist()
         batches = [first, *(rest[i] for i in shuffled), *rest[full:]]
         return iter(torch.cat(batches).tolist())

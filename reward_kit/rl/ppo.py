@@ -32,7 +32,7 @@ from ..data.files import write_whole
 from ..data.records import response_text
 from ..data.report import Table
 from ..model.model_folder import saved_whole
-from ..model.runs import Checkpoints, RunRecord, StopOnInterrupt
+from ..model.runs import Checkpoints, RunRecord
 from ..model.settings import quiet
 from . import ppo_math
 from .policies import PPOConfig, prepare_models
@@ -148,7 +148,7 @@ def _prepare_run(self: PPOTrainer, callbacks):
     self.kl_coef, self.seconds, self.samples, self.eval_episodes = args.kl_coef, Counter(), [], []
     processes = {"writes": main, "wait": self.accelerator.wait_for_everyone}
     self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, **processes)
-    self.stop = StopOnInterrupt(self.checkpoints, self.accelerator.print)
+    self.stop = self.checkpoints.stop_on_interrupt(self.accelerator.print)
     self.state, self.control = transformers.TrainerState(), transformers.TrainerControl()
     self.state.is_world_process_zero = self.state.is_local_process_zero = main
     with quiet():  # it misses callbacks of transformers.Trainer
