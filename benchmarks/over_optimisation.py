@@ -22,7 +22,7 @@ import torch
 from reward_kit.data.playground import Playground, load_base
 from reward_kit.data.preferences import load_preferences
 from reward_kit.rl.ppo import PPOConfig, PPOTrainer
-from reward_kit.rl.rollouts import Sampling, encode_prompts, load_prompts
+from reward_kit.rl.rollouts import Prompts, Sampling
 from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.pipeline import train_reward_model
@@ -57,7 +57,7 @@ def best_of_n(proxy: list[float], true: list[float], n: int) -> tuple[float, flo
 def base_samples(prompts: list[str]) -> list[list[str]]:
     "SAMPLES responses of the base to each prompt."
     model, tokenizer = load_base()
-    ids = [row for row in encode_prompts(load_prompts(prompts), tokenizer) for _ in range(SAMPLES)]
+    ids = [row for row in Prompts.load(prompts).encode(tokenizer) for _ in range(SAMPLES)]
     how = Sampling(64, stop_ids=(tokenizer.eos_token_id,), rows=256)
     texts = [
         tokenizer.decode(e.response_ids, skip_special_tokens=True)

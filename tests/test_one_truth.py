@@ -10,7 +10,7 @@ from trainer_world import make_tokenizer
 from reward_kit import RewardMetadata, RewardModel, load_preferences
 from reward_kit.model.encoded_data import encode_dataset
 from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
-from reward_kit.rl.rollouts import encode_prompts, load_prompts
+from reward_kit.rl.rollouts import Prompts
 from reward_kit.trust.agreement import score_preferences
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn", "days": 1.5}}}
@@ -95,8 +95,8 @@ def test_evaluation(model, preferences, expected, seen):
 
 
 def test_ppo(model, preferences, expected):
-    rows = load_prompts(preferences)
-    prompts = encode_prompts(rows, model.tokenizer)
+    rows = Prompts.load(preferences)
+    prompts = rows.encode(model.tokenizer)
     for row, ids in zip(ROWS, prompts, strict=True):
         text = model.tokenizer.apply_chat_template(
             row["prompt"], tools=row.get("tools"), tokenize=False, add_generation_prompt=True

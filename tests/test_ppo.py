@@ -28,9 +28,9 @@ from reward_kit.model.settings import settings_of
 from reward_kit.rl.policies import PPOConfig, _make_critic
 from reward_kit.rl.ppo import PPOTrainer
 from reward_kit.rl.ppo import _table as table
-from reward_kit.rl.ppo_report import log_line, rollout_metrics
+from reward_kit.rl.ppo_report import PPOReport
 from reward_kit.rl.rewards import RewardError
-from reward_kit.rl.rollouts import Episode, EpisodeBatch, Sampling, encode_prompts, load_prompts
+from reward_kit.rl.rollouts import Episode, EpisodeBatch, Prompts, Sampling
 from reward_kit.scores.inference import RewardModel, RowScorer
 
 
@@ -183,7 +183,7 @@ def test_the_first_step_is_the_policy_gradient(base, tmp_path):
     logprobs, _ = batch.logprobs(trainer.policy, trainer.args.temperature)
     (-(table(episodes, "advantages") * logprobs * batch.mask).sum()).backward()
     for name, p in trainer.policy.named_parameters(): assert torch.allclose(found[name], p.grad, atol=1e-4), name
-    assert sums["clipped"] == 0 and sums["ratio"].item() == pytest.approx(int(batch.mask.sum()), rel=1e-4)
+    assert sums["policy/clipfrac_avg"] == 0 and sums["val/ratio"].item() == pytest.approx(int(batch.mask.sum()), rel=1e-4)
 
 
 def test_a_minibatch_is_an_optimizer_step(base, tmp_path):
@@ -252,7 +252,7 @@ def test_bf16_autocast_stays_near_float32(base, tmp_path):
     episodes, _ = full.collect(0)
     full.set_advantages(episodes)
     sums = [trainer._backward(episodes, 1) for trainer in (full, half)]
-    for name in ("policy_loss", "value_loss"): assert sums[1][name].item() == pytest.approx(sums[0][name].item(), abs=0.3)
+    for name in ("loss/policy_avg", "loss/value_avg"): assert sums[1][name].item() == pytest.approx(sums[0][name].item(), abs=0.3)
     assert half.policy.dtype == torch.float32  # weights stay in float32
     half.train()
 
@@ -458,7 +458,7 @@ def test_a_run_logs_what_one_watches_and_learns(base, tmp_path, capsys):
     assert all(torch.isfinite(torch.tensor(float(value))) for log in logs for value in log.values())
     assert logs[-1]["objective/scores"] > logs[0]["objective/scores"] + 0.1
     assert logs[0]["lr"] > logs[-1]["lr"] > 0
-    assert "score" in log_line(logs[0], 1, 10) and trainer.samples[0]["prompt"][:20] in capsys.readouterr().out
+    assert "score" in PPOReport(trainer).line(logs[0]) and trainer.samples[0]["prompt"][:20] in capsys.readouterr().out
     assert {"step", "prompt", "completion", "score", "tokens"} == set(trainer.samples[0])
 
 
@@ -477,8 +477,9 @@ def test_the_table_of_metrics_is_complete(base, tmp_path):
 def test_metrics_of_rollouts_by_hand():
     "Two responses of two tokens and one; numbers worked out on paper."
     episodes = [Episode(0, [5], [6, 7], True, [-1.0, -2.0], None, [-1.5, -2.0], 1.0, 3.0), Episode(1, [5], [6], False, [-4.0], None, [-3.0], 2.0, 2.0)]
-    sampled = [(2, True), (1, False), (5, True)]
-    k1, k3 = (rollout_metrics(episodes, sampled, [{}], 0.5, kind) for kind in ("k1", "k3"))
+    sampled = [*episodes, Episode(2, [5], [6] * 5, True)]
+    trainers = (SimpleNamespace(kl_coef=0.5, args=SimpleNamespace(kl_estimator=kind)) for kind in ("k1", "k3"))
+    k1, k3 = (PPOReport(trainer).batch(sampled, episodes, [{}]) for trainer in trainers)
     assert k1["objective/kl"] == pytest.approx((0.5 + 0.0 - 1.0) / 2) and k1["objective/entropy"] == pytest.approx(7 / 2) and k1["policy/entropy_avg"] == pytest.approx(7 / 3)
     assert k1["objective/non_score_reward"] == pytest.approx(-0.5 * -0.25) and k1["objective/rlhf_reward"] == pytest.approx(1.5 + 0.125)
     assert k1["val/num_eos_tokens"] == 2 and k1["response/left_out"] == 1
@@ -529,7 +530,7 @@ def test_conversations_and_other_columns_reach_the_reward(base, tmp_path):
         return [1.0] * len(prompts)
 
     trainer = make_trainer(base, tmp_path, reward=judge, data=rows, processing_class=tokenizer)
-    assert all(ids.count(tokenizer.bos_token_id) == 1 for ids in trainer.train_ids)
+    assert all(ids.count(tokenizer.bos_token_id) == 1 for ids in trainer.train_rows.ids)
     episodes, _ = trainer.collect(0)
     assert [rows[a]["prompt"] for a in seen["answer"]] == seen["prompts"] and seen["completions"][0][0]["role"] == "assistant" and seen["ids"][0] == episodes[0].response_ids
 
@@ -544,7 +545,7 @@ def test_template_arguments_of_rows_reach_the_policy_and_the_reward(base, tmp_pa
     chat = [{"role": "user", "content": "the cat"}]
     rows = [{"prompt": chat}, {"prompt": chat, "tools": [{"name": "sat"}]}, {"prompt": chat, "tools": json.dumps([{"name": "sat"}])}, {"prompt": chat, "chat_template_kwargs": {"style": "rain"}},
             {"prompt": "the cat", "tools": [{"name": "sat"}]}]
-    text = [tokenizer.decode(ids, skip_special_tokens=True) for ids in encode_prompts(load_prompts(rows), tokenizer)]
+    text = [tokenizer.decode(ids, skip_special_tokens=True) for ids in Prompts.load(rows).encode(tokenizer)]
     assert text == ["user: the cat assistant: ", "sat user: the cat assistant: ", "sat user: the cat assistant: ", "rain user: the cat assistant: ", "the cat"]
     seen = []
 
@@ -555,7 +556,7 @@ def test_template_arguments_of_rows_reach_the_policy_and_the_reward(base, tmp_pa
     make_trainer(base, tmp_path, reward=judge, data=rows[:4], processing_class=tokenizer, per_device_train_batch_size=4, gradient_accumulation_steps=1).collect(0)
     assert len(seen) == 4 and sorted(map(str, seen)) == sorted(str((row.get("tools"), row.get("chat_template_kwargs"))) for row in rows[:4])
     for wrong, message in (({"tools": "[{"}, "row 1: the chat template refuses"), ({"chat_template_kwargs": {"tokenize": True}}, "row 1: the chat template refuses"), ({"tools": 3}, "row 1: the chat template refuses")):
-        with pytest.raises(ValueError, match=message) as refused: encode_prompts(load_prompts([rows[0], {"prompt": chat} | wrong]), tokenizer)
+        with pytest.raises(ValueError, match=message) as refused: Prompts.load([rows[0], {"prompt": chat} | wrong]).encode(tokenizer)
         assert "\n" not in str(refused.value)
 
 
@@ -597,21 +598,21 @@ def test_prompts_come_from_lists_files_and_datasets(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?", "x": 1}\n{"prompt": "b?", "x": 2}\n')
     rows = [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}]
     for data in (rows, datasets.Dataset.from_list(rows)):
-        assert load_prompts(data) == [{**row, "origin": f"train_dataset, row {i}"} for i, row in enumerate(rows)]
+        assert Prompts.load(data) == [{**row, "origin": f"train_dataset, row {i}"} for i, row in enumerate(rows)]
     for path in (tmp_path / "p.jsonl", str(tmp_path / "p.jsonl")):
-        assert load_prompts(path) == [{**row, "origin": f"p.jsonl:{i}"} for i, row in enumerate(rows, 1)]
+        assert Prompts.load(path) == [{**row, "origin": f"p.jsonl:{i}"} for i, row in enumerate(rows, 1)]
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?"}\n{"prompt": " "}\n')
-    with pytest.raises(ValueError, match="p.jsonl:2: the prompt is empty"): load_prompts(tmp_path / "p.jsonl")
-    with pytest.raises(TypeError, match="with a length, got generator"): load_prompts(x for x in "ab")
-    with pytest.raises(ValueError, match="has no rows"): load_prompts([])
-    with pytest.raises(ValueError, match=r"holds several sets \(train, test\); give one of them"): load_prompts(datasets.DatasetDict(train=data, test=data))
+    with pytest.raises(ValueError, match="p.jsonl:2: the prompt is empty"): Prompts.load(tmp_path / "p.jsonl")
+    with pytest.raises(TypeError, match="with a length, got generator"): Prompts.load(x for x in "ab")
+    with pytest.raises(ValueError, match="has no rows"): Prompts.load([])
+    with pytest.raises(ValueError, match=r"holds several sets \(train, test\); give one of them"): Prompts.load(datasets.DatasetDict(train=data, test=data))
 
 
 def test_prompts_of_a_prepared_tokenizer_have_no_eos(base):
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     prepare_tokenizer(tokenizer)
     assert tokenizer("the cat")["input_ids"][-1] == tokenizer.eos_token_id
-    assert encode_prompts(load_prompts(["the cat"]), tokenizer) == [tokenizer("the cat")["input_ids"][:-1]]
+    assert Prompts.load(["the cat"]).encode(tokenizer) == [tokenizer("the cat")["input_ids"][:-1]]
 
 
 # ---------------------------------------------------------------- resuming

@@ -23,7 +23,6 @@ import torch
 import transformers
 from accelerate.utils import gather_object
 from fastcore.basics import patch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
@@ -35,25 +34,25 @@ from ..model.model_folder import saved_whole
 from ..model.runs import Checkpoints, RunRecord
 from ..model.settings import quiet
 from . import ppo_math
-from .policies import PPOConfig, prepare_models
-from .ppo_report import log_line, rollout_metrics, write_policy_card
+from .policies import PPOConfig
+from .ppo_report import PPOReport
 from .rewards import RewardError, RewardMix
-from .rollouts import Episode, EpisodeBatch, Sampling, encode_prompts, load_prompts
+from .rollouts import Episode, EpisodeBatch, Prompts, Sampling
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #5f4efb37
 class PPOTrainer:
-    """PPO for a causal language model: `PPOTrainer(policy, reward, args, prompts).train()`.
+    """PPO: `PPOTrainer(policy, reward, args, prompts).train()`.
 
-    Attributes: `policy`, `critic`, `ref_policy`, `tokenizer`, `state.log_history`, `samples`,
-    `eval_episodes`. ValueError under FSDP or DeepSpeed, or for a policy that cannot be sampled;
-    TypeError; ModelLoadError; RewardError."""
+    Attributes: `policy`, `critic`, `ref_policy`, `tokenizer`, `state.log_history`,
+    `samples`, `eval_episodes`. ValueError under FSDP or DeepSpeed, or for a policy
+    that cannot be sampled; TypeError; ModelLoadError; RewardError."""
 
     def __init__(
         self,
-        model,  # policy: "playground", a folder, a hub id, or a causal language model
-        reward=None,  # RewardModel, its path, an ensemble, a function, or a list of these
+        model,  # policy: "playground", a folder, a hub id, or a model
+        reward=None,  # RewardModel, path, ensemble, function, or a list of these
         args: PPOConfig | None = None,  # settings
-        train_dataset=None,  # prompts: strings, conversations or rows, a file, a dataset
+        train_dataset=None,  # prompts: strings, conversations, rows, a file, a dataset
         eval_dataset=None,  # held-out prompts, likewise
         processing_class=None,  # tokenizer of the policy; None: the model's
         ref_model=None,  # reference: path or model; None: the policy as it is now
@@ -67,16 +66,18 @@ class PPOTrainer:
             reward, processing_class = take_trl_names(others, reward, processing_class)
         self.args = args = PPOConfig.complete(args, model)
         if reward is None:
-            forms = "its path, or a function (prompts, completions, **columns) -> numbers"
-            raise TypeError(f"reward is missing: give a RewardModel, {forms}")
+            raise TypeError(
+                "reward is missing: give a RewardModel, its path, or a function "
+                "(prompts, completions, **columns) -> numbers")
         transformers.set_seed(args.seed)
         self._prepare_processes()
-        self.rewards = RewardMix(reward, args.reward_weights, args.normalize_reward, self.device)
-        own = processing_class, ref_model, peft_config
-        self.models = prepare_models(model, args, self.rewards, self.device, *own)
-        self.policy, self.ref_policy = self.models.policy, self.models.reference
-        self.critic, self.tokenizer = self.models.critic, self.models.tokenizer
-        self.optimizer = self.models.make_optimizer(args, self.device)
+        device, weights = self.device, args.reward_weights
+        self.rewards = RewardMix(reward, weights, args.normalize_reward, device)
+        self.models = models = args.prepare_models(
+            model, self.rewards, device, processing_class, ref_model, peft_config)
+        self.policy, self.ref_policy = models.policy, models.reference
+        self.critic, self.tokenizer = models.critic, models.tokenizer
+        self.optimizer = models.make_optimizer(args, device)
         self._prepare_sampling()
         self._prepare_prompts(train_dataset, eval_dataset)
         self._prepare_run(callbacks)
@@ -86,24 +87,31 @@ class PPOTrainer:
 def _prepare_processes(self: PPOTrainer):
     "ValueError where models are spread over processes."
     trackers = None if self.args.report_to in ("none", None, []) else self.args.report_to
-    options = {"log_with": trackers, "project_dir": self.args.output_dir}
-    self.accelerator = accelerate.Accelerator(cpu=self.args.use_cpu, **options)
+    self.accelerator = accelerate.Accelerator(
+        cpu=self.args.use_cpu, log_with=trackers, project_dir=self.args.output_dir)
     kind, self.device = self.accelerator.distributed_type, self.accelerator.device
     if kind in ("FSDP", "DEEPSPEED"):
-        whole = "PPOTrainer holds whole models in each process and cannot run under"
-        raise ValueError(f"{whole} {kind}; launch it with plain data parallelism")
+        raise ValueError(
+            "PPOTrainer holds whole models in each process and cannot run under "
+            f"{kind}; launch it with plain data parallelism")
     if self.accelerator.num_processes > 1:  # not sooner: callers may still gather
         atexit.register(accelerate.PartialState().destroy_process_group)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #230bfa3e
 @patch
-def is_world_process_zero(self: PPOTrainer) -> bool:
+def is_world_process_zero(self: PPOTrainer):
     "Whether this process speaks for all."
     return self.accelerator.is_main_process
 
 
 @patch
-def batch_size(self: PPOTrainer) -> int:
+def _share(self: PPOTrainer, items):
+    "Every n-th, for this one of n processes."
+    return items[self.accelerator.process_index :: self.accelerator.num_processes]
+
+
+@patch
+def batch_size(self: PPOTrainer):
     "Responses in a batch of rollouts, of all processes."
     return self.args.local_batch_size * self.accelerator.num_processes
 
@@ -135,19 +143,20 @@ def _prepare_sampling(self: PPOTrainer):
 def _prepare_prompts(self: PPOTrainer, train_dataset, eval_dataset):
     "Rows and token ids, all checked."
     limit = self.models.longest_prompt(self.args.response_length)
-    self.train_rows, self.eval_rows, self.eval_ids = load_prompts(train_dataset), None, None
-    self.train_ids = encode_prompts(self.train_rows, self.tokenizer, limit)
+    self.train_rows, self.eval_rows = Prompts.load(train_dataset), None
+    self.train_rows.encode(self.tokenizer, limit)
     if eval_dataset is not None:
-        self.eval_rows = load_prompts(eval_dataset, name="eval_dataset")
-        self.eval_ids = encode_prompts(self.eval_rows, self.tokenizer, limit)
+        self.eval_rows = Prompts.load(eval_dataset, name="eval_dataset")
+        self.eval_rows.encode(self.tokenizer, limit)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #c4f9864e
 @patch
 def _prepare_run(self: PPOTrainer, callbacks):
     args, main = self.args, self.accelerator.is_main_process
-    self.kl_coef, self.seconds, self.samples, self.eval_episodes = args.kl_coef, Counter(), [], []
-    processes = {"writes": main, "wait": self.accelerator.wait_for_everyone}
-    self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, **processes)
+    self.kl_coef, self.seconds = args.kl_coef, Counter()
+    self.samples, self.eval_episodes = [], []
+    self.checkpoints = Checkpoints(
+        args.output_dir, args.save_total_limit, main, self.accelerator.wait_for_everyone)
     self.stop = self.checkpoints.stop_on_interrupt(self.accelerator.print)
     self.state, self.control = transformers.TrainerState(), transformers.TrainerControl()
     self.state.is_world_process_zero = self.state.is_local_process_zero = main
@@ -157,15 +166,15 @@ def _prepare_run(self: PPOTrainer, callbacks):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #cbe4838d
 @patch
-def sample(self: PPOTrainer, prompts) -> list[Episode]:
+def sample(self: PPOTrainer, prompts):
     "Responses by the policy as it is; what the episodes lack is measured later."
     if self.vllm is None:
         critic = self.critic if self.critic.trunk is None else None
         return self.sampling.sample(self.policy, prompts, self.generator, critic)
     self.vllm.sync_weights()
     _, found, *_ = self.vllm.generate(prompts=prompts, images=None, num_generations=1)
-    pairs, ends = zip(prompts, found), self.sampling.stop_ids
-    return [Episode(0, ids, list(new), new[-1] in ends) for ids, new in pairs]
+    ends = self.sampling.stop_ids
+    return [Episode(0, ids, list(new), new[-1] in ends) for ids, new in zip(prompts, found)]
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #a08e418b
 @patch
@@ -186,10 +195,10 @@ def _timed(self: PPOTrainer, phase):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #6db7d3c9
 @patch
-def _episodes(self: PPOTrainer, rows, data, encoded):
+def _episodes(self: PPOTrainer, rows, data):
     "Episodes of some prompts; their completions are what the reward functions read."
     with self._timed("sample"), self._autocast():
-        episodes = self.sample([encoded[row] for row in rows])
+        episodes = self.sample([data.ids[row] for row in rows])
     for row, episode in zip(rows, episodes):
         # D12: the text up to EOS, and nothing after it (the EOS trick of Z)
         ids = episode.response_ids[:-1] if episode.stopped else episode.response_ids
@@ -201,32 +210,31 @@ def _episodes(self: PPOTrainer, rows, data, encoded):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #9247c83c
 @patch
-def score(self: PPOTrainer, episodes, data) -> dict:
+def score(self: PPOTrainer, episodes, data):
     "Sets `score` and `raw_score`; {reward function: rewards}."
-    args, own = self.args, [data[e.row] for e in episodes]
+    own, most = [data[e.row] for e in episodes], self.args.score_clip
     names = dict.fromkeys(name for row in own for name in row)
-    for taken in ("prompt", "completion", "completions"):
-        names.pop(taken, None)
     columns = {name: [row.get(name) for row in own] for name in names}
+    for taken in ("completion", "completions"):
+        columns.pop(taken, None)
     columns["completion_ids"] = [e.response_ids for e in episodes]
-    texts = [row["prompt"] for row in own], [e.completion for e in episodes]
+    texts = columns.pop("prompt"), [e.completion for e in episodes]
     with self._timed("score"):
         totals, each = self.rewards(*texts, columns, [e.row for e in episodes])
-    for episode, total in zip(episodes, totals):
-        episode.raw_score = episode.score = total
+    for e, total in zip(episodes, totals):
+        e.raw_score = e.score = total
         if total is None:
             continue
-        if args.score_clip is not None:  # D13: one absurd score must not decide a batch
-            episode.score = min(max(total, -args.score_clip), args.score_clip)
-        if args.missing_eos_penalty is not None and not episode.stopped:
-            # D14: an answer that never ends is none (Z and N+: its score is a constant)
-            episode.score -= args.missing_eos_penalty
+        if most is not None:  # D13: one absurd score must not decide a batch
+            e.score = min(max(total, -most), most)
+        if not e.stopped:  # D14: an answer that never ends is none (Z; N+)
+            e.score -= self.args.missing_eos_penalty or 0
     return each
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #406788bc
 @patch
 @torch.no_grad()
-def measure(self: PPOTrainer, episodes) -> None:
+def measure(self: PPOTrainer, episodes):
     "Sets `logprobs`, `values` and `ref_logprobs`, where they are not known yet."
     args, order = self.args, sorted(episodes, key=lambda e: e.length)
     again = args.bf16 if args.recompute_logprobs is None else args.recompute_logprobs
@@ -235,55 +243,54 @@ def measure(self: PPOTrainer, episodes) -> None:
     for start in range(0, len(order), size):  # similar lengths together
         chosen = order[start : start + size]
         batch = EpisodeBatch.of(chosen, self.device, self.models.layout)
-        with self._timed("reference"), self.models.referring() as reference, self._autocast():
-            found["ref_logprobs"], _ = batch.logprobs(reference, args.temperature)
+        with self._timed("reference"), self._autocast(), self.models.referring() as first:
+            found["ref_logprobs"], _ = batch.logprobs(first, args.temperature)
         with self._timed("values"), self._autocast():
             if again:
                 found["logprobs"], hidden = batch.logprobs(self.policy, args.temperature)
             if again or self.critic.trunk is not None:
                 found["values"] = self.critic.values(batch, hidden)
         for name, table in found.items():
-            for episode, numbers in zip(chosen, table.tolist()):
-                setattr(episode, name, numbers[: len(episode.response_ids)])
+            for e, numbers in zip(chosen, table.tolist()):
+                setattr(e, name, numbers[: len(e.response_ids)])
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #1d04b5b6
 @patch
-def _rollout(self: PPOTrainer, rows, data, encoded):
+def _rollout(self: PPOTrainer, rows, data):
     "Episodes of this process's share, scored and measured, and {name: rewards}."
-    rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
     self.policy.eval()
     self.critic.eval()
-    episodes = self._episodes(rows, data, encoded)
+    episodes = self._episodes(self._share(rows), data)
     each = self.score(episodes, data) if episodes else {}  # prompts may be few
     self.measure([e for e in episodes if e.score is not None])
     return episodes, each
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #f0c431ff
 @patch
-def rows_of(self: PPOTrainer, step) -> list[int]:
+def rows_of(self: PPOTrainer, step):
     "D11: rows in batch `step`; each pass is shuffled anew, a batch may span two (N+)."
-    n, size, passes = len(self.train_rows), self.batch_size(), {}
-    positions = range(step * size, (step + 1) * size)
-    for epoch in {i // n for i in positions}:
+    n, size, rows = len(self.train_rows), self.batch_size(), []
+    epoch, start = divmod(step * size, n)
+    while len(rows) < start + size:
         generator = torch.Generator().manual_seed(self.args.seed + epoch)
-        passes[epoch] = torch.randperm(n, generator=generator).tolist()
-    return [passes[i // n][i % n] for i in positions]
+        rows += torch.randperm(n, generator=generator).tolist()
+        epoch += 1
+    return rows[start : start + size]
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #17c64922
 @patch
-def collect(self: PPOTrainer, step) -> tuple:
+def collect(self: PPOTrainer, step):
     "Episodes of batch `step` (from 0) and metrics. RewardError: nothing has a score."
-    episodes, each = self._rollout(self.rows_of(step), self.train_rows, self.train_ids)
+    episodes, each = self._rollout(self.rows_of(step), self.train_rows)
     episodes, each = gather_object(episodes), gather_object([each])
-    sampled = [(len(e.response_ids), e.stopped) for e in episodes]
     scored = [e for e in episodes if e.score is not None]
     if not scored:
         raise RewardError(f"no reward function applies to any response of batch {step}")
-    return scored, rollout_metrics(scored, sampled, each, self.kl_coef, self.args.kl_estimator)
+    return scored, PPOReport(self).batch(episodes, scored, each)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #d0e4f572
 @patch
-def token_rewards(self: PPOTrainer, scores, logprobs, ref_logprobs, mask) -> Tensor:
+def token_rewards(self: PPOTrainer, scores, logprobs, ref_logprobs, mask):
     "What each token earned (n, t), from scores (n,) and tables (n, t)."
     kl = ppo_math.kl_estimate(logprobs, ref_logprobs, self.args.kl_estimator)
     rewards = ppo_math.token_rewards(scores, kl, mask, self.kl_coef)
@@ -293,8 +300,8 @@ def token_rewards(self: PPOTrainer, scores, logprobs, ref_logprobs, mask) -> Ten
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #5acb24c4
 @patch
-def advantages(self: PPOTrainer, rewards, values, mask) -> tuple:
-    "What each token did better than expected, and what the critic should say (n, t)."
+def advantages(self: PPOTrainer, rewards, values, mask):
+    "What each token did better than expected; what the critic should say (n, t)."
     args = self.args
     advantages, returns = ppo_math.gae(rewards, values, mask, args.gamma, args.lam)
     if args.whiten_advantages:  # D17: over all tokens of the batch (Z; N+ section 7)
@@ -309,31 +316,32 @@ def _table(episodes, name):
 
 
 @patch
-def set_advantages(self: PPOTrainer, episodes) -> float:
+def set_advantages(self: PPOTrainer, episodes):
     "Sets `advantages` and `returns` of a batch; how much of it the critic knew."
-    fields = "logprobs", "ref_logprobs", "values", "response_ids"
-    logprobs, ref_logprobs, values, ids = (_table(episodes, name) for name in fields)
-    lengths = torch.tensor([len(e.response_ids) for e in episodes])
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    fields = "logprobs", "ref_logprobs", "values"
+    logprobs, ref_logprobs, values = (_table(episodes, name) for name in fields)
+    mask = EpisodeBatch.of(episodes).mask
     scores = torch.tensor([e.score for e in episodes])
     rewards = self.token_rewards(scores, logprobs, ref_logprobs, mask)
     advantages, returns = self.advantages(rewards, values, mask)
-    for e, n, own, earned in zip(episodes, lengths, advantages.tolist(), returns.tolist()):
+    for e, own, earned in zip(episodes, advantages.tolist(), returns.tolist()):
+        n = len(e.response_ids)
         e.advantages, e.returns = own[:n], earned[:n]
     return ppo_math.explained_variance(values, returns, mask)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #8617131d
 @patch
 def policy_loss(self: PPOTrainer, logprobs, old_logprobs, advantages, mask):
-    "What the policy minimises, and what is logged: sums over tokens of tables (b, t)."
-    tables = logprobs, old_logprobs, advantages, mask
-    return ppo_math.policy_loss(*tables, self.args.cliprange)
+    "What the policy minimises, and what is logged: sums over tokens."
+    cliprange = self.args.cliprange
+    return ppo_math.policy_loss(logprobs, old_logprobs, advantages, mask, cliprange)
 
 
 @patch
 def value_loss(self: PPOTrainer, values, old_values, returns, mask):
-    "What the critic minimises, and what is logged: sums over the tokens of tables (b, t)."
-    return ppo_math.value_loss(values, old_values, returns, mask, self.args.cliprange_value)
+    "What the critic minimises, and what is logged: sums over tokens."
+    cliprange = self.args.cliprange_value
+    return ppo_math.value_loss(values, old_values, returns, mask, cliprange)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #8e02b473
 @patch
@@ -341,12 +349,12 @@ def _backward(self: PPOTrainer, episodes, tokens):
     "Gradients of some episodes of a minibatch; sums of what is logged."
     batch = EpisodeBatch.of(episodes, self.device, self.models.layout)
     fields = "logprobs", "values", "advantages", "returns"
-    tables = (_table(episodes, name).to(self.device) for name in fields)
-    old_logprobs, old_values, advantages, returns = tables
+    old_logprobs, old_values, advantages, returns = (
+        _table(episodes, name).to(self.device) for name in fields)
     with self._autocast():
         logprobs, hidden = batch.logprobs(self.policy, self.args.temperature)
     loss, sums = self.policy_loss(logprobs, old_logprobs, advantages, batch.mask)
-    sums["policy_loss"] = loss.detach()
+    sums["loss/policy_avg"] = loss.detach()
     if self.critic.trunk is not None:
         (loss / tokens).backward()
         loss = 0
@@ -354,21 +362,20 @@ def _backward(self: PPOTrainer, episodes, tokens):
         values = self.critic.values(batch, hidden)
     error, more = self.value_loss(values, old_values, returns, batch.mask)
     ((loss + self.args.vf_coef * error) / tokens).backward()
-    return sums | more | {"value_loss": error.detach()}
+    return sums | more | {"loss/value_avg": error.detach()}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #f0b237b5
 @patch
 def _optimizer_step(self: PPOTrainer, minibatch):
     "One step on the episodes of a minibatch; sums over its tokens, of this process."
-    size, accelerator, sums = self.args.per_device_train_batch_size, self.accelerator, Counter()
+    size, sums = self.args.per_device_train_batch_size, Counter()
     tokens = sum(len(e.response_ids) for e in minibatch)
-    order = sorted(minibatch, key=lambda e: e.length)  # D19: similar lengths together
-    own = order[accelerator.process_index :: accelerator.num_processes]
+    own = self._share(sorted(minibatch, key=lambda e: e.length))  # D19: alike lengths
     for start in range(0, len(own), size):
         found = self._backward(own[start : start + size], tokens)
         sums.update({name: value.item() for name, value in found.items()})
-    self.models.share_gradients(accelerator.num_processes)
-    sums["grad_norm"] = self._clip_gradients(minibatch)
+    self.models.share_gradients(self.accelerator.num_processes)
+    sums["policy/grad_norm"] = self._clip_gradients(minibatch)
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
     return sums
@@ -378,16 +385,17 @@ def _optimizer_step(self: PPOTrainer, minibatch):
 def _clip_gradients(self: PPOTrainer, minibatch):
     "Length of the gradient before it is cut. FloatingPointError: it is no number."
     longest, step = self.args.max_grad_norm or math.inf, self.state.global_step + 1
-    norm = torch.nn.utils.clip_grad_norm_(sum(self.models.trained(), []), longest).item()
+    norm = torch.nn.utils.clip_grad_norm_(self.models.trained(), longest).item()
     if not math.isfinite(norm):
         rows = ", ".join(str(e.row) for e in minibatch[:5])
-        wrong = f"the gradient of step {step} is {norm} (prompts of rows {rows}, ...)"
-        raise FloatingPointError(f"{wrong}; lower learning_rate, or train in float32")
+        raise FloatingPointError(
+            f"the gradient of step {step} is {norm} (prompts of rows {rows}, ...); "
+            "lower learning_rate, or train in float32")
     return norm
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #91b2c697
 @patch
-def update(self: PPOTrainer, episodes, step=0) -> dict:
+def update(self: PPOTrainer, episodes, step=0):
     "`num_ppo_epochs` passes over batch `step`, a step for each minibatch."
     args, sums = self.args, Counter()
     minibatches = min(args.num_mini_batches, len(episodes))
@@ -402,31 +410,21 @@ def update(self: PPOTrainer, episodes, step=0) -> dict:
             for chosen in order.tensor_split(minibatches):
                 minibatch = [episodes[i] for i in sorted(chosen.tolist())]
                 sums.update(self._optimizer_step(minibatch))
-    norm = sums.pop("grad_norm") / (args.num_ppo_epochs * minibatches)
-    metrics = self._update_metrics(episodes, sums)
-    return metrics | {"policy/grad_norm": norm, "val/explained_variance": known}
+    norm = sums.pop("policy/grad_norm") / (args.num_ppo_epochs * minibatches)
+    metrics = {"policy/grad_norm": norm, "val/explained_variance": known}
+    return self._update_metrics(episodes, sums) | metrics
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #767c6f26
-_MEANS = {
-    "policy/approxkl_avg": "kl",
-    "policy/clipfrac_avg": "clipped",
-    "loss/policy_avg": "policy_loss",
-    "loss/value_avg": "value_loss",
-    "val/clipfrac_avg": "value_clipped",
-    "val/ratio": "ratio",
-}
-
-
 @patch
 def _update_metrics(self: PPOTrainer, episodes, sums):
     "Means over the tokens of all processes and passes."
-    total, tokens = Counter(), sum(len(e.response_ids) for e in episodes)
+    total = Counter()
     for own in gather_object([sums]):
         total.update(own)
-    tokens *= self.args.num_ppo_epochs
-    metrics = {name: total[own] / tokens for name, own in _MEANS.items()}
-    variance = total["ratio_spread"] / tokens - (metrics["val/ratio"] - 1) ** 2
-    return metrics | {"val/ratio_var": max(0.0, variance)}
+    tokens = self.args.num_ppo_epochs * sum(len(e.response_ids) for e in episodes)
+    metrics = {name: value / tokens for name, value in total.items()}
+    metrics["val/ratio_var"] -= (metrics["val/ratio"] - 1) ** 2
+    return metrics | {"val/ratio_var": max(0.0, metrics["val/ratio_var"])}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #0fdd7f2f
 @patch
@@ -438,18 +436,17 @@ def _adapt_kl_coef(self: PPOTrainer, kl, n):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #2a59e6a8
 @patch
-def evaluate(self: PPOTrainer) -> dict:
+def evaluate(self: PPOTrainer):
     "One sampled response to each prompt of `eval_dataset`. ValueError without one."
     if self.eval_rows is None:
         raise ValueError("nothing to evaluate on: give PPOTrainer an eval_dataset")
     before, self.generator = self.generator, self._new_generator(7)
     try:
-        rows = range(len(self.eval_rows))
-        episodes, _ = self._rollout(rows, self.eval_rows, self.eval_ids)
+        episodes, _ = self._rollout(range(len(self.eval_rows)), self.eval_rows)
     finally:
         self.generator = before
-    self.eval_episodes = [e for e in episodes if e.score is not None]
-    own = [(e.raw_score, e.kl, len(e.response_ids), e.stopped) for e in self.eval_episodes]
+    scored = self.eval_episodes = [e for e in episodes if e.score is not None]
+    own = [(e.raw_score, e.kl, len(e.response_ids), e.stopped) for e in scored]
     found = torch.tensor(gather_object(own), dtype=torch.float64)
     if not len(found):
         raise RewardError("no reward function applies to any response to eval_dataset")
@@ -463,17 +460,16 @@ def evaluate(self: PPOTrainer) -> dict:
 # %% ../../nbs/5_rl/55_ppo.ipynb #10e2fabb
 @patch
 def _call(self: PPOTrainer, event, *more):
-    tell = getattr(self.callbacks, event)
-    self.control = tell(self.args, self.state, self.control, *more)
+    self.control = getattr(self.callbacks, event)(self.args, self.state, self.control, *more)
 
 
 @patch
 def _log(self: PPOTrainer, metrics):
     step = self.state.global_step
-    self.state.log_history.append({**metrics, "step": step})
+    self.state.log_history.append(metrics | {"step": step})
     self.accelerator.log(metrics, step=step)
     self._call("on_log", metrics)
-    self._write(log_line(metrics, step, self.state.max_steps))
+    self._write(PPOReport(self).line(metrics))
 
 
 @patch
@@ -490,20 +486,18 @@ def _show_samples(self: PPOTrainer, episodes):
     if not times or (step - 1) % max(1, self.state.max_steps // times):
         return
     for e in episodes[:3]:
-        texts = {"prompt": self.train_rows[e.row]["prompt"], "completion": e.completion}
         own = {"step": step, "score": e.raw_score, "tokens": len(e.response_ids)}
-        self.samples.append(own | texts)
-        rows.append((f"{e.raw_score:+.2f}", *map(response_text, texts.values())))
+        texts = self.train_rows[e.row]["prompt"], e.completion
+        self.samples.append(own | dict(zip(("prompt", "completion"), texts)))
+        rows.append((f"{e.raw_score:+.2f}", *map(response_text, texts)))
     self._write(Table(("score", "prompt", "response"), rows, width=60).to_text())
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #bda3053a
 @patch
-def total_steps(self: PPOTrainer) -> int:
+def total_steps(self: PPOTrainer):
     "Batches of rollouts in the run."
-    episodes = self.args.total_episodes
-    if episodes is None:
-        episodes = math.ceil(self.args.num_train_epochs * len(self.train_rows))
-    return math.ceil(episodes / self.batch_size())
+    passes = math.ceil(self.args.num_train_epochs * len(self.train_rows))
+    return math.ceil((self.args.total_episodes or passes) / self.batch_size())
 
 
 @patch
@@ -511,15 +505,16 @@ def _new_scheduler(self: PPOTrainer):
     "D23: the learning rate falls to 0 over the run (Z; N+ section 7)."
     steps, warmup = self.state.max_steps, self.args.warmup_steps
     warmup = math.ceil(warmup * (1 if warmup >= 1 else steps))
-    return transformers.get_scheduler(self.args.lr_scheduler_type, self.optimizer, warmup, steps)
+    kind = self.args.lr_scheduler_type
+    return transformers.get_scheduler(kind, self.optimizer, warmup, steps)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #88a913e5
 @patch
 def _deciding_settings(self: PPOTrainer):
     "What makes a run the run it is."
-    prompts = hashlib.sha256("".join(map(json.dumps, self.train_ids)).encode()).hexdigest()[:16]
-    processes = self.accelerator.num_processes
-    return self.args.deciding() | {"prompts": prompts, "processes": processes}
+    prompts = "".join(map(json.dumps, self.train_rows.ids))
+    digest, n = hashlib.sha256(prompts.encode()).hexdigest()[:16], self.accelerator.num_processes
+    return self.args.deciding() | {"prompts": digest, "processes": n}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #fdc72c10
 @patch
@@ -542,11 +537,13 @@ def _load_state(self: PPOTrainer, folder):
     before = json.loads((folder / "ppo_settings.json").read_text(encoding="utf-8"))
     changed = "; ".join(RunRecord.changes(before, self._deciding_settings()))
     if changed:
-        wrong = f"{folder.name} is of a run with other settings ({changed})"
-        raise ValueError(f"{wrong}: give those, or train anew with another output_dir")
+        raise ValueError(
+            f"{folder.name} is of a run with other settings ({changed}): "
+            "give those, or train anew with another output_dir")
     saved = transformers.TrainerState.load_from_json(str(folder / "trainer_state.json"))
-    names = "optimizer.pt", "scheduler.pt", f"random_{self.accelerator.process_index}.pt"
-    optimizer, more, random = (torch.load(folder / name, weights_only=True) for name in names)
+    names = "optimizer", "scheduler", f"random_{self.accelerator.process_index}"
+    optimizer, more, random = (
+        torch.load(folder / f"{name}.pt", weights_only=True) for name in names)
     self.models.load_checkpoint(folder)
     self.optimizer.load_state_dict(optimizer)
     self.scheduler.load_state_dict(more["scheduler"])
@@ -566,9 +563,9 @@ def _step(self: PPOTrainer, step):
     metrics["lr"] = self.scheduler.get_last_lr()[0]
     self._adapt_kl_coef(metrics["objective/kl"], len(episodes))
     self.scheduler.step()
-    state.global_step, state.epoch = step + 1, (step + 1) * size / len(self.train_rows)
-    speed = size / (time.perf_counter() - start)
-    metrics |= {"episode": state.global_step * size, "epoch": state.epoch, "eps": speed}
+    state.global_step, seen = step + 1, (step + 1) * size
+    state.epoch, speed = seen / len(self.train_rows), size / (time.perf_counter() - start)
+    metrics |= {"episode": seen, "epoch": state.epoch, "eps": speed}
     self._show_samples(episodes)
     self._call("on_step_end")
     return metrics
@@ -594,7 +591,8 @@ def _usage(self: PPOTrainer):
     else:
         from resource import RUSAGE_SELF, getrusage
 
-        peak = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = unit * getrusage(RUSAGE_SELF).ru_maxrss
     return used | {"memory/peak_gib": peak / 2**30}
 
 
@@ -603,11 +601,11 @@ def _run(self: PPOTrainer):
     "Batch after batch of rollouts."
     args, state, evaluated, pending = self.args, self.state, -1, []
     hidden = args.disable_tqdm or not self.is_world_process_zero()
-    steps = range(state.global_step, state.max_steps)
-    bar = {"initial": steps.start, "total": steps.stop, "desc": "PPO", "disable": hidden}
-    for step in tqdm(steps, **bar):
+    first, last = state.global_step, state.max_steps
+    bar = tqdm(range(first, last), "PPO", last, initial=first, disable=hidden)
+    for step in bar:
         pending.append(self._step(step))
-        if self._is_due(args.logging_steps, "should_log") or step == steps.stop - 1:
+        if self._is_due(args.logging_steps, "should_log") or step == last - 1:
             self._log(pandas.DataFrame(pending).mean().to_dict() | self._usage())
             pending = []
         if self.eval_rows is not None and self._is_due(args.eval_steps, "should_evaluate"):
@@ -623,7 +621,7 @@ def _run(self: PPOTrainer):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #506181ba
 @patch
-def train(self: PPOTrainer, resume_from_checkpoint=None) -> transformers.TrainerState:
+def train(self: PPOTrainer, resume_from_checkpoint=None):
     """The run; True: from its newest complete checkpoint, a folder: from this one.
     ValueError: the checkpoint is of another run. TrainingInterrupted: Ctrl-C."""
     state = self.state
@@ -633,8 +631,8 @@ def train(self: PPOTrainer, resume_from_checkpoint=None) -> transformers.Trainer
     self.scheduler = self._new_scheduler()
     if checkpoint:
         self._load_state(checkpoint)
-    settings = self.args.to_dict().items()
-    simple = {k: v for k, v in settings if isinstance(v, (int, float, str))}
+    given = self.args.to_dict().items()
+    simple = {name: v for name, v in given if isinstance(v, (int, float, str))}
     self.accelerator.init_trackers(self.args.run_name, config=simple)
     with self.stop.watching(self.accelerator.num_processes):
         self._call("on_train_begin")
@@ -646,11 +644,12 @@ def train(self: PPOTrainer, resume_from_checkpoint=None) -> transformers.Trainer
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #8277fb3f
 @patch
-def save_model(self: PPOTrainer, output_dir=None) -> None:
+def save_model(self: PPOTrainer, output_dir=None):
     "Policy, tokenizer, card and curves; with LoRA the adapter too. CheckpointError."
     if not self.is_world_process_zero():
         return
     target = Path(self.args.output_dir if output_dir is None else output_dir)
     with saved_whole(target, "the policy") as folder:
-        difference = self.models.save(folder, [ids[:64] for ids in self.train_ids[:16]])
-        write_policy_card(self, folder, target.resolve().name, difference)
+        texts = [ids[:64] for ids in self.train_rows.ids[:16]]
+        difference = self.models.save(folder, texts)
+        PPOReport(self).write_card(folder, target.resolve().name, difference)

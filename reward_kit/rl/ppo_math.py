@@ -17,9 +17,9 @@ def _masked_mean(values, mask):
 
 
 def whiten(
-    values: Tensor,  # (b, t)
-    mask: Tensor,  # (b, t) bool, True = keep
-    shift_mean: bool = True,  # False: only the spread becomes 1
+    values,  # (b, t)
+    mask,  # (b, t) bool, True = keep
+    shift_mean=True,  # False: only the spread becomes 1
 ) -> Tensor:  # (b, t), 0 where not kept
     "Mean 0 and standard deviation 1 over the kept tokens (N+ section 7)."
     mean = _masked_mean(values, mask)
@@ -29,9 +29,9 @@ def whiten(
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #49832619
 def kl_estimate(
-    logprobs: Tensor,  # (b, t) of the sampled tokens under the policy
-    ref_logprobs: Tensor,  # (b, t) under the reference
-    kind: str = "k1",  # or "k3"
+    logprobs,  # (b, t) of the sampled tokens under the policy
+    ref_logprobs,  # (b, t) under the reference
+    kind="k1",  # or "k3"
 ) -> Tensor:  # (b, t), nats
     "KL(policy || reference) of each token. ValueError: another kind."
     difference = ref_logprobs - logprobs
@@ -42,9 +42,9 @@ def kl_estimate(
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #6f360ba2
 def token_rewards(
-    scores: Tensor,  # (b,) of whole responses
-    kl: Tensor,  # (b, t) of `kl_estimate`
-    mask: Tensor,  # (b, t) bool, True = sampled; one or more a row
+    scores,  # (b,) of whole responses
+    kl,  # (b, t) of `kl_estimate`
+    mask,  # (b, t) bool, True = sampled; one or more a row
     kl_coef: float,  # weight of the KL penalty, beta
 ) -> Tensor:  # (b, t), 0 where not kept
     "-beta * KL at every token, plus the score at the last one (Z equation 2)."
@@ -55,9 +55,9 @@ def token_rewards(
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #da6a21c1
 def gae(
-    rewards: Tensor,  # (b, t) of `token_rewards`
-    values: Tensor,  # (b, t) the critic's prediction before each token
-    mask: Tensor,  # (b, t) bool, True = sampled; those come first
+    rewards,  # (b, t) of `token_rewards`
+    values,  # (b, t) the critic's prediction before each token
+    mask,  # (b, t) bool, True = sampled; those come first
     gamma: float = 1.0,  # discount, 0 to 1
     lam: float = 0.95,  # 0 (critic alone) to 1 (what happened alone)
 ) -> tuple[Tensor, Tensor]:  # advantages, returns (b, t)
@@ -73,9 +73,9 @@ def gae(
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #efdad862
 def explained_variance(
-    values: Tensor,  # (b, t) what the critic said
-    returns: Tensor,  # (b, t) of `gae`
-    mask: Tensor,  # (b, t) bool, True = sampled
+    values,  # (b, t) what the critic said
+    returns,  # (b, t) of `gae`
+    mask,  # (b, t) bool, True = sampled
 ) -> float:  # at most 1; 0 where all returns are alike
     "The share of the returns' variance that the critic predicted."
     spread, missed = (
@@ -85,10 +85,10 @@ def explained_variance(
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #0f57cdc6
 def policy_loss(
-    logprobs: Tensor,  # (b, t) of the sampled tokens, now
-    old_logprobs: Tensor,  # (b, t) when they were sampled
-    advantages: Tensor,  # (b, t)
-    mask: Tensor,  # (b, t) bool, True = sampled
+    logprobs,  # (b, t) of the sampled tokens, now
+    old_logprobs,  # (b, t) when they were sampled
+    advantages,  # (b, t)
+    mask,  # (b, t) bool, True = sampled
     cliprange: float = 0.2,  # epsilon
 ) -> tuple[Tensor, dict]:  # loss and what is logged, sums over tokens
     "Clipped surrogate objective (arXiv 1707.06347, equation 7), summed."
@@ -99,19 +99,19 @@ def policy_loss(
     loss = (torch.maximum(unclipped, clipped) * mask).sum()
     with torch.no_grad():
         return loss, {
-            "clipped": ((clipped > unclipped) & mask).sum(),
-            "kl": 0.5 * log_ratio.square().sum(),  # k2, from the old policy
-            "ratio": (ratio * mask).sum(),
-            "ratio_spread": ((ratio - 1).square() * mask).sum(),
+            "policy/clipfrac_avg": ((clipped > unclipped) & mask).sum(),
+            "policy/approxkl_avg": 0.5 * log_ratio.square().sum(),  # k2, from the old policy
+            "val/ratio": (ratio * mask).sum(),
+            "val/ratio_var": ((ratio - 1).square() * mask).sum(),  # around 1, not its mean
         }
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #9f037760
 def value_loss(
-    values: Tensor,  # (b, t) predictions, now
-    old_values: Tensor,  # (b, t) when the tokens were sampled
-    returns: Tensor,  # (b, t) of `gae`
-    mask: Tensor,  # (b, t) bool, True = sampled
-    cliprange_value: float = 0.2,  # how far from the old prediction an improvement counts
+    values,  # (b, t) predictions, now
+    old_values,  # (b, t) when the tokens were sampled
+    returns,  # (b, t) of `gae`
+    mask,  # (b, t) bool, True = sampled
+    cliprange_value: float = 0.2,  # how far from the old prediction a gain counts
 ) -> tuple[Tensor, dict]:  # loss and clipped tokens, sums
     "Half the squared error, clipped around the old prediction (N+ section 7), summed."
     change = values - old_values
@@ -119,4 +119,4 @@ def value_loss(
     unclipped, clipped = (values - returns).square(), (near - returns).square()
     loss = 0.5 * (torch.maximum(unclipped, clipped) * mask).sum()
     moved = change.abs() > cliprange_value  # or rounding would count
-    return loss, {"value_clipped": (moved & (clipped > unclipped) & mask).sum().detach()}
+    return loss, {"val/clipfrac_avg": (moved & (clipped > unclipped) & mask).sum()}

@@ -30,8 +30,8 @@ def _name(function):
 
 def _refusal(function, what, rows):
     few = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    where = f"row {few}" if len(rows) == 1 else f"rows {few}"
-    return RewardError(f"reward function {_name(function)} {what} ({where})")
+    where = "row" if len(rows) == 1 else "rows"
+    return RewardError(f"reward function {_name(function)} {what} ({where} {few})")
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #4bc2de64
 def _number(reward, function, row):
@@ -61,14 +61,13 @@ def _call_reward(function, prompts, completions, columns, rows):
         rewards = function(**_accepted(function, given))
     except Exception as error:
         raise _refusal(function, f"raised {type(error).__name__}: {error}", rows) from error
-    if not isinstance(rewards, Iterable):
-        wrong = f"gave {type(rewards).__name__}; it must give a list of numbers"
+    wrong, found = f"gave {type(rewards).__name__}; it must give a list of numbers", None
+    if isinstance(rewards, Iterable):
+        found = list(rewards)
+        wrong = f"gave {counted(len(found), 'reward')} for {counted(len(prompts), 'response')}"
+    if found is None or len(found) != len(prompts):
         raise _refusal(function, wrong, rows)
-    rewards = list(rewards)
-    if len(rewards) != len(prompts):
-        wrong = f"gave {counted(len(rewards), 'reward')} for {counted(len(prompts), 'response')}"
-        raise _refusal(function, wrong, rows)
-    return [_number(reward, function, row) for reward, row in zip(rewards, rows)]
+    return [_number(reward, function, row) for reward, row in zip(found, rows)]
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #7b5c501f
 def _load_reward(item, device):
@@ -114,8 +113,8 @@ class RewardMix:
     def __init__(
         self,
         reward,  # RewardModel, path, function, or a list of them
-        weights: list[float] | None = None,  # one for each; None: all 1
-        normalize: bool | None = None,  # by mean and spread; None: where a model has them
+        weights=None,  # a number for each; None: all 1
+        normalize=None,  # True: by mean and spread; None: where a model has them
         device=None,  # of models that are loaded from a path
     ):
         items = list(reward) if isinstance(reward, (list, tuple)) else [reward]
@@ -129,12 +128,12 @@ class RewardMix:
             self.names.append(f"{name}_{i}" if name in self.names else name)
 
     @property
-    def model(self) -> RewardModel | None:
+    def model(self):
         "The reward model, where it is the only reward."
         first, *others = self.functions
         return first if isinstance(first, RewardModel) and not others else None
 
-    def __call__(self, prompts, completions, columns, rows) -> tuple[list, dict]:
+    def __call__(self, prompts, completions, columns, rows):
         "Weighted sums (None: nothing applies), and {name: rewards}."
         found = {}
         for name, function, scale in zip(self.names, self.functions, self.scales):
@@ -145,7 +144,7 @@ class RewardMix:
             totals.append(sum(weighted) if weighted else None)
         return totals, found
 
-    def intercept_and_slope(self) -> tuple[float, float]:
+    def intercept_and_slope(self):
         "(intercept, slope): a raw reward r of the first counts as intercept + slope * r."
         zero, one = self.scales[0]([0.0, 1.0])
         return self.weights[0] * zero, self.weights[0] * (one - zero)

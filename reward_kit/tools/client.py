@@ -17,7 +17,7 @@ from ..scores.text_scorer import TextScorer
 
 # %% ../../nbs/6_tools/69_client.ipynb #ba2283b9
 class RewardServerError(RuntimeError):
-    "The server cannot be reached, or refuses; one line says why."
+    "The server cannot be reached, or refuses; it says why in one line."
 
 
 def _make_session(url, retries, max_pause):
@@ -31,33 +31,33 @@ def _make_session(url, retries, max_pause):
             seconds = super().get_retry_after(response)
             return None if seconds is None else min(seconds * random.uniform(1, 1.5), max_pause)
 
-    pauses = {"backoff_factor": 0.5, "backoff_jitter": 0.5, "backoff_max": max_pause}
-    again = {"allowed_methods": None, "raise_on_status": False, **pauses}
-    tries = Bounded(retries, redirect=0, status_forcelist=(429, 502, 503, 504), **again)
+    tries = Bounded(
+        retries, redirect=0, status_forcelist=(429, 502, 503, 504), allowed_methods=None,
+        raise_on_status=False, backoff_factor=0.5, backoff_jitter=0.5, backoff_max=max_pause)
     session = requests.Session()
     session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "::1", "localhost")
+    adapter = requests.adapters.HTTPAdapter(max_retries=tries, pool_maxsize=32)
     for scheme in ("http://", "https://"):
-        session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=tries, pool_maxsize=32))
+        session.mount(scheme, adapter)
     return session
 
 # %% ../../nbs/6_tools/69_client.ipynb #82dfaf45
 def _read_answer(answer, n):
     "The n rewards in an answer; RewardServerError that says what it is instead."
-    found = {}
-    with suppress(ValueError):
-        found = answer.json()
-    found = found if isinstance(found, dict) else {}
+    rewards, absent = None, (ValueError, TypeError, KeyError)  # in JSON of another form
     if answer.status_code != 200:
-        error = found.get("error")
-        why = error.get("message") if isinstance(error, dict) else None
-        why = why or " ".join(answer.text.split())[:200] or answer.reason
+        why = " ".join(answer.text.split())[:200] or answer.reason
+        with suppress(*absent):
+            why = answer.json()["error"]["message"] or why
         tries = len(answer.raw.retries.history) + 1 if answer.raw.retries else 1
         after = f" (after {tries} tries)" if tries > 1 else ""
         raise RewardServerError(f"{answer.url} answers {answer.status_code}{after}: {why}")
-    rewards = found.get("rewards")
+    with suppress(*absent):
+        rewards = answer.json()["rewards"]
     if not isinstance(rewards, list) or len(rewards) != n:
-        instead = f"it answers {answer.text[:80]!r} instead of {counted(n, 'reward')}"
-        raise RewardServerError(f"{answer.url} is no route of a reward_kit server: {instead}")
+        raise RewardServerError(
+            f"{answer.url} is no route of a reward_kit server: it answers "
+            f"{answer.text[:80]!r} instead of {counted(n, 'reward')}")
     return rewards
 
 # %% ../../nbs/6_tools/69_client.ipynb #3a7d0913
@@ -66,49 +66,53 @@ class RewardClient:
 
     def __init__(
         self,
-        url: str,  # of the server, as `reward-kit serve` prints it
+        url,  # of the server, as `reward-kit serve` prints it
         *,
-        timeout: float = 120.0,  # seconds to wait for an answer
-        retries: int = 5,  # further tries after a failure that may pass
-        max_pause: float = 30.0,  # longest pause between two tries, in seconds
-        batch_rows: int = 256,  # texts of one request
-        name: str = "reward_server",  # how TRL calls it in its logs
+        timeout=120.0,  # seconds to wait for an answer
+        retries=5,  # further tries after a failure that may pass
+        max_pause=30.0,  # longest pause between two tries, in seconds
+        batch_rows=256,  # texts of one request
+        name="reward_server",  # how TRL calls it in its logs
     ):
         if not str(url).startswith(("http://", "https://")):
-            like = "http://127.0.0.1:8000, which reward-kit serve prints"
-            raise ValueError(f"url is {url!r}; it must be like {like}")
+            raise ValueError(
+                f"url is {url!r}; it must be like http://127.0.0.1:8000, "
+                "which reward-kit serve prints")
         if timeout <= 0 or retries < 0 or batch_rows < 1:
-            given = f"timeout={timeout}, retries={retries}, batch_rows={batch_rows}"
-            raise ValueError(f"{given}: they must be positive (retries may be 0)")
+            raise ValueError(
+                f"timeout={timeout}, retries={retries}, batch_rows={batch_rows}: "
+                "they must be positive (retries may be 0)")
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
         self.batch_rows, self.__name__ = batch_rows, name
         self.session = _make_session(url, retries, max_pause)
 
-    def score(self, prompts, responses=None, *, normalize: bool = False, too_long: str = "error"):
+    def score(self, prompts, responses=None, *, normalize=False, too_long="error"):
         "As `RewardModel.score`: a float for one text, else a list. RewardServerError."
         prompts, responses, single = TextScorer.as_rows(prompts, responses)
-        rewards = self._rewards(prompts, responses, {"normalize": normalize, "too_long": too_long})
+        settings = {"normalize": normalize, "too_long": too_long}
+        rewards = self._rewards(prompts, responses, settings)
         return rewards[0] if single else rewards
 
-    def __call__(self, prompts, completions=None, **columns) -> list[float | None]:
+    def __call__(self, prompts, completions=None, **columns):
         "Rewards as GRPO and RLOO ask for them; None: the completion alone does not fit."
         prompts, completions, _ = TextScorer.as_rows(prompts, completions)
-        template = {key: columns[key] for key in ("tools", "chat_template_kwargs") if key in columns}
+        taken = columns.keys() & {"tools", "chat_template_kwargs"}
+        template = {name: columns[name] for name in taken}
         return self._rewards(prompts, completions, {"too_long": "none"}, **template)
 
 # %% ../../nbs/6_tools/69_client.ipynb #5098b099
 @patch
 def _post(self: RewardClient, body, n):
     "The rewards of one request."
-    patience = (min(self.timeout, 10), self.timeout)
+    url, patience = f"{self.url}/v1/rewards", (min(self.timeout, 10), self.timeout)
     try:
-        answer = self.session.post(
-            f"{self.url}/v1/rewards", json=body, timeout=patience, allow_redirects=False)
+        answer = self.session.post(url, json=body, timeout=patience, allow_redirects=False)
     except OSError as error:  # what requests raises
         cause = error.args[0] if error.args else error
         reason = str(getattr(cause, "reason", error)).rsplit(": ", 1)[-1]
-        failed = f"no answer from the reward server at {self.url} after {self.retries + 1} tries"
-        raise RewardServerError(f"{failed}: {reason}; is it running (reward-kit serve MODEL)?") from error
+        raise RewardServerError(
+            f"no answer from the reward server at {self.url} after {self.retries + 1} tries: "
+            f"{reason}; is it running (reward-kit serve MODEL)?") from error
     return _read_answer(answer, n)
 
 
@@ -116,9 +120,9 @@ def _post(self: RewardClient, body, n):
 def _rewards(self: RewardClient, prompts, responses, settings, **template):
     columns, found = {"prompts": prompts, "responses": responses, **template}, []
     for start in range(0, len(prompts), self.batch_rows):
-        body = dict(settings)
-        for name, values in columns.items():
-            each = isinstance(values, list) and len(values) == len(prompts)
-            body[name] = values[start : start + self.batch_rows] if each else values
-        found += self._post(body, len(body["prompts"]))
+        cut = slice(start, start + self.batch_rows)
+        part = {
+            name: values[cut] if isinstance(values, list) and len(values) == len(prompts) else values
+            for name, values in columns.items()}
+        found += self._post(settings | part, len(prompts[cut]))
     return found

@@ -39,8 +39,8 @@ from ..model.settings import ParameterError, quiet
 from ..model.trainer import RewardConfig, RewardTrainer
 from ..rl.policies import PPOConfig
 from ..rl.ppo import PPOTrainer
-from ..rl.ppo_report import log_line
-from ..rl.rollouts import load_prompts
+from ..rl.ppo_report import PPOReport
+from ..rl.rollouts import Prompts
 from ..scores.inference import RewardModel
 
 from ..trust.trust_report import TrustReport, evaluate_reward_model, write_model_card
@@ -449,7 +449,7 @@ def train_ppo_policy(
 def _read_prompts(data, split, column):
     "Rows with `prompt`, checked, each with its origin."
     if not isinstance(data, (list, Preferences)): data = read_rows(data, split=split)
-    return load_prompts(data, column, "prompts")
+    return Prompts.load(data, column, "prompts")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
@@ -522,7 +522,7 @@ class _WatchPolicy(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if args.disable_tqdm and state.is_world_process_zero:
-            self.say(log_line(logs, state.global_step, state.max_steps))
+            self.say(PPOReport(self.trainer).line(logs))
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #407a7b97
 def _answers(trainer):

@@ -38,6 +38,11 @@ class _RequestError(ValueError):
         self.status, self.retry_after = status, retry_after
 
 
+def _shutting_down(why=""):
+    late = f"this server is shutting down{why}; send the request again to its successor"
+    return _RequestError(late, 503, 5)
+
+
 def _shown(value):
     "A value as an error shows it: JSON, at most 40 characters of it."
     text = json.dumps(value)
@@ -74,12 +79,12 @@ def _checked_ids(rm, ids, name):
     size, longest = rm.model.get_input_embeddings().num_embeddings, rm.encoder.encoding.max_length
     for i, row in enumerate(ids):
         if not 0 < len(row) <= longest:
-            found = f"{name}[{i}] has {counted(len(row), 'token id')}"
-            raise _RequestError(f"{found}; there must be 1 to {longest}")
+            found = f"has {counted(len(row), 'token id')}; there must be 1 to {longest}"
+            raise _RequestError(f"{name}[{i}] {found}")
         for j, token in enumerate(row):
             if not 0 <= token < size:
-                found = f"{name}[{i}] holds the token id {_shown(token)} at position {j}"
-                raise _RequestError(f"{found}; this model knows 0 to {size - 1}")
+                found = f"holds the token id {_shown(token)} at position {j}"
+                raise _RequestError(f"{name}[{i}] {found}; this model knows 0 to {size - 1}")
     return ids
 
 # %% ../../nbs/6_tools/61_serving.ipynb #dea878c3
@@ -182,10 +187,9 @@ def submit(self: _Batcher, texts):
     job = _Job(texts)
     with self.changed:
         if self.closed:
-            late = "this server is shutting down; send the request again to its successor"
-            raise _RequestError(late, 503, 5)
+            raise _shutting_down()
         if len(self.waiting) >= self.limits.max_queue:
-            full = f"the queue is full ({self.limits.max_queue} waiting); send the request again later"
+            full = f"the queue is full ({self.limits.max_queue} waiting); send the request later"
             raise _RequestError(full, 503, 1)
         self.queue.append(job)
         self.changed.notify()
@@ -237,15 +241,14 @@ def _before_forward(self: _Batcher, *_):
     if threading.current_thread() is not self.thread:
         return  # somebody else's, who uses the same model
     if self.stopped:
-        late = "this server is shutting down and had no time left; send the request to its successor"
-        raise _RequestError(late, 503, 5)
+        raise _shutting_down(" and had no time left")
     if all(job.done() for job in self.running):
         raise _RequestError("every caller has left")
 
 
 @patch
 def close(self: _Batcher, timeout=None):
-    "Refuse new requests, finish those accepted in `timeout` s, end the thread; False: it still runs."
+    "Refuse new requests, finish the accepted in `timeout` s; False: the thread still runs."
     with self.changed:
         self.closed = True
         self.changed.notify_all()
@@ -284,9 +287,9 @@ class _Body(dict):
 
     def choice(self, name, *allowed):
         "A field with few values; the first is the default."
-        value = self.get(name, allowed[0])
-        if not any(type(value) is type(a) and value == a for a in allowed):
-            raise self.wrong(name, value, f"it must be {' or '.join(map(json.dumps, allowed))}")
+        value, choices = self.get(name, allowed[0]), list(map(json.dumps, allowed))
+        if json.dumps(value) not in choices:
+            raise self.wrong(name, value, f"it must be {' or '.join(choices)}")
         return value
 
     def only(self, *names):
@@ -322,12 +325,14 @@ def template(self: _Body, n):
     found = {}
     for name, (kind, words) in _TEMPLATE_FIELDS.items():
         value = self.get(name)
-        each = isinstance(value, list) and (kind is dict or not any(isinstance(v, dict) for v in value))
-        if each and value and len(value) != n:
-            entries = counted(len(value), "entry", "entries")
-            raise ValueError(f"{name} has {entries} for {counted(n, 'text')}; there must be as many")
+        rows, single = [value] * n, kind is list and any(isinstance(v, dict) for v in value or ())
+        if isinstance(value, list) and not single:
+            rows = value
+        if rows and len(rows) != n:
+            found = f"{counted(len(rows), 'entry', 'entries')} for {counted(n, 'text')}"
+            raise ValueError(f"{name} has {found}; there must be as many")
         try:
-            rows = [RewardEncoder.from_json(v) for v in (value if each else [value] * n)]
+            rows = list(map(RewardEncoder.from_json, rows))
         except ValueError:  # no JSON
             rows = [value]
         if not all(isinstance(row, kind | None) for row in rows):
@@ -335,7 +340,7 @@ def template(self: _Body, n):
             raise self.wrong(name, value, wanted)
         taken = [key for row in rows for key in row or () if kind is dict and key in _TAKEN]
         if taken:
-            raise ValueError(f"{name} holds {taken[0]!r}, which is not yours to choose here; leave it out")
+            raise ValueError(f"{name} holds {taken[0]!r}, which is not yours to choose; leave it out")
         if any(rows):
             found[name] = rows
     return found
@@ -351,29 +356,26 @@ class WireFormat:
     write: Callable  # function(body, rewards, tokens, RewardModel) -> JSON
     example: dict  # a body, for the server's documentation
 
-    def texts(self, body: dict):
+    def texts(self, body):
         "What a body wants scored. ValueError that names the field which is wrong."
         try:
             return _Texts(**self.read(_Body(body)))
         except (TypeError, ValueError) as error:
             raise _RequestError(str(error)) from None
 
-    def answer(self, body: dict, rewards: list, tokens: list, rm: RewardModel):
+    def answer(self, body, rewards, tokens, rm):
         "The JSON for its caller."
         return self.write(_Body(body), rewards, tokens, rm)
 
 
 def _read_rewards(body):
     "`prompts` and `responses` as `RewardModel.score` takes them, in lists."
-    body.only("prompts", "responses", "normalize", "too_long", "tools", "chat_template_kwargs", "model")
+    body.only("prompts", "responses", "normalize", "too_long", *_TEMPLATE_FIELDS, "model")
     prompts, responses, _ = RewardModel.as_rows(body.need("prompts"), body.get("responses"))
     return {
-        "prompts": prompts,
-        "responses": responses,
+        "prompts": prompts, "responses": responses, "template": body.template(len(prompts)),
         "too_long": body.choice("too_long", "error", "none"),
-        "normalize": body.choice("normalize", False, True),
-        "template": body.template(len(prompts)),
-    }
+        "normalize": body.choice("normalize", False, True)}
 
 
 _OWN_FORMAT = WireFormat(
@@ -382,17 +384,13 @@ _OWN_FORMAT = WireFormat(
     {"prompts": ["What is AI?"], "responses": ["A field."], "normalize": False})
 
 # %% ../../nbs/6_tools/61_serving.ipynb #a6ae50b3
-def _load_optional(*names):
-    "Packages of the serve extra; RuntimeError that says how to install them."
-    for name in names:
-        try:
-            package = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            install = 'pip install "reward-kit[serve]"'
-            raise RuntimeError(f"the server needs {name}, which is not installed: {install}") from None
-    return package
+def _load_optional(name):
+    "A package of the serve extra; RuntimeError that says how to install it."
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = f"the server needs {error.name}, which is not installed"
+        raise RuntimeError(f'{missing}: pip install "reward-kit[serve]"') from None
 
 
 async def _read_body(stream, limits):
@@ -415,7 +413,8 @@ async def _read_body(stream, limits):
     except (ValueError, RecursionError) as error:
         raise _RequestError(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
-        raise _RequestError(f"the body is a JSON {type(body).__name__}; it must be an object of fields")
+        wrong = f"the body is a JSON {type(body).__name__}"
+        raise _RequestError(f"{wrong}; it must be an object of fields")
     return body
 
 # %% ../../nbs/6_tools/61_serving.ipynb #8ee01c7b
@@ -440,7 +439,8 @@ class _OpenRequests:
     "The requests that are being answered, and how long that may still take."
 
     def __init__(self, limits):
-        self.seconds, self.open, self.end, self.given_up = limits.shutdown_timeout, set(), None, 0
+        self.seconds, self.open = limits.shutdown_timeout, set()
+        self.end, self.given_up = None, 0
 
     @contextlib.asynccontextmanager
     async def bounded(self):
@@ -453,8 +453,7 @@ class _OpenRequests:
             if not limit.expired():
                 raise
             self.given_up += 1
-            late = f"this server is shutting down and could not answer within {self.seconds:g} seconds"
-            raise _RequestError(f"{late}; send the request again to its successor", 503, 5) from None
+            raise _shutting_down(f" and could not answer within {self.seconds:g} seconds") from None
         finally:
             self.open.discard(limit)
 
@@ -475,9 +474,10 @@ def _error_answer(message, status, retry_after=None):
     from fastapi.responses import JSONResponse
 
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:1000]
-    kind = {500: "InternalServerError", 503: "ServiceUnavailableError"}.get(status, "BadRequestError")
+    kinds = {500: "InternalServerError", 503: "ServiceUnavailableError"}
+    error = {"message": message, "type": kinds.get(status, "BadRequestError"), "code": status}
     headers = {"Retry-After": str(retry_after)} if retry_after else None
-    return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status, headers)
+    return JSONResponse({"error": error}, status, headers)
 
 
 def _add_error_answers(app, formats):
@@ -526,20 +526,20 @@ def _add_information(app, batcher):
 
     async def health():
         if batcher.closed:
-            raise _RequestError("this server is shutting down", 503, 5)
+            raise _shutting_down()
         return {"status": "ok", "model": rm.__name__, "waiting": len(batcher.waiting)}
 
     async def models():
-        about = {"id": rm.__name__, "object": "model", "owned_by": "reward_kit"}
-        about |= {"encoding": rm.encoding_note, "max_rows": batcher.limits.max_rows}
-        about["max_model_len"] = rm.encoder.encoding.max_length
-        return {"object": "list", "data": [about]}
+        return {"object": "list", "data": [{
+            "id": rm.__name__, "object": "model", "owned_by": "reward_kit",
+            "encoding": rm.encoding_note, "max_rows": batcher.limits.max_rows,
+            "max_model_len": rm.encoder.encoding.max_length}]}
 
     app.add_api_route("/health", health, summary="Whether the server takes requests")
     app.add_api_route("/v1/models", models, summary="The model, its limits, and how it reads text")
 
 # %% ../../nbs/6_tools/61_serving.ipynb #19a05cb2
-def wire_formats() -> tuple[WireFormat, ...]:
+def wire_formats():
     "Every format that a server speaks: our own, and those of other stacks."
     from reward_kit.beside.wire_formats import FOREIGN_FORMATS
 
@@ -547,8 +547,8 @@ def wire_formats() -> tuple[WireFormat, ...]:
 
 
 def make_app(
-    rm: RewardModel,  # loaded
-    limits: ServerLimits | None = None,  # None: the defaults
+    rm,  # RewardModel
+    limits=None,  # ServerLimits; None: the defaults
 ):  # -> FastAPI application; its `state` has the `batcher` and the open `requests`
     "A score server for any ASGI server; RuntimeError if FastAPI is not installed."
     batcher, formats = _Batcher(rm, limits), wire_formats()
@@ -559,16 +559,17 @@ def make_app(
         yield
         await asyncio.to_thread(batcher.close, requests.seconds_left())
 
-    about = {"title": "reward_kit", "summary": f"Rewards of {rm.__name__}"}
-    app = _load_optional("fastapi").FastAPI(**about, lifespan=lifespan)
+    app = _load_optional("fastapi").FastAPI(
+        title="reward_kit", summary=f"Rewards of {rm.__name__}", lifespan=lifespan)
     app.state.batcher, app.state.requests = batcher, requests
     for wire in formats:
-        content = {"application/json": {"schema": {"type": "object"}, "example": wire.example}}
-        options = {"openapi_extra": {"requestBody": {"required": True, "content": content}}}
-        options |= {"methods": ["POST"], "summary": f"Rewards in the format of {wire.name}"}
+        endpoint = _make_endpoint(wire, batcher, requests)
+        example = {"schema": {"type": "object"}, "example": wire.example}
+        body = {"required": True, "content": {"application/json": example}}
         for path in wire.paths:
-            endpoint = _make_endpoint(wire, batcher, requests)
-            app.add_api_route(path, endpoint, name=f"score {path}", response_model=None, **options)
+            app.add_api_route(
+                path, endpoint, methods=["POST"], name=f"score {path}", response_model=None,
+                openapi_extra={"requestBody": body}, summary=f"Rewards in the format of {wire.name}")
     _add_information(app, batcher)
     _add_error_answers(app, formats)
     return app
@@ -605,17 +606,17 @@ def _make_server(app, access_log=False):
             await super().shutdown(sockets)
 
     # a caller that does not read its answer holds a shutdown up
-    patience = requests.seconds + _Batcher.last_seconds
-    log = {"log_level": "info" if access_log else "warning", "access_log": access_log}
-    times = {"timeout_graceful_shutdown": patience, "timeout_keep_alive": 120}
-    return Server(uvicorn.Config(app, server_header=False, backlog=2048, lifespan="on", **times, **log))
+    return Server(uvicorn.Config(
+        app, server_header=False, backlog=2048, lifespan="on", access_log=access_log,
+        log_level="info" if access_log else "warning", timeout_keep_alive=120,
+        timeout_graceful_shutdown=requests.seconds + _Batcher.last_seconds))
 
 
 @contextlib.contextmanager
 def background_server(
-    rm: RewardModel,  # loaded
-    limits: ServerLimits | None = None,  # None: the defaults
-    port: int = 0,  # 0: any free one
+    rm,  # RewardModel
+    limits=None,  # ServerLimits; None: the defaults
+    port=0,  # 0: any free one
 ):  # -> yields the URL
     "A server on 127.0.0.1 in a thread; on leaving, it answers what it took and stops."
     server = _make_server(make_app(rm, limits))
@@ -656,17 +657,18 @@ def _last_words(server, requests):
 # %% ../../nbs/6_tools/61_serving.ipynb #d55edb91
 def serve(
     model,  # RewardModel, folder or hub id
-    host: str = "127.0.0.1",  # 0.0.0.0 lets every machine in the network in
-    port: int = 8000,  # 0: any free one
+    host="127.0.0.1",  # 0.0.0.0 lets every machine in the network in
+    port=8000,  # 0: any free one
     *,
-    limits: ServerLimits | None = None,  # None: the defaults
-    access_log: bool = False,  # print a line for every request
+    limits=None,  # ServerLimits; None: the defaults
+    access_log=False,  # print a line for every request
     say=print,  # called with one line for people
     **loading,  # of `RewardModel.from_pretrained`
 ) -> bool:  # False: a forward pass goes on, so leave the process with `os._exit`
     """Serve until SIGTERM or Ctrl-C; what was accepted is answered in `limits.shutdown_timeout`.
     RuntimeError: FastAPI or uvicorn is missing; OSError: the port is in use; ModelLoadError."""
-    _load_optional("fastapi", "uvicorn")
+    for package in ("fastapi", "uvicorn"):
+        _load_optional(package)
     with _listen(host, port) as sock:
         rm = RewardModel.from_pretrained(model, **loading) if isinstance(model, str) else model
         app = make_app(rm, limits)
