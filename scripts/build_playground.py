@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reward_kit.data.playground import _FACTS as FACTS
+from reward_kit.data.playground import _WORLD as WORLD
 from reward_kit.data.playground import _Mix as Mix
 from reward_kit.data.playground import _reward_parts as reward_parts
-from reward_kit.data.playground import _WORLD as WORLD
 
 REMARKS = {
     "right": "Right.",

@@ -300,6 +300,9 @@ class _Scored(PreferenceFormat):
         names = (*columns, "responses", "scores")
         self.ranking = _Ranking(dict(zip(names, names, strict=True)), transcripts)
 
+    def read(self, row):
+        return self.ranking.record(row), ""
+
     def grouped(self, items):
         run = []  # (origin, row) of one prompt
         for origin, cells in items:
@@ -495,8 +498,3 @@ def read(self: PreferenceFormat, row: dict) -> tuple[dict, str]:
     if other is None or "prompt" in absent and other.name in ("pairs", "ranking", "labelled"):
         raise UnusableRow(f"missing {absent[0]}", f"the row has {', '.join(map(str, names))}"[:200])
     return other.record(row), "" if other.name == self.name else other.name
-
-
-@patch
-def read(self: _Scored, row):
-    return self.ranking.record(row), ""
