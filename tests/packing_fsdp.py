@@ -1,4 +1,6 @@
-"Packed batches through torch's `fully_shard`, in two processes (torchrun), for test_packing.py: python packing_fsdp.py FOLDER."
+"""Packed batches through torch's `fully_shard`, in two processes (torchrun), for test_packing.py:
+python packing_fsdp.py FOLDER."""
+
 import sys
 from pathlib import Path
 
@@ -13,13 +15,16 @@ from reward_kit.model.batches import RewardCollator
 
 
 def rewards_and_gradients(model, groups):
-    "What the packed batch of some groups gives, and the gradients of a weighted sum of its rewards; pieces of sharded ones are put together."
+    """What the packed batch of some groups gives, and the gradients of a weighted sum of its rewards;
+    pieces of sharded ones are put together."""
     batch = RewardCollator(0, "packed")([{"sequences": group} for group in groups])
     assert batch.segments
     rewards = model(**batch.model_inputs()).logits[batch["mask"]].flatten()
     (rewards * torch.linspace(-1, 1, len(rewards))).sum().backward()
     whole = lambda gradient: gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-    return rewards.detach(), {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return rewards.detach(), {
+        name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def main(folder):
@@ -29,11 +34,13 @@ def main(folder):
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     model = make_model("Qwen3")
-    for layer in model.model.layers: fully_shard(layer, mesh=init_device_mesh("cpu", (world,)))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=init_device_mesh("cpu", (world,)))
     fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
     assert all(hasattr(p, "full_tensor") for p in model.parameters())
     torch.save(rewards_and_gradients(model, EVERYTHING[rank::world]), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-if __name__ == "__main__": main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

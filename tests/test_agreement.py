@@ -30,7 +30,11 @@ def test_wilson_is_scipys(correct, n, level):
 @pytest.mark.parametrize("p", [0.55, 0.7, 0.9])
 def test_wilson_covers_what_it_says(n, p):
     "Exact coverage, summed over all outcomes."
-    covered = sum(stats.binom.pmf(k, n, p) for k in range(n + 1) if wilson_interval(k, n)[0] <= p <= wilson_interval(k, n)[1])
+    covered = sum(
+        stats.binom.pmf(k, n, p)
+        for k in range(n + 1)
+        if wilson_interval(k, n)[0] <= p <= wilson_interval(k, n)[1]
+    )
     assert 0.92 < covered < 0.985
 
 
@@ -90,7 +94,11 @@ def test_rank_statistics_are_scipys(seed):
     rewards, ranks = rng.integers(0, 4, k).astype(float), rng.integers(1, 4, k)
     found = ranking_agreement(rewards, ranks)
     constant = len(set(rewards)) == 1 or len(set(ranks)) == 1
-    spearman, kendall = (np.nan, np.nan) if constant else (stats.spearmanr(rewards, -ranks).statistic, stats.kendalltau(rewards, -ranks).statistic)
+    spearman, kendall = (
+        (np.nan, np.nan)
+        if constant
+        else (stats.spearmanr(rewards, -ranks).statistic, stats.kendalltau(rewards, -ranks).statistic)
+    )
     assert found["spearman"] == pytest.approx(spearman, nan_ok=True)
     assert found["kendall"] == pytest.approx(kendall, nan_ok=True)
 
@@ -101,7 +109,11 @@ def test_discounted_gain_is_the_mean_over_the_orders_that_ties_allow(seed):
     k = int(rng.integers(2, 6))
     rewards, ranks = rng.integers(0, 3, k).astype(float), rng.integers(1, 4, k)
     gains = [sum(ranks > rank) for rank in ranks]
-    orders = [o for o in itertools.permutations(range(k)) if all(rewards[a] >= rewards[b] for a, b in itertools.pairwise(o))]
+    orders = [
+        o
+        for o in itertools.permutations(range(k))
+        if all(rewards[a] >= rewards[b] for a, b in itertools.pairwise(o))
+    ]
     dcg = lambda order: sum(gains[i] / math.log2(position + 2) for position, i in enumerate(order))
     best = max(map(dcg, itertools.permutations(range(k))))
     expected = np.mean([dcg(o) for o in orders]) / best if best else math.nan
@@ -118,31 +130,56 @@ def test_groups_of_pairs_hold_every_pair_once():
     for row in rows:
         low, high = map(float, row["group"].split(" to "))
         own = outcome[(values >= low) & (values <= high)]
-        assert row["pairs"] == len(own) and row["accuracy"] == pytest.approx(own.mean()) and row["low"] < row["accuracy"] < row["high"]
+        assert (
+            row["pairs"] == len(own)
+            and row["accuracy"] == pytest.approx(own.mean())
+            and row["low"] < row["accuracy"] < row["high"]
+        )
     assert _Pairs({name: column[:20] for name, column in pairs.items()}).accuracy_by("size") == []
     equal = _Pairs(size=np.array([3, 3]), outcome=np.array([1, 0]), prompt=np.arange(2))
     assert [row["group"] for row in equal.accuracy_by("size")] == ["3"]
     table = _Pairs(source=np.array(["b", "a", "b"]), outcome=np.array([1, 0.5, 0]), prompt=np.arange(3))
-    assert [(r["group"], r["pairs"], r["accuracy"]) for r in table.accuracy_by("source")] == [("b", 2, 0.5), ("a", 1, 0.5)]
+    assert [(r["group"], r["pairs"], r["accuracy"]) for r in table.accuracy_by("source")] == [
+        ("b", 2, 0.5),
+        ("a", 1, 0.5),
+    ]
 
 
 def test_pairs_know_their_lengths_and_margins():
-    rows = [{"prompt": "abc", "responses": ["long one", "s", "mid"], "scores": [3.0, 1.0, 2.5]}, {"prompt": "d", "chosen": "x", "rejected": "yy", "margin": 0.7}]
+    rows = [
+        {"prompt": "abc", "responses": ["long one", "s", "mid"], "scores": [3.0, 1.0, 2.5]},
+        {"prompt": "d", "chosen": "x", "rejected": "yy", "margin": 0.7},
+    ]
     table = pair_table(preferences := load_preferences(rows[:1], progress=False), [[1.0, 0.0, 0.5]])
-    responses, margins = preferences[0]["responses"], dict(zip(preferences[0]["responses"], preferences[0]["scores"]))
+    responses, margins = (
+        preferences[0]["responses"],
+        dict(zip(preferences[0]["responses"], preferences[0]["scores"])),
+    )
     for i in range(3):
         better, worse = responses[table["better"][i]], responses[table["worse"][i]]
         assert table["margin"][i] == margins[better] - margins[worse] > 0
-        assert table["length"][i] == (len(better) + len(worse)) / 2 and table["prompt_length"][i] == 3 and table["record"][i] == 0
-    assert pair_table(load_preferences(rows[1:], progress=False), [[1.0, 0.0]])["margin"].tolist() == pytest.approx([0.7])
-    assert np.isnan(pair_table(load_preferences([{"prompt": "d", "chosen": "x", "rejected": "yy"}], progress=False), [[1.0, 0.0]])["margin"]).all()
+        assert (
+            table["length"][i] == (len(better) + len(worse)) / 2
+            and table["prompt_length"][i] == 3
+            and table["record"][i] == 0
+        )
+    assert pair_table(load_preferences(rows[1:], progress=False), [[1.0, 0.0]])[
+        "margin"
+    ].tolist() == pytest.approx([0.7])
+    assert np.isnan(
+        pair_table(
+            load_preferences([{"prompt": "d", "chosen": "x", "rejected": "yy"}], progress=False), [[1.0, 0.0]]
+        )["margin"]
+    ).all()
 
 
 def test_best_first_shares_a_tie():
     assert ranking_agreement([2.0, 2.0, 1.0], [1, 3, 2])["best_first"] == 0.5
     assert ranking_agreement([2.0, 2.0, 1.0], [1, 1, 2])["best_first"] == 1.0
     assert ranking_agreement([0.0, 2.0, 1.0], [1, 2, 3])["best_first"] == 0.0
-    assert math.isnan(ranking_agreement([1.0, 1.0], [1, 2])["spearman"]) and math.isnan(ranking_agreement([1.0, 2.0], [1, 1])["ndcg"])
+    assert math.isnan(ranking_agreement([1.0, 1.0], [1, 2])["spearman"]) and math.isnan(
+        ranking_agreement([1.0, 2.0], [1, 1])["ndcg"]
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -150,6 +187,7 @@ def test_outcomes_are_those_of_the_trainer(seed):
     import torch
 
     from reward_kit.model.loss import pairwise_accuracy
+
     rng = np.random.default_rng(seed)
     rewards, ranks = rng.integers(0, 3, 5).astype(np.float32), rng.integers(1, 4, 5)
     row = {"prompt": "q", "responses": list("abcde"), "ranks": ranks.tolist()}
@@ -158,7 +196,12 @@ def test_outcomes_are_those_of_the_trainer(seed):
     outcome = pair_table(preferences, [[by_response[r] for r in preferences[0]["responses"]]])["outcome"]
     correct, total = pairwise_accuracy(torch.tensor(rewards[None]), ranks=torch.tensor(ranks[None]))
     assert (outcome.sum(), len(outcome)) == (pytest.approx(float(correct)), int(total))
-    brute = [1.0 if a > b else 0.5 if a == b else 0.0 for a, i in zip(rewards, ranks) for b, j in zip(rewards, ranks) if i < j]
+    brute = [
+        1.0 if a > b else 0.5 if a == b else 0.0
+        for a, i in zip(rewards, ranks)
+        for b, j in zip(rewards, ranks)
+        if i < j
+    ]
     assert sorted(outcome) == sorted(brute)
 
 
@@ -166,7 +209,9 @@ def test_groups_of_pairs_that_go_right_together_get_wider_intervals():
     rng, covered = np.random.default_rng(0), {"alone": 0, "by prompt": 0}
     for _ in range(300):
         prompts = np.repeat(np.arange(40), 6)
-        outcome = np.where(rng.random(240) < 0.6, np.repeat(rng.random(40) < 0.7, 6), rng.random(240) < 0.7).astype(float)
+        outcome = np.where(
+            rng.random(240) < 0.6, np.repeat(rng.random(40) < 0.7, 6), rng.random(240) < 0.7
+        ).astype(float)
         for name, own in (("alone", np.arange(240)), ("by prompt", prompts)):
             (row,) = _Pairs(source=np.full(240, "one"), outcome=outcome, prompt=own).accuracy_by("source")
             covered[name] += row["low"] <= 0.7 <= row["high"]
@@ -174,7 +219,9 @@ def test_groups_of_pairs_that_go_right_together_get_wider_intervals():
 
 
 def test_data_without_an_ordered_pair_are_refused():
-    ties = load_preferences([{"prompt": "p", "response_a": "x", "response_b": "y", "label": "tie"}], progress=False)
+    ties = load_preferences(
+        [{"prompt": "p", "response_a": "x", "response_b": "y", "label": "tie"}], progress=False
+    )
     with pytest.raises(ValueError, match="no strictly ordered pair in 1 record: all are ties"):
         pair_table(ties, [[1.0, 0.0]])
 

@@ -1,4 +1,6 @@
-"Every benchmark is one command that runs: its help, and a run as small as it allows. Nothing here looks at a time."
+"""Every benchmark is one command that runs: its help, and a run as small as it allows. Nothing here
+looks at a time."""
+
 import ast
 import importlib
 import json
@@ -16,7 +18,9 @@ MODEL = "--model tiny --vocabulary 512 --rounds 1"
 SHORT = "--prompt 8 --response 8"
 SMALL = {  # {data}: a file of transcripts
     "data_million_rows.py": "--rows 300 --processes 1",
-    "distance_to_limit.py": f"{MODEL} {SHORT} --data {{data}} --dtype fp32 --batch 2 --long-batch 2 --long-steps 2 --pairs 8",
+    "distance_to_limit.py": (
+        f"{MODEL} {SHORT} --data {{data}} --dtype fp32 --batch 2 --long-batch 2 --long-steps 2 --pairs 8"
+    ),
     "over_optimisation.py": "--batches 1 --sizes 10 20 --held-out 4",
     "playground_accuracy.py": "--seeds 0 --pairs 60",
     "playground_ppo.py": "--seeds 0 --pairs 60 --episodes 32",
@@ -28,8 +32,14 @@ SMALL = {  # {data}: a file of transcripts
     "transcripts_accuracy.py": "{data} --train-pairs 40",
     "trust_reports.py": "--pairs 80",
 }
-SAYS = {"over_optimisation.py": "best true", "transcripts_accuracy.py": "95% interval"}  # the others print a table
-BESIDE_ANOTHER_TRL = {"ppo_curves.py", "ppo_speed.py"}  # they compare with the last TRL that has PPO, in a folder of its own
+SAYS = {
+    "over_optimisation.py": "best true",
+    "transcripts_accuracy.py": "95% interval",
+}  # the others print a table
+BESIDE_ANOTHER_TRL = {
+    "ppo_curves.py",
+    "ppo_speed.py",
+}  # they compare with the last TRL that has PPO, in a folder of its own
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,9 @@ def transcripts(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "transcripts.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for record in Playground(seed=0).preferences(80):
-            chosen, rejected = (f"\n\nHuman: {record['prompt']}\n\nAssistant: {text}" for text in record["responses"])
+            chosen, rejected = (
+                f"\n\nHuman: {record['prompt']}\n\nAssistant: {text}" for text in record["responses"]
+            )
             file.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
     return path
 

@@ -1,4 +1,5 @@
-"Public benchmarks: scores against the authors' programs and against brute force, readers, errors, what a model reads, the report."
+"""Public benchmarks: scores against the authors' programs and against brute force, readers, errors,
+what a model reads, the report."""
 
 import ast
 import gzip
@@ -37,92 +38,191 @@ from reward_kit.scores.inference import RewardModel
 from reward_kit.trust.agreement import Bootstrap
 
 PAIR = {"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine.", "subset": "math-prm", "id": 1}
-FOUR = {"prompt": "Name a prime.", "chosen": ["Seven."], "rejected": ["Nine.", "One.", "Six."], "subset": "Math", "id": "1", "num_correct": 1}
-TIED = {"prompt": "Name a prime.", "chosen": ["7.", "5."], "rejected": ["9.", "1."], "subset": "Ties", "id": "tied:0", "num_correct": 2}
+FOUR = {
+    "prompt": "Name a prime.",
+    "chosen": ["Seven."],
+    "rejected": ["Nine.", "One.", "Six."],
+    "subset": "Math",
+    "id": "1",
+    "num_correct": 1,
+}
+TIED = {
+    "prompt": "Name a prime.",
+    "chosen": ["7.", "5."],
+    "rejected": ["9.", "1."],
+    "subset": "Ties",
+    "id": "tied:0",
+    "num_correct": 2,
+}
 REFERENCE = {**TIED, "chosen": ["2."], "id": "ref:0", "num_correct": 1}
-STYLED = {"prompt": "Name a prime.", "chosen": ["7.", "It is 7.", "**7**"], "rejected": ["9.", "It is 9.", "**9**"], "domain": "math", "id": "1"}
+STYLED = {
+    "prompt": "Name a prime.",
+    "chosen": ["7.", "It is 7.", "**7**"],
+    "rejected": ["9.", "It is 9.", "**9**"],
+    "domain": "math",
+    "id": "1",
+}
 LABELLED = {"input": "Name a prime.", "output_1": "Nine.", "output_2": "Seven.", "label": 2}
-ROWS = {"rewardbench": [PAIR], "rewardbench2": [FOUR, TIED, REFERENCE], "rm-bench": [STYLED], "llmbar": [LABELLED]}
+ROWS = {
+    "rewardbench": [PAIR],
+    "rewardbench2": [FOUR, TIED, REFERENCE],
+    "rm-bench": [STYLED],
+    "llmbar": [LABELLED],
+}
 
 
-# --- synthetic benchmarks -------------------------------------------------------------------------------------------------
+# --- synthetic benchmarks -------------------------------------------------------------------------
+
 
 def rewardbench_rows(per_subset=None, prior=False):
     "Rows with RewardBench's subsets and numbers."
     sizes = {name: n for name, n in BENCHMARKS["rewardbench"].published().items() if n}
-    if prior: sizes |= dict.fromkeys(("anthropic_helpful", "anthropic_hhh", "shp", "summarize"), 40)
-    return [{"prompt": f"{name} {i}", "chosen": "a", "rejected": "b", "subset": name, "id": i}
-            for name, n in sizes.items() for i in range(per_subset or n)]
+    if prior:
+        sizes |= dict.fromkeys(("anthropic_helpful", "anthropic_hhh", "shp", "summarize"), 40)
+    return [
+        {"prompt": f"{name} {i}", "chosen": "a", "rejected": "b", "subset": name, "id": i}
+        for name, n in sizes.items()
+        for i in range(per_subset or n)
+    ]
 
 
 def rewardbench2_rows(rng, per_subset=30, questions=20):
-    rows = [{"prompt": f"{name} {i}", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": name, "id": f"{i}", "num_correct": 1, "total_completions": 4}
-            for name in ("Factuality", "Precise IF", "Math", "Safety", "Focus") for i in range(per_subset)]
+    rows = [
+        {
+            "prompt": f"{name} {i}",
+            "chosen": ["a"],
+            "rejected": ["b", "c", "d"],
+            "subset": name,
+            "id": f"{i}",
+            "num_correct": 1,
+            "total_completions": 4,
+        }
+        for name in ("Factuality", "Precise IF", "Math", "Safety", "Focus")
+        for i in range(per_subset)
+    ]
     for i in range(questions):
         right, wrong = int(rng.integers(2, 7)), int(rng.integers(1, 5))
         for side, n in (("ref", 1), ("tied", right)):
-            rows.append({"prompt": f"{side} {i}", "chosen": [f"r{k}" for k in range(n)], "rejected": [f"w{k}" for k in range(wrong)], "subset": "Ties",
-                         "id": f"{side}:{i}", "num_correct": n, "total_completions": n + wrong})
+            rows.append(
+                {
+                    "prompt": f"{side} {i}",
+                    "chosen": [f"r{k}" for k in range(n)],
+                    "rejected": [f"w{k}" for k in range(wrong)],
+                    "subset": "Ties",
+                    "id": f"{side}:{i}",
+                    "num_correct": n,
+                    "total_completions": n + wrong,
+                }
+            )
     return rows
 
 
 def rmbench_rows(sizes=None):
     sizes = sizes or {"chat": 13, "math": 53, "code": 23, "safety-refuse": 28, "safety-response": 16}
-    return [{"prompt": f"{name} {i}", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": name, "id": f"{i}"}
-            for name, n in sizes.items() for i in range(n)]
+    return [
+        {
+            "prompt": f"{name} {i}",
+            "chosen": ["a", "b", "c"],
+            "rejected": ["d", "e", "f"],
+            "domain": name,
+            "id": f"{i}",
+        }
+        for name, n in sizes.items()
+        for i in range(n)
+    ]
 
 
 def random_rewards(rng, benchmark, values):
     "Rewards with many ties: integers below `values`; every third draw real numbers."
-    draw = (lambda n: rng.normal(size=n)) if values is None else (lambda n: rng.integers(values, size=n).astype(float))
+    draw = (
+        (lambda n: rng.normal(size=n))
+        if values is None
+        else (lambda n: rng.integers(values, size=n).astype(float))
+    )
     return [draw(len(row["responses"])).tolist() for row in benchmark.rows]
 
 
-# --- the authors' programs ------------------------------------------------------------------------------------------------
+# --- the authors' programs ------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def authors():
     if importlib.util.find_spec("rewardbench") is None:
-        pytest.skip("the source of package rewardbench (0.1.4) is not on the path; it is no dependency, see the stored scores and the brute-force tests instead")
+        pytest.skip(
+            "the source of package rewardbench (0.1.4) is not on the path; it is no dependency, see the"
+            " stored scores and the brute-force tests instead"
+        )
     return read_authors()
 
 
 def read_authors():
     "Constants and scoring functions of package `rewardbench`, read from its source without its dependencies."
     found = importlib.util.find_spec("rewardbench")
-    names, space = ("calculate_scores_per_section", "sample_stats", "process_single_model", "reroll_and_score_dataset"), {}
+    names, space = (
+        (
+            "calculate_scores_per_section",
+            "sample_stats",
+            "process_single_model",
+            "reroll_and_score_dataset",
+        ),
+        {},
+    )
     folder = Path(found.submodule_search_locations[0])
     exec((folder / "constants.py").read_text(), space)
     tree = ast.parse((folder / "utils.py").read_text())
     space |= {"np": np, "math": math, "pd": pd, "Dataset": datasets.Dataset}
-    exec(compile(ast.Module([n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in names], []), "authors", "exec"), space)
+    exec(
+        compile(
+            ast.Module([n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in names], []),
+            "authors",
+            "exec",
+        ),
+        space,
+    )
     return space
 
 
 def rewardbench_by_authors(authors, benchmark, rewards):
     "Accuracy of each subset, score of each section."
     results = {}
-    for row, (a, b) in zip(benchmark.rows, rewards): results.setdefault(row["subset"], []).append(1 if a > b else 0)
+    for row, (a, b) in zip(benchmark.rows, rewards):
+        results.setdefault(row["subset"], []).append(1 if a > b else 0)
     metrics = {name: sum(own) / len(own) for name, own in results.items()}
-    return metrics, authors["calculate_scores_per_section"](authors["EXAMPLE_COUNTS"], authors["SUBSET_MAPPING"], metrics)
+    return metrics, authors["calculate_scores_per_section"](
+        authors["EXAMPLE_COUNTS"], authors["SUBSET_MAPPING"], metrics
+    )
 
 
 def rewardbench2_by_authors(authors, benchmark, rewards):
     "Score of each subset."
-    flat = [{"text": "", "scores": r, "subset": row["subset"], "id": row["id"]} for row, own in zip(benchmark.rows, rewards) for r in own]
-    rolled = authors["reroll_and_score_dataset"](datasets.Dataset.from_list(flat), [len(own) for own in rewards])
+    flat = [
+        {"text": "", "scores": r, "subset": row["subset"], "id": row["id"]}
+        for row, own in zip(benchmark.rows, rewards)
+        for r in own
+    ]
+    rolled = authors["reroll_and_score_dataset"](
+        datasets.Dataset.from_list(flat), [len(own) for own in rewards]
+    )
     rolled = list(rolled.add_column("num_correct", [len(row["correct"]) for row in benchmark.rows]))
     found = {}
     for name in dict.fromkeys(row["subset"] for row in rolled):
         own = [row for row in rolled if row["subset"] == name]
-        found[name] = float(authors["process_single_model"](own)[1] if name == "Ties" else np.mean([row["results"] for row in own]))
+        found[name] = float(
+            authors["process_single_model"](own)[1]
+            if name == "Ties"
+            else np.mean([row["results"] for row in own])
+        )
     return found
 
 
 def test_constants_are_the_authors(authors):
     fmt = BENCHMARKS["rewardbench"]
-    assert {name: list(subsets) for name, subsets in fmt.sections.items() if name != "Prior Sets"} == authors["SUBSET_MAPPING"]
-    assert {name: fmt.weights.get(name) or n for name, n in fmt.published().items() if n} == authors["EXAMPLE_COUNTS"]
+    assert {name: list(subsets) for name, subsets in fmt.sections.items() if name != "Prior Sets"} == authors[
+        "SUBSET_MAPPING"
+    ]
+    assert {name: fmt.weights.get(name) or n for name, n in fmt.published().items() if n} == authors[
+        "EXAMPLE_COUNTS"
+    ]
 
 
 @pytest.mark.parametrize("values", [2, 5, None])
@@ -137,7 +237,11 @@ def test_rewardbench_scores_are_the_authors(authors, values, prior):
         assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
         sections, weights = list(expected.values()), [2, 2, 2, 2]
         if prior:
-            sections.append(np.nanmean([metrics[name] for name in ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")]))
+            sections.append(
+                np.nanmean(
+                    [metrics[name] for name in ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")]
+                )
+            )
             weights.append(1)
         assert report.total == pytest.approx(np.average(sections, weights=weights), abs=1e-12)
 
@@ -152,7 +256,8 @@ def test_rewardbench2_scores_are_the_authors(authors, values):
         assert got == pytest.approx(rewardbench2_by_authors(authors, benchmark, rewards), abs=1e-12)
 
 
-# Scores that the authors' program gave for rewards that can be drawn again, so that the comparison needs no package. Written by
+# Scores that the authors' program gave for rewards that can be drawn again, so that the comparison needs no
+# package. Written by
 # `python tests/test_benchmarks.py` with the source of rewardbench 0.1.4 on the path.
 GOLDEN = Path(__file__).with_name("benchmarks_golden.json")
 
@@ -164,12 +269,20 @@ def golden_cases():
         for i in range(3):
             for name, rows in (("rewardbench", rewardbench_rows()), ("rewardbench2", rewardbench2_rows(rng))):
                 benchmark = load_benchmark(rows)
-                yield f"{name}, {'real' if values is None else f'below {values}'}, {i}", benchmark, random_rewards(rng, benchmark, values)
+                yield (
+                    f"{name}, {'real' if values is None else f'below {values}'}, {i}",
+                    benchmark,
+                    random_rewards(rng, benchmark, values),
+                )
 
 
 def golden_of(authors, name, benchmark, rewards):
     "What the authors' program says."
-    return rewardbench_by_authors(authors, benchmark, rewards)[1] if name.startswith("rewardbench,") else rewardbench2_by_authors(authors, benchmark, rewards)
+    return (
+        rewardbench_by_authors(authors, benchmark, rewards)[1]
+        if name.startswith("rewardbench,")
+        else rewardbench2_by_authors(authors, benchmark, rewards)
+    )
 
 
 def test_scores_are_those_that_the_authors_program_gave():
@@ -178,16 +291,22 @@ def test_scores_are_those_that_the_authors_program_gave():
     assert len(cases) == len(golden) == 18
     for name, benchmark, rewards in cases:
         report = score_benchmark(benchmark, rewards, samples=1)
-        got = {s["section"]: s["score"] for s in report.section_scores} if name.startswith("rewardbench,") else {s["subset"]: s["score"] for s in report.subsets}
+        got = (
+            {s["section"]: s["score"] for s in report.section_scores}
+            if name.startswith("rewardbench,")
+            else {s["subset"]: s["score"] for s in report.subsets}
+        )
         assert {part: got[part] for part in golden[name]} == pytest.approx(golden[name], abs=1e-12), name
 
 
 def test_what_is_stored_is_what_the_authors_program_gives(authors):
     golden = json.loads(GOLDEN.read_text())
-    for name, benchmark, rewards in golden_cases(): assert golden_of(authors, name, benchmark, rewards) == pytest.approx(golden[name], abs=1e-12)
+    for name, benchmark, rewards in golden_cases():
+        assert golden_of(authors, name, benchmark, rewards) == pytest.approx(golden[name], abs=1e-12)
 
 
-# --- brute force, written from the papers' words --------------------------------------------------------------------------
+# --- brute force, written from the papers' words --------------------------------------------------
+
 
 @pytest.mark.parametrize("values", [2, 5, None])
 def test_rewardbench_by_brute_force(values):
@@ -200,11 +319,22 @@ def test_rewardbench_by_brute_force(values):
         accuracy.setdefault(row["subset"], []).append(float(a > b))
     for s in report.subsets:
         assert s["score"] == pytest.approx(sum(accuracy[s["subset"]]) / 7)
-        assert s["subset"] not in weight or weight[s["subset"]] in (984, BENCHMARKS["rewardbench"].published()[s["subset"]])
+        assert s["subset"] not in weight or weight[s["subset"]] in (
+            984,
+            BENCHMARKS["rewardbench"].published()[s["subset"]],
+        )
     code = [sum(accuracy[f"hep-{x}"]) / 7 for x in ("cpp", "go", "java", "js", "python", "rust")]
     scores = {s["section"]: s["score"] for s in report.section_scores}
-    assert scores["Reasoning"] == pytest.approx((np.mean(code) + sum(accuracy["math-prm"]) / 7) / 2)  # math weighs as much as all code
-    chat = {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40}
+    assert scores["Reasoning"] == pytest.approx(
+        (np.mean(code) + sum(accuracy["math-prm"]) / 7) / 2
+    )  # math weighs as much as all code
+    chat = {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    }
     assert scores["Chat"] == pytest.approx(sum(n * sum(accuracy[name]) / 7 for name, n in chat.items()) / 358)
     assert report.total == pytest.approx(sum(scores.values()) / 4)
     assert report.n_tied == sum(a == b for a, b in rewards)
@@ -214,7 +344,7 @@ def ties_by_loops(rows, rewards):
     "The Ties composite, one loop a term."
     good, bad = {}, {}
     for row, own in zip(rows, rewards):
-        good[row["id"]], bad[row["id"]] = own[: len(row["correct"])], own[len(row["correct"]):]
+        good[row["id"]], bad[row["id"]] = own[: len(row["correct"])], own[len(row["correct"]) :]
     numbers = sorted({name.split(":")[1] for name in good})
     gap = lambda side, q: min(good[f"{side}:{q}"]) - max(bad[f"{side}:{q}"])
     spread = lambda q: max(good[f"tied:{q}"]) - min(good[f"tied:{q}"])
@@ -223,7 +353,8 @@ def ties_by_loops(rows, rewards):
         [gap("ref", q) > 0 for q in numbers],
         [gap("tied", q) > spread(q) for q in numbers],
         [gap("tied", q) > spread(q) and gap("ref", q) > spread(q) for q in numbers],
-        [math.tanh(min(gap("tied", q), gap("ref", q)) / spread(q) - 1) for q in numbers if spread(q) > 0] or [0.0],
+        [math.tanh(min(gap("tied", q), gap("ref", q)) / spread(q) - 1) for q in numbers if spread(q) > 0]
+        or [0.0],
     ]
     return sum(w * np.mean(own) for w, own in zip((0.3, 0.3, 0.2, 0.2, 0.01), terms))
 
@@ -255,12 +386,19 @@ def test_rmbench_by_brute_force(values):
     for name in ("chat", "math", "code", "safety"):
         own = [r for row, r in zip(benchmark.rows, rewards) if row["subset"].startswith(name)]
         table = [[sum(r[i] > r[3 + j] for r in own) / len(own) for j in range(3)] for i in range(3)]
-        hard, easy = (table[0][1] + table[0][2] + table[1][2]) / 3, (table[1][0] + table[2][0] + table[2][1]) / 3
+        hard, easy = (
+            (table[0][1] + table[0][2] + table[1][2]) / 3,
+            (table[1][0] + table[2][0] + table[2][1]) / 3,
+        )
         domains[name] = (table, easy, (table[0][0] + table[1][1] + table[2][2]) / 3, hard)
     levels = [np.mean([d[k] for d in domains.values()]) for k in (1, 2, 3)]
     assert [s["score"] for s in report.levels] == pytest.approx(levels)
-    assert {s["section"].lower(): s["score"] for s in report.section_scores} == pytest.approx({n: np.mean(d[1:]) for n, d in domains.items()})
-    assert report.total == pytest.approx(np.mean(levels)) and np.allclose(report.matrix, np.mean([d[0] for d in domains.values()], 0))
+    assert {s["section"].lower(): s["score"] for s in report.section_scores} == pytest.approx(
+        {n: np.mean(d[1:]) for n, d in domains.items()}
+    )
+    assert report.total == pytest.approx(np.mean(levels)) and np.allclose(
+        report.matrix, np.mean([d[0] for d in domains.values()], 0)
+    )
     equal = np.mean([s["score"] for s in report.subsets if s["section"] == "Safety"])
     assert any(f"plain mean of the two is {100 * equal:.1f}%" in note for note in report.notes)
 
@@ -268,8 +406,17 @@ def test_rmbench_by_brute_force(values):
 def test_llmbar_by_brute_force():
     "Judged in both orders, equal ratings are right once and wrong once."
     rng = np.random.default_rng(5)
-    rows = [{"input": f"{name} {i}", "output_1": "a", "output_2": "b", "label": int(rng.integers(1, 3)), "subset": name}
-            for name, n in (("Natural", 11), ("Neighbor", 13), ("GPTInst", 9), ("GPTOut", 5), ("Manual", 6)) for i in range(n)]
+    rows = [
+        {
+            "input": f"{name} {i}",
+            "output_1": "a",
+            "output_2": "b",
+            "label": int(rng.integers(1, 3)),
+            "subset": name,
+        }
+        for name, n in (("Natural", 11), ("Neighbor", 13), ("GPTInst", 9), ("GPTOut", 5), ("Manual", 6))
+        for i in range(n)
+    ]
     rewards = rng.integers(3, size=(len(rows), 2)).astype(float)
     right = {}
     for row, (a, b) in zip(rows, rewards):
@@ -278,8 +425,12 @@ def test_llmbar_by_brute_force():
     report = score_benchmark(rows, rewards, samples=1)
     means = {name: np.mean(own) for name, own in right.items()}
     assert {s["subset"]: s["score"] for s in report.subsets} == pytest.approx(means)
-    assert report.total == pytest.approx(np.mean(list(means.values()))) == pytest.approx(report.total_ties_half)
-    assert report.section_scores[1]["score"] == pytest.approx(np.mean([means[n] for n in ("Neighbor", "GPTInst", "GPTOut", "Manual")]))
+    assert (
+        report.total == pytest.approx(np.mean(list(means.values()))) == pytest.approx(report.total_ties_half)
+    )
+    assert report.section_scores[1]["score"] == pytest.approx(
+        np.mean([means[n] for n in ("Neighbor", "GPTInst", "GPTOut", "Manual")])
+    )
 
 
 def test_half_points_for_ties_beside_the_authors_score():
@@ -288,45 +439,79 @@ def test_half_points_for_ties_beside_the_authors_score():
     assert (report.total, report.total_ties_half) == (0, 0.5) and report.n_tied == len(benchmark)
 
 
-# --- one row ---------------------------------------------------------------------------------------------------------------
+# --- one row --------------------------------------------------------------------------------------
+
 
 def test_grid_and_credit_by_hand():
     won, half, tied = _comparison_grid([1.0, 2.0, 0.0, 2.0], [0, 1])
     assert (won.tolist(), half.tolist(), tied) == ([[1, 0], [1, 0]], [[1, 0], [1, 0.5]], 1)
     assert _comparison_grid([None, 0.0], [0])[1].tolist() == [[0.5]]
-    assert [_best_of_credit(r, [0]) for r in ([1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [None, 0, 0, 0], [1, 0, None, 0])] == [1, 1 / 3, 0, 0, 0]
+    assert [
+        _best_of_credit(r, [0])
+        for r in ([1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [None, 0, 0, 0], [1, 0, None, 0])
+    ] == [1, 1 / 3, 0, 0, 0]
 
 
 def test_ties_terms_by_hand():
-    assert _ties_gap([3, 2, 1.5, 0], [0, 1]) == (0.5, 1.0) and _ties_gap([3, 1], [0]) == (2.0, None) and _ties_gap([3, None], [0]) == (-math.inf, None)
+    assert (
+        _ties_gap([3, 2, 1.5, 0], [0, 1]) == (0.5, 1.0)
+        and _ties_gap([3, 1], [0]) == (2.0, None)
+        and _ties_gap([3, None], [0]) == (-math.inf, None)
+    )
     value, there = _ties_terms((0.5, 1.0), (2.0, None))
-    assert value[:4].tolist() == [1, 1, 0, 0] and value[4] == pytest.approx(math.tanh(-0.5)) and there.tolist() == [1] * 5
+    assert (
+        value[:4].tolist() == [1, 1, 0, 0]
+        and value[4] == pytest.approx(math.tanh(-0.5))
+        and there.tolist() == [1] * 5
+    )
     assert _ties_terms((0.5, 0.0), (2.0, None))[1].tolist() == [1, 1, 1, 1, 0]  # no spread, no margin
-    assert _ties_terms((0.5, 1.0), None)[1].tolist() == [1, 0, 0, 0, 0] and _ties_terms(None, (1.0, None))[1].tolist() == [0, 1, 0, 0, 0]
+    assert _ties_terms((0.5, 1.0), None)[1].tolist() == [1, 0, 0, 0, 0] and _ties_terms(None, (1.0, None))[
+        1
+    ].tolist() == [0, 1, 0, 0, 0]
     value, there = _ties_terms((-math.inf, None), (2.0, None))
-    assert value.tolist() == [0, 1, 0, 0, 0] and there.tolist() == [1, 1, 1, 1, 0]  # a missing reward is not won
+    assert value.tolist() == [0, 1, 0, 0, 0] and there.tolist() == [
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]  # a missing reward is not won
 
 
 def test_levels_are_the_triangles():
     matrix = np.arange(9.0).reshape(3, 3)
     levels = _style_levels(matrix)
-    assert [float(levels[k]) for k in ("easy", "normal", "hard")] == [(3 + 6 + 7) / 3, (0 + 4 + 8) / 3, (1 + 2 + 5) / 3]
+    assert [float(levels[k]) for k in ("easy", "normal", "hard")] == [
+        (3 + 6 + 7) / 3,
+        (0 + 4 + 8) / 3,
+        (1 + 2 + 5) / 3,
+    ]
     assert np.mean(list(levels.values())) == pytest.approx(matrix.mean())
 
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_a_missing_reward_is_counted(kind):
     benchmark = load_benchmark(ROWS[kind])
-    perfect = [[1.0 if i in row["correct"] else 0.0 for i in range(len(row["responses"]))] for row in benchmark.rows]
-    assert score_benchmark(benchmark, perfect, samples=1).total == pytest.approx(1)  # Ties: no spread, so no margin term
+    perfect = [
+        [1.0 if i in row["correct"] else 0.0 for i in range(len(row["responses"]))] for row in benchmark.rows
+    ]
+    assert score_benchmark(benchmark, perfect, samples=1).total == pytest.approx(
+        1
+    )  # Ties: no spread, so no margin term
     missing = [[None, *own[1:]] for own in perfect]
     report = score_benchmark(benchmark, missing, samples=1)
     assert report.n_unscored == len(benchmark) and report.n_rows == len(benchmark)
-    assert report.total == pytest.approx({"rewardbench": 0, "rewardbench2": 0, "rm-bench": 6 / 9, "llmbar": 0.5}[kind])
-    assert "without a reward" in report.verdicts[-1] and ("a half." if kind == "llmbar" else "lost.") in report.verdicts[-1]
+    assert report.total == pytest.approx(
+        {"rewardbench": 0, "rewardbench2": 0, "rm-bench": 6 / 9, "llmbar": 0.5}[kind]
+    )
+    assert (
+        "without a reward" in report.verdicts[-1]
+        and ("a half." if kind == "llmbar" else "lost.") in report.verdicts[-1]
+    )
 
 
-# --- intervals -------------------------------------------------------------------------------------------------------------
+# --- intervals ------------------------------------------------------------------------------------
+
 
 def test_one_subset_has_the_bootstrap_of_agreement():
     rng = np.random.default_rng(6)
@@ -336,7 +521,9 @@ def test_one_subset_has_the_bootstrap_of_agreement():
     won = np.array([float(a > b) for a, b in rewards])
     by_prompt = [won[i::40].sum() for i in range(40)], [len(won[i::40]) for i in range(40)]
     assert report.interval == pytest.approx(Bootstrap(seed=5).interval(np.transpose(by_prompt)), abs=0.012)
-    assert (report.subsets[0]["low"], report.subsets[0]["high"]) == pytest.approx(wilson_interval(won.sum(), 100))
+    assert (report.subsets[0]["low"], report.subsets[0]["high"]) == pytest.approx(
+        wilson_interval(won.sum(), 100)
+    )
 
 
 def test_the_total_varies_as_theory_says():
@@ -350,7 +537,9 @@ def test_the_total_varies_as_theory_says():
         weights = {name: fmt.weights.get(name) or n for name, n in names.items()}
         share = weights[s["subset"]] / sum(weights.values()) / 4
         variance += share**2 * s["score"] * (1 - s["score"]) / s["rows"]
-    assert report.interval[1] - report.interval[0] == pytest.approx(2 * 1.95996 * math.sqrt(variance), rel=0.06)
+    assert report.interval[1] - report.interval[0] == pytest.approx(
+        2 * 1.95996 * math.sqrt(variance), rel=0.06
+    )
     assert report.interval[0] < report.total < report.interval[1] and not report.notes
 
 
@@ -361,7 +550,8 @@ def test_intervals_depend_on_the_seed_only():
     assert first == again != other
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("form", ["json", "jsonl", "jsonl.gz", "csv", "csv.gz", "parquet"])
@@ -378,36 +568,78 @@ def test_every_file_form_reads_alike(tmp_path, kind, form):
     benchmark, expected = load_benchmark(path), load_benchmark(rows)
     assert benchmark.kind == kind and load_benchmark(str(path), kind).kind == kind
     same = ("prompt", "responses", "correct") + (() if kind == "llmbar" else ("subset",))
-    assert [[row[k] for k in same] for row in benchmark.rows] == [[row[k] for k in same] for row in expected.rows]
+    assert [[row[k] for k in same] for row in benchmark.rows] == [
+        [row[k] for k in same] for row in expected.rows
+    ]
     assert all(row["origin"].startswith("rows.") for row in benchmark.rows) and benchmark.name == path.name
 
 
 def test_datasets_frames_and_splits(monkeypatch):
     rows = [PAIR, {**PAIR, "subset": "hep-go"}]
     table = datasets.Dataset.from_list(rows)
-    for data in (rows, table, pd.DataFrame(rows), datasets.DatasetDict(raw=datasets.Dataset.from_list(rows * 3), filtered=table)):
+    for data in (
+        rows,
+        table,
+        pd.DataFrame(rows),
+        datasets.DatasetDict(raw=datasets.Dataset.from_list(rows * 3), filtered=table),
+    ):
         assert load_benchmark(data).subsets() == {"math-prm": 1, "hep-go": 1}
-    assert len(load_benchmark(datasets.DatasetDict(raw=datasets.Dataset.from_list(rows * 3), filtered=table), split="raw")) == 6
+    assert (
+        len(
+            load_benchmark(
+                datasets.DatasetDict(raw=datasets.Dataset.from_list(rows * 3), filtered=table), split="raw"
+            )
+        )
+        == 6
+    )
     with pytest.raises(PreferenceDataError, match="has the splits 'train', 'test'; choose one with split="):
         load_benchmark(datasets.DatasetDict(train=table, test=table))
     with pytest.raises(PreferenceDataError, match="no split 'dev' among 'raw'"):
         load_benchmark(datasets.DatasetDict(raw=table), split="dev")
     asked = {}
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.update(options, name=name) or datasets.DatasetDict(filtered=table, raw=table))
-    assert len(load_benchmark("allenai/reward-bench", revision="v1")) == 2 and asked["name"] == "allenai/reward-bench" and asked["revision"] == "v1"
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, **options: (
+            asked.update(options, name=name) or datasets.DatasetDict(filtered=table, raw=table)
+        ),
+    )
+    assert (
+        len(load_benchmark("allenai/reward-bench", revision="v1")) == 2
+        and asked["name"] == "allenai/reward-bench"
+        and asked["revision"] == "v1"
+    )
 
 
 def test_prior_sets_and_llmbar_come_as_splits():
-    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Name a prime."}]
+    turns = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "Name a prime."},
+    ]
     own = {"prompt": turns, "chosen": "Seven.", "rejected": "Nine.", "subset": "of its own"}
-    splits = {name: datasets.Dataset.from_list([own]) for name in ("anthropic_helpful", "anthropic_hhh", "shp", "summarize", "pku_safer")}
+    splits = {
+        name: datasets.Dataset.from_list([own])
+        for name in ("anthropic_helpful", "anthropic_hhh", "shp", "summarize", "pku_safer")
+    }
     benchmark = load_benchmark(datasets.DatasetDict(splits), "rewardbench")
-    assert {row["subset"] for row in benchmark.rows} == {"anthropic_helpful", "anthropic_hhh", "shp", "summarize", "of its own"}
+    assert {row["subset"] for row in benchmark.rows} == {
+        "anthropic_helpful",
+        "anthropic_hhh",
+        "shp",
+        "summarize",
+        "of its own",
+    }
     report = score_benchmark(benchmark, [[1, 0], [1, 0], [0, 1], [0, 1], [1, 0]], samples=1)
-    assert [(s["section"], s["score"]) for s in report.section_scores] == [("Prior Sets", 0.5), ("Other", 1)] and report.total == 0.5
+    assert [(s["section"], s["score"]) for s in report.section_scores] == [
+        ("Prior Sets", 0.5),
+        ("Other", 1),
+    ] and report.total == 0.5
     assert any("of its own; shown, but not part of the total" in note for note in report.notes)
     named = {"Natural": 2, "Adversarial_Neighbor": 1, "Adversarial_GPTInst": 1}
-    benchmark = load_benchmark(datasets.DatasetDict({name: datasets.Dataset.from_list([LABELLED] * n) for name, n in named.items()}))
+    benchmark = load_benchmark(
+        datasets.DatasetDict({name: datasets.Dataset.from_list([LABELLED] * n) for name, n in named.items()})
+    )
     assert benchmark.subsets() == {"Natural": 2, "Neighbor": 1, "GPTInst": 1}
 
 
@@ -422,7 +654,9 @@ def test_folders_of_the_repositories(tmp_path):
         write(tmp_path / "LLMBar" / place / "evaluators" / "result.json", [{"anything": 1}])
     benchmark = load_benchmark(tmp_path / "LLMBar")
     assert benchmark.subsets() == {"Natural": 1, "Neighbor": 1, "GPTOut": 1}
-    assert {row["origin"] for row in benchmark.rows} == {f"{p}/dataset.json row 1" for p in ("Natural", "Adversarial/Neighbor", "Adversarial/GPTOut")}
+    assert {row["origin"] for row in benchmark.rows} == {
+        f"{p}/dataset.json row 1" for p in ("Natural", "Adversarial/Neighbor", "Adversarial/GPTOut")
+    }
     assert load_benchmark(tmp_path / "LLMBar" / "Natural" / "dataset.json").subsets() == {"Natural": 1}
     bare = {k: v for k, v in STYLED.items() if k != "domain"} | {"subset": "alpacaeval"}
     for name in ("chat_filtered", "safety-refuse_filtered", "safety-response_filtered"):
@@ -446,16 +680,26 @@ def test_folders_of_the_repositories(tmp_path):
 def test_names_of_subsets():
     rows = [{**STYLED, "domain": name} for name in ("chat", "safety", "poetry")]
     benchmark = load_benchmark(rows)
-    assert [BENCHMARKS["rm-bench"].section(row["subset"]) for row in benchmark.rows] == ["Chat", "Safety", "Other"]
+    assert [BENCHMARKS["rm-bench"].section(row["subset"]) for row in benchmark.rows] == [
+        "Chat",
+        "Safety",
+        "Other",
+    ]
     assert load_benchmark([{**FOUR, "subset": "precise if"}]).rows[0]["subset"] == "Precise IF"
-    only = score_benchmark([{**PAIR, "subset": "mine"}, {**PAIR, "subset": "ours", "prompt": "?"}], [[1, 0], [0, 1]], samples=1)
+    only = score_benchmark(
+        [{**PAIR, "subset": "mine"}, {**PAIR, "subset": "ours", "prompt": "?"}], [[1, 0], [0, 1]], samples=1
+    )
     assert only.total == 0.5 and any("so the total is their mean" in note for note in only.notes)
 
 
 BAD = [
     (PAIR, {"rejected": None}, "rejected is not text: found null"),
     (PAIR, {"chosen": 3}, "chosen is not text: found int"),
-    (PAIR, {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "prompt does not end with a user message"),
+    (
+        PAIR,
+        {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        "prompt does not end with a user message",
+    ),
     (PAIR, {"rejected": ...}, "no column rejected: there are prompt, chosen, subset, id"),
     (PAIR, {"subset": ""}, "no subset"),
     (FOUR, {"chosen": ["a", "b"]}, "chosen has 2 texts: 1 is needed"),
@@ -479,8 +723,12 @@ def test_a_bad_row_is_named(good, change, part):
 
 
 def test_the_line_of_a_file_is_named(tmp_path):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (PAIR, PAIR, {**PAIR, "chosen": None})))
-    with pytest.raises(PreferenceDataError, match="^rows.jsonl:3: chosen is not text: found null; every row counts"):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in (PAIR, PAIR, {**PAIR, "chosen": None}))
+    )
+    with pytest.raises(
+        PreferenceDataError, match="^rows.jsonl:3: chosen is not text: found null; every row counts"
+    ):
         load_benchmark(tmp_path / "rows.jsonl")
 
 
@@ -488,12 +736,21 @@ def test_other_errors_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "broken.jsonl").write_text(json.dumps(PAIR) + "\n{oops\n")
     (tmp_path / "empty.jsonl").write_text("")
 
-    def offline(name, **options): raise ConnectionError("no network\nand more")
+    def offline(name, **options):
+        raise ConnectionError("no network\nand more")
+
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    cases = [(tmp_path / "broken.jsonl", "broken.jsonl:2: malformed JSON"), (tmp_path / "empty.jsonl", "empty, there are no rows"), ([], "empty, there are no rows"),
-             (tmp_path / "none.jsonl", "no such file or folder"), ("somebody/something", r"not readable from the Hugging Face hub \(ConnectionError: no network\)"),
-             ([PAIR, 3], "row 2: row is not a dict: found int"), (3, "data has the type int"), ([{"a": 1}], "columns a are of no known benchmark"),
-             ([TIED, TIED], "the subset Ties has 1 id more than once, the first is 'tied:0'")]
+    cases = [
+        (tmp_path / "broken.jsonl", "broken.jsonl:2: malformed JSON"),
+        (tmp_path / "empty.jsonl", "empty, there are no rows"),
+        ([], "empty, there are no rows"),
+        (tmp_path / "none.jsonl", "no such file or folder"),
+        ("somebody/something", r"not readable from the Hugging Face hub \(ConnectionError: no network\)"),
+        ([PAIR, 3], "row 2: row is not a dict: found int"),
+        (3, "data has the type int"),
+        ([{"a": 1}], "columns a are of no known benchmark"),
+        ([TIED, TIED], "the subset Ties has 1 id more than once, the first is 'tied:0'"),
+    ]
     for data, part in cases:
         with pytest.raises(PreferenceDataError, match=part) as error:
             load_benchmark(data)
@@ -506,17 +763,22 @@ def test_other_errors_are_one_line(tmp_path, monkeypatch):
 
 def test_kinds_are_told_apart():
     assert [_benchmark_kind(rows[0]) for rows in ROWS.values()] == list(ROWS)
-    assert _benchmark_kind({**FOUR, "chosen": list("abc"), "rejected": list("def")}) == "rewardbench2"  # num_correct says so
+    assert (
+        _benchmark_kind({**FOUR, "chosen": list("abc"), "rejected": list("def")}) == "rewardbench2"
+    )  # num_correct says so
     assert _benchmark_kind({k: v for k, v in STYLED.items() if k != "domain"}) == "rm-bench"
     assert _benchmark_kind({**PAIR, "chosen": '["a"]'}) == "rewardbench"  # a text that looks like a list
 
 
-@pytest.mark.parametrize("rewards, part", [
-    ([[1, 0]], "got rewards for 1 row; the benchmark has 2 rows with 4 responses"),
-    ([[1, 0], [1]], r"row 2: got the rewards \[1.0\]; needed are 2 finite numbers"),
-    ([[1, 0], [1, math.inf]], "row 2: got the rewards"),
-    ([1, 0, 1], "got rewards for 3 rows"),
-])
+@pytest.mark.parametrize(
+    "rewards, part",
+    [
+        ([[1, 0]], "got rewards for 1 row; the benchmark has 2 rows with 4 responses"),
+        ([[1, 0], [1]], r"row 2: got the rewards \[1.0\]; needed are 2 finite numbers"),
+        ([[1, 0], [1, math.inf]], "row 2: got the rewards"),
+        ([1, 0, 1], "got rewards for 3 rows"),
+    ],
+)
 def test_bad_rewards(rewards, part):
     with pytest.raises(ValueError, match=part):
         score_benchmark([PAIR, {**PAIR, "prompt": "?"}], rewards)
@@ -528,13 +790,18 @@ def test_flat_and_nested_rewards_are_the_same():
     flat = np.random.default_rng(2).normal(size=len(responses))
     ends = np.cumsum([0, *(len(row["responses"]) for row in benchmark.rows)])
     nested = [flat[a:b] for a, b in itertools.pairwise(ends)]
-    assert score_benchmark(benchmark, flat).to_dict() == score_benchmark(benchmark, nested).to_dict() == score_benchmark(benchmark, flat.tolist()).to_dict()
+    assert (
+        score_benchmark(benchmark, flat).to_dict()
+        == score_benchmark(benchmark, nested).to_dict()
+        == score_benchmark(benchmark, flat.tolist()).to_dict()
+    )
     assert prompts[:4] == [benchmark.rows[0]["prompt"]] * 4
     with pytest.raises(ValueError, match="samples=0 must be at least 1"):
         score_benchmark(benchmark, flat, samples=0)
 
 
-# --- models ----------------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
@@ -544,7 +811,8 @@ def models(tmp_path_factory):
         folder = tmp_path_factory.mktemp(str(kind)) / f"of_{kind}"
         torch.manual_seed(0)
         model, tokenizer = load_reward_backbone("playground", new_head=True)
-        with torch.no_grad(): model.score.weight.normal_()
+        with torch.no_grad():
+            model.score.weight.normal_()
         encoding = prepare_tokenizer(tokenizer, model, max_length=64)
         with quiet():
             model.save_pretrained(folder)
@@ -555,29 +823,50 @@ def models(tmp_path_factory):
 
 
 def test_text_is_read_as_in_training(models):
-    benchmark = load_benchmark([{**PAIR, "prompt": p} for p in ("Name a prime.", "What does a drummer play?")])
+    benchmark = load_benchmark(
+        [{**PAIR, "prompt": p} for p in ("Name a prime.", "What does a drummer play?")]
+    )
     prompts, responses = benchmark.texts()
     plain = models["text"].score(prompts, responses)
-    chat = models["messages"].score([[{"role": "user", "content": p}] for p in prompts], [[{"role": "assistant", "content": r}] for r in responses])
+    chat = models["messages"].score(
+        [[{"role": "user", "content": p}] for p in prompts],
+        [[{"role": "assistant", "content": r}] for r in responses],
+    )
     assert plain != pytest.approx(chat)
     for kind, expected in (("text", plain), ("messages", chat), (None, chat)):
         seen = []
         scorer = models[kind]
         original = scorer.score
-        scorer.score = lambda *args, original=original, seen=seen, **options: seen.append(original(*args, **options)) or seen[-1]
-        try: report = run_benchmark(scorer, benchmark, samples=1)
-        finally: del scorer.score
+        scorer.score = lambda *args, original=original, seen=seen, **options: (
+            seen.append(original(*args, **options)) or seen[-1]
+        )
+        try:
+            report = run_benchmark(scorer, benchmark, samples=1)
+        finally:
+            del scorer.score
         assert seen == [pytest.approx(expected, abs=1e-5)]  # all responses in one call
-        assert report.to_dict()["subsets"] == score_benchmark(benchmark, expected, samples=1).to_dict()["subsets"]
+        assert (
+            report.to_dict()["subsets"]
+            == score_benchmark(benchmark, expected, samples=1).to_dict()["subsets"]
+        )
         assert ("chat template" in report.read_as) == (kind != "text") and report.model == f"of_{kind}"
 
 
 def test_turns_of_a_prompt(models):
-    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Name a prime."}]
+    turns = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "Name a prime."},
+    ]
     one = load_benchmark([{**PAIR, "prompt": turns[2:]}])
-    assert run_benchmark(models["text"], one, samples=1).total == run_benchmark(models["text"], [PAIR], samples=1).total
+    assert (
+        run_benchmark(models["text"], one, samples=1).total
+        == run_benchmark(models["text"], [PAIR], samples=1).total
+    )
     several = load_benchmark([{**PAIR, "prompt": turns}])
-    rewards = models["messages"].score([turns] * 2, [[{"role": "assistant", "content": r}] for r in ("Seven.", "Nine.")])
+    rewards = models["messages"].score(
+        [turns] * 2, [[{"role": "assistant", "content": r}] for r in ("Seven.", "Nine.")]
+    )
     assert run_benchmark(models["messages"], several, samples=1).total == float(rewards[0] > rewards[1])
     assert run_benchmark(models["text"], several, samples=1).n_unscored == 0
     got = []
@@ -591,21 +880,33 @@ def test_too_long_responses_stay_in_the_denominator(models):
     report = run_benchmark(models["text"], rows, samples=1)
     first = models["text"].score("Name a prime.", ["Seven.", "Nine."])
     assert report.n_unscored == 2 and report.subsets[0]["rows"] == 3
-    assert report.total == pytest.approx((first[0] > first[1]) / 3) and report.total_ties_half == pytest.approx(((first[0] > first[1]) + 1) / 3)
+    assert report.total == pytest.approx(
+        (first[0] > first[1]) / 3
+    ) and report.total_ties_half == pytest.approx(((first[0] > first[1]) + 1) / 3)
     assert any(v.startswith("2 of 3 rows have a response without a reward") for v in report.verdicts)
 
 
 def test_ensembles(models):
     same = RewardEnsemble([models["text"], models["text"]], normalize_members=False)
-    assert _reads_conversations(same) is False and _reads_conversations(models["messages"]) is True and _reads_conversations(len) is None
-    assert run_benchmark(same, [PAIR], samples=1).total == run_benchmark(models["text"], [PAIR], samples=1).total
-    with pytest.raises(ValueError, match="members read different text: of_messages conversations, of_text plain text"):
+    assert (
+        _reads_conversations(same) is False
+        and _reads_conversations(models["messages"]) is True
+        and _reads_conversations(len) is None
+    )
+    assert (
+        run_benchmark(same, [PAIR], samples=1).total == run_benchmark(models["text"], [PAIR], samples=1).total
+    )
+    with pytest.raises(
+        ValueError, match="members read different text: of_messages conversations, of_text plain text"
+    ):
         run_benchmark(RewardEnsemble([models["text"], models["messages"]], normalize_members=False), [PAIR])
 
 
 def test_other_scorers():
     class Judge:
-        def score(self, prompts, responses): return [len(r) for r in responses]
+        def score(self, prompts, responses):
+            return [len(r) for r in responses]
+
     assert run_benchmark(Judge(), [PAIR], samples=1, name="J").model == "J"
     with pytest.raises(ValueError, match="the scorer returned 1 reward for 2 responses"):
         run_benchmark(lambda prompts, responses: [0.0], [PAIR])
@@ -615,40 +916,66 @@ def test_other_scorers():
         run_benchmark(3, [PAIR])
 
 
-# --- the report ------------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_the_report_shows_itself(kind):
-    report = score_benchmark(ROWS[kind], random_rewards(np.random.default_rng(0), load_benchmark(ROWS[kind]), None), model="<m>|x", samples=50)
+    report = score_benchmark(
+        ROWS[kind],
+        random_rewards(np.random.default_rng(0), load_benchmark(ROWS[kind]), None),
+        model="<m>|x",
+        samples=50,
+    )
     again = BenchmarkReport.from_dict(json.loads(json.dumps(report.to_dict())))
     assert again.to_dict() == report.to_dict() and again.to_markdown() == report.to_markdown()
     page, text = report._repr_html_(), str(report)
     assert "&lt;m&gt;" in page and "<m>" not in page and text.startswith(f"{BENCHMARKS[kind].title}: <m>|x")
     assert all(s["subset"] in text and s["subset"] in report.to_markdown() for s in report.subsets)
-    assert ("markdown" in text) == (kind == "rm-bench") == (report.matrix is not None) and (report.ties is not None) == (kind == "rewardbench2")
+    assert ("markdown" in text) == (kind == "rm-bench") == (report.matrix is not None) and (
+        report.ties is not None
+    ) == (kind == "rewardbench2")
     assert list(report.figures()) == ["benchmark"] + ["styles"] * (kind == "rm-bench")
     axes = report.plot().axes[0]
-    assert [t.get_text() for t in axes.get_yticklabels()] == [*(s["section"] for s in report.section_scores), "total"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        *(s["section"] for s in report.section_scores),
+        "total",
+    ]
     points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in ("o", "s")]
     assert points == pytest.approx([*(100 * s["score"] for s in report.section_scores), 100 * report.total])
 
 
 def test_files_keep_their_names(tmp_path):
     report = score_benchmark([PAIR], [[1, 0]], samples=1)
-    assert sorted(p.name for p in report.save(tmp_path / "report").iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
+    assert sorted(p.name for p in report.save(tmp_path / "report").iterdir()) == [
+        "benchmark.json",
+        "benchmark.md",
+        "benchmark.png",
+    ]
     stored = json.loads((tmp_path / "report" / "benchmark.json").read_text())
-    assert stored["sections"] == report.section_scores and BenchmarkReport.from_dict(stored).to_dict() == report.to_dict()
+    assert (
+        stored["sections"] == report.section_scores
+        and BenchmarkReport.from_dict(stored).to_dict() == report.to_dict()
+    )
 
 
 def test_verdicts_name_style_and_guessing():
-    benchmark = load_benchmark(rmbench_rows({"chat": 40, "math": 40, "code": 40, "safety-refuse": 20, "safety-response": 20}))
+    benchmark = load_benchmark(
+        rmbench_rows({"chat": 40, "math": 40, "code": 40, "safety-refuse": 20, "safety-response": 20})
+    )
     rng = np.random.default_rng(0)
     swayed = [[1 + 0.1 * rng.normal(), 2, 3, 0.5, 1.5, 2.5] for _ in benchmark.rows]  # style before content
     report = score_benchmark(benchmark, swayed)
-    assert any(v.startswith("Style sways it: 100.0% where the right answer has the richer style, 100.0%") for v in report.verdicts)
+    assert any(
+        v.startswith("Style sways it: 100.0% where the right answer has the richer style, 100.0%")
+        for v in report.verdicts
+    )
     assert report.levels[2]["score"] == 0
     guess = score_benchmark(benchmark, random_rewards(rng, benchmark, None))
-    assert any(v.startswith("Not shown to be better than guessing in 5 of 5 subsets: chat, math, code") for v in guess.verdicts)
+    assert any(
+        v.startswith("Not shown to be better than guessing in 5 of 5 subsets: chat, math, code")
+        for v in guess.verdicts
+    )
     perfect = score_benchmark(benchmark, [[1, 1, 1, 0, 0, 0]] * len(benchmark))
     assert len(perfect.verdicts) == 1 and "all rows alike" in perfect.verdicts[0]
 
@@ -661,4 +988,14 @@ def test_the_published_size_is_told():
     assert "2,985 rows, 5,970 responses" in repr(load_benchmark(rewardbench_rows()))
 
 
-if __name__ == "__main__": GOLDEN.write_text(json.dumps({name: golden_of(read_authors(), name, benchmark, rewards) for name, benchmark, rewards in golden_cases()}, indent=1) + "\n")
+if __name__ == "__main__":
+    GOLDEN.write_text(
+        json.dumps(
+            {
+                name: golden_of(read_authors(), name, benchmark, rewards)
+                for name, benchmark, rewards in golden_cases()
+            },
+            indent=1,
+        )
+        + "\n"
+    )

@@ -21,9 +21,18 @@ from reward_kit.trust.best_of_n import (
 @pytest.mark.parametrize("n, total", [(1, 1), (1, 7), (7, 7), (3, 10), (20, 64), (300, 1000), (1000, 1000)])
 def test_subset_weights_are_the_binomial_ratio(n, total):
     i = np.arange(1, total + 1)
-    log_ratio = special.gammaln(i[n - 1 :]) - special.gammaln(n) - special.gammaln(i[n - 1 :] - n + 1) - math.log(special.comb(total, n, exact=True))
+    log_ratio = (
+        special.gammaln(i[n - 1 :])
+        - special.gammaln(n)
+        - special.gammaln(i[n - 1 :] - n + 1)
+        - math.log(special.comb(total, n, exact=True))
+    )
     found = _subset_weights(n, total)[-1]
-    assert found.sum() == pytest.approx(1) and (found[: n - 1] == 0).all() and np.allclose(found[n - 1 :], np.exp(log_ratio), rtol=1e-6, atol=1e-300)
+    assert (
+        found.sum() == pytest.approx(1)
+        and (found[: n - 1] == 0).all()
+        and np.allclose(found[n - 1 :], np.exp(log_ratio), rtol=1e-6, atol=1e-300)
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -58,10 +67,21 @@ def test_curve_of_gaussian_rewards_is_order_statistics():
     gold = rho * proxy + math.sqrt(1 - rho**2) * rng.normal(size=proxy.shape)
     curve = best_of_n_curve(proxy, gold, max_n=10)
     for n in (1, 2, 5, 10):
-        largest = integrate.quad(lambda x, n=n: x * n * stats.norm.cdf(x) ** (n - 1) * stats.norm.pdf(x), -10, 10)[0]
-        assert curve.gold[n - 1] == pytest.approx(rho * largest, abs=0.03) and curve.proxy[n - 1] == pytest.approx(largest, abs=0.03)
-        assert curve.gold_interval[n - 1][0] < rho * largest + 0.01 and curve.gold_interval[n - 1][1] > rho * largest - 0.01
-    assert curve.gold_std == pytest.approx(1, abs=0.02) and len(curve.verdicts) == 1 and "better than a random response" in curve.verdicts[0]
+        largest = integrate.quad(
+            lambda x, n=n: x * n * stats.norm.cdf(x) ** (n - 1) * stats.norm.pdf(x), -10, 10
+        )[0]
+        assert curve.gold[n - 1] == pytest.approx(rho * largest, abs=0.03) and curve.proxy[
+            n - 1
+        ] == pytest.approx(largest, abs=0.03)
+        assert (
+            curve.gold_interval[n - 1][0] < rho * largest + 0.01
+            and curve.gold_interval[n - 1][1] > rho * largest - 0.01
+        )
+    assert (
+        curve.gold_std == pytest.approx(1, abs=0.02)
+        and len(curve.verdicts) == 1
+        and "better than a random response" in curve.verdicts[0]
+    )
 
 
 def test_intervals_of_the_curve_cover_what_they_say():
@@ -89,7 +109,9 @@ def test_verdicts():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 17])
 def test_divergence_of_the_best_of_n(n):
-    "Exact for distinct responses in the limit, too large for few or tied ones: summed over the distribution of the pick."
+    """Exact for distinct responses in the limit, too large for few or tied ones: summed over the
+    distribution of the pick."""
+
     def divergence(probabilities):
         cumulated = np.cumsum(probabilities)
         best = np.diff(np.concatenate([[0], cumulated]) ** n)
@@ -97,26 +119,42 @@ def test_divergence_of_the_best_of_n(n):
 
     fine, coarse = np.full(20_000, 1 / 20_000), np.array([0.5, 0.3, 0.2])
     assert divergence(fine) == pytest.approx(float(_best_of_n_kl(n)), abs=1e-3)
-    assert divergence(coarse) <= _best_of_n_kl(n) + 1e-12 and (n == 1 or divergence(coarse) < _best_of_n_kl(n) - 0.01)
+    assert divergence(coarse) <= _best_of_n_kl(n) + 1e-12 and (
+        n == 1 or divergence(coarse) < _best_of_n_kl(n) - 0.01
+    )
 
 
 def test_scores_by_hand():
     proxy, gold = [[3.0, 1.0, 2.0], [0.0, 0.0]], [[1.0, 5.0, 1.0], [2.0, 4.0]]
-    found = best_of_n_scores(proxy, gold)  # pick 1.0, ties with one other and loses to one: 1/4; the second picks half of each: (0 + 1) / 2
-    assert found == {"gold": 2.0, "gold_of_random": pytest.approx((7 / 3 + 3) / 2), "gold_of_best": 4.5, "win_rate": pytest.approx((0.25 + 0.5) / 2)}
+    found = best_of_n_scores(
+        proxy, gold
+    )  # pick 1.0, ties with one other and loses to one: 1/4; the second picks half of each: (0 + 1) / 2
+    assert found == {
+        "gold": 2.0,
+        "gold_of_random": pytest.approx((7 / 3 + 3) / 2),
+        "gold_of_best": 4.5,
+        "win_rate": pytest.approx((0.25 + 0.5) / 2),
+    }
     assert best_of_n_scores([[1.0]], [[2.0]])["win_rate"] == 0.5
 
 
-BAD = [([], [], "0 prompts"), ([[1.0]], [], "1 prompt and gold 0"), ([[1.0, 2.0]], [[1.0]], "prompt 0"), ([[]], [[]], "prompt 0"),
-       ([[1.0], [math.nan]], [[1.0], [1.0]], "prompt 1 needs a finite")]
+BAD = [
+    ([], [], "0 prompts"),
+    ([[1.0]], [], "1 prompt and gold 0"),
+    ([[1.0, 2.0]], [[1.0]], "prompt 0"),
+    ([[]], [[]], "prompt 0"),
+    ([[1.0], [math.nan]], [[1.0], [1.0]], "prompt 1 needs a finite"),
+]
 
 
 @pytest.mark.parametrize("proxy, gold, said", BAD)
 @pytest.mark.parametrize("function", [best_of_n_curve, best_of_n_scores])
 def test_rewards_that_do_not_fit_are_told(function, proxy, gold, said):
-    with pytest.raises(ValueError, match=said): function(proxy, gold)
+    with pytest.raises(ValueError, match=said):
+        function(proxy, gold)
 
 
 def test_other_bad_arguments():
     for max_n in (0, 3):
-        with pytest.raises(ValueError, match=f"max_n={max_n} must be between 1 and 2"): best_of_n_curve([[1.0, 2.0]], [[1.0, 2.0]], max_n)
+        with pytest.raises(ValueError, match=f"max_n={max_n} must be between 1 and 2"):
+            best_of_n_curve([[1.0, 2.0]], [[1.0, 2.0]], max_n)

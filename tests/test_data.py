@@ -1,4 +1,6 @@
-"Reading preferences: every source and format, every fault with its place, bounded memory, splits, and the real files beside the repository."
+"""Reading preferences: every source and format, every fault with its place, bounded memory, splits, and
+the real files beside the repository."""
+
 import collections
 import gzip
 import json
@@ -35,12 +37,18 @@ from reward_kit.data.records import as_messages, prompt_key, read_column
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 HH, DEMO = REAL / "hh-rlhf-harmless-test.jsonl.gz", REAL / "dpo-en-demo.json.gz"
-USER, BOT = (lambda text: {"role": "user", "content": text}), (lambda text: {"role": "assistant", "content": text})
+USER, BOT = (
+    (lambda text: {"role": "user", "content": text}),
+    (lambda text: {"role": "assistant", "content": text}),
+)
 
 
 def pairs(n, prompts=None):
     "n different pairs on `prompts` different prompts."
-    return [{"prompt": f"What is {i % (prompts or n)}?", "chosen": f"A number, {i}.", "rejected": f"Nothing {i}"} for i in range(n)]
+    return [
+        {"prompt": f"What is {i % (prompts or n)}?", "chosen": f"A number, {i}.", "rejected": f"Nothing {i}"}
+        for i in range(n)
+    ]
 
 
 def load(source, **options):
@@ -58,9 +66,14 @@ def jsonl(path, rows):
 
 # ---------------------------------------------------------------- sources
 
+
 def write_arrow(path, rows, stream):
     table = pa.Table.from_pylist(rows)
-    with pa.OSFile(str(path), "wb") as sink, (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer: writer.write_table(table)
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
 
 
 WRITERS = {
@@ -90,7 +103,11 @@ def test_every_file_type_gives_the_same_records(tmp_path, name, compressed):
         path.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
     found = load(path)
     assert found.fingerprint == load(rows).fingerprint
-    assert len(found) == 31 and found[30]["responses"] == ["hi\tthere, “you”", "no, 你好"] and found[30]["origin"].startswith(path.name)
+    assert (
+        len(found) == 31
+        and found[30]["responses"] == ["hi\tthere, “you”", "no, 你好"]
+        and found[30]["origin"].startswith(path.name)
+    )
 
 
 def test_json_array_is_read_in_pieces(tmp_path):
@@ -100,7 +117,8 @@ def test_json_array_is_read_in_pieces(tmp_path):
     assert path.stat().st_size > 3 * (1 << 16)
     assert load(path).fingerprint == load(rows).fingerprint
     path.write_text(json.dumps(rows)[:-40])
-    with pytest.raises(PreferenceDataError, match=r"^a.json:1: malformed JSON"): load(path)
+    with pytest.raises(PreferenceDataError, match=r"^a.json:1: malformed JSON"):
+        load(path)
 
 
 def test_sources_in_memory():
@@ -111,7 +129,12 @@ def test_sources_in_memory():
     found = load(frame)
     assert reasons(found) == {"null chosen": 1} and [r["margin"] for r in found] == [1.0, None, 4.0, 5.0]
     dataset = datasets.Dataset.from_list(rows)
-    assert load(dataset).fingerprint == load(rows).fingerprint == load(dataset.to_iterable_dataset()).fingerprint == load(tuple(rows)).fingerprint
+    assert (
+        load(dataset).fingerprint
+        == load(rows).fingerprint
+        == load(dataset.to_iterable_dataset()).fingerprint
+        == load(tuple(rows)).fingerprint
+    )
     preferences = load(rows)
     assert load(preferences) is preferences
 
@@ -121,23 +144,31 @@ def test_folder_glob_and_saved_datasets(tmp_path):
     (tmp_path / "deeper").mkdir()
     jsonl(tmp_path / "deeper" / "part-2.jsonl", pairs(6)[3:])
     (tmp_path / "README.md").write_text("not data")
-    assert [r["origin"] for r in load(tmp_path)] == [f"deeper/part-2.jsonl:{i}" for i in (1, 2, 3)] + [f"part-1.jsonl:{i}" for i in (1, 2, 3)]
+    assert [r["origin"] for r in load(tmp_path)] == [f"deeper/part-2.jsonl:{i}" for i in (1, 2, 3)] + [
+        f"part-1.jsonl:{i}" for i in (1, 2, 3)
+    ]
     assert len(load(str(tmp_path / "*.jsonl"))) == 3 and len(load(str(tmp_path / "**" / "*.jsonl"))) == 6
     datasets.Dataset.from_list(pairs(4)).save_to_disk(tmp_path / "saved")
     assert len(load(tmp_path / "saved")) == 4
-    with pytest.raises(PreferenceDataError, match=r"no data file found"): load(str(tmp_path / "*.jsonx"))
+    with pytest.raises(PreferenceDataError, match=r"no data file found"):
+        load(str(tmp_path / "*.jsonx"))
 
 
 def test_splits_are_chosen_and_compared(tmp_path):
-    both = datasets.DatasetDict(train=datasets.Dataset.from_list(pairs(20)), test=datasets.Dataset.from_list(pairs(25)[18:]))
+    both = datasets.DatasetDict(
+        train=datasets.Dataset.from_list(pairs(20)), test=datasets.Dataset.from_list(pairs(25)[18:])
+    )
     found = load(both)
     assert len(found) == 20 and any("split 'train'" in note for note in found.report.notes)
     assert found.report.overlaps == {"test": {"shared": 2, "prompts": 7, "records": 2}}
     assert {v.practice: v.status for v in found.report.verdicts}["no prompts across splits"] == "fail"
     assert len(load(both, split="test")) == 7
-    with pytest.raises(PreferenceDataError, match=r"no split 'dev' among 'train', 'test'"): load(both, split="dev")
-    with pytest.raises(PreferenceDataError, match=r"choose one with split="): load(datasets.DatasetDict(a=both["train"], b=both["test"]))
-    with pytest.raises(PreferenceDataError, match=r"^list: no split 'test' among 'train'"): load(pairs(3), split="test")
+    with pytest.raises(PreferenceDataError, match=r"no split 'dev' among 'train', 'test'"):
+        load(both, split="dev")
+    with pytest.raises(PreferenceDataError, match=r"choose one with split="):
+        load(datasets.DatasetDict(a=both["train"], b=both["test"]))
+    with pytest.raises(PreferenceDataError, match=r"^list: no split 'test' among 'train'"):
+        load(pairs(3), split="test")
     both.save_to_disk(tmp_path / "saved")
     assert len(load(tmp_path / "saved", split="test")) == 7
     jsonl(tmp_path / "train-0.jsonl", pairs(5)), jsonl(tmp_path / "test-0.jsonl", pairs(9)[5:])
@@ -151,21 +182,44 @@ def test_splits_are_chosen_and_compared(tmp_path):
 def test_what_is_a_path_and_what_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jsonl(Path("preferences.jsonl"), pairs(2))
-    with pytest.raises(PreferenceDataError, match=r"^preference.jsonl: no such file or folder; did you mean 'preferences.jsonl'"): load("preference.jsonl")
+    with pytest.raises(
+        PreferenceDataError,
+        match=r"^preference.jsonl: no such file or folder; did you mean 'preferences.jsonl'",
+    ):
+        load("preference.jsonl")
     for name in ("./owner/name", "/no/such/place", "a/b/c", "nothing", "owner/name.jsonl", "no*.jsonl"):
-        with pytest.raises(PreferenceDataError) as error: load(name)
-        assert str(error.value).startswith(name) and "\n" not in str(error.value) and "Hugging Face hub (" not in str(error.value)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **kw: (_ for _ in ()).throw(ConnectionError(f"no network for {name}\nmore")))
-    with pytest.raises(PreferenceDataError, match=r"^owner/name-v1.5: .*hub \(ConnectionError: no network for owner/name-v1.5\); check the name") as error:
+        with pytest.raises(PreferenceDataError) as error:
+            load(name)
+        assert (
+            str(error.value).startswith(name)
+            and "\n" not in str(error.value)
+            and "Hugging Face hub (" not in str(error.value)
+        )
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, **kw: (_ for _ in ()).throw(ConnectionError(f"no network for {name}\nmore")),
+    )
+    with pytest.raises(
+        PreferenceDataError,
+        match=r"^owner/name-v1.5: .*hub \(ConnectionError: no network for owner/name-v1.5\); check the name",
+    ) as error:
         load("owner/name-v1.5")
     assert "\n" not in str(error.value)
     asked = {}
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **kw: asked.update(kw, name=name) or datasets.DatasetDict(train=datasets.Dataset.from_list(pairs(3))))
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, **kw: (
+            asked.update(kw, name=name) or datasets.DatasetDict(train=datasets.Dataset.from_list(pairs(3)))
+        ),
+    )
     assert len(load("owner/name", revision="abc", cache_dir=str(tmp_path))) == 3
     assert asked == {"name": "owner/name", "revision": "abc", "cache_dir": str(tmp_path)}
 
 
 # ---------------------------------------------------------------- faults and their places
+
 
 def test_each_fault_is_counted_with_its_place(tmp_path):
     rows = [
@@ -188,66 +242,144 @@ def test_each_fault_is_counted_with_its_place(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text("\n".join(rows))
     found = load(path)
-    assert reasons(found) == {"exact duplicate": 1, "null chosen": 1, "empty prompt": 1, "chosen is not text": 1, "chosen is identical to rejected": 1,
-                              "missing rejected": 1, "missing prompt": 1, "row is not a dict": 1, "malformed JSON": 1,
-                              "chosen has a broken character": 1, "negative weight": 1, "margin is not a finite number": 1}
-    places = {reason: int(entry["examples"][0].split(":")[1]) for reason, entry in found.report.dropped.items()}
-    assert places == {"exact duplicate": 2, "null chosen": 4, "empty prompt": 5, "chosen is not text": 6, "chosen is identical to rejected": 7,
-                      "missing rejected": 8, "missing prompt": 9, "row is not a dict": 10, "malformed JSON": 11, "chosen has a broken character": 12,
-                      "negative weight": 13, "margin is not a finite number": 15}
+    assert reasons(found) == {
+        "exact duplicate": 1,
+        "null chosen": 1,
+        "empty prompt": 1,
+        "chosen is not text": 1,
+        "chosen is identical to rejected": 1,
+        "missing rejected": 1,
+        "missing prompt": 1,
+        "row is not a dict": 1,
+        "malformed JSON": 1,
+        "chosen has a broken character": 1,
+        "negative weight": 1,
+        "margin is not a finite number": 1,
+    }
+    places = {
+        reason: int(entry["examples"][0].split(":")[1]) for reason, entry in found.report.dropped.items()
+    }
+    assert places == {
+        "exact duplicate": 2,
+        "null chosen": 4,
+        "empty prompt": 5,
+        "chosen is not text": 6,
+        "chosen is identical to rejected": 7,
+        "missing rejected": 8,
+        "missing prompt": 9,
+        "row is not a dict": 10,
+        "malformed JSON": 11,
+        "chosen has a broken character": 12,
+        "negative weight": 13,
+        "margin is not a finite number": 15,
+    }
     assert len(found) == 2 and found.report.stats["contradictory"] == 2
-    assert [entry["count"] for reason, entry in found.report.noted.items() if reason.startswith("contradictory")] == [2]
-    with pytest.raises(PreferenceDataError, match=r"^p.jsonl: strict reading found .*null chosen 1.* in 14 rows; first: p.jsonl:4 \(null chosen\)"):
+    assert [
+        entry["count"] for reason, entry in found.report.noted.items() if reason.startswith("contradictory")
+    ] == [2]
+    with pytest.raises(
+        PreferenceDataError,
+        match=(
+            r"^p.jsonl: strict reading found .*null chosen 1.* in 14 rows; first: p.jsonl:4 \(null chosen\)"
+        ),
+    ):
         load(path, strict=True)
 
 
 def test_strict_refuses_contradictions_and_accepts_clean_data():
     assert len(load(pairs(3), strict=True)) == 3
-    both_ways = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "b", "rejected": "a"}]
-    with pytest.raises(PreferenceDataError, match=r"contradictory pair.* 2 in 2 rows; first: row 1"): load(both_ways, strict=True)
+    both_ways = [
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "chosen": "b", "rejected": "a"},
+    ]
+    with pytest.raises(PreferenceDataError, match=r"contradictory pair.* 2 in 2 rows; first: row 1"):
+        load(both_ways, strict=True)
     assert len(load(both_ways)) == 2
 
 
-@pytest.mark.parametrize("name,content,message", [
-    ("empty.jsonl", b"", "empty.jsonl: empty"),
-    ("empty.json", b"[]", "empty.json: empty"),
-    ("empty.csv", b"prompt,chosen,rejected\n", "empty.csv: empty"),
-    ("bad.jsonl", b"no\nneither\n", r"bad.jsonl: none of 2 rows can be used: malformed JSON 2; first: bad.jsonl:1"),
-    ("latin.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}'.encode("latin-1"), r"latin.jsonl:2: not UTF-8"),
-    ("utf16.jsonl", '{"prompt": "p"}\n'.encode("utf-16") + b"x", r"utf16.jsonl: begins as UTF-16 but is not"),
-    ("latin.json", '[{"prompt": "p",\n"chosen": "\xe9"}]'.encode("latin-1"), r"latin.json:2: not UTF-8"),
-    ("utf16.csv", "prompt,chosen\np,a\n".encode("utf-16"), r"utf16.csv: no column for 'rejected'"),
-    ("twice.json", b'[{"chosen": "a", "chosen": "b", "rejected": "c"}]', r"twice.json: malformed JSON: the key 'chosen' occurs twice"),
-    ("twice-in-one.json", b'{"chosen": "a", "chosen": "b"}', r"twice-in-one.json: malformed JSON: the key 'chosen' occurs twice"),
-    ("pretty.jsonl", b'{\n "prompt": "p",\n "chosen": "a", "rejected": "b"\n}\n{\n}', r"pretty.jsonl:1: JSON that is spread over several lines; .*json.dumps"),
-    ("array.jsonl", b'[\n{"prompt": "p"}\n]', r"array.jsonl:1: JSON that is spread over several lines"),
-    ("open.csv", b'prompt,chosen,rejected\np,a,b\nq,"a,b\nr,a,b\ns,"a",b\n', r"open.csv:3: malformed table \(a quote is not closed\)"),
-    ("header.csv", b'"prompt" x,chosen,rejected\np,a,b\n', r"header.csv:1: the header cannot be read"),
-    ("object.json", b'{"prompt": "p",\n "chosen": }', r"object.json:2: malformed JSON"),
-    ("quote.csv", b'prompt,chosen,rejected\n"open,a,b\n', r"quote.csv:2: malformed table"),
-    ("twice.csv", b"chosen,chosen,rejected\na,b,c\n", r"twice.csv:1: two columns have the same name"),
-    ("cut.jsonl.gz", gzip.compress(b"{}" * 5000)[:-20], r"cut.jsonl.gz: not a complete gzip file"),
-    ("not.jsonl.gz", b"plain text", r"not.jsonl.gz: not a complete gzip file"),
-    ("not.parquet", b"plain text", r"not.parquet: not a readable Parquet or Arrow file"),
-    ("not.arrow", b"plain text", r"not.arrow: not a readable Parquet or Arrow file"),
-    ("some.txt", b"plain text", r"some.txt: unknown file type"),
-])
+@pytest.mark.parametrize(
+    "name,content,message",
+    [
+        ("empty.jsonl", b"", "empty.jsonl: empty"),
+        ("empty.json", b"[]", "empty.json: empty"),
+        ("empty.csv", b"prompt,chosen,rejected\n", "empty.csv: empty"),
+        (
+            "bad.jsonl",
+            b"no\nneither\n",
+            r"bad.jsonl: none of 2 rows can be used: malformed JSON 2; first: bad.jsonl:1",
+        ),
+        (
+            "latin.jsonl",
+            '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "caf\xe9", "chosen": "a",'
+            ' "rejected": "b"}'.encode("latin-1"),
+            r"latin.jsonl:2: not UTF-8",
+        ),
+        (
+            "utf16.jsonl",
+            '{"prompt": "p"}\n'.encode("utf-16") + b"x",
+            r"utf16.jsonl: begins as UTF-16 but is not",
+        ),
+        ("latin.json", '[{"prompt": "p",\n"chosen": "\xe9"}]'.encode("latin-1"), r"latin.json:2: not UTF-8"),
+        ("utf16.csv", "prompt,chosen\np,a\n".encode("utf-16"), r"utf16.csv: no column for 'rejected'"),
+        (
+            "twice.json",
+            b'[{"chosen": "a", "chosen": "b", "rejected": "c"}]',
+            r"twice.json: malformed JSON: the key 'chosen' occurs twice",
+        ),
+        (
+            "twice-in-one.json",
+            b'{"chosen": "a", "chosen": "b"}',
+            r"twice-in-one.json: malformed JSON: the key 'chosen' occurs twice",
+        ),
+        (
+            "pretty.jsonl",
+            b'{\n "prompt": "p",\n "chosen": "a", "rejected": "b"\n}\n{\n}',
+            r"pretty.jsonl:1: JSON that is spread over several lines; .*json.dumps",
+        ),
+        ("array.jsonl", b'[\n{"prompt": "p"}\n]', r"array.jsonl:1: JSON that is spread over several lines"),
+        (
+            "open.csv",
+            b'prompt,chosen,rejected\np,a,b\nq,"a,b\nr,a,b\ns,"a",b\n',
+            r"open.csv:3: malformed table \(a quote is not closed\)",
+        ),
+        ("header.csv", b'"prompt" x,chosen,rejected\np,a,b\n', r"header.csv:1: the header cannot be read"),
+        ("object.json", b'{"prompt": "p",\n "chosen": }', r"object.json:2: malformed JSON"),
+        ("quote.csv", b'prompt,chosen,rejected\n"open,a,b\n', r"quote.csv:2: malformed table"),
+        ("twice.csv", b"chosen,chosen,rejected\na,b,c\n", r"twice.csv:1: two columns have the same name"),
+        ("cut.jsonl.gz", gzip.compress(b"{}" * 5000)[:-20], r"cut.jsonl.gz: not a complete gzip file"),
+        ("not.jsonl.gz", b"plain text", r"not.jsonl.gz: not a complete gzip file"),
+        ("not.parquet", b"plain text", r"not.parquet: not a readable Parquet or Arrow file"),
+        ("not.arrow", b"plain text", r"not.arrow: not a readable Parquet or Arrow file"),
+        ("some.txt", b"plain text", r"some.txt: unknown file type"),
+    ],
+)
 def test_faults_of_whole_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(PreferenceDataError, match=message) as error: load(tmp_path / name)
+    with pytest.raises(PreferenceDataError, match=message) as error:
+        load(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_a_repeated_key_breaks_its_row(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "chosen": "a", "chosen": "b", "rejected": "c"}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "chosen": "a", "chosen": "b",'
+        ' "rejected": "c"}\n'
+    )
     found = load(tmp_path / "a.jsonl")
-    assert found.report.broken["malformed JSON"]["examples"] == ["a.jsonl:2: the key 'chosen' occurs twice in one object"] and len(found) == 1
+    assert (
+        found.report.broken["malformed JSON"]["examples"]
+        == ["a.jsonl:2: the key 'chosen' occurs twice in one object"]
+        and len(found) == 1
+    )
 
 
 @pytest.mark.parametrize("separator", ",;\t")
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_tables_as_spreadsheets_save_them(tmp_path, separator, encoding):
-    rows = [*pairs(3), {"prompt": "a; b, c\td", "chosen": "über\nzwei\u2028Zeilen", "rejected": 'with "quotes"'}]
+    rows = [
+        *pairs(3),
+        {"prompt": "a; b, c\td", "chosen": "über\nzwei\u2028Zeilen", "rejected": 'with "quotes"'},
+    ]
     text = pd.DataFrame(rows).to_csv(index=False, sep=separator, lineterminator="\r\n")
     (tmp_path / "a.csv").write_bytes(text.encode(encoding))
     assert load(tmp_path / "a.csv").fingerprint == load(rows).fingerprint
@@ -256,15 +388,28 @@ def test_tables_as_spreadsheets_save_them(tmp_path, separator, encoding):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_json_in_utf16(tmp_path, name):
     rows = [*pairs(3), {"prompt": "\u2028 \x0b", "chosen": "über", "rejected": "🙂"}]
-    (tmp_path / name).write_bytes(("\n".join(json.dumps(r, ensure_ascii=False) for r in rows) if name == "a.jsonl" else json.dumps(rows)).encode("utf-16"))
+    (tmp_path / name).write_bytes(
+        (
+            "\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
+            if name == "a.jsonl"
+            else json.dumps(rows)
+        ).encode("utf-16")
+    )
     assert load(tmp_path / name).fingerprint == load(rows).fingerprint
 
 
 def test_empty_columns_and_stray_quotes_of_tables(tmp_path):
-    (tmp_path / "a.csv").write_text('prompt,chosen,rejected,,\np,a,b,,\nq,"Yes" he said,b,,\nr,a "b" c,b,,\ns,a,b,x,\n')
+    (tmp_path / "a.csv").write_text(
+        'prompt,chosen,rejected,,\np,a,b,,\nq,"Yes" he said,b,,\nr,a "b" c,b,,\ns,a,b,x,\n'
+    )
     found = load(tmp_path / "a.csv")
-    assert [r["responses"][0] for r in found] == ["a", 'a "b" c'] and reasons(found) == {"malformed table row": 1, "wrong number of cells": 1}
-    assert found.report.broken["malformed table row"]["examples"] == ["a.csv:3: a quote within a quoted cell; it must be doubled"]
+    assert [r["responses"][0] for r in found] == ["a", 'a "b" c'] and reasons(found) == {
+        "malformed table row": 1,
+        "wrong number of cells": 1,
+    }
+    assert found.report.broken["malformed table row"]["examples"] == [
+        "a.csv:3: a quote within a quoted cell; it must be doubled"
+    ]
 
 
 @pytest.mark.parametrize("orient", ["columns", "index", "records", "split"])
@@ -278,24 +423,44 @@ def test_json_as_pandas_writes_it(tmp_path, orient):
 def test_json_with_splits(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"train": pairs(6), "test": pairs(9)[5:]}, indent=1))
     found = load(tmp_path / "a.json")
-    assert len(found) == 6 and found.report.overlaps["test"]["shared"] == 1 and found[0]["origin"] == "a.json train row 1"
+    assert (
+        len(found) == 6
+        and found.report.overlaps["test"]["shared"] == 1
+        and found[0]["origin"] == "a.json train row 1"
+    )
     assert len(load(tmp_path / "a.json", split="test")) == 4
-    with pytest.raises(PreferenceDataError, match="no split 'dev' among 'train', 'test'"): load(tmp_path / "a.json", split="dev")
-    with pytest.raises(PreferenceDataError, match="a.json: holds the splits 'train', 'test'; read this file by itself"): load(tmp_path)
+    with pytest.raises(PreferenceDataError, match="no split 'dev' among 'train', 'test'"):
+        load(tmp_path / "a.json", split="dev")
+    with pytest.raises(
+        PreferenceDataError, match="a.json: holds the splits 'train', 'test'; read this file by itself"
+    ):
+        load(tmp_path)
 
 
 def test_a_folder_leaves_out_models_and_records_of_training(tmp_path):
     jsonl(tmp_path / "data.jsonl", pairs(4))
-    for name in ("training_run.json", "trainer_state.json.gz", "config.json"): (tmp_path / name).write_text("{}")
-    for folder, names in {"out": ["reward_kit.json", "preferences.json"], "hub": ["config.json", "model.safetensors", "labels.json"], "adapter": ["adapter_config.json", "a.safetensors"],
-                          "out/checkpoint-10": ["trainer_state.json", "scores.jsonl"]}.items():
+    for name in ("training_run.json", "trainer_state.json.gz", "config.json"):
+        (tmp_path / name).write_text("{}")
+    for folder, names in {
+        "out": ["reward_kit.json", "preferences.json"],
+        "hub": ["config.json", "model.safetensors", "labels.json"],
+        "adapter": ["adapter_config.json", "a.safetensors"],
+        "out/checkpoint-10": ["trainer_state.json", "scores.jsonl"],
+    }.items():
         (tmp_path / folder).mkdir()
-        for name in names: (tmp_path / folder / name).write_text('{"a": 1}')
+        for name in names:
+            (tmp_path / folder / name).write_text('{"a": 1}')
     (tmp_path / "trainer_state.json.gz").unlink()
     assert len(load(tmp_path)) == 4 == len(load(str(tmp_path / "*.js*")))
-    with pytest.raises(PreferenceDataError, match="no data file found; this is the folder of a model"): load(tmp_path / "out")
-    for name in ("a.jsonl", "data.jsonl"): (tmp_path / name).write_text('{"name": "x"}\n')
-    with pytest.raises(PreferenceDataError, match=rf"^{tmp_path}: a.jsonl: no column for 'chosen' and 'rejected'; present are 'name'"): load(tmp_path)
+    with pytest.raises(PreferenceDataError, match="no data file found; this is the folder of a model"):
+        load(tmp_path / "out")
+    for name in ("a.jsonl", "data.jsonl"):
+        (tmp_path / name).write_text('{"name": "x"}\n')
+    with pytest.raises(
+        PreferenceDataError,
+        match=rf"^{tmp_path}: a.jsonl: no column for 'chosen' and 'rejected'; present are 'name'",
+    ):
+        load(tmp_path)
 
 
 def test_csv_rows_of_the_wrong_width(tmp_path):
@@ -307,42 +472,61 @@ def test_csv_rows_of_the_wrong_width(tmp_path):
 
 # ---------------------------------------------------------------- columns and formats
 
+
 def test_columns_are_mapped_exactly():
     rows = [{"question": "q", "good": "a", "bad": "b", "chosen": "x", "rejected": "y", "strength": "0.5"}]
     found = load(rows, columns={"chosen": "good", "rejected": "bad", "margin": "strength"})
     assert found[0]["prompt"] == "q" and found[0]["responses"] == ["a", "b"] and found[0]["margin"] == 0.5
     assert found.report.unused_columns == ["chosen", "rejected"]
-    with pytest.raises(PreferenceDataError, match=r"unknown name 'choosen'"): load(rows, columns={"choosen": "good"})
-    with pytest.raises(PreferenceDataError, match=r"column 'gold' \(for 'chosen'\) is missing; .*did you mean 'good'"): load(rows, columns={"chosen": "gold"})
+    with pytest.raises(PreferenceDataError, match=r"unknown name 'choosen'"):
+        load(rows, columns={"choosen": "good"})
+    with pytest.raises(
+        PreferenceDataError, match=r"column 'gold' \(for 'chosen'\) is missing; .*did you mean 'good'"
+    ):
+        load(rows, columns={"chosen": "gold"})
     assert load(rows, columns={"prompt": None})[0]["prompt"] == ""
 
 
-@pytest.mark.parametrize("row,name", [
-    ({"prompt": "q", "preferred": "a", "dispreferred": "b"}, "pairs"),
-    ({"instruction": "q", "winner": "a", "loser": "b"}, "pairs"),
-    ({"Prompt": "q", "Chosen": "a", "Rejected": "b"}, "pairs"),
-    ({"prompt": "q", "response_0": "b", "response_1": "a", "better_response_id": 1}, "labelled"),
-    ({"prompt": "q", "response_1": "b", "response_2": "a", "preference": 2.0}, "labelled"),
-    ({"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": "model_a"}, "labelled"),
-    ({"prompt": "q", "response_a": "b", "response_b": "a", "label": "response_b"}, "labelled"),
-    ({"prompt": "q", "completions": ["b", "a"], "ratings": [1, 2]}, "ranking"),
-    ({"prompt": "q", "responses": ["b", "a"], "ranks": [2, 1]}, "ranking"),
-])
+@pytest.mark.parametrize(
+    "row,name",
+    [
+        ({"prompt": "q", "preferred": "a", "dispreferred": "b"}, "pairs"),
+        ({"instruction": "q", "winner": "a", "loser": "b"}, "pairs"),
+        ({"Prompt": "q", "Chosen": "a", "Rejected": "b"}, "pairs"),
+        ({"prompt": "q", "response_0": "b", "response_1": "a", "better_response_id": 1}, "labelled"),
+        ({"prompt": "q", "response_1": "b", "response_2": "a", "preference": 2.0}, "labelled"),
+        ({"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": "model_a"}, "labelled"),
+        ({"prompt": "q", "response_a": "b", "response_b": "a", "label": "response_b"}, "labelled"),
+        ({"prompt": "q", "completions": ["b", "a"], "ratings": [1, 2]}, "ranking"),
+        ({"prompt": "q", "responses": ["b", "a"], "ranks": [2, 1]}, "ranking"),
+    ],
+)
 def test_usual_names_are_found(row, name):
     found = load([row])
-    assert found.report.format == name and found[0]["prompt"] == "q" and found[0]["responses"] == ["a", "b"] and found[0]["ranks"] == [1, 2]
+    assert (
+        found.report.format == name
+        and found[0]["prompt"] == "q"
+        and found[0]["responses"] == ["a", "b"]
+        and found[0]["ranks"] == [1, 2]
+    )
 
 
 def test_a_format_can_be_forced():
     text = "\n\nHuman: q\n\nAssistant: "
     row = {"chosen": text + "a", "rejected": text + "b"}
     assert load([row]).kind == "messages" and load([row], format="pairs").kind == "text"
-    assert reasons(load([row, {"chosen": "x", "rejected": "y"}], format="transcript")) == {"not a transcript": 1}
-    with pytest.raises(PreferenceDataError, match="format='pair' is unknown"): load([row], format="pair")
-    with pytest.raises(PreferenceDataError, match="no column for 'responses'"): load([row], format="ranking")
+    assert reasons(load([row, {"chosen": "x", "rejected": "y"}], format="transcript")) == {
+        "not a transcript": 1
+    }
+    with pytest.raises(PreferenceDataError, match="format='pair' is unknown"):
+        load([row], format="pair")
+    with pytest.raises(PreferenceDataError, match="no column for 'responses'"):
+        load([row], format="ranking")
 
 
-@pytest.mark.parametrize("label,ranks", [("a", [1, 2]), ("B", [1, 2]), ("tie", [1, 1]), ("tie (bothbad)", [1, 1])])
+@pytest.mark.parametrize(
+    "label,ranks", [("a", [1, 2]), ("B", [1, 2]), ("tie", [1, 1]), ("tie (bothbad)", [1, 1])]
+)
 def test_labels(label, ranks):
     record = to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
     assert record["ranks"] == ranks and record["responses"] == (["y", "x"] if label == "B" else ["x", "y"])
@@ -350,13 +534,17 @@ def test_labels(label, ranks):
 
 @pytest.mark.parametrize("label", [0, 1, "1", -1, 0.5, True, "False"])
 def test_labels_that_could_mean_either(label):
-    with pytest.raises(PreferenceDataError, match=r"the labels in 'label' are \S+, which could name either response; .*labels="):
+    with pytest.raises(
+        PreferenceDataError,
+        match=r"the labels in 'label' are \S+, which could name either response; .*labels=",
+    ):
         to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
 
 
 @pytest.mark.parametrize("label", [None, "", "c", float("nan")])
 def test_labels_that_cannot_be_read(label):
-    with pytest.raises(UnusableRow, match="null or unreadable label"): to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
+    with pytest.raises(UnusableRow, match="null or unreadable label"):
+        to_record({"prompt": "q", "response_a": "x", "response_b": "y", "label": label})
 
 
 TWO = {"prompt": "q", "response_1": "x", "response_2": "y"}
@@ -368,28 +556,65 @@ def labelled(values, **names):
     return [{**row, "prompt": f"q{n}", "preference": value} for n, value in enumerate(values)]
 
 
-@pytest.mark.parametrize("names", [("response_1", "response_2"), ("response_a", "response_b"), ("response_0", "response_1"), ("Answer A", "answer-b")])
-@pytest.mark.parametrize("values,expected", [(("left", "right", "both"), "xy="), (("first", "Second", "tie (bothbad)"), "xy="), (("model_a", "model_b", "equal"), "xy="),
-                                             (("A", "b", "neither"), "xy="), (("answer_a", "option B", "draw"), "xy=")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("response_1", "response_2"),
+        ("response_a", "response_b"),
+        ("response_0", "response_1"),
+        ("Answer A", "answer-b"),
+    ],
+)
+@pytest.mark.parametrize(
+    "values,expected",
+    [
+        (("left", "right", "both"), "xy="),
+        (("first", "Second", "tie (bothbad)"), "xy="),
+        (("model_a", "model_b", "equal"), "xy="),
+        (("A", "b", "neither"), "xy="),
+        (("answer_a", "option B", "draw"), "xy="),
+    ],
+)
 def test_words_are_clear_beside_any_names(names, values, expected):
     found = load(labelled(values, **dict(zip(names, "xy"))))
     assert ["=" if r["ranks"] == [1, 1] else r["responses"][0] for r in found] == list(expected)
 
 
-@pytest.mark.parametrize("names,values,expected", [
-    (("response_1", "response_2"), (1, 2, 1), "xyx"), (("response_1", "response_2"), ("2.0", "1.0"), "yx"), (("response_a", "response_b"), (2, 1), "yx"),
-    (("response_0", "response_1"), (0, 1.0, "0"), "xyx"), (("response_0", "response_1"), (1, 1), "yy"), (("response_1", "response_2"), (2, 2), "yy"),
-    (("response_1", "response_2"), (0, 1), "0, 1"), (("response_1", "response_2"), (1, -1), "-1, 1"), (("response_1", "response_2"), (0, 1, 2), "0, 1, 2"),
-    (("response_a", "response_b"), (0, 1), "0, 1"), (("response_a", "response_b"), (True, False), "false, true"), (("response_a", "response_b"), (1, 1), "1"),
-    (("response_0", "response_1"), (1, 2), "1, 2"), (("response_0", "response_1"), (1.0, 0.5, 0.0), "0, 0.5, 1"), (("response_1", "response_2"), (1, 1), "1"),
-])
+@pytest.mark.parametrize(
+    "names,values,expected",
+    [
+        (("response_1", "response_2"), (1, 2, 1), "xyx"),
+        (("response_1", "response_2"), ("2.0", "1.0"), "yx"),
+        (("response_a", "response_b"), (2, 1), "yx"),
+        (("response_0", "response_1"), (0, 1.0, "0"), "xyx"),
+        (("response_0", "response_1"), (1, 1), "yy"),
+        (("response_1", "response_2"), (2, 2), "yy"),
+        (("response_1", "response_2"), (0, 1), "0, 1"),
+        (("response_1", "response_2"), (1, -1), "-1, 1"),
+        (("response_1", "response_2"), (0, 1, 2), "0, 1, 2"),
+        (("response_a", "response_b"), (0, 1), "0, 1"),
+        (("response_a", "response_b"), (True, False), "false, true"),
+        (("response_a", "response_b"), (1, 1), "1"),
+        (("response_0", "response_1"), (1, 2), "1, 2"),
+        (("response_0", "response_1"), (1.0, 0.5, 0.0), "0, 0.5, 1"),
+        (("response_1", "response_2"), (1, 1), "1"),
+    ],
+)
 def test_numbers_are_read_by_the_whole_column_or_refused(names, values, expected):
     rows = labelled(values, **dict(zip(names, "xy")))
     if expected.isalpha():
         found = load(rows)
-        assert "".join(r["responses"][0] for r in found) == expected and found.report.notes[0].startswith("labels are read as ")
+        assert "".join(r["responses"][0] for r in found) == expected and found.report.notes[0].startswith(
+            "labels are read as "
+        )
     else:
-        with pytest.raises(PreferenceDataError, match=rf"^list: the labels in 'preference' are {expected}, which could name either response; .*'a' is '{names[0]}'") as error:
+        with pytest.raises(
+            PreferenceDataError,
+            match=(
+                rf"^list: the labels in 'preference' are {expected}, which could name either response; .*'a'"
+                rf" is '{names[0]}'"
+            ),
+        ) as error:
             load(rows)
         assert "labels={" in str(error.value) and "\n" not in str(error.value)
 
@@ -397,19 +622,33 @@ def test_numbers_are_read_by_the_whole_column_or_refused(names, values, expected
 def test_a_coding_is_decided_before_the_first_row_and_then_kept():
     late = load(labelled([2] * 3000 + [1] * 3000))
     assert [late[i]["responses"][0] for i in (0, 3500)] == ["y", "x"]
-    with pytest.raises(PreferenceDataError, match="are 0, 1, which"): load(labelled([1] * 3000 + [0] * 10))
+    with pytest.raises(PreferenceDataError, match="are 0, 1, which"):
+        load(labelled([1] * 3000 + [0] * 10))
     odd = labelled([1, 2] * 3000 + [0, -1, None, "c"])
     found = load(odd)
-    assert reasons(found) == {"null or unreadable label": 4} == {k: v["count"] for k, v in found.report.broken.items()}
-    assert found.report.dropped["null or unreadable label"]["examples"][0] == "row 6001: found 0; say what it means with labels={'0': 'a'}"
-    with pytest.raises(PreferenceDataError, match="strict reading found null or unreadable label 4"): load(odd, strict=True)
+    assert (
+        reasons(found)
+        == {"null or unreadable label": 4}
+        == {k: v["count"] for k, v in found.report.broken.items()}
+    )
+    assert (
+        found.report.dropped["null or unreadable label"]["examples"][0]
+        == "row 6001: found 0; say what it means with labels={'0': 'a'}"
+    )
+    with pytest.raises(PreferenceDataError, match="strict reading found null or unreadable label 4"):
+        load(odd, strict=True)
     assert load(odd, num_proc=2).fingerprint == found.fingerprint
 
 
 def test_the_caller_says_what_labels_mean(tmp_path):
     rows = labelled([0, 1, 2, "1"])
     found = load(rows, labels={"0": "b", 1: "a", 2.0: "tie"})
-    assert [(r["responses"][0], r["ranks"]) for r in found] == [("y", [1, 2]), ("x", [1, 2]), ("x", [1, 1]), ("x", [1, 2])]
+    assert [(r["responses"][0], r["ranks"]) for r in found] == [
+        ("y", [1, 2]),
+        ("x", [1, 2]),
+        ("x", [1, 1]),
+        ("x", [1, 2]),
+    ]
     assert load(labelled([True, False]), labels={True: "a", False: "b"})[1]["responses"] == ["y", "x"]
     assert reasons(load(labelled(["good", "tie"]), labels={"good": "a"})) == {"null or unreadable label": 1}
     assert to_record(rows[0], labels={"0": "b"})["responses"] == ["y", "x"]
@@ -419,21 +658,74 @@ def test_the_caller_says_what_labels_mean(tmp_path):
 
 FLAGS = {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 0}
 PUBLISHED = [
-    ({"history": "q", "human_ref_A": "b", "human_ref_B": "a", "labels": 0, "score_A": 9, "score_B": 1}, "labelled"),
+    (
+        {"history": "q", "human_ref_A": "b", "human_ref_B": "a", "labels": 0, "score_A": 9, "score_B": 1},
+        "labelled",
+    ),
     ({"prompt": "q", "response_0": "b", "response_1": "a", "safer_response_id": 1}, "labelled"),
     ({"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -1}, "labelled"),
-    ({"question": {"full_text": "q", "dataset": "eli5"}, "answer_0": "b", "answer_1": "a", "score_0": -1.0, "score_1": 1.0}, "labelled"),
+    (
+        {
+            "question": {"full_text": "q", "dataset": "eli5"},
+            "answer_0": "b",
+            "answer_1": "a",
+            "score_0": -1.0,
+            "score_1": 1.0,
+        },
+        "labelled",
+    ),
     ({"question": "q", "answer_0": "b", "answer_1": "a", "score_0": "-1", "score_1": "1"}, "labelled"),
     ({"prompt": "q", "response_a": "b", "response_b": "a", **FLAGS, "winner_model_b": 1}, "labelled"),
-    ({"info": {"post": "q", "id": "t3"}, "summaries": [{"text": "b", "note": None}, {"text": "a", "note": None}], "choice": 1}, "ranking"),
+    (
+        {
+            "info": {"post": "q", "id": "t3"},
+            "summaries": [{"text": "b", "note": None}, {"text": "a", "note": None}],
+            "choice": 1,
+        },
+        "ranking",
+    ),
     ({"info": {"article": "q"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}, "ranking"),
-    ({"instruction": "q", "completions": [{"response": "b", "overall_score": 1}, {"response": "a", "overall_score": 4}]}, "ranking"),
-    ({"prompt": "q", "answers": [{"answer": "b", "rank": 2.0, "model": "m"}, {"answer": "a", "rank": 1.0, "model": "n"}]}, "ranking"),
+    (
+        {
+            "instruction": "q",
+            "completions": [{"response": "b", "overall_score": 1}, {"response": "a", "overall_score": 4}],
+        },
+        "ranking",
+    ),
+    (
+        {
+            "prompt": "q",
+            "answers": [
+                {"answer": "b", "rank": 2.0, "model": "m"},
+                {"answer": "a", "rank": 1.0, "model": "n"},
+            ],
+        },
+        "ranking",
+    ),
     ({"prompt": "q", "chosen": ["a"], "rejected": ["b"]}, "ranking"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": 5, "rejected-rating": 2}, "pairs"),
-    ({"fields": {"prompt": "q", "response-1": "b", "response-2": "a"}, "responses": {"best": [{"value": "response-2"}]}}, "labelled"),
-    ({"fields": {"prompt": "q", "response1": "b", "response2": "a"}, "responses": {}, "suggestions": {"best": {"value": "response2", "score": None}}}, "labelled"),
-    ({"fields": {"prompt": "q", "x": "b", "y": "a"}, "responses": {"order": [{"value": [{"value": "y", "rank": 1}, {"value": "x", "rank": 2}]}]}}, "ranking"),
+    (
+        {
+            "fields": {"prompt": "q", "response-1": "b", "response-2": "a"},
+            "responses": {"best": [{"value": "response-2"}]},
+        },
+        "labelled",
+    ),
+    (
+        {
+            "fields": {"prompt": "q", "response1": "b", "response2": "a"},
+            "responses": {},
+            "suggestions": {"best": {"value": "response2", "score": None}},
+        },
+        "labelled",
+    ),
+    (
+        {
+            "fields": {"prompt": "q", "x": "b", "y": "a"},
+            "responses": {"order": [{"value": [{"value": "y", "rank": 1}, {"value": "x", "rank": 2}]}]},
+        },
+        "ranking",
+    ),
     ({" Prompt": "q", "CHOSEN ": "a", "rejected": "b"}, "pairs"),
     ({"question": "q", "response_j": "a", "response_k": "b"}, "pairs"),
 ]
@@ -442,144 +734,355 @@ PUBLISHED = [
 @pytest.mark.parametrize("row,name", PUBLISHED, ids=range(len(PUBLISHED)))
 def test_published_shapes(row, name, tmp_path):
     found = load(jsonl(tmp_path / "a.jsonl", [row]))
-    assert found.report.format == name and found[0]["prompt"] == "q" and found[0]["responses"] == ["a", "b"] and found[0]["ranks"] == [1, 2]
-    assert to_record(row)["responses"] == ["a", "b"] and load(pd.DataFrame([row])).fingerprint == found.fingerprint
+    assert (
+        found.report.format == name
+        and found[0]["prompt"] == "q"
+        and found[0]["responses"] == ["a", "b"]
+        and found[0]["ranks"] == [1, 2]
+    )
+    assert (
+        to_record(row)["responses"] == ["a", "b"]
+        and load(pd.DataFrame([row])).fingerprint == found.fingerprint
+    )
 
 
 def test_published_shapes_carry_scores_and_margins():
     assert [to_record(PUBLISHED[n][0])["scores"] for n in (3, 8, 11)] == [[1.0, -1.0], [4, 1], [5, 2]]
-    strengths = load([{"prompt": f"{n}", "response_1": "x", "response_2": "y", "preference_strength": n} for n in (-3, 0, 2)])
-    assert [(r["responses"][0], r["ranks"], r["margin"]) for r in strengths] == [("x", [1, 2], 3.0), ("x", [1, 1], 0.0), ("y", [1, 2], 2.0)]
-    other = [{"prompt": "q", "completions": [{"response": "a", "overall_score": 1, "fine-grained_score": 9}, {"response": "b", "overall_score": 4, "fine-grained_score": 3}]}]
-    assert load(other)[0]["responses"] == ["b", "a"] and load(other, columns={"scores": "fine-grained_score"})[0]["responses"] == ["a", "b"]
-    both = [{"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 0, "safer_response_id": 1}]
-    assert load(both)[0]["responses"][0] == "x" and load(both, columns={"label": "safer_response_id"})[0]["responses"][0] == "y"
+    strengths = load(
+        [
+            {"prompt": f"{n}", "response_1": "x", "response_2": "y", "preference_strength": n}
+            for n in (-3, 0, 2)
+        ]
+    )
+    assert [(r["responses"][0], r["ranks"], r["margin"]) for r in strengths] == [
+        ("x", [1, 2], 3.0),
+        ("x", [1, 1], 0.0),
+        ("y", [1, 2], 2.0),
+    ]
+    other = [
+        {
+            "prompt": "q",
+            "completions": [
+                {"response": "a", "overall_score": 1, "fine-grained_score": 9},
+                {"response": "b", "overall_score": 4, "fine-grained_score": 3},
+            ],
+        }
+    ]
+    assert load(other)[0]["responses"] == ["b", "a"] and load(
+        other, columns={"scores": "fine-grained_score"}
+    )[0]["responses"] == ["a", "b"]
+    both = [
+        {"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 0, "safer_response_id": 1}
+    ]
+    assert (
+        load(both)[0]["responses"][0] == "x"
+        and load(both, columns={"label": "safer_response_id"})[0]["responses"][0] == "y"
+    )
 
 
-@pytest.mark.parametrize("row,reason", [
-    ({"prompt": "q", "response_a": "x", "response_b": "y", **FLAGS}, "null or unreadable label"),
-    ({"prompt": "q", "response_a": "x", "response_b": "y", "score_a": 1, "score_b": None}, "null score"),
-    ({"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": "much"}, "strength is not a finite number"),
-    ({"prompt": "q", "responses": ["a", "b"], "choice": 2}, "null or unreadable label"),
-    ({"prompt": "q", "responses": "['a', 'b']", "scores": [1, 2]}, "responses is not a list"),
-    ({"fields": {"prompt": "q", "response1": "a", "response2": "b"}, "responses": {}}, "null or unreadable label"),
-    ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -0.5}, "negative margin"),
-])
+@pytest.mark.parametrize(
+    "row,reason",
+    [
+        ({"prompt": "q", "response_a": "x", "response_b": "y", **FLAGS}, "null or unreadable label"),
+        ({"prompt": "q", "response_a": "x", "response_b": "y", "score_a": 1, "score_b": None}, "null score"),
+        (
+            {"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": "much"},
+            "strength is not a finite number",
+        ),
+        ({"prompt": "q", "responses": ["a", "b"], "choice": 2}, "null or unreadable label"),
+        ({"prompt": "q", "responses": "['a', 'b']", "scores": [1, 2]}, "responses is not a list"),
+        (
+            {"fields": {"prompt": "q", "response1": "a", "response2": "b"}, "responses": {}},
+            "null or unreadable label",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -0.5}, "negative margin"),
+    ],
+)
 def test_rows_that_decide_nothing_are_broken(row, reason):
     good = {**row, "prompt": "r"} if "prompt" in row else {**row, "fields": row["fields"] | {"prompt": "r"}}
-    good |= {k: v for k, v in {"winner_tie": 1, "score_b": 2, "preference_strength": 1, "choice": 1, "margin": 1}.items() if k in row}
-    good |= {"responses": {"best": [{"value": "response1"}]}} if "fields" in row else {"responses": ["a", "b"]} if "responses" in row else {}
+    good |= {
+        k: v
+        for k, v in {
+            "winner_tie": 1,
+            "score_b": 2,
+            "preference_strength": 1,
+            "choice": 1,
+            "margin": 1,
+        }.items()
+        if k in row
+    }
+    good |= (
+        {"responses": {"best": [{"value": "response1"}]}}
+        if "fields" in row
+        else {"responses": ["a", "b"]}
+        if "responses" in row
+        else {}
+    )
     found = load([good, row])
     assert len(found) == 1 and {k: v["count"] for k, v in found.report.broken.items()} == {reason: 1}
 
 
 def test_lists_of_turns_are_conversations():
-    row = {"id": 1, "prompt": '["q", "r"]', "response_a": '["a", "c"]', "response_b": '["b", null]', **FLAGS, "winner_tie": 1}
-    good = load([row | {"response_b": '["b", "d"]'}, {**row, "id": 2, "prompt": ["s"], "response_a": ["a"], "response_b": ["b"], "winner_model_a": 1, "winner_tie": 0}])
-    assert good[0]["prompt"] == [USER("q")] and good[0]["responses"][0] == [BOT("a"), USER("r"), BOT("c")] and good[0]["ranks"] == [1, 1]
+    row = {
+        "id": 1,
+        "prompt": '["q", "r"]',
+        "response_a": '["a", "c"]',
+        "response_b": '["b", null]',
+        **FLAGS,
+        "winner_tie": 1,
+    }
+    good = load(
+        [
+            row | {"response_b": '["b", "d"]'},
+            {
+                **row,
+                "id": 2,
+                "prompt": ["s"],
+                "response_a": ["a"],
+                "response_b": ["b"],
+                "winner_model_a": 1,
+                "winner_tie": 0,
+            },
+        ]
+    )
+    assert (
+        good[0]["prompt"] == [USER("q")]
+        and good[0]["responses"][0] == [BOT("a"), USER("r"), BOT("c")]
+        and good[0]["ranks"] == [1, 1]
+    )
     assert good[1]["responses"] == [[BOT("a")], [BOT("b")]]
     assert reasons(load([row, {**row, "response_b": '["b", "d"]'}])) == {"null response_b": 1}
-    found = load([row | {"response_b": '["b", "d"]'}, {**row, "prompt": "plain", "response_a": "a", "response_b": "b"}, row | {"response_b": '["b", "e"]'}])
-    assert {k: v["examples"] for k, v in found.report.broken.items()} == {"row is not nested as the first rows are": ["row 2: no lists of turns in prompt and responses"]}
+    found = load(
+        [
+            row | {"response_b": '["b", "d"]'},
+            {**row, "prompt": "plain", "response_a": "a", "response_b": "b"},
+            row | {"response_b": '["b", "e"]'},
+        ]
+    )
+    assert {k: v["examples"] for k, v in found.report.broken.items()} == {
+        "row is not nested as the first rows are": ["row 2: no lists of turns in prompt and responses"]
+    }
 
 
 def test_rows_of_one_response_are_grouped_by_prompt(tmp_path):
-    rows = [{"prompt": f"q{n // 3}", "response": f"r{n}", "helpfulness": n % 3, "verbosity": 4} for n in range(3000)]
-    path = jsonl(tmp_path / "a.jsonl", [*rows, {"prompt": "alone", "response": "r", "helpfulness": 1}, {"prompt": "x", "response": "r", "helpfulness": None}])
+    rows = [
+        {"prompt": f"q{n // 3}", "response": f"r{n}", "helpfulness": n % 3, "verbosity": 4}
+        for n in range(3000)
+    ]
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        [
+            *rows,
+            {"prompt": "alone", "response": "r", "helpfulness": 1},
+            {"prompt": "x", "response": "r", "helpfulness": None},
+        ],
+    )
     found = load(path)
-    assert found.report.format == "scored" and len(found) == 1000 and found[999]["responses"] == ["r2999", "r2998", "r2997"] and found[999]["scores"] == [2, 1, 0]
-    assert reasons(found) == {"only one response to its prompt": 1, "null score": 1} and found[1]["origin"] == "a.jsonl:4" and "'helpfulness'" in found.report.notes[0]
+    assert (
+        found.report.format == "scored"
+        and len(found) == 1000
+        and found[999]["responses"] == ["r2999", "r2998", "r2997"]
+        and found[999]["scores"] == [2, 1, 0]
+    )
+    assert (
+        reasons(found) == {"only one response to its prompt": 1, "null score": 1}
+        and found[1]["origin"] == "a.jsonl:4"
+        and "'helpfulness'" in found.report.notes[0]
+    )
     assert load(path, num_proc=2).fingerprint == found.fingerprint
     assert load(rows[:3], columns={"score": "verbosity"})[0]["ranks"] == [1, 1, 1]
-    with pytest.raises(PreferenceDataError, match="rows of one prompt must follow each other"): load([rows[0], rows[3]])
+    with pytest.raises(PreferenceDataError, match="rows of one prompt must follow each other"):
+        load([rows[0], rows[3]])
 
 
-@pytest.mark.parametrize("row", [
-    {"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "data": {}, "annotations": []}, {"prompt": "q", "response_1": "x", "response_2": "y", "remarks": "z"},
-    {"prompt": "q", "text": "a"}, {"question": "q", "essay": "a", "grade": 1},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": "a", "label": True},
+        {"prompt": "q", "data": {}, "annotations": []},
+        {"prompt": "q", "response_1": "x", "response_2": "y", "remarks": "z"},
+        {"prompt": "q", "text": "a"},
+        {"question": "q", "essay": "a", "grade": 1},
+    ],
+)
 def test_a_shape_that_is_not_understood_gets_no_made_up_column(row):
-    with pytest.raises(PreferenceDataError, match=r"no column for .*; present are .* say columns=\{'\w+': '...'\}"): load([row])
+    with pytest.raises(
+        PreferenceDataError, match=r"no column for .*; present are .* say columns=\{'\w+': '...'\}"
+    ):
+        load([row])
 
 
 def test_one_column_cannot_be_two():
-    with pytest.raises(PreferenceDataError, match="column 'text' is named twice, for 'prompt' and for 'chosen'"):
+    with pytest.raises(
+        PreferenceDataError, match="column 'text' is named twice, for 'prompt' and for 'chosen'"
+    ):
         load([{"text": "q", "rejected": "b"}], columns={"prompt": "text", "chosen": "text"})
 
 
 def test_rankings():
     record = to_record({"prompt": "q", "responses": '["d", "a", "b", "c"]', "scores": "[0, 9.5, 3, 3]"})
-    assert record["responses"] == ["a", "b", "c", "d"] and record["ranks"] == [1, 2, 2, 3] and record["scores"] == [9.5, 3, 3, 0]
+    assert (
+        record["responses"] == ["a", "b", "c", "d"]
+        and record["ranks"] == [1, 2, 2, 3]
+        and record["scores"] == [9.5, 3, 3, 0]
+    )
     assert to_record({"prompt": "q", "responses": ["a", "b", "c"], "ranks": [0, 4, 4]})["ranks"] == [1, 2, 2]
-    for change, reason in [({"responses": ["a"]}, "fewer than two"), ({"ranks": [1]}, "differ in number"), ({"responses": ["a", None]}, "null response"),
-                           ({"responses": ["a", "a"]}, "identical responses"), ({"responses": "a"}, "not a list"), ({"ranks": [1, "x"]}, "rank is not a finite number"),
-                           ({"responses": None}, "null responses"), ({"ranks": None}, "null ranks")]:
+    for change, reason in [
+        ({"responses": ["a"]}, "fewer than two"),
+        ({"ranks": [1]}, "differ in number"),
+        ({"responses": ["a", None]}, "null response"),
+        ({"responses": ["a", "a"]}, "identical responses"),
+        ({"responses": "a"}, "not a list"),
+        ({"ranks": [1, "x"]}, "rank is not a finite number"),
+        ({"responses": None}, "null responses"),
+        ({"ranks": None}, "null ranks"),
+    ]:
         row = {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]} | change
-        if change == {"responses": ["a"]}: row["ranks"] = [1]
-        with pytest.raises(UnusableRow, match=reason): to_record(row)
+        if change == {"responses": ["a"]}:
+            row["ranks"] = [1]
+        with pytest.raises(UnusableRow, match=reason):
+            to_record(row)
     disagreeing = load([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], "scores": [0, 1]}])
-    assert len(disagreeing) == 1 and any(reason.startswith("scores disagree") for reason in disagreeing.report.noted)
+    assert len(disagreeing) == 1 and any(
+        reason.startswith("scores disagree") for reason in disagreeing.report.noted
+    )
 
 
 # ---------------------------------------------------------------- conversations
 
+
 def test_turns_begin_only_after_a_blank_line():
     text = '\n\nHuman: She wrote "Human: no"\nAssistant: this is a quote\n\nAssistant: Human: yes'
-    assert parse_transcript(text) == [USER('She wrote "Human: no"\nAssistant: this is a quote'), BOT("Human: yes")]
-    with pytest.raises(UnusableRow, match="not a transcript"): parse_transcript("Hello\n\nHuman: a\n\nAssistant: b")
-    with pytest.raises(UnusableRow, match="not a transcript"): parse_transcript("")
+    assert parse_transcript(text) == [
+        USER('She wrote "Human: no"\nAssistant: this is a quote'),
+        BOT("Human: yes"),
+    ]
+    with pytest.raises(UnusableRow, match="not a transcript"):
+        parse_transcript("Hello\n\nHuman: a\n\nAssistant: b")
+    with pytest.raises(UnusableRow, match="not a transcript"):
+        parse_transcript("")
 
 
-@pytest.mark.parametrize("template", ["Human: {q}\nAssistant: {a}", "\r\n\r\nHuman: {q}\r\n\r\nAssistant: {a}\r\n", "\n\nHuman: {q} \n\n  Assistant: {a}",
-                                      "\n\nHuman: {q}\n\n\n\nAssistant: {a}", "Human:{q}\n \nAssistant :{a}", "  Human: {q}\r\nAssistant: {a}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Human: {q}\nAssistant: {a}",
+        "\r\n\r\nHuman: {q}\r\n\r\nAssistant: {a}\r\n",
+        "\n\nHuman: {q} \n\n  Assistant: {a}",
+        "\n\nHuman: {q}\n\n\n\nAssistant: {a}",
+        "Human:{q}\n \nAssistant :{a}",
+        "  Human: {q}\r\nAssistant: {a}",
+    ],
+)
 def test_transcripts_as_people_type_them(template):
-    found = load([{"chosen": template.format(q=q, a="a"), "rejected": template.format(q=q, a="b")} for q in ("q", "Is it \"Human: x\"?")])
-    assert found.report.format == "transcript" and found[0]["prompt"] == [USER("q")] and found[0]["responses"] == [[BOT("a")], [BOT("b")]]
+    found = load(
+        [
+            {"chosen": template.format(q=q, a="a"), "rejected": template.format(q=q, a="b")}
+            for q in ("q", 'Is it "Human: x"?')
+        ]
+    )
+    assert (
+        found.report.format == "transcript"
+        and found[0]["prompt"] == [USER("q")]
+        and found[0]["responses"] == [[BOT("a")], [BOT("b")]]
+    )
     assert found[1]["prompt"] == [USER('Is it "Human: x"?')] and found.report.notes == []
 
 
 def test_a_transcript_may_begin_with_a_system_turn():
-    found = load([{"chosen": f"System: Be {n}.\n\nHuman: q\n\nAssistant: a", "rejected": f"System: Be {n}.\n\nHuman: q\n\nAssistant: b"} for n in range(2)])
-    assert found[1]["prompt"] == [{"role": "system", "content": "Be 1."}, USER("q")] and found[1]["responses"][0] == [BOT("a")]
+    found = load(
+        [
+            {
+                "chosen": f"System: Be {n}.\n\nHuman: q\n\nAssistant: a",
+                "rejected": f"System: Be {n}.\n\nHuman: q\n\nAssistant: b",
+            }
+            for n in range(2)
+        ]
+    )
+    assert found[1]["prompt"] == [{"role": "system", "content": "Be 1."}, USER("q")] and found[1][
+        "responses"
+    ][0] == [BOT("a")]
     assert parse_transcript("\n\nHuman: q\n\nSystem: x\n\nAssistant: a") == [USER("q\n\nSystem: x"), BOT("a")]
 
 
 def test_a_transcript_as_the_prompt_of_a_ranking():
-    record = to_record({"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "b", "rank": 2}, {"answer": "a", "rank": 1}]})
+    record = to_record(
+        {
+            "prompt": "\n\nHuman: q\n\nAssistant: ",
+            "answers": [{"answer": "b", "rank": 2}, {"answer": "a", "rank": 1}],
+        }
+    )
     assert record["prompt"] == [USER("q")] and record["responses"] == [[BOT("a")], [BOT("b")]]
 
 
 def transcript(*turns):
-    return "".join(f"\n\n{speaker}: {text}" for speaker, text in zip(["Human", "Assistant"] * 9, turns, strict=False))
+    return "".join(
+        f"\n\n{speaker}: {text}" for speaker, text in zip(["Human", "Assistant"] * 9, turns, strict=False)
+    )
 
 
-@pytest.mark.parametrize("chosen,rejected,prompt,responses", [
-    (transcript("q", "a"), transcript("q", "b"), [USER("q")], [[BOT("a")], [BOT("b")]]),
-    (transcript("q", "a", "r", "c"), transcript("q", "a", "r", "d"), [USER("q"), BOT("a"), USER("r")], [[BOT("c")], [BOT("d")]]),
-    (transcript("q", "a", "r", "c"), transcript("q", "b"), [USER("q")], [[BOT("a"), USER("r"), BOT("c")], [BOT("b")]]),
-    (transcript("q", "a", "r", "c"), transcript("q", "a"), [USER("q")], [[BOT("a"), USER("r"), BOT("c")], [BOT("a")]]),
-    (transcript("q", "a", ""), transcript("q", "b"), [USER("q")], [[BOT("a")], [BOT("b")]]),
-])
+@pytest.mark.parametrize(
+    "chosen,rejected,prompt,responses",
+    [
+        (transcript("q", "a"), transcript("q", "b"), [USER("q")], [[BOT("a")], [BOT("b")]]),
+        (
+            transcript("q", "a", "r", "c"),
+            transcript("q", "a", "r", "d"),
+            [USER("q"), BOT("a"), USER("r")],
+            [[BOT("c")], [BOT("d")]],
+        ),
+        (
+            transcript("q", "a", "r", "c"),
+            transcript("q", "b"),
+            [USER("q")],
+            [[BOT("a"), USER("r"), BOT("c")], [BOT("b")]],
+        ),
+        (
+            transcript("q", "a", "r", "c"),
+            transcript("q", "a"),
+            [USER("q")],
+            [[BOT("a"), USER("r"), BOT("c")], [BOT("a")]],
+        ),
+        (transcript("q", "a", ""), transcript("q", "b"), [USER("q")], [[BOT("a")], [BOT("b")]]),
+    ],
+)
 def test_transcript_pairs(chosen, rejected, prompt, responses):
     record = to_record({"chosen": chosen, "rejected": rejected})
     assert record["prompt"] == prompt and record["responses"] == responses
 
 
-@pytest.mark.parametrize("chosen,rejected,reason", [
-    (transcript("q", ""), transcript("q", "b"), "empty chosen"),
-    (transcript("q", "a", "thanks"), transcript("q", "b"), "chosen does not end with the assistant's turn"),
-    (transcript("q", "a"), transcript("other", "b"), "the responses answer different prompts"),
-    (transcript("q", "a", "r", "b"), transcript("q", "a", "s", "c"), "the responses answer different prompts"),
-    (transcript("q", "a"), transcript("q", "a "), "chosen is identical to rejected"),
-])
+@pytest.mark.parametrize(
+    "chosen,rejected,reason",
+    [
+        (transcript("q", ""), transcript("q", "b"), "empty chosen"),
+        (
+            transcript("q", "a", "thanks"),
+            transcript("q", "b"),
+            "chosen does not end with the assistant's turn",
+        ),
+        (transcript("q", "a"), transcript("other", "b"), "the responses answer different prompts"),
+        (
+            transcript("q", "a", "r", "b"),
+            transcript("q", "a", "s", "c"),
+            "the responses answer different prompts",
+        ),
+        (transcript("q", "a"), transcript("q", "a "), "chosen is identical to rejected"),
+    ],
+)
 def test_transcript_pairs_that_cannot_be_used(chosen, rejected, reason):
-    with pytest.raises(UnusableRow) as error: to_record({"chosen": chosen, "rejected": rejected})
+    with pytest.raises(UnusableRow) as error:
+        to_record({"chosen": chosen, "rejected": rejected})
     assert error.value.reason == reason
 
 
 def test_a_transcript_as_prompt_with_bare_responses():
-    record = to_record({"prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:", "chosen": " x", "rejected": " y"})
-    assert record["prompt"] == [USER("q"), BOT("a"), USER("r")] and record["responses"] == [[BOT("x")], [BOT("y")]]
+    record = to_record(
+        {"prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:", "chosen": " x", "rejected": " y"}
+    )
+    assert record["prompt"] == [USER("q"), BOT("a"), USER("r")] and record["responses"] == [
+        [BOT("x")],
+        [BOT("y")],
+    ]
 
 
 CONVERSATIONAL = [
@@ -591,7 +1094,11 @@ CONVERSATIONAL = [
     {"prompt": [USER("q")], "chosen": "a", "rejected": "b"},
     {"prompt": [USER("q")], "chosen": BOT("a"), "rejected": BOT("b")},
     {"messages": [USER("q")], "chosen": BOT("a"), "rejected": BOT("b")},
-    {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+    {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    },
     {"prompt": [USER("q")], "responses": [[BOT("b")], [BOT("a")]], "scores": [1, 2]},
     {"conversation_a": [USER("q"), BOT("b")], "conversation_b": [USER("q"), BOT("a")], "winner": "model_b"},
 ]
@@ -600,7 +1107,11 @@ CONVERSATIONAL = [
 @pytest.mark.parametrize("row", CONVERSATIONAL, ids=range(len(CONVERSATIONAL)))
 def test_conversations_in_every_shape_are_the_same_record(row, tmp_path):
     record = to_record(row)
-    assert record["prompt"] == [USER("q")] and record["responses"] == [[BOT("a")], [BOT("b")]] and record["ranks"] == [1, 2]
+    assert (
+        record["prompt"] == [USER("q")]
+        and record["responses"] == [[BOT("a")], [BOT("b")]]
+        and record["ranks"] == [1, 2]
+    )
     cells = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
     pd.DataFrame([cells]).to_csv(tmp_path / "a.csv", index=False)
     assert load(tmp_path / "a.csv")[0]["responses"] == record["responses"]
@@ -608,74 +1119,140 @@ def test_conversations_in_every_shape_are_the_same_record(row, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.json"])
 def test_messages_stored_as_text(tmp_path, name):
-    rows = [{"prompt": f"q{n}", "chosen": json.dumps([USER(f"q{n}"), BOT("a")]), "rejected": json.dumps([USER(f"q{n}"), BOT("b")])} for n in range(3)]
+    rows = [
+        {
+            "prompt": f"q{n}",
+            "chosen": json.dumps([USER(f"q{n}"), BOT("a")]),
+            "rejected": json.dumps([USER(f"q{n}"), BOT("b")]),
+        }
+        for n in range(3)
+    ]
     WRITERS[name](tmp_path / name, rows)
     found = load(tmp_path / name)
-    assert found.report.format == "messages" and found[2]["prompt"] == [USER("q2")] and found[2]["responses"] == [[BOT("a")], [BOT("b")]]
+    assert (
+        found.report.format == "messages"
+        and found[2]["prompt"] == [USER("q2")]
+        and found[2]["responses"] == [[BOT("a")], [BOT("b")]]
+    )
 
 
 def test_text_that_only_looks_like_messages_stays_text():
-    for text in ('[{"role": "user"}]', '{"role": "user", "content": "x"', '[{"role": "user", "content": "x"}] is JSON', "[{'role': 1}", "{'a': 'b'}", '[{"role": "user", "content": "x"}, 1]'):
-        try: assert to_record({"prompt": "q", "chosen": text, "rejected": "b"})["responses"][0] == text
-        except UnusableRow as error: assert error.reason.endswith("not as JSON") and text.startswith("[{'role'")
+    for text in (
+        '[{"role": "user"}]',
+        '{"role": "user", "content": "x"',
+        '[{"role": "user", "content": "x"}] is JSON',
+        "[{'role': 1}",
+        "{'a': 'b'}",
+        '[{"role": "user", "content": "x"}, 1]',
+    ):
+        try:
+            assert to_record({"prompt": "q", "chosen": text, "rejected": "b"})["responses"][0] == text
+        except UnusableRow as error:
+            assert error.reason.endswith("not as JSON") and text.startswith("[{'role'")
 
 
 def test_messages_written_by_str_are_refused_never_evaluated(tmp_path):
-    bad = pd.DataFrame([{"prompt": "q", "chosen": [USER("q"), BOT("it's")], "rejected": [USER("q"), BOT("b")]}] * 2)
+    bad = pd.DataFrame(
+        [{"prompt": "q", "chosen": [USER("q"), BOT("it's")], "rejected": [USER("q"), BOT("b")]}] * 2
+    )
     bad.to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(PreferenceDataError, match=r"^a.csv: none .* chosen is written by Python's str\(\), not as JSON 2; first: a.csv:2: write messages with json.dumps") as error:
+    with pytest.raises(
+        PreferenceDataError,
+        match=(
+            r"^a.csv: none .* chosen is written by Python's str\(\), not as JSON 2; first: a.csv:2: write"
+            r" messages with json.dumps"
+        ),
+    ) as error:
         load(tmp_path / "a.csv")
     assert "\n" not in str(error.value)
     found = load([*pairs(3), {"prompt": "q", "chosen": f"[{BOT('x')}\n {BOT('y')}]", "rejected": "b"}])
-    assert list(found.report.broken) == ["chosen is written by Python's str(), not as JSON"] and len(found) == 3
+    assert (
+        list(found.report.broken) == ["chosen is written by Python's str(), not as JSON"] and len(found) == 3
+    )
 
 
-@pytest.mark.parametrize("row", [
-    {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"}, {"system_prompt": "s", "chosen": [USER("q"), BOT("a")], "rejected": [USER("q"), BOT("b")]},
-    {"system": " s ", "conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
-    {"system": "s", "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
-    {"system": "ignored", "prompt": [{"role": "System", "content": "s"}, {"role": "User", "content": "q"}], "chosen": "a", "rejected": "b"},
-    {"system": "s", "question": "q", "response_a": "a", "response_b": "b", "label": "a"},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"},
+        {"system_prompt": "s", "chosen": [USER("q"), BOT("a")], "rejected": [USER("q"), BOT("b")]},
+        {
+            "system": " s ",
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        {"system": "s", "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        {
+            "system": "ignored",
+            "prompt": [{"role": "System", "content": "s"}, {"role": "User", "content": "q"}],
+            "chosen": "a",
+            "rejected": "b",
+        },
+        {"system": "s", "question": "q", "response_a": "a", "response_b": "b", "label": "a"},
+    ],
+)
 def test_a_system_column_is_the_first_turn(row):
     found = load([row])
-    assert found[0]["prompt"] == [{"role": "system", "content": "s"}, USER("q")] and found[0]["responses"] == [[BOT("a")], [BOT("b")]]
+    assert found[0]["prompt"] == [{"role": "system", "content": "s"}, USER("q")] and found[0][
+        "responses"
+    ] == [[BOT("a")], [BOT("b")]]
     assert "first turn" in found.report.notes[-1]
 
 
 def test_a_system_column_without_use():
     row = {"system": "", "prompt": "q", "chosen": "a", "rejected": "b"}
     found = load([row])
-    assert found.kind == "text" and found.report.notes == ["the column 'system' is not used, since it is empty in the first rows"]
+    assert found.kind == "text" and found.report.notes == [
+        "the column 'system' is not used, since it is empty in the first rows"
+    ]
     mixed = load([row, row | {"system": "s"}])
     assert mixed[0]["prompt"] == [USER("q")] and mixed[1]["prompt"][0]["role"] == "system"
     full = load([{"system": "s", "chosen": "a text", "rejected": "b text"}])
-    assert full.kind == "text" and full.report.notes[-1] == "the column 'system' is not used: full texts have no place for it"
+    assert (
+        full.kind == "text"
+        and full.report.notes[-1] == "the column 'system' is not used: full texts have no place for it"
+    )
 
 
-@pytest.mark.parametrize("user,bot", [("User", "Assistant"), ("Human", "ASSISTANT"), ("human", "GPT"), (" user", "Bot")])
+@pytest.mark.parametrize(
+    "user,bot", [("User", "Assistant"), ("Human", "ASSISTANT"), ("human", "GPT"), (" user", "Bot")]
+)
 def test_roles_in_any_case(user, bot):
-    record = to_record({"chosen": [{"role": user, "content": "q"}, {"role": bot, "content": "a"}], "rejected": [{"role": user, "content": "q"}, {"role": bot, "content": "b"}]})
+    record = to_record(
+        {
+            "chosen": [{"role": user, "content": "q"}, {"role": bot, "content": "a"}],
+            "rejected": [{"role": user, "content": "q"}, {"role": bot, "content": "b"}],
+        }
+    )
     assert record["prompt"] == [USER("q")] and record["responses"] == [[BOT("a")], [BOT("b")]]
 
 
 def test_the_note_about_full_texts_is_true():
-    for row in CONVERSATIONAL: assert load([row]).report.notes == []
+    for row in CONVERSATIONAL:
+        assert load([row]).report.notes == []
     assert "full texts" in load([{"chosen": "a", "rejected": "b"}]).report.notes[0]
 
 
-@pytest.mark.parametrize("change,reason", [
-    ({"prompt": "another"}, "the prompt is not among the shared turns"),
-    ({"chosen": [USER("q"), BOT(" ")]}, "empty chosen"),
-    ({"chosen": []}, "empty chosen"),
-    ({"chosen": ["a"]}, "chosen is not a list of messages"),
-    ({"chosen": [USER("q"), {"role": "assistant", "content": [{"type": "image"}]}]}, "chosen has content that is not text"),
-    ({"chosen": [USER("q"), {"role": "assistant", "content": None}]}, "null chosen"),
-    ({"chosen": [USER("q"), BOT("a"), USER("r")]}, "chosen does not end with the assistant's turn"),
-])
+@pytest.mark.parametrize(
+    "change,reason",
+    [
+        ({"prompt": "another"}, "the prompt is not among the shared turns"),
+        ({"chosen": [USER("q"), BOT(" ")]}, "empty chosen"),
+        ({"chosen": []}, "empty chosen"),
+        ({"chosen": ["a"]}, "chosen is not a list of messages"),
+        (
+            {"chosen": [USER("q"), {"role": "assistant", "content": [{"type": "image"}]}]},
+            "chosen has content that is not text",
+        ),
+        ({"chosen": [USER("q"), {"role": "assistant", "content": None}]}, "null chosen"),
+        ({"chosen": [USER("q"), BOT("a"), USER("r")]}, "chosen does not end with the assistant's turn"),
+    ],
+)
 def test_conversations_that_cannot_be_used(change, reason):
     row = {"prompt": "q", "chosen": [USER("q"), BOT("a")], "rejected": [USER("q"), BOT("b")]} | change
-    with pytest.raises(UnusableRow) as error: to_record(row, origin="row 3")
+    with pytest.raises(UnusableRow) as error:
+        to_record(row, origin="row 3")
     assert error.value.reason == reason and str(error.value).startswith("row 3: ")
 
 
@@ -689,12 +1266,28 @@ def test_text_among_conversations_is_lifted_and_the_other_way_round_set_aside():
 
 
 def test_tool_calls_and_template_arguments_survive(tmp_path):
-    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
-    rows = [{"prompt": [USER("1 + 1?")], "chosen": [call], "rejected": [BOT("3")], "tools": [{"name": "add"}], "chat_template_kwargs": {"enable_thinking": False}},
-            {"prompt": [USER("2 + 1?")], "chosen": [BOT("3")], "rejected": [BOT("4")]}]
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+    }
+    rows = [
+        {
+            "prompt": [USER("1 + 1?")],
+            "chosen": [call],
+            "rejected": [BOT("3")],
+            "tools": [{"name": "add"}],
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+        {"prompt": [USER("2 + 1?")], "chosen": [BOT("3")], "rejected": [BOT("4")]},
+    ]
     found = load(rows)
-    assert found[0]["responses"][0] == [{"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}]
-    assert json.loads(found[0]["tools"]) == [{"name": "add"}] and json.loads(found[0]["chat_template_kwargs"]) == {"enable_thinking": False}
+    assert found[0]["responses"][0] == [
+        {"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}
+    ]
+    assert json.loads(found[0]["tools"]) == [{"name": "add"}] and json.loads(
+        found[0]["chat_template_kwargs"]
+    ) == {"enable_thinking": False}
     assert "tools" not in found[1] and found[1]["responses"][0] == [BOT("3")]
     found.save(tmp_path / "a.jsonl")
     again = load(tmp_path / "a.jsonl")
@@ -703,16 +1296,37 @@ def test_tool_calls_and_template_arguments_survive(tmp_path):
 
 
 def test_system_and_unknown_roles():
-    assert as_messages([{"role": "system", "content": "s"}, {"from": "human", "value": ""}, {"role": "narrator", "content": "n"}]) == [
-        {"role": "system", "content": "s"}, {"role": "user", "content": ""}, {"role": "narrator", "content": "n"}]
+    assert as_messages(
+        [
+            {"role": "system", "content": "s"},
+            {"from": "human", "value": ""},
+            {"role": "narrator", "content": "n"},
+        ]
+    ) == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": ""},
+        {"role": "narrator", "content": "n"},
+    ]
 
 
 # ---------------------------------------------------------------- Preferences
 
+
 def test_pairs_for_trl():
-    rows = [{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2, "weight": 0.5, "source": "s"}, {"prompt": "r", "chosen": "a", "rejected": "b"}]
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2, "weight": 0.5, "source": "s"},
+        {"prompt": "r", "chosen": "a", "rejected": "b"},
+    ]
     found = load(rows).to_pairs()
-    assert found[0] == {"prompt": "q", "chosen": "a", "rejected": "b", "weight": 0.5, "id": load(rows)[0]["id"], "margin": 2.0, "source": "s"}
+    assert found[0] == {
+        "prompt": "q",
+        "chosen": "a",
+        "rejected": "b",
+        "weight": 0.5,
+        "id": load(rows)[0]["id"],
+        "margin": 2.0,
+        "source": "s",
+    }
     assert found[1]["margin"] == 0.0
     assert set(load(pairs(2)).to_pairs().column_names) == {"prompt", "chosen", "rejected", "weight", "id"}
     chat = load(CONVERSATIONAL[:1]).to_pairs()
@@ -725,8 +1339,17 @@ def test_selecting_keeps_the_measures():
     fresh = Preferences(part.dataset)
     assert part.fingerprint == fresh.fingerprint and np.array_equal(part.prompt_keys, fresh.prompt_keys)
     assert part.report.lengths == fresh.report.lengths and part.report.stats == fresh.report.stats
-    assert [r["origin"] for r in part] == ["row 41", "row 4", "row 4", "row 13"] == [part[i]["origin"] for i in range(4)]
-    ranked = load([{"prompt": f"{i}", "responses": list("abcde")[: 2 + i], "scores": list(range(2 + i))} for i in range(4)]).select([3, 1])
+    assert (
+        [r["origin"] for r in part]
+        == ["row 41", "row 4", "row 4", "row 13"]
+        == [part[i]["origin"] for i in range(4)]
+    )
+    ranked = load(
+        [
+            {"prompt": f"{i}", "responses": list("abcde")[: 2 + i], "scores": list(range(2 + i))}
+            for i in range(4)
+        ]
+    ).select([3, 1])
     assert len(ranked.measures["responses"]) == 5 + 3 and len(ranked.measures["pairs"]) == 10 + 3
 
 
@@ -735,9 +1358,21 @@ def test_ids_and_fingerprints_depend_on_content_only(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", rows)
     a, b = load(rows), load(path)
     assert a.fingerprint == b.fingerprint and [r["id"] for r in a] == [r["id"] for r in b]
-    assert load(rows[::-1]).fingerprint != a.fingerprint != load([rows[0] | {"weight": 2}, *rows[1:]]).fingerprint
-    code = "from reward_kit.data.preferences import load_preferences; import sys; print(load_preferences(sys.argv[1]).fingerprint)"
-    other = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert (
+        load(rows[::-1]).fingerprint
+        != a.fingerprint
+        != load([rows[0] | {"weight": 2}, *rows[1:]]).fingerprint
+    )
+    code = (
+        "from reward_kit.data.preferences import load_preferences; import sys;"
+        " print(load_preferences(sys.argv[1]).fingerprint)"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code, path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+    )
     assert other.stdout.strip() == a.fingerprint, other.stderr
     assert load([rows[0] | {"id": 17}])[0]["id"] == "17"
 
@@ -751,45 +1386,82 @@ def test_large_data_moves_to_a_file_and_stays_the_same(tmp_path, monkeypatch):
     assert files == [f"{expected.fingerprint}.arrow"] and list(found) == list(expected)
     load(rows, cache_dir=tmp_path)
     assert [p.name for p in (tmp_path / "reward_kit").iterdir()] == files, "no second copy"
-    with pytest.raises(PreferenceDataError): load(rows + [{"prompt": None, "chosen": "a", "rejected": "b"}], cache_dir=tmp_path / "other", strict=True)
-    with pytest.raises(PreferenceDataError): load(rows + ["no row"], cache_dir=tmp_path / "other", strict=True)
-    assert not [p for p in (tmp_path / "other").rglob("*") if p.is_file() and p.suffix != ".arrow"], "no unfinished file"
+    with pytest.raises(PreferenceDataError):
+        load(
+            rows + [{"prompt": None, "chosen": "a", "rejected": "b"}],
+            cache_dir=tmp_path / "other",
+            strict=True,
+        )
+    with pytest.raises(PreferenceDataError):
+        load(rows + ["no row"], cache_dir=tmp_path / "other", strict=True)
+    assert not [p for p in (tmp_path / "other").rglob("*") if p.is_file() and p.suffix != ".arrow"], (
+        "no unfinished file"
+    )
 
 
 def test_several_processes_give_the_same(tmp_path):
     rng = random.Random(0)
     lines = [json.dumps(row) for row in pairs(5000)]
-    for n in range(0, 5000, 97): lines[n] = rng.choice(["{broken", '{"prompt": "p", "chosen": "", "rejected": "b"}', lines[n - 1]])
+    for n in range(0, 5000, 97):
+        lines[n] = rng.choice(["{broken", '{"prompt": "p", "chosen": "", "rejected": "b"}', lines[n - 1]])
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))
     one, two = load(path), load(path, num_proc=2)
-    assert one.fingerprint == two.fingerprint and one.report.dropped == two.report.dropped and list(one)[77] == list(two)[77]
+    assert (
+        one.fingerprint == two.fingerprint
+        and one.report.dropped == two.report.dropped
+        and list(one)[77] == list(two)[77]
+    )
     (tmp_path / "bad.jsonl").write_bytes(path.read_bytes() + b"\n\xff\n")
-    with pytest.raises(PreferenceDataError, match="bad.jsonl:5001: not UTF-8"): load(tmp_path / "bad.jsonl", num_proc=2)
+    with pytest.raises(PreferenceDataError, match="bad.jsonl:5001: not UTF-8"):
+        load(tmp_path / "bad.jsonl", num_proc=2)
 
 
 def test_memory_does_not_grow_with_the_texts(tmp_path):
     "Reading 180 MB of text must take far less than that on top of the imports."
     path = tmp_path / "big.jsonl"
     with open(path, "w") as file:
-        for n in range(12_000): file.write(json.dumps({"prompt": f"p{n} " + "x" * 5000, "chosen": f"c{n} " + "y" * 5000, "rejected": f"r{n} " + "z" * 5000}) + "\n")
+        for n in range(12_000):
+            file.write(
+                json.dumps(
+                    {
+                        "prompt": f"p{n} " + "x" * 5000,
+                        "chosen": f"c{n} " + "y" * 5000,
+                        "rejected": f"r{n} " + "z" * 5000,
+                    }
+                )
+                + "\n"
+            )
     assert path.stat().st_size > 180e6
-    code = ("import sys; from reward_kit.data.preferences import load_preferences\n"
-            "def used(): return int([l for l in open('/proc/self/status') if l.startswith('RssAnon')][0].split()[1]) / 1024\n"
-            "before = used(); p = load_preferences(sys.argv[1], cache_dir=sys.argv[2], progress=False); print(len(p), used() - before)")
-    if not Path("/proc/self/status").exists(): pytest.skip("no /proc to read the memory from")
-    out = subprocess.run([sys.executable, "-c", code, path, tmp_path], capture_output=True, text=True, check=True).stdout.split()
+    code = (
+        "import sys; from reward_kit.data.preferences import load_preferences\ndef used(): return int([l for"
+        " l in open('/proc/self/status') if l.startswith('RssAnon')][0].split()[1]) / 1024\nbefore = used();"
+        " p = load_preferences(sys.argv[1], cache_dir=sys.argv[2], progress=False); print(len(p), used() -"
+        " before)"
+    )
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc to read the memory from")
+    out = subprocess.run(
+        [sys.executable, "-c", code, path, tmp_path], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert int(out[0]) == 12_000 and float(out[1]) < 110
 
 
 # ---------------------------------------------------------------- the report
 
+
 def test_report_shows_itself():
     found = load(pairs(30) + [{"prompt": "<b>|", "chosen": None, "rejected": "x"}] * 4)
     report = found.report
     text, markdown, page = str(report), report.to_markdown(), report._repr_html_()
-    assert "threshold" in markdown and "threshold" in page and "threshold" not in text and max(map(len, text.split("Practices")[1].splitlines())) < 110
-    for part in ("rows dropped", "null chosen", "row 31; row 32; row 33", "enough pairs"): assert part in text and part in markdown and part in page
+    assert (
+        "threshold" in markdown
+        and "threshold" in page
+        and "threshold" not in text
+        and max(map(len, text.split("Practices")[1].splitlines())) < 110
+    )
+    for part in ("rows dropped", "null chosen", "row 31; row 32; row 33", "enough pairs"):
+        assert part in text and part in markdown and part in page
     assert "<script" not in page and page.count("<table") == page.count("</table>") >= 4
     tables = [[row for row in block.splitlines() if row.startswith("|")] for block in markdown.split("\n\n")]
     assert all(len({len(re.findall(r"(?<!\\)\|", row)) for row in table}) == 1 for table in tables if table)
@@ -802,47 +1474,116 @@ def test_report_of_ties_only_and_of_one_record():
     for rows in ([{"prompt": "q", "response_a": "x", "response_b": "y", "label": "tie"}], pairs(1)):
         report = load(rows).report
         assert str(report) and report.plot() and report.to_dict()
-    assert load([{"prompt": "q", "response_a": "x", "response_b": "y", "label": "tie"}]).report.longer_is_chosen is None
+    assert (
+        load([{"prompt": "q", "response_a": "x", "response_b": "y", "label": "tie"}]).report.longer_is_chosen
+        is None
+    )
 
 
-@pytest.mark.parametrize("practice,rows,status", [
-    ("enough pairs", pairs(1000), "ok"), ("enough pairs", pairs(999), "warn"), ("enough pairs", pairs(199), "fail"),
-    ("diverse prompts", pairs(400, 100), "ok"), ("diverse prompts", pairs(400, 50), "warn"), ("diverse prompts", pairs(400, 20), "fail"),
-    ("diverse responses", pairs(100), "ok"),
-    ("diverse responses", [{"prompt": f"q{i}", "chosen": "Yes, it is.", "rejected": "No, it is not."} for i in range(100)], "fail"),
-    ("no repeated response", [{"prompt": f"q{i}", "chosen": f"Yes {i}", "rejected": "No."} for i in range(100)], "fail"),
-    ("clear preference", [{"prompt": f"q{i}", "chosen": " ".join("abcdefghij") + f" {i}", "rejected": " ".join("abcdefghij") + f" -{i}"} for i in range(9)], "fail"),
-    ("length balance", [{"prompt": f"q{i}", "chosen": f"a longer one {i}", "rejected": f"{i}"} for i in range(100)], "fail"),
-    ("length balance", [{"prompt": f"q{i}", "chosen": f"a longer one {i}", "rejected": f"{i}"} for i in range(3)], "ok"),
-    ("position balance", [{"prompt": f"q{i}", "response_a": "x", "response_b": "y", "label": "a"} for i in range(100)], "fail"),
-    ("position balance", [{"prompt": f"q{i}", "response_a": "x", "response_b": "y", "label": "ab"[i % 2]} for i in range(100)], "ok"),
-    ("position balance", pairs(50), "n/a"),
-    ("source balance", [row | {"source": "ab"[n % 2]} for n, row in enumerate(pairs(50))], "ok"),
-    ("source balance", [row | {"source": "b" if n == 7 else "a"} for n, row in enumerate(pairs(50))], "fail"),
-    ("no duplicates", pairs(80) + pairs(20), "fail"),
-    ("no contradictions", pairs(80) + [{"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["chosen"]} for r in pairs(3)], "fail"),
-    ("no dropped rows", pairs(80) + [{"prompt": "q", "chosen": "", "rejected": ""}] * 2, "warn"),
-])
+@pytest.mark.parametrize(
+    "practice,rows,status",
+    [
+        ("enough pairs", pairs(1000), "ok"),
+        ("enough pairs", pairs(999), "warn"),
+        ("enough pairs", pairs(199), "fail"),
+        ("diverse prompts", pairs(400, 100), "ok"),
+        ("diverse prompts", pairs(400, 50), "warn"),
+        ("diverse prompts", pairs(400, 20), "fail"),
+        ("diverse responses", pairs(100), "ok"),
+        (
+            "diverse responses",
+            [{"prompt": f"q{i}", "chosen": "Yes, it is.", "rejected": "No, it is not."} for i in range(100)],
+            "fail",
+        ),
+        (
+            "no repeated response",
+            [{"prompt": f"q{i}", "chosen": f"Yes {i}", "rejected": "No."} for i in range(100)],
+            "fail",
+        ),
+        (
+            "clear preference",
+            [
+                {
+                    "prompt": f"q{i}",
+                    "chosen": " ".join("abcdefghij") + f" {i}",
+                    "rejected": " ".join("abcdefghij") + f" -{i}",
+                }
+                for i in range(9)
+            ],
+            "fail",
+        ),
+        (
+            "length balance",
+            [{"prompt": f"q{i}", "chosen": f"a longer one {i}", "rejected": f"{i}"} for i in range(100)],
+            "fail",
+        ),
+        (
+            "length balance",
+            [{"prompt": f"q{i}", "chosen": f"a longer one {i}", "rejected": f"{i}"} for i in range(3)],
+            "ok",
+        ),
+        (
+            "position balance",
+            [{"prompt": f"q{i}", "response_a": "x", "response_b": "y", "label": "a"} for i in range(100)],
+            "fail",
+        ),
+        (
+            "position balance",
+            [
+                {"prompt": f"q{i}", "response_a": "x", "response_b": "y", "label": "ab"[i % 2]}
+                for i in range(100)
+            ],
+            "ok",
+        ),
+        ("position balance", pairs(50), "n/a"),
+        ("source balance", [row | {"source": "ab"[n % 2]} for n, row in enumerate(pairs(50))], "ok"),
+        (
+            "source balance",
+            [row | {"source": "b" if n == 7 else "a"} for n, row in enumerate(pairs(50))],
+            "fail",
+        ),
+        ("no duplicates", pairs(80) + pairs(20), "fail"),
+        (
+            "no contradictions",
+            pairs(80)
+            + [{"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["chosen"]} for r in pairs(3)],
+            "fail",
+        ),
+        ("no dropped rows", pairs(80) + [{"prompt": "q", "chosen": "", "rejected": ""}] * 2, "warn"),
+    ],
+)
 def test_each_verdict_turns(practice, rows, status):
     assert {v.practice: v.status for v in load(rows).report.verdicts}[practice] == status
 
 
 def test_lengths_with_a_tokenizer():
-    def characters(texts, add_special_tokens): return {"input_ids": [list(t) for t in texts]}
+    def characters(texts, add_special_tokens):
+        return {"input_ids": [list(t) for t in texts]}
+
     report = load([{"prompt": "abc", "chosen": "abcde", "rejected": "ab"}], tokenizer=characters).report
-    assert [report.lengths[k]["max"] for k in ("prompt", "chosen", "rejected")] == [3, 5, 2] and "tokens of" in report.token_unit
+    assert [report.lengths[k]["max"] for k in ("prompt", "chosen", "rejected")] == [
+        3,
+        5,
+        2,
+    ] and "tokens of" in report.token_unit
 
 
 # ---------------------------------------------------------------- splits
 
+
 def test_splits_share_no_prompt_and_depend_on_the_seed_only():
-    rows = [row | {"prompt": row["prompt"].upper() if n % 3 else f"  {row['prompt']} "} for n, row in enumerate(pairs(600, prompts=90))]
+    rows = [
+        row | {"prompt": row["prompt"].upper() if n % 3 else f"  {row['prompt']} "}
+        for n, row in enumerate(pairs(600, prompts=90))
+    ]
     found, shuffled = load(rows), load(random.Random(1).sample(rows, len(rows)))
     for fraction in (0.05, 0.3, 0.9):
         train, held = split_by_prompt(found, fraction, seed=3)
         assert len(train) + len(held) == 600 and abs(len(held) - 600 * fraction) <= 7
         assert prompt_overlap(train, held)["shared"] == 0 == prompt_overlap(held, train)["records"]
-        assert {prompt_key(r["prompt"]) for r in split_by_prompt(shuffled, fraction, seed=3)[1]} == {prompt_key(r["prompt"]) for r in held}
+        assert {prompt_key(r["prompt"]) for r in split_by_prompt(shuffled, fraction, seed=3)[1]} == {
+            prompt_key(r["prompt"]) for r in held
+        }
     counts = collections.Counter(r["id"] for _, held in kfold_by_prompt(found, 5, seed=1) for r in held)
     assert len(counts) == 600 and set(counts.values()) == {1}
 
@@ -851,12 +1592,16 @@ def test_a_dominant_prompt_does_not_break_the_split():
     found = load([{"prompt": "same", "chosen": f"a{i}", "rejected": "b"} for i in range(95)] + pairs(5))
     train, held = split_by_prompt(found, 0.1)
     assert 1 <= len(held) <= 5 and prompt_overlap(train, held)["shared"] == 0
-    train, held = split_by_prompt(load([{"prompt": p, "chosen": f"a{i}", "rejected": "b"} for i in range(9) for p in "xy"]), 0.1)
+    train, held = split_by_prompt(
+        load([{"prompt": p, "chosen": f"a{i}", "rejected": "b"} for i in range(9) for p in "xy"]), 0.1
+    )
     assert len(train) == len(held) == 9
 
 
 def test_texts_without_prompt_are_split_by_their_responses():
-    rows = [{"chosen": f"{i} a", "rejected": f"{i} b"} for i in range(40)] + [{"chosen": f"{i} b", "rejected": f"{i} a"} for i in range(40)]
+    rows = [{"chosen": f"{i} a", "rejected": f"{i} b"} for i in range(40)] + [
+        {"chosen": f"{i} b", "rejected": f"{i} a"} for i in range(40)
+    ]
     train, held = split_by_prompt(load(rows), 0.25)
     number = lambda part: {r["responses"][0].split()[0] for r in part}
     assert len(held) == 20 and not number(train) & number(held)
@@ -864,42 +1609,82 @@ def test_texts_without_prompt_are_split_by_their_responses():
 
 def test_full_texts_are_split_by_what_both_sides_begin_with():
     "Also where the responses to one prompt share more words in one record than in another."
-    ends = [("It is good.", "No idea."), ("It is good.", "It is bad."), ("The best of all is it.", "The worst is it."), ("no IDEA at all", "It is fine")]
+    ends = [
+        ("It is good.", "No idea."),
+        ("It is good.", "It is bad."),
+        ("The best of all is it.", "The worst is it."),
+        ("no IDEA at all", "It is fine"),
+    ]
     questions = [f"Tell me about {noun} number {n}" for n in range(30) for noun in ("rivers", "kilns")]
     rows = [{"chosen": f"{q} {a}", "rejected": f"{q} {b}"} for q in questions for a, b in ends]
     found = load(random.Random(0).sample(rows, len(rows)))
     number = lambda part: {" ".join(r["responses"][0].split()[:6]) for r in part}
     train, held = split_by_prompt(found, 0.25)
-    assert found.report.stats["prompts"] == 60 and len(held) == 60 and len(number(held)) == 15 and not number(train) & number(held)
-    assert prompt_overlap(train, held)["shared"] == 0 and prompt_overlap(found, held) == {"shared": 15, "prompts": 15, "records": 60}
+    assert (
+        found.report.stats["prompts"] == 60
+        and len(held) == 60
+        and len(number(held)) == 15
+        and not number(train) & number(held)
+    )
+    assert prompt_overlap(train, held)["shared"] == 0 and prompt_overlap(found, held) == {
+        "shared": 15,
+        "prompts": 15,
+        "records": 60,
+    }
     assert "begin with" in found.report.notes[0]
 
 
 def test_a_common_preamble_is_not_a_prompt():
     preamble = "Below is an instruction. Write an answer."
-    rows = [{"chosen": f"{preamble} Count to {n}. {n}", "rejected": f"{preamble} Count to {n}. No."} for n in range(100)]
+    rows = [
+        {"chosen": f"{preamble} Count to {n}. {n}", "rejected": f"{preamble} Count to {n}. No."}
+        for n in range(100)
+    ]
     rows.append({"chosen": f"{preamble} One", "rejected": f"{preamble} Two"})
     assert load(rows).report.stats["prompts"] == 101 and len(split_by_prompt(load(rows), 0.1)[1]) == 10
 
 
 # ---------------------------------------------------------------- writing
 
-@pytest.mark.parametrize("rows", [pairs(4), CONVERSATIONAL[:1], [{"chosen": "a", "rejected": "b"}],
-                                  [{"prompt": "q", "responses": ["c", "a", "b"], "scores": [1, 2, 2]}, *pairs(2)],
-                                  [{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5, "weight": 0.25, "source": "s", "score_chosen": 5, "score_rejected": 4}],
-                                  [{"chosen": transcript("q", "a", "r", "c"), "rejected": transcript("q", "b")}]])
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pairs(4),
+        CONVERSATIONAL[:1],
+        [{"chosen": "a", "rejected": "b"}],
+        [{"prompt": "q", "responses": ["c", "a", "b"], "scores": [1, 2, 2]}, *pairs(2)],
+        [
+            {
+                "prompt": "q",
+                "chosen": "a",
+                "rejected": "b",
+                "margin": 1.5,
+                "weight": 0.25,
+                "source": "s",
+                "score_chosen": 5,
+                "score_rejected": 4,
+            }
+        ],
+        [{"chosen": transcript("q", "a", "r", "c"), "rejected": transcript("q", "b")}],
+    ],
+)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_round_trip(tmp_path, rows, name):
     found = load(rows)
     assert found.save(tmp_path / name) == len(found) == save_preferences(iter(rows), tmp_path / f"b{name}")
     again = load(tmp_path / name, strict=True)
     strip = lambda records: [{k: v for k, v in r.items() if k != "origin"} for r in records]
-    assert strip(again) == strip(found) == strip(load(tmp_path / f"b{name}")) and again.fingerprint == found.fingerprint
+    assert (
+        strip(again) == strip(found) == strip(load(tmp_path / f"b{name}"))
+        and again.fingerprint == found.fingerprint
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_append(tmp_path, name):
-    for row in pairs(4): assert save_preferences([row], tmp_path / name, append=True) == 1
+    for row in pairs(4):
+        assert save_preferences([row], tmp_path / name, append=True) == 1
     assert load(tmp_path / name).fingerprint == load(pairs(4)).fingerprint
 
 
@@ -913,22 +1698,28 @@ def test_append_after_an_interrupted_write(tmp_path):
 
 def test_nothing_is_written_when_a_row_is_wrong(tmp_path):
     path = tmp_path / "a.jsonl"
-    with pytest.raises(PreferenceDataError, match="^row 3: chosen is identical"): save_preferences([*pairs(2), {"prompt": "q", "chosen": "a", "rejected": "a"}], path)
-    with pytest.raises(PreferenceDataError, match="^row 1: not a dict"): save_preferences(["a"], path)
-    with pytest.raises(PreferenceDataError, match="^row 2: no column for 'rejected'"): save_preferences([*pairs(1), {"prompt": "q", "chosen": "a"}], path, append=True)
+    with pytest.raises(PreferenceDataError, match="^row 3: chosen is identical"):
+        save_preferences([*pairs(2), {"prompt": "q", "chosen": "a", "rejected": "a"}], path)
+    with pytest.raises(PreferenceDataError, match="^row 1: not a dict"):
+        save_preferences(["a"], path)
+    with pytest.raises(PreferenceDataError, match="^row 2: no column for 'rejected'"):
+        save_preferences([*pairs(1), {"prompt": "q", "chosen": "a"}], path, append=True)
     assert list(tmp_path.iterdir()) == []
     path.write_text("")
-    with pytest.raises(PreferenceDataError, match="cannot be written"): save_preferences(pairs(1), path / "b.jsonl")
+    with pytest.raises(PreferenceDataError, match="cannot be written"):
+        save_preferences(pairs(1), path / "b.jsonl")
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", pairs(3))
-    code = ("import sys, time; from reward_kit.data.preferences import save_preferences\n"
-            "def rows():\n"
-            "    for n in range(10**9):\n"
-            "        if n == 2000: print('half', flush=True)\n"
-            "        yield {'prompt': f'{n}', 'chosen': f'a{n}', 'rejected': 'b'}\n"
-            "save_preferences(rows(), sys.argv[1])")
+    code = (
+        "import sys, time; from reward_kit.data.preferences import save_preferences\n"
+        "def rows():\n"
+        "    for n in range(10**9):\n"
+        "        if n == 2000: print('half', flush=True)\n"
+        "        yield {'prompt': f'{n}', 'chosen': f'a{n}', 'rejected': 'b'}\n"
+        "save_preferences(rows(), sys.argv[1])"
+    )
     writer = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
     assert writer.stdout.readline() == "half\n"
     writer.send_signal(signal.SIGKILL)
@@ -939,6 +1730,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
 
 # ---------------------------------------------------------------- real files
 
+
 @pytest.mark.skipif(not HH.exists(), reason="the real transcripts are not beside this repository")
 def test_real_transcripts():
     found = load(HH)
@@ -946,10 +1738,21 @@ def test_real_transcripts():
     assert len(found) == 2308 and reasons(found) == {"empty chosen": 4}
     assert all(r["prompt"] and r["prompt"][0]["role"] == "user" for r in found)
     assert all(t[-1]["role"] == "assistant" and t[-1]["content"] for r in found for t in r["responses"])
-    assert all(a["role"] != b["role"] for r in found for t in r["responses"] for a, b in zip([*r["prompt"], *t], [*r["prompt"], *t][1:], strict=False))
-    with gzip.open(HH, "rt") as lines: first = json.loads(next(lines))
-    text = lambda turns: "".join(f"\n\n{'Human' if t['role'] == 'user' else 'Assistant'}: {t['content']}" for t in turns)
-    assert [text(found[0]["prompt"] + r) for r in found[0]["responses"]] == [first["chosen"], first["rejected"]]
+    assert all(
+        a["role"] != b["role"]
+        for r in found
+        for t in r["responses"]
+        for a, b in zip([*r["prompt"], *t], [*r["prompt"], *t][1:], strict=False)
+    )
+    with gzip.open(HH, "rt") as lines:
+        first = json.loads(next(lines))
+    text = lambda turns: "".join(
+        f"\n\n{'Human' if t['role'] == 'user' else 'Assistant'}: {t['content']}" for t in turns
+    )
+    assert [text(found[0]["prompt"] + r) for r in found[0]["responses"]] == [
+        first["chosen"],
+        first["rejected"],
+    ]
     train, held = split_by_prompt(found, 0.2, seed=0)
     assert prompt_overlap(train, held)["shared"] == 0 and 400 < len(held) < 520
 
@@ -957,23 +1760,53 @@ def test_real_transcripts():
 @pytest.mark.skipif(not DEMO.exists(), reason="the real conversations are not beside this repository")
 def test_real_sharegpt():
     found = load(DEMO)
-    assert found.report.format == "sharegpt" and found.report.rows_read == 300 and reasons(found) == {"exact duplicate": 5}
+    assert (
+        found.report.format == "sharegpt"
+        and found.report.rows_read == 300
+        and reasons(found) == {"exact duplicate": 5}
+    )
     assert {t["role"] for r in found for t in r["prompt"]} == {"system", "user", "assistant"}
 
 
 # ---------------------------------------------------------------- Label Studio
 
+
 def task(*selected, **control):
     "A Label Studio task with one annotation for each answer; an annotation without an answer was cancelled."
-    results = [{"was_cancelled": word is None, "result": [control | {"from_name": "pw", "type": "pairwise", "value": {"selected": word or "left"}}]} for word in selected]
-    return {"id": 7, "data": {"prompt": "Name a prime.", "answer1": "Nine.", "answer2": "Seven.", "topic": "numbers"}, "annotations": results, "predictions": []}
+    results = [
+        {
+            "was_cancelled": word is None,
+            "result": [
+                control | {"from_name": "pw", "type": "pairwise", "value": {"selected": word or "left"}}
+            ],
+        }
+        for word in selected
+    ]
+    return {
+        "id": 7,
+        "data": {"prompt": "Name a prime.", "answer1": "Nine.", "answer2": "Seven.", "topic": "numbers"},
+        "annotations": results,
+        "predictions": [],
+    }
 
 
-@pytest.mark.parametrize(("selected", "best", "ranks"), [(["right"], "Seven.", [1, 2]), (["left", None, None], "Nine.", [1, 2]), (["right", "left", "right"], "Seven.", [1, 2]),
-                                                         (["left", "right"], "Nine.", [1, 1])])
+@pytest.mark.parametrize(
+    ("selected", "best", "ranks"),
+    [
+        (["right"], "Seven.", [1, 2]),
+        (["left", None, None], "Nine.", [1, 2]),
+        (["right", "left", "right"], "Seven.", [1, 2]),
+        (["left", "right"], "Nine.", [1, 1]),
+    ],
+)
 def test_label_studio_tasks(selected, best, ranks):
     record = to_record(task(*selected))
-    assert (record["prompt"], record["responses"][0], record["ranks"], record["id"]) == ("Name a prime.", best, ranks, "7")
+    assert (record["prompt"], record["responses"][0], record["ranks"], record["id"]) == (
+        "Name a prime.",
+        best,
+        ranks,
+        "7",
+    )
 
 
 def test_label_studio_other_controls_and_the_short_export():
@@ -981,26 +1814,46 @@ def test_label_studio_other_controls_and_the_short_export():
     row = task("left") | {"annotations": [{"result": [choice("better", "tie")]}]}
     assert to_record(row)["ranks"] == [1, 1]
     row["annotations"][0]["result"].append(choice("polite", "answer2"))
-    with pytest.raises(PreferenceDataError): to_record(row)  # two questions: which one is meant?
+    with pytest.raises(PreferenceDataError):
+        to_record(row)  # two questions: which one is meant?
     assert to_record(row, columns={"label": "polite"})["responses"] == ["Seven.", "Nine."]
     row["annotations"][0]["result"].append({"from_name": "pw", "value": {"selected": "left"}})
     assert to_record(row)["responses"] == ["Nine.", "Seven."]  # the pairwise control is the preference
-    assert to_record({"id": 1, "prompt": "p", "text1": "x", "text2": "y", "pw": [{"selected": "right"}]})["responses"] == ["y", "x"]
+    assert to_record({"id": 1, "prompt": "p", "text1": "x", "text2": "y", "pw": [{"selected": "right"}]})[
+        "responses"
+    ] == ["y", "x"]
 
 
 def test_label_studio_tasks_that_nobody_answered_are_counted(tmp_path):
     path = tmp_path / "export.json"
-    path.write_text(json.dumps([task("right"), task(), task(None), task("left") | {"data": {"prompt": "q", "answer1": "x", "answer2": "y"}}]), encoding="utf-8")
+    path.write_text(
+        json.dumps(
+            [
+                task("right"),
+                task(),
+                task(None),
+                task("left") | {"data": {"prompt": "q", "answer1": "x", "answer2": "y"}},
+            ]
+        ),
+        encoding="utf-8",
+    )
     preferences = load_preferences(path, progress=False)
     assert len(preferences) == 2 and preferences.report.rows_read == 4, preferences.report
 
 
-# --- conversations and groups that do not fit together ----------------------------------------------------------------------
+# --- conversations and groups that do not fit together --------------------------------------------
 
-USER_A, USER_B, YES, NO = ({"role": "user", "content": "A?"}, {"role": "user", "content": "B?"}, {"role": "assistant", "content": "Yes."}, {"role": "assistant", "content": "No."})
+USER_A, USER_B, YES, NO = (
+    {"role": "user", "content": "A?"},
+    {"role": "user", "content": "B?"},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "assistant", "content": "No."},
+)
 
 
-@pytest.mark.parametrize("chosen, rejected", (([USER_B, YES], [USER_B, NO]), ([USER_A, YES], [USER_B, NO]), ([USER_B, YES], [NO])))
+@pytest.mark.parametrize(
+    "chosen, rejected", (([USER_B, YES], [USER_B, NO]), ([USER_A, YES], [USER_B, NO]), ([USER_B, YES], [NO]))
+)
 def test_a_prompt_of_messages_must_begin_the_conversations(chosen, rejected):
     with pytest.raises(UnusableRow, match="the prompt is not at the start of the responses"):
         to_record({"prompt": [USER_A], "chosen": chosen, "rejected": rejected})
@@ -1010,7 +1863,9 @@ def test_a_system_prompt_beside_full_conversations_is_joined_with_what_they_shar
     system = {"role": "system", "content": "Be brief."}
     record = to_record({"prompt": [system], "chosen": [USER_A, YES], "rejected": [USER_A, NO]})
     assert record["prompt"] == [system, USER_A] and record["responses"] == [[YES], [NO]]
-    assert record == to_record({"prompt": [system, USER_A], "chosen": [system, USER_A, YES], "rejected": [system, USER_A, NO]}) | {"id": record["id"]}
+    assert record == to_record(
+        {"prompt": [system, USER_A], "chosen": [system, USER_A, YES], "rejected": [system, USER_A, NO]}
+    ) | {"id": record["id"]}
 
 
 @pytest.mark.parametrize("cell", (5, True, 1.5))
@@ -1021,7 +1876,10 @@ def test_a_number_for_a_conversation_sets_its_row_aside(cell):
 
 
 def test_weight_and_margin_of_scored_rows_are_those_of_their_prompt():
-    rows = [{"prompt": p, "response": f"{p} {s}", "score": s, "weight": w} for p, s, w in (("a", 1, 2.0), ("a", 3, 2.0), ("b", 1, 0.5), ("b", 2, 4.0))]
+    rows = [
+        {"prompt": p, "response": f"{p} {s}", "score": s, "weight": w}
+        for p, s, w in (("a", 1, 2.0), ("a", 3, 2.0), ("b", 1, 0.5), ("b", 2, 4.0))
+    ]
     preferences = load_preferences(rows, progress=False)
     assert [record["weight"] for record in preferences] == [2.0]
     assert preferences.report.dropped["rows of one prompt have different weights"]["count"] == 1
@@ -1029,16 +1887,33 @@ def test_weight_and_margin_of_scored_rows_are_those_of_their_prompt():
 
 # ---------------------------------------------------------------- one truth, one reading, one registry
 
-CARRIED = {"tool_calls": [{"id": "c", "function": {"name": "add", "arguments": {"a": 0.12345678901234566, "b": [None, {}]}}}], "reasoning_content": "é\u2028", "name": "Ada"}
+CARRIED = {
+    "tool_calls": [
+        {"id": "c", "function": {"name": "add", "arguments": {"a": 0.12345678901234566, "b": [None, {}]}}}
+    ],
+    "reasoning_content": "é\u2028",
+    "name": "Ada",
+}
 ANSWER = {"role": "tool", "content": "2", "tool_call_id": "c"}
 
 
 def test_a_message_keeps_all_it_carries_wherever_it_lies(tmp_path):
-    rows = [{"prompt": [USER("1 + 1?")], "chosen": [BOT("") | CARRIED, ANSWER, BOT("2")], "rejected": [BOT("3")]}, {"prompt": [USER("q")], "chosen": "a", "rejected": "b"}]
+    rows = [
+        {"prompt": [USER("1 + 1?")], "chosen": [BOT("") | CARRIED, ANSWER, BOT("2")], "rejected": [BOT("3")]},
+        {"prompt": [USER("q")], "chosen": "a", "rejected": "b"},
+    ]
     found = load(jsonl(tmp_path / "a.jsonl", rows))
     best = [BOT("") | CARRIED, ANSWER, BOT("2")]
-    assert found[0]["responses"][0] == best == to_record(rows[0])["responses"][0] == next(iter(found))["responses"][0]
-    assert found.select([1, 0])[1]["responses"][0] == best and found[1]["responses"] == [[BOT("a")], [BOT("b")]]
+    assert (
+        found[0]["responses"][0]
+        == best
+        == to_record(rows[0])["responses"][0]
+        == next(iter(found))["responses"][0]
+    )
+    assert found.select([1, 0])[1]["responses"][0] == best and found[1]["responses"] == [
+        [BOT("a")],
+        [BOT("b")],
+    ]
     kept = found.dataset[0]["responses"][0]
     assert [set(turn) for turn in kept] == [set(turn) for turn in best], "no key is added, none is lost"
     table = found.dataset.with_format("arrow")[:]
@@ -1053,7 +1928,10 @@ def test_a_message_keeps_all_it_carries_wherever_it_lies(tmp_path):
 def test_a_row_is_parsed_and_flattened_once(tmp_path, monkeypatch):
     from reward_kit.data import columns, files
 
-    rows = [{"question": {"full_text": f"q{n}"}, "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0} for n in range(50)]
+    rows = [
+        {"question": {"full_text": f"q{n}"}, "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0}
+        for n in range(50)
+    ]
     path, counts, decode = jsonl(tmp_path / "a.jsonl", rows), collections.Counter(), files._JSON.decode
 
     def parse(text):
@@ -1092,36 +1970,67 @@ def test_a_format_of_your_own_takes_one_class(tmp_path):
     try:
         found = load([{"box": {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1, "weight": 3}}])
         assert found.report.format == "votes" and found[0]["responses"] == ["b", "a"]
-        assert to_record({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 4, "weight": 3})["responses"] == ["a", "b"]
+        assert to_record({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 4, "weight": 3})[
+            "responses"
+        ] == ["a", "b"]
     finally:
         del formats._FORMATS["votes"]
         columns._EXPORTS.remove(Boxed)
 
 
-@pytest.mark.parametrize("row,name,texts,scores", [
-    ({"question": "q", "better": "a", "worse": "b"}, "pairs", ("q", ["a", "b"]), ["chosen_s", "rejected_s"]),
-    ({"prompt": "q", "completions": ["a", ""]}, "ranking", ("q", ["a", ""]), ["ss"]),
-    ({"prompt": "q", "answer_1": "a", "answer_2": "b"}, "labelled", ("q", ["a", "b"]), ["s_a", "s_b"]),
-    ({"prompt": [USER("q")], "output": "a"}, "scored", ([USER("q")], [[BOT("a")]]), ["s"]),
-    ({"messages": [USER("q"), BOT("a") | CARRIED]}, "conversation", (None, [[USER("q"), BOT("a") | CARRIED]]), ["s"]),
-    ({"text": "all of it"}, "text", (None, ["all of it"]), ["s"]),
-    ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "transcript", ([USER("q")], [[BOT("a")], [BOT("b")]]), ["chosen_s", "rejected_s"]),
-])
+@pytest.mark.parametrize(
+    "row,name,texts,scores",
+    [
+        (
+            {"question": "q", "better": "a", "worse": "b"},
+            "pairs",
+            ("q", ["a", "b"]),
+            ["chosen_s", "rejected_s"],
+        ),
+        ({"prompt": "q", "completions": ["a", ""]}, "ranking", ("q", ["a", ""]), ["ss"]),
+        ({"prompt": "q", "answer_1": "a", "answer_2": "b"}, "labelled", ("q", ["a", "b"]), ["s_a", "s_b"]),
+        ({"prompt": [USER("q")], "output": "a"}, "scored", ([USER("q")], [[BOT("a")]]), ["s"]),
+        (
+            {"messages": [USER("q"), BOT("a") | CARRIED]},
+            "conversation",
+            (None, [[USER("q"), BOT("a") | CARRIED]]),
+            ["s"],
+        ),
+        ({"text": "all of it"}, "text", (None, ["all of it"]), ["s"]),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+            "transcript",
+            ([USER("q")], [[BOT("a")], [BOT("b")]]),
+            ["chosen_s", "rejected_s"],
+        ),
+    ],
+)
 def test_files_to_be_scored_are_told_apart_by_the_same_formats(row, name, texts, scores):
     found = PreferenceFormat.detect([row], judged=False)
     assert (found.name, found.texts(row), found.score_columns("s")) == (name, texts, scores)
 
 
 def test_what_is_only_scored_teaches_nothing():
-    for row in ({"messages": [USER("q"), BOT("a")]}, {"text": "all of it"}, {"prompt": "q", "answer_1": "a", "answer_2": "b"}):
-        with pytest.raises(PreferenceDataError, match="no column for"): load([row])
-    with pytest.raises(PreferenceDataError, match="nothing to score: the file has 'essay'"): PreferenceFormat.detect([{"essay": "a"}], judged=False)
+    for row in (
+        {"messages": [USER("q"), BOT("a")]},
+        {"text": "all of it"},
+        {"prompt": "q", "answer_1": "a", "answer_2": "b"},
+    ):
+        with pytest.raises(PreferenceDataError, match="no column for"):
+            load([row])
+    with pytest.raises(PreferenceDataError, match="nothing to score: the file has 'essay'"):
+        PreferenceFormat.detect([{"essay": "a"}], judged=False)
 
 
 def test_hold_out_is_the_rule_of_every_split():
     found = load(pairs(200, prompts=40))
     held = hold_out(found.prompt_keys, 0.25, seed=5)
-    assert np.array_equal(held, hold_out([prompt_key(f"  {r['prompt'].upper()}") for r in found], 0.25, seed=5))
-    assert split_by_prompt(found, 0.25, seed=5)[1].fingerprint == found.select(np.flatnonzero(held)).fingerprint
+    assert np.array_equal(
+        held, hold_out([prompt_key(f"  {r['prompt'].upper()}") for r in found], 0.25, seed=5)
+    )
+    assert (
+        split_by_prompt(found, 0.25, seed=5)[1].fingerprint == found.select(np.flatnonzero(held)).fingerprint
+    )
     assert len(np.unique(found.prompt_keys[hold_out(found.prompt_keys, 0.5, most=3)])) == 3
-    with pytest.raises(PreferenceDataError, match="1 record with one prompt"): hold_out([7], 0.5)
+    with pytest.raises(PreferenceDataError, match="1 record with one prompt"):
+        hold_out([7], 0.5)

@@ -1,4 +1,6 @@
-"The encoding contract on tokenizers, templates and models of the kinds people use; all tiny, random and made here."
+"""The encoding contract on tokenizers, templates and models of the kinds people use; all tiny, random
+and made here."""
+
 import copy
 import json
 import re
@@ -27,10 +29,22 @@ from reward_kit.model.encoding import (
 from reward_kit.model.encoding import _fingerprint as tokenizer_fingerprint
 
 CORPUS = [
-    "What is AI? AI is artificial intelligence...", "The cat sat on the mat and looked at the moon.", "user assistant system model",
-    "How do I boil an egg? Put it into boiling water for seven minutes.", "def f(x): return x ** 2", "Grüße aus Köln, 你好",
+    "What is AI? AI is artificial intelligence...",
+    "The cat sat on the mat and looked at the moon.",
+    "user assistant system model",
+    "How do I boil an egg? Put it into boiling water for seven minutes.",
+    "def f(x): return x ** 2",
+    "Grüße aus Köln, 你好",
 ]
-TEXTS = ["What is AI? AI is artificial intelligence...", "  leading space", "ends with newline\n", "Grüße, 你好 🙂", "a", "a" * 300, "1 2 3 4 5 6 7 8 " * 20]
+TEXTS = [
+    "What is AI? AI is artificial intelligence...",
+    "  leading space",
+    "ends with newline\n",
+    "Grüße, 你好 🙂",
+    "a",
+    "a" * 300,
+    "1 2 3 4 5 6 7 8 " * 20,
+]
 
 # Small templates with the structure of the families they are named after.
 QWEN = """{%- if tools %}
@@ -121,18 +135,43 @@ DATED = """{%- set today = strftime_now('%Y-%m-%d') -%}
 {%- else %}{{ message.content + eos_token }}{% endif %}
 {%- endfor %}"""
 CHATGLM = """{{ '[gMASK]<sop>' }}{% for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content }}{% endfor %}"""
-# name: template, bos, eos, whether the tokenizer adds BOS by itself, what the wrapped template renders for (user "U1", assistant "A1")
+# name: template, bos, eos, whether the tokenizer adds BOS by itself, what the wrapped template renders for
+# (user "U1", assistant "A1")
 FAMILIES = {
     "qwen": (QWEN, None, "<|im_end|>", False, "<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1"),
-    "qwen_base": (QWEN, None, "<|endoftext|>", False, "<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"),
-    "llama3": (LLAMA3, "<|bos|>", "<|eot|>", True, "<|start|>user<|end|>\n\nU1<|eot|><|start|>assistant<|end|>\n\nA1"),
+    "qwen_base": (
+        QWEN,
+        None,
+        "<|endoftext|>",
+        False,
+        "<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n",
+    ),
+    "llama3": (
+        LLAMA3,
+        "<|bos|>",
+        "<|eot|>",
+        True,
+        "<|start|>user<|end|>\n\nU1<|eot|><|start|>assistant<|end|>\n\nA1",
+    ),
     "gemma": (GEMMA, "<bos>", "<eos>", True, "<turn>user\nU1</turn>\n<turn>model\nA1</turn>\n"),
     "gemma_no_own_bos": (GEMMA, "<bos>", "<eos>", False, "<turn>user\nU1</turn>\n<turn>model\nA1</turn>\n"),
     "zephyr": (ZEPHYR, "<s>", "</s>", True, "<|user|>\nU1</s>\n<|assistant|>\nA1"),
     "mistral": (MISTRAL, "<s>", "</s>", True, "[INST] U1 [/INST]A1"),
     "llama2": (LLAMA2, "<s>", "</s>", True, "[INST] U1 [/INST] A1 "),
-    "chatml": (CHATML, "<|endoftext|>", "<|endoftext|>", False, "<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"),
-    "thinking": (THINKING, None, "<|im_end|>", False, "<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nA1"),
+    "chatml": (
+        CHATML,
+        "<|endoftext|>",
+        "<|endoftext|>",
+        False,
+        "<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n",
+    ),
+    "thinking": (
+        THINKING,
+        None,
+        "<|im_end|>",
+        False,
+        "<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nA1",
+    ),
     "dated": (DATED, "<s>", "</s>", True, "[INST]U1[/INST]A1"),
     "chatglm": (CHATGLM, None, "<|endoftext|>", False, "[gMASK]<sop><|user|>\nU1<|assistant|>\nA1"),
     "none": (None, "<s>", "</s>", False, "User: U1\n\nAssistant: A1"),
@@ -142,19 +181,33 @@ TURNS = [{"role": "user", "content": "U1"}, {"role": "assistant", "content": "A1
 
 def byte_level(special, vocab_size=400):
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     backend.train_from_iterator(CORPUS, trainer)
     return backend
 
 
 def make_tokenizer(template=None, bos=None, eos="</s>", adds_bos=False, pad=None, extra=()):
-    special = list(dict.fromkeys(t for t in (bos, eos, pad, "<unk>", "<|im_start|>", "<|im_end|>", *extra) if t))
+    special = list(
+        dict.fromkeys(t for t in (bos, eos, pad, "<unk>", "<|im_start|>", "<|im_end|>", *extra) if t)
+    )
     backend = byte_level(special)
     if adds_bos:
-        backend.post_processor = processors.TemplateProcessing(single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, backend.token_to_id(bos))])
+        backend.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, backend.token_to_id(bos))]
+        )
     names = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **{k: v for k, v in names.items() if v})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=template, **{k: v for k, v in names.items() if v}
+    )
 
 
 def family(name, **kwargs):
@@ -165,12 +218,27 @@ def family(name, **kwargs):
 
 def bert_tokenizer():
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.normalizer, backend.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False))
-    backend.post_processor = processors.TemplateProcessing(single=["[CLS]", "$A", "[SEP]"], pair=["[CLS]", "$A", "[SEP]", "$B:1", "[SEP]:1"],
-                                                           special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", mask_token="[MASK]")
+    backend.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single=["[CLS]", "$A", "[SEP]"],
+        pair=["[CLS]", "$A", "[SEP]", "$B:1", "[SEP]:1"],
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+    )
 
 
 def reload(tokenizer, folder):
@@ -179,20 +247,57 @@ def reload(tokenizer, folder):
 
 
 MODELS = {
-    "llama": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256),
-    "qwen3": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=256),
-    "gemma2": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-                   max_position_embeddings=256, sliding_window=8),
+    "llama": dict(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    ),
+    "qwen3": dict(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+    ),
+    "gemma2": dict(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        sliding_window=8,
+    ),
     "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=256),
     "bloom": dict(hidden_size=32, n_layer=2, n_head=4),
-    "bert": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256),
+    "bert": dict(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    ),
 }
 
 
 def make_model(kind, tokenizer, seed=0, auto=AutoModelForSequenceClassification, **kwargs):
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **MODELS[kind], bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
-    if auto is AutoModelForSequenceClassification: config.num_labels = 1
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        **MODELS[kind],
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
+    if auto is AutoModelForSequenceClassification:
+        config.num_labels = 1
     return auto.from_config(config, **kwargs).eval()
 
 
@@ -204,6 +309,7 @@ def setup_model(kind="llama", name="mistral"):
 
 
 # ---- tokenizers
+
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rendered_chat_holds_only_its_messages(name):
@@ -218,9 +324,13 @@ def test_one_bos_one_eos(name):
     encoder = RewardEncoder(tokenizer, prepare_tokenizer(tokenizer))
     for ids in encoder.encode(["U1", TURNS], None).ids + encoder.encode(["U1", TURNS[:1]], ["A1", "A1"]).ids:
         assert ids[-1] == tokenizer.eos_token_id and ids[-2] != tokenizer.eos_token_id
-        if encoder.encoding.add_bos: assert ids[0] == tokenizer.bos_token_id and ids[1] != tokenizer.bos_token_id
-        elif tokenizer.bos_token: assert ids[0] != tokenizer.bos_token_id
-    assert encoder.encoding.add_bos == (name in ("llama3", "gemma", "gemma_no_own_bos", "zephyr", "mistral", "llama2", "dated"))
+        if encoder.encoding.add_bos:
+            assert ids[0] == tokenizer.bos_token_id and ids[1] != tokenizer.bos_token_id
+        elif tokenizer.bos_token:
+            assert ids[0] != tokenizer.bos_token_id
+    assert encoder.encoding.add_bos == (
+        name in ("llama3", "gemma", "gemma_no_own_bos", "zephyr", "mistral", "llama2", "dated")
+    )
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "bert"])
@@ -231,10 +341,21 @@ def test_saved_tokenizer_is_the_encoder(name, max_length, tmp_path):
     loaded = reload(tokenizer, tmp_path)
     ids = encoder.encode(TEXTS).ids
     assert [loaded(t, truncation=True, max_length=max_length)["input_ids"] for t in TEXTS] == ids
-    assert [loaded(t, truncation=True)["input_ids"] for t in TEXTS] == ids, "the saved tokenizer knows its maximum length"
+    assert [loaded(t, truncation=True)["input_ids"] for t in TEXTS] == ids, (
+        "the saved tokenizer knows its maximum length"
+    )
     chat = encoder.encode([TURNS]).ids[0]
-    assert loaded(loaded.apply_chat_template(TURNS, tokenize=False), truncation=True, max_length=max_length)["input_ids"] == chat
-    assert (loaded.truncation_side, loaded.padding_side, loaded.pad_token) == ("left", "right", tokenizer.pad_token)
+    assert (
+        loaded(loaded.apply_chat_template(TURNS, tokenize=False), truncation=True, max_length=max_length)[
+            "input_ids"
+        ]
+        == chat
+    )
+    assert (loaded.truncation_side, loaded.padding_side, loaded.pad_token) == (
+        "left",
+        "right",
+        tokenizer.pad_token,
+    )
     assert tokenizer_fingerprint(loaded) == encoder.encoding.tokenizer_fingerprint
 
 
@@ -249,7 +370,18 @@ def test_preparing_twice_changes_nothing(name, tmp_path):
     assert len(tokenizer) == len(loaded)
 
 
-@pytest.mark.parametrize("cls", ["GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "CohereTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "RobertaTokenizer"])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        "GPT2Tokenizer",
+        "Qwen2Tokenizer",
+        "GPTNeoXTokenizer",
+        "CohereTokenizer",
+        "CodeLlamaTokenizer",
+        "GemmaTokenizer",
+        "RobertaTokenizer",
+    ],
+)
 def test_tokenizer_classes_that_rebuild_themselves(cls, tmp_path):
     make_tokenizer(None, "<s>", "</s>", extra=("<pad>", "<mask>")).save_pretrained(tmp_path / "raw")
     path = tmp_path / "raw" / "tokenizer_config.json"
@@ -263,15 +395,26 @@ def test_tokenizer_classes_that_rebuild_themselves(cls, tmp_path):
 
 
 def test_slow_tokenizer_is_refused():
-    class Slow: is_fast = False
-    with pytest.raises(ValueError, match="not a fast tokenizer"): prepare_tokenizer(Slow())
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ValueError, match="not a fast tokenizer"):
+        prepare_tokenizer(Slow())
 
 
 def test_pad_token_is_dedicated():
-    for pad, extra, expected in [(None, (), "<|pad|>"), ("</s>", (), "<|pad|>"), ("<unk>", (), "<unk>"), (None, ("<|finetune_right_pad_id|>",), "<|finetune_right_pad_id|>")]:
+    for pad, extra, expected in [
+        (None, (), "<|pad|>"),
+        ("</s>", (), "<|pad|>"),
+        ("<unk>", (), "<unk>"),
+        (None, ("<|finetune_right_pad_id|>",), "<|finetune_right_pad_id|>"),
+    ]:
         tokenizer = make_tokenizer(None, "<s>", "</s>", pad=pad, extra=extra)
         prepare_tokenizer(tokenizer)
-        assert tokenizer.pad_token == expected and tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+        assert tokenizer.pad_token == expected and tokenizer.pad_token_id not in (
+            tokenizer.eos_token_id,
+            tokenizer.bos_token_id,
+        )
 
 
 def test_embeddings_grow_only_where_needed_and_draw_no_random_numbers():
@@ -282,9 +425,13 @@ def test_embeddings_grow_only_where_needed_and_draw_no_random_numbers():
     after = model.get_input_embeddings().weight
     assert torch.equal(torch.get_rng_state(), state)
     assert len(after) == len(before) + 1 and torch.equal(after[:-1], before) and not after[-1].any()
-    assert model.config.pad_token_id == tokenizer.pad_token_id == len(before) and model.config.vocab_size == len(after)
+    assert model.config.pad_token_id == tokenizer.pad_token_id == len(
+        before
+    ) and model.config.vocab_size == len(after)
     spare = make_tokenizer(None, "<s>", "</s>")
-    roomy = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("llama", vocab_size=len(spare) + 8, num_labels=1, **MODELS["llama"]))
+    roomy = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model("llama", vocab_size=len(spare) + 8, num_labels=1, **MODELS["llama"])
+    )
     prepare_tokenizer(spare, roomy)
     assert len(roomy.get_input_embeddings().weight) == len(spare) - 1 + 8
 
@@ -294,10 +441,12 @@ def test_max_length_default_and_limit():
     assert prepare_tokenizer(copy.deepcopy(tokenizer)).max_length == 2048
     model = make_model("llama", tokenizer)
     assert prepare_tokenizer(copy.deepcopy(tokenizer), model).max_length == 256
-    with pytest.raises(ValueError, match="256 positions"): prepare_tokenizer(tokenizer, model, max_length=300)
+    with pytest.raises(ValueError, match="256 positions"):
+        prepare_tokenizer(tokenizer, model, max_length=300)
 
 
 # ---- templates
+
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name][0]])
 def test_wrapping_keeps_every_other_rendering(name):
@@ -308,19 +457,34 @@ def test_wrapping_keeps_every_other_rendering(name):
     today = dict(date_string="1 Jan 2000") if name == "llama3" else {}
     for messages in (system + TURNS, system + TURNS * 2, system + TURNS + TURNS[:1]):
         for generation in (False, True):
-            render = partial(PreTrainedTokenizerFast.apply_chat_template, conversation=messages, tokenize=False, add_generation_prompt=generation, **today)
-            try: expected = render(raw)
+            render = partial(
+                PreTrainedTokenizerFast.apply_chat_template,
+                conversation=messages,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **today,
+            )
+            try:
+                expected = render(raw)
             except Exception as error:  # what the template refuses stays refused
-                with pytest.raises(type(error)): render(tokenizer)
+                with pytest.raises(type(error)):
+                    render(tokenizer)
                 continue
             expected = expected.removeprefix(bos or "")
-            if not generation and expected.rstrip().endswith(eos): expected = expected.rstrip().removesuffix(eos)
-            if name == "dated": expected = re.sub(r"\(\w+ \d{4}\)", "(July 2024)", expected)
+            if not generation and expected.rstrip().endswith(eos):
+                expected = expected.rstrip().removesuffix(eos)
+            if name == "dated":
+                expected = re.sub(r"\(\w+ \d{4}\)", "(July 2024)", expected)
             assert render(tokenizer) == expected
 
 
 def test_injected_texts_are_stated():
-    for name, text in {"qwen": "You are Bot", "llama3": "Today Date", "llama2": "Be helpful.", "dated": "Made by Firm"}.items():
+    for name, text in {
+        "qwen": "You are Bot",
+        "llama3": "Today Date",
+        "llama2": "Be helpful.",
+        "dated": "Made by Firm",
+    }.items():
         notes = prepare_tokenizer(family(name)).adjustments
         assert any(text in note for note in notes), (name, notes)
     for name in ("gemma", "zephyr", "mistral", "chatml", "thinking", "chatglm"):
@@ -331,8 +495,13 @@ def test_tools_without_system_message_lose_the_default_prompt_only():
     tokenizer = family("qwen")
     prepare_tokenizer(tokenizer)
     tools = [{"type": "function", "function": {"name": "f"}}]
-    with_empty = tokenizer.apply_chat_template([{"role": "system", "content": ""}, *TURNS], tools=tools, tokenize=False)
-    assert tokenizer.apply_chat_template(TURNS, tools=tools, tokenize=False) == with_empty and '"name": "f"' in with_empty
+    with_empty = tokenizer.apply_chat_template(
+        [{"role": "system", "content": ""}, *TURNS], tools=tools, tokenize=False
+    )
+    assert (
+        tokenizer.apply_chat_template(TURNS, tools=tools, tokenize=False) == with_empty
+        and '"name": "f"' in with_empty
+    )
 
 
 def test_dates_are_fixed():
@@ -343,33 +512,50 @@ def test_dates_are_fixed():
         assert expected in text
     tokenizer = family("llama3")
     prepare_tokenizer(tokenizer)
-    own = tokenizer.apply_chat_template([{"role": "system", "content": "S"}, *TURNS], tokenize=False, date_string="1 May 1999")
+    own = tokenizer.apply_chat_template(
+        [{"role": "system", "content": "S"}, *TURNS], tokenize=False, date_string="1 May 1999"
+    )
     assert "1 May 1999" in own
 
 
 def test_white_space_at_the_edges_of_a_template_survives_wrapping():
-    for template in ("\n\n  {% for m in messages %}{{ m.content }}{% endfor %}  \n", "   {%- for m in messages %} {{ m.content }}\n{% endfor %}\n\n",
-                     "    {% for m in messages %}\n    {{ m.content }}\n    {% endfor %}\n    ", "x\n{{ messages[0].content }}\n"):
+    for template in (
+        "\n\n  {% for m in messages %}{{ m.content }}{% endfor %}  \n",
+        "   {%- for m in messages %} {{ m.content }}\n{% endfor %}\n\n",
+        "    {% for m in messages %}\n    {{ m.content }}\n    {% endfor %}\n    ",
+        "x\n{{ messages[0].content }}\n",
+    ):
         raw, wrapped = make_tokenizer(template), make_tokenizer(_wrap_template(template, bos="<nothing>"))
         assert _WRAPPER_MARK in wrapped.chat_template
-        assert raw.apply_chat_template(TURNS, tokenize=False) == wrapped.apply_chat_template(TURNS, tokenize=False)
+        assert raw.apply_chat_template(TURNS, tokenize=False) == wrapped.apply_chat_template(
+            TURNS, tokenize=False
+        )
 
 
 def test_templates_that_mark_generated_text():
-    template = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content + '|' }}{% endif %}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration"
+        " %}{% else %}{{ m.content + '|' }}{% endif %}{% endfor %}"
+    )
     tokenizer = make_tokenizer(template, "<s>", "</s>")
     prepare_tokenizer(tokenizer)
-    assert _WRAPPER_MARK in tokenizer.chat_template and tokenizer.apply_chat_template(TURNS, tokenize=False) == "U1|A1"
+    assert (
+        _WRAPPER_MARK in tokenizer.chat_template
+        and tokenizer.apply_chat_template(TURNS, tokenize=False) == "U1|A1"
+    )
 
 
 def test_several_templates():
     tokenizer = make_tokenizer({"default": MISTRAL, "tool_use": ZEPHYR}, "<s>", "</s>", True)
     encoding = prepare_tokenizer(tokenizer)
-    assert set(encoding.chat_template) == {"default", "tool_use"} and all(_WRAPPER_MARK in t for t in encoding.chat_template.values())
+    assert set(encoding.chat_template) == {"default", "tool_use"} and all(
+        _WRAPPER_MARK in t for t in encoding.chat_template.values()
+    )
     assert tokenizer.apply_chat_template(TURNS, tokenize=False) == FAMILIES["mistral"][-1]
 
 
 # ---- encoder
+
 
 def make_encoder(**kwargs):
     tokenizer = family("mistral")
@@ -378,7 +564,13 @@ def make_encoder(**kwargs):
 
 def test_separator():
     encoder = make_encoder()
-    for prompt, response, text in [("What?", "That.", "What? That."), ("What?\n", "That.", "What?\nThat."), ("What?", " That.", "What? That."), ("", "That.", "That."), ("What?", "", "What?")]:
+    for prompt, response, text in [
+        ("What?", "That.", "What? That."),
+        ("What?\n", "That.", "What?\nThat."),
+        ("What?", " That.", "What? That."),
+        ("", "That.", "That."),
+        ("What?", "", "What?"),
+    ]:
         assert encoder.render(prompt, response) == text
         assert encoder.encode([prompt], [response]).ids == encoder.encode([text]).ids
     assert make_encoder(separator="").render("What?", "That.") == "What?That."
@@ -422,20 +614,27 @@ def test_other_overflow_policies():
     batch = make_encoder(max_length=24, overflow="drop").encode(["the cat " * 30, "hi"], ["yes", "yes"])
     assert batch.ids[0] is None and not any(batch.cut) and batch.ids[1]
     with pytest.raises(ValueError, match=r"file.jsonl:7: \d+ tokens, but max_length=24"):
-        make_encoder(max_length=24, overflow="error").encode(["the cat " * 30], ["yes"], names=["file.jsonl:7"])
+        make_encoder(max_length=24, overflow="error").encode(
+            ["the cat " * 30], ["yes"], names=["file.jsonl:7"]
+        )
 
 
 def test_encoder_errors_name_the_row():
     encoder = make_encoder()
-    with pytest.raises(ValueError, match="2 prompts but 1 response"): encoder.encode(["a", "b"], ["c"])
-    with pytest.raises(ValueError, match="row 1: the chat template refuses.*alternate"): encoder.encode([TURNS, TURNS[::-1]])
-    with pytest.raises(ValueError, match="tools: 1 entry for 2 texts"): encoder.encode([TURNS, TURNS], tools=["[]"])
+    with pytest.raises(ValueError, match="2 prompts but 1 response"):
+        encoder.encode(["a", "b"], ["c"])
+    with pytest.raises(ValueError, match="row 1: the chat template refuses.*alternate"):
+        encoder.encode([TURNS, TURNS[::-1]])
+    with pytest.raises(ValueError, match="tools: 1 entry for 2 texts"):
+        encoder.encode([TURNS, TURNS], tools=["[]"])
 
 
 def test_ids_do_not_depend_on_the_batch_or_on_earlier_calls():
     encoder = make_encoder(max_length=24)
     together = encoder.encode(TEXTS).ids
-    encoder.tokenizer(TEXTS, truncation=True, max_length=5, padding=True)  # leaves truncation and padding set in the backend
+    encoder.tokenizer(
+        TEXTS, truncation=True, max_length=5, padding=True
+    )  # leaves truncation and padding set in the backend
     assert [encoder.encode([t]).ids[0] for t in TEXTS] == together
     assert encoder.encode(TEXTS[::-1]).ids[::-1] == together
 
@@ -451,25 +650,62 @@ def test_tools_and_template_arguments_by_row():
 
 # ---- datasets
 
+
 def records(n=12, k=2, long=()):
-    return Dataset.from_list([
-        {"id": str(i), "prompt": f"Question {i}?", "responses": [f"answer {j} " * (60 if (i, j) in long else 1) for j in range(k)], "ranks": list(range(1, k + 1)),
-         "scores": [1.0 - j for j in range(k)], "margin": 0.5, "weight": 1.0, "source": "a", "origin": f"f.jsonl:{i + 1}"} for i in range(n)])
+    return Dataset.from_list(
+        [
+            {
+                "id": str(i),
+                "prompt": f"Question {i}?",
+                "responses": [f"answer {j} " * (60 if (i, j) in long else 1) for j in range(k)],
+                "ranks": list(range(1, k + 1)),
+                "scores": [1.0 - j for j in range(k)],
+                "margin": 0.5,
+                "weight": 1.0,
+                "source": "a",
+                "origin": f"f.jsonl:{i + 1}",
+            }
+            for i in range(n)
+        ]
+    )
 
 
 def test_encode_dataset_counts_and_keeps_columns():
     encoder = make_encoder(max_length=32)
     data, report = encode_dataset(records(long={(3, 1)}), encoder)
-    assert len(data) == 11 and report.dropped_rows == 1 and report.examples == ["f.jsonl:4"] and (report.rows, report.sequences, report.dropped) == (12, 24, 1)
-    assert set(data.column_names) == {"id", "sequences", "lengths", "ranks", "scores", "margin", "weight", "source", "origin"}
-    assert data[0]["sequences"][1] == encoder.encode(["Question 0?"], ["answer 1 "]).ids[0] and data[0]["lengths"] == [len(s) for s in data[0]["sequences"]]
+    assert (
+        len(data) == 11
+        and report.dropped_rows == 1
+        and report.examples == ["f.jsonl:4"]
+        and (report.rows, report.sequences, report.dropped) == (12, 24, 1)
+    )
+    assert set(data.column_names) == {
+        "id",
+        "sequences",
+        "lengths",
+        "ranks",
+        "scores",
+        "margin",
+        "weight",
+        "source",
+        "origin",
+    }
+    assert data[0]["sequences"][1] == encoder.encode(["Question 0?"], ["answer 1 "]).ids[0] and data[0][
+        "lengths"
+    ] == [len(s) for s in data[0]["sequences"]]
     assert report.tokens == sum(map(sum, data["lengths"])) and "f.jsonl:4" in str(report)
     assert data["id"][2:4] == ["2", "4"]
 
 
 def test_rankings_lose_only_the_response_that_does_not_fit():
     data, report = encode_dataset(records(n=2, k=3, long={(0, 1)}), make_encoder(max_length=32))
-    assert data[0]["ranks"] == [1, 3] and data[0]["scores"] == [1.0, -1.0] and len(data[0]["sequences"]) == 2 and report.dropped == 1 and report.dropped_rows == 0
+    assert (
+        data[0]["ranks"] == [1, 3]
+        and data[0]["scores"] == [1.0, -1.0]
+        and len(data[0]["sequences"]) == 2
+        and report.dropped == 1
+        and report.dropped_rows == 0
+    )
 
 
 def test_encoding_is_cached_and_the_same_with_processes_and_iterables(tmp_path):
@@ -491,14 +727,20 @@ def test_encoding_is_cached_and_the_same_with_processes_and_iterables(tmp_path):
 
 
 def test_empty_dataset_is_an_error():
-    with pytest.raises(ValueError, match="no rows"): encode_dataset(records().select([]), make_encoder())
+    with pytest.raises(ValueError, match="no rows"):
+        encode_dataset(records().select([]), make_encoder())
 
 
 # ---- collator
 
+
 def test_collator_by_hand():
-    batch = RewardCollator(pad_token_id=9)([{"sequences": [[1, 2, 3], [4, 5]], "ranks": [1, 2], "scores": [2.0, 1.0], "margin": 0.5},
-                                            {"sequences": [[6], [7, 8], [1]], "ranks": [1, 1, 2], "scores": [0.0, 0.0, -1.0], "weight": 2.0}])
+    batch = RewardCollator(pad_token_id=9)(
+        [
+            {"sequences": [[1, 2, 3], [4, 5]], "ranks": [1, 2], "scores": [2.0, 1.0], "margin": 0.5},
+            {"sequences": [[6], [7, 8], [1]], "ranks": [1, 1, 2], "scores": [0.0, 0.0, -1.0], "weight": 2.0},
+        ]
+    )
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 5, 9], [6, 9, 9], [7, 8, 9], [1, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
@@ -511,14 +753,25 @@ def test_collator_by_hand():
 
 def test_collator_options():
     batch = RewardCollator(0, pad_to_multiple_of=8)([{"chosen_ids": [1, 2, 3], "rejected_ids": [4]}])
-    assert batch["input_ids"].shape == (2, 8) and batch["reward_index"].tolist() == [[2, 8]] and "margin" not in batch and "targets" not in batch
-    with pytest.raises(ValueError, match="layout"): RewardCollator(0, layout="other")
-    with pytest.raises(ValueError, match="at least one token"): RewardCollator(0)([{"sequences": [[], [1]]}])
+    assert (
+        batch["input_ids"].shape == (2, 8)
+        and batch["reward_index"].tolist() == [[2, 8]]
+        and "margin" not in batch
+        and "targets" not in batch
+    )
+    with pytest.raises(ValueError, match="layout"):
+        RewardCollator(0, layout="other")
+    with pytest.raises(ValueError, match="at least one token"):
+        RewardCollator(0)([{"sequences": [[], [1]]}])
 
 
 # ---- forward
 
-PAIRS = [("What is AI?", ["AI is artificial intelligence.", "no"]), ("How do I boil an egg?", ["Put it into boiling water for seven minutes.", "The cat sat."]), ("Hi", ["a", "b"])]
+PAIRS = [
+    ("What is AI?", ["AI is artificial intelligence.", "no"]),
+    ("How do I boil an egg?", ["Put it into boiling water for seven minutes.", "The cat sat."]),
+    ("Hi", ["a", "b"]),
+]
 
 
 def rows_of(encoder, pairs=PAIRS):
@@ -529,15 +782,22 @@ def rows_of(encoder, pairs=PAIRS):
 def test_rewards_equal_the_plain_model_one_text_at_a_time(kind, tmp_path):
     model, tokenizer, encoder = setup_model(kind)
     batch = RewardCollator(tokenizer.pad_token_id, pad_to_multiple_of=16)(rows_of(encoder))
-    with torch.no_grad(): rewards = model(**batch).logits
+    with torch.no_grad():
+        rewards = model(**batch).logits
     assert rewards.shape == (3, 2) and rewards.dtype == torch.float32
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    plain, plain_tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    plain, plain_tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
     for i, (prompt, responses) in enumerate(PAIRS):
         for j, response in enumerate(responses):
-            inputs = plain_tokenizer(f"{prompt} {response}", return_tensors="pt", truncation=True, max_length=64)
-            with torch.no_grad(): score = plain(**inputs).logits.item()
+            inputs = plain_tokenizer(
+                f"{prompt} {response}", return_tensors="pt", truncation=True, max_length=64
+            )
+            with torch.no_grad():
+                score = plain(**inputs).logits.item()
             assert score == pytest.approx(rewards[i, j].item(), abs=1e-6)
 
 
@@ -551,9 +811,12 @@ def test_rewards_do_not_depend_on_padding_or_batch(kind):
         wide = model(**RewardCollator(tokenizer.pad_token_id, pad_to_multiple_of=64)(rows)).logits
         backwards = model(**collate(rows[::-1])).logits.flip(0)
         batch = collate(rows)
-        batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 7)  # what stands in the padding is not read
+        batch["input_ids"] = batch["input_ids"].masked_fill(
+            batch["attention_mask"] == 0, 7
+        )  # what stands in the padding is not read
         other_pad = model(**batch).logits
-    for other in (alone, wide, backwards, other_pad): assert torch.allclose(together, other, atol=1e-6)
+    for other in (alone, wide, backwards, other_pad):
+        assert torch.allclose(together, other, atol=1e-6)
 
 
 def test_left_padding_gives_the_same_rewards():
@@ -561,9 +824,13 @@ def test_left_padding_gives_the_same_rewards():
     batch = RewardCollator(tokenizer.pad_token_id)(rows_of(encoder))
     length = batch["input_ids"].shape[1]
     shift = length - batch["attention_mask"].sum(1)
-    left = {name: torch.stack([row.roll(int(s)) for row, s in zip(batch[name], shift)]) for name in ("input_ids", "attention_mask", "position_ids")}
+    left = {
+        name: torch.stack([row.roll(int(s)) for row, s in zip(batch[name], shift)])
+        for name in ("input_ids", "attention_mask", "position_ids")
+    }
     left["reward_index"] = (torch.arange(6) * length + length - 1).reshape(3, 2)
-    with torch.no_grad(): assert torch.allclose(model(**left).logits, model(**batch).logits, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(model(**left).logits, model(**batch).logits, atol=1e-6)
 
 
 def test_absent_responses_are_zero_and_carry_no_gradient():
@@ -589,13 +856,16 @@ def test_bound_model_copies_and_binds_once():
     twin = copy.deepcopy(model)
     with torch.no_grad():
         model.score.weight.add_(1.0)
-        assert not torch.allclose(twin(**batch).logits, model(**batch).logits), "the copy must not run the original's weights"
+        assert not torch.allclose(twin(**batch).logits, model(**batch).logits), (
+            "the copy must not run the original's weights"
+        )
 
 
 def test_head_is_float32_under_autocast_and_in_bf16():
     model, tokenizer, encoder = setup_model()
     batch = RewardCollator(tokenizer.pad_token_id)(rows_of(encoder))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16): rewards = model(**batch).logits
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rewards = model(**batch).logits
     assert rewards.dtype == torch.float32 and not torch.equal(rewards, rewards.bfloat16().float())
     low = model.to(torch.bfloat16)
     rewards = low(**batch).logits
@@ -609,9 +879,13 @@ def test_lora_trains_and_reads_its_own_head(checkpointing, tmp_path):
     peft = pytest.importorskip("peft")
     model, tokenizer, encoder = setup_model()
     batch = RewardCollator(tokenizer.pad_token_id)(rows_of(encoder))
-    with torch.no_grad(): before = model(**batch).logits
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"]))
-    with torch.no_grad(): assert torch.allclose(wrapped(**batch).logits, before, atol=1e-6)
+    with torch.no_grad():
+        before = model(**batch).logits
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"])
+    )
+    with torch.no_grad():
+        assert torch.allclose(wrapped(**batch).logits, before, atol=1e-6)
     if checkpointing:
         wrapped.enable_input_require_grads()
         wrapped.gradient_checkpointing_enable()
@@ -623,12 +897,14 @@ def test_lora_trains_and_reads_its_own_head(checkpointing, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     wrapped.eval()
-    with torch.no_grad(): trained = wrapped(**batch).logits
+    with torch.no_grad():
+        trained = wrapped(**batch).logits
     assert not torch.allclose(trained, before, atol=1e-3)
     merged = wrapped.merge_and_unload()
     merged.save_pretrained(tmp_path)
     loaded = bind_reward_forward(AutoModelForSequenceClassification.from_pretrained(tmp_path).eval())
-    with torch.no_grad(): assert torch.allclose(loaded(**batch).logits, trained, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(loaded(**batch).logits, trained, atol=1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
@@ -645,23 +921,35 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 def test_accelerate_mixed_precision_calls_the_bound_forward():
     from accelerate import Accelerator
+
     model, tokenizer, encoder = setup_model()
     batch = RewardCollator(tokenizer.pad_token_id)(rows_of(encoder))
-    with torch.no_grad(): reference = model(**batch).logits
+    with torch.no_grad():
+        reference = model(**batch).logits
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     prepared = accelerator.prepare_model(model)
-    with torch.no_grad(): rewards = prepared(**batch).logits
-    assert rewards.shape == (3, 2) and torch.allclose(rewards, reference, atol=0.05) and not torch.equal(rewards, reference)
+    with torch.no_grad():
+        rewards = prepared(**batch).logits
+    assert (
+        rewards.shape == (3, 2)
+        and torch.allclose(rewards, reference, atol=0.05)
+        and not torch.equal(rewards, reference)
+    )
     plain = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    with torch.no_grad(): assert torch.equal(plain(**batch).logits, reference)
+    with torch.no_grad():
+        assert torch.equal(plain(**batch).logits, reference)
 
 
 def test_binding_errors():
     tokenizer = family("mistral")
     config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), num_labels=3, **MODELS["llama"])
-    with pytest.raises(ValueError, match="3 labels"): bind_reward_forward(AutoModelForSequenceClassification.from_config(config))
-    t5 = AutoConfig.for_model("t5", vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, num_labels=1)
-    with pytest.raises(ValueError, match="encoder-decoder"): bind_reward_forward(AutoModelForSequenceClassification.from_config(t5))
+    with pytest.raises(ValueError, match="3 labels"):
+        bind_reward_forward(AutoModelForSequenceClassification.from_config(config))
+    t5 = AutoConfig.for_model(
+        "t5", vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, num_labels=1
+    )
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        bind_reward_forward(AutoModelForSequenceClassification.from_config(t5))
 
 
 def test_encoding_dictionary_ignores_unknown_keys():

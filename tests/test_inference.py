@@ -1,4 +1,5 @@
-"""Scoring: invariances, models made elsewhere, clear errors, memory, TRL's interface, files that survive a kill."""
+"""Scoring: invariances, models made elsewhere, clear errors, memory, TRL's interface, files that survive a
+kill."""
 
 import copy
 import functools
@@ -44,35 +45,75 @@ from reward_kit.scores.inference import RewardModel, _measure_scale, store_norma
 from reward_kit.scores.row_scorer import _packed_batches, _padded_batches
 from reward_kit.scores.text_scorer import Best, TextScorer
 
-CHAT = """{{ bos_token }}{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{%- endfor -%}"""
-PROMPTS = ["What is AI?", "Name a prime.", "Say hello to everyone in the room, please, and be kind. " * 3, "Why?"]
-RESPONSES = ["The study of machines that reason.", "Seven.", "Hello!", "Because the sky scatters blue light more than red. " * 4]
+CHAT = (
+    "{{ bos_token }}{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>"
+    "{%- endfor -%}"
+)
+PROMPTS = [
+    "What is AI?",
+    "Name a prime.",
+    "Say hello to everyone in the room, please, and be kind. " * 3,
+    "Why?",
+]
+RESPONSES = [
+    "The study of machines that reason.",
+    "Seven.",
+    "Hello!",
+    "Because the sky scatters blue light more than red. " * 4,
+]
 
 
 def toy_tokenizer(template=None, bert=False, **special):
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     names = sorted(set(special.values()))
-    backend.train_from_iterator(PROMPTS + RESPONSES, trainers.BpeTrainer(
-        vocab_size=320, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    backend.train_from_iterator(
+        PROMPTS + RESPONSES,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=names,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     if bert:
         ids = [(t, backend.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
-        backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids)
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
+        )
     inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if bert else {}
     return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **special, **inputs)
 
 
 def tiny(kind, vocab, seed=0, **more):
     torch.manual_seed(seed)
-    size = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=vocab, num_labels=1)
+    size = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        vocab_size=vocab,
+        num_labels=1,
+    )
     if kind == "llama":
-        model = LlamaForSequenceClassification(LlamaConfig(**{**size, "max_position_embeddings": 256, **more}))
+        model = LlamaForSequenceClassification(
+            LlamaConfig(**{**size, "max_position_embeddings": 256, **more})
+        )
     elif kind == "qwen":
-        model = Qwen2ForSequenceClassification(Qwen2Config(**{**size, "num_key_value_heads": 2, "max_position_embeddings": 256, **more}))
+        model = Qwen2ForSequenceClassification(
+            Qwen2Config(**{**size, "num_key_value_heads": 2, "max_position_embeddings": 256, **more})
+        )
     elif kind == "bert":
         model = BertForSequenceClassification(BertConfig(**{**size, "max_position_embeddings": 128, **more}))
     else:
-        model = GPT2ForSequenceClassification(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=vocab, n_positions=256, num_labels=1, **more))
+        model = GPT2ForSequenceClassification(
+            GPT2Config(
+                n_embd=32, n_layer=2, n_head=4, vocab_size=vocab, n_positions=256, num_labels=1, **more
+            )
+        )
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(0, 0.2)
@@ -106,7 +147,8 @@ def rm(folders):
     return RewardModel.from_pretrained(folders["llama"], device="cpu")
 
 
-# --- what a score is -------------------------------------------------------------------------------------------------
+# --- what a score is ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen"])
 def test_equals_plain_transformers(folders, kind):
@@ -114,7 +156,12 @@ def test_equals_plain_transformers(folders, kind):
     model = AutoModelForSequenceClassification.from_pretrained(folders[kind])
     tokenizer = AutoTokenizer.from_pretrained(folders[kind])
     for prompt, response in zip(PROMPTS, RESPONSES):
-        inputs = tokenizer(f"{prompt} {response}" if not prompt.endswith(" ") else prompt + response, return_tensors="pt", truncation=True, max_length=512)
+        inputs = tokenizer(
+            f"{prompt} {response}" if not prompt.endswith(" ") else prompt + response,
+            return_tensors="pt",
+            truncation=True,
+            max_length=512,
+        )
         with torch.no_grad():
             expected = model(**inputs).logits.item()
         assert rm.score(prompt, response) == pytest.approx(expected, abs=1e-5)
@@ -132,11 +179,16 @@ def test_does_not_depend_on_the_batch(folders, kind, batch_tokens):
 
 
 def test_full_text_is_the_joined_text(rm):
-    assert rm.score("What is AI? It is maths.") == pytest.approx(rm.score("What is AI?", "It is maths."), abs=1e-6)
+    assert rm.score("What is AI? It is maths.") == pytest.approx(
+        rm.score("What is AI?", "It is maths."), abs=1e-6
+    )
 
 
 def test_messages_go_through_the_template(rm):
-    prompt, answer = [{"role": "user", "content": "What is AI?"}], [{"role": "assistant", "content": "Maths."}]
+    prompt, answer = (
+        [{"role": "user", "content": "What is AI?"}],
+        [{"role": "assistant", "content": "Maths."}],
+    )
     expected = rm.score(rm.tokenizer.apply_chat_template(prompt + answer, tokenize=False))
     assert rm.score(prompt, answer) == pytest.approx(expected, abs=1e-6)
     assert rm.score(prompt, "Maths.") == pytest.approx(expected, abs=1e-6)
@@ -149,33 +201,44 @@ def test_float32_head_under_bfloat16(folders):
     rm = RewardModel.from_pretrained(folders["llama"], device="cpu", dtype=torch.bfloat16)
     score = rm.score(PROMPTS, RESPONSES)
     assert any(s != float(torch.tensor(s).bfloat16()) for s in score)  # not rounded to 8 bits
-    assert score == pytest.approx(RewardModel.from_pretrained(folders["llama"], device="cpu").score(PROMPTS, RESPONSES), abs=0.5)
+    assert score == pytest.approx(
+        RewardModel.from_pretrained(folders["llama"], device="cpu").score(PROMPTS, RESPONSES), abs=0.5
+    )
 
 
 def test_shapes(rm):
     assert rm.score([]) == [] and rm.score([], []) == []
     assert isinstance(rm.score("a", "b"), float)
     assert len(rm.score(["a"], ["b"])) == 1
-    assert rm.score("Why?", ["a", "b", "c"]) == pytest.approx(rm.score(["Why?"] * 3, ["a", "b", "c"]), abs=1e-6)
+    assert rm.score("Why?", ["a", "b", "c"]) == pytest.approx(
+        rm.score(["Why?"] * 3, ["a", "b", "c"]), abs=1e-6
+    )
     assert rm.score(("a", "b"), ("c", "d")) == rm.score(["a", "b"], ["c", "d"])
     assert isinstance(rm.score("", ""), float)
     assert rm.score([[{"role": "user", "content": "a"}]]) == [rm.score([{"role": "user", "content": "a"}])]
 
 
-@pytest.mark.parametrize("args, error, parts", [
-    ((["a", None], ["b", "c"]), TypeError, ["prompts[1] is None;"]),
-    ((["a", "b"], ["c", 4]), TypeError, ["responses[1]", "int"]),
-    ((["a", float("nan")],), TypeError, ["prompts[1]", "float"]),
-    ((["a", "b"], ["c"]), ValueError, ["2 prompts and 1 response;"]),
-    ((["a", "b"], "c"), ValueError, ["2 prompts", "one response"]),
-    ((None,), TypeError, ["prompts is None;"]),
-    ((5,), TypeError, ["prompts is int"]),
-    (([[]],), TypeError, ["prompts[0]", "list"]),
-    (({"role": "user", "content": "x"},), TypeError, ["prompts is dict"]),
-    (([[{"role": "user"}]],), TypeError, ["prompts[0], message 0: null content"]),
-    (([[{"role": "user", "content": None}]],), TypeError, ["prompts[0], message 0: null content"]),
-    (([[{"content": "x"}]],), TypeError, ["prompts[0], message 0: content is not a list of messages", "has a role and a content"]),
-])
+@pytest.mark.parametrize(
+    "args, error, parts",
+    [
+        ((["a", None], ["b", "c"]), TypeError, ["prompts[1] is None;"]),
+        ((["a", "b"], ["c", 4]), TypeError, ["responses[1]", "int"]),
+        ((["a", float("nan")],), TypeError, ["prompts[1]", "float"]),
+        ((["a", "b"], ["c"]), ValueError, ["2 prompts and 1 response;"]),
+        ((["a", "b"], "c"), ValueError, ["2 prompts", "one response"]),
+        ((None,), TypeError, ["prompts is None;"]),
+        ((5,), TypeError, ["prompts is int"]),
+        (([[]],), TypeError, ["prompts[0]", "list"]),
+        (({"role": "user", "content": "x"},), TypeError, ["prompts is dict"]),
+        (([[{"role": "user"}]],), TypeError, ["prompts[0], message 0: null content"]),
+        (([[{"role": "user", "content": None}]],), TypeError, ["prompts[0], message 0: null content"]),
+        (
+            ([[{"content": "x"}]],),
+            TypeError,
+            ["prompts[0], message 0: content is not a list of messages", "has a role and a content"],
+        ),
+    ],
+)
 def test_clear_errors(rm, args, error, parts):
     with pytest.raises(error) as caught:
         rm.score(*args)
@@ -186,7 +249,9 @@ def test_too_long(tmp_path):
     rm = RewardModel.from_pretrained(save_own(tmp_path / "a", max_length=24), device="cpu")
     long = "Because the sky scatters blue light. " * 20
     cut = rm.score(long, "Seven.")
-    assert math.isfinite(cut) and cut == pytest.approx(rm.score(["x " * 90 + long, "b"], ["Seven.", "c"])[0], abs=1e-5)
+    assert math.isfinite(cut) and cut == pytest.approx(
+        rm.score(["x " * 90 + long, "b"], ["Seven.", "c"])[0], abs=1e-5
+    )
     with pytest.raises(ValueError, match=r"row 1 does not fit in max_length=24 tokens"):
         rm.score(["a", "b"], ["c", long])
     assert rm.score(["a", "b"], ["c", long], too_long="none")[1] is None
@@ -199,11 +264,15 @@ def test_too_long(tmp_path):
 
 def test_overflow_policies_of_the_encoding(tmp_path):
     long = "Because the sky scatters blue light. " * 20
-    drop = RewardModel.from_pretrained(save_own(tmp_path / "drop", max_length=24, overflow="drop"), device="cpu")
+    drop = RewardModel.from_pretrained(
+        save_own(tmp_path / "drop", max_length=24, overflow="drop"), device="cpu"
+    )
     with pytest.raises(ValueError, match="overflow='drop'"):
         drop.score([long], ["c"])
     assert drop([long], ["c"]) == [None]
-    error = RewardModel.from_pretrained(save_own(tmp_path / "error", max_length=24, overflow="error"), device="cpu")
+    error = RewardModel.from_pretrained(
+        save_own(tmp_path / "error", max_length=24, overflow="error"), device="cpu"
+    )
     with pytest.raises(ValueError, match="row 1.*max_length=24"):
         error.score(["a", long], ["b", "c"])
 
@@ -216,18 +285,25 @@ def test_nan_is_an_error(folders):
         rm.score("a", "b")
 
 
-# --- compare, rank, best of n, normalize --------------------------------------------------------------------------------
+# --- compare, rank, best of n, normalize ----------------------------------------------------------
+
 
 def test_compare_is_the_sigmoid_of_the_difference(rm, tmp_path):
     a, b = rm.score(PROMPTS[0], [RESPONSES[0], RESPONSES[1]])
-    assert rm.compare(PROMPTS[0], RESPONSES[0], RESPONSES[1]) == pytest.approx(1 / (1 + math.exp(b - a)), abs=1e-6)
+    assert rm.compare(PROMPTS[0], RESPONSES[0], RESPONSES[1]) == pytest.approx(
+        1 / (1 + math.exp(b - a)), abs=1e-6
+    )
     both = rm.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[2:])
     swapped = rm.compare(PROMPTS[:2], RESPONSES[2:], RESPONSES[:2])
     assert [x + y for x, y in zip(both, swapped)] == pytest.approx([1, 1], abs=1e-9)
     chat = [{"role": "user", "content": "Hi"}]
     assert 0 < rm.compare(chat, "Hello.", [{"role": "assistant", "content": "What?"}]) < 1
-    warm = RewardModel.from_pretrained(save_own(tmp_path, metadata={"calibration": {"temperature": 2.0}}), device="cpu")
-    assert warm.compare(PROMPTS[0], RESPONSES[0], RESPONSES[1]) == pytest.approx(1 / (1 + math.exp((b - a) / 2)), abs=1e-6)
+    warm = RewardModel.from_pretrained(
+        save_own(tmp_path, metadata={"calibration": {"temperature": 2.0}}), device="cpu"
+    )
+    assert warm.compare(PROMPTS[0], RESPONSES[0], RESPONSES[1]) == pytest.approx(
+        1 / (1 + math.exp((b - a) / 2)), abs=1e-6
+    )
     with pytest.raises(ValueError):
         rm.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[:1])
 
@@ -245,40 +321,56 @@ def test_rank_and_best_of_n(rm):
     assert all(b.index < 2 for b in first_two) and first_two[0].index == int(scores[1] > scores[0])
     chat = [{"role": "user", "content": "Hi"}]
     assert rm.best_of_n([chat, chat], [["a", "b"], ["c"]])[1].response == "c"
-    for args, part in [((["a"], [["b"]], 2), "prompt 0 has 1 response; n=2"), ((["a"], [[]]), "at least one"), ((["a"], [["b"], ["c"]]), "1 prompt and 2 lists")]:
+    for args, part in [
+        ((["a"], [["b"]], 2), "prompt 0 has 1 response; n=2"),
+        ((["a"], [[]]), "at least one"),
+        ((["a"], [["b"], ["c"]]), "1 prompt and 2 lists"),
+    ]:
         with pytest.raises(ValueError, match=part):
             rm.best_of_n(*args)
 
 
 def test_normalize(rm, tmp_path):
-    scaled = RewardModel.from_pretrained(save_own(tmp_path, metadata={"normalization": {"mean": 0.5, "std": 2.0, "n": 9}}), device="cpu")
+    scaled = RewardModel.from_pretrained(
+        save_own(tmp_path, metadata={"normalization": {"mean": 0.5, "std": 2.0, "n": 9}}), device="cpu"
+    )
     raw = rm.score(PROMPTS, RESPONSES)
     assert scaled.score(PROMPTS, RESPONSES) == pytest.approx(raw, abs=1e-6)
-    assert scaled.score(PROMPTS, RESPONSES, normalize=True) == pytest.approx([(x - 0.5) / 2 for x in raw], abs=1e-6)
-    assert scaled.rank(PROMPTS[0], RESPONSES, normalize=True)[0].index == rm.rank(PROMPTS[0], RESPONSES)[0].index
+    assert scaled.score(PROMPTS, RESPONSES, normalize=True) == pytest.approx(
+        [(x - 0.5) / 2 for x in raw], abs=1e-6
+    )
+    assert (
+        scaled.rank(PROMPTS[0], RESPONSES, normalize=True)[0].index == rm.rank(PROMPTS[0], RESPONSES)[0].index
+    )
     with pytest.raises(ValueError, match="no stored mean and spread"):
         rm.score("a", "b", normalize=True)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("layout", ("padded", "packed"))
 def test_batches_stay_within_the_budget(layout):
     rng = random.Random(0)
     prompts = [[rng.randrange(50) for _ in range(rng.randrange(5, 40))] for _ in range(20)]
-    rows = [rng.choice(prompts) + [rng.randrange(50) for _ in range(rng.randrange(1, 20))] for _ in range(200)] + [[1] * 150]
+    rows = [
+        rng.choice(prompts) + [rng.randrange(50) for _ in range(rng.randrange(1, 20))] for _ in range(200)
+    ] + [[1] * 150]
     batches = (_packed_batches if layout == "packed" else _padded_batches)(rows, range(len(rows)), 120)
     for batch in batches:
         groups = [[rows[i] for i in group] for group in batch]
         tokens = RewardCollator(0, layout)([{"sequences": group} for group in groups])["input_ids"].numel()
         assert tokens <= 120 or sum(map(len, groups)) == 1
     assert sorted(i for batch in batches for group in batch for i in group) == list(range(len(rows)))
-    if layout == "packed": assert len(batches) < 0.8 * len(_padded_batches(rows, range(len(rows)), 120))
+    if layout == "packed":
+        assert len(batches) < 0.8 * len(_padded_batches(rows, range(len(rows)), 120))
 
 
 @pytest.mark.parametrize("fill, expected", ((None, [[10, 2, 1]]), (40, [[10], [2, 1]]), (1000, [[10, 2, 1]])))
 def test_a_prompt_with_many_responses_may_exceed_what_batches_are_filled_to(fill, expected):
-    rows = [[1] * 20 + [i] * 4 for i in range(10)] + [[2] * 20 + [i] * 4 for i in range(2)] + [[3] * 5]  # 60, 28 and 5 tokens
+    rows = (
+        [[1] * 20 + [i] * 4 for i in range(10)] + [[2] * 20 + [i] * 4 for i in range(2)] + [[3] * 5]
+    )  # 60, 28 and 5 tokens
     batches = _packed_batches(rows, range(len(rows)), 100, fill)
     assert [list(map(len, batch)) for batch in batches] == expected
 
@@ -302,7 +394,8 @@ def test_out_of_memory_halves_and_goes_on(folders, caplog):
         rm.score("a", "b")
 
 
-# --- models made elsewhere --------------------------------------------------------------------------------------------------
+# --- models made elsewhere ------------------------------------------------------------------------
+
 
 def save_foreign(folder, model, tokenizer):
     model.save_pretrained(folder)
@@ -312,7 +405,12 @@ def save_foreign(folder, model, tokenizer):
 
 @pytest.mark.parametrize("pad", [None, "</s>", "<pad>"])
 def test_foreign_decoder_scores_as_its_authors_would(tmp_path, pad):
-    tokenizer = toy_tokenizer("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}", bos_token="<s>", eos_token="</s>", **({"pad_token": pad} if pad else {}))
+    tokenizer = toy_tokenizer(
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}",
+        bos_token="<s>",
+        eos_token="</s>",
+        **({"pad_token": pad} if pad else {}),
+    )
     model = tiny("llama", len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     rm = RewardModel.from_pretrained(save_foreign(tmp_path, model, tokenizer), device="cpu")
     assert rm.metadata is None and "chat template" in rm.encoding_note
@@ -348,7 +446,10 @@ def test_foreign_plain_decoder(tmp_path, caplog):
         rm = RewardModel.from_pretrained(save_foreign(tmp_path, model, tokenizer), device="cpu")
     assert "no reward_kit.json" in caplog.text and "one space" in caplog.text
     with torch.no_grad():
-        expected = [model(tokenizer(f"{p} {r}", return_tensors="pt")["input_ids"]).logits.item() for p, r in (("Why?", "So."), ("Name", "it"))]
+        expected = [
+            model(tokenizer(f"{p} {r}", return_tensors="pt")["input_ids"]).logits.item()
+            for p, r in (("Why?", "So."), ("Name", "it"))
+        ]
     assert rm.score(["Why?", "Name"], ["So.", "it"]) == pytest.approx(expected, abs=1e-5)
     long = "blue light " * 300
     assert math.isfinite(rm.score(long, "So.")) and rm.score(["b"], [long], too_long="none") == [None]
@@ -363,7 +464,11 @@ def test_foreign_with_a_stated_encoding(tmp_path):
     encoding = prepare_tokenizer(copy.deepcopy(tokenizer), max_length=100)
     rm = RewardModel.from_pretrained(str(tmp_path), device="cpu", encoding=encoding)
     ids = rm.encode(["Why?"], ["So."])[0]
-    assert ids[-1] == rm.tokenizer.eos_token_id and ids.count(rm.tokenizer.bos_token_id) == 1 and math.isfinite(rm.score("Why?", "So."))
+    assert (
+        ids[-1] == rm.tokenizer.eos_token_id
+        and ids.count(rm.tokenizer.bos_token_id) == 1
+        and math.isfinite(rm.score("Why?", "So."))
+    )
 
 
 @pytest.mark.parametrize("labels, part", [(2, "two classes"), (5, "a reward is one number")])
@@ -379,7 +484,13 @@ def test_not_a_reward_model(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         RewardModel.from_pretrained(str(tmp_path / "nowhere"))
     tokenizer = toy_tokenizer(**SPECIAL["llama"])
-    config = LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=len(tokenizer))
+    config = LlamaConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=len(tokenizer),
+    )
     save_foreign(tmp_path, LlamaForCausalLM(config), tokenizer)
     with pytest.raises(ValueError, match="not a reward model"):
         RewardModel.from_pretrained(str(tmp_path))
@@ -393,7 +504,8 @@ def test_strings_for_a_model_of_conversations_warn_once(tmp_path, caplog, kind, 
         scorer.score(conversation, RESPONSES[0])
         scorer.score(PROMPTS[0], [[{"role": "assistant", "content": RESPONSES[0]}]])
         assert "plain strings" not in caplog.text, "these go through the template"
-        for _ in range(2): scorer.score([conversation, PROMPTS[0]], RESPONSES[:2])
+        for _ in range(2):
+            scorer.score([conversation, PROMPTS[0]], RESPONSES[:2])
         scorer.score(PROMPTS[0])
     assert caplog.text.count("trained on conversations") == warns
 
@@ -408,18 +520,25 @@ def test_changed_tokenizer_is_noticed(tmp_path, caplog):
     assert "tokenizer is not the one" in caplog.text
 
 
-# --- TRL ----------------------------------------------------------------------------------------------------------------------
+# --- TRL ------------------------------------------------------------------------------------------
+
 
 def test_callable_as_trl_calls_it(rm):
     from trl.trainer.utils import get_callable_name, is_async_callable
 
     assert get_callable_name(rm) == rm.__name__ and not is_async_callable(rm)
     assert get_callable_name(functools.partial(rm, normalize_me=1)) == rm.__name__
-    extra = dict(completion_ids=[[1], [2]], answer=["x", "y"], trainer_state=None, log_extra=print, log_metric=print)
-    assert rm(prompts=["Why?", "Who?"], completions=["So.", "Me."], **extra) == pytest.approx(rm.score(["Why?", "Who?"], ["So.", "Me."]), abs=1e-6)
+    extra = dict(
+        completion_ids=[[1], [2]], answer=["x", "y"], trainer_state=None, log_extra=print, log_metric=print
+    )
+    assert rm(prompts=["Why?", "Who?"], completions=["So.", "Me."], **extra) == pytest.approx(
+        rm.score(["Why?", "Who?"], ["So.", "Me."]), abs=1e-6
+    )
     prompts = [[{"role": "user", "content": "Why?"}]] * 2
     completions = [[{"role": "assistant", "content": c}] for c in ("So.", "Me.")]
-    assert rm(prompts=prompts, completions=completions, **extra) == pytest.approx(rm.score(prompts, ["So.", "Me."]), abs=1e-6)
+    assert rm(prompts=prompts, completions=completions, **extra) == pytest.approx(
+        rm.score(prompts, ["So.", "Me."]), abs=1e-6
+    )
 
 
 def test_trl_grpo_step(rm, tmp_path):
@@ -429,17 +548,45 @@ def test_trl_grpo_step(rm, tmp_path):
 
     tokenizer = toy_tokenizer(bos_token="<b>", eos_token="<e>", pad_token="<p>")
     torch.manual_seed(0)
-    policy = LlamaForCausalLM(LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=len(tokenizer),
-                                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    args = GRPOConfig(output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, num_generations=2, max_completion_length=4,
-                      logging_steps=1, report_to="none", use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True)
-    trainer = GRPOTrainer(model=policy, reward_funcs=rm, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list([{"prompt": p} for p in PROMPTS]))
+    policy = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    args = GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=4,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        model=policy,
+        reward_funcs=rm,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{"prompt": p} for p in PROMPTS]),
+    )
     trainer.train()
     logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     assert math.isfinite(logged[f"rewards/{rm.__name__}/mean"])
 
 
-# --- files --------------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
+
 
 def write_lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -451,11 +598,18 @@ def read_lines(path):
 
 
 def test_score_file_keeps_rows_and_order(rm, tmp_path):
-    rows = [{"id": i, "prompt": PROMPTS[i % 4], "response": RESPONSES[(i // 4) % 4], "note": "Grüße"} for i in range(37)]
-    report = rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "sub" / "out.jsonl", batch_rows=8)
+    rows = [
+        {"id": i, "prompt": PROMPTS[i % 4], "response": RESPONSES[(i // 4) % 4], "note": "Grüße"}
+        for i in range(37)
+    ]
+    report = rm.score_file(
+        write_lines(tmp_path / "in.jsonl", rows), tmp_path / "sub" / "out.jsonl", batch_rows=8
+    )
     out = read_lines(tmp_path / "sub" / "out.jsonl")
     assert [{k: v for k, v in row.items() if k != "score"} for row in out] == rows
-    assert [row["score"] for row in out] == pytest.approx(rm.score([r["prompt"] for r in rows], [r["response"] for r in rows]), abs=1e-5)
+    assert [row["score"] for row in out] == pytest.approx(
+        rm.score([r["prompt"] for r in rows], [r["response"] for r in rows]), abs=1e-5
+    )
     assert (report.rows, report.failed, report.resumed_at) == (37, 0, 0)
     assert sorted(p.name for p in (tmp_path / "sub").iterdir()) == ["out.jsonl"]
 
@@ -466,15 +620,27 @@ def test_score_file_kinds_of_rows(rm, tmp_path):
         return read_lines(tmp_path / "out.jsonl")
 
     pair = run([{"question": "Why?", "chosen": "So.", "rejected": "No."}], columns={"prompt": "question"})[0]
-    assert [pair["chosen_score"], pair["rejected_score"]] == pytest.approx(rm.score("Why?", ["So.", "No."]), abs=1e-6)
-    transcript = run([{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}])[0]
-    assert transcript["chosen_score"] == pytest.approx(rm.score([{"role": "user", "content": "Hi"}], "Hello."), abs=1e-6)
-    ranking = run([{"prompt": "Why?", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}], score_column="reward")[0]
-    assert ranking["rewards"] == pytest.approx(rm.score("Why?", ["a", "b", "c"]), abs=1e-6) and ranking["scores"] == [1, 2, 3]
+    assert [pair["chosen_score"], pair["rejected_score"]] == pytest.approx(
+        rm.score("Why?", ["So.", "No."]), abs=1e-6
+    )
+    transcript = run(
+        [{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}]
+    )[0]
+    assert transcript["chosen_score"] == pytest.approx(
+        rm.score([{"role": "user", "content": "Hi"}], "Hello."), abs=1e-6
+    )
+    ranking = run(
+        [{"prompt": "Why?", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}], score_column="reward"
+    )[0]
+    assert ranking["rewards"] == pytest.approx(rm.score("Why?", ["a", "b", "c"]), abs=1e-6) and ranking[
+        "scores"
+    ] == [1, 2, 3]
     assert run([{"text": "Why? So."}])[0]["score"] == pytest.approx(rm.score("Why? So."), abs=1e-6)
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     assert run([{"messages": chat}])[0]["score"] == pytest.approx(rm.score(chat), abs=1e-6)
-    assert run([{"prompt": chat[:1], "completion": chat[1:]}])[0]["score"] == pytest.approx(rm.score(chat), abs=1e-6)
+    assert run([{"prompt": chat[:1], "completion": chat[1:]}])[0]["score"] == pytest.approx(
+        rm.score(chat), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "parquet", "arrow", "jsonl.gz", "csv.gz"])
@@ -483,6 +649,7 @@ def test_score_file_formats(rm, tmp_path, kind):
 
     import pandas as pd
     import pyarrow as pa
+
     frame = pd.DataFrame({"prompt": PROMPTS, "response": [r + '\n"quoted", with a break' for r in RESPONSES]})
     path = tmp_path / f"in.{kind}"
     if kind.startswith("csv"):
@@ -503,11 +670,14 @@ def test_score_file_formats(rm, tmp_path, kind):
     assert rm.score_file(path, tmp_path / "out.jsonl").rows == 4
     out = read_lines(tmp_path / "out.jsonl")
     assert [row["response"] for row in out] == frame["response"].tolist()
-    assert [row["score"] for row in out] == pytest.approx(rm.score(PROMPTS, frame["response"].tolist()), abs=1e-5)
+    assert [row["score"] for row in out] == pytest.approx(
+        rm.score(PROMPTS, frame["response"].tolist()), abs=1e-5
+    )
 
 
 def test_arrow_file_format(tmp_path):
     import pyarrow as pa
+
     table = pa.table({"text": ["a", "b", "c"]})
     with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
@@ -516,28 +686,53 @@ def test_arrow_file_format(tmp_path):
 
 def test_bad_rows_are_written_and_counted(tmp_path):
     rm = RewardModel.from_pretrained(save_own(tmp_path / "rm", max_length=24), device="cpu")
-    rows = [{"prompt": "Why?", "response": "So."}, {"prompt": None, "response": "x"}, {"prompt": "a"}, {"prompt": "b", "response": "blue light " * 90},
-            {"prompt": "b", "response": 3}, {"prompt": "Why?", "response": "Yes."}]
+    rows = [
+        {"prompt": "Why?", "response": "So."},
+        {"prompt": None, "response": "x"},
+        {"prompt": "a"},
+        {"prompt": "b", "response": "blue light " * 90},
+        {"prompt": "b", "response": 3},
+        {"prompt": "Why?", "response": "Yes."},
+    ]
     report = rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", batch_rows=4)
     out = read_lines(tmp_path / "out.jsonl")
-    assert [row["score"] is None for row in out] == ["error" in row for row in out] == [False, True, True, True, True, False]
-    assert "null prompt" in out[1]["error"] and "null response" in out[2]["error"] and "does not fit in max_length=24" in out[3]["error"] and "response is not text: found int" in out[4]["error"]
+    assert (
+        [row["score"] is None for row in out]
+        == ["error" in row for row in out]
+        == [False, True, True, True, True, False]
+    )
+    assert (
+        "null prompt" in out[1]["error"]
+        and "null response" in out[2]["error"]
+        and "does not fit in max_length=24" in out[3]["error"]
+        and "response is not text: found int" in out[4]["error"]
+    )
     assert report.failed == 4 and report.rows == 6 and "4 with an error" in str(report)
     assert {k: v for k, v in out[3].items() if k not in ("score", "error")} == rows[3]
 
 
 def test_odd_values_leave_valid_json(rm, tmp_path):
-    (tmp_path / "in.jsonl").write_text('{"text": "a", "x": NaN}\n{"text": "half \\ud83d pair"}\n{"text": "b", "x": [Infinity, {"y": 1}]}\n')
+    (tmp_path / "in.jsonl").write_text(
+        '{"text": "a", "x": NaN}\n{"text": "half \\ud83d pair"}\n{"text": "b", "x": [Infinity, {"y": 1}]}\n'
+    )
     report = rm.score_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     forbid = lambda name: pytest.fail(f"{name} in JSON")
-    out = [json.loads(line, parse_constant=forbid) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    out = [
+        json.loads(line, parse_constant=forbid)
+        for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert out[0]["x"] is None and out[2]["x"] == [None, {"y": 1}] and out[1]["text"] == "half \ud83d pair"
-    assert report.rows == 3 and [row["score"] is not None for row in out] == ["error" not in row for row in out]
+    assert report.rows == 3 and [row["score"] is not None for row in out] == [
+        "error" not in row for row in out
+    ]
     assert out[0]["score"] is not None
 
 
 def test_template_refusal_is_the_fault_of_one_row(tmp_path):
-    strict = "{% for m in messages %}{% if m['role'] not in ['user', 'assistant'] %}{{ raise_exception('role ' + m['role']) }}{% endif %}{{ m['content'] }}{% endfor %}"
+    strict = (
+        "{% for m in messages %}{% if m['role'] not in ['user', 'assistant'] %}{{ raise_exception('role ' +"
+        " m['role']) }}{% endif %}{{ m['content'] }}{% endfor %}"
+    )
     rm = RewardModel.from_pretrained(save_own(tmp_path / "rm", template=strict), device="cpu")
     good = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     rows = [{"messages": good if i != 11 else [{"role": "wizard", "content": "x"}]} for i in range(20)]
@@ -547,16 +742,19 @@ def test_template_refusal_is_the_fault_of_one_row(tmp_path):
     assert [row["score"] for row in out[:11]] == pytest.approx([rm.score(good)] * 11, abs=1e-6)
 
 
-@pytest.mark.parametrize("name, text, part", [
-    ("in.jsonl", '{"text": "a"}\n{"text": \n', "in.jsonl:2: malformed JSON: Expecting value at column "),
-    ("in.jsonl", '{"text": "a"}\n[1]\n', "in.jsonl:2: row is not a dict: found list"),
-    ("in.jsonl", '{"a": 1}\n', "nothing to score: the file has 'a'"),
-    ("in.jsonl", '{"text": "a", "score": 1}\n', "already has a column 'score'"),
-    ("in.jsonl", "", "no rows"),
-    ("in.json", "[1", "in.json:1: malformed JSON"),
-    ("in.csv", "prompt,response\na,b,c\n", "in.csv:2: wrong number of cells: 3 for 2 columns"),
-    ("in.xyz", "a", "unknown file type; readable are"),
-])
+@pytest.mark.parametrize(
+    "name, text, part",
+    [
+        ("in.jsonl", '{"text": "a"}\n{"text": \n', "in.jsonl:2: malformed JSON: Expecting value at column "),
+        ("in.jsonl", '{"text": "a"}\n[1]\n', "in.jsonl:2: row is not a dict: found list"),
+        ("in.jsonl", '{"a": 1}\n', "nothing to score: the file has 'a'"),
+        ("in.jsonl", '{"text": "a", "score": 1}\n', "already has a column 'score'"),
+        ("in.jsonl", "", "no rows"),
+        ("in.json", "[1", "in.json:1: malformed JSON"),
+        ("in.csv", "prompt,response\na,b,c\n", "in.csv:2: wrong number of cells: 3 for 2 columns"),
+        ("in.xyz", "a", "unknown file type; readable are"),
+    ],
+)
 def test_bad_files_give_one_line(rm, tmp_path, name, text, part):
     (tmp_path / name).write_text(text)
     with pytest.raises(PreferenceDataError) as caught:
@@ -620,15 +818,25 @@ def test_resume_goes_on_and_refuses_what_changed(folders, tmp_path):
     write_lines(source, [*rows[:15], {"text": "a later line may be corrected"}, *rows[16:]])
     report = rm.score_file(source, out, batch_rows=5)
     texts = [row["text"] for row in read_lines(out)]
-    assert report.resumed_at == 10 and report.rows == 23 and len(texts) == len(set(texts)) == 23 and texts[15].startswith("a later")
+    assert (
+        report.resumed_at == 10
+        and report.rows == 23
+        and len(texts) == len(set(texts)) == 23
+        and texts[15].startswith("a later")
+    )
     interrupted(rm, source, out, 2)
     assert rm.score_file(source, out, resume=False).resumed_at == 0
 
 
 def test_resume_refuses_another_scale(rm, folders, tmp_path):
     one, other = (copy.copy(rm) for _ in range(2))
-    one.metadata, other.metadata = (RewardMetadata(normalization={"mean": mean, "std": 2.0, "n": 9}) for mean in (0.0, 1.0))
-    source, out = write_lines(tmp_path / "in.jsonl", [{"text": f"row {i}"} for i in range(12)]), tmp_path / "out.jsonl"
+    one.metadata, other.metadata = (
+        RewardMetadata(normalization={"mean": mean, "std": 2.0, "n": 9}) for mean in (0.0, 1.0)
+    )
+    source, out = (
+        write_lines(tmp_path / "in.jsonl", [{"text": f"row {i}"} for i in range(12)]),
+        tmp_path / "out.jsonl",
+    )
     with pytest.raises(ValueError, match="no stored mean and spread"):
         rm.score_file(source, out, normalize=True)
     assert list(tmp_path.iterdir()) == [source]
@@ -658,12 +866,18 @@ rm.score_file(sys.argv[2], sys.argv[3], batch_rows=3)
 
 
 def test_survives_kill(folders, rm, tmp_path):
-    "kill -9 at several moments; the calls together write every row once, with the scores of an undisturbed run."
+    """kill -9 at several moments; the calls together write every row once, with the scores of an
+    undisturbed run."""
     rows = [{"n": i, "text": PROMPTS[i % 4] + f" {i}"} for i in range(150)]
     source, out = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     progress, environment = [], {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for wait in (0.11, 0.2):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, folders["llama"], str(source), str(out)], stdout=subprocess.PIPE, text=True, env=environment)
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, folders["llama"], str(source), str(out)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         assert child.stdout.readline() == "go\n"
         part = tmp_path / "out.jsonl.part"
         before = part.stat().st_size if part.exists() else 0
@@ -678,7 +892,9 @@ def test_survives_kill(folders, rm, tmp_path):
     assert report.resumed_at == progress[1]
     written = read_lines(out)
     assert [row["n"] for row in written] == list(range(150))
-    assert [row["score"] for row in written] == pytest.approx(rm.score([row["text"] for row in rows]), abs=1e-5)
+    assert [row["score"] for row in written] == pytest.approx(
+        rm.score([row["text"] for row in rows]), abs=1e-5
+    )
 
 
 def test_constant_memory(rm, tmp_path):
@@ -690,7 +906,7 @@ def test_constant_memory(rm, tmp_path):
     assert len(read_lines(tmp_path / "out.jsonl.part")) == 150
 
 
-# --- ensembles ----------------------------------------------------------------------------------------------------------------
+# --- ensembles ------------------------------------------------------------------------------------
 
 SCALES = {"llama": (0.5, 2.0), "gpt2": (-1.0, 4.0), "qwen": (0.0, 0.5)}
 
@@ -700,22 +916,38 @@ def members(tmp_path_factory):
     "Models of three architectures, with tokenizers and scales of their own."
     out = []
     for kind, (mean, std) in SCALES.items():
-        folder = save_own(tmp_path_factory.mktemp(f"member-{kind}"), kind, {"normalization": {"mean": mean, "std": std, "n": 9}})
+        folder = save_own(
+            tmp_path_factory.mktemp(f"member-{kind}"),
+            kind,
+            {"normalization": {"mean": mean, "std": std, "n": 9}},
+        )
         out.append(RewardModel.from_pretrained(folder, device="cpu"))
     return out
 
 
 def standard_units(members, prompts, responses):
     "What each member says of each text, on its own scale."
-    return [[(x - mean) / std for x in m.score(prompts, responses)] for m, (mean, std) in zip(members, SCALES.values())]
+    return [
+        [(x - mean) / std for x in m.score(prompts, responses)]
+        for m, (mean, std) in zip(members, SCALES.values())
+    ]
 
 
-@pytest.mark.parametrize("combine, k, expected", [
-    ("mean", 1.0, [3.0, -1.0]), ("minimum", 1.0, [1.0, -1.0]), ("lower_bound", 1.0, [3.0 - math.sqrt(8 / 3), -1.0]),
-    ("lower_bound", 0.5, [3.0 - math.sqrt(8 / 3) / 2, -1.0]), ("lower_bound", 0.0, [3.0, -1.0])])
+@pytest.mark.parametrize(
+    "combine, k, expected",
+    [
+        ("mean", 1.0, [3.0, -1.0]),
+        ("minimum", 1.0, [1.0, -1.0]),
+        ("lower_bound", 1.0, [3.0 - math.sqrt(8 / 3), -1.0]),
+        ("lower_bound", 0.5, [3.0 - math.sqrt(8 / 3) / 2, -1.0]),
+        ("lower_bound", 0.0, [3.0, -1.0]),
+    ],
+)
 def test_combinations_by_hand(combine, k, expected):
     "1, 3, 5: mean 3, squared distances 4, 0, 4. Three times -1: no spread."
-    assert _combine_rewards([[1.0, -1.0], [3.0, -1.0], [5.0, -1.0]], combine, k) == pytest.approx(expected, abs=1e-12)
+    assert _combine_rewards([[1.0, -1.0], [3.0, -1.0], [5.0, -1.0]], combine, k) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_combinations_of_nothing_and_of_none():
@@ -730,7 +962,11 @@ def test_ensemble_of_different_tokenizers(members, combine):
     columns = list(zip(*each))
     means = [sum(c) / 3 for c in columns]
     spreads = [math.sqrt(sum((x - m) ** 2 for x in c) / 3) for c, m in zip(columns, means)]
-    expected = {"mean": means, "minimum": [min(c) for c in columns], "lower_bound": [m - 0.7 * s for m, s in zip(means, spreads)]}[combine]
+    expected = {
+        "mean": means,
+        "minimum": [min(c) for c in columns],
+        "lower_bound": [m - 0.7 * s for m, s in zip(means, spreads)],
+    }[combine]
     assert ensemble.score(PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-4)
     assert ensemble.score(PROMPTS, RESPONSES, normalize=True) == pytest.approx(expected, abs=1e-4)
     for own, theirs in zip(ensemble.score_members(PROMPTS, RESPONSES), each):
@@ -740,7 +976,9 @@ def test_ensemble_of_different_tokenizers(members, combine):
     assert ensemble.score_members(PROMPTS[0], RESPONSES[0]) == pytest.approx(columns[0], abs=1e-4)
     assert ensemble.score(PROMPTS[0], RESPONSES[0]) == pytest.approx(expected[0], abs=1e-4)
     order = sorted(range(4), key=lambda i: -ensemble.score(PROMPTS[0], RESPONSES[i]))
-    assert [r.index for r in ensemble.rank(PROMPTS[0], RESPONSES)] == order and ensemble.best_of_n(PROMPTS[0], RESPONSES).index == order[0]
+    assert [r.index for r in ensemble.rank(PROMPTS[0], RESPONSES)] == order and ensemble.best_of_n(
+        PROMPTS[0], RESPONSES
+    ).index == order[0]
 
 
 def test_ensemble_of_raw_rewards(members):
@@ -757,26 +995,44 @@ def test_one_member_is_that_member(members, combine):
         alone = RewardEnsemble([member], combine)
         assert alone.score(PROMPTS, RESPONSES) == member.score(PROMPTS, RESPONSES, normalize=True)
         assert alone.disagreement(PROMPTS, RESPONSES) == [0.0] * 4
-        assert alone.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[2:]) == pytest.approx(member.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[2:]), abs=1e-6)
+        assert alone.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[2:]) == pytest.approx(
+            member.compare(PROMPTS[:2], RESPONSES[:2], RESPONSES[2:]), abs=1e-6
+        )
 
 
 def test_compare_turns_standard_units_into_log_odds(members, monkeypatch):
-    "Standard deviations 2, 4, 0.5 and temperatures 1, 2, 1: (2 + 2 + 0.5) / 3 = 1.5 log-odds for one standard deviation; 1, 2, 1: (1 + 0.5 + 1) / 3 raw."
+    """Standard deviations 2, 4, 0.5 and temperatures 1, 2, 1: (2 + 2 + 0.5) / 3 = 1.5 log-odds for one
+    standard deviation; 1, 2, 1: (1 + 0.5 + 1) / 3 raw."""
     monkeypatch.setattr(members[1].metadata, "calibration", {"temperature": 2.0})
     ensemble = RewardEnsemble(members)
-    assert ensemble.temperature == pytest.approx(1 / 1.5) and RewardEnsemble(members, normalize_members=False).temperature == pytest.approx(3 / 2.5)
+    assert ensemble.temperature == pytest.approx(1 / 1.5) and RewardEnsemble(
+        members, normalize_members=False
+    ).temperature == pytest.approx(3 / 2.5)
     a, b = ensemble.score(PROMPTS[0], RESPONSES[:2])
-    assert ensemble.compare(PROMPTS[0], *RESPONSES[:2]) == pytest.approx(1 / (1 + math.exp(-1.5 * (a - b))), abs=1e-6)
+    assert ensemble.compare(PROMPTS[0], *RESPONSES[:2]) == pytest.approx(
+        1 / (1 + math.exp(-1.5 * (a - b))), abs=1e-6
+    )
 
 
 def test_a_text_that_one_member_cannot_read(members, tmp_path):
-    narrow = save_own(tmp_path / "narrow", metadata={"normalization": {"mean": 0.0, "std": 1.0, "n": 9}}, max_length=24)
+    narrow = save_own(
+        tmp_path / "narrow", metadata={"normalization": {"mean": 0.0, "std": 1.0, "n": 9}}, max_length=24
+    )
     ensemble = RewardEnsemble([members[0], RewardModel.from_pretrained(narrow, device="cpu")])
     long = "blue light " * 20
     assert math.isfinite(members[0].score("a", long))
-    with pytest.raises(ValueError, match=r"row 1 does not fit in max_length=256.*\(member-llama0\), or does not fit in max_length=24 tokens.*\(narrow\)"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"row 1 does not fit in max_length=256.*\(member-llama0\), or does not fit in max_length=24"
+            r" tokens.*\(narrow\)"
+        ),
+    ):
         ensemble.score(["a", "b"], ["c", long])
-    assert ensemble(prompts=["a", "b"], completions=["c", long])[1] is None and ensemble(["a"], ["c"])[0] is not None
+    assert (
+        ensemble(prompts=["a", "b"], completions=["c", long])[1] is None
+        and ensemble(["a"], ["c"])[0] is not None
+    )
     assert ensemble.disagreement(["b"], [long], too_long="none") == [None]
     assert ensemble.score_members(["b"], [long], too_long="none") == [[None], [None]]
     with pytest.raises(ValueError, match="row 0 does not fit"):
@@ -787,7 +1043,9 @@ def test_ensemble_as_a_reward_function(members):
     from trl.trainer.utils import get_callable_name
 
     ensemble = RewardEnsemble(members, name="three")
-    assert get_callable_name(ensemble) == "three" and "mean of member-llama0, member-gpt20, member-qwen0" in repr(ensemble)
+    assert get_callable_name(
+        ensemble
+    ) == "three" and "mean of member-llama0, member-gpt20, member-qwen0" in repr(ensemble)
     rewards = ensemble(prompts=PROMPTS, completions=RESPONSES, completion_ids=[[1]] * 4, trainer_state=None)
     assert rewards == pytest.approx(ensemble.score(PROMPTS, RESPONSES), abs=1e-6)
 
@@ -800,25 +1058,46 @@ def test_ensemble_scores_files(members, tmp_path):
     written = read_lines(out)
     assert (report.rows, report.failed) == (13, 1) and "null response" in written[5]["error"]
     good = [row for row in written if "error" not in row]
-    assert [row["score"] for row in good] == pytest.approx(ensemble.score([r["prompt"] for r in good], [r["response"] for r in good]), abs=1e-4)
+    assert [row["score"] for row in good] == pytest.approx(
+        ensemble.score([r["prompt"] for r in good], [r["response"] for r in good]), abs=1e-4
+    )
 
 
 def test_another_ensemble_does_not_go_on_with_a_file(members, tmp_path):
-    prints = [RewardEnsemble(members, *how).fingerprint() for how in [(), ("minimum",), ("lower_bound",), ("lower_bound", 2.0)]]
-    prints += [RewardEnsemble(members[:2]).fingerprint(), RewardEnsemble(members, normalize_members=False).fingerprint(), members[0].fingerprint()]
+    prints = [
+        RewardEnsemble(members, *how).fingerprint()
+        for how in [(), ("minimum",), ("lower_bound",), ("lower_bound", 2.0)]
+    ]
+    prints += [
+        RewardEnsemble(members[:2]).fingerprint(),
+        RewardEnsemble(members, normalize_members=False).fingerprint(),
+        members[0].fingerprint(),
+    ]
     assert len(set(prints)) == len(prints) and RewardEnsemble(members).fingerprint() == prints[0]
 
 
 def test_evaluation_takes_an_ensemble(members):
     from reward_kit.data.preferences import load_preferences
     from reward_kit.trust.agreement import score_preferences
-    rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [{"prompt": "a", "chosen": "b " * 400, "rejected": "c"}]
+
+    rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [
+        {"prompt": "a", "chosen": "b " * 400, "rejected": "c"}
+    ]
     rewards, name = score_preferences(RewardEnsemble(members), load_preferences(rows, progress=False))
-    assert name == "reward_ensemble" and rewards[4] is None and rewards[0][0] == pytest.approx(RewardEnsemble(members).score(PROMPTS[0], RESPONSES[0]), abs=1e-4)
+    assert (
+        name == "reward_ensemble"
+        and rewards[4] is None
+        and rewards[0][0] == pytest.approx(RewardEnsemble(members).score(PROMPTS[0], RESPONSES[0]), abs=1e-4)
+    )
 
 
 def test_ensemble_errors(rm, members):
-    with pytest.raises(ValueError, match=r"members\[1\] \(.*\) has no stored mean and spread.*store_normalization.*normalize_members=False"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"members\[1\] \(.*\) has no stored mean and spread.*store_normalization.*normalize_members=False"
+        ),
+    ):
         RewardEnsemble([members[0], rm])
     with pytest.raises(ValueError, match="members is empty"):
         RewardEnsemble([])
@@ -838,29 +1117,45 @@ def test_ensemble_errors(rm, members):
 
 
 def test_ensemble_from_folders(folders, members):
-    ensemble = RewardEnsemble.from_pretrained(list(folders.values()), "minimum", normalize_members=False, device="cpu", batch_tokens=64)
+    ensemble = RewardEnsemble.from_pretrained(
+        list(folders.values()), "minimum", normalize_members=False, device="cpu", batch_tokens=64
+    )
     assert [m.scorer.batch_tokens for m in ensemble.members] == [64] * 3
     expected = [min(own) for own in zip(*(m.score(PROMPTS, RESPONSES) for m in members))]
     assert ensemble.score(PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-4)
 
 
-# --- scale ----------------------------------------------------------------------------------------------------------------------
+# --- scale ----------------------------------------------------------------------------------------
+
 
 def test_store_normalization(tmp_path):
-    folder = save_own(tmp_path / "rm", metadata={"loss": {"name": "bradley_terry", "parameters": {}}, "calibration": {"temperature": 2.0}})
-    rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [{"prompt": "a", "chosen": "b " * 400, "rejected": "c"}]
+    folder = save_own(
+        tmp_path / "rm",
+        metadata={"loss": {"name": "bradley_terry", "parameters": {}}, "calibration": {"temperature": 2.0}},
+    )
+    rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)] + [
+        {"prompt": "a", "chosen": "b " * 400, "rejected": "c"}
+    ]
     rm = store_normalization(folder, rows, device="cpu")
-    rewards = torch.tensor(rm.score(PROMPTS * 2 + ["a"], RESPONSES + ["No."] * 4 + ["c"]), dtype=torch.float64)
+    rewards = torch.tensor(
+        rm.score(PROMPTS * 2 + ["a"], RESPONSES + ["No."] * 4 + ["c"]), dtype=torch.float64
+    )
     stored = RewardMetadata.load(folder)
     assert stored.normalization["mean"] == pytest.approx(rewards.mean().item(), abs=1e-5)
     assert stored.normalization["std"] == pytest.approx(rewards.var(correction=0).sqrt().item(), abs=1e-5)
-    assert stored.normalization["n"] == 9 and stored.loss["name"] == "bradley_terry" and stored.calibration == {"temperature": 2.0}
+    assert (
+        stored.normalization["n"] == 9
+        and stored.loss["name"] == "bradley_terry"
+        and stored.calibration == {"temperature": 2.0}
+    )
     assert rm.metadata.normalization == stored.normalization and stored.encoding == rm.encoder.encoding
 
 
 def test_store_normalization_of_a_model_made_elsewhere(tmp_path, caplog):
     tokenizer = toy_tokenizer(**SPECIAL["gpt2"])
-    folder = save_foreign(tmp_path, tiny("gpt2", len(tokenizer), pad_token_id=tokenizer.pad_token_id), tokenizer)
+    folder = save_foreign(
+        tmp_path, tiny("gpt2", len(tokenizer), pad_token_id=tokenizer.pad_token_id), tokenizer
+    )
     rm = RewardModel.from_pretrained(folder, device="cpu")
     before = rm.score(PROMPTS, RESPONSES)
     rows = [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)]
@@ -870,7 +1165,10 @@ def test_store_normalization_of_a_model_made_elsewhere(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         again = RewardModel.from_pretrained(folder, device="cpu")
     assert "no encoding in its reward_kit.json" in caplog.text
-    assert again.score(PROMPTS, RESPONSES) == before and again.metadata.normalization == rm.metadata.normalization
+    assert (
+        again.score(PROMPTS, RESPONSES) == before
+        and again.metadata.normalization == rm.metadata.normalization
+    )
 
 
 def test_store_normalization_errors(rm, tmp_path):
@@ -878,15 +1176,18 @@ def test_store_normalization_errors(rm, tmp_path):
         store_normalization(tmp_path / "none", [])
 
     class Constant(TextScorer):
-        def score(self, prompts, responses, **_): return [1.0] * len(prompts)
+        def score(self, prompts, responses, **_):
+            return [1.0] * len(prompts)
 
     with pytest.raises(ValueError, match="preferences gave 2 rewards without a spread"):
         _measure_scale([{"prompt": "Why?", "chosen": "So.", "rejected": "No."}], Constant())
     with pytest.raises(ValueError, match="has no stored mean and spread"):
-        RewardModel(None, None, None, None, metadata=RewardMetadata(normalization={"mean": 1.0, "std": 0.0, "n": 9})).normalized([1.0])
+        RewardModel(
+            None, None, None, None, metadata=RewardMetadata(normalization={"mean": 1.0, "std": 0.0, "n": 9})
+        ).normalized([1.0])
 
 
-# --- averaged weights -----------------------------------------------------------------------------------------------------------
+# --- averaged weights -----------------------------------------------------------------------------
 
 BASE = {"base": {"id": "toy", "revision": None}, "data_kind": "text"}
 
@@ -896,7 +1197,12 @@ def relatives(tmp_path_factory):
     "Three models that began as one: the same weights with small differences."
     root, out = tmp_path_factory.mktemp("relatives"), []
     for i in range(3):
-        extra = {"loss": {"name": "bradley_terry", "parameters": {}}, "data_hash": str(i), "normalization": {"mean": 0.0, "std": 1.0, "n": 5}, "calibration": {"temperature": 2.0}}
+        extra = {
+            "loss": {"name": "bradley_terry", "parameters": {}},
+            "data_hash": str(i),
+            "normalization": {"mean": 0.0, "std": 1.0, "n": 5},
+            "calibration": {"temperature": 2.0},
+        }
         folder = save_own(root / f"run{i}", metadata={**BASE, **extra})
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
         torch.manual_seed(i)
@@ -921,7 +1227,9 @@ def test_average_of_a_model_with_itself_is_itself(relatives, tmp_path, copies, w
     assert RewardModel.from_pretrained(out, device="cpu").score(PROMPTS, RESPONSES) == expected
 
 
-@pytest.mark.parametrize("weights, shares", [(None, [1 / 3] * 3), ([1, 1, 2], [0.25, 0.25, 0.5]), ([0, 1, 0], [0, 1, 0])])
+@pytest.mark.parametrize(
+    "weights, shares", [(None, [1 / 3] * 3), ([1, 1, 2], [0.25, 0.25, 0.5]), ([0, 1, 0], [0, 1, 0])]
+)
 def test_average_of_weights(relatives, tmp_path, weights, shares):
     averaged = weights_of(average_reward_models(relatives, tmp_path / "out", weights))
     own = [weights_of(folder) for folder in relatives]
@@ -936,18 +1244,40 @@ def test_averaged_folder(relatives, tmp_path, caplog):
         out = average_reward_models([Path(p) for p in relatives], tmp_path / "out")
         rm = RewardModel.from_pretrained(out, device="cpu")
     assert out == tmp_path / "out" and not caplog.text
-    assert sorted(p.suffix for p in out.iterdir() if p.suffix not in (".json", ".jinja")) == [".md", ".safetensors"]
+    assert sorted(p.suffix for p in out.iterdir() if p.suffix not in (".json", ".jinja")) == [
+        ".md",
+        ".safetensors",
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert rm.metadata.normalization is None and rm.metadata.calibration is None and rm.metadata.base == BASE["base"]
-    assert rm.metadata.loss["name"] == "bradley_terry" and rm.metadata.data_kind == "text" and rm.metadata.data_hash is None
+    assert (
+        rm.metadata.normalization is None
+        and rm.metadata.calibration is None
+        and rm.metadata.base == BASE["base"]
+    )
+    assert (
+        rm.metadata.loss["name"] == "bradley_terry"
+        and rm.metadata.data_kind == "text"
+        and rm.metadata.data_hash is None
+    )
     assert rm.metadata.extra["average"] == {"models": ["run0", "run1", "run2"], "weights": [1 / 3] * 3}
-    assert "| run1 | 0.3333 |" in ModelCard(out).section("average") and (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    assert model.config.num_labels == 1 and model.config.problem_type == "regression" and model.dtype == torch.float32
+    assert "| run1 | 0.3333 |" in ModelCard(out).section("average") and (
+        out / "README.md"
+    ).read_text().startswith("---\nlibrary_name: transformers")
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(out),
+        AutoTokenizer.from_pretrained(out),
+    )
+    assert (
+        model.config.num_labels == 1
+        and model.config.problem_type == "regression"
+        and model.dtype == torch.float32
+    )
     with torch.no_grad():
         expected = model(**tokenizer("Why? So.", return_tensors="pt")).logits.item()
     assert rm.score("Why?", "So.") == pytest.approx(expected, abs=1e-5)
-    scores = RewardEnsemble.from_pretrained(relatives, normalize_members=False, device="cpu").score(PROMPTS, RESPONSES)
+    scores = RewardEnsemble.from_pretrained(relatives, normalize_members=False, device="cpu").score(
+        PROMPTS, RESPONSES
+    )
     assert rm.score(PROMPTS, RESPONSES) == pytest.approx(scores, abs=0.1)
 
 
@@ -960,13 +1290,19 @@ def test_half_precision_members_are_averaged_in_float32(relatives, tmp_path):
         AutoTokenizer.from_pretrained(folder).save_pretrained(halves[i])
         RewardMetadata.load(folder).save(halves[i])
     averaged = weights_of(average_reward_models(halves, tmp_path / "out"))
-    a, b = (AutoModelForSequenceClassification.from_pretrained(h, dtype=torch.float32).state_dict() for h in halves)
-    assert all(torch.equal(averaged[name], (a[name].double() / 2 + b[name].double() / 2).float()) for name in a)
+    a, b = (
+        AutoModelForSequenceClassification.from_pretrained(h, dtype=torch.float32).state_dict()
+        for h in halves
+    )
+    assert all(
+        torch.equal(averaged[name], (a[name].double() / 2 + b[name].double() / 2).float()) for name in a
+    )
 
 
 def change(folder, target, **fields):
     "A copy of a model folder with other metadata."
     import shutil
+
     shutil.copytree(folder, target)
     metadata = RewardMetadata.load(target)
     for name, value in fields.items():
@@ -975,15 +1311,28 @@ def change(folder, target, **fields):
     return str(target)
 
 
-@pytest.mark.parametrize("fields, part", [
-    ({"base": {"id": "other", "revision": None}}, "base ({'id': 'toy', 'revision': None}, {'id': 'other', 'revision': None})"),
-    ({"max_length": 77}, "encoding.max_length (256, 77)"), ({"separator": ""}, "encoding.separator (None, )"),
-    ({"tokenizer_fingerprint": "0" * 16}, "encoding.tokenizer_fingerprint"), ({"chat_template": "x"}, "encoding.chat_template")])
+@pytest.mark.parametrize(
+    "fields, part",
+    [
+        (
+            {"base": {"id": "other", "revision": None}},
+            "base ({'id': 'toy', 'revision': None}, {'id': 'other', 'revision': None})",
+        ),
+        ({"max_length": 77}, "encoding.max_length (256, 77)"),
+        ({"separator": ""}, "encoding.separator (None, )"),
+        ({"tokenizer_fingerprint": "0" * 16}, "encoding.tokenizer_fingerprint"),
+        ({"chat_template": "x"}, "encoding.chat_template"),
+    ],
+)
 def test_average_names_what_differs(relatives, tmp_path, fields, part):
     other = change(relatives[0], tmp_path / "other", **fields)
     with pytest.raises(ValueError) as caught:
         average_reward_models([relatives[0], relatives[1], other], tmp_path / "out")
-    assert part in str(caught.value) and "paths[2] (other)" in str(caught.value) and str(caught.value).count("encoding.") == ("encoding" in part)
+    assert (
+        part in str(caught.value)
+        and "paths[2] (other)" in str(caught.value)
+        and str(caught.value).count("encoding.") == ("encoding" in part)
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -1031,6 +1380,7 @@ def test_average_errors(relatives, tmp_path, monkeypatch):
 
 def test_add_weights_names_the_tensor():
     from reward_kit.beside.averaged_weights import _add_weights as add_weights
+
     total = {}
     add_weights(total, {"w": torch.ones(2), "n": torch.tensor([3])}, 0.5, "a")
     for state in ({"w": torch.ones(2)}, {"w": torch.ones(2), "n": torch.tensor([4])}):
@@ -1038,15 +1388,21 @@ def test_add_weights_names_the_tensor():
             add_weights(total, state, 0.5, "b")
     with pytest.raises(ValueError, match="another tensor 'w'"):
         add_weights(total, {"w": torch.ones(3), "n": torch.tensor([3])}, 0.5, "b")
-    assert total["w"].tolist() == [0.5, 0.5] and total["w"].dtype == torch.float64 and total["n"].tolist() == [3]
+    assert (
+        total["w"].tolist() == [0.5, 0.5] and total["w"].dtype == torch.float64 and total["n"].tolist() == [3]
+    )
 
 
 def test_averaged_model_gets_its_scale_back(relatives, tmp_path):
     out = average_reward_models(relatives, tmp_path / "out")
     with pytest.raises(ValueError, match="has no stored mean and spread"):
         RewardEnsemble.from_pretrained([out, relatives[0]], device="cpu")
-    store_normalization(out, [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)], device="cpu")
-    assert math.isfinite(RewardEnsemble.from_pretrained([out, relatives[0]], device="cpu").score("Why?", "So."))
+    store_normalization(
+        out, [{"prompt": p, "chosen": r, "rejected": "No."} for p, r in zip(PROMPTS, RESPONSES)], device="cpu"
+    )
+    assert math.isfinite(
+        RewardEnsemble.from_pretrained([out, relatives[0]], device="cpu").score("Why?", "So.")
+    )
 
 
 HH = Path(__file__).parents[1].parent / "shared" / "data" / "hh-rlhf-harmless-test.jsonl.gz"
@@ -1058,28 +1414,43 @@ def test_real_transcripts(rm, tmp_path):
     rows = [row for _, row in itertools.islice(read_rows(HH), 40)]
     report = rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
     out = read_lines(tmp_path / "out.jsonl")
-    assert report.rows == 40 and report.failed == sum("error" in row for row in out) <= 20  # most fit in 256 tokens of a toy vocabulary
+    assert (
+        report.rows == 40 and report.failed == sum("error" in row for row in out) <= 20
+    )  # most fit in 256 tokens of a toy vocabulary
     for row in [row for row in out if "error" not in row][:5]:
         record = to_record(row)
-        assert [row["chosen_score"], row["rejected_score"]] == pytest.approx(rm.score(record["prompt"], record["responses"]), abs=1e-5)
+        assert [row["chosen_score"], row["rejected_score"]] == pytest.approx(
+            rm.score(record["prompt"], record["responses"]), abs=1e-5
+        )
 
 
-# --- texts in tables, and texts that are no lists ---------------------------------------------------------------------------
+# --- texts in tables, and texts that are no lists -------------------------------------------------
+
 
 def test_messages_in_a_table_are_scored_as_messages(folders, tmp_path):
     rm = RewardModel.from_pretrained(folders["llama"])
     prompt, answers = [{"role": "user", "content": "Why?"}], ["Because.", "No."]
     rows = [{"prompt": json.dumps(prompt), "response": answer} for answer in answers]
     pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
-    pd.DataFrame([{"prompt": json.dumps(prompt), "responses": json.dumps(answers)}]).to_csv(tmp_path / "lists.csv", index=False)
-    for name in ("pairs", "lists"): rm.score_file(tmp_path / f"{name}.csv", tmp_path / f"{name}.jsonl", progress=False)
+    pd.DataFrame([{"prompt": json.dumps(prompt), "responses": json.dumps(answers)}]).to_csv(
+        tmp_path / "lists.csv", index=False
+    )
+    for name in ("pairs", "lists"):
+        rm.score_file(tmp_path / f"{name}.csv", tmp_path / f"{name}.jsonl", progress=False)
     expected = rm.score([prompt, prompt], answers)
-    scored = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("pairs", "lists")}
+    scored = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("pairs", "lists")
+    }
     assert [row["score"] for row in scored["pairs"]] == pytest.approx(expected, abs=1e-6)
-    assert next(iter(value for key, value in scored["lists"][0].items() if key.startswith("score"))) == pytest.approx(expected, abs=1e-6)
+    assert next(
+        iter(value for key, value in scored["lists"][0].items() if key.startswith("score"))
+    ) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_string_is_no_list_of_responses(folders):
     rm = RewardModel.from_pretrained(folders["llama"])
-    with pytest.raises(TypeError, match="is str"): rm.rank("Why?", "Because.")
-    with pytest.raises(TypeError, match="is str"): rm.best_of_n(["Why?", "How?"], ["Because.", "So."])
+    with pytest.raises(TypeError, match="is str"):
+        rm.rank("Why?", "Because.")
+    with pytest.raises(TypeError, match="is str"):
+        rm.best_of_n(["Why?", "How?"], ["Because.", "So."])

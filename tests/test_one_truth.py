@@ -1,4 +1,5 @@
 "A conversation with tool calls has the same token ids in training, scoring, evaluation and PPO."
+
 import json
 
 import pytest
@@ -13,7 +14,11 @@ from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
 from reward_kit.rl.rollouts import Prompts
 from reward_kit.trust.agreement import score_preferences
 
-CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn", "days": 1.5}}}
+CALL = {
+    "id": "c1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Bonn", "days": 1.5}},
+}
 PROMPT = [
     {"role": "user", "content": "Will it rain in Bonn?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -27,7 +32,10 @@ ROWS = [
     {"prompt": PROMPT[:1], "chosen": AGAIN, "rejected": GOOD},
 ]
 # every key of a message shows in the text
-TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m | tojson }}\n{% endfor %}{% if add_generation_prompt %}{'role': 'assistant'{% endif %}"
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m | tojson }}\n{% endfor %}{% if"
+    " add_generation_prompt %}{'role': 'assistant'{% endif %}"
+)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 "Packed batches give the rewards and the gradients of padded ones; tiny random models, made here."
+
 import copy
 import inspect
 import json
@@ -34,66 +35,161 @@ from reward_kit.scores.inference import RowScorer
 
 # ---- models and examples
 
-# weights large enough for attention to be peaked: what a token sees, and where it stands, then shows in its reward
-SIZES = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-             num_labels=1, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.2)
+# weights large enough for attention to be peaked: what a token sees, and where it stands, then shows in its
+# reward
+SIZES = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    num_labels=1,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    initializer_range=0.2,
+)
 GPT2 = dict(n_embd=32, n_layer=3, n_head=4, n_positions=128)
 MIXED = ["sliding_attention", "sliding_attention", "full_attention"]
 DECODERS = {
-    "Llama": {}, "Mistral": dict(sliding_window=6), "Qwen2": {}, "Qwen3": dict(head_dim=8),
-    "Gemma2": dict(head_dim=8, sliding_window=6, query_pre_attn_scalar=3, attn_logit_softcapping=2.0, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
-    "Gemma3Text": dict(head_dim=8, sliding_window=6, query_pre_attn_scalar=8, layer_types=MIXED), "Phi3": {}, "GPT2": GPT2, "GPTNeoX": dict(rotary_pct=0.25),
-    "OPT": dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.2), "Mixtral": dict(num_local_experts=4, sliding_window=None),
-    "Qwen3Moe": dict(head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1),
+    "Llama": {},
+    "Mistral": dict(sliding_window=6),
+    "Qwen2": {},
+    "Qwen3": dict(head_dim=8),
+    "Gemma2": dict(
+        head_dim=8,
+        sliding_window=6,
+        query_pre_attn_scalar=3,
+        attn_logit_softcapping=2.0,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "Gemma3Text": dict(head_dim=8, sliding_window=6, query_pre_attn_scalar=8, layer_types=MIXED),
+    "Phi3": {},
+    "GPT2": GPT2,
+    "GPTNeoX": dict(rotary_pct=0.25),
+    "OPT": dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.2),
+    "Mixtral": dict(num_local_experts=4, sliding_window=None),
+    "Qwen3Moe": dict(
+        head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1
+    ),
     "JetMoe": dict(kv_channels=8, num_local_experts=3, num_experts_per_tok=2),
 }
 OTHERS = {  # model -> (its settings, a part of the reason)
-    "Bert": ({}, "is an encoder"), "DebertaV2": ({}, "is an encoder"),
+    "Bert": ({}, "is an encoder"),
+    "DebertaV2": ({}, "is an encoder"),
     "ModernBert": (dict(cls_token_id=1, sep_token_id=2), "is an encoder"),
-    "Jamba": (dict(mamba_d_state=4, num_experts=2, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1), "carry a state"),
-    "Zamba2": (dict(layers_block_type=["mamba", "hybrid", "mamba"], mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8, mamba_ngroups=1, num_key_value_heads=4,
-                    adapter_rank=4, num_mem_blocks=1, chunk_size=8), "carry a state"),
-    "MiniMax": (dict(num_local_experts=4, block_size=8, layer_types=["linear_attention", "full_attention", "linear_attention"]), "other hidden states"),
-    "Falcon": ({}, "computes its attention by itself"), "GptOss": (dict(head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters={"rope_type": "default"}), "s_aux"),
+    "Jamba": (
+        dict(
+            mamba_d_state=4,
+            num_experts=2,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            expert_layer_period=2,
+            expert_layer_offset=1,
+        ),
+        "carry a state",
+    ),
+    "Zamba2": (
+        dict(
+            layers_block_type=["mamba", "hybrid", "mamba"],
+            mamba_d_state=8,
+            mamba_headdim=8,
+            n_mamba_heads=8,
+            mamba_ngroups=1,
+            num_key_value_heads=4,
+            adapter_rank=4,
+            num_mem_blocks=1,
+            chunk_size=8,
+        ),
+        "carry a state",
+    ),
+    "MiniMax": (
+        dict(
+            num_local_experts=4,
+            block_size=8,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+        ),
+        "other hidden states",
+    ),
+    "Falcon": ({}, "computes its attention by itself"),
+    "GptOss": (
+        dict(
+            head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters={"rope_type": "default"}
+        ),
+        "s_aux",
+    ),
 }
 
 
 def make_model(kind="Llama", **settings):
     "Random weights, in evaluation mode, without dropout where it is not asked for."
-    off = {name: 0.0 for name in ("attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "attention_dropout", "hidden_dropout")}
+    off = {
+        name: 0.0
+        for name in (
+            "attn_pdrop",
+            "resid_pdrop",
+            "embd_pdrop",
+            "dropout",
+            "attention_dropout",
+            "hidden_dropout",
+        )
+    }
     given = DECODERS[kind] if kind in DECODERS else OTHERS[kind][0]
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**SIZES | off | given | settings)
     model = bind_reward_forward(getattr(transformers, f"{kind}ForSequenceClassification")(config)).eval()
-    if kind in DECODERS: assert packing_problem(model) is None
+    if kind in DECODERS:
+        assert packing_problem(model) is None
     return model
 
 
 @pytest.fixture(autouse=True)
 def always_pack(monkeypatch):
-    "Batches that packing would hardly shorten are packed all the same: what is tested here is the packed layout."
+    """Batches that packing would hardly shorten are packed all the same: what is tested here is the
+    packed layout."""
     monkeypatch.setattr(batches, "_PAYS_BELOW", float("inf"))
 
 
 def test_a_batch_that_packing_would_not_shorten_is_padded(monkeypatch):
     monkeypatch.undo()
     collate = RewardCollator(0, "packed")
-    equal, shared, ragged = [[tokens(16, i), tokens(16, i + 1)] for i in (2, 4)], [[tokens(9, 1) + tokens(5, i) for i in (2, 3)]], [[tokens(4, 1), tokens(30, 2)]]
-    for groups, packed in ((equal, False), (shared, True), (ragged, True), ([[tokens(7, 1)]], False), ([*equal, *shared, *ragged], True)):
+    equal, shared, ragged = (
+        [[tokens(16, i), tokens(16, i + 1)] for i in (2, 4)],
+        [[tokens(9, 1) + tokens(5, i) for i in (2, 3)]],
+        [[tokens(4, 1), tokens(30, 2)]],
+    )
+    for groups, packed in (
+        (equal, False),
+        (shared, True),
+        (ragged, True),
+        ([[tokens(7, 1)]], False),
+        ([*equal, *shared, *ragged], True),
+    ):
         batch = collate([{"sequences": group} for group in groups])
         assert (batch.segments is not None) is packed
         flat, ends = batch["input_ids"].flatten(), batch["reward_index"][batch["mask"]]
         assert flat[ends].tolist() == [ids[-1] for group in groups for ids in group]
 
 
-def tokens(n, seed): return random.Random(seed).choices(range(5, 64), k=n)
+def tokens(n, seed):
+    return random.Random(seed).choices(range(5, 64), k=n)
 
 
 PROMPTS = [tokens(20, 0), tokens(13, 1), tokens(MIN_SHARED, 2), tokens(MIN_SHARED - 1, 3)]
 A, B, C, D = PROMPTS
 CASES = {
-    "pairs that share a prompt": [[A + tokens(5, 10), A + tokens(9, 11)], [B + tokens(12, 12), B + tokens(3, 13)]],
-    "rankings": [[A + tokens(n, n) for n in (4, 7, 2, 9)], [B + tokens(6, 20), B + tokens(5, 21)], [B + tokens(n, 30 + n) for n in (3, 1, 8)], [A + tokens(4, 40)]],
+    "pairs that share a prompt": [
+        [A + tokens(5, 10), A + tokens(9, 11)],
+        [B + tokens(12, 12), B + tokens(3, 13)],
+    ],
+    "rankings": [
+        [A + tokens(n, n) for n in (4, 7, 2, 9)],
+        [B + tokens(6, 20), B + tokens(5, 21)],
+        [B + tokens(n, 30 + n) for n in (3, 1, 8)],
+        [A + tokens(4, 40)],
+    ],
     "nothing shared": [[tokens(11, 50), tokens(17, 51)], [tokens(6, 52), tokens(2, 53)]],
     "the second is a prefix of the first": [[A + tokens(9, 60), (A + tokens(9, 60))[:-4]]],
     "the first is a prefix of the second": [[A[:12], A + tokens(3, 61)]],
@@ -102,19 +198,23 @@ CASES = {
     "sequences of one token": [[[7], [8]], [[9], tokens(5, 81)]],
     "as long a common start as is shared": [[C + tokens(6, 90), C + tokens(4, 91)]],
     "a shorter one": [[D + [5] + tokens(6, 92), D + [6] + tokens(4, 93)]],
-    "all share with the first only": [[A + tokens(5, 94), A[:9] + tokens(14, 95), A[:14] + tokens(3, 96), tokens(10, 97)]],
+    "all share with the first only": [
+        [A + tokens(5, 94), A[:9] + tokens(14, 95), A[:14] + tokens(3, 96), tokens(10, 97)]
+    ],
 }
 EVERYTHING = [group for groups in CASES.values() for group in groups]
 
 
-def collate(layout, groups): return RewardCollator(0, layout)([{"sequences": group} for group in groups])
+def collate(layout, groups):
+    return RewardCollator(0, layout)([{"sequences": group} for group in groups])
 
 
 def forward(model, layout, groups):
     return model(**collate(layout, groups).model_inputs()).logits
 
 
-def gradients(model): return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def backward(model, rewards):
@@ -129,28 +229,39 @@ def rewards_and_gradients(model, layout, groups=EVERYTHING):
     return rewards.detach(), backward(model, rewards)
 
 
-def gap(a, b): return ((a - b).abs().max() / b.abs().max()).item()
+def gap(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def check_same(packed, padded, tolerance):
-    "Rewards by their largest, gradients by the largest of their tensor, but not by less than a hundredth of the largest of all (keys have no use for a bias)."
+    """Rewards by their largest, gradients by the largest of their tensor, but not by less than a
+    hundredth of the largest of all (keys have no use for a bias)."""
     assert gap(packed[0], padded[0]) < tolerance
     assert packed[1].keys() == padded[1].keys()
     top = max(value.abs().max().item() for value in padded[1].values())
     for name, value in padded[1].items():
-        assert (packed[1][name] - value).abs().max() < tolerance * max(value.abs().max().item(), 1e-2 * top), name
+        assert (packed[1][name] - value).abs().max() < tolerance * max(
+            value.abs().max().item(), 1e-2 * top
+        ), name
 
 
 class Double(TorchFunctionMode):
-    "Models go down to float32 in places (norms, softmax, our head); here float64 stays, so that only the order of its sums can differ."
+    """Models go down to float32 in places (norms, softmax, our head); here float64 stays, so that only
+    the order of its sums can differ."""
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
-            if func is torch.Tensor.float: return args[0]
-            args, kwargs = tuple(torch.float64 if a is torch.float32 else a for a in args), {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+            if func is torch.Tensor.float:
+                return args[0]
+            args, kwargs = (
+                tuple(torch.float64 if a is torch.float32 else a for a in args),
+                {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()},
+            )
         return func(*args, **kwargs or {})
 
 
 # ---- rewards and gradients
+
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_packed_equals_padded_up_to_rounding(kind):
@@ -158,47 +269,74 @@ def test_packed_equals_padded_up_to_rounding(kind):
     packed, padded = (rewards_and_gradients(model, layout) for layout in ("packed", "padded"))
     check_same(packed, padded, 1e-5)
     model.double().config._experts_implementation = "eager"  # the usual one takes no float64
-    with Double(): exact = [rewards_and_gradients(model, layout) for layout in ("packed", "padded")]
+    with Double():
+        exact = [rewards_and_gradients(model, layout) for layout in ("packed", "padded")]
     assert exact[0][0].dtype == torch.float64
     check_same(*exact, 1e-10)
     # and neither is off: the model's own forward, a sequence at a time, reads the same rewards
-    with Double(), torch.no_grad(): alone = [model(input_ids=torch.tensor([ids])).logits.item() for group in EVERYTHING for ids in group]
-    assert gap(exact[0][0][collate("packed", EVERYTHING)["mask"]], torch.tensor(alone, dtype=torch.float64)) < 1e-10
+    with Double(), torch.no_grad():
+        alone = [model(input_ids=torch.tensor([ids])).logits.item() for group in EVERYTHING for ids in group]
+    assert (
+        gap(exact[0][0][collate("packed", EVERYTHING)["mask"]], torch.tensor(alone, dtype=torch.float64))
+        < 1e-10
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
 def test_each_kind_of_example_alone(kind, case):
     model = make_model(kind).double()
-    with Double(): check_same(*(rewards_and_gradients(model, layout, CASES[case]) for layout in ("packed", "padded")), 1e-10)
+    with Double():
+        check_same(
+            *(rewards_and_gradients(model, layout, CASES[case]) for layout in ("packed", "padded")), 1e-10
+        )
 
 
 def test_a_shared_prompt_is_computed_once():
-    places = {case: (collate("packed", groups)["input_ids"].numel(), sum(len(ids) for group in groups for ids in group)) for case, groups in CASES.items()}
+    places = {
+        case: (
+            collate("packed", groups)["input_ids"].numel(),
+            sum(len(ids) for group in groups for ids in group),
+        )
+        for case, groups in CASES.items()
+    }
     assert places["pairs that share a prompt"] == (62, 62 + 20 + 13)
     assert places["identical responses"] == (24 + 1 + 17 + 2, 2 * 24 + 3 * 17)
     assert places["as long a common start as is shared"] == (18, 26)
-    for case in ("nothing shared", "a shorter one", "sequences of one token"): assert places[case][0] == places[case][1]
+    for case in ("nothing shared", "a shorter one", "sequences of one token"):
+        assert places[case][0] == places[case][1]
 
 
 def test_only_the_places_that_are_read_go_through_the_last_feed_forward():
     model, seen = make_model(), []
-    model.model.layers[-1].mlp.up_proj.register_forward_hook(lambda layer, args, out: seen.append(out.shape[:-1].numel()))
-    for layout in ("packed", "padded"): forward(model, layout, EVERYTHING)
+    model.model.layers[-1].mlp.up_proj.register_forward_hook(
+        lambda layer, args, out: seen.append(out.shape[:-1].numel())
+    )
+    for layout in ("packed", "padded"):
+        forward(model, layout, EVERYTHING)
     assert seen == [sum(map(len, EVERYTHING))] * 2
 
 
 def test_another_example_in_the_line_changes_nothing():
     model = make_model("Gemma2")
-    first, second, both = (forward(model, "packed", groups) for groups in (EVERYTHING[:1], EVERYTHING[1:2], EVERYTHING[:2]))
+    first, second, both = (
+        forward(model, "packed", groups) for groups in (EVERYTHING[:1], EVERYTHING[1:2], EVERYTHING[:2])
+    )
     assert gap(both, torch.cat([first, second])) < 1e-6
 
 
 # ---- adapters, checkpointing, 16 bits, dropout
 
+
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3Text"])
 def test_lora(kind):
-    adapter = LoraConfig(r=3, target_modules=["q_proj", "v_proj", "down_proj"], task_type="SEQ_CLS", modules_to_save=["score"], init_lora_weights=False)
+    adapter = LoraConfig(
+        r=3,
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        task_type="SEQ_CLS",
+        modules_to_save=["score"],
+        init_lora_weights=False,
+    )
     model = get_peft_model(make_model(kind), adapter)
     packed, padded = (rewards_and_gradients(model, layout) for layout in ("packed", "padded"))
     check_same(packed, padded, 1e-5)
@@ -224,20 +362,29 @@ def test_gradient_checkpointing(kind, reentrant):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_of_several_batches_before_the_backward_pass(reentrant):
     model, (first, second) = make_model("Mistral"), (EVERYTHING[:2], EVERYTHING[2:5])
-    expected = {layout: rewards_and_gradients(model, "padded", groups)[1] for layout, groups in (("packed", first), ("padded", second))}
+    expected = {
+        layout: rewards_and_gradients(model, "padded", groups)[1]
+        for layout, groups in (("packed", first), ("padded", second))
+    }
     model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
-    rewards = {layout: forward(model, layout, groups) for layout, groups in (("packed", first), ("padded", second))}
-    with torch.no_grad(): model(input_ids=torch.tensor([first[0][0]]))
-    for layout, value in rewards.items(): check_same((value.detach(), backward(model, value)), (value.detach(), expected[layout]), 1e-5)
+    rewards = {
+        layout: forward(model, layout, groups) for layout, groups in (("packed", first), ("padded", second))
+    }
+    with torch.no_grad():
+        model(input_ids=torch.tensor([first[0][0]]))
+    for layout, value in rewards.items():
+        check_same((value.detach(), backward(model, value)), (value.detach(), expected[layout]), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma2", "GPT2"])
 def test_bf16_autocast(kind):
-    "bf16 keeps 8 bits, a rounding of up to 2**-8 in every product: either layout is off by a few of these, and packed by no more than twice what padded is."
+    """bf16 keeps 8 bits, a rounding of up to 2**-8 in every product: either layout is off by a few of
+    these, and packed by no more than twice what padded is."""
     model = make_model(kind)
     exact = rewards_and_gradients(model, "padded")
-    with torch.autocast("cpu", torch.bfloat16): found = {layout: rewards_and_gradients(model, layout) for layout in ("packed", "padded")}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = {layout: rewards_and_gradients(model, layout) for layout in ("packed", "padded")}
     assert found["packed"][0].dtype == torch.float32
     flat = lambda rewards, grads: (rewards, torch.cat([value.flatten() for value in grads.values()]))
     for packed, padded, right in zip(flat(*found["packed"]), flat(*found["padded"]), flat(*exact)):
@@ -250,16 +397,23 @@ def test_under_autocast_attention_gets_one_16_bit_type(kind, monkeypatch):
     "Rotated queries and keys are float32 there, values 16 bit; attention kernels take one type."
     seen, model = set(), make_model(kind)
     monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
-    monkeypatch.setattr(module, "_attend_at_once", lambda query, key, value, segments, **_: seen.update((query.dtype, key.dtype, value.dtype)) or query)
+    monkeypatch.setattr(
+        module,
+        "_attend_at_once",
+        lambda query, key, value, segments, **_: seen.update((query.dtype, key.dtype, value.dtype)) or query,
+    )
     monkeypatch.setattr(module, "_CPU_16_BIT_FROM", 0)
-    if kind == "Gemma2": monkeypatch.setattr(module, "_attend_in_turn", module._attend_at_once)
-    with torch.autocast("cpu", torch.bfloat16): forward(model, "packed", EVERYTHING)
+    if kind == "Gemma2":
+        monkeypatch.setattr(module, "_attend_in_turn", module._attend_at_once)
+    with torch.autocast("cpu", torch.bfloat16):
+        forward(model, "packed", EVERYTHING)
     assert seen == {torch.bfloat16}
 
 
 def test_weights_of_16_bits():
     model = make_model().to(torch.bfloat16)
-    with torch.no_grad(): packed, padded = (forward(model, layout, EVERYTHING) for layout in ("packed", "padded"))
+    with torch.no_grad():
+        packed, padded = (forward(model, layout, EVERYTHING) for layout in ("packed", "padded"))
     assert packed.dtype == torch.float32 and 0 < gap(packed, padded) < 4 * 2**-8
     assert packing_problem(model) is None
 
@@ -269,19 +423,31 @@ def test_attention_dropout(kind):
     model = make_model(kind, attention_dropout=0.3)
     without, _ = rewards_and_gradients(model, "packed")
     model.train()
+
     def run(seed):
         torch.manual_seed(seed)
         return rewards_and_gradients(model, "packed")
+
     first, again, other = run(0), run(0), run(1)
-    assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0]) and not torch.equal(first[0], without)
+    assert (
+        torch.equal(first[0], again[0])
+        and not torch.equal(first[0], other[0])
+        and not torch.equal(first[0], without)
+    )
     assert all(value.isfinite().all() for value in first[1].values())
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_attention_dropout_keeps_the_mean(softcap):
-    query, key, value = torch.randn(3, 1, 4000, 15, 8, generator=torch.Generator().manual_seed(0))[:, :, :1].expand(3, 1, 4000, 15, 8).unbind()
+    query, key, value = (
+        torch.randn(3, 1, 4000, 15, 8, generator=torch.Generator().manual_seed(0))[:, :, :1]
+        .expand(3, 1, 4000, 15, 8)
+        .unbind()
+    )
     segments = Segments.of([(12, 0, 0), (3, 0, 9)])
-    attend = lambda dropout: module._attend_in_turn(query, key, value, segments, window=5, softcap=softcap, dropout=dropout)
+    attend = lambda dropout: module._attend_in_turn(
+        query, key, value, segments, window=5, softcap=softcap, dropout=dropout
+    )
     torch.manual_seed(0)
     exact, noisy = attend(0.0), attend(0.3)
     assert not torch.equal(noisy[:, 0], exact[:, 0]) and (noisy.mean(1) - exact[:, 0]).abs().max() < 0.1
@@ -289,16 +455,28 @@ def test_attention_dropout_keeps_the_mean(softcap):
 
 # ---- attention with kernels for segments of several lengths
 
-def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
-    "What flash attention documents: sequences behind each other; query i of n sees keys j of m with i + m - n - left <= j <= i + m - n + right."
-    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and cu_seq_q[-1] == len(query) and cu_seq_k[-1] == len(key) == len(value)
+
+def reference_varlen(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)
+):
+    """What flash attention documents: sequences behind each other; query i of n sees keys j of m with i
+    + m - n - left <= j <= i + m - n + right."""
+    assert (
+        cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        and cu_seq_q[-1] == len(query)
+        and cu_seq_k[-1] == len(key) == len(value)
+    )
     assert query.is_contiguous() and query.shape[1:] == key.shape[1:] == value.shape[1:]
     assert (max_q, max_k) == (cu_seq_q.diff().max(), cu_seq_k.diff().max())
     out, (left, right) = [], window_size
     for (q0, q1), (k0, k1) in zip(zip(cu_seq_q, cu_seq_q[1:]), zip(cu_seq_k, cu_seq_k[1:])):
-        weights = torch.einsum("qhd,khd->hqk", query[q0:q1], key[k0:k1]) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        weights = torch.einsum("qhd,khd->hqk", query[q0:q1], key[k0:k1]) * (
+            query.shape[-1] ** -0.5 if scale is None else scale
+        )
         back = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0) - torch.arange(k1 - k0)
-        weights = weights.masked_fill(((back > left) & (left >= 0)) | ((back < -right) & (right >= 0)), -torch.inf)
+        weights = weights.masked_fill(
+            ((back > left) & (left >= 0)) | ((back < -right) & (right >= 0)), -torch.inf
+        )
         out.append(torch.einsum("hqk,khd->qhd", weights.softmax(-1), value[k0:k1]))
     return torch.cat(out)
 
@@ -308,11 +486,21 @@ def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, sca
 def test_the_inputs_of_variable_length_attention(kind, reentrant, monkeypatch):
     "No CPU runs the kernel, so a plain function with its documented meaning stands in its place."
     calls = []
-    monkeypatch.setattr(module, "_varlen_attention", lambda: lambda *args, **kwargs: calls.append(kwargs["window_size"]) or reference_varlen(*args, **kwargs))
+    monkeypatch.setattr(
+        module,
+        "_varlen_attention",
+        lambda: (
+            lambda *args, **kwargs: calls.append(kwargs["window_size"]) or reference_varlen(*args, **kwargs)
+        ),
+    )
     model = make_model(kind)
     calls.clear()
     monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
-    if reentrant: model.train().gradient_checkpointing_enable({"use_reentrant": True}), model.enable_input_require_grads()
+    if reentrant:
+        (
+            model.train().gradient_checkpointing_enable({"use_reentrant": True}),
+            model.enable_input_require_grads(),
+        )
     packed, padded = (rewards_and_gradients(model, layout) for layout in ("packed", "padded"))
     check_same(packed, padded, 1e-5)
     windows = {"Mistral": [(5, 0)] * 3, "Gemma3Text": [(5, 0), (5, 0), (-1, 0)]}.get(kind, [(-1, 0)] * 3)
@@ -326,21 +514,26 @@ def segment_attention(size=8, dtype=torch.bfloat16, **options):
 
 def test_variable_length_attention_is_for_what_its_kernel_computes(monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "_varlen_attention", lambda: lambda query, *_, **__: calls.append(query) or query)
+    monkeypatch.setattr(
+        module, "_varlen_attention", lambda: lambda query, *_, **__: calls.append(query) or query
+    )
     segment_attention()
     assert not calls, "on a CPU"
     monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
-    for options in ({"softcap": 30.0}, {"dropout": 0.1}): segment_attention(**options)
+    for options in ({"softcap": 30.0}, {"dropout": 0.1}):
+        segment_attention(**options)
     assert not calls
     segment_attention()
     assert len(calls) == 1
 
 
 def test_attention_that_is_more_than_attention_is_refused():
-    with pytest.raises(NotImplementedError, match="Linear passes s_aux to its attention"): segment_attention(s_aux=torch.ones(2))
+    with pytest.raises(NotImplementedError, match="Linear passes s_aux to its attention"):
+        segment_attention(s_aux=torch.ones(2))
 
 
 # ---- which layout, and how that is found out
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
@@ -348,14 +541,23 @@ def base(tmp_path_factory):
     folder = make_base(tmp_path_factory.mktemp("base"))
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        for p in model.parameters(): p.mul_(8 if p.dim() == 2 else 1)
+        for p in model.parameters():
+            p.mul_(8 if p.dim() == 2 else 1)
     model.save_pretrained(folder)
     return folder
 
 
 def trainer_of(model, folder, **settings):
     "A trainer of a model whose vocabulary is that of the tokenizer, on a few rows."
-    args = RewardConfig(str(folder), use_cpu=True, max_steps=1, save_strategy="no", disable_tqdm=True, estimate_time=False, **settings)
+    args = RewardConfig(
+        str(folder),
+        use_cpu=True,
+        max_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        estimate_time=False,
+        **settings,
+    )
     return RewardTrainer(model, args, train_dataset=make_pairs(4), processing_class=make_tokenizer())
 
 
@@ -376,20 +578,39 @@ def test_other_models_are_padded_and_the_plan_says_why(kind, tmp_path):
     assert reason in packing_problem(model) and f"{kind}ForSequenceClassification" in packing_problem(model)
     model = make_model(kind, **WORDS)
     trainer = trainer_of(model, tmp_path)
-    assert trainer.data_collator.layout == "padded" and f"batches   padded ({packing_problem(model)})" in str(trainer.plan())
-    with pytest.raises(ValueError, match=f"layout='packed': {kind}.*{reason}.*use layout='padded' or 'auto'"): trainer_of(model, tmp_path, layout="packed")
-    with pytest.raises(ValueError, match=f"layout='packed': {kind}.*{reason}"): RowScorer(make_model(kind), 0, layout="packed")([[5, 6]])
+    assert trainer.data_collator.layout == "padded" and f"batches   padded ({packing_problem(model)})" in str(
+        trainer.plan()
+    )
+    with pytest.raises(ValueError, match=f"layout='packed': {kind}.*{reason}.*use layout='padded' or 'auto'"):
+        trainer_of(model, tmp_path, layout="packed")
+    with pytest.raises(ValueError, match=f"layout='packed': {kind}.*{reason}"):
+        RowScorer(make_model(kind), 0, layout="packed")([[5, 6]])
     rewards = RowScorer(make_model(kind), 0)([A + tokens(5, 10), A + tokens(9, 11)])
-    assert rewards[0] == pytest.approx(RowScorer(make_model(kind), 0)([A + tokens(5, 10)])[0], abs=1e-4) and rewards[0] != rewards[1]
+    assert (
+        rewards[0] == pytest.approx(RowScorer(make_model(kind), 0)([A + tokens(5, 10)])[0], abs=1e-4)
+        and rewards[0] != rewards[1]
+    )
 
 
 def test_an_attention_that_sees_too_much_or_too_little_is_found_out(monkeypatch):
     "The probe is only as good as what it notices."
     attend, model = module._attend, make_model("Mistral")
+
     def wrong(change):
-        monkeypatch.setattr(module, "_attend", lambda query, key, value, masks, window=None, **rest: attend(*change(query, key, value, window, masks), **rest))
-    for change in (lambda q, k, v, w, m: (q, k, v, m, None), lambda q, k, v, w, m: (q, k, v, m, w + 1),
-                   lambda q, k, v, w, m: (q, k[:, :, -q.shape[2]:], v[:, :, -q.shape[2]:], m, w), lambda q, k, v, w, m: (q, k, v.roll(1, 2), m, w)):
+        monkeypatch.setattr(
+            module,
+            "_attend",
+            lambda query, key, value, masks, window=None, **rest: attend(
+                *change(query, key, value, window, masks), **rest
+            ),
+        )
+
+    for change in (
+        lambda q, k, v, w, m: (q, k, v, m, None),
+        lambda q, k, v, w, m: (q, k, v, m, w + 1),
+        lambda q, k, v, w, m: (q, k[:, :, -q.shape[2] :], v[:, :, -q.shape[2] :], m, w),
+        lambda q, k, v, w, m: (q, k, v.roll(1, 2), m, w),
+    ):
         wrong(change)
         assert "other hidden states" in packing_problem(model)
     wrong(lambda q, k, v, w, m: (q, k, v, m, w))
@@ -397,17 +618,37 @@ def test_an_attention_that_sees_too_much_or_too_little_is_found_out(monkeypatch)
 
 
 def test_a_choice():
-    assert [choose_layout(layout, None) for layout in ("auto", "packed", "padded")] == ["packed", "packed", "padded"]
+    assert [choose_layout(layout, None) for layout in ("auto", "packed", "padded")] == [
+        "packed",
+        "packed",
+        "padded",
+    ]
     assert [choose_layout(layout, "why") for layout in ("auto", "padded")] == ["padded", "padded"]
-    with pytest.raises(ValueError, match="layout='packed': why"): choose_layout("packed", "why")
-    with pytest.raises(ValueError, match="choose one of auto, padded, packed"): choose_layout("dense", None)
+    with pytest.raises(ValueError, match="layout='packed': why"):
+        choose_layout("packed", "why")
+    with pytest.raises(ValueError, match="choose one of auto, padded, packed"):
+        choose_layout("dense", None)
 
 
 def state_of(model):
     "All that a forward pass could leave behind."
-    names = [(name, part.training, type(part), sorted(set(part.__dict__) - {"_forward_before_reward"}), part.__dict__.get("forward")) for name, part in model.named_modules()]
+    names = [
+        (
+            name,
+            part.training,
+            type(part),
+            sorted(set(part.__dict__) - {"_forward_before_reward"}),
+            part.__dict__.get("forward"),
+        )
+        for name, part in model.named_modules()
+    ]
     configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
-    return names, [(config._attn_implementation, config.to_dict()) for config in configs.values()], torch.random.get_rng_state().tolist(), random.getstate()
+    return (
+        names,
+        [(config._attn_implementation, config.to_dict()) for config in configs.values()],
+        torch.random.get_rng_state().tolist(),
+        random.getstate(),
+    )
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma2", "GPT2", "Falcon", "GptOss", "MiniMax"])
@@ -415,7 +656,8 @@ def state_of(model):
 def test_the_probe_leaves_everything_as_it_was(kind, training):
     model = make_model(kind, attention_dropout=0.5).train(training)
     frozen = [part for name, part in model.named_modules() if name.endswith(".0")]
-    for part in frozen: part.train(not training)  # a part that its owner has set apart
+    for part in frozen:
+        part.train(not training)  # a part that its owner has set apart
     before = state_of(model)
     packing_problem(model)
     assert state_of(model) == before and all(p.grad is None for p in model.parameters())
@@ -423,9 +665,11 @@ def test_the_probe_leaves_everything_as_it_was(kind, training):
 
 # ---- mixtures of experts
 
+
 @pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
 def test_a_load_balancing_loss_is_no_part_of_a_sequence_classifier(kind):
-    "In transformers only causal language models add it; so what packing does to the counts of tokens per expert is of no consequence."
+    """In transformers only causal language models add it; so what packing does to the counts of tokens
+    per expert is of no consequence."""
     settings = dict(output_router_logits=True, router_aux_loss_coef=1000.0)
     ids = torch.tensor([A, A[::-1]])
     losses = [make_model(kind, **own)(input_ids=ids, labels=torch.ones(2)).loss for own in ({}, settings)]
@@ -433,20 +677,27 @@ def test_a_load_balancing_loss_is_no_part_of_a_sequence_classifier(kind):
     out = make_model(kind, **settings)(**collate_inputs("packed", EVERYTHING))
     assert getattr(out, "aux_loss", None) is None and out.loss is None
     causal = getattr(transformers, f"{kind}ForCausalLM")
-    language = [causal(type(make_model(kind).config)(**SIZES | DECODERS[kind] | own))(input_ids=ids, labels=ids) for own in ({}, settings)]
+    language = [
+        causal(type(make_model(kind).config)(**SIZES | DECODERS[kind] | own))(input_ids=ids, labels=ids)
+        for own in ({}, settings)
+    ]
     assert getattr(language[0], "aux_loss", None) is None and language[1].aux_loss > 0
 
 
-def collate_inputs(layout, groups): return collate(layout, groups).model_inputs()
+def collate_inputs(layout, groups):
+    return collate(layout, groups).model_inputs()
 
 
 # ---- the model afterwards
 
+
 def after_packing(kind="Gemma2", checkpointing=False):
     model = make_model(kind)
-    if checkpointing: model.gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     rewards = forward(model.train(), "packed", EVERYTHING)
-    if checkpointing != "no backward": rewards.sum().backward()
+    if checkpointing != "no backward":
+        rewards.sum().backward()
     model.zero_grad()
     return model.eval()
 
@@ -454,13 +705,22 @@ def after_packing(kind="Gemma2", checkpointing=False):
 @pytest.mark.parametrize("checkpointing", [False, True, "no backward"])
 def test_a_model_is_as_it_was_after_a_packed_batch(checkpointing, tmp_path):
     model, fresh = after_packing(checkpointing=checkpointing), make_model("Gemma2")
-    if checkpointing: fresh.gradient_checkpointing_enable({"use_reentrant": False})
-    assert [(name, keys, own is None) for name, *_, keys, own in state_of(model)[0]] == [(name, keys, own is None) for name, *_, keys, own in state_of(fresh)[0]]
+    if checkpointing:
+        fresh.gradient_checkpointing_enable({"use_reentrant": False})
+    assert [(name, keys, own is None) for name, *_, keys, own in state_of(model)[0]] == [
+        (name, keys, own is None) for name, *_, keys, own in state_of(fresh)[0]
+    ]
     line = torch.tensor([A + tokens(4, 0), A + tokens(4, 1)])
     with torch.no_grad():
         assert torch.equal(model(input_ids=line).logits, fresh(input_ids=line).logits)
-        for other in (model.model, copy.deepcopy(model).model, model.get_decoder()): assert torch.equal(other(line).last_hidden_state, fresh.model(line).last_hidden_state)
-    for config in (model.config, copy.deepcopy(model.config), pickle.loads(pickle.dumps(model.config)), copy.deepcopy(model).config):
+        for other in (model.model, copy.deepcopy(model).model, model.get_decoder()):
+            assert torch.equal(other(line).last_hidden_state, fresh.model(line).last_hidden_state)
+    for config in (
+        model.config,
+        copy.deepcopy(model.config),
+        pickle.loads(pickle.dumps(model.config)),
+        copy.deepcopy(model).config,
+    ):
         assert config._attn_implementation == fresh.config._attn_implementation == SEGMENT_ATTENTION + "eager"
     type(model)(copy.deepcopy(model.config))(input_ids=line)
     model.save_pretrained(tmp_path)
@@ -472,50 +732,69 @@ def test_a_model_is_as_it_was_after_a_packed_batch(checkpointing, tmp_path):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_an_error_in_the_forward_leaves_a_usable_model(checkpointing):
     model = make_model()
-    if checkpointing: model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpointing:
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
     expected, state = rewards_and_gradients(model, "packed"), state_of(model)
-    def fail(*_): raise RuntimeError("out of memory")
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
     for place in (model.model.layers[1].self_attn, model.model.layers[-1].mlp.down_proj):
         for layout in ("packed", "padded"):
             hook = place.register_forward_hook(fail)
-            with pytest.raises(RuntimeError, match="out of memory"): forward(model, layout, EVERYTHING)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                forward(model, layout, EVERYTHING)
             hook.remove()
             model.zero_grad()
             assert state_of(model) == state
-    with pytest.raises(ZeroDivisionError), reading_at(model.model, torch.tensor([0])): raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), reading_at(model.model, torch.tensor([0])):
+        raise ZeroDivisionError
     assert state_of(model) == state
     again = rewards_and_gradients(model, "packed")
-    assert torch.equal(again[0], expected[0]) and all(torch.equal(value, expected[1][name]) for name, value in again[1].items())
+    assert torch.equal(again[0], expected[0]) and all(
+        torch.equal(value, expected[1][name]) for name, value in again[1].items()
+    )
 
 
 def test_a_forward_that_someone_else_put_there_is_kept():
     "accelerate puts its own around every module of a model that is spread over devices."
     model, calls = make_model(), []
     expected = rewards_and_gradients(model, "padded")
+
     class Count(ModelHook):
         def pre_forward(self, part, *args, **kwargs):
             calls.append(args[0].shape[:-1].numel())
             return args, kwargs
+
     add_hook_to_module(model.model.layers[-1].mlp, Count())
     hooked = model.model.layers[-1].mlp.forward
-    for layout in ("packed", "padded"): check_same(rewards_and_gradients(model, layout), expected, 1e-5)
+    for layout in ("packed", "padded"):
+        check_same(rewards_and_gradients(model, layout), expected, 1e-5)
     assert calls == [sum(map(len, EVERYTHING))] * 2 and model.model.layers[-1].mlp.forward is hooked
     assert packing_problem(model) is None
 
 
 # ---- scoring
 
+
 def one_at_a_time(model, rows):
-    with torch.no_grad(): return [model(input_ids=torch.tensor([ids])).logits.item() for ids in rows]
+    with torch.no_grad():
+        return [model(input_ids=torch.tensor([ids])).logits.item() for ids in rows]
 
 
 ROWS = {
-    "repeated prompts, mixed up": [prompt + tokens(3 + i, 200 + i) for i in range(8) for prompt in (A, B, C, D)],
+    "repeated prompts, mixed up": [
+        prompt + tokens(3 + i, 200 + i) for i in range(8) for prompt in (A, B, C, D)
+    ],
     "best of 16": [A + tokens(2 + i, 300 + i) for i in range(16)],
     "rankings": [ids for group in CASES["rankings"] for ids in group],
     "equal texts": [A, A, B, A, B + [5], B, B + [5]],
     "prefixes": [(A + B)[:n] for n in (33, 20, 1, 25, 9, 8, 2)],
-    "turns": [ids for i in range(3) for ids in (A + tokens(3, 400 + i), A + B + tokens(3, 410 + i), A + B + C + tokens(3, 420 + i))],
+    "turns": [
+        ids
+        for i in range(3)
+        for ids in (A + tokens(3, 400 + i), A + B + tokens(3, 410 + i), A + B + C + tokens(3, 420 + i))
+    ],
     "one": [[7]],
 }
 
@@ -527,7 +806,10 @@ def test_scores_are_in_order_and_those_of_each_text_alone(case, budget):
     for kind in ("Llama", "Gemma3Text"):
         model = make_model(kind)
         scorer = RowScorer(model, 0, batch_tokens=budget)
-        assert scorer(rows) == pytest.approx(one_at_a_time(model, rows), abs=2e-5) and scorer.collate.layout == "packed"
+        assert (
+            scorer(rows) == pytest.approx(one_at_a_time(model, rows), abs=2e-5)
+            and scorer.collate.layout == "packed"
+        )
 
 
 def test_best_of_16_computes_its_prompt_once():
@@ -542,8 +824,16 @@ def test_best_of_16_computes_its_prompt_once():
 
 # ---- parts of batches
 
-ALL_COLUMNS = [{"sequences": group, "ranks": list(range(1, len(group) + 1)), "weight": 0.5 + i, "margin": float(i), "scores": [float(j) for j in range(len(group))]}
-               for i, group in enumerate(EVERYTHING)]
+ALL_COLUMNS = [
+    {
+        "sequences": group,
+        "ranks": list(range(1, len(group) + 1)),
+        "weight": 0.5 + i,
+        "margin": float(i),
+        "scores": [float(j) for j in range(len(group))],
+    }
+    for i, group in enumerate(EVERYTHING)
+]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -553,30 +843,50 @@ def test_a_part_of_a_batch_is_the_batch_of_its_examples(layout, parts, budget):
     found, start = whole.micro_batches(parts, budget), 0
     for part in found:
         count = part.examples
-        own = RewardCollator(0, layout)(ALL_COLUMNS[start:start + count])
+        own = RewardCollator(0, layout)(ALL_COLUMNS[start : start + count])
         for name, value in own.items():
             width = value.shape[-1] if name in ("reward_index", "mask", "ranks", "targets") else None
-            if name == "segments": got, value = part.segments.keys, value.keys
-            elif name == "lengths": got, value = torch.tensor(sum(part.lengths, [])), torch.tensor(sum(value, []))
-            else: got = part[name][:, :width] if width else part[name]
-            if name == "ranks": got, value = got[own["mask"]], value[own["mask"]]
+            if name == "segments":
+                got, value = part.segments.keys, value.keys
+            elif name == "lengths":
+                got, value = torch.tensor(sum(part.lengths, [])), torch.tensor(sum(value, []))
+            else:
+                got = part[name][:, :width] if width else part[name]
+            if name == "ranks":
+                got, value = got[own["mask"]], value[own["mask"]]
             assert torch.equal(got, value), name
         assert budget is None or count == 1 or part["input_ids"].numel() <= budget
         start += count
-    assert start == len(ALL_COLUMNS) and len(found) >= min(parts, len(ALL_COLUMNS)) and (budget != 1 or len(found) == start)
+    assert (
+        start == len(ALL_COLUMNS)
+        and len(found) >= min(parts, len(ALL_COLUMNS))
+        and (budget != 1 or len(found) == start)
+    )
 
 
 def test_a_batch_survives_what_trainers_do_with_it():
-    "accelerate and transformers take it apart and put it together again; workers of a data loader send it between processes."
+    """accelerate and transformers take it apart and put it together again; workers of a data loader
+    send it between processes."""
     from accelerate.utils import send_to_device
     from torch.utils.data._utils.pin_memory import pin_memory
+
     whole = RewardCollator(0, "packed")(ALL_COLUMNS)
     trainer = transformers.Trainer.__new__(transformers.Trainer)
     trainer.args = transformers.TrainingArguments("none", use_cpu=True)
     trainer.is_deepspeed_enabled = False
-    copies = [trainer._prepare_input(whole), send_to_device(whole, "cpu"), pickle.loads(pickle.dumps(whole)), whole.to("cpu"), copy.copy(whole)]
+    copies = [
+        trainer._prepare_input(whole),
+        send_to_device(whole, "cpu"),
+        pickle.loads(pickle.dumps(whole)),
+        whole.to("cpu"),
+        copy.copy(whole),
+    ]
     for batch in copies:
-        assert type(batch) is type(whole) and batch.lengths == whole.lengths and torch.equal(batch.segments.keys, whole.segments.keys)
+        assert (
+            type(batch) is type(whole)
+            and batch.lengths == whole.lengths
+            and torch.equal(batch.segments.keys, whole.segments.keys)
+        )
         assert torch.equal(batch.take(1, 3).input_ids, whole.take(1, 3).input_ids)
     meta = whole.to("meta")
     assert meta.segments.keys.device.type == meta.ranks.device.type == "meta" and meta.tokens == whole.tokens
@@ -586,77 +896,160 @@ def test_a_batch_survives_what_trainers_do_with_it():
 def test_a_packed_batch_is_refused_where_attention_would_not_read_it():
     model = make_model()
     model.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match="does not read packed sequences yet"): forward(model, "packed", EVERYTHING)
+    with pytest.raises(ValueError, match="does not read packed sequences yet"):
+        forward(model, "packed", EVERYTHING)
 
 
 # ---- training
 
-def same_weights(a, b, tolerance): return a.keys() == b.keys() and all((a[name] - b[name]).abs().max() < tolerance for name in a)
+
+def same_weights(a, b, tolerance):
+    return a.keys() == b.keys() and all((a[name] - b[name]).abs().max() < tolerance for name in a)
 
 
 @pytest.fixture(scope="module")
-def packed_run(base, tmp_path_factory): return packing_ddp.train(packing_ddp.make_trainer(base, tmp_path_factory.mktemp("packed")))
+def packed_run(base, tmp_path_factory):
+    return packing_ddp.train(packing_ddp.make_trainer(base, tmp_path_factory.mktemp("packed")))
 
 
-@pytest.mark.parametrize("settings", [
-    {"layout": "padded"}, {"batch_tokens": 60}, {"batch_tokens": 1}, {"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 2, "batch_tokens": 60},
-    {"layout": "padded", "gradient_accumulation_steps": 4}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "batch_tokens": 60},
-    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layout": "padded"},
+        {"batch_tokens": 60},
+        {"batch_tokens": 1},
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 2, "batch_tokens": 60},
+        {"layout": "padded", "gradient_accumulation_steps": 4},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "batch_tokens": 60},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    ],
+    ids=str,
+)
 def test_weights_do_not_depend_on_layout_and_parts(base, packed_run, tmp_path, settings):
     size = 4 // settings.get("gradient_accumulation_steps", 1)
-    losses, weights, steps = packing_ddp.train(packing_ddp.make_trainer(base, tmp_path, **settings, per_device_train_batch_size=size))
+    losses, weights, steps = packing_ddp.train(
+        packing_ddp.make_trainer(base, tmp_path, **settings, per_device_train_batch_size=size)
+    )
     assert losses == pytest.approx(packed_run[0], abs=1e-5) and same_weights(weights, packed_run[1], 2e-6)
-    if settings.get("batch_tokens"): assert sum(map(len, steps)) > 3 * settings.get("gradient_accumulation_steps", 1)
+    if settings.get("batch_tokens"):
+        assert sum(map(len, steps)) > 3 * settings.get("gradient_accumulation_steps", 1)
 
 
 def test_the_weights_have_moved(base, packed_run):
     "Otherwise the comparisons say nothing."
     start = transformers.AutoModelForCausalLM.from_pretrained(base).state_dict()
-    assert all((start[name] - value).abs().max() > 1e-3 for name, value in packed_run[1].items() if "layers" in name and "norm" not in name)
+    assert all(
+        (start[name] - value).abs().max() > 1e-3
+        for name, value in packed_run[1].items()
+        if "layers" in name and "norm" not in name
+    )
 
 
 def test_the_loss_curve_is_that_of_the_padded_layout(base, tmp_path):
-    curves = {layout: packing_ddp.train(packing_ddp.make_trainer(base, tmp_path / layout, layout=layout, optim="adamw_torch", learning_rate=1e-3, max_steps=20))[0]
-              for layout in ("packed", "padded")}
+    curves = {
+        layout: packing_ddp.train(
+            packing_ddp.make_trainer(
+                base, tmp_path / layout, layout=layout, optim="adamw_torch", learning_rate=1e-3, max_steps=20
+            )
+        )[0]
+        for layout in ("packed", "padded")
+    }
     assert len(curves["packed"]) == 20 and curves["packed"] == pytest.approx(curves["padded"], abs=1e-5)
     assert curves["padded"][-1] != pytest.approx(curves["padded"][0], abs=1e-2)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_an_adapter_is_trained_merged_and_saved(base, layout, tmp_path):
-    args = RewardConfig(str(tmp_path), use_cpu=True, max_steps=2, save_strategy="no", disable_tqdm=True, show_plan=False, layout=layout, gradient_checkpointing=True)
-    trainer = RewardTrainer(base, args, train_dataset=make_pairs(8), peft_config=LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    args = RewardConfig(
+        str(tmp_path),
+        use_cpu=True,
+        max_steps=2,
+        save_strategy="no",
+        disable_tqdm=True,
+        show_plan=False,
+        layout=layout,
+        gradient_checkpointing=True,
+    )
+    trainer = RewardTrainer(
+        base,
+        args,
+        train_dataset=make_pairs(8),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj", "down_proj"]),
+    )
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     extra = json.loads((tmp_path / "final/reward_kit.json").read_text())
     assert extra["merge"]["max_score_difference"] < 1e-5
-    assert SEGMENT_ATTENTION not in (tmp_path / "final/config.json").read_text() + (tmp_path / "final/adapter/adapter_config.json").read_text()
+    assert (
+        SEGMENT_ATTENTION
+        not in (tmp_path / "final/config.json").read_text()
+        + (tmp_path / "final/adapter/adapter_config.json").read_text()
+    )
 
 
 def test_two_processes_train_as_one(base, packed_run, tmp_path):
     "The number of parts differs between them, and gradients are shared once a step."
     env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", packing_ddp.__file__, base, str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        packing_ddp.__file__,
+        base,
+        str(tmp_path),
+    ]
     both = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try: output, _ = both.communicate(timeout=200)
-    finally: both.terminate()  # torchrun then ends processes that wait for each other
+    try:
+        output, _ = both.communicate(timeout=200)
+    finally:
+        both.terminate()  # torchrun then ends processes that wait for each other
     assert both.returncode == 0, output[-5000:]
-    expected = {"whole": packed_run, "parts": packed_run, "accumulated": packing_ddp.train(packing_ddp.make_trainer(base, tmp_path / "one", per_device_train_batch_size=8))}
+    expected = {
+        "whole": packed_run,
+        "parts": packed_run,
+        "accumulated": packing_ddp.train(
+            packing_ddp.make_trainer(base, tmp_path / "one", per_device_train_batch_size=8)
+        ),
+    }
     for name, (losses, one, _) in expected.items():
         logs = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
         weights = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
-        assert same_weights(*weights, 1e-12) and same_weights(weights[0], one, 2e-6) and logs[0]["losses"] == pytest.approx(losses, abs=1e-5)
+        assert (
+            same_weights(*weights, 1e-12)
+            and same_weights(weights[0], one, 2e-6)
+            and logs[0]["losses"] == pytest.approx(losses, abs=1e-5)
+        )
         assert all(step == [False] * (len(step) - 1) + [True] for log in logs for step in log["steps"])
         parts = [[len(step) for step in log["steps"]] for log in logs]
-        assert parts == [[1, 1, 1]] * 2 if name == "whole" else max(map(max, parts)) > 2 if name == "accumulated" else parts[0] != parts[1]
+        assert (
+            parts == [[1, 1, 1]] * 2
+            if name == "whole"
+            else max(map(max, parts)) > 2
+            if name == "accumulated"
+            else parts[0] != parts[1]
+        )
 
 
 def test_sharded_weights_give_the_same_rewards_and_gradients(tmp_path):
     "FSDP2 gathers a layer's weights where the layer's forward is called, packed or not."
     import packing_fsdp
+
     env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", packing_fsdp.__file__, str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        packing_fsdp.__file__,
+        str(tmp_path),
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-5000:]
     gradients = []
@@ -666,10 +1059,13 @@ def test_sharded_weights_give_the_same_rewards_and_gradients(tmp_path):
         assert torch.allclose(rewards, one, atol=1e-5)
         gradients.append(own)
     mean = {name: (gradients[0][name] + gradients[1][name]) / 2 for name in gradients[0]}
-    assert same_weights(sharded, mean, 1e-5) and max(float(value.abs().max()) for value in mean.values()) > 0.1
+    assert (
+        same_weights(sharded, mean, 1e-5) and max(float(value.abs().max()) for value in mean.values()) > 0.1
+    )
 
 
 # ---- several threads, and models that are not transformers'
+
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_threads_can_share_a_model(layout):
@@ -677,9 +1073,14 @@ def test_threads_can_share_a_model(layout):
     rows = [tokens(random.Random(i).randint(9, 30), i) for i in range(24)]
     scorer = RowScorer(model, 0, layout=layout)
     expected, attention = scorer(rows), model.config._attn_implementation
-    with ThreadPoolExecutor(4) as pool: found = list(pool.map(lambda i: scorer(rows[i : i + 3]), [i % 21 for i in range(60)]))
-    for i, rewards in enumerate(found): assert rewards == pytest.approx(expected[i % 21 : i % 21 + 3], abs=1e-5)
-    assert model.config._attn_implementation == attention and "forward" not in model.model.layers[-1].mlp.__dict__
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: scorer(rows[i : i + 3]), [i % 21 for i in range(60)]))
+    for i, rewards in enumerate(found):
+        assert rewards == pytest.approx(expected[i % 21 : i % 21 + 3], abs=1e-5)
+    assert (
+        model.config._attn_implementation == attention
+        and "forward" not in model.model.layers[-1].mlp.__dict__
+    )
     assert scorer(rows) == pytest.approx(expected, abs=1e-6)
 
 
@@ -697,24 +1098,30 @@ def test_a_torch_without_variable_length_attention_goes_segment_by_segment(monke
 
 class Mixing(torch.nn.Module):
     "A last feed-forward part that lets a token see the one before it."
+
     def __init__(self, inner):
         super().__init__()
         self.inner = inner
 
-    def forward(self, hidden): return self.inner(hidden) + hidden.roll(1, 1)
+    def forward(self, hidden):
+        return self.inner(hidden) + hidden.roll(1, 1)
 
 
 def test_a_feed_forward_part_that_is_not_transformers_own_is_computed_everywhere():
     model = make_model("Qwen3")
     model.model.layers[-1].mlp = Mixing(model.model.layers[-1].mlp)
     ids = torch.tensor([tokens(12, 0)])
-    with torch.no_grad(): own = type(model).forward(model, input_ids=ids).logits.item()
+    with torch.no_grad():
+        own = type(model).forward(model, input_ids=ids).logits.item()
     assert RowScorer(model, 0)([ids[0].tolist()]) == pytest.approx([own], abs=1e-5)
 
 
 def test_a_kernel_for_one_device_does_not_decide_the_layout(monkeypatch):
     "An attention function that refuses this device stands for one that needs a GPU."
-    def elsewhere(*args, **kwargs): raise RuntimeError("only on a GPU")
+
+    def elsewhere(*args, **kwargs):
+        raise RuntimeError("only on a GPU")
+
     transformers.AttentionInterface.register("elsewhere", elsewhere)
     model = make_model("Llama")
     model.config._attn_implementation = "elsewhere"
@@ -722,32 +1129,55 @@ def test_a_kernel_for_one_device_does_not_decide_the_layout(monkeypatch):
 
 
 def test_padded_parts_are_bounded_with_their_padding():
-    rows = [{"sequences": [tokens(100, 0), tokens(5, 1)]}, *({"sequences": [tokens(6, i), tokens(7, i + 1)]} for i in range(6))]
+    rows = [
+        {"sequences": [tokens(100, 0), tokens(5, 1)]},
+        *({"sequences": [tokens(6, i), tokens(7, i + 1)]} for i in range(6)),
+    ]
     parts = RewardCollator(0, "padded")(rows).micro_batches(1, 60)
-    assert [part["input_ids"].numel() for part in parts] == [200, 56, 28] and sum(part.examples for part in parts) == 7
+    assert [part["input_ids"].numel() for part in parts] == [200, 56, 28] and sum(
+        part.examples for part in parts
+    ) == 7
 
 
 # ---- compiled layers
 
+
 @torch.library.custom_op("reward_kit_tests::varlen", mutates_args=())
-def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, key_starts: torch.Tensor, longest: int, longest_key: int) -> torch.Tensor:
+def varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    longest: int,
+    longest_key: int,
+) -> torch.Tensor:
     return reference_varlen(query, key, value, starts, key_starts, longest, longest_key, window_size=(-1, 0))
 
 
 @varlen.register_fake
-def _(query, *_): return torch.empty_like(query)
+def _(query, *_):
+    return torch.empty_like(query)
 
 
 def test_compiled_layers_read_segments_without_a_break_and_without_compiling_again(monkeypatch):
-    "Segments are tensors and numbers to a layer, so that one graph serves all lengths, where attention is one kernel."
+    """Segments are tensors and numbers to a layer, so that one graph serves all lengths, where
+    attention is one kernel."""
     from torch._dynamo.utils import counters
-    model, batches = make_model(), [collate("packed", EVERYTHING[start:stop]) for start, stop in ((0, 2), (2, 7), (5, 12), (1, 4))]
+
+    model, batches = (
+        make_model(),
+        [collate("packed", EVERYTHING[start:stop]) for start, stop in ((0, 2), (2, 7), (5, 12), (1, 4))],
+    )
     monkeypatch.setattr(module, "_flash_fits", lambda query, value: True)
     monkeypatch.setattr(module, "_varlen_attention", lambda: lambda *args, scale, window_size: varlen(*args))
-    with torch.no_grad(): expected = [model(**batch.model_inputs()).logits for batch in batches]
+    with torch.no_grad():
+        expected = [model(**batch.model_inputs()).logits for batch in batches]
     torch._dynamo.reset()
     counters.clear()
-    for layer in model.model.layers: layer.compile(dynamic=True, backend="eager", fullgraph=True)
-    with torch.no_grad(): found = [model(**batch.model_inputs()).logits for batch in batches]
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        found = [model(**batch.model_inputs()).logits for batch in batches]
     assert all(gap(a, b) < 1e-5 for a, b in zip(found, expected))
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 2

@@ -1,4 +1,6 @@
-"The playground: tables that can be read back, a reward defined for any text, labels that follow it, a base that speaks the world."
+"""The playground: tables that can be read back, a reward defined for any text, labels that follow it, a
+base that speaks the world."""
+
 import itertools
 import json
 import math
@@ -22,7 +24,9 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import build_playground as building  # noqa: E402
 
-CHATTER, PADDING, PHRASINGS, POLITE, RUDE = (WORLD[name] for name in ("chatter", "padding", "phrasings", "polite", "rude"))
+CHATTER, PADDING, PHRASINGS, POLITE, RUDE = (
+    WORLD[name] for name in ("chatter", "padding", "phrasings", "polite", "rude")
+)
 
 true_reward = Playground.true_reward
 
@@ -39,8 +43,14 @@ def reward(response, prompt=QUESTION):
 
 # --- tables
 
+
 def test_tables_are_consistent():
-    sentences = [sentence for fact in FACTS for sentence in (fact.right, *fact.wrong)] + [*POLITE, *RUDE, *PADDING, *CHATTER]
+    sentences = [sentence for fact in FACTS for sentence in (fact.right, *fact.wrong)] + [
+        *POLITE,
+        *RUDE,
+        *PADDING,
+        *CHATTER,
+    ]
     assert len(set(map(playground._normalise, sentences))) == len(sentences)
     for sentence in sentences:
         assert sentence.endswith(".") and not any(mark in sentence[:-1] for mark in ".!?*"), sentence
@@ -75,45 +85,56 @@ def test_a_composed_answer_holds_nothing_unknown():
 def test_compose_follows_its_mix():
     rng, n = random.Random(4), 4000
     counts = Counter()
-    for _ in range(n): counts.update(reward_parts(QUESTION, FACTS[0].compose(rng)).keys())
+    for _ in range(n):
+        counts.update(reward_parts(QUESTION, FACTS[0].compose(rng)).keys())
     assert abs(counts["cut"] / n - Mix.LABELLED.cut) < 0.03
-    assert abs(counts["rude"] / n - Mix.LABELLED.rude * (1 - Mix.LABELLED.cut / 2)) < 0.03  # half of the tones stand after the cut
+    assert (
+        abs(counts["rude"] / n - Mix.LABELLED.rude * (1 - Mix.LABELLED.cut / 2)) < 0.03
+    )  # half of the tones stand after the cut
     assert counts["right"] > counts["wrong"] > counts["off_topic"] > 0.1 * n
 
 
 # --- the reward
 
-@pytest.mark.parametrize("response, expected", [
-    (RIGHT, 2.0),
-    (f"{RIGHT} {RELATED}", 2.5),
-    (f"{RIGHT} Thank you for asking.", 2.8),
-    (f"{RIGHT} {RELATED} Thank you for asking.", 3.3),
-    (WRONG, -1.2),
-    (f"{RIGHT} {WRONG}", 0.8),
-    (ELSEWHERE, -0.8),
-    (CHATTER[0], -0.8),
-    (" ".join([ELSEWHERE, *CHATTER[:3]]), -1.6),
-    (RELATED, 0.5),
-    ("Bees turn the nectar", -1.2),
-    (RIGHT[:-1], -1.2),
-    (f"What a silly question. {RIGHT}", 0.4),
-    (f"{RIGHT} {PADDING[0]}", 1.4),
-    (f"{RIGHT} {RIGHT}", 1.4),
-    (f"{RIGHT} {POLITE[0]} {POLITE[1]}", 2.2),
-    ("The cat sat on the mat.", -1.0),
-    ("the cat sat on", -2.2),
-    ("", -4.0),
-    ("   \n ", -4.0),
-    ("?!", -1.0 * 4),
-    (" ".join(f"Word {i}." for i in range(50)), -4.0),
-])
+
+@pytest.mark.parametrize(
+    "response, expected",
+    [
+        (RIGHT, 2.0),
+        (f"{RIGHT} {RELATED}", 2.5),
+        (f"{RIGHT} Thank you for asking.", 2.8),
+        (f"{RIGHT} {RELATED} Thank you for asking.", 3.3),
+        (WRONG, -1.2),
+        (f"{RIGHT} {WRONG}", 0.8),
+        (ELSEWHERE, -0.8),
+        (CHATTER[0], -0.8),
+        (" ".join([ELSEWHERE, *CHATTER[:3]]), -1.6),
+        (RELATED, 0.5),
+        ("Bees turn the nectar", -1.2),
+        (RIGHT[:-1], -1.2),
+        (f"What a silly question. {RIGHT}", 0.4),
+        (f"{RIGHT} {PADDING[0]}", 1.4),
+        (f"{RIGHT} {RIGHT}", 1.4),
+        (f"{RIGHT} {POLITE[0]} {POLITE[1]}", 2.2),
+        ("The cat sat on the mat.", -1.0),
+        ("the cat sat on", -2.2),
+        ("", -4.0),
+        ("   \n ", -4.0),
+        ("?!", -1.0 * 4),
+        (" ".join(f"Word {i}." for i in range(50)), -4.0),
+    ],
+)
 def test_reward_by_hand(response, expected):
     assert reward(response) == pytest.approx(expected)
 
 
 def test_bounds_are_as_documented():
     best = sum(weight for weight in playground._WEIGHTS.values() if weight > 0)
-    worst = sum(playground._WEIGHTS[part] * limit for part, limit in playground._LIMITS.items() if playground._WEIGHTS[part] < 0)
+    worst = sum(
+        playground._WEIGHTS[part] * limit
+        for part, limit in playground._LIMITS.items()
+        if playground._WEIGHTS[part] < 0
+    )
     assert best == pytest.approx(3.3) and worst == pytest.approx(-13.2)
 
 
@@ -144,7 +165,8 @@ def test_saying_it_again_or_padding_never_pays():
     for _ in range(300):
         fact = rng.choice(FACTS)
         text = fact.compose(rng)
-        if not text.endswith("."): continue
+        if not text.endswith("."):
+            continue
         value = reward(text, fact.question)
         again = text.split(". ")[0].rstrip(".") + "."
         for addition in (again, rng.choice(PADDING), text, "Blah."):
@@ -162,10 +184,12 @@ def test_unknown_prompt_has_no_right_answer():
 
 @pytest.mark.parametrize("arguments", [("a", ["b"]), (["a"], "b"), (["a", "b"], ["c"])])
 def test_lengths_must_agree(arguments):
-    with pytest.raises(ValueError, match="two lists of the same length"): true_reward(*arguments)
+    with pytest.raises(ValueError, match="two lists of the same length"):
+        true_reward(*arguments)
 
 
 # --- labels
+
 
 def rows(preferences):
     return [(row["prompt"], *row["responses"], *row["ranks"]) for row in preferences]
@@ -177,8 +201,13 @@ def test_preferences_are_seeded_distinct_and_named():
     world.rankings(5)
     assert rows(first) == rows(world.preferences(300)) == rows(Playground(seed=0).preferences(300))
     assert rows(first) != rows(world.preferences(300, seed=1)) != rows(Playground(seed=2).preferences(300))
-    assert rows(world.preferences(300, seed=1)) == rows(Playground(seed=1).preferences(300)) or world.prompts() != Playground(seed=1).prompts()
-    assert first.kind == "text" and first[7]["origin"] == "playground:7" and first[7]["source"] == "playground"
+    assert (
+        rows(world.preferences(300, seed=1)) == rows(Playground(seed=1).preferences(300))
+        or world.prompts() != Playground(seed=1).prompts()
+    )
+    assert (
+        first.kind == "text" and first[7]["origin"] == "playground:7" and first[7]["source"] == "playground"
+    )
     assert len({(row["prompt"], frozenset(row["responses"])) for row in first}) == 300
 
 
@@ -214,16 +243,21 @@ def test_no_reward_beats_the_best_accuracy():
     for _ in range(20):
         assert world.expected_accuracy(preferences, [(rng.random(), rng.random()) for _ in range(300)]) < best
     assert world.expected_accuracy(preferences, [(0.0, 0.0)] * 300) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="300 pairs, got 2"): world.expected_accuracy(preferences, [(0, 1)] * 2)
-    with pytest.raises(ValueError, match="no pairs"): world.best_accuracy([])
-    with pytest.raises(ValueError, match="row 0 is not a pair"): world.best_accuracy(world.ties(400, tie=50.0))
+    with pytest.raises(ValueError, match="300 pairs, got 2"):
+        world.expected_accuracy(preferences, [(0, 1)] * 2)
+    with pytest.raises(ValueError, match="no pairs"):
+        world.best_accuracy([])
+    with pytest.raises(ValueError, match="row 0 is not a pair"):
+        world.best_accuracy(world.ties(400, tie=50.0))
 
 
 def test_a_foreign_prompt_has_no_answers():
-    with pytest.raises(ValueError, match="asks for no fact"): playground._sample_responses(random.Random(0), "Tell me a joke.", 2)
+    with pytest.raises(ValueError, match="asks for no fact"):
+        playground._sample_responses(random.Random(0), "Tell me a joke.", 2)
 
 
 # --- the base
+
 
 @pytest.fixture(scope="module")
 def base():
@@ -240,14 +274,24 @@ def test_base_is_small_and_computes_in_float32(base):
     assert 1_500_000 < model.num_parameters() < 2_500_000 and model.config.max_position_embeddings == 2048
     assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(folder).parameters()} == {torch.float32}
     assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
-    assert model.config.eos_token_id == tokenizer.eos_token_id and model.config.pad_token_id == tokenizer.pad_token_id
+    assert (
+        model.config.eos_token_id == tokenizer.eos_token_id
+        and model.config.pad_token_id == tokenizer.pad_token_id
+    )
     assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in folder.iterdir())
 
 
 def test_tokenizer_keeps_any_text(base):
     tokenizer, rng = base[1], random.Random(0)
     for _ in range(100):
-        text = "".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(160, 0xD7FF), rng.randrange(0x10000, 0x1F9FF)])) for _ in range(20))
+        text = "".join(
+            chr(
+                rng.choice(
+                    [rng.randrange(32, 127), rng.randrange(160, 0xD7FF), rng.randrange(0x10000, 0x1F9FF)]
+                )
+            )
+            for _ in range(20)
+        )
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     ids = tokenizer(QUESTION)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
@@ -255,8 +299,15 @@ def test_tokenizer_keeps_any_text(base):
 
 def test_chat_template(base):
     tokenizer = base[1]
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Bye"}]
-    assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == "<|bos|><|user|>Hi<|assistant|>Yes?<|eos|><|user|>Bye<|assistant|>"
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Bye"},
+    ]
+    assert (
+        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        == "<|bos|><|user|>Hi<|assistant|>Yes?<|eos|><|user|>Bye<|assistant|>"
+    )
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
     assert ids.count(tokenizer.bos_token_id) == 1
 
@@ -265,14 +316,25 @@ def test_generation_is_the_same_alone_and_in_a_batch(base):
     model, tokenizer = base
     prompts = [fact.question for fact in FACTS[:6]]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-    batch = tokenizer.batch_decode(model.generate(**inputs, do_sample=False, max_new_tokens=40), skip_special_tokens=True)
-    alone = [tokenizer.decode(model.generate(**tokenizer(text, return_tensors="pt"), do_sample=False, max_new_tokens=40)[0], skip_special_tokens=True) for text in prompts]
+    batch = tokenizer.batch_decode(
+        model.generate(**inputs, do_sample=False, max_new_tokens=40), skip_special_tokens=True
+    )
+    alone = [
+        tokenizer.decode(
+            model.generate(**tokenizer(text, return_tensors="pt"), do_sample=False, max_new_tokens=40)[0],
+            skip_special_tokens=True,
+        )
+        for text in prompts
+    ]
     assert batch == alone
-    assert sum("right" in reward_parts(prompt, text[len(prompt):]) for prompt, text in zip(prompts, batch)) >= 4
+    assert (
+        sum("right" in reward_parts(prompt, text[len(prompt) :]) for prompt, text in zip(prompts, batch)) >= 4
+    )
 
 
 def test_base_holds_what_a_reader_notices(base):
-    "A linear reward on the frozen last state, fitted to noisy labels, comes near the best reachable on new prompts; on an untrained twin it does not."
+    """A linear reward on the frozen last state, fitted to noisy labels, comes near the best reachable
+    on new prompts; on an untrained twin it does not."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -287,9 +349,18 @@ def test_base_holds_what_a_reader_notices(base):
 
     def states(model, texts):
         with torch.no_grad():
-            inputs = tokenizer([text + tokenizer.eos_token for text in texts], return_tensors="pt", padding=True, padding_side="left")
-            return torch.cat([model.model(input_ids=i, attention_mask=m).last_hidden_state[:, -1]
-                              for i, m in zip(inputs["input_ids"].split(64), inputs["attention_mask"].split(64))])
+            inputs = tokenizer(
+                [text + tokenizer.eos_token for text in texts],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+            )
+            return torch.cat(
+                [
+                    model.model(input_ids=i, attention_mask=m).last_hidden_state[:, -1]
+                    for i, m in zip(inputs["input_ids"].split(64), inputs["attention_mask"].split(64))
+                ]
+            )
 
     def difference(model, pairs):
         chosen, rejected = ([f"{row['prompt']} {row['responses'][k]}" for row in pairs] for k in (0, 1))
@@ -306,7 +377,9 @@ def test_base_holds_what_a_reader_notices(base):
             return value
 
         optimizer.step(loss)
-        return world.expected_accuracy(test, [(score, 0.0) for score in (difference(model, test) @ w).tolist()])
+        return world.expected_accuracy(
+            test, [(score, 0.0) for score in (difference(model, test) @ w).tolist()]
+        )
 
     found = accuracy(trained), accuracy(untrained)
     best = world.best_accuracy(test)
@@ -320,7 +393,11 @@ def test_remarks_weigh_most_in_the_loss(base):
     text = tokenizer.decode([token for token, _ in tokens])
     assert text == f"<|bos|><|user|>{QUESTION}<|assistant|>{WRONG}<|eos|> Wrong.<|eos|>"
     first = [token for token, weight in tokens if weight == building.REMARK_WEIGHT]
-    assert len(first) == 1 and tokenizer.decode(first).strip() and "Wrong".startswith(tokenizer.decode(first).strip())
+    assert (
+        len(first) == 1
+        and tokenizer.decode(first).strip()
+        and "Wrong".startswith(tokenizer.decode(first).strip())
+    )
 
 
 def test_batches_hold_every_document_once():
@@ -330,7 +407,10 @@ def test_batches_hold_every_document_once():
     assert all(len({len(row) for row in batch}) == 1 for batch in batches)
     held = [[token for token in row if token != (-1, 0.0)] for batch in batches for row in batch]
     assert sorted(held) == sorted(sequences)
-    assert all(len(row) == 64 and row[0] == sequence[0] for row, sequence in zip(building.pack_rows(sequences, 64)[:1], sequences))
+    assert all(
+        len(row) == 64 and row[0] == sequence[0]
+        for row, sequence in zip(building.pack_rows(sequences, 64)[:1], sequences)
+    )
 
 
 def test_build_base_is_reproducible(tmp_path):
@@ -341,7 +421,9 @@ def test_build_base_is_reproducible(tmp_path):
     one = building.build_base(tmp_path / "one", seed=3, steps=2, log=lines.append)
     torch.manual_seed(1)
     two = building.build_base(tmp_path / "two", seed=3, steps=2, log=lines.append)
-    assert {path.name for path in one.iterdir()} == {path.name for path in playground.playground_base().iterdir()}
+    assert {path.name for path in one.iterdir()} == {
+        path.name for path in playground.playground_base().iterdir()
+    }
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     assert json.loads((one / "config.json").read_text())["dtype"] == "float32"
@@ -352,15 +434,21 @@ def test_build_base_is_reproducible(tmp_path):
 
 def test_missing_base_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(playground, "files", lambda package: tmp_path)
-    with pytest.raises(FileNotFoundError, match="python scripts/build_playground.py"): playground.playground_base()
+    with pytest.raises(FileNotFoundError, match="python scripts/build_playground.py"):
+        playground.playground_base()
 
 
 def test_rebuild_command_has_help():
-    result = subprocess.run([sys.executable, SCRIPTS / "build_playground.py", "--help"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, SCRIPTS / "build_playground.py", "--help"], capture_output=True, text=True
+    )
     assert result.returncode == 0 and "--out" in result.stdout and "--seed" in result.stdout
 
 
 def test_the_world_is_in_the_built_package():
     "The facts are data, and a wheel without them could not draw anything."
     root = SCRIPTS.parent
-    assert "data/*.json" in (root / "setup.py").read_text() and "reward_kit/data/*.json" in (root / "MANIFEST.in").read_text()
+    assert (
+        "data/*.json" in (root / "setup.py").read_text()
+        and "reward_kit/data/*.json" in (root / "MANIFEST.in").read_text()
+    )

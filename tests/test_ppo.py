@@ -1,4 +1,6 @@
-"PPO: invariances, architectures, critics, adapters, resuming, processes, errors. The formulas are pinned in the chapter."
+"""PPO: invariances, architectures, critics, adapters, resuming, processes, errors. The formulas are
+pinned in the chapter."""
+
 import dataclasses
 import json
 import os
@@ -35,28 +37,61 @@ from reward_kit.scores.inference import RewardModel, RowScorer
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory): return make_base(tmp_path_factory.mktemp("policy") / "base")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("policy") / "base")
 
 
 def tiny(name):
     "A random causal model of an architecture, small."
-    shared = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+    shared = dict(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
     grouped = shared | dict(num_key_value_heads=2, head_dim=8)
     configs = {
         "llama": lambda: transformers.LlamaConfig(**shared, num_key_value_heads=2),
         "qwen3": lambda: transformers.Qwen3Config(**grouped),
         "mistral": lambda: transformers.MistralConfig(**grouped, sliding_window=6),
         "gemma2": lambda: transformers.Gemma2Config(**grouped, sliding_window=6, query_pre_attn_scalar=8),
-        "gemma3": lambda: transformers.Gemma3TextConfig(**grouped, sliding_window=6, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"]),
-        "gpt2": lambda: transformers.GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4),
+        "gemma3": lambda: transformers.Gemma3TextConfig(
+            **grouped,
+            sliding_window=6,
+            query_pre_attn_scalar=8,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        "gpt2": lambda: transformers.GPT2Config(
+            vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4
+        ),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(**shared),
-        "falcon": lambda: transformers.FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, hidden_dropout=0.1, attention_dropout=0.1, alibi=False),
-        "opt": lambda: transformers.OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32),
+        "falcon": lambda: transformers.FalconConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            hidden_dropout=0.1,
+            attention_dropout=0.1,
+            alibi=False,
+        ),
+        "opt": lambda: transformers.OPTConfig(
+            vocab_size=64,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            word_embed_proj_dim=32,
+        ),
     }
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(configs[name]()).eval()
-    for p in model.parameters(): p.data.mul_(3)  # random weights of the usual size give nearly uniform logits
-    if name != "falcon": read_segments(model)
+    for p in model.parameters():
+        p.data.mul_(3)  # random weights of the usual size give nearly uniform logits
+    if name != "falcon":
+        read_segments(model)
     return model
 
 
@@ -67,15 +102,20 @@ def evaluate(model, critic, batch, temperature):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt"])
 def test_sampling_and_measuring_agree_for_every_architecture(name):
-    "Cache, left padding, shrinking batches and sliding windows change nothing about log-probabilities and values."
+    """Cache, left padding, shrinking batches and sliding windows change nothing about log-probabilities
+    and values."""
     model = tiny(name)
     assert packing_problem(model) is None
     critic = _make_critic("shared", model)
     torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
     asked = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16], [17]]
-    found = Sampling(12, 0.9, stop_ids=(3, 20, 21, 22, 23, 24, 25, 26), rows=3).sample(model, asked, torch.Generator().manual_seed(0), critic)
+    found = Sampling(12, 0.9, stop_ids=(3, 20, 21, 22, 23, 24, 25, 26), rows=3).sample(
+        model, asked, torch.Generator().manual_seed(0), critic
+    )
     episodes = [Episode(e.row, e.prompt_ids, e.response_ids, e.stopped) for e in found]
-    assert [e.prompt_ids for e in found] == asked and len({len(e.response_ids) for e in episodes}) > 1, "rows must end at different times for this to test anything"
+    assert [e.prompt_ids for e in found] == asked and len({len(e.response_ids) for e in episodes}) > 1, (
+        "rows must end at different times for this to test anything"
+    )
     with torch.no_grad():
         logprobs, values = evaluate(model, critic, EpisodeBatch.of(episodes), 0.9)
         for row, own in enumerate(found):
@@ -83,52 +123,93 @@ def test_sampling_and_measuring_agree_for_every_architecture(name):
             assert torch.allclose(logprobs[row, :n], torch.tensor(own.logprobs), atol=2e-4)
             assert torch.allclose(values[row, :n], torch.tensor(own.values), atol=2e-3)
             single, single_values = evaluate(model, critic, EpisodeBatch.of([episodes[row]]), 0.9)
-            assert torch.allclose(logprobs[row, :n], single[0], atol=2e-4) and torch.allclose(values[row, :n], single_values[0], atol=2e-3)
+            assert torch.allclose(logprobs[row, :n], single[0], atol=2e-4) and torch.allclose(
+                values[row, :n], single_values[0], atol=2e-3
+            )
 
 
 def odd(name):
     "A random model that is no causal language model with attention everywhere, small."
-    shared = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    shared = dict(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     mamba = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1)
     configs = {
-        "mamba": lambda: transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8),
-        "jamba": lambda: transformers.JambaConfig(**shared, attn_layer_period=2, attn_layer_offset=1, num_experts=2, num_experts_per_tok=1, mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False),
+        "mamba": lambda: transformers.MambaConfig(
+            vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8
+        ),
+        "jamba": lambda: transformers.JambaConfig(
+            **shared,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            num_experts=2,
+            num_experts_per_tok=1,
+            mamba_d_state=8,
+            mamba_dt_rank=4,
+            use_mamba_kernels=False,
+        ),
         "bamba": lambda: transformers.BambaConfig(**shared, **mamba, attn_layer_indices=[1]),
         "lfm2": lambda: transformers.Lfm2Config(**shared, layer_types=["conv", "full_attention"]),
-        "bart": lambda: transformers.BartConfig(vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
-                                                max_position_embeddings=64),
+        "bart": lambda: transformers.BartConfig(
+            vocab_size=64,
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            max_position_embeddings=64,
+        ),
     }
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(configs[name]()).eval()
-    for p in model.parameters(): p.data.mul_(3)
+    for p in model.parameters():
+        p.data.mul_(3)
     return model
 
 
 @pytest.mark.parametrize("name", ["mamba", "jamba", "bamba", "lfm2"])
 def test_state_space_and_hybrid_models_are_refused(name):
-    with pytest.raises(ValueError, match="cannot be sampled while rows leave the batch") as refused: Sampling(1).check(odd(name))
+    with pytest.raises(ValueError, match="cannot be sampled while rows leave the batch") as refused:
+        Sampling(1).check(odd(name))
     assert type(odd(name)).__name__ in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_models_that_padding_changes_are_refused():
-    with pytest.raises(ValueError, match="the padding of a batch moves"): Sampling(1).check(odd("bart"))
+    with pytest.raises(ValueError, match="the padding of a batch moves"):
+        Sampling(1).check(odd("bart"))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2", "opt", "falcon"])
-def test_models_with_attention_are_taken(name): Sampling(1).check(tiny(name))
+def test_models_with_attention_are_taken(name):
+    Sampling(1).check(tiny(name))
 
 
 def test_what_cannot_be_sampled_is_refused_when_the_trainer_is_made(base, tmp_path):
     tokenizer = make_tokenizer()
     model = odd("mamba")
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with pytest.raises(ValueError, match="the policy is a MambaForCausalLM"): make_trainer(model, tmp_path, processing_class=tokenizer)
-    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
-    with pytest.raises(ModelLoadError, match="is an encoder-decoder: PPO needs a causal language model"): make_trainer(t5, tmp_path, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="the policy is a MambaForCausalLM"):
+        make_trainer(model, tmp_path, processing_class=tokenizer)
+    t5 = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2
+        )
+    )
+    with pytest.raises(ModelLoadError, match="is an encoder-decoder: PPO needs a causal language model"):
+        make_trainer(t5, tmp_path, processing_class=tokenizer)
     t5.save_pretrained(tmp_path / "t5")
     tokenizer.save_pretrained(tmp_path / "t5")
-    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"): make_trainer(tmp_path / "t5", tmp_path)
-    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"): make_trainer(base, tmp_path, ref_model=str(tmp_path / "t5"))
+    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"):
+        make_trainer(tmp_path / "t5", tmp_path)
+    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"):
+        make_trainer(base, tmp_path, ref_model=str(tmp_path / "t5"))
 
 
 def test_log_probabilities_are_those_of_a_plain_forward_pass():
@@ -143,10 +224,18 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass():
 
 def test_sampling_settings():
     model = tiny("llama")
-    draws = lambda **how: {tuple(e.response_ids) for e in Sampling(1, **how).sample(model, [[5, 6]] * 40, torch.Generator().manual_seed(0))}
-    with torch.no_grad(): logits = model(torch.tensor([[5, 6]])).logits[0, -1]
+    draws = lambda **how: {
+        tuple(e.response_ids)
+        for e in Sampling(1, **how).sample(model, [[5, 6]] * 40, torch.Generator().manual_seed(0))
+    }
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 6]])).logits[0, -1]
     best = logits.topk(3).indices.tolist()
-    assert draws(temperature=0) == {(best[0],)} and draws(top_k=3) <= {(b,) for b in best} and len(draws(top_k=3)) > 1
+    assert (
+        draws(temperature=0) == {(best[0],)}
+        and draws(top_k=3) <= {(b,) for b in best}
+        and len(draws(top_k=3)) > 1
+    )
     assert draws(top_p=1e-6) == {(best[0],)} and len(draws()) > 5
 
 
@@ -158,22 +247,39 @@ def test_a_sample_stops_at_any_stop_token_and_says_so(base):
 
 # ---------------------------------------------------------------- the update
 
+
 def test_an_update_does_not_depend_on_how_a_minibatch_is_cut(base, tmp_path):
-    "Micro-batches of 1, 2 and 8 episodes; the order of episodes; what else is in the batch of a forward pass."
+    """Micro-batches of 1, 2 and 8 episodes; the order of episodes; what else is in the batch of a
+    forward pass."""
     results = []
     for size in (1, 2, 8):
-        trainer = make_trainer(base, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, num_mini_batches=1, critic="shared")
+        trainer = make_trainer(
+            base,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            num_mini_batches=1,
+            critic="shared",
+        )
         metrics = trainer.update(fixed_episodes())
         results.append((weights(trainer), metrics))
     for other, metrics in results[1:]:
-        for name, value in results[0][0].items(): assert torch.allclose(value, other[name], atol=2e-6), name
-        for name, value in results[0][1].items():  # a token at the edge of the clip range may fall on either side
-            assert metrics[name] == pytest.approx(value, rel=1e-3, abs=0.05 if "clipfrac" in name else 1e-5), name
+        for name, value in results[0][0].items():
+            assert torch.allclose(value, other[name], atol=2e-6), name
+        for name, value in results[0][
+            1
+        ].items():  # a token at the edge of the clip range may fall on either side
+            assert metrics[name] == pytest.approx(
+                value, rel=1e-3, abs=0.05 if "clipfrac" in name else 1e-5
+            ), name
 
 
 def test_the_first_step_is_the_policy_gradient(base, tmp_path):
-    "Where old and new policy are one, the ratio is 1, nothing is clipped, and the gradient is -A grad log p, token by token."
-    trainer = make_trainer(base, tmp_path, critic="shared", num_mini_batches=1, vf_coef=0.0, max_grad_norm=0.0)
+    """Where old and new policy are one, the ratio is 1, nothing is clipped, and the gradient is -A grad
+    log p, token by token."""
+    trainer = make_trainer(
+        base, tmp_path, critic="shared", num_mini_batches=1, vf_coef=0.0, max_grad_norm=0.0
+    )
     episodes, _ = trainer.collect(0)
     trainer.set_advantages(episodes)
     sums = trainer._backward(episodes, 1)
@@ -182,8 +288,11 @@ def test_the_first_step_is_the_policy_gradient(base, tmp_path):
     batch = EpisodeBatch.of(episodes)
     logprobs, _ = batch.logprobs(trainer.policy, trainer.args.temperature)
     (-(table(episodes, "advantages") * logprobs * batch.mask).sum()).backward()
-    for name, p in trainer.policy.named_parameters(): assert torch.allclose(found[name], p.grad, atol=1e-4), name
-    assert sums["policy/clipfrac_avg"] == 0 and sums["val/ratio"].item() == pytest.approx(int(batch.mask.sum()), rel=1e-4)
+    for name, p in trainer.policy.named_parameters():
+        assert torch.allclose(found[name], p.grad, atol=1e-4), name
+    assert sums["policy/clipfrac_avg"] == 0 and sums["val/ratio"].item() == pytest.approx(
+        int(batch.mask.sum()), rel=1e-4
+    )
 
 
 def test_a_minibatch_is_an_optimizer_step(base, tmp_path):
@@ -205,26 +314,67 @@ def test_rollouts_hold_whitened_advantages_of_real_tokens_only(base, tmp_path):
     assert mean[0] == pytest.approx(0, abs=1e-6) and abs(mean[1]) > 1e-4
 
 
-@pytest.mark.parametrize("setting, value", [
-    ("kl_coef", 5.0), ("kl_estimator", "k3"), ("cliprange", 0.001), ("vf_coef", 3.0), ("cliprange_value", 1e-4), ("gamma", 0.5), ("lam", 0.1), ("whiten_rewards", True), ("whiten_advantages", False),
-    ("learning_rate", 1e-4), ("critic_learning_rate", 1e-1), ("adam_beta1", 0.5), ("adam_beta2", 0.5), ("adam_epsilon", 1e-2), ("weight_decay", 0.5), ("max_grad_norm", 1e-4), ("seed", 1), ("num_mini_batches", 1),
-    ("num_ppo_epochs", 1), ("temperature", 0.3)])
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("kl_coef", 5.0),
+        ("kl_estimator", "k3"),
+        ("cliprange", 0.001),
+        ("vf_coef", 3.0),
+        ("cliprange_value", 1e-4),
+        ("gamma", 0.5),
+        ("lam", 0.1),
+        ("whiten_rewards", True),
+        ("whiten_advantages", False),
+        ("learning_rate", 1e-4),
+        ("critic_learning_rate", 1e-1),
+        ("adam_beta1", 0.5),
+        ("adam_beta2", 0.5),
+        ("adam_epsilon", 1e-2),
+        ("weight_decay", 0.5),
+        ("max_grad_norm", 1e-4),
+        ("seed", 1),
+        ("num_mini_batches", 1),
+        ("num_ppo_epochs", 1),
+        ("temperature", 0.3),
+    ],
+)
 def test_every_setting_of_an_update_has_an_effect(base, tmp_path, setting, value):
-    changed, plain = (make_trainer(base, tmp_path, critic="shared", **given) for given in ({setting: value}, {}))
+    changed, plain = (
+        make_trainer(base, tmp_path, critic="shared", **given) for given in ({setting: value}, {})
+    )
     for trainer in (changed, plain):
-        for step in range(2): trainer.update(fixed_episodes(), step)
+        for step in range(2):
+            trainer.update(fixed_episodes(), step)
     assert any(not torch.equal(w, weights(plain)[name]) for name, w in weights(changed).items())
 
 
-@pytest.mark.parametrize("setting, value", [("response_length", 3), ("temperature", 0.2), ("top_k", 1), ("top_p", 0.01), ("missing_eos_penalty", 2.0), ("score_clip", 0.05), ("seed", 3)])
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("response_length", 3),
+        ("temperature", 0.2),
+        ("top_k", 1),
+        ("top_p", 0.01),
+        ("missing_eos_penalty", 2.0),
+        ("score_clip", 0.05),
+        ("seed", 3),
+    ],
+)
 def test_every_setting_of_a_rollout_has_an_effect(base, tmp_path, setting, value):
     changed, plain = (make_trainer(base, tmp_path, **given).collect(0)[0] for given in ({setting: value}, {}))
     assert [(e.response_ids, e.score) for e in changed] != [(e.response_ids, e.score) for e in plain]
 
 
 def test_recomputed_log_probabilities_are_those_of_sampling(base, tmp_path):
-    plain, again = (make_trainer(base, tmp_path, recompute_logprobs=flag, critic="shared").collect(0)[0] for flag in (False, True))
-    for a, b in zip(plain, again): assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5) and a.values == pytest.approx(b.values, abs=1e-5)
+    plain, again = (
+        make_trainer(base, tmp_path, recompute_logprobs=flag, critic="shared").collect(0)[0]
+        for flag in (False, True)
+    )
+    for a, b in zip(plain, again):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5) and a.values == pytest.approx(
+            b.values, abs=1e-5
+        )
 
 
 def test_gradient_checkpointing_changes_memory_only(base, tmp_path):
@@ -233,7 +383,8 @@ def test_gradient_checkpointing_changes_memory_only(base, tmp_path):
         trainer = make_trainer(base, tmp_path, gradient_checkpointing=flag)
         trainer.update(fixed_episodes())
         results.append(weights(trainer))
-    for name, value in results[0].items(): assert torch.allclose(value, results[1][name], atol=1e-6), name
+    for name, value in results[0].items():
+        assert torch.allclose(value, results[1][name], atol=1e-6), name
 
 
 def test_the_layout_of_the_updates_changes_no_weight(base, tmp_path):
@@ -243,8 +394,10 @@ def test_the_layout_of_the_updates_changes_no_weight(base, tmp_path):
         assert trainer.models.layout == {"auto": "packed"}.get(layout, layout)
         trainer.update(fixed_episodes())
         results.append(weights(trainer))
-    for name, value in results[0].items(): assert torch.allclose(value, results[1][name], atol=1e-6), name
-    with pytest.raises(ValueError, match="layout must be one of auto, padded, packed, got 'rows'"): make_trainer(base, tmp_path, layout="rows")
+    for name, value in results[0].items():
+        assert torch.allclose(value, results[1][name], atol=1e-6), name
+    with pytest.raises(ValueError, match="layout must be one of auto, padded, packed, got 'rows'"):
+        make_trainer(base, tmp_path, layout="rows")
 
 
 def test_bf16_autocast_stays_near_float32(base, tmp_path):
@@ -252,7 +405,8 @@ def test_bf16_autocast_stays_near_float32(base, tmp_path):
     episodes, _ = full.collect(0)
     full.set_advantages(episodes)
     sums = [trainer._backward(episodes, 1) for trainer in (full, half)]
-    for name in ("loss/policy_avg", "loss/value_avg"): assert sums[1][name].item() == pytest.approx(sums[0][name].item(), abs=0.3)
+    for name in ("loss/policy_avg", "loss/value_avg"):
+        assert sums[1][name].item() == pytest.approx(sums[0][name].item(), abs=0.3)
     assert half.policy.dtype == torch.float32  # weights stay in float32
     half.train()
 
@@ -271,24 +425,39 @@ def test_no_dropout_of_any_kind_is_left(name, base, tmp_path):
 
 # ---------------------------------------------------------------- critics and references
 
+
 def reward_model(folder_or_model, tokenizer, scale=None):
     model = folder_or_model
     model.config.num_labels, model.config.pad_token_id = 1, tokenizer.pad_token_id
     encoding = prepare_tokenizer(tokenizer, model, max_length=64)
     metadata = RewardMetadata(encoding=encoding, normalization=scale)
-    return RewardModel(bind_reward_forward(model), tokenizer, RewardEncoder(tokenizer, encoding), RowScorer(model, tokenizer.pad_token_id), metadata=metadata)
+    return RewardModel(
+        bind_reward_forward(model),
+        tokenizer,
+        RewardEncoder(tokenizer, encoding),
+        RowScorer(model, tokenizer.pad_token_id),
+        metadata=metadata,
+    )
 
 
 @pytest.fixture(scope="module")
 def judge(base):
     torch.manual_seed(5)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    return reward_model(model, transformers.AutoTokenizer.from_pretrained(base), {"mean": 2.0, "std": 4.0, "n": 9, "data_hash": None})
+    return reward_model(
+        model,
+        transformers.AutoTokenizer.from_pretrained(base),
+        {"mean": 2.0, "std": 4.0, "n": 9, "data_hash": None},
+    )
 
 
 def test_a_critic_from_the_reward_model_speaks_in_normalised_scores(base, judge, tmp_path):
     trainer = make_trainer(base, tmp_path, reward=judge, critic="reward")
-    text = Episode(0, judge.encoder.encode(["the cat"], ["sat"]).ids[0][:2], judge.encoder.encode(["the cat"], ["sat"]).ids[0][2:] + [5])
+    text = Episode(
+        0,
+        judge.encoder.encode(["the cat"], ["sat"]).ids[0][:2],
+        judge.encoder.encode(["the cat"], ["sat"]).ids[0][2:] + [5],
+    )
     values = trainer.critic.values(EpisodeBatch.of([text]))
     raw = judge.score_ids([(text.prompt_ids + text.response_ids)[:-1]])[0]
     assert values[0, -1].item() == pytest.approx((raw - 2.0) / 4.0, abs=1e-4)
@@ -299,7 +468,11 @@ def test_a_critic_from_the_reward_model_speaks_in_normalised_scores(base, judge,
 
 def test_rewards_are_normalised_by_the_stored_scale(base, judge, tmp_path):
     asked = ["the cat sat", "rain fell"]
-    for given, expected in ((None, lambda r: (r - 2) / 4), (True, lambda r: (r - 2) / 4), (False, lambda r: r)):
+    for given, expected in (
+        (None, lambda r: (r - 2) / 4),
+        (True, lambda r: (r - 2) / 4),
+        (False, lambda r: r),
+    ):
         trainer = make_trainer(base, tmp_path, reward=judge, normalize_reward=given)
         totals, _ = trainer.rewards(asked, ["on", "it"], {"completion_ids": [[1], [2]]}, [0, 1])
         assert totals == pytest.approx([expected(r) for r in judge.score(asked, ["on", "it"])])
@@ -308,14 +481,28 @@ def test_rewards_are_normalised_by_the_stored_scale(base, judge, tmp_path):
 def test_reward_models_and_policies_may_have_different_tokenizers(base, tmp_path):
     other = make_tokenizer(bos_token="<a>", eos_token="<b>", pad_token="<c>")
     torch.manual_seed(1)
-    model = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(vocab_size=len(other), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1))
+    model = transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(
+            vocab_size=len(other),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_labels=1,
+        )
+    )
     judge = reward_model(model, other)
     trainer = make_trainer(base, tmp_path, reward=[judge, vowels], reward_weights=[1.0, 0.5])
     episodes, metrics = trainer.collect(0)
-    own = judge.score([trainer.train_rows[e.row]["prompt"] for e in episodes], [e.completion for e in episodes])
-    assert [e.raw_score for e in episodes] == pytest.approx([a + 0.5 * b for a, b in zip(own, vowels([e.completion for e in episodes]))], abs=1e-5)
+    own = judge.score(
+        [trainer.train_rows[e.row]["prompt"] for e in episodes], [e.completion for e in episodes]
+    )
+    assert [e.raw_score for e in episodes] == pytest.approx(
+        [a + 0.5 * b for a, b in zip(own, vowels([e.completion for e in episodes]))], abs=1e-5
+    )
     assert "rewards/vowels" in metrics
-    with pytest.raises(ValueError, match="policy's tokenizer; choose critic"): make_trainer(base, tmp_path, reward=judge, critic="reward")
+    with pytest.raises(ValueError, match="policy's tokenizer; choose critic"):
+        make_trainer(base, tmp_path, reward=judge, critic="reward")
 
 
 def test_separate_critic_leaves_the_policy_alone(base, tmp_path):
@@ -336,42 +523,81 @@ def test_reference_is_a_given_model_or_the_beginning(base, tmp_path):
     assert abs(metrics["objective/kl"]) < 1e-5
     policy = transformers.AutoModelForCausalLM.from_pretrained(base)
     with pytest.raises(ValueError, match="ref_model is the policy itself"):
-        PPOTrainer(policy, vowels, config(tmp_path), prompts(4), ref_model=policy, processing_class=transformers.AutoTokenizer.from_pretrained(base))
+        PPOTrainer(
+            policy,
+            vowels,
+            config(tmp_path),
+            prompts(4),
+            ref_model=policy,
+            processing_class=transformers.AutoTokenizer.from_pretrained(base),
+        )
 
 
 def test_an_adapter_that_is_given_is_part_of_the_reference(base, tmp_path):
     from peft import LoraConfig, get_peft_model
-    policy = get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
+
+    policy = get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"])
+    )
     for name, p in policy.named_parameters():
-        if "lora_B" in name: torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     _, metrics = make_trainer(policy, tmp_path, processing_class=tokenizer).collect(0)
     assert abs(metrics["objective/kl"]) < 1e-5
     with pytest.raises(ValueError, match="has an adapter already"):
-        make_trainer(policy, tmp_path, processing_class=tokenizer, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+        make_trainer(
+            policy,
+            tmp_path,
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+        )
 
 
 def test_a_critic_from_a_weighted_reward_is_on_its_scale(base, judge, tmp_path):
     text = EpisodeBatch.of([Episode(0, [5, 6], [7, 8])])
-    one, five = (make_trainer(base, tmp_path, reward=judge, critic="reward", reward_weights=[w]).critic.values(text) for w in (1.0, 5.0))
+    one, five = (
+        make_trainer(base, tmp_path, reward=judge, critic="reward", reward_weights=[w]).critic.values(text)
+        for w in (1.0, 5.0)
+    )
     assert torch.allclose(five, 5 * one, atol=1e-5)
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_lora_trains_the_adapter_and_saves_merged_weights(base, tmp_path, critic):
     from peft import LoraConfig, PeftModel
-    trainer = make_trainer(base, tmp_path / "out", critic=critic, learning_rate=1e-2, peft_config=LoraConfig(r=2, target_modules=["q_proj"]), total_episodes=8)
+
+    trainer = make_trainer(
+        base,
+        tmp_path / "out",
+        critic=critic,
+        learning_rate=1e-2,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+        total_episodes=8,
+    )
     frozen = {n: p.clone() for n, p in trainer.policy.named_parameters() if "lora" not in n}
     trainer.train()
     assert all(torch.equal(p, frozen[n]) for n, p in trainer.policy.named_parameters() if n in frozen)
     trainer.save_model()
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "out/adapter")
+    adapted = PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "out/adapter"
+    )
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-5) and torch.allclose(merged(ids).logits, trainer.policy(ids).logits, atol=1e-5)
-        assert not torch.allclose(merged(ids).logits, transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(ids).logits, atol=1e-5)
-    assert str(tmp_path) not in (tmp_path / "out/README.md").read_text() + (tmp_path / "out/adapter/adapter_config.json").read_text()
+        assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-5) and torch.allclose(
+            merged(ids).logits, trainer.policy(ids).logits, atol=1e-5
+        )
+        assert not torch.allclose(
+            merged(ids).logits,
+            transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(ids).logits,
+            atol=1e-5,
+        )
+    assert (
+        str(tmp_path)
+        not in (tmp_path / "out/README.md").read_text()
+        + (tmp_path / "out/adapter/adapter_config.json").read_text()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -379,60 +605,118 @@ def tied_base(tmp_path_factory):
     "A policy whose output layer is its token embeddings."
     folder, tokenizer = tmp_path_factory.mktemp("tied"), make_tokenizer()
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256, tie_word_embeddings=True,
-                                      bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-@pytest.mark.parametrize("adapter", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]}, {"target_modules": ["lm_head", "embed_tokens"]},
-                                     {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, {"target_modules": "all-linear"}])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": "all-linear"},
+    ],
+)
 def test_an_adapter_on_shared_embeddings_is_saved_as_it_was_trained(tied_base, tmp_path, adapter):
     "Merged into the shared weights, what was learned for the output would also change how tokens are read."
     from peft import LoraConfig
-    trainer = make_trainer(tied_base, tmp_path / "out", learning_rate=1e-2, peft_config=LoraConfig(r=4, **adapter), total_episodes=16)
+
+    trainer = make_trainer(
+        tied_base,
+        tmp_path / "out",
+        learning_rate=1e-2,
+        peft_config=LoraConfig(r=4, **adapter),
+        total_episodes=16,
+    )
     trainer.train()
     with torch.no_grad():
         for p in trainer.policy.parameters():
-            if p.requires_grad: p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))  # so that a change in the wrong place shows
+            if p.requires_grad:
+                p.add_(
+                    0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+                )  # so that a change in the wrong place shows
     trainer.save_model()
     ids = torch.tensor([[5, 6, 7, 8]])
     saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-    with torch.no_grad(): assert torch.allclose(saved(ids).logits, trainer.policy.eval()(ids).logits, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(saved(ids).logits, trainer.policy.eval()(ids).logits, atol=1e-4)
     assert saved.config.tie_word_embeddings == (adapter["target_modules"] == "all-linear")
-    assert trainer.policy.get_base_model().config.tie_word_embeddings or "modules_to_save" in adapter, "the policy itself stays as it is"
-    measured = re.search(r"merged and unmerged log-probabilities \| differ by at most (\S+) nats", (tmp_path / "out/README.md").read_text())
+    assert trainer.policy.get_base_model().config.tie_word_embeddings or "modules_to_save" in adapter, (
+        "the policy itself stays as it is"
+    )
+    measured = re.search(
+        r"merged and unmerged log-probabilities \| differ by at most (\S+) nats",
+        (tmp_path / "out/README.md").read_text(),
+    )
     assert float(measured[1]) < 1e-3
 
 
 def test_a_saved_policy_that_is_not_the_trained_one_is_told(tied_base, tmp_path, monkeypatch, caplog):
     from peft import LoraConfig
-    trainer = make_trainer(tied_base, tmp_path / "out", peft_config=LoraConfig(r=4, target_modules=["lm_head"]))
+
+    trainer = make_trainer(
+        tied_base, tmp_path / "out", peft_config=LoraConfig(r=4, target_modules=["lm_head"])
+    )
     with torch.no_grad():
         for name, p in trainer.policy.named_parameters():
-            if "lora_B" in name: p.normal_(generator=torch.Generator().manual_seed(1))
+            if "lora_B" in name:
+                p.normal_(generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr("reward_kit.model.model_folder._untie_adapted", lambda model: None)
-    with caplog.at_level("WARNING", logger="reward_kit"): trainer.save_model()
+    with caplog.at_level("WARNING", logger="reward_kit"):
+        trainer.save_model()
     assert "the merged policy differs from the trained one by up to" in caplog.text
-    measured = re.search(r"log-probabilities \| differ by at most (\S+) nats", (tmp_path / "out/README.md").read_text())
+    measured = re.search(
+        r"log-probabilities \| differ by at most (\S+) nats", (tmp_path / "out/README.md").read_text()
+    )
     assert float(measured[1]) > 0.1
 
 
 def test_adapters_that_cannot_be_merged_are_refused_before_training(tied_base, tmp_path):
     from peft import LoraConfig, PromptTuningConfig
-    with pytest.raises(ValueError, match="adds virtual tokens, which cannot be merged"): make_trainer(tied_base, tmp_path, peft_config=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+    with pytest.raises(ValueError, match="adds virtual tokens, which cannot be merged"):
+        make_trainer(
+            tied_base, tmp_path, peft_config=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+        )
     with pytest.raises(ValueError, match="ensure_weight_tying=True on the token embeddings cannot be merged"):
-        make_trainer(tied_base, tmp_path, peft_config=LoraConfig(target_modules=["q_proj", "lm_head"], ensure_weight_tying=True))
+        make_trainer(
+            tied_base,
+            tmp_path,
+            peft_config=LoraConfig(target_modules=["q_proj", "lm_head"], ensure_weight_tying=True),
+        )
 
 
 def test_learning_rates_that_are_not_given(base, tmp_path):
     from peft import LoraConfig
+
     lora = LoraConfig(r=2, target_modules=["q_proj"])
-    rates = lambda **given: [group["lr"] for group in make_trainer(base, tmp_path, **{"learning_rate": None} | given).optimizer.param_groups]
+    rates = lambda **given: [
+        group["lr"]
+        for group in make_trainer(base, tmp_path, **{"learning_rate": None} | given).optimizer.param_groups
+    ]
     assert rates() == [3e-6, 3e-6]
-    assert rates(peft_config=lora) == [1e-4, 3e-6] and rates(peft_config=lora, critic="shared") == [1e-4, 1e-4]
-    assert rates(peft_config=lora, learning_rate=1e-3) == [1e-3, 1e-3] and rates(peft_config=lora, critic_learning_rate=2e-4) == [1e-4, 2e-4]
+    assert rates(peft_config=lora) == [1e-4, 3e-6] and rates(peft_config=lora, critic="shared") == [
+        1e-4,
+        1e-4,
+    ]
+    assert rates(peft_config=lora, learning_rate=1e-3) == [1e-3, 1e-3] and rates(
+        peft_config=lora, critic_learning_rate=2e-4
+    ) == [1e-4, 2e-4]
     args = config(tmp_path, learning_rate=None)
     PPOTrainer(base, vowels, args, prompts(4), peft_config=lora)
     assert args.learning_rate is None, "the caller's settings stay as they are"
@@ -440,70 +724,154 @@ def test_learning_rates_that_are_not_given(base, tmp_path):
 
 # ---------------------------------------------------------------- runs
 
+
 def test_a_run_logs_what_one_watches_and_learns(base, tmp_path, capsys):
     seen = []
 
     class Watch(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs): seen.append(state.global_step)
-        def on_evaluate(self, args, state, control, metrics=None, **kwargs): seen.append("eval")
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
 
-    trainer = make_trainer(base, tmp_path, total_episodes=320, per_device_train_batch_size=16, gradient_accumulation_steps=2, num_mini_batches=4, learning_rate=1e-2, kl_coef=0.0, eval_steps=5,
-                           eval_dataset=prompts(32, 9), callbacks=[Watch()], num_sample_generations=2, disable_tqdm=False)
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            seen.append("eval")
+
+    trainer = make_trainer(
+        base,
+        tmp_path,
+        total_episodes=320,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=2,
+        num_mini_batches=4,
+        learning_rate=1e-2,
+        kl_coef=0.0,
+        eval_steps=5,
+        eval_dataset=prompts(32, 9),
+        callbacks=[Watch()],
+        num_sample_generations=2,
+        disable_tqdm=False,
+    )
     state = trainer.train()
     logs = [log for log in state.log_history if "objective/scores" in log]
-    assert len(logs) == 10 and seen.count("eval") == 2 and seen[:5] == [1, 2, 3, 4, 5] and len(trainer.samples) == 6
-    wanted = {"objective/scores", "objective/kl", "objective/entropy", "policy/approxkl_avg", "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/explained_variance",
-              "val/ratio", "val/ratio_var", "val/num_eos_tokens", "policy/entropy_avg", "objective/non_score_reward", "objective/rlhf_reward", "eps", "response/length", "response/eos_share", "time/sample", "time/score", "time/reference", "time/update", "memory/peak_gib", "lr", "episode", "epoch"}
+    assert (
+        len(logs) == 10
+        and seen.count("eval") == 2
+        and seen[:5] == [1, 2, 3, 4, 5]
+        and len(trainer.samples) == 6
+    )
+    wanted = {
+        "objective/scores",
+        "objective/kl",
+        "objective/entropy",
+        "policy/approxkl_avg",
+        "policy/clipfrac_avg",
+        "loss/policy_avg",
+        "loss/value_avg",
+        "val/clipfrac_avg",
+        "val/explained_variance",
+        "val/ratio",
+        "val/ratio_var",
+        "val/num_eos_tokens",
+        "policy/entropy_avg",
+        "objective/non_score_reward",
+        "objective/rlhf_reward",
+        "eps",
+        "response/length",
+        "response/eos_share",
+        "time/sample",
+        "time/score",
+        "time/reference",
+        "time/update",
+        "memory/peak_gib",
+        "lr",
+        "episode",
+        "epoch",
+    }
     assert wanted <= set(logs[0])
     assert all(torch.isfinite(torch.tensor(float(value))) for log in logs for value in log.values())
     assert logs[-1]["objective/scores"] > logs[0]["objective/scores"] + 0.1
     assert logs[0]["lr"] > logs[-1]["lr"] > 0
-    assert "score" in PPOReport(trainer).line(logs[0]) and trainer.samples[0]["prompt"][:20] in capsys.readouterr().out
+    assert (
+        "score" in PPOReport(trainer).line(logs[0])
+        and trainer.samples[0]["prompt"][:20] in capsys.readouterr().out
+    )
     assert {"step", "prompt", "completion", "score", "tokens"} == set(trainer.samples[0])
 
 
 def test_the_table_of_metrics_is_complete(base, tmp_path):
-    "Every name that a run logs has a row with its unit and what is healthy, and no row is of a name that is not logged."
-    chapter = json.loads((Path(__file__).parents[1] / "nbs" / "5_rl" / "54_ppo_report.ipynb").read_text(encoding="utf-8"))
-    rows = [line.split("|")[1:-1] for cell in chapter["cells"] if cell["cell_type"] == "markdown" for line in cell["source"] if line.startswith("| `")]
+    """Every name that a run logs has a row with its unit and what is healthy, and no row is of a name
+    that is not logged."""
+    chapter = json.loads(
+        (Path(__file__).parents[1] / "nbs" / "5_rl" / "54_ppo_report.ipynb").read_text(encoding="utf-8")
+    )
+    rows = [
+        line.split("|")[1:-1]
+        for cell in chapter["cells"]
+        if cell["cell_type"] == "markdown"
+        for line in cell["source"]
+        if line.startswith("| `")
+    ]
     documented = [name for row in rows for name in re.findall("`([^`]+)`", row[0])]
     one = lambda completions, **columns: [1.0 for _ in completions]
     trainer = make_trainer(base, tmp_path, reward=[vowels, one], total_episodes=8, eval_dataset=prompts(4))
-    logged = {re.sub(r"^(rewards/).*", r"\1NAME", re.sub(r"^(time/).*", r"\1PHASE", name)) for log in trainer.train().log_history for name in log} - {"step"}
+    logged = {
+        re.sub(r"^(rewards/).*", r"\1NAME", re.sub(r"^(time/).*", r"\1PHASE", name))
+        for log in trainer.train().log_history
+        for name in log
+    } - {"step"}
     assert len(set(documented)) == len(documented) and set(documented) == logged
     assert all(len(row) == 4 and row[1].strip() and row[2].strip() for row in rows)
 
 
 def test_metrics_of_rollouts_by_hand():
     "Two responses of two tokens and one; numbers worked out on paper."
-    episodes = [Episode(0, [5], [6, 7], True, [-1.0, -2.0], None, [-1.5, -2.0], 1.0, 3.0), Episode(1, [5], [6], False, [-4.0], None, [-3.0], 2.0, 2.0)]
+    episodes = [
+        Episode(0, [5], [6, 7], True, [-1.0, -2.0], None, [-1.5, -2.0], 1.0, 3.0),
+        Episode(1, [5], [6], False, [-4.0], None, [-3.0], 2.0, 2.0),
+    ]
     sampled = [*episodes, Episode(2, [5], [6] * 5, True)]
-    trainers = (SimpleNamespace(kl_coef=0.5, args=SimpleNamespace(kl_estimator=kind)) for kind in ("k1", "k3"))
+    trainers = (
+        SimpleNamespace(kl_coef=0.5, args=SimpleNamespace(kl_estimator=kind)) for kind in ("k1", "k3")
+    )
     k1, k3 = (PPOReport(trainer).batch(sampled, episodes, [{}]) for trainer in trainers)
-    assert k1["objective/kl"] == pytest.approx((0.5 + 0.0 - 1.0) / 2) and k1["objective/entropy"] == pytest.approx(7 / 2) and k1["policy/entropy_avg"] == pytest.approx(7 / 3)
-    assert k1["objective/non_score_reward"] == pytest.approx(-0.5 * -0.25) and k1["objective/rlhf_reward"] == pytest.approx(1.5 + 0.125)
+    assert (
+        k1["objective/kl"] == pytest.approx((0.5 + 0.0 - 1.0) / 2)
+        and k1["objective/entropy"] == pytest.approx(7 / 2)
+        and k1["policy/entropy_avg"] == pytest.approx(7 / 3)
+    )
+    assert k1["objective/non_score_reward"] == pytest.approx(-0.5 * -0.25) and k1[
+        "objective/rlhf_reward"
+    ] == pytest.approx(1.5 + 0.125)
     assert k1["val/num_eos_tokens"] == 2 and k1["response/left_out"] == 1
-    penalty = (2.718281828 ** -0.5 - 1 + 0.5 + 2.718281828 - 1 - 1) / 2
-    assert k3["objective/kl"] == k1["objective/kl"] and k3["objective/non_score_reward"] == pytest.approx(-0.5 * penalty) and k3["objective/rlhf_reward"] == pytest.approx(1.5 - 0.5 * penalty)
+    penalty = (2.718281828**-0.5 - 1 + 0.5 + 2.718281828 - 1 - 1) / 2
+    assert (
+        k3["objective/kl"] == k1["objective/kl"]
+        and k3["objective/non_score_reward"] == pytest.approx(-0.5 * penalty)
+        and k3["objective/rlhf_reward"] == pytest.approx(1.5 - 0.5 * penalty)
+    )
 
 
 def test_a_callback_may_stop_the_run(base, tmp_path):
     class Stop(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs): control.should_training_stop = True
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
 
     assert make_trainer(base, tmp_path, callbacks=[Stop()]).train().global_step == 1
 
 
 class Notebook(GeneralTracker):
     "A tracker that keeps what it is told."
+
     name, requires_logging_directory, tracker = "notebook", False, None
 
     def __init__(self):
         super().__init__()
         self.config, self.logs = None, []
 
-    def store_init_configuration(self, values): self.config = values
-    def log(self, values, step=None, **kwargs): self.logs.append((step, values))
+    def store_init_configuration(self, values):
+        self.config = values
+
+    def log(self, values, step=None, **kwargs):
+        self.logs.append((step, values))
 
 
 def test_trackers_get_the_metrics(base, tmp_path):
@@ -521,7 +889,10 @@ def test_evaluation_is_repeatable_and_leaves_training_alone(base, tmp_path):
 
 def test_conversations_and_other_columns_reach_the_reward(base, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}{% if"
+        " add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
     rows = [{"prompt": [{"role": "user", "content": text}], "answer": i} for i, text in enumerate(prompts(8))]
     seen = {}
 
@@ -532,31 +903,64 @@ def test_conversations_and_other_columns_reach_the_reward(base, tmp_path):
     trainer = make_trainer(base, tmp_path, reward=judge, data=rows, processing_class=tokenizer)
     assert all(ids.count(tokenizer.bos_token_id) == 1 for ids in trainer.train_rows.ids)
     episodes, _ = trainer.collect(0)
-    assert [rows[a]["prompt"] for a in seen["answer"]] == seen["prompts"] and seen["completions"][0][0]["role"] == "assistant" and seen["ids"][0] == episodes[0].response_ids
+    assert (
+        [rows[a]["prompt"] for a in seen["answer"]] == seen["prompts"]
+        and seen["completions"][0][0]["role"] == "assistant"
+        and seen["ids"][0] == episodes[0].response_ids
+    )
 
 
-TOOLS_TEMPLATE = ("{% if tools %}{% for tool in tools %}{{ tool['name'] + ' ' }}{% endfor %}{% endif %}{% if style is defined %}{{ style + ' ' }}{% endif %}"
-                  "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+TOOLS_TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}{{ tool['name'] + ' ' }}{% endfor %}{% endif %}{% if style is"
+    " defined %}{{ style + ' ' }}{% endif %}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' '"
+    " }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 
 
 def test_template_arguments_of_rows_reach_the_policy_and_the_reward(base, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = TOOLS_TEMPLATE
     chat = [{"role": "user", "content": "the cat"}]
-    rows = [{"prompt": chat}, {"prompt": chat, "tools": [{"name": "sat"}]}, {"prompt": chat, "tools": json.dumps([{"name": "sat"}])}, {"prompt": chat, "chat_template_kwargs": {"style": "rain"}},
-            {"prompt": "the cat", "tools": [{"name": "sat"}]}]
+    rows = [
+        {"prompt": chat},
+        {"prompt": chat, "tools": [{"name": "sat"}]},
+        {"prompt": chat, "tools": json.dumps([{"name": "sat"}])},
+        {"prompt": chat, "chat_template_kwargs": {"style": "rain"}},
+        {"prompt": "the cat", "tools": [{"name": "sat"}]},
+    ]
     text = [tokenizer.decode(ids, skip_special_tokens=True) for ids in Prompts.load(rows).encode(tokenizer)]
-    assert text == ["user: the cat assistant: ", "sat user: the cat assistant: ", "sat user: the cat assistant: ", "rain user: the cat assistant: ", "the cat"]
+    assert text == [
+        "user: the cat assistant: ",
+        "sat user: the cat assistant: ",
+        "sat user: the cat assistant: ",
+        "rain user: the cat assistant: ",
+        "the cat",
+    ]
     seen = []
 
     def judge(prompts, completions, tools=None, chat_template_kwargs=None, **rest):
         seen.extend(zip(tools, chat_template_kwargs))
         return [1.0] * len(prompts)
 
-    make_trainer(base, tmp_path, reward=judge, data=rows[:4], processing_class=tokenizer, per_device_train_batch_size=4, gradient_accumulation_steps=1).collect(0)
-    assert len(seen) == 4 and sorted(map(str, seen)) == sorted(str((row.get("tools"), row.get("chat_template_kwargs"))) for row in rows[:4])
-    for wrong, message in (({"tools": "[{"}, "row 1: the chat template refuses"), ({"chat_template_kwargs": {"tokenize": True}}, "row 1: the chat template refuses"), ({"tools": 3}, "row 1: the chat template refuses")):
-        with pytest.raises(ValueError, match=message) as refused: Prompts.load([rows[0], {"prompt": chat} | wrong]).encode(tokenizer)
+    make_trainer(
+        base,
+        tmp_path,
+        reward=judge,
+        data=rows[:4],
+        processing_class=tokenizer,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+    ).collect(0)
+    assert len(seen) == 4 and sorted(map(str, seen)) == sorted(
+        str((row.get("tools"), row.get("chat_template_kwargs"))) for row in rows[:4]
+    )
+    for wrong, message in (
+        ({"tools": "[{"}, "row 1: the chat template refuses"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "row 1: the chat template refuses"),
+        ({"tools": 3}, "row 1: the chat template refuses"),
+    ):
+        with pytest.raises(ValueError, match=message) as refused:
+            Prompts.load([rows[0], {"prompt": chat} | wrong]).encode(tokenizer)
         assert "\n" not in str(refused.value)
 
 
@@ -564,19 +968,36 @@ def test_a_reward_model_reads_the_template_arguments_that_the_policy_reads(base,
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = judge.tokenizer.chat_template = TOOLS_TEMPLATE
     chat = [{"role": "user", "content": "the cat"}]
-    trainer = make_trainer(base, tmp_path, reward=judge, data=[{"prompt": chat}, {"prompt": chat, "tools": [{"name": "sat"}]}], processing_class=tokenizer, per_device_train_batch_size=2,
-                           gradient_accumulation_steps=1, num_mini_batches=1, normalize_reward=False)
+    trainer = make_trainer(
+        base,
+        tmp_path,
+        reward=judge,
+        data=[{"prompt": chat}, {"prompt": chat, "tools": [{"name": "sat"}]}],
+        processing_class=tokenizer,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        normalize_reward=False,
+    )
     episodes, _ = trainer.collect(0)
-    for e in episodes: assert e.raw_score == pytest.approx(judge.score([chat], [e.completion], tools=[trainer.train_rows[e.row].get("tools")])[0], abs=1e-5)
+    for e in episodes:
+        assert e.raw_score == pytest.approx(
+            judge.score([chat], [e.completion], tools=[trainer.train_rows[e.row].get("tools")])[0], abs=1e-5
+        )
     assert sorted(len(e.prompt_ids) for e in episodes)[0] < max(len(e.prompt_ids) for e in episodes)
 
 
 def test_rows_without_a_reward_are_left_out_and_counted(base, tmp_path):
-    trainer = make_trainer(base, tmp_path, reward=lambda prompts, completions: [None if i % 2 else 1.0 for i in range(len(prompts))])
+    trainer = make_trainer(
+        base,
+        tmp_path,
+        reward=lambda prompts, completions: [None if i % 2 else 1.0 for i in range(len(prompts))],
+    )
     episodes, metrics = trainer.collect(0)
     assert len(episodes) == 4 and metrics["response/left_out"] == 4
     trainer.update(episodes)
-    with pytest.raises(RewardError, match="no reward function applies to any"): make_trainer(base, tmp_path, reward=lambda prompts, completions: [None] * len(prompts)).train()
+    with pytest.raises(RewardError, match="no reward function applies to any"):
+        make_trainer(base, tmp_path, reward=lambda prompts, completions: [None] * len(prompts)).train()
 
 
 def test_kl_coefficient_follows_its_target(base, tmp_path):
@@ -595,17 +1016,24 @@ def test_prompts_are_shuffled_passes():
 
 def test_prompts_come_from_lists_files_and_datasets(tmp_path):
     import datasets
+
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?", "x": 1}\n{"prompt": "b?", "x": 2}\n')
     rows = [{"prompt": "a?", "x": 1}, {"prompt": "b?", "x": 2}]
     for data in (rows, datasets.Dataset.from_list(rows)):
-        assert Prompts.load(data) == [{**row, "origin": f"train_dataset, row {i}"} for i, row in enumerate(rows)]
+        assert Prompts.load(data) == [
+            {**row, "origin": f"train_dataset, row {i}"} for i, row in enumerate(rows)
+        ]
     for path in (tmp_path / "p.jsonl", str(tmp_path / "p.jsonl")):
         assert Prompts.load(path) == [{**row, "origin": f"p.jsonl:{i}"} for i, row in enumerate(rows, 1)]
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?"}\n{"prompt": " "}\n')
-    with pytest.raises(ValueError, match="p.jsonl:2: the prompt is empty"): Prompts.load(tmp_path / "p.jsonl")
-    with pytest.raises(TypeError, match="with a length, got generator"): Prompts.load(x for x in "ab")
-    with pytest.raises(ValueError, match="has no rows"): Prompts.load([])
-    with pytest.raises(ValueError, match=r"holds several sets \(train, test\); give one of them"): Prompts.load(datasets.DatasetDict(train=data, test=data))
+    with pytest.raises(ValueError, match="p.jsonl:2: the prompt is empty"):
+        Prompts.load(tmp_path / "p.jsonl")
+    with pytest.raises(TypeError, match="with a length, got generator"):
+        Prompts.load(x for x in "ab")
+    with pytest.raises(ValueError, match="has no rows"):
+        Prompts.load([])
+    with pytest.raises(ValueError, match=r"holds several sets \(train, test\); give one of them"):
+        Prompts.load(datasets.DatasetDict(train=data, test=data))
 
 
 def test_prompts_of_a_prepared_tokenizer_have_no_eos(base):
@@ -617,41 +1045,78 @@ def test_prompts_of_a_prepared_tokenizer_have_no_eos(base):
 
 # ---------------------------------------------------------------- resuming
 
+
 def test_a_resumed_run_ends_with_the_same_weights(base, tmp_path):
     settings = dict(total_episodes=40, save_steps=2, save_total_limit=None, kl_target=1.0)
     whole = make_trainer(base, tmp_path / "a", **settings)
     whole.train()
     again = make_trainer(base, tmp_path / "a", **settings)
-    for name in ("checkpoint-4",): __import__("shutil").rmtree(tmp_path / "a" / name)
+    for name in ("checkpoint-4",):
+        __import__("shutil").rmtree(tmp_path / "a" / name)
     again.train(resume_from_checkpoint=True)
-    assert again.state.global_step == 5 and len([log for log in again.state.log_history if "objective/kl" in log]) == 5
-    for name, value in weights(whole).items(): assert torch.equal(value, weights(again)[name]), name
+    assert (
+        again.state.global_step == 5
+        and len([log for log in again.state.log_history if "objective/kl" in log]) == 5
+    )
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
     assert whole.kl_coef == again.kl_coef
 
 
 def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
     settings = dict(total_episodes=16, save_steps=1, num_mini_batches=1)
     make_trainer(base, tmp_path / "a", **settings).train()
-    for changed, message in (({"learning_rate": 1e-4, "kl_coef": 0.2}, "kl_coef 0.05 -> 0.2; learning_rate 0.001 -> 0.0001"), ({"seed": 3}, "seed 42 -> 3"), ({"total_episodes": 24}, "total_episodes 16 -> 24"),
-                             ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, "per_device_train_batch_size 2 -> 4; gradient_accumulation_steps 4 -> 2"),
-                             ({"data": prompts(16, seed=9)}, "other prompts")):
+    for changed, message in (
+        ({"learning_rate": 1e-4, "kl_coef": 0.2}, "kl_coef 0.05 -> 0.2; learning_rate 0.001 -> 0.0001"),
+        ({"seed": 3}, "seed 42 -> 3"),
+        ({"total_episodes": 24}, "total_episodes 16 -> 24"),
+        (
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+            "per_device_train_batch_size 2 -> 4; gradient_accumulation_steps 4 -> 2",
+        ),
+        ({"data": prompts(16, seed=9)}, "other prompts"),
+    ):
         other = make_trainer(base, tmp_path / "a", **settings | changed)
         before = weights(other)
-        with pytest.raises(ValueError, match="is of a run with other settings") as refused: other.train(resume_from_checkpoint=True)
-        assert all(part in str(refused.value) for part in message.split("; ")) and "\n" not in str(refused.value), refused.value
+        with pytest.raises(ValueError, match="is of a run with other settings") as refused:
+            other.train(resume_from_checkpoint=True)
+        assert all(part in str(refused.value) for part in message.split("; ")) and "\n" not in str(
+            refused.value
+        ), refused.value
         assert all(torch.equal(value, before[name]) for name, value in weights(other).items())
-    free = make_trainer(base, tmp_path / "a", **settings | {"logging_steps": 2, "save_steps": 0, "num_sample_generations": 3, "eval_dataset": prompts(2)})
+    free = make_trainer(
+        base,
+        tmp_path / "a",
+        **settings
+        | {
+            "logging_steps": 2,
+            "save_steps": 0,
+            "num_sample_generations": 3,
+            "eval_dataset": prompts(2),
+        },
+    )
     assert free.train(resume_from_checkpoint=True).global_step == 2
 
 
 def test_an_adapter_resumes(base, tmp_path):
     from peft import LoraConfig
-    made = lambda: make_trainer(base, tmp_path / "a", total_episodes=24, save_steps=1, save_total_limit=None, peft_config=LoraConfig(r=2, target_modules=["q_proj"]), critic="shared")
+
+    made = lambda: make_trainer(
+        base,
+        tmp_path / "a",
+        total_episodes=24,
+        save_steps=1,
+        save_total_limit=None,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+        critic="shared",
+    )
     whole, again = made(), made()
     whole.train()
-    for name in ("checkpoint-2", "checkpoint-3"): __import__("shutil").rmtree(tmp_path / "a" / name)
+    for name in ("checkpoint-2", "checkpoint-3"):
+        __import__("shutil").rmtree(tmp_path / "a" / name)
     again.train(resume_from_checkpoint=True)
-    for name, value in weights(whole).items(): assert torch.equal(value, weights(again)[name]), name
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
 
 
 KILLED = """
@@ -665,16 +1130,29 @@ make_trainer({base!r}, {folder!r}, total_episodes=4000, save_steps=1).train()
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_goes_on(base, tmp_path, number):
     code = KILLED.format(tests=str(Path(__file__).parent), base=base, folder=str(tmp_path / "run"))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
     deadline = time.time() + 120
-    while not list((tmp_path / "run").glob("checkpoint-*/reward_kit_checkpoint.json")) and time.time() < deadline and process.poll() is None: time.sleep(0.1)
+    while (
+        not list((tmp_path / "run").glob("checkpoint-*/reward_kit_checkpoint.json"))
+        and time.time() < deadline
+        and process.poll() is None
+    ):
+        time.sleep(0.1)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    if number == signal.SIGINT: assert "TrainingInterrupted" in errors and "train(resume_from_checkpoint=True)" in errors
+    if number == signal.SIGINT:
+        assert "TrainingInterrupted" in errors and "train(resume_from_checkpoint=True)" in errors
     trainer = make_trainer(base, tmp_path / "run", total_episodes=4000, save_steps=1)
 
     class Stop(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs): control.should_training_stop = True
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
 
     trainer.callbacks.add_callback(Stop())
     assert trainer.train(resume_from_checkpoint=True).global_step >= 2
@@ -684,23 +1162,40 @@ def test_a_killed_run_goes_on(base, tmp_path, number):
 def test_two_processes_make_the_update_of_one(base, tmp_path):
     env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     # on a CPU `accelerate launch` needs MPI for several processes; torchrun is what it uses elsewhere
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(Path(__file__).with_name("ppo_world.py")), base, str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(Path(__file__).with_name("ppo_world.py")),
+        base,
+        str(tmp_path),
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     threads = torch.get_num_threads()
     run_processes(base, tmp_path)
     torch.set_num_threads(threads)
     one, two = (torch.load(tmp_path / f"weights_{n}.pt", weights_only=True) for n in (1, 2))
-    for name, value in one.items(): assert torch.allclose(value, two[name], atol=1e-6), name
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=1e-6), name
     metrics = [json.loads((tmp_path / f"metrics_{n}.json").read_text()) for n in (1, 2)]
-    for name, value in metrics[0].items(): assert metrics[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for name, value in metrics[0].items():
+        assert metrics[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
 # ---------------------------------------------------------------- the names of TRL
 
-TRL_PPO_CONFIG = """dataset_num_proc num_mini_batches total_episodes local_rollout_forward_batch_size num_sample_generations response_length stop_token stop_token_id temperature missing_eos_penalty
-    sft_model_path world_size num_total_batches micro_batch_size local_batch_size batch_size local_mini_batch_size mini_batch_size push_to_hub reward_model_path model_adapter_name ref_adapter_name
-    num_ppo_epochs whiten_rewards kl_coef kl_estimator cliprange vf_coef cliprange_value gamma lam ds3_gather_for_generation""".split()  # TRL 1.12
+TRL_PPO_CONFIG = """
+    dataset_num_proc num_mini_batches total_episodes local_rollout_forward_batch_size
+    num_sample_generations response_length stop_token stop_token_id temperature missing_eos_penalty
+    sft_model_path world_size num_total_batches micro_batch_size local_batch_size batch_size
+    local_mini_batch_size mini_batch_size push_to_hub reward_model_path model_adapter_name
+    ref_adapter_name num_ppo_epochs whiten_rewards kl_coef kl_estimator cliprange vf_coef
+    cliprange_value gamma lam ds3_gather_for_generation
+""".split()  # TRL 1.12
 
 
 def test_a_setting_of_trl_is_taken_or_answered():
@@ -708,14 +1203,29 @@ def test_a_setting_of_trl_is_taken_or_answered():
     below = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
     assert not own & set(ELSEWHERE) and set(TRL_PPO_CONFIG) - own <= set(ELSEWHERE)
     for name in (below | set(TRL_PPO_CONFIG) | set(ELSEWHERE)) - own:
-        with pytest.raises(TypeError) as refused: PPOConfig(**{name: None})
+        with pytest.raises(TypeError) as refused:
+            PPOConfig(**{name: None})
         said = str(refused.value)
-        assert said.startswith(f"PPOConfig has no {name}: ") and "\n" not in said and "Did you mean" not in said
-    for name, instead in (("stop_token", "generation_config.eos_token_id"), ("save_strategy", "save_steps=0"), ("eval_strategy", "eval_steps"), ("per_device_eval_batch_size", "local_rollout_forward_batch_size"),
-                          ("fp16", "bf16=True"), ("hub_model_id", "upload_folder"), ("max_steps", "total_episodes"), ("optim", "AdamW"), ("tf32", "leave it out")):
-        with pytest.raises(TypeError, match=re.escape(instead)): PPOConfig(**{name: 1})
-    with pytest.raises(TypeError, match="PPOConfig has no kl_coeff. Did you mean kl_coef\\?"): PPOConfig(kl_coeff=0.1)
-    with pytest.raises(TypeError, match="PPOConfig has no xyzzy$"): PPOConfig(xyzzy=1)
+        assert (
+            said.startswith(f"PPOConfig has no {name}: ") and "\n" not in said and "Did you mean" not in said
+        )
+    for name, instead in (
+        ("stop_token", "generation_config.eos_token_id"),
+        ("save_strategy", "save_steps=0"),
+        ("eval_strategy", "eval_steps"),
+        ("per_device_eval_batch_size", "local_rollout_forward_batch_size"),
+        ("fp16", "bf16=True"),
+        ("hub_model_id", "upload_folder"),
+        ("max_steps", "total_episodes"),
+        ("optim", "AdamW"),
+        ("tf32", "leave it out"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(instead)):
+            PPOConfig(**{name: 1})
+    with pytest.raises(TypeError, match="PPOConfig has no kl_coeff. Did you mean kl_coef\\?"):
+        PPOConfig(kl_coeff=0.1)
+    with pytest.raises(TypeError, match="PPOConfig has no xyzzy$"):
+        PPOConfig(xyzzy=1)
 
 
 def test_what_elsewhere_points_to_is_there():
@@ -723,93 +1233,176 @@ def test_what_elsewhere_points_to_is_there():
     own = {f.name for f in dataclasses.fields(PPOConfig)}
     for name, instead in ELSEWHERE.items():
         for word in re.findall(r"\b([a-z0-9]+_[a-z_0-9]+)\b(?!\.)", instead):
-            assert word in own | {"ref_model", "eval_dataset", "save_model", "upload_folder", "eos_token_id", "repo_id", "folder_path"}, (name, word)
+            assert word in own | {
+                "ref_model",
+                "eval_dataset",
+                "save_model",
+                "upload_folder",
+                "eos_token_id",
+                "repo_id",
+                "folder_path",
+            }, (name, word)
 
 
 def test_arguments_of_trls_trainer_are_taken_or_answered(base, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     nothing = dict(value_model=None, data_collator=None, optimizers=(None, None))
-    trainer = PPOTrainer(args=config(tmp_path), tokenizer=tokenizer, model=base, ref_model=None, reward_model=vowels, train_dataset=prompts(4), eval_dataset=None, callbacks=None, peft_config=None, **nothing)
+    trainer = PPOTrainer(
+        args=config(tmp_path),
+        tokenizer=tokenizer,
+        model=base,
+        ref_model=None,
+        reward_model=vowels,
+        train_dataset=prompts(4),
+        eval_dataset=None,
+        callbacks=None,
+        peft_config=None,
+        **nothing,
+    )
     assert trainer.tokenizer is tokenizer and trainer.rewards.functions == [vowels]
     policy = transformers.AutoModelForCausalLM.from_pretrained(base)
-    for given, message in (({"value_model": policy}, r"PPOTrainer has no value_model: PPOConfig\(critic"), ({"data_collator": print}, "PPOTrainer has no data_collator: train_dataset holds prompts"),
-                           ({"optimizers": (torch.optim.SGD(policy.parameters(), 0.1), None)}, "PPOTrainer has no optimizers: PPOTrainer makes AdamW"), ({"train_dataet": []}, "no argument train_dataet. Did you mean train_dataset"),
-                           ({"reward_model": vowels}, "reward_model is TRL's name of reward, which is given too"), ({"xyzzy": 1}, "PPOTrainer has no argument xyzzy$")):
-        with pytest.raises(TypeError, match=message): PPOTrainer(base, vowels, config(tmp_path), prompts(4), **given)
-    with pytest.raises(TypeError, match="reward is missing"): PPOTrainer(base, args=config(tmp_path), train_dataset=prompts(4))
-    with pytest.raises(TypeError, match="reward is a bare LlamaForCausalLM, which reads token ids"): PPOTrainer(base, policy, config(tmp_path), prompts(4))
-    with pytest.raises(TypeError, match="model is a configuration: the order is PPOTrainer"): PPOTrainer(config(tmp_path), tokenizer, base)
-    with pytest.raises(TypeError, match="args must be a PPOConfig of reward_kit, got TrainingArguments of transformers"): PPOTrainer(base, vowels, transformers.TrainingArguments(str(tmp_path)), prompts(4))
+    for given, message in (
+        ({"value_model": policy}, r"PPOTrainer has no value_model: PPOConfig\(critic"),
+        ({"data_collator": print}, "PPOTrainer has no data_collator: train_dataset holds prompts"),
+        (
+            {"optimizers": (torch.optim.SGD(policy.parameters(), 0.1), None)},
+            "PPOTrainer has no optimizers: PPOTrainer makes AdamW",
+        ),
+        ({"train_dataet": []}, "no argument train_dataet. Did you mean train_dataset"),
+        ({"reward_model": vowels}, "reward_model is TRL's name of reward, which is given too"),
+        ({"xyzzy": 1}, "PPOTrainer has no argument xyzzy$"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            PPOTrainer(base, vowels, config(tmp_path), prompts(4), **given)
+    with pytest.raises(TypeError, match="reward is missing"):
+        PPOTrainer(base, args=config(tmp_path), train_dataset=prompts(4))
+    with pytest.raises(TypeError, match="reward is a bare LlamaForCausalLM, which reads token ids"):
+        PPOTrainer(base, policy, config(tmp_path), prompts(4))
+    with pytest.raises(TypeError, match="model is a configuration: the order is PPOTrainer"):
+        PPOTrainer(config(tmp_path), tokenizer, base)
+    with pytest.raises(
+        TypeError, match="args must be a PPOConfig of reward_kit, got TrainingArguments of transformers"
+    ):
+        PPOTrainer(base, vowels, transformers.TrainingArguments(str(tmp_path)), prompts(4))
 
 
 def test_schedules_that_would_fail_in_train_fail_in_the_config(base, tmp_path):
     from transformers.trainer_utils import SchedulerType
+
     for kind in SchedulerType:
         if kind.value in settings_of(PPOConfig)["lr_scheduler_type"].choices:
-            make_trainer(base, tmp_path, lr_scheduler_type=kind.value, total_episodes=16, num_ppo_epochs=1).train()
+            make_trainer(
+                base, tmp_path, lr_scheduler_type=kind.value, total_episodes=16, num_ppo_epochs=1
+            ).train()
             assert PPOConfig(lr_scheduler_type=kind).lr_scheduler_type == kind
         else:
-            with pytest.raises(ValueError, match=f"lr_scheduler_type must be one of linear, .*got '{kind.value}'"): PPOConfig(lr_scheduler_type=kind.value)
-    with pytest.raises(ValueError, match="lr_scheduler_type must be one of linear"): PPOConfig(lr_scheduler_type="cosin")
+            with pytest.raises(
+                ValueError, match=f"lr_scheduler_type must be one of linear, .*got '{kind.value}'"
+            ):
+                PPOConfig(lr_scheduler_type=kind.value)
+    with pytest.raises(ValueError, match="lr_scheduler_type must be one of linear"):
+        PPOConfig(lr_scheduler_type="cosin")
 
 
 # ---------------------------------------------------------------- refusals
+
 
 def test_a_gradient_that_is_not_a_number_stops_before_the_weights_change(base, tmp_path):
     trainer = make_trainer(base, tmp_path)
     before, episodes = weights(trainer), fixed_episodes()
     episodes[3].logprobs[0] = float("nan")
-    with pytest.raises(FloatingPointError, match="prompts of rows"): trainer.update(episodes)
+    with pytest.raises(FloatingPointError, match="prompts of rows"):
+        trainer.update(episodes)
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
 
-@pytest.mark.parametrize("reward, message", [
-    (lambda completions, **k: [float("nan")] * len(completions), r"gave nan; a reward is a finite number or None \(row \d+\)"),
-    (lambda completions, **k: [1.0], "gave 1 reward for 8 responses"),
-    (lambda completions, **k: None, "gave NoneType; it must give a list"),
-    (lambda completions, **k: {}["score"], r"raised KeyError: 'score' \(rows \d+"),
-])
+@pytest.mark.parametrize(
+    "reward, message",
+    [
+        (
+            lambda completions, **k: [float("nan")] * len(completions),
+            r"gave nan; a reward is a finite number or None \(row \d+\)",
+        ),
+        (lambda completions, **k: [1.0], "gave 1 reward for 8 responses"),
+        (lambda completions, **k: None, "gave NoneType; it must give a list"),
+        (lambda completions, **k: {}["score"], r"raised KeyError: 'score' \(rows \d+"),
+    ],
+)
 def test_bad_rewards_name_the_row(base, tmp_path, reward, message):
-    with pytest.raises(RewardError, match=message): make_trainer(base, tmp_path, reward=reward).train()
+    with pytest.raises(RewardError, match=message):
+        make_trainer(base, tmp_path, reward=reward).train()
 
 
 def test_what_cannot_be_a_policy_or_its_settings_is_refused(base, tmp_path):
     torch.manual_seed(0)
-    transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(tmp_path / "rm")
-    with pytest.raises(ModelLoadError, match="is a reward model, which writes no text"): make_trainer(tmp_path / "rm", tmp_path)
-    with pytest.raises(ModelLoadError, match="does not exist"): make_trainer(tmp_path / "none", tmp_path)
-    with pytest.raises(ModelLoadError, match="is not a reward model"): make_trainer(base, tmp_path, reward=base)
-    with pytest.raises(ValueError, match="the policy's context has 256 tokens"): make_trainer(base, tmp_path, response_length=300)
+    transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(
+        tmp_path / "rm"
+    )
+    with pytest.raises(ModelLoadError, match="is a reward model, which writes no text"):
+        make_trainer(tmp_path / "rm", tmp_path)
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        make_trainer(tmp_path / "none", tmp_path)
+    with pytest.raises(ModelLoadError, match="is not a reward model"):
+        make_trainer(base, tmp_path, reward=base)
+    with pytest.raises(ValueError, match="the policy's context has 256 tokens"):
+        make_trainer(base, tmp_path, response_length=300)
     half = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="weights are torch.bfloat16, in which PPO's small steps are lost"): make_trainer(half, tmp_path, processing_class=transformers.AutoTokenizer.from_pretrained(base))
-    with pytest.raises(ValueError, match="ref_model has a vocabulary of"): make_trainer(base, tmp_path, ref_model=tiny("llama"))
-    for wrong in ({"total_episodes": -5}, {"score_clip": -1.0}, {"kl_target": 0.0}, {"missing_eos_penalty": -3.0}, {"cliprange": float("nan")}, {"temperature": float("inf")}):
-        with pytest.raises(ValueError, match=next(iter(wrong))): PPOConfig(**wrong)
-    with pytest.raises(TypeError, match="args must be a PPOConfig of reward_kit, got dict"): PPOTrainer(base, vowels, {}, prompts(4))
-    with pytest.raises(ValueError, match="no chat template"): make_trainer(base, tmp_path, data=[[{"role": "user", "content": "hi"}]])
+    with pytest.raises(ValueError, match="weights are torch.bfloat16, in which PPO's small steps are lost"):
+        make_trainer(half, tmp_path, processing_class=transformers.AutoTokenizer.from_pretrained(base))
+    with pytest.raises(ValueError, match="ref_model has a vocabulary of"):
+        make_trainer(base, tmp_path, ref_model=tiny("llama"))
+    for wrong in (
+        {"total_episodes": -5},
+        {"score_clip": -1.0},
+        {"kl_target": 0.0},
+        {"missing_eos_penalty": -3.0},
+        {"cliprange": float("nan")},
+        {"temperature": float("inf")},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            PPOConfig(**wrong)
+    with pytest.raises(TypeError, match="args must be a PPOConfig of reward_kit, got dict"):
+        PPOTrainer(base, vowels, {}, prompts(4))
+    with pytest.raises(ValueError, match="no chat template"):
+        make_trainer(base, tmp_path, data=[[{"role": "user", "content": "hi"}]])
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(base, tmp_path):
     trainer = make_trainer(base, tmp_path / "run", total_episodes=8)
     trainer.train()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="the policy could not be saved"): trainer.save_model(tmp_path / "file" / "policy")
+    with pytest.raises(CheckpointError, match="the policy could not be saved"):
+        trainer.save_model(tmp_path / "file" / "policy")
 
 
 def test_vllm_is_a_switch(base, tmp_path, monkeypatch):
-    "Sampling goes to TRL's VLLMGeneration, which gets new weights after each update; what it sampled is measured here."
+    """Sampling goes to TRL's VLLMGeneration, which gets new weights after each update; what it sampled
+    is measured here."""
     calls = []
 
     class Fake:
-        def __init__(self, model, accelerator, processing_class, **settings): calls.append(settings)
-        def sync_weights(self): calls.append("sync")
-        def generate(self, prompts, images, num_generations): return prompts, [[7, 8, 9] for _ in prompts], None, None
+        def __init__(self, model, accelerator, processing_class, **settings):
+            calls.append(settings)
+
+        def sync_weights(self):
+            calls.append("sync")
+
+        def generate(self, prompts, images, num_generations):
+            return prompts, [[7, 8, 9] for _ in prompts], None, None
 
     import trl.generation.vllm_generation
+
     monkeypatch.setattr(trl.generation.vllm_generation, "VLLMGeneration", Fake)
-    trainer = make_trainer(base, tmp_path, use_vllm=True, vllm_kwargs={"mode": "server"}, temperature=0.9, total_episodes=16)
+    trainer = make_trainer(
+        base, tmp_path, use_vllm=True, vllm_kwargs={"mode": "server"}, temperature=0.9, total_episodes=16
+    )
     trainer.train()
-    assert calls[0]["mode"] == "server" and calls[0]["temperature"] == 0.9 and calls[0]["max_completion_length"] == 8 and calls.count("sync") == 2
+    assert (
+        calls[0]["mode"] == "server"
+        and calls[0]["temperature"] == 0.9
+        and calls[0]["max_completion_length"] == 8
+        and calls.count("sync") == 2
+    )
     episodes, _ = trainer.collect(0)
     logprobs, _ = EpisodeBatch.of(episodes).logprobs(trainer.policy, 0.9)
     assert episodes[0].logprobs == pytest.approx(logprobs[0, :3].tolist(), abs=1e-5)
@@ -820,4 +1413,5 @@ def test_a_tokenizer_without_a_pad_token_will_do(base, tmp_path):
     tokenizer.pad_token = None
     make_trainer(base, tmp_path, processing_class=tokenizer, total_episodes=8).train()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="has no EOS token"): make_trainer(base, tmp_path, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="has no EOS token"):
+        make_trainer(base, tmp_path, processing_class=tokenizer)

@@ -1,4 +1,6 @@
-"The score server against real sockets, its client against a server that misbehaves, and the reward model in TRL's trainers."
+"""The score server against real sockets, its client against a server that misbehaves, and the reward
+model in TRL's trainers."""
+
 import asyncio
 import contextlib
 import json
@@ -48,26 +50,33 @@ CHAT = [{"role": "user", "content": PROMPTS[0]}, {"role": "assistant", "content"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "A reward model with an untrained head: its scores differ from text to text, which is all that matters here."
+    """A reward model with an untrained head: its scores differ from text to text, which is all that
+    matters here."""
     path = tmp_path_factory.mktemp("serving") / "reward-model"
     torch.manual_seed(0)
     model, tokenizer = load_reward_backbone("playground", new_head=True)
-    metadata = RewardMetadata(encoding=prepare_tokenizer(tokenizer, model, max_length=256), normalization={"mean": 0.5, "std": 2.0, "n": 100})
+    metadata = RewardMetadata(
+        encoding=prepare_tokenizer(tokenizer, model, max_length=256),
+        normalization={"mean": 0.5, "std": 2.0, "n": 100},
+    )
     with quiet():
         model.save_pretrained(path), tokenizer.save_pretrained(path), metadata.save(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def rm(folder): return RewardModel.from_pretrained(folder, device="cpu")
+def rm(folder):
+    return RewardModel.from_pretrained(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def url(rm):
-    with background_server(rm, ServerLimits(max_rows=300, max_body_bytes=200_000)) as address: yield address
+    with background_server(rm, ServerLimits(max_rows=300, max_body_bytes=200_000)) as address:
+        yield address
 
 
-def post(url, path, **body): return requests.post(url + path, json=body, timeout=60)
+def post(url, path, **body):
+    return requests.post(url + path, json=body, timeout=60)
 
 
 def answer(url, path, **body):
@@ -80,11 +89,14 @@ def send(url, path, body, length=None):
     "A socket on which a request has been sent, or the part of it that `body` is; nobody has read the answer."
     host, port = url.removeprefix("http://").split(":")
     sock = socket.create_connection((host, int(port)), timeout=60)
-    sock.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length or len(body)}\r\n\r\n{body}".encode())
+    sock.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length or len(body)}\r\n\r\n{body}".encode()
+    )
     return sock
 
 
-def waiting(url): return requests.get(url + "/health", timeout=60).json()["waiting"]
+def waiting(url):
+    return requests.get(url + "/health", timeout=60).json()["waiting"]
 
 
 def wait_until(true):
@@ -107,7 +119,8 @@ def held(rm):
         return score_ids(rows, progress)
 
     rm.score_ids = wait
-    try: yield go
+    try:
+        yield go
     finally:
         go.set()
         del rm.score_ids
@@ -119,28 +132,48 @@ def held(rm):
 def rendered(rm):
     "The conversation as trainers send it: bare, with one or two BOS, with EOS, with padding on either side."
     t, text = rm.tokenizer, rm.encoder.render(CHAT)
-    return [text, t.bos_token + text, t.bos_token * 2 + text + t.eos_token, t.pad_token * 3 + t.bos_token + text + t.eos_token + "\n" + t.pad_token * 2]
+    return [
+        text,
+        t.bos_token + text,
+        t.bos_token * 2 + text + t.eos_token,
+        t.pad_token * 3 + t.bos_token + text + t.eos_token + "\n" + t.pad_token * 2,
+    ]
 
 
 def test_text_that_the_template_has_rendered_scores_as_its_conversation(rm, url):
     expected, texts = rm.score(CHAT), rendered(rm)
     assert abs(rm.score(texts[2]) - expected) > 1e-3  # without care it would be another number
     found = {
-        "OpenRLHF": answer(url, "/get_reward", query=texts, prompts=[PROMPTS[0]] * 4, labels=["x"] * 4)["rewards"],
+        "OpenRLHF": answer(url, "/get_reward", query=texts, prompts=[PROMPTS[0]] * 4, labels=["x"] * 4)[
+            "rewards"
+        ],
         "OpenRLHF at the root": answer(url, "/", query=texts)["rewards"],
-        "vLLM": [row["probs"][0] for row in answer(url, "/classify", model="m", input=texts, use_activation=False)["data"]],
+        "vLLM": [
+            row["probs"][0]
+            for row in answer(url, "/classify", model="m", input=texts, use_activation=False)["data"]
+        ],
         "SGLang": [row["embedding"][0] for row in answer(url, "/classify", model="m", text=texts)],
-        "pooling": [row["data"][0] for row in answer(url, "/pooling", input=texts, task="classify", use_activation=False)["data"]],
-        "LLaMA-Factory": answer(url, "/v1/score/evaluation", model="m", messages=texts, max_length=None)["scores"],
+        "pooling": [
+            row["data"][0]
+            for row in answer(url, "/pooling", input=texts, task="classify", use_activation=False)["data"]
+        ],
+        "LLaMA-Factory": answer(url, "/v1/score/evaluation", model="m", messages=texts, max_length=None)[
+            "scores"
+        ],
         "reward_kit": answer(url, "/v1/rewards", prompts=texts)["rewards"],
     }
-    for name, scores in found.items(): assert scores == pytest.approx([expected] * 4, abs=1e-5), name
+    for name, scores in found.items():
+        assert scores == pytest.approx([expected] * 4, abs=1e-5), name
 
 
 def test_exactly_one_bos_reaches_the_model(rm):
     for text in rendered(rm):
         ids = rm.encode([bare_text(rm.encoder, text)], None)[0]
-        assert (ids.count(rm.tokenizer.bos_token_id), ids.count(rm.tokenizer.eos_token_id), ids.count(rm.tokenizer.pad_token_id)) == (1, 1, 0)
+        assert (
+            ids.count(rm.tokenizer.bos_token_id),
+            ids.count(rm.tokenizer.eos_token_id),
+            ids.count(rm.tokenizer.pad_token_id),
+        ) == (1, 1, 0)
 
 
 def test_a_model_made_elsewhere_gets_one_bos_too(folder, tmp_path):
@@ -150,28 +183,55 @@ def test_a_model_made_elsewhere_gets_one_bos_too(folder, tmp_path):
         model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
     foreign, bos = RewardModel.from_pretrained(tmp_path, device="cpu"), tokenizer.bos_token
     with background_server(foreign) as url:
-        found = answer(url, "/get_reward", query=[f"{bos}Why? So.", f"{bos}{bos}Why? So.", "Why? So."])["rewards"]
-    one, none = foreign.score([f"{bos}Why? So.", "Why? So."])  # text with a BOS brings its own EOS, or means none
+        found = answer(url, "/get_reward", query=[f"{bos}Why? So.", f"{bos}{bos}Why? So.", "Why? So."])[
+            "rewards"
+        ]
+    one, none = foreign.score(
+        [f"{bos}Why? So.", "Why? So."]
+    )  # text with a BOS brings its own EOS, or means none
     assert found == pytest.approx([one, one, none], abs=1e-5)
-    assert foreign.encode([bare_text(foreign.encoder, f"{bos}{bos}Why? So.")], None)[0].count(tokenizer.bos_token_id) == 1
+    assert (
+        foreign.encode([bare_text(foreign.encoder, f"{bos}{bos}Why? So.")], None)[0].count(
+            tokenizer.bos_token_id
+        )
+        == 1
+    )
 
 
 # --- the shapes that others expect
 
 
 def test_openrlhf(rm, url):
-    got = answer(url, "/get_reward", query=["Why? So.", "Why? No."], prompts=["Why?", "Why?"], labels=[None, None])
+    got = answer(
+        url, "/get_reward", query=["Why? So.", "Why? No."], prompts=["Why?", "Why?"], labels=[None, None]
+    )
     assert got["rewards"] == pytest.approx(rm.score(["Why? So.", "Why? No."]), abs=1e-5)
-    assert got["scores"] == pytest.approx([sigmoid(r) for r in got["rewards"]]) and set(got) == {"rewards", "scores", "extra_logs"}
-    assert all(len(values) == 2 and all(isinstance(v, float) for v in values) for values in got["extra_logs"].values())
+    assert got["scores"] == pytest.approx([sigmoid(r) for r in got["rewards"]]) and set(got) == {
+        "rewards",
+        "scores",
+        "extra_logs",
+    }
+    assert all(
+        len(values) == 2 and all(isinstance(v, float) for v in values)
+        for values in got["extra_logs"].values()
+    )
 
 
 def test_classify_of_vllm(rm, url):
     got = answer(url, "/classify", model="m", input="Why? So.")
     assert {"id", "object", "created", "model", "data", "usage"} == set(got) and got["object"] == "list"
-    assert got["data"] == [{"index": 0, "label": "LABEL_0", "probs": [pytest.approx(sigmoid(rm.score("Why? So.")), abs=1e-6)], "num_classes": 1}]
+    assert got["data"] == [
+        {
+            "index": 0,
+            "label": "LABEL_0",
+            "probs": [pytest.approx(sigmoid(rm.score("Why? So.")), abs=1e-6)],
+            "num_classes": 1,
+        }
+    ]
     assert got["usage"]["prompt_tokens"] == len(rm.encode(["Why? So."], None)[0])
-    assert answer(url, "/classify", messages=CHAT, use_activation=False)["data"][0]["probs"][0] == pytest.approx(rm.score(CHAT), abs=1e-5)
+    assert answer(url, "/classify", messages=CHAT, use_activation=False)["data"][0]["probs"][
+        0
+    ] == pytest.approx(rm.score(CHAT), abs=1e-5)
 
 
 def test_token_ids_are_scored_as_they_are(rm, url):
@@ -182,146 +242,314 @@ def test_token_ids_are_scored_as_they_are(rm, url):
         assert [row["probs"][0] for row in data] == pytest.approx(wanted, abs=1e-5)
 
 
-@pytest.mark.parametrize("path, body, read", [
-    ("/classify", {"input": "Why? So."}, lambda row: row["probs"][0]),
-    ("/pooling", {"input": ["Why? So."]}, lambda row: row["data"][0]),
-    ("/score", {"queries": "Why?", "documents": ["So."]}, lambda row: row["score"]),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "path, body, read",
+    [
+        ("/classify", {"input": "Why? So."}, lambda row: row["probs"][0]),
+        ("/pooling", {"input": ["Why? So."]}, lambda row: row["data"][0]),
+        ("/score", {"queries": "Why?", "documents": ["So."]}, lambda row: row["score"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_every_name_that_vllm_had_for_the_activation_is_heeded(rm, url, path, body, read):
     raw = rm.score("Why?", "So.") if path == "/score" else rm.score("Why? So.")
     assert abs(raw - sigmoid(raw)) > 0.01
-    for given, expected in (({}, sigmoid(raw)), ({"use_activation": None}, sigmoid(raw)), ({"activation": True, "softmax": True}, sigmoid(raw)),
-                            ({"use_activation": False}, raw), ({"activation": False}, raw), ({"softmax": False}, raw), ({"softmax": False, "activation": None}, raw)):
+    for given, expected in (
+        ({}, sigmoid(raw)),
+        ({"use_activation": None}, sigmoid(raw)),
+        ({"activation": True, "softmax": True}, sigmoid(raw)),
+        ({"use_activation": False}, raw),
+        ({"activation": False}, raw),
+        ({"softmax": False}, raw),
+        ({"softmax": False, "activation": None}, raw),
+    ):
         assert read(answer(url, path, **body, **given)["data"][0]) == pytest.approx(expected, abs=1e-5), given
-    for given, message in (({"activation": False, "use_activation": True}, "use_activation=true and activation=false contradict each other; send use_activation alone"),
-                           ({"softmax": 0}, "softmax is 0; it must be true or false or null")):
+    for given, message in (
+        (
+            {"activation": False, "use_activation": True},
+            "use_activation=true and activation=false contradict each other; send use_activation alone",
+        ),
+        ({"softmax": 0}, "softmax is 0; it must be true or false or null"),
+    ):
         got = post(url, path, **body, **given)
         assert got.status_code == 400 and message in got.json()["error"]["message"]
 
 
 def test_text_parts_are_joined_as_in_training(rm, url):
     parts = lambda *texts: [{"type": "text", "text": text} for text in texts]
-    split = [{"role": "user", "content": parts("Why? ", "Say.")}, {"role": "assistant", "content": [{"type": "output_text", "text": "So"}, *parts("."), ]}]
+    split = [
+        {"role": "user", "content": parts("Why? ", "Say.")},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "output_text", "text": "So"},
+                *parts("."),
+            ],
+        },
+    ]
     whole = [{"role": "user", "content": "Why? Say."}, {"role": "assistant", "content": "So."}]
     assert as_messages(split) == whole
     expected = rm.score(whole)
     assert abs(expected - rm.score([{"role": "user", "content": "Why? \nSay."}, whole[1]])) > 1e-3
     for path in ("/classify", "/pooling"):
-        row, = answer(url, path, messages=split, use_activation=False)["data"]
+        (row,) = answer(url, path, messages=split, use_activation=False)["data"]
         assert row.get("probs", row.get("data")) == [pytest.approx(expected, abs=1e-5)]
-    got = answer(url, "/v1/rewards", prompts=[split, split[:1]], responses=None)["rewards"], answer(url, "/v1/rewards", prompts=[split[:1]], responses=[split[1:]])["rewards"]
+    got = (
+        answer(url, "/v1/rewards", prompts=[split, split[:1]], responses=None)["rewards"],
+        answer(url, "/v1/rewards", prompts=[split[:1]], responses=[split[1:]])["rewards"],
+    )
     assert (got[0][0], got[1][0]) == pytest.approx((expected, expected), abs=1e-5)
 
 
 def test_template_arguments_reach_the_template(rm, url, monkeypatch):
-    monkeypatch.setattr(rm.tokenizer, "chat_template", "{{ day }}{% if tools %}{{ tools[0]['function']['name'] }}{% endif %}" + rm.tokenizer.chat_template)
+    monkeypatch.setattr(
+        rm.tokenizer,
+        "chat_template",
+        "{{ day }}{% if tools %}{{ tools[0]['function']['name'] }}{% endif %}" + rm.tokenizer.chat_template,
+    )
     tools = [{"type": "function", "function": {"name": "search", "description": "", "parameters": {}}}]
-    plain, monday, searching = rm.score(CHAT), rm.score(CHAT, chat_template_kwargs={"day": "Monday"}), rm.score(CHAT, tools=tools)
+    plain, monday, searching = (
+        rm.score(CHAT),
+        rm.score(CHAT, chat_template_kwargs={"day": "Monday"}),
+        rm.score(CHAT, tools=tools),
+    )
     assert len({plain, monday, searching}) == 3
-    assert answer(url, "/classify", messages=CHAT, chat_template_kwargs={"day": "Monday"}, use_activation=False)["data"][0]["probs"] == [pytest.approx(monday, abs=1e-5)]
+    assert answer(
+        url, "/classify", messages=CHAT, chat_template_kwargs={"day": "Monday"}, use_activation=False
+    )["data"][0]["probs"] == [pytest.approx(monday, abs=1e-5)]
     for given in ({"day": "Monday"}, [{"day": "Monday"}, None], ['{"day": "Monday"}', None]):
         second = monday if isinstance(given, dict) else plain
-        assert answer(url, "/v1/rewards", prompts=[CHAT, CHAT], chat_template_kwargs=given)["rewards"] == pytest.approx([monday, second], abs=1e-5)
+        assert answer(url, "/v1/rewards", prompts=[CHAT, CHAT], chat_template_kwargs=given)[
+            "rewards"
+        ] == pytest.approx([monday, second], abs=1e-5)
     for given in (tools, [tools, None], [json.dumps(tools), None]):
         second = searching if given is tools else plain
-        assert answer(url, "/v1/rewards", prompts=[CHAT, CHAT], tools=given)["rewards"] == pytest.approx([searching, second], abs=1e-5)
+        assert answer(url, "/v1/rewards", prompts=[CHAT, CHAT], tools=given)["rewards"] == pytest.approx(
+            [searching, second], abs=1e-5
+        )
 
 
 def test_pooling_and_score_of_vllm(rm, url):
     pooled = answer(url, "/pooling", model="m", input=["Why? So."], task="classify")
-    assert pooled["data"] == [{"index": 0, "object": "pooling", "data": [pytest.approx(sigmoid(rm.score("Why? So.")), abs=1e-6)]}]
+    assert pooled["data"] == [
+        {"index": 0, "object": "pooling", "data": [pytest.approx(sigmoid(rm.score("Why? So.")), abs=1e-6)]}
+    ]
     pairs = [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")]
-    for body in (*({a: "Why?", b: ["So.", "No."]} for a, b in pairs), {"text_1": ["Why?", "Why?"], "text_2": ["So.", "No."]}):
+    for body in (
+        *({a: "Why?", b: ["So.", "No."]} for a, b in pairs),
+        {"text_1": ["Why?", "Why?"], "text_2": ["So.", "No."]},
+    ):
         data = answer(url, "/score", model="m", use_activation=False, **body)["data"]
         assert [(row["index"], row["object"]) for row in data] == [(0, "score"), (1, "score")]
         assert [row["score"] for row in data] == pytest.approx(rm.score("Why?", ["So.", "No."]), abs=1e-5)
 
 
 def test_sglang_gives_one_object_for_one_text(rm, url):
-    assert answer(url, "/classify", model="m", text="Why? So.")["embedding"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)]
-    ids, = rm.encode(["Why? So."], None)
-    assert answer(url, "/classify", input_ids=ids)["embedding"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)]
-    assert [row["embedding"][0] for row in answer(url, "/classify", input_ids=[ids, ids])] == pytest.approx([rm.score("Why? So.")] * 2, abs=1e-5)
+    assert answer(url, "/classify", model="m", text="Why? So.")["embedding"] == [
+        pytest.approx(rm.score("Why? So."), abs=1e-5)
+    ]
+    (ids,) = rm.encode(["Why? So."], None)
+    assert answer(url, "/classify", input_ids=ids)["embedding"] == [
+        pytest.approx(rm.score("Why? So."), abs=1e-5)
+    ]
+    assert [row["embedding"][0] for row in answer(url, "/classify", input_ids=[ids, ids])] == pytest.approx(
+        [rm.score("Why? So.")] * 2, abs=1e-5
+    )
 
 
 def test_llamafactory(rm, url):
     got = answer(url, "/v1/score/evaluation", model="m", messages=["Why? So."], max_length=None)
-    assert got["object"] == "score.evaluation" and got["scores"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)] and {"id", "model"} < set(got)
+    assert (
+        got["object"] == "score.evaluation"
+        and got["scores"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)]
+        and {"id", "model"} < set(got)
+    )
 
 
 def test_own_route_takes_strings_and_conversations(rm, url):
     got = answer(url, "/v1/rewards", prompts=["Why?", CHAT[:1]], responses=["So.", RESPONSES[0]])["rewards"]
     assert got == pytest.approx([rm.score("Why?", "So."), rm.score(CHAT)], abs=1e-5)
-    assert answer(url, "/v1/rewards", prompts=["Why?"], responses=["So."], normalize=True)["rewards"][0] == pytest.approx((got[0] - 0.5) / 2, abs=1e-5)
-    assert answer(url, "/v1/rewards", prompts=["Why?"] * 2, responses=["So.", "word " * 400], too_long="none")["rewards"][1] is None
+    assert answer(url, "/v1/rewards", prompts=["Why?"], responses=["So."], normalize=True)["rewards"][
+        0
+    ] == pytest.approx((got[0] - 0.5) / 2, abs=1e-5)
+    assert (
+        answer(url, "/v1/rewards", prompts=["Why?"] * 2, responses=["So.", "word " * 400], too_long="none")[
+            "rewards"
+        ][1]
+        is None
+    )
     assert answer(url, "/v1/rewards", prompts=[])["rewards"] == []
 
 
 def test_health_models_and_documentation(rm, url):
     get = lambda path: requests.get(url + path, timeout=60).json()
     assert get("/health") == {"status": "ok", "model": "reward-model", "waiting": 0}
-    model, = get("/v1/models")["data"]
+    (model,) = get("/v1/models")["data"]
     assert (model["id"], model["max_model_len"], model["encoding"]) == ("reward-model", 256, rm.encoding_note)
     assert {path for wire in WIRE_FORMATS for path in wire.paths} < set(get("/openapi.json")["paths"])
 
 
 @pytest.mark.parametrize("wire", WIRE_FORMATS, ids=lambda wire: wire.paths[0])
 def test_the_documented_examples_work(url, wire):
-    for path in wire.paths: answer(url, path, **wire.example)
+    for path in wire.paths:
+        answer(url, path, **wire.example)
 
 
 # --- requests that are refused
 
 
-@pytest.mark.parametrize("path, body, message", [
-    ("/get_reward", {}, "the field 'query' is missing; the body has no fields"),
-    ("/get_reward", {"query": ["a", None]}, "query[1] is null; it must be a string"),
-    ("/get_reward", {"query": {"a": 1}}, "query is {\"a\": 1}; it must be a string or a list of strings"),
-    ("/get_reward", {"query": ["a"], "prompts": ["a", "b"]}, "query has 1 entry, prompts 2"),
-    ("/classify", {"model": "m"}, "the field 'input' is missing; the body has 'model'"),
-    ("/classify", {"input": ["a", 3]}, "input[1] is 3"),
-    ("/classify", {"input": [[1, 2], "a"]}, "input[1] is \"a\"; it must be a list of token ids"),
-    ("/classify", {"input": [[1], [99999]]}, "input[1] holds the token id 99999 at position 0; this model knows 0 to 1535"),
-    ("/classify", {"input": [[1] * 300]}, "input[0] has 300 token ids; there must be 1 to 256"),
-    ("/classify", {"input": "a", "use_activation": "no"}, 'use_activation is "no"; it must be true or false'),
-    ("/classify", {"messages": [{"role": "user"}]}, "messages, message 0: null content"),
-    ("/classify", {"text": ["a", 1]}, "text[1] is 1"),
-    ("/pooling", {"input": "a", "task": "embed"}, 'task is "embed"; it must be "classify"'),
-    ("/pooling", {"input": "a", "encoding_format": "base64"}, 'encoding_format is "base64"'),
-    ("/score", {"queries": ["a", "b"], "documents": ["c"]}, "queries has 2 entries, documents 1"),
-    ("/v1/score/evaluation", {"messages": ["a"], "max_length": 16}, "max_length is 16: it is a property of the model here; leave it out"),
-    ("/v1/rewards", {"prompts": ["a", 7], "responses": ["b", "c"]}, "prompts[1] is int ('7')"),
-    ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c"]}, "got 2 prompts and 1 response"),
-    ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c", "word " * 400]}, "responses[1] does not fit in max_length=256 tokens"),
-    ("/v1/rewards", {"prompts": ["a"], "response": ["c"]}, "unknown field 'response'; there are prompts, responses, normalize"),
-    ("/v1/rewards", {"prompts": ["a"], "normalize": "yes"}, 'normalize is "yes"; it must be false or true'),
-    ("/v1/rewards", {"prompts": ["fine", "half \ud800"]}, "prompts[1] or its response holds half of a UTF-16 pair"),
-    ("/classify", {"input": [["a"], [1]]}, 'input[0], position 0, is "a"; a token id is a whole number'),
-    ("/classify", {"input": [[1, 2.5]]}, "input[0], position 1, is 2.5; a token id is a whole number"),
-    ("/classify", {"input": [1, "a"]}, 'input[1] is "a"; it must be a token id, as input[0] is'),
-    ("/classify", {"input": [[1, -1]]}, "input[0] holds the token id -1 at position 1; this model knows 0 to 1535"),
-    ("/classify", {"input_ids": "a"}, 'input_ids is "a"; it must be a list of token ids'),
-    ("/classify", {"text": "a", "input_ids": [1]}, "the body has text and input_ids; send one of them"),
-    ("/classify", {"text": "a", "use_activation": False}, "unknown field 'use_activation'; there are text, input_ids"),
-    ("/classify", {"input": "a", "messages": CHAT}, "unknown field 'input'; there are messages, chat_template_kwargs"),
-    ("/classify", {"input": "a", "chat_template_kwargs": {"day": 1}}, "unknown field 'chat_template_kwargs'; there are input"),
-    ("/classify", {"messages": CHAT, "tools": [{"type": "function"}]}, 'tools is [{"type": "function"}]: this route does not read tools; POST /v1/rewards'),
-    ("/classify", {"messages": CHAT, "chat_template": "{{ x }}"}, "chat_template is \"{{ x }}\": messages are rendered by the model's own template"),
-    ("/classify", {"messages": CHAT, "add_generation_prompt": True}, "add_generation_prompt is true: a reward is read at the end of a finished answer"),
-    ("/classify", {"input": "a", "truncate_prompt_tokens": 64}, "truncate_prompt_tokens is 64: where a text is cut is a property of the model here"),
-    ("/pooling", {"input": "a", "normalize": True}, "normalize is true: POST /v1/rewards"),
-    ("/pooling", {"input": "a", "dimensions": 8}, "unknown field 'dimensions'; there are input"),
-    ("/classify", {"messages": [{"role": 5, "content": "a"}]}, "messages, message 0: content is not a list of messages: a message has a role and a content"),
-    ("/classify", {"messages": [{"role": "user", "content": 5}]}, "messages, message 0: content is not text: found int"),
-    ("/classify", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u"}}]}]},
-     "messages, message 0: content has content that is not text"),
-    ("/v1/rewards", {"prompts": ["a", [{"role": "user", "content": [{"type": "text", "text": None}]}]]},
-     "prompts[1], message 0: content has content that is not text"),
-    ("/v1/rewards", {"prompts": [CHAT], "tools": "search"}, 'tools is "search"; it must be a list of tools for all texts'),
-    ("/v1/rewards", {"prompts": [CHAT], "tools": [None, None]}, "tools has 2 entries for 1 text; there must be as many"),
-    ("/v1/rewards", {"prompts": [CHAT], "chat_template_kwargs": [3]}, "chat_template_kwargs is [3]; it must be an object for all texts"),
-    ("/v1/rewards", {"prompts": [CHAT], "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs holds 'tokenize'"),
-])
+@pytest.mark.parametrize(
+    "path, body, message",
+    [
+        ("/get_reward", {}, "the field 'query' is missing; the body has no fields"),
+        ("/get_reward", {"query": ["a", None]}, "query[1] is null; it must be a string"),
+        ("/get_reward", {"query": {"a": 1}}, 'query is {"a": 1}; it must be a string or a list of strings'),
+        ("/get_reward", {"query": ["a"], "prompts": ["a", "b"]}, "query has 1 entry, prompts 2"),
+        ("/classify", {"model": "m"}, "the field 'input' is missing; the body has 'model'"),
+        ("/classify", {"input": ["a", 3]}, "input[1] is 3"),
+        ("/classify", {"input": [[1, 2], "a"]}, 'input[1] is "a"; it must be a list of token ids'),
+        (
+            "/classify",
+            {"input": [[1], [99999]]},
+            "input[1] holds the token id 99999 at position 0; this model knows 0 to 1535",
+        ),
+        ("/classify", {"input": [[1] * 300]}, "input[0] has 300 token ids; there must be 1 to 256"),
+        (
+            "/classify",
+            {"input": "a", "use_activation": "no"},
+            'use_activation is "no"; it must be true or false',
+        ),
+        ("/classify", {"messages": [{"role": "user"}]}, "messages, message 0: null content"),
+        ("/classify", {"text": ["a", 1]}, "text[1] is 1"),
+        ("/pooling", {"input": "a", "task": "embed"}, 'task is "embed"; it must be "classify"'),
+        ("/pooling", {"input": "a", "encoding_format": "base64"}, 'encoding_format is "base64"'),
+        ("/score", {"queries": ["a", "b"], "documents": ["c"]}, "queries has 2 entries, documents 1"),
+        (
+            "/v1/score/evaluation",
+            {"messages": ["a"], "max_length": 16},
+            "max_length is 16: it is a property of the model here; leave it out",
+        ),
+        ("/v1/rewards", {"prompts": ["a", 7], "responses": ["b", "c"]}, "prompts[1] is int ('7')"),
+        ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c"]}, "got 2 prompts and 1 response"),
+        (
+            "/v1/rewards",
+            {"prompts": ["a", "b"], "responses": ["c", "word " * 400]},
+            "responses[1] does not fit in max_length=256 tokens",
+        ),
+        (
+            "/v1/rewards",
+            {"prompts": ["a"], "response": ["c"]},
+            "unknown field 'response'; there are prompts, responses, normalize",
+        ),
+        (
+            "/v1/rewards",
+            {"prompts": ["a"], "normalize": "yes"},
+            'normalize is "yes"; it must be false or true',
+        ),
+        (
+            "/v1/rewards",
+            {"prompts": ["fine", "half \ud800"]},
+            "prompts[1] or its response holds half of a UTF-16 pair",
+        ),
+        ("/classify", {"input": [["a"], [1]]}, 'input[0], position 0, is "a"; a token id is a whole number'),
+        ("/classify", {"input": [[1, 2.5]]}, "input[0], position 1, is 2.5; a token id is a whole number"),
+        ("/classify", {"input": [1, "a"]}, 'input[1] is "a"; it must be a token id, as input[0] is'),
+        (
+            "/classify",
+            {"input": [[1, -1]]},
+            "input[0] holds the token id -1 at position 1; this model knows 0 to 1535",
+        ),
+        ("/classify", {"input_ids": "a"}, 'input_ids is "a"; it must be a list of token ids'),
+        ("/classify", {"text": "a", "input_ids": [1]}, "the body has text and input_ids; send one of them"),
+        (
+            "/classify",
+            {"text": "a", "use_activation": False},
+            "unknown field 'use_activation'; there are text, input_ids",
+        ),
+        (
+            "/classify",
+            {"input": "a", "messages": CHAT},
+            "unknown field 'input'; there are messages, chat_template_kwargs",
+        ),
+        (
+            "/classify",
+            {"input": "a", "chat_template_kwargs": {"day": 1}},
+            "unknown field 'chat_template_kwargs'; there are input",
+        ),
+        (
+            "/classify",
+            {"messages": CHAT, "tools": [{"type": "function"}]},
+            'tools is [{"type": "function"}]: this route does not read tools; POST /v1/rewards',
+        ),
+        (
+            "/classify",
+            {"messages": CHAT, "chat_template": "{{ x }}"},
+            'chat_template is "{{ x }}": messages are rendered by the model\'s own template',
+        ),
+        (
+            "/classify",
+            {"messages": CHAT, "add_generation_prompt": True},
+            "add_generation_prompt is true: a reward is read at the end of a finished answer",
+        ),
+        (
+            "/classify",
+            {"input": "a", "truncate_prompt_tokens": 64},
+            "truncate_prompt_tokens is 64: where a text is cut is a property of the model here",
+        ),
+        ("/pooling", {"input": "a", "normalize": True}, "normalize is true: POST /v1/rewards"),
+        ("/pooling", {"input": "a", "dimensions": 8}, "unknown field 'dimensions'; there are input"),
+        (
+            "/classify",
+            {"messages": [{"role": 5, "content": "a"}]},
+            "messages, message 0: content is not a list of messages: a message has a role and a content",
+        ),
+        (
+            "/classify",
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages, message 0: content is not text: found int",
+        ),
+        (
+            "/classify",
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "a"},
+                            {"type": "image_url", "image_url": {"url": "u"}},
+                        ],
+                    }
+                ]
+            },
+            "messages, message 0: content has content that is not text",
+        ),
+        (
+            "/v1/rewards",
+            {"prompts": ["a", [{"role": "user", "content": [{"type": "text", "text": None}]}]]},
+            "prompts[1], message 0: content has content that is not text",
+        ),
+        (
+            "/v1/rewards",
+            {"prompts": [CHAT], "tools": "search"},
+            'tools is "search"; it must be a list of tools for all texts',
+        ),
+        (
+            "/v1/rewards",
+            {"prompts": [CHAT], "tools": [None, None]},
+            "tools has 2 entries for 1 text; there must be as many",
+        ),
+        (
+            "/v1/rewards",
+            {"prompts": [CHAT], "chat_template_kwargs": [3]},
+            "chat_template_kwargs is [3]; it must be an object for all texts",
+        ),
+        (
+            "/v1/rewards",
+            {"prompts": [CHAT], "chat_template_kwargs": {"tokenize": True}},
+            "chat_template_kwargs holds 'tokenize'",
+        ),
+    ],
+)
 def test_bad_requests_get_one_reason(url, path, body, message):
     got = post(url, path, **body)
     assert got.status_code == 400 and got.json()["error"]["code"] == 400
@@ -332,24 +560,52 @@ def test_bad_requests_get_one_reason(url, path, body, message):
 def test_no_route_ignores_a_field(url, wire):
     for path in wire.paths:
         got = post(url, path, **wire.example, use_activaton=False)
-        assert got.status_code == 400 and got.json()["error"]["message"].startswith("unknown field 'use_activaton'; there are ")
-        if wire.name != "reward_kit": answer(url, path, **wire.example, truncate_prompt_tokens=None, normalize=None, tools=[], add_generation_prompt=False)
+        assert got.status_code == 400 and got.json()["error"]["message"].startswith(
+            "unknown field 'use_activaton'; there are "
+        )
+        if wire.name != "reward_kit":
+            answer(
+                url,
+                path,
+                **wire.example,
+                truncate_prompt_tokens=None,
+                normalize=None,
+                tools=[],
+                add_generation_prompt=False,
+            )
 
 
 @pytest.mark.parametrize("digits", [30, 1000, 5000])
 def test_a_number_of_any_length_is_refused_by_name(url, digits):
     number = "1" * digits
-    for value, name in ((f"[[5], [7, 8, {number}]]", "input[1] holds the token id 11111"), (f"[7, 8, {number}]", "input[0] holds the token id 11111")):
+    for value, name in (
+        (f"[[5], [7, 8, {number}]]", "input[1] holds the token id 11111"),
+        (f"[7, 8, {number}]", "input[0] holds the token id 11111"),
+    ):
         got = requests.post(url + "/classify", data=f'{{"input": {value}}}', timeout=60)
         message = got.json()["error"]["message"]
-        assert got.status_code == 400 and message.startswith(name) and message.endswith(" at position 2; this model knows 0 to 1535") and len(message) < 150
-    for body, name in ((f'{{"input": "a", "softmax": {number}}}', "softmax is 11111"), (f'{{"input": [{number}.5]}}', "input[0] is ")):
+        assert (
+            got.status_code == 400
+            and message.startswith(name)
+            and message.endswith(" at position 2; this model knows 0 to 1535")
+            and len(message) < 150
+        )
+    for body, name in (
+        (f'{{"input": "a", "softmax": {number}}}', "softmax is 11111"),
+        (f'{{"input": [{number}.5]}}', "input[0] is "),
+    ):
         got = requests.post(url + "/classify", data=body, timeout=60)
-        assert got.status_code == 400 and got.json()["error"]["message"].startswith(name) and len(got.json()["error"]["message"]) < 150
+        assert (
+            got.status_code == 400
+            and got.json()["error"]["message"].startswith(name)
+            and len(got.json()["error"]["message"]) < 150
+        )
 
 
 def test_an_error_is_one_line_of_text_whatever_it_quotes():
-    message = json.loads(error_answer("the template says:\n  half \ud800 " + "x" * 10**6, 400).body)["error"]["message"]
+    message = json.loads(error_answer("the template says:\n  half \ud800 " + "x" * 10**6, 400).body)["error"][
+        "message"
+    ]
     assert message.startswith("the template says: half ? xxx") and len(message) == 1000
 
 
@@ -360,16 +616,27 @@ def test_an_error_of_a_foreign_template_names_the_field(folder, tmp_path):
         model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
     with background_server(RewardModel.from_pretrained(tmp_path, device="cpu")) as url:
         got = post(url, "/classify", messages=CHAT)
-    assert got.status_code == 400 and got.json()["error"]["message"] == "messages[0] the chat template refuses this conversation: no tools here"
+    assert (
+        got.status_code == 400
+        and got.json()["error"]["message"]
+        == "messages[0] the chat template refuses this conversation: no tools here"
+    )
 
 
-@pytest.mark.parametrize("data, status, message", [
-    (b"{", 400, "the body is not JSON"),
-    (b"[1]", 400, "the body is a JSON list; it must be an object"),
-    (b"[" * 100_000, 400, "the body is not JSON"),
-    (json.dumps({"query": ["a"] * 301}).encode(), 413, "the request has 301 texts, this server takes 300 at a time"),
-    (b" " * 3_000_000, 413, "the body has 3000000 bytes, this server takes 200000"),
-])
+@pytest.mark.parametrize(
+    "data, status, message",
+    [
+        (b"{", 400, "the body is not JSON"),
+        (b"[1]", 400, "the body is a JSON list; it must be an object"),
+        (b"[" * 100_000, 400, "the body is not JSON"),
+        (
+            json.dumps({"query": ["a"] * 301}).encode(),
+            413,
+            "the request has 301 texts, this server takes 300 at a time",
+        ),
+        (b" " * 3_000_000, 413, "the body has 3000000 bytes, this server takes 200000"),
+    ],
+)
 def test_bodies_that_are_refused(url, data, status, message):
     got = requests.post(url + "/get_reward", data=data, timeout=60)
     assert got.status_code == status and message in got.json()["error"]["message"]
@@ -392,16 +659,30 @@ def test_a_body_that_does_not_arrive_is_given_up(rm):
             assert b" 408 " in sock.recv(4096).splitlines()[0]
 
 
-@pytest.mark.parametrize("values", [{"max_rows": 0}, {"max_queue": -1}, {"max_wait_ms": -0.1}, {"body_timeout_s": 0}, {"shutdown_timeout": -1}, {"shutdown_timeout": float("inf")}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_rows": 0},
+        {"max_queue": -1},
+        {"max_wait_ms": -0.1},
+        {"body_timeout_s": 0},
+        {"shutdown_timeout": -1},
+        {"shutdown_timeout": float("inf")},
+    ],
+)
 def test_limits_are_checked(values):
-    with pytest.raises(ValueError, match=f"{next(iter(values))} must be .*, got {next(iter(values.values()))}"): ServerLimits(**values)
+    with pytest.raises(
+        ValueError, match=f"{next(iter(values))} must be .*, got {next(iter(values.values()))}"
+    ):
+        ServerLimits(**values)
 
 
 # --- many at once
 
 
 def test_two_hundred_concurrent_requests_lose_none(rm, url):
-    "Every caller gets its own rewards in its order; each fifth asks for something impossible and disturbs no other."
+    """Every caller gets its own rewards in its order; each fifth asks for something impossible and
+    disturbs no other."""
     expected, rng = rm.score(PROMPTS, RESPONSES), random.Random(0)
     wanted = [rng.sample(range(len(PROMPTS)), rng.randint(1, 5)) for _ in range(200)]
     start = threading.Barrier(200)
@@ -409,13 +690,18 @@ def test_two_hundred_concurrent_requests_lose_none(rm, url):
     def call(n):
         rows = wanted[n]
         start.wait(60)
-        if n % 5 == 0: return post(url, "/classify", input=[[99_999]])
-        return post(url, "/v1/rewards", prompts=[PROMPTS[i] for i in rows], responses=[RESPONSES[i] for i in rows])
+        if n % 5 == 0:
+            return post(url, "/classify", input=[[99_999]])
+        return post(
+            url, "/v1/rewards", prompts=[PROMPTS[i] for i in rows], responses=[RESPONSES[i] for i in rows]
+        )
 
-    with ThreadPoolExecutor(200) as pool: answers = list(pool.map(call, range(200)))
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(call, range(200)))
     assert [a.status_code for a in answers] == [400 if n % 5 == 0 else 200 for n in range(200)]
     for n, got in enumerate(answers):
-        if n % 5: assert got.json()["rewards"] == pytest.approx([expected[i] for i in wanted[n]], abs=1e-5)
+        if n % 5:
+            assert got.json()["rewards"] == pytest.approx([expected[i] for i in wanted[n]], abs=1e-5)
 
 
 def test_requests_that_wait_are_scored_together(rm):
@@ -441,9 +727,15 @@ def test_a_full_queue_is_503_and_the_client_comes_again(rm):
     with held(rm) as go, background_server(rm, ServerLimits(max_queue=1, max_batch_rows=1)) as url:
         with ThreadPoolExecutor(8) as pool:
             early = []
-            refused = next(r for r in (post_unless_taken(pool, early, url) for _ in range(5)) if r is not None)
+            refused = next(
+                r for r in (post_unless_taken(pool, early, url) for _ in range(5)) if r is not None
+            )
             assert len(early) == 2  # one is being scored, one waits
-            assert refused.status_code == 503 and refused.headers["Retry-After"] == "1" and "the queue is full" in refused.json()["error"]["message"]
+            assert (
+                refused.status_code == 503
+                and refused.headers["Retry-After"] == "1"
+                and "the queue is full" in refused.json()["error"]["message"]
+            )
             patient = pool.submit(RewardClient(url, retries=50, max_pause=0.1).score, "Why?", "So.")
             time.sleep(0.3)  # it is refused meanwhile
             go.set()
@@ -455,7 +747,8 @@ def post_unless_taken(pool, early, url):
     "Send one more request; None if it is taken (then it waits in `early`), else the answer that refuses it."
     future = pool.submit(post, url, "/v1/rewards", prompts=["Why?"], responses=["So."])
     for _ in range(40):
-        if future.done(): return future.result()
+        if future.done():
+            return future.result()
         time.sleep(0.02)
     early.append(future)
     return None
@@ -471,7 +764,8 @@ def test_a_request_whose_caller_has_left_gives_up_its_place_and_is_not_scored(rm
         stay.append(ask(3))
         wait_until(lambda: waiting(url) == 3)
         assert ask(6).result().status_code == 503  # the queue is full
-        for sock in leave: sock.close()
+        for sock in leave:
+            sock.close()
         wait_until(lambda: waiting(url) == 1)
         stay += [ask(4), ask(5)]
         wait_until(lambda: waiting(url) == 3)
@@ -513,7 +807,9 @@ def test_a_batch_that_nobody_waits_for_ends_before_its_next_forward_pass(folder)
     go.set()
     assert batcher.submit(Texts(PROMPTS[:1])).result(60)[0] == [pytest.approx(expected, abs=1e-5)]
     batcher.close()
-    assert len(passes) == 2  # of fifty the first, which was held up until its caller had left, and that of the next caller
+    assert (
+        len(passes) == 2
+    )  # of fifty the first, which was held up until its caller had left, and that of the next caller
 
 
 def test_a_caller_that_leaves_does_not_stop_the_others(rm):
@@ -529,17 +825,28 @@ def test_a_caller_that_leaves_does_not_stop_the_others(rm):
 def test_a_reward_that_is_no_number_is_500_and_disturbs_no_other(folder):
     rm = RewardModel.from_pretrained(folder, device="cpu")
     spoilt = rm.tokenizer.convert_tokens_to_ids("<|system|>")
-    with torch.no_grad(): rm.model.get_input_embeddings().weight[spoilt] = float("nan")
+    with torch.no_grad():
+        rm.model.get_input_embeddings().weight[spoilt] = float("nan")
     with background_server(rm, ServerLimits(max_wait_ms=300)) as url, ThreadPoolExecutor(9) as pool:
         bad = pool.submit(post, url, "/get_reward", query=["fine", "<|system|> Why?"])
         good = [pool.submit(post, url, "/get_reward", query=[p]) for p in PROMPTS[:8]]
-        assert bad.result().status_code == 500 and "the reward of text 1 is nan" in bad.result().json()["error"]["message"]
-        assert [g.result().json()["rewards"][0] for g in good] == pytest.approx(rm.score(PROMPTS[:8]), abs=1e-5)
-        with pytest.raises(RewardServerError, match="answers 500: FloatingPointError: the reward of text 0 is nan"): RewardClient(url).score("<|system|> Why?")
+        assert (
+            bad.result().status_code == 500
+            and "the reward of text 1 is nan" in bad.result().json()["error"]["message"]
+        )
+        assert [g.result().json()["rewards"][0] for g in good] == pytest.approx(
+            rm.score(PROMPTS[:8]), abs=1e-5
+        )
+        with pytest.raises(
+            RewardServerError, match="answers 500: FloatingPointError: the reward of text 0 is nan"
+        ):
+            RewardClient(url).score("<|system|> Why?")
 
 
 def test_an_error_nobody_thought_of_is_500_for_those_it_concerns(rm, monkeypatch):
-    def fail(rows, progress=False): raise RuntimeError("the device is gone")
+    def fail(rows, progress=False):
+        raise RuntimeError("the device is gone")
+
     monkeypatch.setattr(rm, "score_ids", fail)
     batcher = Batcher(rm)
     assert "the device is gone" in str(batcher.submit(Texts(["a"])).exception(60))
@@ -549,7 +856,8 @@ def test_an_error_nobody_thought_of_is_500_for_those_it_concerns(rm, monkeypatch
     monkeypatch.undo()
     assert batcher.submit(Texts(["a"])).result(60)[0] == [pytest.approx(rm.score("a"), abs=1e-5)]
     batcher.close()
-    with pytest.raises(RequestError, match="shutting down"): batcher.submit(Texts(["a"]))
+    with pytest.raises(RequestError, match="shutting down"):
+        batcher.submit(Texts(["a"]))
 
 
 # --- starting and stopping
@@ -567,7 +875,9 @@ def test_a_shutdown_answers_with_503_what_it_has_no_time_for(rm):
         assert time.monotonic() - begun < 20  # a body has 30 seconds, the model would hold still for 60
         for got in [f.result() for f in futures]:
             assert got.status_code == 503 and got.headers["Retry-After"] == "5"
-            assert got.json()["error"]["message"].startswith("this server is shutting down and could not answer within 0.3 seconds")
+            assert got.json()["error"]["message"].startswith(
+                "this server is shutting down and could not answer within 0.3 seconds"
+            )
         assert b" 503 " in sock.recv(4096).splitlines()[0]
         sock.close()
     assert len(go.scored) == 1  # the one that waited was not scored after that
@@ -579,18 +889,25 @@ def test_a_shutdown_with_time_enough_answers_everything(rm):
             futures = [pool.submit(post, url, "/get_reward", query=[p]) for p in PROMPTS[:3]]
             wait_until(lambda: waiting(url) == 2)
             threading.Timer(0.5, go.set).start()
-        assert [f.result().json()["rewards"][0] for f in futures] == pytest.approx(rm.score(PROMPTS[:3]), abs=1e-5)
+        assert [f.result().json()["rewards"][0] for f in futures] == pytest.approx(
+            rm.score(PROMPTS[:3]), abs=1e-5
+        )
 
 
 def test_closing_in_a_hurry_ends_the_thread_before_its_next_forward_pass(folder):
-    rm, begun, passes = RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1), threading.Event(), []
+    rm, begun, passes = (
+        RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1),
+        threading.Event(),
+        [],
+    )
     rm.model.register_forward_pre_hook(lambda *_: (begun.set(), passes.append(1), time.sleep(0.1))[0])
     batcher = Batcher(rm, ServerLimits(max_batch_rows=1))
     futures = [batcher.submit(Texts(PROMPTS)), batcher.submit(Texts(PROMPTS[:1]))]
     begun.wait(60)
     assert batcher.close(timeout=0.1) and len(passes) < 20
     for future in futures:
-        with pytest.raises(RequestError, match="had no time left") as error: future.result(60)
+        with pytest.raises(RequestError, match="had no time left") as error:
+            future.result(60)
         assert error.value.status == 503
     rm.score(PROMPTS[:1])  # the model itself is as it was
 
@@ -602,15 +919,20 @@ def test_open_requests_are_forgotten_however_they_end():
             async with requests.bounded():
                 assert len(requests.open) == 1
                 await inner(requests)
-        except Exception as e: error = e
+        except Exception as e:
+            error = e
         assert not requests.open
         return error, requests.given_up
 
-    async def nothing(requests): pass
+    async def nothing(requests):
+        pass
+
     async def late(requests):
         requests.stop()
         await asyncio.sleep(60)
-    async def broken(requests): raise TimeoutError("of something else")
+
+    async def broken(requests):
+        raise TimeoutError("of something else")
 
     assert asyncio.run(use(ServerLimits(), nothing)) == (None, 0)
     error, given_up = asyncio.run(use(ServerLimits(shutdown_timeout=0), late))
@@ -646,7 +968,10 @@ def running(*argv):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(folder, rm, number):
-    with running(sys.executable, "-c", SLOW_SERVER, str(folder)) as (process, url), ThreadPoolExecutor(20) as pool:
+    with (
+        running(sys.executable, "-c", SLOW_SERVER, str(folder)) as (process, url),
+        ThreadPoolExecutor(20) as pool,
+    ):
         futures = [pool.submit(post, url, "/get_reward", query=[p]) for p in PROMPTS[:20]]
         wait_until(lambda: requests.get(url + "/health", timeout=60).json()["waiting"] >= 15)
         assert not all(f.done() for f in futures)
@@ -654,8 +979,13 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(folder, rm, nu
         rewards = [f.result().json()["rewards"][0] for f in futures]
         assert rewards == pytest.approx(rm.score(PROMPTS[:20]), abs=1e-5)
         out, err = process.communicate(timeout=60)
-        assert process.returncode == 0 and "Stopped; every request that was accepted has been answered." in out and not err
-        with pytest.raises(requests.ConnectionError): post(url, "/get_reward", query=["late"])
+        assert (
+            process.returncode == 0
+            and "Stopped; every request that was accepted has been answered." in out
+            and not err
+        )
+        with pytest.raises(requests.ConnectionError):
+            post(url, "/get_reward", query=["late"])
 
 
 HURRIED_SERVER = """
@@ -685,8 +1015,14 @@ raise SystemExit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script, options, last", [(HURRIED_SERVER, [], "True"), (ENDLESS_COMMAND, ["--port", "0", "--device", "cpu", "--shutdown-timeout", "0.5"], "")],
-                         ids=["serve, many forward passes", "the command, a forward pass without end"])
+@pytest.mark.parametrize(
+    "script, options, last",
+    [
+        (HURRIED_SERVER, [], "True"),
+        (ENDLESS_COMMAND, ["--port", "0", "--device", "cpu", "--shutdown-timeout", "0.5"], ""),
+    ],
+    ids=["serve, many forward passes", "the command, a forward pass without end"],
+)
 def test_a_process_ends_in_time_and_without_a_crash(folder, script, options, last):
     argv = [*(["serve"] if options else []), str(folder), *options]
     with running(sys.executable, "-c", script, *argv) as (process, url), ThreadPoolExecutor(1) as pool:
@@ -695,17 +1031,38 @@ def test_a_process_ends_in_time_and_without_a_crash(folder, script, options, las
         process.send_signal(signal.SIGTERM)
         got = future.result()
         out, err = process.communicate(timeout=30)
-        assert got.status_code == 503 and "could not answer within 0.5 seconds" in got.json()["error"]["message"]
+        assert (
+            got.status_code == 503 and "could not answer within 0.5 seconds" in got.json()["error"]["message"]
+        )
         assert process.returncode == 0 and not err
-        assert out == "Stopped after 0.5 seconds; requests that got a 503 because the time was up: 1.\n" + (last and last + "\n")
+        assert out == "Stopped after 0.5 seconds; requests that got a 503 because the time was up: 1.\n" + (
+            last and last + "\n"
+        )
 
 
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_stopped(folder, rm):
     command = "from reward_kit.tools.cli import main; raise SystemExit(main())"
-    with running(sys.executable, "-c", command, "serve", str(folder), "--port", "0", "--max-rows", "2", "--device", "cpu") as (process, url):
-        assert RewardClient(url).score("Why?", ["So.", "No."]) == pytest.approx(rm.score("Why?", ["So.", "No."]), abs=1e-5)
-        with pytest.raises(RewardServerError, match="answers 413: the request has 3 texts, this server takes 2"): RewardClient(url).score(["a", "b", "c"])
+    with running(
+        sys.executable,
+        "-c",
+        command,
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+        "--max-rows",
+        "2",
+        "--device",
+        "cpu",
+    ) as (process, url):
+        assert RewardClient(url).score("Why?", ["So.", "No."]) == pytest.approx(
+            rm.score("Why?", ["So.", "No."]), abs=1e-5
+        )
+        with pytest.raises(
+            RewardServerError, match="answers 413: the request has 3 texts, this server takes 2"
+        ):
+            RewardClient(url).score(["a", "b", "c"])
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0 and "Stopped" in out and not err
@@ -715,24 +1072,30 @@ def test_a_port_in_use_is_one_line(folder, capsys):
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         assert main(["serve", str(folder), "--port", str(port)]) == 1
-    line, = capsys.readouterr().err.splitlines()
-    assert line == f"reward-kit: error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose another port or host"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == f"reward-kit: error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose"
+        " another port or host"
+    )
 
 
-@pytest.mark.parametrize("argv, code, message", [
-    (["./no-such-model", "--port", "0"], 1, "model folder ./no-such-model does not exist"),
-    (["m", "--port", "99999"], 1, "port must be 0 to 65535, got 99999"),
-    (["m", "--host", "no host", "--port", "0"], 1, "cannot listen on no host"),
-    (["m", "--max-rows", "0"], 2, "--max-rows must be above 0, got 0"),
-    (["m", "--max-wait-ms", "-1"], 2, "--max-wait-ms must be 0 or more, got -1"),
-    (["m", "--max-batch-tokens", "0"], 2, "--max-batch-tokens must be above 0, got 0"),
-    (["m", "--shutdown-timeout", "-1"], 2, "--shutdown-timeout must be 0 or more, got -1"),
-    (["m", "--shutdown-timeout", "inf"], 2, "--shutdown-timeout must be a finite number, got inf"),
-    (["--port", "0"], 2, "required and missing: MODEL"),
-])
+@pytest.mark.parametrize(
+    "argv, code, message",
+    [
+        (["./no-such-model", "--port", "0"], 1, "model folder ./no-such-model does not exist"),
+        (["m", "--port", "99999"], 1, "port must be 0 to 65535, got 99999"),
+        (["m", "--host", "no host", "--port", "0"], 1, "cannot listen on no host"),
+        (["m", "--max-rows", "0"], 2, "--max-rows must be above 0, got 0"),
+        (["m", "--max-wait-ms", "-1"], 2, "--max-wait-ms must be 0 or more, got -1"),
+        (["m", "--max-batch-tokens", "0"], 2, "--max-batch-tokens must be above 0, got 0"),
+        (["m", "--shutdown-timeout", "-1"], 2, "--shutdown-timeout must be 0 or more, got -1"),
+        (["m", "--shutdown-timeout", "inf"], 2, "--shutdown-timeout must be a finite number, got inf"),
+        (["--port", "0"], 2, "required and missing: MODEL"),
+    ],
+)
 def test_wrong_calls_of_the_command_are_one_line(argv, code, message, capsys):
     assert main(["serve", *argv]) == code
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("reward-kit: error: ") and message in line
 
 
@@ -740,8 +1103,11 @@ def test_wrong_calls_of_the_command_are_one_line(argv, code, message, capsys):
 def test_a_missing_package_says_how_to_install_it(package, folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["serve", str(folder), "--port", "0"]) == 1
-    line, = capsys.readouterr().err.splitlines()
-    assert line == f'reward-kit: error: the server needs {package}, which is not installed: pip install "reward-kit[serve]"'
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == f"reward-kit: error: the server needs {package}, which is not installed: pip install"
+        ' "reward-kit[serve]"'
+    )
 
 
 def test_defaults_of_the_command_are_those_of_the_server():
@@ -751,10 +1117,20 @@ def test_defaults_of_the_command_are_those_of_the_server():
 
     options, limits = {name: o.default for name, o in COMMANDS["serve"].options().items()}, ServerLimits()
     names = {f.name for f in fields(ServerLimits)} - {"max_batch_rows", "body_timeout_s"}  # Python only
-    assert {n: options[n] for n in names} == {n: getattr(limits, n) for n in names} and {"shutdown_timeout", "max_queue"} < names
+    assert {n: options[n] for n in names} == {n: getattr(limits, n) for n in names} and {
+        "shutdown_timeout",
+        "max_queue",
+    } < names
     defaults = {n: p.default for n, p in inspect.signature(serve).parameters.items()}
-    assert (options["host"], options["port"], options["access_log"]) == (defaults["host"], defaults["port"], defaults["access_log"]) == ("127.0.0.1", 8000, False)
-    assert options["max_batch_tokens"] == inspect.signature(RewardModel.from_pretrained).parameters["batch_tokens"].default
+    assert (
+        (options["host"], options["port"], options["access_log"])
+        == (defaults["host"], defaults["port"], defaults["access_log"])
+        == ("127.0.0.1", 8000, False)
+    )
+    assert (
+        options["max_batch_tokens"]
+        == inspect.signature(RewardModel.from_pretrained).parameters["batch_tokens"].default
+    )
 
 
 # --- the client
@@ -762,28 +1138,34 @@ def test_defaults_of_the_command_are_those_of_the_server():
 
 @contextlib.contextmanager
 def scripted(*steps):
-    "A server that answers with the given (status, headers, body), one after the other; None breaks the connection off. Yields URL and requests seen."
+    """A server that answers with the given (status, headers, body), one after the other; None breaks
+    the connection off. Yields URL and requests seen."""
     todo, seen = queue.SimpleQueue(), []
-    for step in steps: todo.put(step)
+    for step in steps:
+        todo.put(step)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             step = todo.get_nowait()
-            if step is None: return self.connection.shutdown(socket.SHUT_RDWR)
+            if step is None:
+                return self.connection.shutdown(socket.SHUT_RDWR)
             status, headers, body = step
             data = body.encode()
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(data))}.items(): self.send_header(name, value)
+            for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *args): pass
+        def log_message(self, *args):
+            pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
-    try: yield f"http://127.0.0.1:{server.server_port}", seen
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
     finally:
         server.shutdown()
         server.server_close()
@@ -793,43 +1175,56 @@ def scripted(*steps):
 GOOD = (200, {}, '{"rewards": [1.5]}')
 
 
-@pytest.mark.parametrize("steps", [
-    [(503, {"Retry-After": "0"}, ""), GOOD],
-    [(429, {}, ""), (502, {}, ""), (504, {}, ""), GOOD],
-    [None, GOOD],
-], ids=["503", "429, 502, 504", "broken off"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [(503, {"Retry-After": "0"}, ""), GOOD],
+        [(429, {}, ""), (502, {}, ""), (504, {}, ""), GOOD],
+        [None, GOOD],
+    ],
+    ids=["503", "429, 502, 504", "broken off"],
+)
 def test_what_may_pass_is_tried_again(steps):
     with scripted(*steps) as (url, seen):
         assert RewardClient(url, max_pause=0.01).score("Why?", "So.") == 1.5
-        assert seen == [{"prompts": ["Why?"], "responses": ["So."], "normalize": False, "too_long": "error"}] * len(steps)
+        assert seen == [
+            {"prompts": ["Why?"], "responses": ["So."], "normalize": False, "too_long": "error"}
+        ] * len(steps)
 
 
-@pytest.mark.parametrize("step, message", [
-    ((400, {}, '{"error": {"message": "prompts[0] is odd"}}'), "answers 400: prompts[0] is odd"),
-    ((500, {}, "<html>\n broken"), "answers 500: <html> broken"),
-    ((302, {"Location": "/elsewhere"}, ""), "answers 302: Found"),
-    ((200, {}, "hello"), "is no route of a reward_kit server: it answers 'hello' instead of 1 reward"),
-    ((200, {}, '{"rewards": [1, 2]}'), "instead of 1 reward"),
-    ((200, {}, '{"rewards": 3}'), "instead of 1 reward"),
-])
+@pytest.mark.parametrize(
+    "step, message",
+    [
+        ((400, {}, '{"error": {"message": "prompts[0] is odd"}}'), "answers 400: prompts[0] is odd"),
+        ((500, {}, "<html>\n broken"), "answers 500: <html> broken"),
+        ((302, {"Location": "/elsewhere"}, ""), "answers 302: Found"),
+        ((200, {}, "hello"), "is no route of a reward_kit server: it answers 'hello' instead of 1 reward"),
+        ((200, {}, '{"rewards": [1, 2]}'), "instead of 1 reward"),
+        ((200, {}, '{"rewards": 3}'), "instead of 1 reward"),
+    ],
+)
 def test_what_will_not_pass_is_raised_at_once(step, message):
     with scripted(step, GOOD) as (url, seen):
-        with pytest.raises(RewardServerError) as error: RewardClient(url, max_pause=0.01).score("Why?", "So.")
+        with pytest.raises(RewardServerError) as error:
+            RewardClient(url, max_pause=0.01).score("Why?", "So.")
     assert message in str(error.value) and "\n" not in str(error.value) and len(seen) == 1
 
 
 def test_tries_are_bounded():
     with scripted(*[(503, {"Retry-After": "3600"}, '{"error": {"message": "busy"}}')] * 9) as (url, seen):
-        with pytest.raises(RewardServerError, match=r"answers 503 \(after 4 tries\): busy"): RewardClient(url, retries=3, max_pause=0.01).score("Why?", "So.")
+        with pytest.raises(RewardServerError, match=r"answers 503 \(after 4 tries\): busy"):
+            RewardClient(url, retries=3, max_pause=0.01).score("Why?", "So.")
         assert len(seen) == 4
-    with pytest.raises(RewardServerError, match="after 3 tries: .*Connection refused; is it running"): RewardClient(url, retries=2, max_pause=0.01).score("Why?", "So.")
+    with pytest.raises(RewardServerError, match="after 3 tries: .*Connection refused; is it running"):
+        RewardClient(url, retries=2, max_pause=0.01).score("Why?", "So.")
 
 
 def test_pauses_grow_and_vary(monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     for _ in range(2):
-        with scripted(*[(502, {}, "")] * 7) as (url, _seen), pytest.raises(RewardServerError): RewardClient(url, retries=6, max_pause=6).score("Why?", "So.")
+        with scripted(*[(502, {}, "")] * 7) as (url, _seen), pytest.raises(RewardServerError):
+            RewardClient(url, retries=6, max_pause=6).score("Why?", "So.")
     first, second = (own for own in (pauses[: len(pauses) // 2], pauses[len(pauses) // 2 :]))
     own = [p for p in first if p >= 0.5]
     assert own == sorted(own) and max(pauses) <= 6 and own[0] < 2 < own[-1] and first != second
@@ -837,44 +1232,81 @@ def test_pauses_grow_and_vary(monkeypatch):
 
 def test_no_answer_in_time_is_an_error():
     with listen("127.0.0.1", 0) as sock:  # accepts connections and says nothing
-        client = RewardClient(f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=0.1, retries=1, max_pause=0.01)
-        with pytest.raises(RewardServerError, match="no answer from the reward server at .* after 2 tries: .*(timed out|timeout)"): client.score("Why?", "So.")
+        client = RewardClient(
+            f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=0.1, retries=1, max_pause=0.01
+        )
+        with pytest.raises(
+            RewardServerError,
+            match="no answer from the reward server at .* after 2 tries: .*(timed out|timeout)",
+        ):
+            client.score("Why?", "So.")
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("localhost:8000",), "url is 'localhost:8000'; it must be like http://127.0.0.1:8000"),
-    (("http://a", {"timeout": 0}), "timeout=0"),
-    (("http://a", {"retries": -1}), "retries=-1"),
-    (("http://a", {"batch_rows": 0}), "batch_rows=0"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("localhost:8000",), "url is 'localhost:8000'; it must be like http://127.0.0.1:8000"),
+        (("http://a", {"timeout": 0}), "timeout=0"),
+        (("http://a", {"retries": -1}), "retries=-1"),
+        (("http://a", {"batch_rows": 0}), "batch_rows=0"),
+    ],
+)
 def test_wrong_settings_of_the_client(arguments, message):
-    with pytest.raises(ValueError, match=message): RewardClient(arguments[0], **(arguments[1:] or ({},))[0])
+    with pytest.raises(ValueError, match=message):
+        RewardClient(arguments[0], **(arguments[1:] or ({},))[0])
 
 
 def test_what_is_no_text_is_an_error_before_anything_is_sent():
     with scripted() as (url, seen):
-        with pytest.raises(TypeError, match=r"prompts\[1\] is None"): RewardClient(url).score(["a", None], ["b", "c"])
-        with pytest.raises(ValueError, match="got 2 prompts and 1 response"): RewardClient(url)(["a", "b"], ["c"])
+        with pytest.raises(TypeError, match=r"prompts\[1\] is None"):
+            RewardClient(url).score(["a", None], ["b", "c"])
+        with pytest.raises(ValueError, match="got 2 prompts and 1 response"):
+            RewardClient(url)(["a", "b"], ["c"])
         assert not seen
 
 
 def test_many_texts_go_in_several_requests(rm, url):
     client = RewardClient(url, batch_rows=50)
     assert client.score(PROMPTS, RESPONSES) == pytest.approx(rm.score(PROMPTS, RESPONSES), abs=1e-5)
-    assert client.score(PROMPTS[0], RESPONSES[:3]) == pytest.approx(rm.score(PROMPTS[0], RESPONSES[:3]), abs=1e-5)
-    assert client.score(PROMPTS[0], RESPONSES[0], normalize=True) == pytest.approx(rm.score(PROMPTS[0], RESPONSES[0], normalize=True), abs=1e-5)
+    assert client.score(PROMPTS[0], RESPONSES[:3]) == pytest.approx(
+        rm.score(PROMPTS[0], RESPONSES[:3]), abs=1e-5
+    )
+    assert client.score(PROMPTS[0], RESPONSES[0], normalize=True) == pytest.approx(
+        rm.score(PROMPTS[0], RESPONSES[0], normalize=True), abs=1e-5
+    )
 
 
 def test_the_client_is_a_reward_function(rm, url):
-    "As TRL calls it: every column, conversations, and None for what does not apply; template arguments reach the right rows."
+    """As TRL calls it: every column, conversations, and None for what does not apply; template
+    arguments reach the right rows."""
     client = RewardClient(url, batch_rows=2)
-    columns = {"completion_ids": [[1]] * 3, "answer": list("xyz"), "trainer_state": object(), "log_metric": print, "tools": [None] * 3}
-    prompts, completions = [CHAT[:1]] * 3, [CHAT[1:], [{"role": "assistant", "content": "word " * 400}], CHAT[1:]]
+    columns = {
+        "completion_ids": [[1]] * 3,
+        "answer": list("xyz"),
+        "trainer_state": object(),
+        "log_metric": print,
+        "tools": [None] * 3,
+    }
+    prompts, completions = (
+        [CHAT[:1]] * 3,
+        [
+            CHAT[1:],
+            [{"role": "assistant", "content": "word " * 400}],
+            CHAT[1:],
+        ],
+    )
     expected = rm(prompts=prompts, completions=completions, **columns)
-    assert expected[1] is None and client(prompts=prompts, completions=completions, **columns) == [pytest.approx(r, abs=1e-5) if r is not None else None for r in expected]
+    assert expected[1] is None and client(prompts=prompts, completions=completions, **columns) == [
+        pytest.approx(r, abs=1e-5) if r is not None else None for r in expected
+    ]
     with scripted(GOOD, GOOD) as (address, seen):
-        RewardClient(address, batch_rows=1)(["a", "b"], ["c", "d"], chat_template_kwargs=[{"k": 1}, {"k": 2}], other=[1, 2])
-        assert [body.get("chat_template_kwargs") for body in seen] == [[{"k": 1}], [{"k": 2}]] and "other" not in seen[0]
+        RewardClient(address, batch_rows=1)(
+            ["a", "b"], ["c", "d"], chat_template_kwargs=[{"k": 1}, {"k": 2}], other=[1, 2]
+        )
+        assert [body.get("chat_template_kwargs") for body in seen] == [
+            [{"k": 1}],
+            [{"k": 2}],
+        ] and "other" not in seen[0]
 
 
 # --- other trainers: the true reward rises
@@ -886,7 +1318,14 @@ def trained(tmp_path_factory):
     from reward_kit.tools.pipeline import train_reward_model
 
     path = tmp_path_factory.mktemp("trained") / "reward-model"
-    train_reward_model("playground", WORLD.preferences(1200), path, config={"num_train_epochs": 1}, progress=False, say=lambda *_: None)
+    train_reward_model(
+        "playground",
+        WORLD.preferences(1200),
+        path,
+        config={"num_train_epochs": 1},
+        progress=False,
+        say=lambda *_: None,
+    )
     return path
 
 
@@ -899,15 +1338,19 @@ def mean_true_reward(policy, tokenizer, prompts):
 def sample(policy, tokenizer, prompts):
     "One response to each prompt."
     torch.manual_seed(0)
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
-    with torch.no_grad(): ids = policy.eval().generate(**inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=48)
+    inputs = tokenizer(
+        prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False
+    )
+    with torch.no_grad():
+        ids = policy.eval().generate(**inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=48)
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
 def test_the_true_reward_rises_in_trl(kind, trained, tmp_path):
-    "Twenty steps of 64 responses; the responses of the policy before and after are compared prompt by prompt, on prompts it was not trained on."
+    """Twenty steps of 64 responses; the responses of the policy before and after are compared prompt by
+    prompt, on prompts it was not trained on."""
     import trl
     from datasets import Dataset
     from scipy.stats import ttest_rel
@@ -917,15 +1360,39 @@ def test_the_true_reward_rises_in_trl(kind, trained, tmp_path):
     training, held_out = prompts[:-200], prompts[-200:]
     policy, tokenizer = load_base()
     before = mean_true_reward(policy, tokenizer, held_out)
-    args = config(output_dir=str(tmp_path), learning_rate=1e-4, lr_scheduler_type="constant", max_steps=20, per_device_train_batch_size=64, num_generations=8,
-                  max_completion_length=48, beta=0.0, seed=0, use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True)
+    args = config(
+        output_dir=str(tmp_path),
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        max_steps=20,
+        per_device_train_batch_size=64,
+        num_generations=8,
+        max_completion_length=48,
+        beta=0.0,
+        seed=0,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     with contextlib.ExitStack() as stack:  # RLOO asks a server
         reward = RewardModel.from_pretrained(trained, device="cpu")
-        if kind == "RLOO": reward = RewardClient(stack.enter_context(background_server(reward)))
-        run = trainer(model=policy, reward_funcs=reward, args=args, train_dataset=Dataset.from_dict({"prompt": training}), processing_class=tokenizer)
+        if kind == "RLOO":
+            reward = RewardClient(stack.enter_context(background_server(reward)))
+        run = trainer(
+            model=policy,
+            reward_funcs=reward,
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": training}),
+            processing_class=tokenizer,
+        )
         run.train()
     after = mean_true_reward(run.model, tokenizer, held_out)
     test = ttest_rel(after, before, alternative="greater")
     low, high = ttest_rel(after, before).confidence_interval(0.95)
-    print(f"{kind}: true reward {sum(before) / 200:.2f} before, {sum(after) / 200:.2f} after; difference {low:.2f} to {high:.2f} (95%), p = {test.pvalue:.1g}")
+    print(
+        f"{kind}: true reward {sum(before) / 200:.2f} before, {sum(after) / 200:.2f} after; difference"
+        f" {low:.2f} to {high:.2f} (95%), p = {test.pvalue:.1g}"
+    )
     assert test.pvalue < 0.01 and low > 0

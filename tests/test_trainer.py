@@ -1,4 +1,6 @@
-"The trainer: everything TRL's accepts, means and metrics that are exact, LoRA, memory, and a folder that scores the same."
+"""The trainer: everything TRL's accepts, means and metrics that are exact, LoRA, memory, and a folder
+that scores the same."""
+
 import copy
 import json
 import math
@@ -25,39 +27,71 @@ from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory): return make_base(tmp_path_factory.mktemp("base"))
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
 def config(tmp_path):
     def build(**settings):
-        settings = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "disable_tqdm": True, "show_plan": False, "logging_steps": 1,
-                    "save_strategy": "no", **settings}
+        settings = {
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "disable_tqdm": True,
+            "show_plan": False,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            **settings,
+        }
         return RewardConfig(str(tmp_path / "out"), **settings)
+
     return build
 
 
-def weights(trainer): return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
 def same(a, b, **tolerance):
-    return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], **tolerance) if tolerance else torch.equal(a[k], b[k]) for k in a)
+    return a.keys() == b.keys() and all(
+        torch.allclose(a[k], b[k], **tolerance) if tolerance else torch.equal(a[k], b[k]) for k in a
+    )
 
 
-def user(text): return {"role": "user", "content": text}
+def user(text):
+    return {"role": "user", "content": text}
 
 
-def said(text): return {"role": "assistant", "content": text}
+def said(text):
+    return {"role": "assistant", "content": text}
 
 
-CONVERSATION = [{"chosen": [user(p["prompt"]), said(p["chosen"])], "rejected": [user(p["prompt"]), said(p["rejected"])]} for p in make_pairs(12)]
+CONVERSATION = [
+    {"chosen": [user(p["prompt"]), said(p["chosen"])], "rejected": [user(p["prompt"]), said(p["rejected"])]}
+    for p in make_pairs(12)
+]
 FORMATS = {
     "prompt": make_pairs(12),
-    "no prompt": [{"chosen": p["prompt"] + " " + p["chosen"], "rejected": p["prompt"] + " " + p["rejected"]} for p in make_pairs(12)],
+    "no prompt": [
+        {"chosen": p["prompt"] + " " + p["chosen"], "rejected": p["prompt"] + " " + p["rejected"]}
+        for p in make_pairs(12)
+    ],
     "margin": [{**p, "margin": 0.5} for p in make_pairs(12)],
     "implicit conversation": CONVERSATION,
-    "conversation": [{"prompt": r["chosen"][:1], "chosen": r["chosen"][1:], "rejected": r["rejected"][1:]} for r in CONVERSATION],
-    "tools": [{**r, "tools": json.dumps([{"type": "function", "function": {"name": "look", "description": "looks", "parameters": {}}}])} for r in CONVERSATION],
+    "conversation": [
+        {"prompt": r["chosen"][:1], "chosen": r["chosen"][1:], "rejected": r["rejected"][1:]}
+        for r in CONVERSATION
+    ],
+    "tools": [
+        {
+            **r,
+            "tools": json.dumps(
+                [{"type": "function", "function": {"name": "look", "description": "looks", "parameters": {}}}]
+            ),
+        }
+        for r in CONVERSATION
+    ],
     "template arguments": [{**r, "chat_template_kwargs": {"enable_thinking": False}} for r in CONVERSATION],
     "token ids": [{"chosen_ids": [5, 6, 7 + i, 2], "rejected_ids": [5, 6, 2]} for i in range(12)],
 }
@@ -75,35 +109,78 @@ def test_every_format_of_trl_trains(base, config, kind):
 
 def test_a_stream_trains_and_evaluates(base, config):
     stream = IterableDataset.from_generator(lambda: iter(make_pairs(12)))
-    trainer = RewardTrainer(base, config(show_plan=True), train_dataset=stream, eval_dataset=IterableDataset.from_generator(lambda: iter(make_pairs(6, 1))))
+    trainer = RewardTrainer(
+        base,
+        config(show_plan=True),
+        train_dataset=stream,
+        eval_dataset=IterableDataset.from_generator(lambda: iter(make_pairs(6, 1))),
+    )
     trainer.train()
     metrics = trainer.evaluate()
-    whole = RewardTrainer(trainer.model, config(), train_dataset=make_dataset(4), eval_dataset=make_dataset(6, 1), processing_class=trainer.processing_class)
+    whole = RewardTrainer(
+        trainer.model,
+        config(),
+        train_dataset=make_dataset(4),
+        eval_dataset=make_dataset(6, 1),
+        processing_class=trainer.processing_class,
+    )
     assert metrics["eval_accuracy"] == whole.evaluate()["eval_accuracy"]
     assert metrics["eval_loss"] == pytest.approx(whole.evaluate()["eval_loss"], abs=1e-6)
 
 
 def test_several_evaluation_sets_keep_their_names(base, config):
     sets = {"near": make_dataset(6, 1), "far": make_dataset(5, 2)}
-    trainer = RewardTrainer(base, config(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
-                                         metric_for_best_model="eval_far_accuracy"), train_dataset=make_dataset(8), eval_dataset=sets)
+    trainer = RewardTrainer(
+        base,
+        config(
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="steps",
+            save_steps=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_far_accuracy",
+        ),
+        train_dataset=make_dataset(8),
+        eval_dataset=sets,
+    )
     trainer.train()
     metrics = trainer.evaluate()
-    assert {"eval_near_accuracy", "eval_far_accuracy", "eval_far_margin"} <= metrics.keys() and "eval_accuracy" not in metrics
+    assert {
+        "eval_near_accuracy",
+        "eval_far_accuracy",
+        "eval_far_margin",
+    } <= metrics.keys() and "eval_accuracy" not in metrics
     assert trainer.state.best_metric is not None
 
 
 def test_compute_metrics_gets_rewards_and_ranks(base, config):
     seen = {}
+
     def metric(prediction):
         seen["rewards"], seen["ranks"] = prediction.predictions, prediction.label_ids
         return {"first_wins": float((prediction.predictions[:, 0] > prediction.predictions[:, 1]).mean())}
-    rankings = [{"prompt": f"say {i}", "responses": ["thank you", "sorry", "no"][:2 + i % 2], "ranks": [1, 2, 3][:2 + i % 2]} for i in range(7)]
-    trainer = RewardTrainer(base, config(loss_type="plackett_luce"), train_dataset=make_dataset(8), eval_dataset=rankings, compute_metrics=metric)
+
+    rankings = [
+        {
+            "prompt": f"say {i}",
+            "responses": ["thank you", "sorry", "no"][: 2 + i % 2],
+            "ranks": [1, 2, 3][: 2 + i % 2],
+        }
+        for i in range(7)
+    ]
+    trainer = RewardTrainer(
+        base,
+        config(loss_type="plackett_luce"),
+        train_dataset=make_dataset(8),
+        eval_dataset=rankings,
+        compute_metrics=metric,
+    )
     metrics = trainer.evaluate()
     assert metrics["eval_first_wins"] == pytest.approx((seen["rewards"][:, 0] > seen["rewards"][:, 1]).mean())
     assert seen["rewards"].shape == seen["ranks"].shape == (7, 3)
-    assert [row.tolist() for row in seen["ranks"][:2]] == [[1, 2, -100], [1, 2, 3]] and seen["rewards"][0, 2] == -100
+    assert [row.tolist() for row in seen["ranks"][:2]] == [[1, 2, -100], [1, 2, 3]] and seen["rewards"][
+        0, 2
+    ] == -100
 
 
 def test_predictions_are_in_order_and_match_the_plain_forward(base, config):
@@ -112,14 +189,21 @@ def test_predictions_are_in_order_and_match_the_plain_forward(base, config):
     predictions = trainer.predict(Dataset.from_list(pairs)).predictions
     for pair, row in zip(pairs, predictions):
         inputs = trainer.processing_class(pair["prompt"] + " " + pair["chosen"], return_tensors="pt")
-        with torch.no_grad(): assert trainer.model(**inputs).logits.item() == pytest.approx(float(row[0]), abs=1e-5)
+        with torch.no_grad():
+            assert trainer.model(**inputs).logits.item() == pytest.approx(float(row[0]), abs=1e-5)
 
 
 def test_a_collator_in_trl_layout_gives_the_same_loss(base, config):
     from trl.trainer.reward_trainer import DataCollatorForPreference
+
     ours = RewardTrainer(base, config(), train_dataset=make_dataset(8), eval_dataset=make_dataset(8, 1))
-    theirs = RewardTrainer(base, config(), train_dataset=make_dataset(8), eval_dataset=make_dataset(8, 1),
-                           data_collator=DataCollatorForPreference(ours.processing_class.pad_token_id))
+    theirs = RewardTrainer(
+        base,
+        config(),
+        train_dataset=make_dataset(8),
+        eval_dataset=make_dataset(8, 1),
+        data_collator=DataCollatorForPreference(ours.processing_class.pad_token_id),
+    )
     assert theirs.evaluate()["eval_loss"] == pytest.approx(ours.evaluate()["eval_loss"], abs=1e-6)
     theirs.train()
 
@@ -127,45 +211,85 @@ def test_a_collator_in_trl_layout_gives_the_same_loss(base, config):
 def test_new_data_is_evaluated_like_the_own_set(base, config):
     trainer = RewardTrainer(base, config(), train_dataset=make_dataset(4), eval_dataset=make_dataset(6, 1))
     own, new = trainer.evaluate(), trainer.evaluate(make_dataset(6, 1))
-    assert new["eval_loss"] == own["eval_loss"] and trainer.evaluate({"x": make_pairs(6, 1)})["eval_x_loss"] == own["eval_loss"]
+    assert (
+        new["eval_loss"] == own["eval_loss"]
+        and trainer.evaluate({"x": make_pairs(6, 1)})["eval_x_loss"] == own["eval_loss"]
+    )
 
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_bf16_trains_scores_in_float32_and_saves_float32(base, config, tmp_path, adapter):
-    trainer = trained(base, config(bf16=True, use_cpu=True), make_dataset(16), eval_dataset=make_dataset(6, 1),
-                      peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if adapter else None)
+    trainer = trained(
+        base,
+        config(bf16=True, use_cpu=True),
+        make_dataset(16),
+        eval_dataset=make_dataset(6, 1),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if adapter else None,
+    )
     assert trainer.predict(make_dataset(6, 1)).predictions.dtype == "float32"
     trainer.save_model(str(tmp_path / "final"))
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "final").dtype == torch.float32
-    if adapter: assert RewardMetadata.load(tmp_path / "final").extra["merge"]["max_score_difference"] < 1e-5
+    if adapter:
+        assert RewardMetadata.load(tmp_path / "final").extra["merge"]["max_score_difference"] < 1e-5
 
 
 def test_the_command_line_parser_of_transformers_reads_the_config(tmp_path):
     from transformers import HfArgumentParser
-    args, = HfArgumentParser(RewardConfig).parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--loss_type", "plackett_luce", "--loss_kwargs", "{}", "--learning_rate", "2e-5"])
+
+    (args,) = HfArgumentParser(RewardConfig).parse_args_into_dataclasses(
+        [
+            "--output_dir",
+            str(tmp_path),
+            "--loss_type",
+            "plackett_luce",
+            "--loss_kwargs",
+            "{}",
+            "--learning_rate",
+            "2e-5",
+        ]
+    )
     assert (args.loss_type, args.loss_kwargs, args.learning_rate) == ("plackett_luce", {}, 2e-5)
 
 
 # ---- exact means
 
+
 def uneven(n, seed=0):
     "Rankings of 2 to 4 responses, some tied, with weights."
     rows = []
     for i, pair in enumerate(make_pairs(n, seed)):
-        responses = [pair["chosen"], pair["rejected"], "on a mat", "no rain fell at all"][:2 + i % 3]
-        ranks = [1, 1, 2, 3][:len(responses)] if i % 4 == 3 else list(range(1, len(responses) + 1))
-        rows.append({"prompt": pair["prompt"], "responses": responses, "ranks": ranks, "weight": 0.25 * (1 + i % 5)})
+        responses = [pair["chosen"], pair["rejected"], "on a mat", "no rain fell at all"][: 2 + i % 3]
+        ranks = [1, 1, 2, 3][: len(responses)] if i % 4 == 3 else list(range(1, len(responses) + 1))
+        rows.append(
+            {"prompt": pair["prompt"], "responses": responses, "ranks": ranks, "weight": 0.25 * (1 + i % 5)}
+        )
     return rows
 
 
 @pytest.mark.parametrize("loss_type", ["bradley_terry", "plackett_luce", "davidson"])
 def test_accumulation_equals_a_larger_batch(base, config, loss_type):
     results = []
-    for settings in ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}):
-        trainer = RewardTrainer(base, config(max_steps=3, optim="sgd", learning_rate=0.1, max_grad_norm=0, loss_type=loss_type, center_rewards_coefficient=0.05, **settings),
-                                train_dataset=uneven(24))
+    for settings in (
+        {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    ):
+        trainer = RewardTrainer(
+            base,
+            config(
+                max_steps=3,
+                optim="sgd",
+                learning_rate=0.1,
+                max_grad_norm=0,
+                loss_type=loss_type,
+                center_rewards_coefficient=0.05,
+                **settings,
+            ),
+            train_dataset=uneven(24),
+        )
         trainer.train()
-        results.append((weights(trainer), [log["loss"] for log in trainer.state.log_history if "loss" in log]))
+        results.append(
+            (weights(trainer), [log["loss"] for log in trainer.state.log_history if "loss" in log])
+        )
     assert same(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
 
@@ -173,18 +297,39 @@ def test_accumulation_equals_a_larger_batch(base, config, loss_type):
 def test_evaluation_does_not_depend_on_the_batch_size(base, config):
     totals = []
     for size in (1, 3, 16):
-        trainer = RewardTrainer(base, config(per_device_eval_batch_size=size), train_dataset=make_dataset(4), eval_dataset=uneven(13))
-        totals.append({k: v for k, v in trainer.evaluate().items() if k in ("eval_loss", "eval_accuracy", "eval_margin", "eval_mean_reward")})
+        trainer = RewardTrainer(
+            base,
+            config(per_device_eval_batch_size=size),
+            train_dataset=make_dataset(4),
+            eval_dataset=uneven(13),
+        )
+        totals.append(
+            {
+                k: v
+                for k, v in trainer.evaluate().items()
+                if k in ("eval_loss", "eval_accuracy", "eval_margin", "eval_mean_reward")
+            }
+        )
     assert totals[1] == pytest.approx(totals[0], abs=1e-6) and totals[2] == pytest.approx(totals[0], abs=1e-6)
 
 
 def test_evaluation_counts_by_hand(base, config):
-    trainer = RewardTrainer(base, config(per_device_eval_batch_size=2), train_dataset=make_dataset(4), eval_dataset=make_dataset(5, 1))
+    trainer = RewardTrainer(
+        base,
+        config(per_device_eval_batch_size=2),
+        train_dataset=make_dataset(4),
+        eval_dataset=make_dataset(5, 1),
+    )
     rewards = torch.tensor(trainer.predict(make_dataset(5, 1)).predictions).double()
     chosen, rejected = rewards.T
     metrics = trainer.evaluate()
-    assert metrics["eval_accuracy"] == ((chosen > rejected).double() + (chosen == rejected).double() / 2).mean().item()
-    assert metrics["eval_loss"] == pytest.approx(torch.log1p(torch.exp(rejected - chosen)).mean().item(), abs=1e-6)
+    assert (
+        metrics["eval_accuracy"]
+        == ((chosen > rejected).double() + (chosen == rejected).double() / 2).mean().item()
+    )
+    assert metrics["eval_loss"] == pytest.approx(
+        torch.log1p(torch.exp(rejected - chosen)).mean().item(), abs=1e-6
+    )
     assert metrics["eval_margin"] == pytest.approx((chosen - rejected).mean().item(), abs=1e-6)
     assert metrics["eval_std_reward"] == pytest.approx(rewards.std(unbiased=False).item(), abs=1e-6)
 
@@ -197,8 +342,13 @@ def test_equal_rewards_count_one_half(base, config):
 
 def test_training_metrics_are_pooled_over_the_steps_between_logs(base, config):
     kinds = ("accuracy", "margin", "mean_reward", "min_reward", "max_reward")
-    each, all_at_once = ([{k: log[k] for k in kinds} for log in run.state.log_history if "loss" in log] for run in (
-        trained(base, config(max_steps=4, logging_steps=1, learning_rate=1e-9), make_dataset(16)), trained(base, config(max_steps=4, logging_steps=4, learning_rate=1e-9), make_dataset(16))))
+    each, all_at_once = (
+        [{k: log[k] for k in kinds} for log in run.state.log_history if "loss" in log]
+        for run in (
+            trained(base, config(max_steps=4, logging_steps=1, learning_rate=1e-9), make_dataset(16)),
+            trained(base, config(max_steps=4, logging_steps=4, learning_rate=1e-9), make_dataset(16)),
+        )
+    )
     assert all_at_once[0]["accuracy"] == pytest.approx(sum(log["accuracy"] for log in each) / 4)
     assert all_at_once[0]["min_reward"] == pytest.approx(min(log["min_reward"] for log in each), abs=1e-6)
 
@@ -210,15 +360,23 @@ def trained(base, args, data, **kwargs):
 
 
 def test_regression_reads_scores(base, config):
-    rows = [{"prompt": p["prompt"], "responses": [p["chosen"], p["rejected"]], "scores": [1.0, -1.0]} for p in make_pairs(16)]
-    trainer = trained(base, config(loss_type="regression", max_steps=60, learning_rate=3e-3), rows, eval_dataset=rows)
+    rows = [
+        {"prompt": p["prompt"], "responses": [p["chosen"], p["rejected"]], "scores": [1.0, -1.0]}
+        for p in make_pairs(16)
+    ]
+    trainer = trained(
+        base, config(loss_type="regression", max_steps=60, learning_rate=3e-3), rows, eval_dataset=rows
+    )
     assert trainer.evaluate()["eval_loss"] < 0.1
 
 
 def test_head_learning_rate_moves_only_the_head(base, config):
     trainer = trained(base, config(learning_rate=1e-12, head_learning_rate=1e-2), make_dataset(8))
     start = RewardTrainer(base, config(), train_dataset=make_dataset(4))
-    moved = {n: (p - q).abs().max().item() for (n, p), q in zip(trainer.model.named_parameters(), start.model.parameters())}
+    moved = {
+        n: (p - q).abs().max().item()
+        for (n, p), q in zip(trainer.model.named_parameters(), start.model.parameters())
+    }
     assert moved.pop("score.weight") > 1e-3 and max(moved.values()) < 1e-6
 
 
@@ -226,28 +384,55 @@ def test_the_plan_changes_nothing(base, config):
     runs = [trained(base, config(show_plan=show), make_dataset(8)) for show in (True, False)]
     assert same(weights(runs[0]), weights(runs[1]))
     plan = RewardTrainer(base, config(), train_dataset=make_dataset(8)).plan()
-    assert (plan.examples, plan.steps, plan.batch_size) == (8, 2, 4) and plan.memory["optimizer"] == 8 * plan.parameters and plan.seconds > 0
+    assert (
+        (plan.examples, plan.steps, plan.batch_size) == (8, 2, 4)
+        and plan.memory["optimizer"] == 8 * plan.parameters
+        and plan.seconds > 0
+    )
 
 
 # ---- memory
 
+
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypatch, capsys, where):
-    settings = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "gradient_accumulation_steps": 2, "max_grad_norm": 0}
+    settings = {
+        "max_steps": 3,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0,
+    }
     expected = trained(base, config(**settings), uneven(24))
     trainer = RewardTrainer(base, config(**settings), train_dataset=uneven(24))
     rows_allowed, failures = 9, []
+
     def limit(rows):
         if rows > rows_allowed:
             failures.append(rows)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB") if where == "forward" else RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            raise (
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                if where == "forward"
+                else RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            )
+
     if where == "forward":
         rewards = trainer._rewards
-        monkeypatch.setattr(trainer, "_rewards", lambda model, inputs: (limit(int(inputs["mask"].sum())), rewards(model, inputs))[1])
+        monkeypatch.setattr(
+            trainer,
+            "_rewards",
+            lambda model, inputs: (limit(int(inputs["mask"].sum())), rewards(model, inputs))[1],
+        )
     else:
         backward, record, size = trainer.accelerator.backward, trainer._record, []
-        monkeypatch.setattr(trainer, "_record", lambda rows: (size.append(int(rows[:, Sums.NAMES.index("rewards")].sum())), record(rows)))
-        monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **kw: (backward(loss, **kw), limit(size[-1])))
+        monkeypatch.setattr(
+            trainer,
+            "_record",
+            lambda rows: (size.append(int(rows[:, Sums.NAMES.index("rewards")].sum())), record(rows)),
+        )
+        monkeypatch.setattr(
+            trainer.accelerator, "backward", lambda loss, **kw: (backward(loss, **kw), limit(size[-1]))
+        )
     trainer.train()
     assert failures and trainer.micro_batches.count == 2 and "2 micro-batches" in capsys.readouterr().out
     assert same(weights(expected), weights(trainer), rtol=1e-5, atol=1e-6)
@@ -257,24 +442,39 @@ def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypat
 
 def test_out_of_memory_with_one_example_is_one_clear_line(base, config, monkeypatch):
     trainer = RewardTrainer(base, config(), train_dataset=make_dataset(8))
-    def fail(*args): raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
     monkeypatch.setattr(trainer, "_rewards", fail)
-    with pytest.raises(torch.OutOfMemoryError, match="one example at a time; lower max_length"): trainer.train()
+    with pytest.raises(torch.OutOfMemoryError, match="one example at a time; lower max_length"):
+        trainer.train()
 
 
 def test_other_errors_pass_through(base, config, monkeypatch):
     trainer = RewardTrainer(base, config(), train_dataset=make_dataset(8))
-    def fail(*args): raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    def fail(*args):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
     monkeypatch.setattr(trainer, "_rewards", fail)
-    with pytest.raises(RuntimeError, match="mat1"): trainer.train()
+    with pytest.raises(RuntimeError, match="mat1"):
+        trainer.train()
 
 
 # ---- LoRA
 
+
 def test_lora_trains_and_saves_the_head_and_leaves_the_config_alone(base, config, tmp_path):
     lora = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
     before = copy.deepcopy(lora)
-    trainer = RewardTrainer(base, config(max_steps=6, learning_rate=None), train_dataset=make_dataset(24), eval_dataset=make_dataset(8, 1), peft_config=lora)
+    trainer = RewardTrainer(
+        base,
+        config(max_steps=6, learning_rate=None),
+        train_dataset=make_dataset(24),
+        eval_dataset=make_dataset(8, 1),
+        peft_config=lora,
+    )
     assert trainer.args.learning_rate == 1e-4
     trainer.args.learning_rate = 1e-2
     head = trainer.model.get_base_model().score.modules_to_save["default"].weight
@@ -284,49 +484,100 @@ def test_lora_trains_and_saves_the_head_and_leaves_the_config_alone(base, config
     assert {m.p for n, m in trainer.model.named_modules() if n.endswith("lora_dropout.default")} == {0.1}
     trainer.save_model(str(tmp_path / "final"))
     meta = RewardMetadata.load(tmp_path / "final")
-    assert meta.extra["merge"]["max_score_difference"] < 1e-5 and (tmp_path / "final/adapter/adapter_model.safetensors").exists()
+    assert (
+        meta.extra["merge"]["max_score_difference"] < 1e-5
+        and (tmp_path / "final/adapter/adapter_model.safetensors").exists()
+    )
     assert not list((tmp_path / "final").rglob("*.bin"))
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "final")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "final")
     trainer.model.eval()
     for pair in make_pairs(5, 4):
         inputs = tokenizer(pair["prompt"] + " " + pair["chosen"], return_tensors="pt")
-        with torch.no_grad(): assert merged(**inputs).logits.item() == pytest.approx(trainer.model(**inputs).logits.item(), abs=1e-5)
+        with torch.no_grad():
+            assert merged(**inputs).logits.item() == pytest.approx(
+                trainer.model(**inputs).logits.item(), abs=1e-5
+            )
 
 
 def test_a_peft_model_with_a_frozen_head_is_refused(base, config):
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     frozen = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match=r"head score of this PeftModel is frozen.*modules_to_save=\['score'\]"):
+    with pytest.raises(
+        ValueError, match=r"head score of this PeftModel is frozen.*modules_to_save=\['score'\]"
+    ):
         RewardTrainer(frozen, config(), train_dataset=make_dataset(4), processing_class=make_tokenizer())
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    trained(get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])), config(), make_dataset(8), processing_class=make_tokenizer())
+    trained(
+        get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])),
+        config(),
+        make_dataset(8),
+        processing_class=make_tokenizer(),
+    )
 
 
 def test_gradient_checkpointing_gives_the_same_weights(base, config):
-    plain, saving = (trained(base, config(gradient_checkpointing=on), make_dataset(8)) for on in (False, True))
+    plain, saving = (
+        trained(base, config(gradient_checkpointing=on), make_dataset(8)) for on in (False, True)
+    )
     assert same(weights(plain), weights(saving), rtol=1e-5, atol=1e-7)
-    trained(base, config(gradient_checkpointing=True), make_dataset(8), peft_config=LoraConfig(target_modules=["q_proj"]))
+    trained(
+        base,
+        config(gradient_checkpointing=True),
+        make_dataset(8),
+        peft_config=LoraConfig(target_modules=["q_proj"]),
+    )
 
 
 def test_an_encoder_trains(config, tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
+
     tokenizer = make_tokenizer(unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]")
-    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                                                     num_labels=1, pad_token_id=tokenizer.pad_token_id))
-    trainer = trained(model, config(), make_dataset(8), processing_class=tokenizer, eval_dataset=make_dataset(6, 1))
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            num_labels=1,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    trainer = trained(
+        model, config(), make_dataset(8), processing_class=tokenizer, eval_dataset=make_dataset(6, 1)
+    )
     trainer.save_model(str(tmp_path / "bert"))
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert").config.num_labels == 1
 
 
 # ---- saved folder
 
-@pytest.mark.parametrize("special", [{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}])
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+        {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},
+    ],
+)
 def test_reload_gives_the_same_scores(config, tmp_path, special):
-    trainer = trained(make_base(tmp_path / "base", **special), config(max_steps=4), make_dataset(16), eval_dataset=make_dataset(6, 1))
+    trainer = trained(
+        make_base(tmp_path / "base", **special),
+        config(max_steps=4),
+        make_dataset(16),
+        eval_dataset=make_dataset(6, 1),
+    )
     trainer.save_model(str(tmp_path / "final"))
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "final"), AutoTokenizer.from_pretrained(tmp_path / "final")
-    assert (model.dtype, model.config.num_labels, model.config.problem_type) == (torch.float32, 1, "regression")
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "final"),
+        AutoTokenizer.from_pretrained(tmp_path / "final"),
+    )
+    assert (model.dtype, model.config.num_labels, model.config.problem_type) == (
+        torch.float32,
+        1,
+        "regression",
+    )
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
     texts = [p["prompt"] + " " + p["chosen"] for p in make_pairs(7, 5)]
     trainer.model.eval()
@@ -343,28 +594,56 @@ def test_the_folder_is_whole_and_replaces_the_former_one(base, config, tmp_path)
     trainer = trained(base, config(), make_dataset(16), eval_dataset=make_dataset(6, 1))
     final = tmp_path / "final"
     (final / "adapter").mkdir(parents=True)
-    for stale in ("reward_kit.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "training_args.bin", "adapter/adapter_model.safetensors", "notes.txt"):
+    for stale in (
+        "reward_kit.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "training_args.bin",
+        "adapter/adapter_model.safetensors",
+        "notes.txt",
+    ):
         (final / stale).write_text("{}")
     trainer.save_model(str(final))
     names = {path.relative_to(final).as_posix() for path in final.rglob("*") if path.is_file()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "reward_kit.json", "README.md", "training_curve.png", "notes.txt"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "reward_kit.json",
+        "README.md",
+        "training_curve.png",
+        "notes.txt",
+    } <= names
     assert not any(name.endswith(".bin") or "0000" in name or name.startswith("adapter") for name in names)
     assert [p.name for p in tmp_path.iterdir() if "saving" in p.name] == []
     meta = RewardMetadata.load(final)
     rewards = trainer.predict(make_dataset(6, 1)).predictions
-    assert meta.normalization["mean"] == pytest.approx(rewards.mean(), abs=1e-6) and meta.normalization["n"] == 12 and meta.normalization["std"] == pytest.approx(rewards.std(), abs=1e-6)
+    assert (
+        meta.normalization["mean"] == pytest.approx(rewards.mean(), abs=1e-6)
+        and meta.normalization["n"] == 12
+        and meta.normalization["std"] == pytest.approx(rewards.std(), abs=1e-6)
+    )
     card = (final / "README.md").read_text()
-    assert all(f"<!-- reward_kit:{name} -->" in card for name in ("training", "data", "evaluation")) and "training_curve.png" in card
+    assert (
+        all(f"<!-- reward_kit:{name} -->" in card for name in ("training", "data", "evaluation"))
+        and "training_curve.png" in card
+    )
 
 
 def test_a_full_disk_leaves_the_former_model(base, config, tmp_path, monkeypatch):
     trainer = trained(base, config(), make_dataset(8))
     trainer.save_model(str(tmp_path / "final"))
     before = (tmp_path / "final/model.safetensors").read_bytes()
-    def full(*args, **kwargs): raise OSError(28, "No space left on device")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(trainer.processing_class, "save_pretrained", full)
-    with pytest.raises(CheckpointError, match="could not be saved to .*: the disk is full"): trainer.save_model(str(tmp_path / "final"))
-    assert (tmp_path / "final/model.safetensors").read_bytes() == before and (tmp_path / "final/reward_kit.json").exists()
+    with pytest.raises(CheckpointError, match="could not be saved to .*: the disk is full"):
+        trainer.save_model(str(tmp_path / "final"))
+    assert (tmp_path / "final/model.safetensors").read_bytes() == before and (
+        tmp_path / "final/reward_kit.json"
+    ).exists()
     assert [p.name for p in tmp_path.iterdir() if "saving" in p.name] == []
 
 
@@ -375,45 +654,102 @@ def test_everybody_may_read_the_saved_model(base, config, tmp_path):
 
 
 def test_a_causal_language_model_is_called_so(base, config):
-    with pytest.raises(ValueError, match="LlamaForCausalLM is a causal language model, which has no reward head"):
-        RewardTrainer(AutoModelForCausalLM.from_pretrained(base), config(), processing_class=AutoTokenizer.from_pretrained(base), train_dataset=make_dataset(8))
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM is a causal language model, which has no reward head"
+    ):
+        RewardTrainer(
+            AutoModelForCausalLM.from_pretrained(base),
+            config(),
+            processing_class=AutoTokenizer.from_pretrained(base),
+            train_dataset=make_dataset(8),
+        )
 
 
 # ---- checkpoints
 
+
 def test_a_full_disk_leaves_the_former_checkpoint(base, config, tmp_path, monkeypatch):
-    trainer = RewardTrainer(base, config(max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1), train_dataset=make_dataset(16))
+    trainer = RewardTrainer(
+        base,
+        config(max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1),
+        train_dataset=make_dataset(16),
+    )
     write, calls = torch.save, []
+
     def limited(*args, **kwargs):
         calls.append(1)
-        if trainer.state.global_step == 4: raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 11421056 vs 11420944")
+        if trainer.state.global_step == 4:
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 11421056 vs 11420944"
+            )
         return write(*args, **kwargs)
+
     monkeypatch.setattr(torch, "save", limited)
-    with pytest.raises(CheckpointError, match="checkpoint-4 could not be written .*the disk is full; checkpoint-2 is complete") as caught: trainer.train()
-    assert "\n" not in str(caught.value) and _read_marker(tmp_path / "out/checkpoint-2") and not (tmp_path / "out/checkpoint-4").exists()
+    with pytest.raises(
+        CheckpointError,
+        match="checkpoint-4 could not be written .*the disk is full; checkpoint-2 is complete",
+    ) as caught:
+        trainer.train()
+    assert (
+        "\n" not in str(caught.value)
+        and _read_marker(tmp_path / "out/checkpoint-2")
+        and not (tmp_path / "out/checkpoint-4").exists()
+    )
     monkeypatch.setattr(torch, "save", write)
-    resumed = RewardTrainer(base, config(max_steps=4, save_strategy="steps", save_steps=2), train_dataset=make_dataset(16))
+    resumed = RewardTrainer(
+        base, config(max_steps=4, save_strategy="steps", save_steps=2), train_dataset=make_dataset(16)
+    )
     resumed.train(resume_from_checkpoint=True)
     assert same(weights(resumed), weights(trained(base, config(max_steps=4), make_dataset(16))))
 
 
 def test_rotation_keeps_the_newest_and_the_best(base, config, tmp_path):
-    trainer = RewardTrainer(base, config(max_steps=5, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1, save_total_limit=1, load_best_model_at_end=True,
-                                         metric_for_best_model="eval_loss", learning_rate=0.3), train_dataset=make_dataset(16), eval_dataset=make_dataset(8, 1))
+    trainer = RewardTrainer(
+        base,
+        config(
+            max_steps=5,
+            save_strategy="steps",
+            save_steps=1,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            learning_rate=0.3,
+        ),
+        train_dataset=make_dataset(16),
+        eval_dataset=make_dataset(8, 1),
+    )
     trainer.train()
     best = trainer.state.best_global_step
     kept = sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*"))
     assert f"checkpoint-{best}" in kept and len(kept) <= 2
     evals = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
-    assert evals[best] == min(evals.values()) and trainer.evaluate()["eval_loss"] == pytest.approx(evals[best], abs=1e-6)
+    assert evals[best] == min(evals.values()) and trainer.evaluate()["eval_loss"] == pytest.approx(
+        evals[best], abs=1e-6
+    )
     trainer.save_model(str(tmp_path / "final"))
     assert f"| steps | {best} of 5 |" in (tmp_path / "final/README.md").read_text()
 
 
 def test_early_stopping(base, config):
-    trainer = RewardTrainer(base, config(max_steps=30, learning_rate=0.5, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True,
-                                         metric_for_best_model="eval_accuracy", save_total_limit=1), train_dataset=make_dataset(16), eval_dataset=make_dataset(8, 1),
-                            callbacks=[EarlyStoppingCallback(2)])
+    trainer = RewardTrainer(
+        base,
+        config(
+            max_steps=30,
+            learning_rate=0.5,
+            save_strategy="steps",
+            save_steps=1,
+            eval_strategy="steps",
+            eval_steps=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_accuracy",
+            save_total_limit=1,
+        ),
+        train_dataset=make_dataset(16),
+        eval_dataset=make_dataset(8, 1),
+        callbacks=[EarlyStoppingCallback(2)],
+    )
     trainer.train()
     assert trainer.state.global_step < 30
 
@@ -424,55 +760,90 @@ def test_foreign_checkpoints_are_neither_used_nor_removed(base, config, tmp_path
     trainer = RewardTrainer(base, config(), train_dataset=make_dataset(8))
     trainer.train(resume_from_checkpoint=True)
     assert "starts from the beginning" in capsys.readouterr().out and (tmp_path / "out/checkpoint-9").exists()
-    with pytest.raises(CheckpointError, match="not a complete checkpoint"): trainer.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-9"))
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-9"))
 
 
 def test_weights_only_checkpoints_cannot_be_resumed(base, config, tmp_path):
     trained(base, config(save_strategy="steps", save_steps=1, save_only_model=True), make_dataset(8))
-    with pytest.raises(CheckpointError, match="save_only_model=True"): RewardTrainer(base, config(), train_dataset=make_dataset(8)).train(resume_from_checkpoint=True)
+    with pytest.raises(CheckpointError, match="save_only_model=True"):
+        RewardTrainer(base, config(), train_dataset=make_dataset(8)).train(resume_from_checkpoint=True)
 
 
-def checkpoints(folder): return sorted((p.name for p in folder.glob("checkpoint-*")), key=lambda name: int(name.split("-")[1]))
+def checkpoints(folder):
+    return sorted((p.name for p in folder.glob("checkpoint-*")), key=lambda name: int(name.split("-")[1]))
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_short_run_saves_every_tenth_and_logs_at_least_twenty_times(base, tmp_path, stream):
-    args = RewardConfig(str(tmp_path / "out"), max_steps=30, per_device_train_batch_size=2, disable_tqdm=True, show_plan=False)
+    args = RewardConfig(
+        str(tmp_path / "out"), max_steps=30, per_device_train_batch_size=2, disable_tqdm=True, show_plan=False
+    )
     data = IterableDataset.from_generator(lambda: iter(make_pairs(12))) if stream else make_dataset(12)
     trainer = trained(base, args, data)
     every = trainer.state.save_steps
     assert every in (3, 4) and trainer.args.save_steps == every and args.save_steps == 0.1
-    assert checkpoints(tmp_path / "out") == [f"checkpoint-{step}" for step in (30 // every * every - (30 % every == 0) * every, 30)]
+    assert checkpoints(tmp_path / "out") == [
+        f"checkpoint-{step}" for step in (30 // every * every - (30 % every == 0) * every, 30)
+    ]
     assert [log["step"] for log in trainer.state.log_history if "loss" in log] == list(range(1, 31))
 
 
 def test_given_steps_stay(base, tmp_path):
-    args = RewardConfig(str(tmp_path / "out"), max_steps=6, per_device_train_batch_size=2, disable_tqdm=True, show_plan=False, logging_steps=5, save_steps=4, save_total_limit=None)
+    args = RewardConfig(
+        str(tmp_path / "out"),
+        max_steps=6,
+        per_device_train_batch_size=2,
+        disable_tqdm=True,
+        show_plan=False,
+        logging_steps=5,
+        save_steps=4,
+        save_total_limit=None,
+    )
     trainer = trained(base, args, make_dataset(12))
-    assert checkpoints(tmp_path / "out") == ["checkpoint-4", "checkpoint-6"] and [log["step"] for log in trainer.state.log_history if "loss" in log] == [5]
+    assert checkpoints(tmp_path / "out") == ["checkpoint-4", "checkpoint-6"] and [
+        log["step"] for log in trainer.state.log_history if "loss" in log
+    ] == [5]
 
 
-@pytest.mark.parametrize("given, expected", [
-    ({"eval_strategy": "steps", "eval_steps": 7}, ("steps", 7)), ({"eval_strategy": "steps"}, ("steps", 10)), ({"eval_strategy": "steps", "eval_steps": 0.25}, ("steps", 0.25)),
-    ({"eval_strategy": "steps", "eval_steps": 7, "save_steps": 14}, ("steps", 14)), ({"eval_strategy": "epoch"}, ("epoch", 0.1)),
-])
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"eval_strategy": "steps", "eval_steps": 7}, ("steps", 7)),
+        ({"eval_strategy": "steps"}, ("steps", 10)),
+        ({"eval_strategy": "steps", "eval_steps": 0.25}, ("steps", 0.25)),
+        ({"eval_strategy": "steps", "eval_steps": 7, "save_steps": 14}, ("steps", 14)),
+        ({"eval_strategy": "epoch"}, ("epoch", 0.1)),
+    ],
+)
 def test_the_best_model_is_saved_when_it_is_evaluated(given, expected):
     args = RewardConfig("out", load_best_model_at_end=True, **given)
     assert (args.save_strategy.value, args.save_steps) == expected
 
 
-@pytest.mark.parametrize("given", [{}, {"eval_strategy": "epoch", "save_strategy": "steps"}, {"eval_strategy": "steps", "eval_steps": 7, "save_steps": 10}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"eval_strategy": "epoch", "save_strategy": "steps"},
+        {"eval_strategy": "steps", "eval_steps": 7, "save_steps": 10},
+    ],
+)
 def test_a_best_model_that_cannot_be_saved_is_refused(given):
-    with pytest.raises(ValueError, match="load_best_model_at_end requires"): RewardConfig("out", load_best_model_at_end=True, **given)
+    with pytest.raises(ValueError, match="load_best_model_at_end requires"):
+        RewardConfig("out", load_best_model_at_end=True, **given)
 
 
 # ---- settings
 
+
 def test_a_given_tokenizer_serves_a_base_without_one(config, tmp_path):
     folder = tmp_path / "base"
     make_base(folder)
-    for path in folder.glob("*token*"): path.unlink()
-    with pytest.raises(ValueError, match="tokenizer"): RewardTrainer(str(folder), config(), train_dataset=make_dataset(4))
+    for path in folder.glob("*token*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="tokenizer"):
+        RewardTrainer(str(folder), config(), train_dataset=make_dataset(4))
     tokenizer = make_tokenizer()
     trainer = trained(str(folder), config(), make_dataset(8), processing_class=tokenizer)
     assert trainer.processing_class is tokenizer
@@ -483,9 +854,22 @@ def test_published_names_of_the_base(base, config, tmp_path):
 
     from reward_kit.model.model_folder import resolve_model
 
-    names = {"playground": "playground", resolve_model("playground"): "playground", "owner/model": "owner/model", base: Path(base).name, "/gone/since/model": "model", "./m": "m"}
+    names = {
+        "playground": "playground",
+        resolve_model("playground"): "playground",
+        "owner/model": "owner/model",
+        base: Path(base).name,
+        "/gone/since/model": "model",
+        "./m": "m",
+    }
     assert {name: model_folder_module.base_name(name) for name in names} == names
-    trainer = trained(base, config(), make_dataset(8), eval_dataset=make_dataset(6, 1), peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer = trained(
+        base,
+        config(),
+        make_dataset(8),
+        eval_dataset=make_dataset(6, 1),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+    )
     trainer.save_model(str(tmp_path / "final"))
     assert RewardMetadata.load(tmp_path / "final").base["id"] == Path(base).name
     texts = [path.read_text() for path in (tmp_path / "final").rglob("*") if path.suffix in (".json", ".md")]
@@ -493,14 +877,32 @@ def test_published_names_of_the_base(base, config, tmp_path):
     assert "| loss | bradley_terry |" in (tmp_path / "final/README.md").read_text()
 
 
-@pytest.mark.parametrize("kind, expected", [("prompt", "text"), ("no prompt", "text"), ("conversation", "messages"), ("implicit conversation", "messages"), ("token ids", None)])
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("prompt", "text"),
+        ("no prompt", "text"),
+        ("conversation", "messages"),
+        ("implicit conversation", "messages"),
+        ("token ids", None),
+    ],
+)
 def test_the_kind_of_the_training_data_is_recorded(base, config, tmp_path, kind, expected):
-    trainer = RewardTrainer(base, config(), train_dataset=Dataset.from_list(FORMATS[kind]), eval_dataset=Dataset.from_list(FORMATS["prompt"]))
+    trainer = RewardTrainer(
+        base,
+        config(),
+        train_dataset=Dataset.from_list(FORMATS[kind]),
+        eval_dataset=Dataset.from_list(FORMATS["prompt"]),
+    )
     trainer.save_model(str(tmp_path / "final"))
     assert RewardMetadata.load(tmp_path / "final").data_kind == expected
 
+
 def test_defaults_of_the_model_fill_only_what_was_not_given(base, config):
-    assert RewardTrainer(base, config(learning_rate=None), train_dataset=make_dataset(4)).args.learning_rate == 1e-5
+    assert (
+        RewardTrainer(base, config(learning_rate=None), train_dataset=make_dataset(4)).args.learning_rate
+        == 1e-5
+    )
     given = config(learning_rate=None)
     RewardTrainer(base, given, train_dataset=make_dataset(4))
     assert given.learning_rate is None
@@ -508,7 +910,16 @@ def test_defaults_of_the_model_fill_only_what_was_not_given(base, config):
 
 def test_a_trl_config_is_taken_as_it_is(base, tmp_path):
     import trl
-    args = trl.RewardConfig(str(tmp_path / "out"), max_steps=1, bf16=False, disable_tqdm=True, gradient_checkpointing=False, save_strategy="no", learning_rate=2e-4)
+
+    args = trl.RewardConfig(
+        str(tmp_path / "out"),
+        max_steps=1,
+        bf16=False,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        learning_rate=2e-4,
+    )
     trainer = trained(base, args, make_dataset(8))
     assert trainer.args.learning_rate == 2e-4 and trainer.encoding.max_length == 256
 
@@ -520,7 +931,9 @@ def test_gemma3_stays_in_float32_where_only_fp16_is_left(monkeypatch):
 
 
 def test_groups_of_equal_length_resume_by_epoch(base, config):
-    trainer = RewardTrainer(base, config(train_sampling_strategy="group_by_length"), train_dataset=make_dataset(40))
+    trainer = RewardTrainer(
+        base, config(train_sampling_strategy="group_by_length"), train_dataset=make_dataset(40)
+    )
     sampler = trainer._get_train_sampler()
     first = list(sampler)
     torch.manual_seed(99)
@@ -530,7 +943,9 @@ def test_groups_of_equal_length_resume_by_epoch(base, config):
 
 
 def test_long_prompts_are_cut_and_counted(base, config):
-    data = Dataset.from_list([{"prompt": "the cat sat on a mat " * 40, "chosen": "thank you", "rejected": "sorry"}] + make_pairs(6))
+    data = Dataset.from_list(
+        [{"prompt": "the cat sat on a mat " * 40, "chosen": "thank you", "rejected": "sorry"}] + make_pairs(6)
+    )
     trainer = RewardTrainer(base, config(max_length=64), train_dataset=data)
     assert trainer.overflow_report.truncated == 2 and max(map(max, trainer.train_dataset["lengths"])) == 64
     dropped = RewardTrainer(base, config(max_length=64, overflow="drop"), train_dataset=data)

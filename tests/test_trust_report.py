@@ -30,13 +30,22 @@ def pairs(n=60, seed=0, prompts=20):
     for i in range(n):
         long, short = f"answer {i} " + "x" * int(rng.integers(5, 30)), f"reply {i}"
         better, worse = (long, short) if rng.random() < 0.67 else (short, long)
-        rows.append({"prompt": f"question {i % prompts}", "chosen": better, "rejected": worse, "source": "ab"[i % 2]})
+        rows.append(
+            {"prompt": f"question {i % prompts}", "chosen": better, "rejected": worse, "source": "ab"[i % 2]}
+        )
     return rows
 
 
 def test_histogram_keeps_every_pair_on_its_side():
     rng = np.random.default_rng(0)
-    for differences in (rng.normal(1, 2, 500), rng.standard_cauchy(500), [0.3], [-2.0, -1.0], [0.0, 0.0], [1e-9, -1e9]):
+    for differences in (
+        rng.normal(1, 2, 500),
+        rng.standard_cauchy(500),
+        [0.3],
+        [-2.0, -1.0],
+        [0.0, 0.0],
+        [1e-9, -1e9],
+    ):
         differences = np.asarray(differences)
         found = _difference_histogram(differences)
         edges, counts = np.array(found["edges"]), np.array(found["counts"])
@@ -45,47 +54,74 @@ def test_histogram_keeps_every_pair_on_its_side():
         assert counts[edges[:-1] < 0].sum() == (differences < 0).sum()
 
 
-# --- the report -------------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
+
 
 def test_accuracy_by_hand():
-    rows = [{"prompt": "a", "chosen": "xxx", "rejected": "y"}, {"prompt": "b", "chosen": "x", "rejected": "yyy"},
-            {"prompt": "b", "chosen": "xx", "rejected": "yy"}, {"prompt": "c", "chosen": "xxxxx", "rejected": "yyy"}]
+    rows = [
+        {"prompt": "a", "chosen": "xxx", "rejected": "y"},
+        {"prompt": "b", "chosen": "x", "rejected": "yyy"},
+        {"prompt": "b", "chosen": "xx", "rejected": "yy"},
+        {"prompt": "c", "chosen": "xxxxx", "rejected": "yyy"},
+    ]
     report = evaluate_reward_model(by_length, rows, name="length")
     assert (report.accuracy, report.n_pairs, report.n_prompts, report.n_tied_rewards) == (2.5 / 4, 4, 3, 1)
     assert report.wilson == wilson_interval(2.5, 4)
     lengths = [3, 1, 1, 3, 2, 2, 5, 3]
-    assert (report.rewards["mean"], report.rewards["std"]) == (pytest.approx(np.mean(lengths)), pytest.approx(np.std(lengths)))
+    assert (report.rewards["mean"], report.rewards["std"]) == (
+        pytest.approx(np.mean(lengths)),
+        pytest.approx(np.std(lengths)),
+    )
     assert report.rewards["mean_difference"] == pytest.approx((2 - 2 + 0 + 2) / 4)
     assert "cannot be told from chance" in report.verdicts[0]
 
 
 def test_sources_and_interval():
     report = evaluate_reward_model(by_length, pairs(200), seed=4)
-    assert {s["source"] for s in report.sources} == {"a", "b"} and sum(s["pairs"] for s in report.sources) == report.n_pairs == 200
+    assert {s["source"] for s in report.sources} == {"a", "b"} and sum(
+        s["pairs"] for s in report.sources
+    ) == report.n_pairs == 200
     assert sum(s["pairs"] * s["accuracy"] for s in report.sources) / 200 == pytest.approx(report.accuracy)
-    assert report.interval == (min(report.wilson[0], report.bootstrap[0]), max(report.wilson[1], report.bootstrap[1]))
+    assert report.interval == (
+        min(report.wilson[0], report.bootstrap[0]),
+        max(report.wilson[1], report.bootstrap[1]),
+    )
     assert evaluate_reward_model(by_length, pairs(200), seed=4).to_dict() == report.to_dict()
     assert evaluate_reward_model(by_length, pairs(200), seed=6).bootstrap != report.bootstrap
 
 
 def test_prompts_are_the_unit_of_the_bootstrap():
-    "The same pairs under one prompt each, or under few prompts that agree within: the second interval is wider."
-    rows = [{"prompt": f"p{i}", "chosen": "xxx" if i % 10 < 7 else "x", "rejected": "yy", "source": None} for i in range(200)]
-    rows = [{**row, "chosen": row["chosen"] + str(i), "rejected": row["rejected"] + str(i)} for i, row in enumerate(rows)]
+    """The same pairs under one prompt each, or under few prompts that agree within: the second interval
+    is wider."""
+    rows = [
+        {"prompt": f"p{i}", "chosen": "xxx" if i % 10 < 7 else "x", "rejected": "yy", "source": None}
+        for i in range(200)
+    ]
+    rows = [
+        {**row, "chosen": row["chosen"] + str(i), "rejected": row["rejected"] + str(i)}
+        for i, row in enumerate(rows)
+    ]
     alone = evaluate_reward_model(by_length, rows)
-    clustered = evaluate_reward_model(by_length, [{**row, "prompt": f"p{i % 10}"} for i, row in enumerate(rows)])
+    clustered = evaluate_reward_model(
+        by_length, [{**row, "prompt": f"p{i % 10}"} for i, row in enumerate(rows)]
+    )
     assert alone.accuracy == clustered.accuracy and clustered.n_prompts == 10
     width = [r.bootstrap[1] - r.bootstrap[0] for r in (alone, clustered)]
     assert width[1] > 3 * width[0]
 
 
 def test_records_without_a_prompt_are_not_one_prompt():
-    report = evaluate_reward_model(by_length, [{"chosen": f"a longer answer {i}", "rejected": f"short {i}"} for i in range(30)])
+    report = evaluate_reward_model(
+        by_length, [{"chosen": f"a longer answer {i}", "rejected": f"short {i}"} for i in range(30)]
+    )
     assert report.n_prompts == 30 and report.accuracy == 1.0
 
 
 def test_rankings_and_ties():
-    rows = [{"prompt": f"p{i}", "responses": ["a" * (i + 2), "b" * (i + 1), "c" * (i + 5)], "ranks": [1, 1, 2]} for i in range(5)]
+    rows = [
+        {"prompt": f"p{i}", "responses": ["a" * (i + 2), "b" * (i + 1), "c" * (i + 5)], "ranks": [1, 1, 2]}
+        for i in range(5)
+    ]
     report = evaluate_reward_model(by_length, rows)
     assert (report.n_pairs, report.n_prompts, report.accuracy) == (10, 5, 0.0)
     assert report.rankings["n"] == 5 and report.rankings["best_first"] == 0.0
@@ -139,7 +175,14 @@ def test_numbers_of_pairs_for_a_narrow_interval():
 def test_save_and_read_again(tmp_path):
     report = evaluate_reward_model(by_length, pairs(200))
     folder = report.save(tmp_path / "a" / "b")
-    assert sorted(p.name for p in folder.iterdir()) == ["accuracy.png", "calibration.png", "groups.png", "probes.png", "report.json", "report.md"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "accuracy.png",
+        "calibration.png",
+        "groups.png",
+        "probes.png",
+        "report.json",
+        "report.md",
+    ]
     again = TrustReport(**json.loads((folder / "report.json").read_text()))
     assert again.to_dict() == report.to_dict() and str(again) == str(report)
     assert (folder / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
@@ -152,7 +195,9 @@ def test_json_without_nan(tmp_path):
     rows = [{"prompt": f"p{i}", "responses": ["aa", "bb", "cc"], "ranks": [1, 2, 3]} for i in range(4)]
     report = evaluate_reward_model(lambda p, r: [0.0] * len(p), rows)
     folder = report.save(tmp_path)
-    found = json.loads((folder / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    found = json.loads(
+        (folder / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
+    )
     assert found["rankings"]["kendall"] is None and report.accuracy == 0.5
 
 
@@ -166,18 +211,25 @@ def test_plot_says_what_the_report_says():
     assert "reward units" in axes.get_xlabel() and axes.get_ylabel() == "pairs"
 
 
-# --- the card ------------------------------------------------------------------------------------------------------------------
+# --- the card -------------------------------------------------------------------------------------
+
 
 def test_card_is_valid_and_keeps_the_rest(tmp_path):
     report = evaluate_reward_model(by_length, pairs(200))
-    (tmp_path / "README.md").write_text("---\nlicense: mit\ntags:\n- mine\n---\n\n# My model\n\nMy words.\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: mit\ntags:\n- mine\n---\n\n# My model\n\nMy words.\n", encoding="utf-8"
+    )
     write_model_card(tmp_path, report)
     first = (tmp_path / "README.md").read_text()
     write_model_card(tmp_path, report)
     assert (tmp_path / "README.md").read_text() == first
     card = ModelCard.load(tmp_path / "README.md")
     data = card.data.to_dict()
-    assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("transformers", "text-classification", "mit")
+    assert (data["library_name"], data["pipeline_tag"], data["license"]) == (
+        "transformers",
+        "text-classification",
+        "mit",
+    )
     assert data["tags"] == ["mine", "reward-model"] and "My words." in card.text
     assert "<!-- reward_kit:evaluation -->" in card.text and f"{100 * report.accuracy:.1f}%" in card.text
     assert (tmp_path / "trust_accuracy.png").exists()
@@ -192,14 +244,29 @@ def test_card_for_a_folder_without_one(tmp_path):
 
 
 def test_a_bootstrap_without_variation_says_so():
-    report = evaluate_reward_model(by_length, load_preferences([{"prompt": f"question {i}", "chosen": f"a long answer {i}", "rejected": f"no {i}"} for i in range(6)], progress=False))
-    assert report.accuracy == 1 and dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing where all prompts came out alike"
+    report = evaluate_reward_model(
+        by_length,
+        load_preferences(
+            [
+                {"prompt": f"question {i}", "chosen": f"a long answer {i}", "rejected": f"no {i}"}
+                for i in range(6)
+            ],
+            progress=False,
+        ),
+    )
+    assert (
+        report.accuracy == 1
+        and dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"]
+        == "says nothing where all prompts came out alike"
+    )
 
 
 def test_probes_that_measured_nothing_are_not_called_passed():
     report = evaluate_reward_model(by_length, pairs(12, prompts=1))
     assert report.summary[-1] == "No bias probe is shown to fail (15 not measured)."
-    assert dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing with one prompt"
+    assert (
+        dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing with one prompt"
+    )
     assert "too few to judge what length does" in report.to_text()
 
 
@@ -208,21 +275,32 @@ def test_the_rule_of_length_is_compared_on_the_same_pairs():
     said = _verdicts((0.56, 0.64), 0.57, 600, over_rule=(0.015, 0.045))
     assert not any("Not shown to be better" in s for s in said)
     said = _verdicts((0.56, 0.64), 0.555, 600, over_rule=(-0.011, 0.1))
-    assert "always picking the longer response, which reaches 55.5% here (difference on the same pairs -1.1 to 10.0 points)" in said[1]
+    assert (
+        "always picking the longer response, which reaches 55.5% here (difference on the same pairs -1.1 to"
+        " 10.0 points)" in said[1]
+    )
 
 
 def test_probes_are_made_of_what_fits():
     "Most best responses are too long; those that are scored are probed."
     rows = pairs(400, prompts=400)
-    scorer = RewardScorer(lambda prompts, responses: [None if "question 3" not in p else float(len(r)) for p, r in zip(prompts, responses)])
+    scorer = RewardScorer(
+        lambda prompts, responses: [
+            None if "question 3" not in p else float(len(r)) for p, r in zip(prompts, responses)
+        ]
+    )
     report = evaluate_reward_model(scorer, rows)
     assert report.n_too_long > 200 and report.probes.n_prompts == 100
-    assert TrustReport(**json.loads(json.dumps(report.to_dict(), allow_nan=False))).to_text() == report.to_text()
+    assert (
+        TrustReport(**json.loads(json.dumps(report.to_dict(), allow_nan=False))).to_text() == report.to_text()
+    )
 
 
 class RewardScorer:
     "An object that scores."
-    def __init__(self, score): self.score = score
+
+    def __init__(self, score):
+        self.score = score
 
 
 def test_reports_of_before_still_load():

@@ -1,4 +1,6 @@
-"""Runs that are killed, for test_trainer_resume.py: python trainer_kill.py BASE FOLDER, one forked process a scenario."""
+"""Runs that are killed, for test_trainer_resume.py: python trainer_kill.py BASE FOLDER, one forked process a
+scenario."""
+
 import os
 import shutil
 import signal
@@ -16,21 +18,35 @@ STEPS, INTERVAL = 9, 2
 SCENARIOS = ("first_file", "last_file", "marker", "after_marker", "rotation", "step_5", "interrupt_5")
 
 
-def kill(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class At(TrainerCallback):
-    def __init__(self, step, number): self.step, self.number = step, number
+    def __init__(self, step, number):
+        self.step, self.number = step, number
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step: os.kill(os.getpid(), self.number)
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
 
 
 def build(base, folder, callbacks=None):
     "Dropout, accumulation and several epochs: a resumed run must find its place in all of them."
     torch.set_num_threads(1)
-    args = RewardConfig(str(folder), max_steps=STEPS, save_steps=INTERVAL, save_total_limit=2, per_device_train_batch_size=3, gradient_accumulation_steps=2,
-                        learning_rate=1e-2, disable_tqdm=True, show_plan=False, disable_dropout=False, logging_steps=3)
+    args = RewardConfig(
+        str(folder),
+        max_steps=STEPS,
+        save_steps=INTERVAL,
+        save_total_limit=2,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        disable_tqdm=True,
+        show_plan=False,
+        disable_dropout=False,
+        logging_steps=3,
+    )
     return RewardTrainer(base, args, train_dataset=make_dataset(22), callbacks=callbacks)
 
 
@@ -39,17 +55,23 @@ def break_at(scenario, trainer):
     here = lambda: trainer.state.global_step == 6
     save, finish, calls = torch.save, Checkpoints.finish, []
     if scenario in ("first_file", "last_file"):
+
         def saving(value, path, *rest, **kwargs):
-            if not here(): return save(value, path, *rest, **kwargs)
+            if not here():
+                return save(value, path, *rest, **kwargs)
             calls.append(path)
             if len(calls) == (1 if scenario == "first_file" else 4):
                 Path(path).write_bytes(b"half")
                 kill()
             save(value, path, *rest, **kwargs)
+
         torch.save = saving
-    if scenario == "marker": Checkpoints.finish = lambda *args: kill() if here() else finish(*args)
-    if scenario == "after_marker": Checkpoints.finish = lambda *args: (finish(*args), here() and kill())
-    if scenario == "rotation": shutil.rmtree = lambda folder, **kwargs: ((Path(folder) / "optimizer.pt").unlink(), kill())
+    if scenario == "marker":
+        Checkpoints.finish = lambda *args: kill() if here() else finish(*args)
+    if scenario == "after_marker":
+        Checkpoints.finish = lambda *args: (finish(*args), here() and kill())
+    if scenario == "rotation":
+        shutil.rmtree = lambda folder, **kwargs: ((Path(folder) / "optimizer.pt").unlink(), kill())
 
 
 def scenario(name, base, folder):
@@ -62,7 +84,9 @@ def scenario(name, base, folder):
 if __name__ == "__main__":
     for name in SCENARIOS:
         if os.fork() == 0:
-            try: scenario(name, sys.argv[1], Path(sys.argv[2]) / name)
-            except TrainingInterrupted as stopped: print(f"{name}: {stopped}", flush=True)
+            try:
+                scenario(name, sys.argv[1], Path(sys.argv[2]) / name)
+            except TrainingInterrupted as stopped:
+                print(f"{name}: {stopped}", flush=True)
             os._exit(0)
         print(name, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
