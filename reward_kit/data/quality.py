@@ -373,11 +373,12 @@ def _numbers(self: DataReport):
     top, broken = s.top_response, self.rows_dropped - self.duplicates
     repeated = _share(top["count"], kept, f" say {top['text']!r}")
     largest, most = next(iter(s.sources.items()), ("", 0))
+    prompts = f"{s.effective_prompts:,.0f} effective of {s.prompts:,} distinct"
     overlaps = self.overlaps.items()
     shared = [_share(o["shared"], o["prompts"], f" in {name!r}") for name, o in overlaps]
     return {
         "enough pairs": (s.pairs, f"{s.pairs:,}"),
-        "diverse prompts": (s.effective_prompts, f"{s.effective_prompts:.0f} ({s.prompts:,} distinct)"),
+        "diverse prompts": (s.effective_prompts, prompts),
         "diverse responses": _share(s.distinct_responses, s.responses),
         "clear preference": _share(s.near_identical, s.ordered_records),
         "length balance": _balance("longer one chosen", s.longer, s.longer + s.shorter),
