@@ -496,7 +496,7 @@ def test_metadata_holds_no_state_of_widgets(path):
 # ---------------------------------------------------------------- shape
 # A reader takes in one thought a line, one chapter a sitting. These limits are on exported code; "the path"
 # is every part but 7_beside.
-# Nodes and lines are on their way down, to 88,000 and 12,600: when the program shrinks, its limit shrinks with it.
+# Nodes and lines are on their way down, to 88,000 and 12,600: when the program shrinks, its limit follows.
 
 MAX_CHAPTER, MAX_WIDTH, MAX_RUN = 550, 110, 60
 MAX_ON_THE_PATH = {
