@@ -1149,7 +1149,7 @@ def test_given_held_out_prompts_and_none(base, reward_model, tmp_path):
         ({"model": "reward"}, ValueError, "is a reward model, which writes no text"),
         ({"reward": "base"}, ValueError, "not a reward model"),
         ({"reward": "/no/reward-model"}, ValueError, "does not exist"),
-        ({"prompts": []}, ValueError, "list holds no rows"),
+        ({"prompts": []}, ValueError, "prompts has no rows; give at least one prompt"),
         ({"prompts": ["A?", " "]}, ValueError, "row [12]: the prompt is empty"),
         (
             {"prompts": ["A?"] * 3 + ["A? " * 200], "eval_fraction": 0.5},

@@ -286,7 +286,7 @@ def test_tables_of_parameters_hold_type_default_and_meaning(docs):
         in docs.table(docs.parameters(RewardEncoding))
     )
     config = docs.parameters(RewardConfig)  # help in the field's metadata; TRL's own settings left out
-    assert config["max_length"][2].startswith("Longest encoded") and "adam_beta1" not in config
+    assert config["max_length"][2].startswith("Longest (prompt, response)") and "adam_beta1" not in config
     assert docs.call("f", docs.parameters(f)) == "f(a, b='x', *rest)"
 
 

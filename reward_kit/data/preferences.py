@@ -432,7 +432,8 @@ def prompt_overlap(
 def _deal(keys, seed):
     "The number of each row's prompt in the order of the seed, and the rows of each prompt."
     mixed = np.asarray(keys, np.uint64) + np.uint64(hash64(str(seed)))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64, Steele 2014
+    # splitmix64 (Steele, Lea and Flood 2014)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
     _, group, sizes = np.unique(mixed, return_inverse=True, return_counts=True)

@@ -280,7 +280,7 @@ def _rows_of(data, column, name):
     if hasattr(data, "whole"):  # of `read_rows`
         return data.name, data
     if hasattr(data, "__len__"):
-        rows = (row if isinstance(row, dict) else {column or "prompt": row} for row in data)
+        rows = (row if isinstance(row, dict) else {"prompt": row} for row in data)
         return name, ((f"{name}, row {i}", row) for i, row in enumerate(rows))
     wanted = "a list, a file or a dataset with a length"
     raise TypeError(f"{name} must be {wanted}, got {type(data).__name__}")
