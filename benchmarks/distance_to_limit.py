@@ -4,19 +4,15 @@ our whole optimizer step.
     python benchmarks/distance_to_limit.py --data hh-rlhf-harmless-test.jsonl.gz [--output
         benchmarks/results/distance_to_limit.md]
 
-The products are those of every nn.Linear of the layers for the unique tokens of the batch: forward, and the
-two of the backward pass (for
-the input and for the weight). Their time is that of torch.mm on tensors of those very shapes and that
-precision, written to memory that is
-there already, and measured right after each step, so that both see the same machine. The step is the
-trainer's own, from the end of
-one to the end of the next: collating, forward, backward, clipping, AdamW, logging. A step that computes its
-batch in parts (more than
-4,096 tokens) is compared with the products of those parts. The first quarter of a process's steps is not
-counted: until
-memory has been taken from the system once, a step takes up to twice as long. Batches of real transcripts, and
-made-up pairs with
-long responses.
+The products are those of every nn.Linear of the layers for the unique tokens of the batch: forward,
+and the two of the backward pass (for the input and for the weight). Their time is that of torch.mm
+on tensors of those very shapes and that precision, written to memory that is there already, and
+measured right after each step, so that both see the same machine. The step is the trainer's own,
+from the end of one to the end of the next: collating, forward, backward, clipping, AdamW, logging.
+A step that computes its batch in parts (more than 4,096 tokens) is compared with the products of
+those parts. The first quarter of a process's steps is not counted: until memory has been taken from
+the system once, a step takes up to twice as long. Batches of real transcripts, and made-up pairs
+with long responses.
 """
 
 import argparse
@@ -199,15 +195,12 @@ def measure(work: Path, batches: str, batch: int, dtype: str) -> dict:
 
 
 NOTES = """*Share* is the time of the products over that of the steps, sums over a process; the median of the
-rounds, with each round and the
-smallest and largest step. *Cold* is the same of the first quarter of the steps, which the others leave out.
-The end of the last layer (its feed-forward part) is needed at the last token of each response alone, and
-counted
-so in the products. What they leave out is needed too: attention between tokens, normalisation, activations,
-the embeddings' gradient, the
-weights' conversion to bfloat16 under autocast, and AdamW, which reads and writes every weight whatever the
-batch. *Rest* is collating, clipping, logging
-and the trainer's loop."""
+rounds, with each round and the smallest and largest step. *Cold* is the same of the first quarter
+of the steps, which the others leave out. The end of the last layer (its feed-forward part) is
+needed at the last token of each response alone, and counted so in the products. What they leave out
+is needed too: attention between tokens, normalisation, activations, the embeddings' gradient, the
+weights' conversion to bfloat16 under autocast, and AdamW, which reads and writes every weight
+whatever the batch. *Rest* is collating, clipping, logging and the trainer's loop."""
 
 
 def report(args, facts: dict, configurations: dict, found: dict) -> list[str]:

@@ -4,10 +4,9 @@
     python benchmarks/over_optimisation.py [--batches 42] [--seed 0] [--output
         nbs/tutorials/over_optimisation.json]
 
-A Bradley-Terry reward is a log-odds like the true one, so differences from the start are in the same unit and
-can be drawn in one picture. Each PPO run
-is one seed, without a KL penalty unless its name says so; each point is the mean over one response to each of
-200 held-out prompts.
+A Bradley-Terry reward is a log-odds like the true one, so differences from the start are in the
+same unit and can be drawn in one picture. Each PPO run is one seed, without a KL penalty unless its
+name says so; each point is the mean over one response to each of 200 held-out prompts.
 """
 
 import argparse

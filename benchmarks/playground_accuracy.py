@@ -3,10 +3,9 @@
     python benchmarks/playground_accuracy.py [--seeds 0 1 2] [--pairs 2400] [--output
         benchmarks/results/playground_accuracy.md] [--picture P.png]
 
-Each seed draws its own pairs, its own split by prompt and its own head. Expected accuracy is the mean, over
-held-out pairs, of the true
-probability that a labeller agrees with the model's choice; best reachable is the mean of max(p, 1 - p) over
-the same pairs.
+Each seed draws its own pairs, its own split by prompt and its own head. Expected accuracy is the
+mean, over held-out pairs, of the true probability that a labeller agrees with the model's choice;
+best reachable is the mean of max(p, 1 - p) over the same pairs.
 """
 
 import argparse

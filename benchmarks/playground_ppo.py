@@ -4,10 +4,10 @@ from the tiny base.
     python benchmarks/playground_ppo.py [--seeds 0 1 2] [--pairs 2400] [--episodes 2560] [--output
         benchmarks/results/playground_ppo.md]
 
-Each seed draws its own pairs, its own reward model and its own order of prompts. 200 prompts are held out of
-PPO; one response to each is sampled before
-and after, and the true reward, which no model has seen, is averaged. Intervals are 95%, of the mean and of
-the paired difference (Student's t).
+Each seed draws its own pairs, its own reward model and its own order of prompts. 200 prompts are
+held out of PPO; one response to each is sampled before and after, and the true reward, which no
+model has seen, is averaged. Intervals are 95%, of the mean and of the paired difference (Student's
+t).
 """
 
 import argparse

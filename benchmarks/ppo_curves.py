@@ -5,12 +5,11 @@ seeds.
     python benchmarks/ppo_curves.py --trl-folder trl-1.12 [--reward REWARD_MODEL] [--output
         benchmarks/results/ppo_curves.md]
 
-Both begin with the playground's base and a critic of their own that is a copy of it with a head of zeros,
-learn from one reward model
-(--reward, or trained here on 2,400 pairs), and see the same prompts in the same order with the same settings.
-Before the run, every few
-steps and after it one function samples responses to prompts held out from the run and gives their true
-reward. A picture goes beside
+Both begin with the playground's base and a critic of their own that is a copy of it with a head of
+zeros, learn from one reward model (--reward, or trained here on 2,400 pairs), and see the same
+prompts in the same order with the same settings. Before the run, every few steps and after it one
+function samples responses to prompts held out from the run and gives their true reward. A picture
+goes beside
 --output, as .png. Takes about 15 minutes on two cores.
 """
 

@@ -5,15 +5,12 @@ same work.
     python benchmarks/ppo_speed.py --trl-folder trl-1.12 --data hh-rlhf-harmless-test.jsonl.gz [--output
         benchmarks/results/ppo_speed.md]
 
-The prompts are those of real transcripts at their natural lengths (longer ones than --longest tokens are left
-out), the same in the same
-order for all. The policy is a Qwen3-shaped decoder of 33 million parameters with random weights, read by all
-from one folder, and so is
-the reward model. Each process does one training step to warm up, then --steps whole steps that are timed,
-from the end of a step to the
-end of the next. `local_rollout_forward_batch_size` is first tuned for each side (--rollout-batches). Takes
-about half an hour on two
-cores.
+The prompts are those of real transcripts at their natural lengths (longer ones than --longest
+tokens are left out), the same in the same order for all. The policy is a Qwen3-shaped decoder of 33
+million parameters with random weights, read by all from one folder, and so is the reward model.
+Each process does one training step to warm up, then --steps whole steps that are timed, from the
+end of a step to the end of the next. `local_rollout_forward_batch_size` is first tuned for each
+side (--rollout-batches). Takes about half an hour on two cores.
 """
 
 import argparse
@@ -387,16 +384,14 @@ def tuning_table(tuned: dict[str, dict[int, dict]]) -> list[str]:
 
 
 DIFFERENCES = """The same on all sides: prompts and their order, policy, reward model, response length,
-temperature, KL coefficient
-(k1 estimator), PPO epochs, one optimizer step in an epoch, micro-batch, AdamW with its rates, float32, no
-gradient checkpointing, nothing
-saved. The policy is random: the chance of EOS is about one in the size of the vocabulary at each token, so
-nearly all responses have full
-length (see response tokens). Peak memory is the largest resident set of a process.
+temperature, KL coefficient (k1 estimator), PPO epochs, one optimizer step in an epoch,
+micro-batch, AdamW with its rates, float32, no gradient checkpointing, nothing saved. The
+policy is random: the chance of EOS is about one in the size of the vocabulary at each
+token, so nearly all responses have full length (see response tokens). Peak memory is the
+largest resident set of a process.
 
 TRL runs at its best setting that does the same: stop_token='eos'; gradient checkpointing, bfloat16, sample
-generations and saving off;
-prompts padded to the longest of a batch.
+generations and saving off; prompts padded to the longest of a batch.
 
 What differs:
 

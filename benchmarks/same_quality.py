@@ -3,11 +3,10 @@ beside TRL's RewardTrainer.
 
     python benchmarks/same_quality.py [--seeds 0 1 2] [--output benchmarks/results/same_quality.md]
 
-Each seed draws its own pairs, its own split by prompt, its own head and its own order of the pairs. Both
-sides begin with the same weights,
-head included, read the same token ids in the same batches, and have the same optimizer; ours packs its
-batches, as it does by default.
-Every few steps one function, the model's own forward on padded texts, scores the held-out pairs for both.
+Each seed draws its own pairs, its own split by prompt, its own head and its own order of the pairs.
+Both sides begin with the same weights, head included, read the same token ids in the same batches,
+and have the same optimizer; ours packs its batches, as it does by default. Every few steps one
+function, the model's own forward on padded texts, scores the held-out pairs for both.
 """
 
 import argparse

@@ -3,16 +3,14 @@ exponent of time over size.
 
     python benchmarks/scaling.py [--pairs 1000 10000 100000] [--output benchmarks/results/scaling.md]
 
-Preparation is what happens before the first step, from a file of JSON lines: on our side load_preferences
-(reading, checking, the
-report) and the constructor of the trainer (tokenising); on TRL's load_dataset and the constructor of its
-trainer (adding EOS, tokenising,
-filtering); with empty caches. Tokenizers may use threads, as they do unless the environment forbids it; then
-the largest file again with a process a core on both
-sides. A fixed number of steps follows, whose time should not depend on how many pairs there are. Then, on
-random tokens, seconds a training step and a scoring pass by length of the prompt, responses to a prompt, and
-batch. An exponent of 1 is
-time proportional to size, below 1 there is a constant part, above 1 it grows faster than the size.
+Preparation is what happens before the first step, from a file of JSON lines: on our side
+load_preferences (reading, checking, the report) and the constructor of the trainer (tokenising); on
+TRL's load_dataset and the constructor of its trainer (adding EOS, tokenising, filtering); with
+empty caches. Tokenizers may use threads, as they do unless the environment forbids it; then the
+largest file again with a process a core on both sides. A fixed number of steps follows, whose time
+should not depend on how many pairs there are. Then, on random tokens, seconds a training step and a
+scoring pass by length of the prompt, responses to a prompt, and batch. An exponent of 1 is time
+proportional to size, below 1 there is a constant part, above 1 it grows faster than the size.
 """
 
 import argparse

@@ -5,17 +5,14 @@ pipeline, on the same texts.
         benchmarks/results/score_speed.md]
     python benchmarks/score_speed.py --data FILE --dtype bf16-weights [--reward-model FOLDER] [--output ...]
 
-Ours is RewardModel.score on the file's conversations: applying the chat template, tokenising, batching and
-the model, in one call. The
-others get the rendered texts, so that they are spared the template. The pipeline runs at batch sizes 8 and
-32, in the order of the file
-and with the texts sorted by length beforehand; float32 and raw scores on all sides. Then the best of 16:
-prompts of the file with
-sixteen responses each, drawn from the responses of the whole file, packed and padded. That all give the same
-scores is checked in the
-run. With --dtype bf16-weights: what weights in bfloat16 (the head stays float32) do to speed and to the
-ranking, against float32. A
-process each, in alternating order.
+Ours is RewardModel.score on the file's conversations: applying the chat template, tokenising,
+batching and the model, in one call. The others get the rendered texts, so that they are spared the
+template. The pipeline runs at batch sizes 8 and 32, in the order of the file and with the texts
+sorted by length beforehand; float32 and raw scores on all sides. Then the best of 16: prompts of
+the file with sixteen responses each, drawn from the responses of the whole file, packed and padded.
+That all give the same scores is checked in the run. With --dtype bf16-weights: what weights in
+bfloat16 (the head stays float32) do to speed and to the ranking, against float32. A process each,
+in alternating order.
 """
 
 import argparse

@@ -6,10 +6,9 @@
 1. Cross-validation: how often its interval holds the true expected accuracy of the models it judged, over
 many worlds, with a model that trains in
    milliseconds (least squares on sentences).
-2. Learning curves of the same model up to 600 records: the predicted gain of 600 more against the gain that
-they brought.
-3. The same three questions, and the precision of suspected label errors, with the real trainer: one world a
-seed, three folds, a curve up to half of the pairs.
+2. Learning curves of the same model up to 600 records: the predicted gain of 600 more against the
+gain that they brought. 3. The same three questions, and the precision of suspected label errors,
+with the real trainer: one world a seed, three folds, a curve up to half of the pairs.
 
 Expected accuracy is the mean true probability that a labeller agrees with the model; a label is an error
 where it contradicts the sign of the true reward difference.

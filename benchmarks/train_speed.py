@@ -10,13 +10,11 @@ the same token ids.
 The pairs are those of a preference file at their natural lengths (its conversations through one chat
 template, cut on the left beyond
 --max-length tokens), a sample with the file's distribution of lengths, encoded once; every side reads the
-same ids and the same model
-from one folder. Each process takes one step on the shortest pairs to warm up; the steps after it are timed,
-from the end of a step to
-the end of the next. What our speed is made of is told apart by turning it on piece by piece: padded as TRL
-does it, then packed without
-sharing prompts, then packed. TRL is also measured with batches of similar length, made by hand. With --pairs
-32
+same ids and the same model from one folder. Each process takes one step on the shortest pairs to
+warm up; the steps after it are timed, from the end of a step to the end of the next. What our speed
+is made of is told apart by turning it on piece by piece: padded as TRL does it, then packed without
+sharing prompts, then packed. TRL is also measured with batches of similar length, made by hand.
+With --pairs 32
 --rounds 1 it took 11 minutes on two cores for a file of short conversations; for long ones use --batch 8
 --pairs 16.
 """
@@ -321,23 +319,18 @@ HEAD = [
     "unique tokens",
 ]
 NOTES = """*Positions computed* are those that the embeddings read, padding included; *tokens* are those of
-chosen and rejected texts; *unique* ones
-count a beginning that both responses to a prompt share once. The same on all sides: token ids, pairs, their
-order and the batches they
-form, model, AdamW with its rate (1e-5, constant, clipped at 1), precision, no gradient checkpointing, nothing
-saved, a log line at every
-step. TRL pads chosen and rejected texts to the longest of the batch; `group_by_length` raises in its trainer,
-so the grouped batches are
-made by hand: all pairs of the file sorted by their longer text, cut into batches, and batches taken evenly
-from all lengths, of
-about the file's mean length, in a random order. Those hold other pairs than the random batches, so both sides
-are measured on them, and
-across batches tokens a second are compared; packing gains nothing from grouping. Ours computes a batch of
-more than 4,096 tokens in parts, as it does
-by default on a CPU, to the same gradients; that, not the padding, is what sets our padded batches of 32 apart
-from TRL's. The head's product
-is float32 on our side, whatever the precision around it. Peak memory is the largest resident set of a
-process."""
+chosen and rejected texts; *unique* ones count a beginning that both responses to a prompt share
+once. The same on all sides: token ids, pairs, their order and the batches they form, model, AdamW
+with its rate (1e-5, constant, clipped at 1), precision, no gradient checkpointing, nothing saved, a
+log line at every step. TRL pads chosen and rejected texts to the longest of the batch;
+`group_by_length` raises in its trainer, so the grouped batches are made by hand: all pairs of the
+file sorted by their longer text, cut into batches, and batches taken evenly from all lengths, of
+about the file's mean length, in a random order. Those hold other pairs than the random batches, so
+both sides are measured on them, and across batches tokens a second are compared; packing gains
+nothing from grouping. Ours computes a batch of more than 4,096 tokens in parts, as it does by
+default on a CPU, to the same gradients; that, not the padding, is what sets our padded batches of
+32 apart from TRL's. The head's product is float32 on our side, whatever the precision around it.
+Peak memory is the largest resident set of a process."""
 
 
 def variants(args, workers: Workers) -> None:

@@ -4,10 +4,9 @@ interval.
     python benchmarks/transcripts_accuracy.py PREFERENCES [--model playground] [--train-pairs 1800] [--epochs
         2] [--output FOLDER]
 
-PREFERENCES is any preference file, for instance the HH-RLHF harmless test file (2,312 pairs). With the
-playground's base, or a larger
-decoder with random weights (`--model random`), nothing is downloaded; neither has read English, so expect an
-accuracy near chance.
+PREFERENCES is any preference file, for instance the HH-RLHF harmless test file (2,312 pairs). With
+the playground's base, or a larger decoder with random weights (`--model random`), nothing is
+downloaded; neither has read English, so expect an accuracy near chance.
 """
 
 import argparse

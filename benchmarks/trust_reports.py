@@ -4,13 +4,11 @@ and of real transcripts.
     python benchmarks/trust_reports.py [--transcripts hh-rlhf-harmless-test.jsonl.gz] [--output
         benchmarks/results/trust_reports.md]
 
-The second model is trained on the same pairs with the longer response always called the better one, and
-judged by the honest labels of
-prompts it has not seen: its probes have to say what is wrong with it. The third is the playground's tiny base
-trained on transcripts in
-English it has never read, so that its accuracy is expected to be near chance. On the playground the
-probabilities are also compared with
-the true ones. No text of the data is written.
+The second model is trained on the same pairs with the longer response always called the better one,
+and judged by the honest labels of prompts it has not seen: its probes have to say what is wrong
+with it. The third is the playground's tiny base trained on transcripts in English it has never
+read, so that its accuracy is expected to be near chance. On the playground the probabilities are
+also compared with the true ones. No text of the data is written.
 """
 
 import argparse
