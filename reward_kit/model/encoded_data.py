@@ -9,12 +9,12 @@ __all__ = ['OverflowReport', 'encode_dataset']
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from fastcore.basics import patch
 
@@ -44,9 +44,10 @@ class OverflowReport(Report):
 @patch(as_prop=True)
 def summary(self: OverflowReport) -> str:
     "All of it on one line."
-    cut = f"{self.truncated} cut ({self.truncated / max(self.sequences, 1):.1%}), {self.dropped} dropped"
-    text = f"{counted(self.rows, 'row')}, {counted(self.sequences, 'sequence')}, "
-    text += f"{self.tokens} tokens kept; over {self.max_length} tokens: {cut}"
+    share = self.truncated / max(self.sequences, 1)
+    text = (f"{counted(self.rows, 'row')}, {counted(self.sequences, 'sequence')}, "
+            f"{self.tokens} tokens kept; over {self.max_length} tokens: "
+            f"{self.truncated} cut ({share:.1%}), {self.dropped} dropped")
     if self.dropped_rows:
         text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)})"
     return text
@@ -58,19 +59,22 @@ def verdicts(self: OverflowReport) -> list[str]:
     return [self.summary]
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #7f12ac89
+def _sum(column):
+    return pc.sum(column, min_count=0).as_py()
+
+
 @patch
-def count(self: OverflowReport, rows: Iterable[dict]) -> None:
+def count(self: OverflowReport, rows: pa.Table) -> None:  # with the columns of `_COUNTS`
     "Count encoded rows."
-    for row in rows:
-        self.rows += 1
-        self.sequences += row["encoded"]
-        self.truncated += row["truncated"]
-        self.dropped += row["encoded"] - len(row["lengths"])
-        if row["kept"]:
-            self.tokens += sum(row["lengths"])
-        else:
-            self.dropped_rows += 1
-            self.examples = [*self.examples, row["name"]][:3]
+    kept, lengths, encoded = rows["kept"], rows["lengths"], _sum(rows["encoded"])
+    out = rows["name"].filter(pc.invert(kept))
+    self.rows += len(rows)
+    self.sequences += encoded
+    self.truncated += _sum(rows["truncated"])
+    self.dropped += encoded - _sum(pc.list_value_length(lengths))
+    self.tokens += _sum(pc.list_flatten(lengths.filter(kept)))
+    self.dropped_rows += len(out)
+    self.examples = (self.examples + out[:3].to_pylist())[:3]
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #ca587554
 _TEXT = ("prompt", "responses", "tools", "chat_template_kwargs")  # columns that encoding replaces
@@ -140,8 +144,7 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
         num_proc=processes if processes > 1 else None,
         new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16],
     )
-    for rows in encoded.select_columns(["lengths", *_COUNTS]).iter(10_000):
-        report.count(rows.to_pylist())
+    report.count(encoded[:])
     encoded = encoded.with_format(None)
     if report.dropped_rows:
         encoded = encoded.select(np.flatnonzero(encoded["kept"][:]))
@@ -166,7 +169,7 @@ def _encode_stream(dataset, encoder, report, columns):
     def encode(columns, indices):
         records = _usable(_rows(columns, indices))
         encoded = _encode_records(records, encoder)
-        report.count(encoded)
+        report.count(pa.Table.from_pylist(encoded, pa.schema({"lengths": _INTEGERS} | _COUNTS)))
         kept = [record | row for record, row in zip(records, encoded) if row["kept"]]
         return {name: [row.get(name) for row in kept] for name in _KEPT}
 
@@ -177,8 +180,8 @@ def _from_ids(dataset, max_length, columns):
     end = "input_ids" if "chosen_input_ids" in columns else "ids"
     def convert(row):
         sequences = [list(row[f"{side}_{end}"]) for side in ("chosen", "rejected")]
-        labels = {"ranks": [1, 2], "margin": row.get("margin"), "weight": row.get("weight", 1.0)}
-        return {"sequences": sequences, "lengths": [len(ids) for ids in sequences], **labels}
+        return {"sequences": sequences, "lengths": list(map(len, sequences)), "ranks": [1, 2],
+                "margin": row.get("margin"), "weight": row.get("weight", 1.0)}
 
     dataset = dataset.map(convert, remove_columns=columns)
     return dataset.filter(lambda row: max(row["lengths"]) <= max_length)

@@ -14,8 +14,6 @@ import re
 import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
-from functools import partial
-from itertools import cycle
 from typing import NamedTuple
 
 import torch
@@ -50,13 +48,11 @@ class RewardEncoding:
 
     def __post_init__(self):
         if self.overflow not in _OVERFLOW:
-            names = ", ".join(_OVERFLOW)
-            raise ValueError(f"overflow={self.overflow!r}: choose one of {names}")
+            raise ValueError(f"overflow={self.overflow!r}: choose one of {', '.join(_OVERFLOW)}")
         special = len(self.prefix) + len(self.suffix)
         if self.max_length <= special:
-            beside = counted(special, "special token")
-            problem = f"max_length={self.max_length} leaves no room for text"
-            raise ValueError(f"{problem} beside {beside}")
+            raise ValueError(f"max_length={self.max_length} leaves no room for text "
+                             f"beside {counted(special, 'special token')}")
 
     def to_dict(self) -> dict:
         "JSON-ready fields."
@@ -71,8 +67,7 @@ class RewardEncoding:
 @patch
 def describe(self: RewardEncoding) -> str:
     "The encoding in words, one statement a line."
-    ends = (self.prefix, self.suffix)
-    before, after = (" ".join(tokens) or "nothing" for tokens in ends)
+    before, after = (" ".join(tokens) or "nothing" for tokens in (self.prefix, self.suffix))
     between = "one space where neither side brings white space"
     if self.separator is not None:
         between = repr(self.separator)
@@ -128,28 +123,32 @@ _WRAPPER = _WRAPPER_MARK + """{%- set reward_text %}
 {{- reward.text -}}"""
 
 
-def _wrap_template(template, bos=None, eos=None, inserted=()):
+def _wrap_template(template, bos="", eos="", inserted=()):
     if not (bos or eos or inserted):
         return template
-    wrapper = _WRAPPER.replace("@INSERTED@", _literal(inserted))
-    for name, value in (("@BOS@", bos), ("@EOS@", eos)):
-        wrapper = wrapper.replace(name, _literal(value or ""))
+    wrapper = _WRAPPER
+    for name, value in {"@INSERTED@": inserted, "@BOS@": bos, "@EOS@": eos}.items():
+        wrapper = wrapper.replace(name, _literal(value))
     return wrapper.replace("@ORIGINAL@", template.removesuffix("\n"))
 
 # %% ../../nbs/2_model/22_encoding.ipynb #d08c6a4b
-_USER, _REPLY, _AGAIN, _SYSTEM = "qXuserXone", "qXreplyXone", "qXuserXtwo", "qXsystemXone"
+_SYSTEM, _USER, _REPLY, _AGAIN = "qXsystemXone", "qXuserXone", "qXreplyXone", "qXuserXtwo"
+_ROLES = {_SYSTEM: "system", _USER: "user", _REPLY: "assistant", _AGAIN: "user"}
 
 
-def _turns(*contents):
-    roles = cycle(("user", "assistant"))
-    return [{"role": role, "content": text} for role, text in zip(roles, contents)]
+def _render(tokenizer, template, *contents):  # of `_ROLES`
+    "A conversation as text; empty where the template raises, which it may on anything."
+    messages = [{"role": _ROLES[content], "content": content} for content in contents]
+    with contextlib.suppress(Exception):
+        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    return ""
 
-
+# %% ../../nbs/2_model/22_encoding.ipynb #4838bf48
 def _user_header(first, second):
     "What stands before a later user's content; None: it cannot be told."
     end = first.partition(_REPLY)[2]
-    between, again, _ = second.partition(_REPLY)[2].partition(_AGAIN)
-    return between.removeprefix(end) if again and between.startswith(end) else None
+    found = re.search(re.escape(_REPLY + end) + f"(.*?){_AGAIN}", second, re.DOTALL)
+    return found and found[1]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #fd96cbca
 def _split_start(start, header):
@@ -159,32 +158,27 @@ def _split_start(start, header):
     return (head, start.removeprefix(head)) if start.startswith(head) else ("", "")
 
 # %% ../../nbs/2_model/22_encoding.ipynb #ce651eba
-def _default_system(render, bos, inserted):
+def _default_system(first, with_system):
     "[(text before it, prompt)], or nothing."
-    turns = [{"role": "system", "content": _SYSTEM}, *_turns(_USER, _REPLY)]
-    head, _, after = render(turns).removeprefix(bos).partition(_SYSTEM)
-    if not head or not inserted.startswith(head):
-        return []
-    prompt = inserted.removeprefix(head)
-    ends = (i for i in range(len(prompt)) if after.startswith(prompt[i:]))
-    prompt = prompt[: next(ends, None)]
-    return [(head, prompt)] if prompt.strip() else []
+    head, _, after = with_system.partition(_SYSTEM)
+    found = re.fullmatch(rf"{re.escape(head)}(\s*\S.*){re.escape(after)}", first, re.DOTALL)
+    return [(head, found[1])] if head and found else []
 
 # %% ../../nbs/2_model/22_encoding.ipynb #cb108957
-def _find_inserted(render, bos, special_tokens=()):
+def _find_inserted(tokenizer, template):
     "[(text before, text)] that a template inserts: all of it, the system prompt alone."
-    first, second = render(_turns(_USER, _REPLY)), render(_turns(_USER, _REPLY, _AGAIN))
-    header = _user_header(first, second)
-    if header is None or _USER not in first:
+    bos, chat = tokenizer.bos_token or "", (_USER, _REPLY)
+    first, second, with_system = (
+        _render(tokenizer, template, *contents).removeprefix(bos)
+        for contents in (chat, (*chat, _AGAIN), (_SYSTEM, *chat)))
+    header, (start, user, _) = _user_header(first, second), first.partition(_USER)
+    if header is None or not user:
         return []
-    header, start = header.removeprefix(bos), first.partition(_USER)[0].removeprefix(bos)
-    before, text = ("", "") if start.strip() == header.strip() else _split_start(start, header)
-    rest = text
-    for token in special_tokens:  # text made of these alone belongs to the format
-        rest = rest.replace(token, "")
-    if not rest.strip():
+    before, text = _split_start(start, header.removeprefix(bos))
+    tokens = "|".join(map(re.escape, tokenizer.get_added_vocab()))
+    if not re.sub(tokens, "", text).strip():  # of these alone: it belongs to the format
         return []
-    return [(before, text), *_default_system(render, bos, before + text)]
+    return [(before, text), *_default_system(first, with_system)]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #62ea365a
 _PAD_TOKENS = """<|pad|> <pad> [PAD] <|padding|> <|finetune_right_pad_id|>
@@ -223,8 +217,8 @@ def _special_token_ids(tokenizer):
         end = start + len(body)
         if body and whole[start:end] == body:
             return whole[:start], whole[end:]
-    name = type(tokenizer).__name__
-    raise ValueError(f"{name} is not usable: 'a' is {whole}, without special tokens {body}")
+    raise ValueError(f"{type(tokenizer).__name__} is not usable: 'a' is {whole}, "
+                     f"without special tokens {body}")
 
 
 def _set_special_tokens(tokenizer, prefix, suffix):
@@ -283,28 +277,21 @@ def _positions(model):
     return limit - lost if _OFFSET_POSITIONS.match(config.model_type) else limit
 
 # %% ../../nbs/2_model/22_encoding.ipynb #db297a8f
-def _choose_max_length(tokenizer, model, asked=None, most=2048):
+def _choose_max_length(tokenizer, model, asked=None):
     "The longest sequence in tokens. ValueError: more than the model's positions."
     positions = _positions(model)
     if asked is None:
         declared = tokenizer.model_max_length  # transformers writes 1e30 for "unknown"
-        return min(filter(None, (positions, declared, most)))
+        return min(filter(None, (positions, declared, 2048)))
     if positions is not None and asked > positions:
-        remedy = f"this model has {positions} positions; choose {positions} or less"
-        raise ValueError(f"max_length={asked}: {remedy}")
+        raise ValueError(f"max_length={asked}: this model has {positions} positions; "
+                         f"choose {positions} or less")
     return asked
-
-# %% ../../nbs/2_model/22_encoding.ipynb #436be331
-def _render(tokenizer, template, messages):
-    "Messages as text; empty where the template raises, which it may on anything."
-    with contextlib.suppress(Exception):
-        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-    return ""
 
 # %% ../../nbs/2_model/22_encoding.ipynb #283e30b6
 def _uses_bos(tokenizer, template):
-    bos, turns = tokenizer.bos_token, (_turns(_USER, _REPLY), _turns(_USER))
-    texts = (_render(tokenizer, template, each) for each in turns)
+    bos = tokenizer.bos_token
+    texts = _render(tokenizer, template, _USER, _REPLY), _render(tokenizer, template, _USER)
     return bool(bos) and any(text.startswith(bos) for text in texts)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #02e29f0b
@@ -323,8 +310,7 @@ def _adjust_template(tokenizer, template, bos, eos):
     if _WRAPPER_MARK in template:
         return template, []
     fixed, notes = _fix_date(template), []
-    render = partial(_render, tokenizer, fixed)
-    inserted = _find_inserted(render, tokenizer.bos_token or "", tokenizer.get_added_vocab())
+    inserted = _find_inserted(tokenizer, fixed)
     if inserted:
         text = inserted[0][1].strip()
         notes.append(f"chat template: inserts {text!r} without a system message; removed")
@@ -337,8 +323,8 @@ def _set_up(tokenizer, template):
     "Templates and special tokens: ids before and after every text, notes."
     templates = template if isinstance(template, dict) else {"default": template}
     prefix, suffix = _plan_special_tokens(tokenizer, templates.values())
-    bos = tokenizer.bos_token if tokenizer.bos_token_id in prefix else None
-    eos = tokenizer.eos_token if tokenizer.eos_token_id in suffix else None
+    bos = tokenizer.bos_token if tokenizer.bos_token_id in prefix else ""
+    eos = tokenizer.eos_token if tokenizer.eos_token_id in suffix else ""
     texts, notes = {}, []
     for name, text in templates.items():
         texts[name], own = _adjust_template(tokenizer, text, bos, eos)
@@ -350,8 +336,8 @@ def _set_up(tokenizer, template):
 
 
 def _set_sides(tokenizer, length):
-    sides = {"truncation_side": "left", "padding_side": "right"}
-    for name, value in {**sides, "model_max_length": length}.items():
+    known = dict(truncation_side="left", padding_side="right", model_max_length=length)
+    for name, value in known.items():
         setattr(tokenizer, name, value)
         tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
 
@@ -367,8 +353,8 @@ def prepare_tokenizer(
 ) -> RewardEncoding:
     "Make a tokenizer follow the encoding, also after saving. Raises ValueError."
     if not getattr(tokenizer, "is_fast", False):
-        problem = f"{type(tokenizer).__name__} is not a fast tokenizer"
-        raise ValueError(f"{problem}: convert it once, to have a tokenizer.json")
+        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: "
+                         "convert it once, to have a tokenizer.json")
     length = _choose_max_length(tokenizer, model, max_length)
     notes = [_ensure_pad_token(tokenizer)]
     if model is not None:
@@ -396,8 +382,7 @@ def prepare_tokenizer(
 def _as_turns(value, role):
     if isinstance(value, str):
         return [{"role": role, "content": value}] if value or role == "assistant" else []
-    turns = value or []
-    return [{k: item for k, item in turn.items() if item is not None} for turn in turns]
+    return [{k: item for k, item in turn.items() if item is not None} for turn in value or []]
 
 
 def _join_messages(prompt, response=None):
@@ -419,6 +404,7 @@ class RewardEncoder:
 
     guessed = False  # whether the encoding is only what the tokenizer's conventions suggest
     segment_token_id = None  # after which the second of two segments begins
+    bos = eos = ""  # what a plain text loses at its ends, since the tokenizer adds it
 
     def __init__(
         self,
@@ -427,6 +413,8 @@ class RewardEncoder:
     ):
         self.tokenizer, self.encoding = tokenizer, encoding
         self.pad_token_id = tokenizer.pad_token_id
+        self.bos = tokenizer.bos_token if encoding.add_bos else ""
+        self.eos = tokenizer.eos_token if encoding.add_eos else ""
         self.prefix, self.suffix = _special_token_ids(tokenizer)
         special = len(self.prefix) + len(self.suffix)
         self.room = encoding.max_length - special  # tokens left for text
@@ -450,12 +438,9 @@ class RewardEncoder:
 @patch
 def _join(self: RewardEncoder, prompt, response):
     "Text of a pair of strings, and where in it the response starts."
-    prompt, encoding = prompt or "", self.encoding
-    if encoding.add_bos:
-        prompt = prompt.removeprefix(self.tokenizer.bos_token)
-    if encoding.add_eos:
-        response = response.removesuffix(self.tokenizer.eos_token)
-    between = encoding.separator
+    prompt = (prompt or "").removeprefix(self.bos)
+    response = response.removesuffix(self.eos)
+    between = self.encoding.separator
     if between is None:
         touching = prompt and response and not (prompt[-1].isspace() or response[0].isspace())
         between = " " if touching else ""
@@ -501,11 +486,10 @@ def _response_tokens(self: RewardEncoder, text, prompt, response, tools, argumen
         start = self._join(prompt, response)[1]
     else:
         before = _join_messages(prompt, response)[0]
-        header = {"add_generation_prompt": True}
-        opened = before and self._template(before, tools, arguments, **header)
+        opened = before and self._template(before, tools, arguments, add_generation_prompt=True)
         start = len(os.path.commonprefix([text, opened or ""]))
-    how = {"add_special_tokens": False, "return_offsets_mapping": True}
-    found = self.tokenizer(text, verbose=False, **how)
+    found = self.tokenizer(
+        text, verbose=False, add_special_tokens=False, return_offsets_mapping=True)
     return sum(end > start for _, end in found["offset_mapping"])
 
 # %% ../../nbs/2_model/22_encoding.ipynb #030c039b
@@ -514,8 +498,8 @@ def _fit(self: RewardEncoder, ids, text, row, name):
     "Special tokens and the last ones of the text; None: left out."
     overflow, most = self.encoding.overflow, self.encoding.max_length
     if overflow == "error":
-        remedy = "raise it, or choose another overflow"
-        raise ValueError(f"{name}: {len(ids)} tokens, but max_length={most}; {remedy}")
+        raise ValueError(f"{name}: {len(ids)} tokens, but max_length={most}; "
+                         "raise it, or choose another overflow")
     if overflow == "drop" or self._response_tokens(text, *row) > self.room:
         return None
     end = len(ids) - len(self.suffix)
@@ -535,8 +519,8 @@ def _for_each_row(value, n, kind, name):
     kinds = (str, kind, type(None))
     by_row = isinstance(value, list) and value and all(isinstance(item, kinds) for item in value)
     if by_row and len(value) != n:
-        entries = counted(len(value), "entry", "entries")
-        raise ValueError(f"{name}: {entries} for {counted(n, 'text')}")
+        raise ValueError(
+            f"{name}: {counted(len(value), 'entry', 'entries')} for {counted(n, 'text')}")
     return [RewardEncoder.from_json(item) for item in (value if by_row else [value] * n)]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #9c0ae1e3
@@ -545,8 +529,8 @@ def _text(self: RewardEncoder, name, prompt, response, tools, arguments):
     try:
         return self.render(prompt, response, tools=tools, chat_template_kwargs=arguments)
     except Exception as error:
-        problem = "the chat template refuses this conversation"
-        raise ValueError(f"{name}: {problem}: {error}") from error
+        raise ValueError(
+            f"{name}: the chat template refuses this conversation: {error}") from error
 
 
 @patch
@@ -575,8 +559,8 @@ def encode(
     n = len(prompts)
     responses = [None] * n if responses is None else responses
     if len(responses) != n:
-        given = f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}"
-        raise ValueError(f"{given}: give as many")
+        raise ValueError(f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}: "
+                         "give as many")
     names = names or [f"row {i}" for i in range(n)]
     tools = _for_each_row(tools, n, list, "tools")
     arguments = _for_each_row(chat_template_kwargs, n, dict, "chat_template_kwargs")
@@ -617,12 +601,14 @@ def limited(self: RewardEncoding, model, max_length) -> RewardEncoding:
 @patch
 def applied(self: RewardEncoding, tokenizer, model, max_length=None) -> RewardEncoding:
     "The encoding of a tokenizer that is made to follow this one. Raises ValueError."
-    how = {name: getattr(self, name) for name in ("chat_template", "overflow", "separator")}
-    made = prepare_tokenizer(tokenizer, model, max_length=max_length or self.max_length, **how)
+    made = prepare_tokenizer(
+        tokenizer, model, max_length=max_length or self.max_length, overflow=self.overflow,
+        separator=self.separator, chat_template=self.chat_template)
     if self.tokenizer_fingerprint is None:
         return made
     # a prepared template no longer shows which special tokens it had
-    ends = {"prefix": self.prefix, "suffix": self.suffix}
-    _set_special_tokens(tokenizer, *map(tokenizer.convert_tokens_to_ids, ends.values()))
-    ends |= {"add_bos": self.add_bos, "add_eos": self.add_eos}
-    return replace(made, **ends, tokenizer_fingerprint=_fingerprint(tokenizer))
+    ends = map(tokenizer.convert_tokens_to_ids, (self.prefix, self.suffix))
+    _set_special_tokens(tokenizer, *ends)
+    return replace(
+        self, max_length=made.max_length, chat_template=made.chat_template,
+        adjustments=made.adjustments, tokenizer_fingerprint=_fingerprint(tokenizer))
