@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .columns import Columns
 from .files import PreferenceDataError, UnusableRow
-from .records import Row, as_messages, hash64
+from .records import Row, as_messages, record_keys
 
 # %% ../../nbs/1_data/14_formats.ipynb #186935a6
 _COMMON = ("prompt", "system", "margin", "weight", "source", "id", "tools", "chat_template_kwargs")
@@ -478,7 +478,7 @@ def to_record(
     except PreferenceDataError as error:
         raise PreferenceDataError(f"{origin}: {error}" if origin else str(error)) from None
     record.pop("first_won", None)
-    record["id"] = record["id"] or f"{hash64(record):016x}"
+    record["id"] = record["id"] or f"{record_keys(record)[0]:016x}"
     return record | {"origin": origin}
 
 # %% ../../nbs/1_data/14_formats.ipynb #3d4694d7

@@ -29,7 +29,7 @@ from .files import PreferenceDataError, UnusableRow, append_rows, read_rows
 from .files import write_whole
 from .formats import PreferenceFormat, to_record
 from .quality import DataReport
-from .records import hash64, read_column
+from .records import hash64, read_column, record_keys
 from .report import counted
 
 # %% ../../nbs/1_data/16_preferences.ipynb #6202af2f
@@ -514,7 +514,7 @@ def _save_rows(rows, seen):
         if not isinstance(row, dict):
             raise PreferenceDataError(f"row {n}: not a dict but {type(row).__name__}")
         record = row if isinstance(rows, Preferences) else to_record(row, origin=f"row {n}")
-        before = seen.setdefault(hash64(record), n)
+        before = seen.setdefault(record_keys(record)[0], n)
         if before != n:
             raise PreferenceDataError(f"row {n}: the same pair as row {before}")
         yield _save_row(record)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
-from .records import hash64, prompt_key, response_text
+from .records import hash64, prompt_key, record_keys, response_text
 from .report import Report, Section, Table, counted, forest_plot, percent
 from .report import wilson_interval
 
@@ -68,7 +68,6 @@ _LENGTHS = ("prompt", "chosen", "rejected")  # of the prompt, the best and the w
 _KEYS = ("key", "digest", "group", "source", "best", "worst")
 _COLUMNS = pa.schema([
     *((name, pa.uint64()) for name in _KEYS),
-    *((name, pa.int32()) for name in _LENGTHS),
     ("overlap", pa.float32()),
     ("first_won", pa.bool_()),
     ("responses", pa.list_(pa.uint64())),
@@ -76,23 +75,23 @@ _COLUMNS = pa.schema([
 ])
 
 
-def _measure(record, words, lengths):
-    prompt, *keys = map(hash64, [record["prompt"], *record["responses"]])
-    ranks = record["ranks"]
-    both = combinations(zip(ranks, keys, strict=True), 2)
-    ordered = [(a, b) for (rank, a), (other, b) in both if rank < other]
-    content = list(map(record.get, _CONTENT))
-    return dict(zip(_LENGTHS, lengths, strict=True)) | {
-        "key": hash64(record),  # of the pair: prompt, responses, ranks
-        "digest": hash64(f"{prompt} {keys} {ranks} {content}"),  # of all content
-        "group": _prompt_group(record, keys),
+def _measure(record, best, worst):
+    "All but the lengths; `best` and `worst` are the words of two responses."
+    key, prompt, responses = record_keys(record)
+    ranks, content = record["ranks"], list(map(record.get, _CONTENT))
+    both = combinations(zip(ranks, responses), 2)
+    pairs = [_pair_key(prompt, a, b) for (rank, a), (other, b) in both if rank < other]
+    return {
+        "key": key,  # of the pair: prompt, responses, ranks
+        "digest": hash64(f"{prompt} {responses} {ranks} {content}"),  # of all content
+        "group": _prompt_group(record, responses),
         "source": hash64(record["source"] or ""),
-        "overlap": _dice(*words[1:]) if ordered else None,
+        "best": responses[0],
+        "worst": responses[-1],
+        "overlap": _dice(best, worst) if pairs else None,
         "first_won": record.get("first_won"),
-        "responses": keys,
-        "best": keys[0],
-        "worst": keys[-1],
-        "pairs": [_pair_key(prompt, *pair) for pair in ordered],
+        "responses": responses,
+        "pairs": pairs,
     }
 
 
@@ -127,18 +126,18 @@ class _Measures:
 
 
 def _measures_of(records, tokenizer=None):
-    texts, rows = [], []
+    texts = []
     for record in records:
         best, *_, worst = record["responses"]
         texts += map(response_text, (record["prompt"], best, worst))
     units = words = list(map(_words, texts))
     if tokenizer and texts:
         units = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    lengths = list(map(len, units))
-    for n, record in enumerate(records):
-        own = slice(3 * n, 3 * n + 3)
-        rows.append(_measure(record, words[own], lengths[own]))
-    return _Measures(pa.Table.from_pylist(rows, _COLUMNS))
+    rows = list(map(_measure, records, words[1::3], words[2::3]))
+    table = pa.Table.from_pylist(rows, _COLUMNS)
+    for n, name in enumerate(_LENGTHS):
+        table = table.append_column(name, pa.array(map(len, units[n::3]), pa.int32()))
+    return _Measures(table)
 
 # %% ../../nbs/1_data/15_quality.ipynb #b2785d12
 @patch
