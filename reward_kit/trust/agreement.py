@@ -54,6 +54,17 @@ def counts(
         drawn = rng.integers(n, size=(d, n)) + n * np.arange(d)[:, None]
         yield np.bincount(drawn.ravel(), minlength=d * n).reshape(d, n)
 
+# %% ../../nbs/4_trust/40_agreement.ipynb #7dcbc180
+@patch(cls_method=True)
+def by_prompt(
+    cls: Bootstrap,
+    prompt, # (P,) which prompt each pair belongs to
+    *columns, # (P,) each; None: ones
+): # -> (C, columns), prompts in increasing order
+    "Sums of the columns in each prompt."
+    _, group = np.unique(prompt, return_inverse=True)
+    return np.stack([np.bincount(group, column) for column in columns], axis=1)
+
 # %% ../../nbs/4_trust/40_agreement.ipynb #53704834
 @patch
 def totals(self: Bootstrap, sums): # (C, m) of C prompts -> (samples, m)
@@ -102,13 +113,12 @@ def accuracy(
 ): # -> dict of accuracy, wilson, bootstrap, low and high (the wider), n_pairs, n_prompts
     "Accuracy with both intervals; seeds are averaged within each pair first."
     outcomes = np.atleast_2d(outcomes).mean(0)
-    _, group = np.unique(prompt, return_inverse=True)
-    sums = np.stack([np.bincount(group, outcomes), np.bincount(group)], 1)
-    found = {"accuracy": float(outcomes.mean())}
-    found["wilson"] = wilson_interval(outcomes.sum(), len(outcomes), self.level)
-    found["bootstrap"] = self.interval(sums)
-    found["low"], found["high"] = self.wider(found["wilson"], found["bootstrap"])
-    return found | {"n_pairs": len(outcomes), "n_prompts": len(sums)}
+    sums = self.by_prompt(prompt, outcomes, None)
+    wilson = wilson_interval(outcomes.sum(), len(outcomes), self.level)
+    drawn = self.interval(sums)
+    low, high = self.wider(wilson, drawn)
+    found = {"accuracy": float(outcomes.mean()), "wilson": wilson, "bootstrap": drawn}
+    return found | {"low": low, "high": high, "n_pairs": len(outcomes), "n_prompts": len(sums)}
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #4411798b
 def _discounted_gain(rewards, gains):
@@ -222,6 +232,14 @@ class _Pairs(dict):
             found.append(math.nan if own is None else own[better] - own[worse])
         return np.array(found)
 
+    def judged(self, difference, unscored): # (P,) or (S, P); error where none is left
+        "The pairs with a difference of every model, and their outcomes."
+        scored = ~np.isnan(np.atleast_2d(difference)).any(0)
+        if not scored.any():
+            raise ValueError(unscored)
+        pairs = self | {"difference": difference, "outcome": np.heaviside(difference, 0.5)}
+        return _Pairs({name: column[..., scored] for name, column in pairs.items()})
+
 
 def pair_table(
     preferences, # Preferences
@@ -232,9 +250,7 @@ def pair_table(
     prompt (uint64), record, better, worse (indices), source; `longer`: characters of the better
     minus the worse, `length`: their mean; `margin`: stated by people, or nan; difference of the
     rewards; outcome: 1 right, 0 wrong, 0.5 tied. Raises ValueError where there is none."""
-    rows = []
-    for index, record in enumerate(preferences):
-        rows += _pairs_of(index, record)
+    rows = [row for index, record in enumerate(preferences) for row in _pairs_of(index, record)]
     found = f"no strictly ordered pair in {counted(len(preferences), 'record')}"
     if not rows:
         raise ValueError(f"{found}: all are ties")
@@ -243,12 +259,8 @@ def pair_table(
     pairs |= {name: table[name].to_numpy() for name in _COLUMNS}
     if rewards is None:
         return pairs
-    difference = pairs.differences(rewards)
-    scored = ~np.isnan(difference)
-    if not scored.any():
-        raise ValueError(f"{found} was scored: a response of each is too long for the model")
-    pairs |= {"difference": difference, "outcome": np.heaviside(difference, 0.5)}
-    return _Pairs({name: values[scored] for name, values in pairs.items()})
+    unscored = f"{found} was scored: a response of each is too long for the model"
+    return pairs.judged(pairs.differences(rewards), unscored)
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #51974640
 def _range_text(values):

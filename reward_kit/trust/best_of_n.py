@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from scipy.stats import rankdata
 
 from ..data.files import json_ready
-from ..data.report import Report, Section, Table, counted, new_figure
+from ..data.report import Report, Table, counted, new_figure
 from .agreement import Bootstrap
 
 # %% ../../nbs/4_trust/48_best_of_n.ipynb #4b280297
@@ -24,7 +24,7 @@ def _reward_rows(proxy, gold):
                          "give the rewards of the same one or more prompts")
     rows = [(np.asarray(p, float), np.asarray(g, float)) for p, g in zip(proxy, gold)]
     for i, (p, g) in enumerate(rows):
-        alike = p.shape == g.shape == (len(p),) and len(p) > 0
+        alike = p.shape == g.shape == (p.size,) != (0,)
         if not alike or not np.isfinite([p, g]).all():
             raise ValueError(f"prompt {i} needs a finite proxy and gold reward "
                              f"of every response, got shapes {p.shape} and {g.shape}; "
@@ -90,31 +90,31 @@ class BestOfNCurve(Report):
 @patch(as_prop=True)
 def verdicts(self: BestOfNCurve):
     gain, (low, high) = self.gain[-1], self.gain_interval[-1]
-    found, change = "cannot be told from", "changes"
+    found = "cannot be told from a random response: gold reward changes"
     if low > 0:
-        found, change = "is better than", "rises"
+        found = "is better than a random response: gold reward rises"
     elif high < 0:
-        found, change = "is worse than", "falls"
+        found = "is worse than a random response: gold reward falls"
         gain, low, high = -gain, -high, -low
-    sentences = [f"The best of {self.n[-1]} {found} a random response: gold "
-                 f"reward {change} by {gain:.2f} ({low:.2f} to {high:.2f})."]
+    last = self.n[-1]
+    sentences = [f"The best of {last} {found} by {gain:.2f} ({low:.2f} to {high:.2f})."]
     low, high = self.last_minus_peak
     if high < 0:
-        lower = f"lower by {-high:.2f} to {-low:.2f} at {self.n[-1]}"
-        sentences.append(f"Over-optimised: gold is highest at n = {self.peak} and "
-                         f"{lower}, while the proxy goes on rising.")
+        sentences.append(
+            f"Over-optimised: gold is highest at n = {self.peak} and lower by "
+            f"{-high:.2f} to {-low:.2f} at {last}, while the proxy goes on rising.")
     return sentences
 
 # %% ../../nbs/4_trust/48_best_of_n.ipynb #9126b17c
 @patch
-def sections(self: BestOfNCurve):
-    rows, columns = [], (self.n, self.kl, self.gold, self.gold_interval, self.proxy)
-    for n, kl, gold, (low, high), proxy in zip(*columns):
-        if n & (n - 1) == 0 or n == self.n[-1]:
-            interval = f"{low:.3f} to {high:.3f}"
-            rows.append((n, f"{kl:.2f}", f"{gold:.3f}", interval, f"{proxy:.3f}"))
+def main_table(self: BestOfNCurve):
+    "A row for each power of two, and for the largest n."
     header = "n", "KL", "gold", f"{self.confidence} interval", "proxy"
-    return [Section(table=Table(header, rows))]
+    columns = zip(self.n, self.kl, self.gold, self.gold_interval, self.proxy)
+    return Table(header, [
+        (n, f"{kl:.2f}", f"{gold:.3f}", f"{low:.3f} to {high:.3f}", f"{proxy:.3f}")
+        for n, kl, gold, (low, high), proxy in columns
+        if n.bit_count() == 1 or n == self.n[-1]])
 
 # %% ../../nbs/4_trust/48_best_of_n.ipynb #9cc78059
 @patch

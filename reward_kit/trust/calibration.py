@@ -18,8 +18,8 @@ from scipy.special import expit, ndtri
 
 from ..data.files import json_ready
 from ..data.preferences import load_preferences
-from ..data.report import Report, Section, Table, counted, new_figure
-from ..data.report import wilson_interval
+from ..data.report import Report, Table, counted, new_figure
+from ..data.report import points, wilson_interval
 from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table, score_preferences
 
@@ -91,10 +91,12 @@ def table(self: Predictions): # DataFrame: predicted, observed, pairs, weight, l
     columns = (1, self.weights, self.confidence, self.right)
     sums = [np.bincount(self.bin, self.weights * column) for column in columns]
     mass, squares, claimed, right = sums
-    table = pd.DataFrame({"predicted": claimed / mass})
-    table["observed"] = np.fmin(right / mass, 1)
-    table["pairs"] = np.bincount(self.bin)
-    table["weight"] = mass / mass.sum()
+    table = pd.DataFrame({
+        "predicted": claimed / mass,
+        "observed": np.fmin(right / mass, 1),
+        "pairs": np.bincount(self.bin),
+        "weight": mass / mass.sum(),
+    })
     n = np.fmax(mass**2 / squares, 1)
     ends = [wilson_interval(*own, self.level) for own in zip(table.observed * n, n)]
     table[["low", "high"]] = ends
@@ -154,7 +156,7 @@ def _ece_interval(gaps, draws, level):
     "Of each bin's part of the ECE (bins,) and of draws of them (samples, bins)."
     ece, share = np.abs(gaps).sum(), (1 + level) / 2
     noise, high = (np.quantile(np.abs(d).sum(1), share) for d in (draws - gaps, draws))
-    return [float(max(0.0, ece - noise)), float(max(high, ece))]
+    return max(0.0, ece - noise), max(high, ece)
 
 
 def _root_mean_square_gap(gaps, mass):
@@ -182,19 +184,18 @@ def measure(self: Predictions): # -> dict: each measure, its `_interval`, table,
     value, drawn = np.split(totals[:, 1:] / totals[:, :1], [1])
     found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
     names = ("overconfidence", "brier", "log_loss")
-    ends = self.bootstrap.ends(drawn[:, :3])
-    for name, mean, *interval in zip(names, value[0].tolist(), *ends):
+    for name, mean, *interval in zip(names, value[0], *self.bootstrap.ends(drawn[:, :3])):
         found |= {name: mean, f"{name}_interval": interval}
-    return found | {
+    return json_ready(found | {
         "ece": ece,
         "ece_interval": _ece_interval(value[0, 3:], drawn[:, 3:], self.level),
         "rms": _root_mean_square_gap(sums[:, 4:], self.by_prompt(*member)),
-        "reference": float(reference.mean()),
-        "reference_high": float(np.quantile(reference, 0.95)),
-        "p_value": float((1 + (reference >= ece - 1e-12).sum()) / (1 + self.samples)),
-        "histogram": np.histogram(self.confidence, np.linspace(0.5, 1, 21))[0].tolist(),
+        "reference": reference.mean(),
+        "reference_high": np.quantile(reference, 0.95),
+        "p_value": (1 + (reference >= ece - 1e-12).sum()) / (1 + self.samples),
+        "histogram": np.histogram(self.confidence, np.linspace(0.5, 1, 21))[0],
         "table": self.table().to_dict("records"),
-    }
+    })
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #2c24e083
 def true_calibration_error(
@@ -231,8 +232,7 @@ def _root(function):
 @patch(as_prop=True)
 def _separable(self: Predictions):
     "Whether no pair with a difference is wrong in any part."
-    d, y = self.differences, self.outcomes
-    return bool(np.where(d > 0, y == 1, (y == 0) | (d == 0)).all())
+    return bool((self.right[self.differences != 0] == 1).all())
 
 
 @patch(as_prop=True)
@@ -240,8 +240,8 @@ def _slope(self: Predictions):
     "The slope 1/T that minimises the log loss, 0 where none above 0 does."
     d, y = self.differences, self.outcomes
     if self._separable:
-        n = np.count_nonzero(d)
-        y = np.where(d == 0, y, (1 + n * y) / (n + 2))
+        n = np.count_nonzero(d) # pairs without a difference do not move the slope
+        y = (1 + n * y) / (n + 2)
     return _root(lambda slope: self.weights @ (d * (expit(slope * d) - y)))
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #9bb8e46c
@@ -259,10 +259,9 @@ def _slope_draws(self: Predictions, slope):
 def _slope_ends(self: Predictions, slope):
     if not self._separable:
         return self.bootstrap.ends(self._slope_draws(slope))
-    kept = self.differences != 0
     limit = ndtri((1 + self.level) / 2) ** 2 / 2
-    size = np.abs(self.differences[kept])
-    weights = self.weights[kept]
+    size = np.abs(self.differences)
+    weights = self.weights * (size > 0)
     return _root(lambda slope: limit - weights @ np.logaddexp(0, -slope * size)), math.inf
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #f3c5ff7e
@@ -342,19 +341,19 @@ class CalibrationResult(Report):
 @patch
 def _honesty(self: CalibrationResult):
     m = self.before
-    low, high = (100 * end for end in m["overconfidence_interval"])
-    means = "on average it says {confidence:.1%} and is right {accuracy:.1%}".format(**m)
+    low, high = m["overconfidence_interval"]
+    means = "on average it says {confidence:.1%} and is right {accuracy:.1%}"
+    error = ("the calibration error is {ece:.1%}; 19 of 20 calibrated models stay below "
+             "{reference_high:.1%} on such pairs.")
+    found = f"No miscalibration is shown: {means}; {error}"
     if low > 0:
-        return f"Over-confident: {means}, {low:.1f} to {high:.1f} points too much."
-    if high < 0:
-        return f"Under-confident: {means}, {-high:.1f} to {-low:.1f} points too little."
-    found = f"No miscalibration is shown: {means}; "
-    if m["p_value"] <= 0.05:
-        found = "Not calibrated, though neither too bold nor too timid on the whole "
-        found += f"({means}): "
-    error = "the calibration error is {ece:.1%}; 19 of 20 calibrated models stay below "
-    error += "{reference_high:.1%} on such pairs."
-    return found + error.format(**m)
+        found = f"Over-confident: {means}, {points(low, high)} points too much."
+    elif high < 0:
+        found = f"Under-confident: {means}, {points(-high, -low)} points too little."
+    elif m["p_value"] <= 0.05:
+        found = ("Not calibrated, though neither too bold nor too timid on the whole "
+                 f"({means}): {error}")
+    return found.format(**m)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #53d49228
 @patch
@@ -363,49 +362,51 @@ def _advice(self: CalibrationResult):
         return "No temperature helps: the larger reward is not, on the whole, the preferred one."
     low, high = self.fit["interval"]
     ends = f"{low:.2f} or more" if high is None else f"{low:.2f} to {high:.2f}"
-    best = f"{self.temperature:.2f}"
+    best, others = f"{self.temperature:.2f}", "on prompts that did not choose it"
     if self.fit["separable"]:
-        return (
+        found = (
             "Every pair is in the right order, so the pairs only bound the temperature: "
             f"{ends}; {best} is what their number supports."
         )
-    if low <= self.present_temperature <= (high or math.inf):
-        return f"The fitted temperature, {best} ({ends}), cannot be told from the present one."
-    found = "The fitted temperature is {0} ({1}), but {2}, it is not shown to lower the log loss."
-    if self.gain[0] > 0:
+    elif low <= self.present_temperature <= (high or math.inf):
+        found = f"The fitted temperature, {best} ({ends}), cannot be told from the present one."
+    elif self.gain[0] > 0:
         found = (
-            "Dividing differences by {0} ({1}) makes it more honest: {2}, "
-            "the calibration error goes from {3[ece]:.1%} to {4[ece]:.1%} "
-            "and the log loss from {3[log_loss]:.3f} to {4[log_loss]:.3f}."
+            f"Dividing differences by {best} ({ends}) makes it more honest: {others}, "
+            "the calibration error goes from {0[ece]:.1%} to {1[ece]:.1%} "
+            "and the log loss from {0[log_loss]:.3f} to {1[log_loss]:.3f}."
         )
-    others = "on prompts that did not choose it"
-    return found.format(best, ends, others, self.before, self.after)
+    else:
+        found = (
+            f"The fitted temperature is {best} ({ends}), but {others}, "
+            "it is not shown to lower the log loss."
+        )
+    return found.format(self.before, self.after)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #4fd24eb7
 _ROWS = { # name of a row: its measures
     "confidence, share right": "{confidence:.1%}, {accuracy:.1%}",
-    "over-confidence ({:g}% interval)":
+    "over-confidence ({} interval)":
         "{overconfidence:.1%} ({overconfidence_interval[0]:.1%} to {overconfidence_interval[1]:.1%})",
-    "calibration error, ECE ({:g}% interval)":
+    "calibration error, ECE ({} interval)":
         "{ece:.1%} ({ece_interval[0]:.1%} to {ece_interval[1]:.1%})",
     "ECE of a calibrated model: mean, 19 of 20 below": "{reference:.1%}, {reference_high:.1%}",
     "root mean square gap, without chance": "{rms:.1%}",
-    "Brier score ({:g}% interval)":
+    "Brier score ({} interval)":
         "{brier:.3f} ({brier_interval[0]:.3f} to {brier_interval[1]:.3f})",
-    "log loss ({:g}% interval)":
+    "log loss ({} interval)":
         "{log_loss:.3f} ({log_loss_interval[0]:.3f} to {log_loss_interval[1]:.3f})",
 }
 
 
 @patch
-def sections(self: CalibrationResult):
+def main_table(self: CalibrationResult):
     "The measures, before and after."
     fitted = f"{self.temperature:.2f}, on all pairs" if self.fit else "none"
     rows = [("temperature", f"{self.present_temperature:.2f}", fitted)]
-    for name, text in _ROWS.items():
-        sides = text.format(**self.before), text.format(**self.after)
-        rows.append((name.format(100 * self.level), *sides))
-    return [Section(table=Table(("measure", "before", "after"), rows))]
+    rows += [(name.format(self.confidence), text.format(**self.before), text.format(**self.after))
+             for name, text in _ROWS.items()]
+    return Table(("measure", "before", "after"), rows)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #0863a234
 @patch
@@ -419,16 +420,8 @@ def figures(self: CalibrationResult): # name -> matplotlib Figure
         rows = 100 * pd.DataFrame(m["table"])
         bars = rows.observed - rows.low, rows.high - rows.observed
         label = "{0}: ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}"
-        axes.errorbar(
-            rows.predicted,
-            rows.observed,
-            bars,
-            fmt=style,
-            color=color,
-            label=label.format(name, **m),
-            capsize=2,
-            markersize=5,
-        )
+        axes.errorbar(rows.predicted, rows.observed, bars, fmt=style, color=color,
+                      label=label.format(name, **m), capsize=2, markersize=5)
         edges = np.linspace(50, 100, 21)
         strip.stairs(m["histogram"], edges, color=color, linestyle=style[1:])
     title = f"{counted(self.n_pairs, 'pair')}; {self.confidence} intervals (Wilson)"

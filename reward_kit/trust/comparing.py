@@ -21,8 +21,7 @@ from fastcore.basics import patch
 from scipy import stats
 
 from ..data.preferences import load_preferences
-from ..data.report import Report, Section, Table, counted
-from ..data.report import forest_plot, percent
+from ..data.report import Report, Table, counted, forest_plot, points
 from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table, score_preferences
 
@@ -51,7 +50,7 @@ def _matched_interval(wins_a, wins_b, n, level=0.95):
     "Interval of accuracy B minus accuracy A on n pairs (Agresti and Min 2005)."
     total, z = n + 2, NormalDist().inv_cdf((1 + level) / 2)
     middle = (wins_b - wins_a) / total
-    half = z * math.sqrt(max(wins_a + wins_b + 1 - total * middle**2, 0)) / total
+    half = z * math.sqrt(wins_a + wins_b + 1 - total * middle**2) / total
     return max(middle - half, -1.0), min(middle + half, 1.0)
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #1c5440f5
@@ -61,11 +60,11 @@ def _p_text(p):
     return f"p = {p:.3f}" if p < 0.01 else f"p = {p:.2f}"
 
 
-def _comparison_sentence(a, b, difference, low, high, p, corrected=None, level=0.95):
+def _comparison_sentence(a, b, difference, low, high, p, corrected=None, level=0.95, **_):
     "What one comparison (b minus a) allows one to say."
     if difference < 0:
         a, b, difference, low, high = b, a, -difference, -high, -low
-    found = f"{100 * difference:z.1f} points ({100 * low:z.1f} to {100 * high:z.1f}), {_p_text(p)}"
+    found = f"{points(difference)} points ({points(low, high)}), {_p_text(p)}"
     if corrected is not None:
         p, found = corrected, f"{found}, after correction {_p_text(corrected)}"
     if p < 1 - level:
@@ -101,17 +100,17 @@ class _PairedComparison(Report):
         found = self.difference, *self.interval, self.p_value
         return [_comparison_sentence(self.a, self.b, *found, level=self.level)]
 
-    def sections(self):
-        row = {
-            f"accuracy {self.a}": percent(self.accuracy_a),
-            f"accuracy {self.b}": percent(self.accuracy_b),
-            "right": f"{self.n_pairs:,} pairs of {counted(self.n_prompts, 'prompt')}",
-            f"only {self.a}": f"{self.wins_a:g}",
-            f"only {self.b}": f"{self.wins_b:g}",
+    def main_table(self):
+        columns = {
+            f"accuracy {self.a}": "{accuracy_a:.1%}",
+            f"accuracy {self.b}": "{accuracy_b:.1%}",
+            "right": "{n_pairs:,} pairs of " + counted(self.n_prompts, "prompt"),
+            f"only {self.a}": "{wins_a:g}",
+            f"only {self.b}": "{wins_b:g}",
             "sign flips by prompt": _p_text(self.p_value),
             "McNemar": _p_text(self.mcnemar),
         }
-        return [Section(table=Table(tuple(row), [tuple(row.values())]))]
+        return Table.of(columns, [vars(self)])
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #3e235043
 def compare_models(
@@ -133,16 +132,15 @@ def compare_models(
     if not np.isin([a, b], (0, 0.5, 1)).all():
         raise ValueError("outcomes must be 1 (right), 0 (wrong) or 0.5 (tied); "
                          "leave out pairs that were not scored")
-    d, (_, group) = b - a, np.unique(groups, return_inverse=True)
-    sums, total = np.bincount(group, d), np.bincount(group)
+    d = b - a
+    sums = Bootstrap.by_prompt(groups, d, None)
     wins = [float(gain[gain > 0].sum()) for gain in (-d, d)]
-    drawn = Bootstrap(samples, level, seed).interval(np.stack([sums, total], 1))
     means = (float(values.mean()) for values in (a, b, d))
+    drawn = Bootstrap(samples, level, seed).interval(sums)
     intervals = drawn, _matched_interval(*wins, len(d), level)
-    p_values = _sign_flip_p_value(sums), _mcnemar_p_value(*wins)
-    counts = len(d), len(total)
+    p_values = _sign_flip_p_value(sums[:, 0]), _mcnemar_p_value(*wins)
     return _PairedComparison(
-        *names, *means, *intervals, *wins, *counts, *p_values, level)
+        *names, *means, *intervals, *wins, len(d), len(sums), *p_values, level)
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #236573e8
 def _holm_correction(p_values): # (M,) -> (M,) in the same order
@@ -168,11 +166,9 @@ def accuracies(
     together: bool = False, # draw the same seeds in all settings
 ) -> np.ndarray: # (G, samples)
     "Accuracies of settings over drawn prompts, the same in all, and drawn seeds."
-    _, group = np.unique(prompt, return_inverse=True)
-    total, draws, sums = np.bincount(group), [], []
-    for own in map(np.atleast_2d, outcomes):
-        sums.append(np.stack([np.bincount(group, row) for row in own], 1))  # (C, S_g)
-    rng = np.random.default_rng(self.seed)  # of prompts and seeds
+    sums = [self.by_prompt(prompt, *np.atleast_2d(own)) for own in outcomes]  # (C, S_g) each
+    (total,) = self.by_prompt(prompt, None).T
+    rng, draws = np.random.default_rng(self.seed), []  # of prompts and seeds
     for counts in replace(self, seed=rng).counts(len(total)):
         found, pairs = [], (counts @ total)[:, None]
         for own in sums:
@@ -246,11 +242,12 @@ def _read_stored(path):
 
 def _rewards_of(run, preferences, progress=False, model_options=None):
     "(S, n) rewards: of each seed, of each record, a list of K or None."
-    if isinstance(run, (str, Path)) and str(run).endswith(".json"):
-        run = _read_stored(run)
+    path = str(run) if isinstance(run, (str, Path)) else ""
+    if path.endswith(".json"):
+        run = _read_stored(path)
     rewards = [list(run)] if _are_rewards(run) else getattr(run, "rewards", None)
     if rewards is None:
-        if model_options and isinstance(run, (str, Path)):
+        if path and model_options:
             run = RewardModel.from_pretrained(run, **model_options)
         return [score_preferences(run, preferences, progress=progress)[0]]
     same = getattr(run, "fingerprint", None) in (None, preferences.fingerprint)
@@ -269,22 +266,17 @@ def judged_pairs(
 
     Raises ValueError where there is none, and for rewards of other data."""
     pairs, n = pair_table(preferences), counted(len(preferences), "record")
-    rewards = [
-        own for run in runs for own in _rewards_of(run, preferences, **scoring)]
+    rewards = [own for run in runs for own in _rewards_of(run, preferences, **scoring)]
     difference = np.array([pairs.differences(own) for own in rewards])
-    scored = ~np.isnan(difference).any(0)
-    if not scored.any():
-        raise ValueError(f"no pair of {n} could be scored by every run: "
-                         "a response of each is too long")
-    pairs |= {"difference": difference, "outcome": np.heaviside(difference, 0.5)}
-    found = {name: column[..., scored] for name, column in pairs.items()}
-    return found | {"n_left_out": int((~scored).sum())}
+    unscored = f"no pair of {n} could be scored by every run: a response of each is too long"
+    found = pairs.judged(difference, unscored)
+    return found | {"n_left_out": len(pairs["record"]) - len(found["record"])}
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #d5a9be41
 def _compare_two(a, b, prompt, draws, bootstrap): # (S_a, P), (S_b, P), (P,), (samples,)
     "One comparison of the outcomes of two settings."
     if len(a) == len(b) == 1:
-        pair = compare_models(a[0], b[0], prompt, **vars(bootstrap))
+        pair = compare_models(*a, *b, prompt, **vars(bootstrap))
         (low, high), p = pair.interval, pair.p_value
         test = "sign flips of prompts, exact"
     else:
@@ -325,30 +317,27 @@ class _RunComparison(Report):
         m, sentences = len(self.comparisons), []
         for c in self.comparisons:
             if m <= 6 or c["corrected"] < 1 - self.level:
-                found = [
-                    c[name] for name in ("a", "b", "difference", "low", "high", "p")]
-                corrected = c["corrected"] if m > 1 else None
-                sentences.append(_comparison_sentence(*found, corrected, self.level))
+                known = c if m > 1 else c | {"corrected": None}
+                sentences.append(_comparison_sentence(**known, level=self.level))
         others = m - len(sentences)
         if others:
             sentences.append(
                 f"The other {others} of {m} comparisons cannot be told apart.")
         return sentences + _seed_sentences(self.settings)
 
-    def sections(self):
-        rows = []
-        for s in self.settings:
-            ends = percent(s["low"], s["high"])
-            rows.append((s["name"], s["seeds"], percent(s["accuracy"]), ends))
-        header = "setting", "seeds", "accuracy", f"{self.confidence} interval"
-        return [Section(table=Table(header, rows))]
+    def main_table(self):
+        columns = {
+            "setting": "{name}",
+            "seeds": "{seeds}",
+            "accuracy": "{accuracy:.1%}",
+            f"{self.confidence} interval": "{low:.1%} to {high:.1%}",
+        }
+        return Table.of(columns, self.settings)
 
     def figures(self):
         "Differences with their intervals; dotted where zero is inside."
-        rows = []
-        for c in self.comparisons:
-            rows.append(
-                (f"{c['b']} - {c['a']}", c["difference"], c["low"], c["high"]))
+        rows = [("{b} - {a}".format(**c), c["difference"], c["low"], c["high"])
+                for c in self.comparisons]
         xlabel = f"difference in accuracy (points) with {self.confidence} intervals"
         return {"differences": forest_plot(rows, xlabel, scale=100, line=0)}
 
@@ -382,11 +371,10 @@ def compare_runs(
     draws = bootstrap.accuracies([own for _, own in named], prompt)
     table, comparisons = [], []
     for (name, own), low, high in zip(named, *bootstrap.ends(draws.T)):
-        found = {"seeds": len(own), "accuracy": float(own.mean()), "low": low, "high": high}
-        table.append({"name": name, **found})
-    for i, j in itertools.combinations(range(len(named)), 2):
-        (b, better), (a, worse) = named[i], named[j]
-        found = _compare_two(worse, better, prompt, draws[i] - draws[j], bootstrap)
+        found = {"accuracy": float(own.mean()), "low": low, "high": high}
+        table.append({"name": name, "seeds": len(own), **found})
+    for ((b, better), x), ((a, worse), y) in itertools.combinations(zip(named, draws), 2):
+        found = _compare_two(worse, better, prompt, x - y, bootstrap)
         comparisons.append({"a": a, "b": b, **found})
     for row, p in zip(comparisons, _holm_correction([row["p"] for row in comparisons])):
         row["corrected"] = p

@@ -16,15 +16,15 @@ from statistics import NormalDist
 
 import numpy as np
 from fastcore.basics import patch
-from scipy.special import expit
+from scipy.special import comb, expit
 from tqdm.auto import tqdm
 
 from ..data.files import PreferenceDataError, UnusableRow, read_rows
 from ..data.formats import PreferenceFormat, to_record
 from ..data.preferences import Preferences, kfold_by_prompt, load_preferences
 from ..data.records import prompt_key, response_text
-from ..data.report import Report, Section, Table, counted, forest_plot
-from ..data.report import percent, wilson_interval
+from ..data.report import Report, Table, counted, forest_plot
+from ..data.report import percent, points, wilson_interval
 from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table, score_preferences
 from .calibration import Predictions
@@ -64,8 +64,8 @@ def verdicts(self: CrossValidation):
         f"Models trained on {1 - 1 / self.k:.0%} of the data order {percent(p)} of "
         f"{self.n_pairs:,} unseen pairs as people did "
         f"({self.confidence} interval {percent(low, high)}).",
-        f"That is plus or minus {50 * (high - low):.1f} points; "
-        f"holding out a tenth of the pairs once would leave {100 * holdout:z.1f}.",
+        f"That is plus or minus {points((high - low) / 2)} points; "
+        f"holding out a tenth of the pairs once would leave {points(holdout)}.",
     ]
     if low <= 0.5 <= high:
         sentences.append("This cannot be told from chance.")
@@ -75,22 +75,29 @@ def verdicts(self: CrossValidation):
     return sentences
 
 # %% ../../nbs/4_trust/46_labels.ipynb #89818b0f
+@patch(as_prop=True)
+def _numbered_folds(self: CrossValidation):
+    "The folds, counted from 1."
+    return [own | {"fold": own["fold"] + 1} for own in self.folds]
+
+
 @patch
-def sections(self: CrossValidation):
-    rows = []
-    for f in self.folds:
-        counts = f["seed"], f["fold"] + 1, f"{f['trained_on']:,}", f"{f['pairs']:,}"
-        rows.append((*counts, percent(f["accuracy"]), percent(f["low"], f["high"])))
-    header = "seed", "fold", "trained on", "judged pairs", "accuracy"
-    return [Section(table=Table((*header, f"{self.confidence} (Wilson)"), rows))]
+def main_table(self: CrossValidation):
+    columns = {
+        "seed": "{seed}", "fold": "{fold}",
+        "trained on": "{trained_on:,}", "judged pairs": "{pairs:,}",
+        "accuracy": "{accuracy:.1%}",
+        f"{self.confidence} (Wilson)": "{low:.1%} to {high:.1%}",
+    }
+    return Table.of(columns, self._numbered_folds)
 
 
 @patch
 def figures(self: CrossValidation):
     rows = [(f"all {self.n_pairs:,} pairs", self.accuracy, *self.interval)]
-    for f in self.folds:
-        name = f"seed {f['seed']}, fold {f['fold'] + 1}"
-        rows.append((name, f["accuracy"], f["low"], f["high"]))
+    for own in self._numbered_folds:
+        name = "seed {seed}, fold {fold}".format(**own)
+        rows.append((name, own["accuracy"], own["low"], own["high"]))
     xlabel = f"accuracy (%) with {self.confidence} intervals"
     return {"folds": forest_plot(rows, xlabel, scale=100)}
 
@@ -269,17 +276,17 @@ class _AnnotatorCeiling(Report):
             sentences.append("Such agreement cannot be told from coin flips.")
         return sentences
 
-    def sections(self):
-        row = {
-            "pairs with two or more labels": f"{self.n_pairs:,}",
-            "labels": f"{self.n_votes:,}",
-            "pairs with one": f"{self.n_single:,}",
-            "ties": f"{self.n_ties:,}",
+    def main_table(self):
+        columns = {
+            "pairs with two or more labels": "{n_pairs:,}",
+            "labels": "{n_votes:,}",
+            "pairs with one": "{n_single:,}",
+            "ties": "{n_ties:,}",
             "agreement beyond chance (2A - 1)": f"{2 * self.agreement - 1:.2f}",
-            "best model lies within": percent(self.agreement, self.ceiling),
+            "best model lies within": "{agreement:.1%} to {ceiling:.1%}",
             "majority of the others": percent(self.majority),
         }
-        return [Section(table=Table(tuple(row), [tuple(row.values())]))]
+        return Table.of(columns, [vars(self)])
 
 # %% ../../nbs/4_trust/46_labels.ipynb #ba79a453
 def _left_out_majority(first, second): # (M,) votes
@@ -309,7 +316,7 @@ def annotator_ceiling(
         raise PreferenceDataError(
             f"none of {counted(len(n), 'pair')} has two labels or more: agreement "
             "cannot be measured; have some pairs judged twice")
-    agreement = (first * (first - 1) + second * (second - 1))[many] / (n * (n - 1))[many]
+    agreement = (comb(first, 2) + comb(second, 2))[many] / comb(n[many], 2)
     prompts = np.array([prompt for prompt, *_ in counts])[many]
     found = Bootstrap(samples, level, seed).accuracy(agreement, prompts)
     return _AnnotatorCeiling(
@@ -343,15 +350,14 @@ class Mistakes(Report):
         return [f"{self.n_wrong:,} of {self.n_pairs:,} pairs are ordered the other way "
                 f"than their label; here are the {len(self.mistakes):,} surest."]
 
-    def sections(self) -> list[Section]:
-        "The table to read, texts shortened."
-        rows = []
-        for m in self.mistakes:
-            numbers = f"{m['difference']:.2f}", percent(m["probability"])
-            rows.append(
-                (m["prompt"], m["chosen"], m["rejected"], *numbers, m["origin"]))
-        header = "prompt", "chosen", "rejected", "reward difference", "probability", "origin"
-        return [Section(table=Table(header, rows, width=90))]
+    def main_table(self) -> Table:
+        "What to read, texts shortened."
+        columns = {
+            "prompt": "{prompt}", "chosen": "{chosen}", "rejected": "{rejected}",
+            "reward difference": "{difference:.2f}",
+            "probability": "{probability:.1%}", "origin": "{origin}",
+        }
+        return Table.of(columns, self.mistakes, width=90)
 
 # %% ../../nbs/4_trust/46_labels.ipynb #e45089ab
 def _pair_rows(pairs, preferences, differences, temperature, order):

@@ -14,8 +14,8 @@ from scipy.special import boxcox
 from tqdm.auto import tqdm
 
 from ..data.preferences import load_preferences, prompt_overlap, split_by_prompt
-from ..data.report import Report, Section, Table, counted
-from ..data.report import new_figure, percent
+from ..data.report import Report, Table, counted
+from ..data.report import new_figure, percent, points
 from .agreement import Bootstrap, pair_table, score_preferences
 from .comparing import judged_pairs
 
@@ -96,7 +96,7 @@ def verdicts(self: _LearningCurve):
     two_digits = 10 ** max(len(str(most)) - 2, 0)
     extra = min(1000, most - most % two_digits)
     gain, low, high = self.gain(extra)
-    found = f"{100 * gain:z.1f} points ({100 * low:z.1f} to {100 * high:z.1f})"
+    found = f"{points(gain)} points ({points(low, high)})"
     labels = f"{extra:,} more labels"
     if high < 0.01:
         sentences = [f"{labels} would hardly help: {found}."]
@@ -112,13 +112,12 @@ def verdicts(self: _LearningCurve):
 
 
 @patch
-def sections(self: _LearningCurve):
-    rows = []
-    for n, share, *ends in zip(self.sizes, self.accuracy, self.low, self.high):
-        fit, *_ = self.predict(n)
-        rows.append((f"{n:,.0f}", percent(share), percent(*ends), percent(fit)))
+def main_table(self: _LearningCurve):
     header = "training records", "accuracy", f"{self.confidence} interval", "fit"
-    return [Section(table=Table(header, rows))]
+    measured = zip(self.sizes, self.accuracy, self.low, self.high)
+    return Table(header, [
+        (f"{n:,.0f}", percent(share), percent(*ends), percent(self.predict(n)[0]))
+        for n, share, *ends in measured])
 
 # %% ../../nbs/4_trust/47_learning_curve.ipynb #d4464780
 @patch
@@ -133,8 +132,8 @@ def figures(self: _LearningCurve):
     share, low, high = 100 * np.array([self.accuracy, self.low, self.high])
     axes.plot(self.sizes, share, "o", color="#D55E00", label="measured")
     axes.vlines(self.sizes, low, high, color="#D55E00")
-    xlabel, ylabel = "training records (log scale)", "accuracy on held-out pairs (%)"
-    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.set(xscale="log", xlabel="training records (log scale)",
+             ylabel="accuracy on held-out pairs (%)")
     ticks = [*self.sizes, 2 * n]
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()

@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..data.records import response_text
-from ..data.report import Report, Section, Table, counted, percent
+from ..data.report import Report, Table, counted, percent
 from .agreement import Bootstrap, pair_table
 from .probes import Effect
 
@@ -35,7 +35,7 @@ def _balanced(table, shares, bootstrap):
     longer = table["longer"] > 0
     shorter = table["longer"] < 0
     columns = right * longer, longer, right * shorter, shorter
-    sums = np.stack([np.bincount(table["prompt"], column) for column in columns], 1)
+    sums = Bootstrap.by_prompt(table["prompt"], *columns)
 
     def sum_and_gap(totals):
         return totals[:, ::2] / totals[:, 1::2] @ [[1, 1], [1, -1]]
@@ -232,7 +232,7 @@ _SHARES = {
 
 
 @patch
-def sections(self: LengthReport):
+def main_table(self: LengthReport):
     "Every measure with its interval."
     rows, caliper = [], 100 * self.matched["caliper"]
     for key, name in _SHARES.items():
@@ -245,7 +245,7 @@ def sections(self: LengthReport):
     for key, name in _MEASURES.items():
         own = self.correlations[key]
         rows.append((name, str(Effect(**own)) if own else "none"))
-    return [Section(table=Table(("measure", "value"), rows))]
+    return Table(("measure", "value"), rows)
 
 # %% ../../nbs/4_trust/44_length.ipynb #cd038c24
 @patch(cls_method=True)

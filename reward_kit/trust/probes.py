@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..data.report import Report, Section, Table, counted, forest_plot
+from ..data.report import Report, Table, counted, forest_plot
 from ..data.report import percent, wilson_interval
 from .agreement import Bootstrap, score_preferences
 from .edits import PROBES, Probe
@@ -57,15 +57,12 @@ class Effect(NamedTuple):
         threshold: float = 0.1, # smaller effects do not matter
     ) -> str: # "fails" | "unclear" | "passes"
         "What the interval says about an expectation."
-        if expected == "lower":
-            wrong = self.low > -threshold
-            right = self.high < 0
-        elif expected == "no rise":
-            wrong = self.low > threshold
-            right = self.high <= threshold
-        else:
-            wrong = self.low > threshold or self.high < -threshold
-            right = -threshold <= self.low and self.high <= threshold
+        _, low, high = self
+        wrong, right = {
+            "lower": (low > -threshold, high < 0),
+            "no rise": (low > threshold, high <= threshold),
+            "no change": (max(low, -high) > threshold, max(-low, high) <= threshold),
+        }[expected]
         return "fails" if wrong else "passes" if right else "unclear"
 
 # %% ../../nbs/4_trust/43_probes.ipynb #7771366e
@@ -244,32 +241,24 @@ def _row(r, threshold):
 
 # %% ../../nbs/4_trust/43_probes.ipynb #4acb8728
 @patch
-def sections(self: ProbeReport):
+def main_table(self: ProbeReport):
     "A row for each probe, worst first."
     rows = [_row(result, self.threshold) for result in self.worst_first]
     header = "probe", "expected", "effect (interval), size"
     header += "raised by the edit", "prompts", "verdict"
     colors = {verdict: color for verdict, (color, _) in _STYLES.items()}
-    return [Section(table=Table(header, rows, colors))]
+    return Table(header, rows, colors)
 
 
 @patch
 def figures(self: ProbeReport): # name -> matplotlib Figure
     "Effects with intervals, worst first; the band is what does not matter."
-    rows = []
-    for r in self.worst_first:
-        if r.effect is not None:
-            rows.append((f"{r.name} ({r.expected})", r.effect, r.low, r.high, r.verdict))
+    rows = [(f"{r.name} ({r.expected})", r.effect, r.low, r.high, r.verdict)
+            for r in self.worst_first if r.effect is not None]
     title = f"{self.model}: {counted(self.n_prompts, 'prompt')}, {self.confidence} intervals"
-    plot = forest_plot(
-        rows,
-        "change of the reward (standard deviations of the reward)",
-        line=0,
-        band=self.threshold,
-        styles=_STYLES,
-        title=title,
-    )
-    return {"probes": plot}
+    xlabel = "change of the reward (standard deviations of the reward)"
+    return {"probes": forest_plot(
+        rows, xlabel, line=0, band=self.threshold, styles=_STYLES, title=title)}
 
 # %% ../../nbs/4_trust/43_probes.ipynb #e879d2ad
 def _pick_probes(probes):

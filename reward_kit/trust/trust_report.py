@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..data.files import json_ready, write_whole
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, forest_plot
-from ..data.report import new_figure, percent
+from ..data.report import new_figure, percent, points
 from ..model.model_folder import ModelCard
 from ..scores.inference import RewardModel
 from .agreement import Bootstrap, pair_table
@@ -43,9 +43,9 @@ def _verdicts(interval, always_longer, n_pairs, over_rule):
     if low > 0.5 and over_rule[0] <= 0:
         rule = "longer" if always_longer >= 0.5 else "shorter"
         share = percent(max(always_longer, 1 - always_longer))
-        ends = " to ".join(f"{100 * end:z.1f}" for end in over_rule)
-        sentences.append(f"Not shown to be better than always picking the {rule} response, which "
-                         f"reaches {share} here (difference on the same pairs {ends} points).")
+        sentences.append(
+            f"Not shown to be better than always picking the {rule} response, which reaches "
+            f"{share} here (difference on the same pairs {points(*over_rule)} points).")
     if high - low > 0.1:
         hundreds = math.ceil(n_pairs * ((high - low) / 0.06) ** 2 / 100)
         sentences.append(f"The interval is wide; about {100 * hundreds:,} pairs "
@@ -128,65 +128,68 @@ def summary(self: TrustReport):
     sentences, probes = list(self.verdicts), self.probes
     if self.calibration:
         sentences.append(self.calibration.verdicts[0])
-    if probes and probes.counts["fails"]:
-        failing = ", ".join(
-            r.name for r in probes.worst_first if r.verdict == "fails")
-        count = f"{probes.counts['fails']} of {len(probes.results)}"
-        sentences.append(f"{count} bias probes fail: {failing}.")
-    elif probes:
+    if probes:
+        failing = [r.name for r in probes.worst_first if r.verdict == "fails"]
         counts = ", ".join(f"{n} {verdict}" for verdict, n in probes.counts.items())
-        sentences.append(f"No bias probe is shown to fail ({counts}).")
+        found = f"No bias probe is shown to fail ({counts})."
+        if failing:
+            count = f"{len(failing)} of {len(probes.results)}"
+            found = f"{count} bias probes fail: {', '.join(failing)}."
+        sentences.append(found)
     return sentences
 
 
 TrustReport.sentences = TrustReport.summary
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #edc7015b
+_ROWS = { # name of a row: its text
+    "accuracy (tied rewards count half)": "{accuracy:.1%}",
+    "{level} interval, pairs independent (Wilson)": "{wilson[0]:.1%} to {wilson[1]:.1%}",
+    "{level} interval, prompts drawn anew (bootstrap)": "{drawn}",
+    "strictly ordered pairs": "{n_pairs:,} from {prompts}",
+    "pairs with tied rewards": "{n_tied_rewards:,}",
+    "records left out as too long": "{n_too_long:,} of {n_records:,}",
+    "reward, mean and standard deviation": "{rewards[mean]:.3f}, {rewards[std]:.3f}",
+    "reward difference, better minus worse":
+        "{rewards[mean_difference]:.3f} (sd {rewards[std_difference]:.3f})",
+}
+
+
 @patch
 def rows(self: TrustReport):
     "The measures of agreement as texts."
-    level, k = self.confidence, self.rankings
+    low, high = self.bootstrap
     alike = "with one prompt" if self.n_prompts == 1 else "where all prompts came out alike"
-    drawn = self.bootstrap[0] < self.bootstrap[1]
-    rows = [
-        ("accuracy (tied rewards count half)", percent(self.accuracy)),
-        (f"{level} interval, pairs independent (Wilson)", percent(*self.wilson)),
-        (f"{level} interval, prompts drawn anew (bootstrap)",
-         percent(*self.bootstrap) if drawn else f"says nothing {alike}"),
-        ("strictly ordered pairs", f"{self.n_pairs:,} from {counted(self.n_prompts, 'prompt')}"),
-        ("pairs with tied rewards", f"{self.n_tied_rewards:,}"),
-        ("records left out as too long", f"{self.n_too_long:,} of {self.n_records:,}"),
-        ("reward, mean and standard deviation", "{mean:.3f}, {std:.3f}".format(**self.rewards)),
-        ("reward difference, better minus worse",
-         "{mean_difference:.3f} (sd {std_difference:.3f})".format(**self.rewards)),
-    ]
-    if k:
-        known = [k[name] for name in ("spearman", "kendall", "ndcg")]
-        values = ", ".join(
-            "none" if value is None else f"{value:.3f}" for value in known)
-        rows.append((f"{k['n']:,} rankings: Spearman, Kendall, NDCG (mean)", values))
-        rows.append(
-            ("rankings whose best response scores highest", percent(k["best_first"])))
+    known = vars(self) | {
+        "level": self.confidence,
+        "drawn": percent(low, high) if low < high else f"says nothing {alike}",
+        "prompts": counted(self.n_prompts, "prompt"),
+    }
+    rows = [(name.format(**known), text.format(**known)) for name, text in _ROWS.items()]
+    if self.rankings:
+        k = self.rankings
+        orders = (k[name] for name in ("spearman", "kendall", "ndcg"))
+        values = ", ".join("none" if value is None else f"{value:.3f}" for value in orders)
+        rows += [(f"{k['n']:,} rankings: Spearman, Kendall, NDCG (mean)", values),
+                 ("rankings whose best response scores highest", percent(k["best_first"]))]
     return rows
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #18b5a5aa
 @patch
 def _groups(self: TrustReport):
-    "(name, row) of every group of pairs."
+    "A row of every group of pairs."
     sources = [{"group": row["source"], **row} for row in self.sources]
     named = {"source": sources, **self.groups}
-    return [
-        (name, row) for name, rows in named.items() if len(rows) > 1 for row in rows]
+    return [{"by": by, **row} for by, rows in named.items() if len(rows) > 1 for row in rows]
 
 
 @patch
 def _group_table(self: TrustReport):
-    rows = []
-    for name, row in self._groups():
-        shares = percent(row["accuracy"]), percent(row["low"], row["high"])
-        rows.append((name, row["group"], f"{row['pairs']:,}", *shares))
-    return Table(
-        ("by", "group", "pairs", "accuracy", f"{self.confidence} interval"), rows)
+    columns = {
+        "by": "{by}", "group": "{group}", "pairs": "{pairs:,}", "accuracy": "{accuracy:.1%}",
+        f"{self.confidence} interval": "{low:.1%} to {high:.1%}",
+    }
+    return Table.of(columns, self._groups())
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #5d53ac56
 @patch
@@ -197,7 +200,7 @@ def _length_section(self: TrustReport):
         ("longer response scored higher", percent(own["longer_is_scored_higher"])),
         ("accuracy of always picking the longer", percent(own["accuracy_of_always_longer"])),
     ]
-    rows += control.sections()[0].table.rows if control else []
+    rows += control.main_table().rows if control else []
     sentences = control.verdicts if control else []
     return Section("Length", sentences, Table(("measure", "value"), rows))
 
@@ -212,22 +215,15 @@ def sections(
     found = [Section("Agreement with people", [], measures)]
     if self._groups():
         found.append(Section("Where it agrees", [], self._group_table()))
-    if self.calibration:
-        found.append(
-            _section("Calibration", self.calibration.verdicts[1:], self.calibration))
+    if own := self.calibration:
+        found.append(Section("Calibration", own.verdicts[1:], own.main_table()))
     found.append(self._length_section())
-    if self.probes:
-        found.append(_section("Bias probes", self.probes.sentences, self.probes))
-    if mistakes and self.mistakes and self.mistakes.mistakes:
+    if own := self.probes:
+        found.append(Section("Bias probes", own.sentences, own.main_table()))
+    if mistakes and (own := self.mistakes) and own.mistakes:
         advice = "Some are errors of the labels, some of the model: read them."
-        sentences = [*self.mistakes.verdicts, advice]
-        found.append(_section(self.mistakes.title, sentences, self.mistakes))
+        found.append(Section(own.title, [*own.verdicts, advice], own.main_table()))
     return found
-
-
-def _section(title, sentences, report):
-    "Sentences over the table of another report."
-    return Section(title, sentences, report.sections()[0].table)
 
 
 @patch
@@ -268,9 +264,9 @@ def _plot_differences(self: TrustReport):
 @patch
 def figures(self: TrustReport):
     figures, rows = {"accuracy": self._plot_differences()}, []
-    for name, row in self._groups():
-        label = "{group} ({pairs:,} pairs)".format(**row)
-        rows.append((f"{name}: {label}", row["accuracy"], row["low"], row["high"]))
+    for row in self._groups():
+        name = "{by}: {group} ({pairs:,} pairs)".format(**row)
+        rows.append((name, row["accuracy"], row["low"], row["high"]))
     if rows:
         xlabel = f"accuracy (%), {self.confidence} intervals; dotted: not unlike all pairs"
         figures["groups"] = forest_plot(rows, xlabel, scale=100, line=self.accuracy)
@@ -353,8 +349,12 @@ def evaluate_reward_model(
         found["probes"] = replace(probes, model=name or own_name)
     every = np.concatenate([own for own in rewards if own])
     difference = table["difference"]
-    moments = every.mean(), every.std(), difference.mean(), difference.std()
-    names = "mean", "std", "mean_difference", "std_difference"
+    moments = {
+        "mean": every.mean(),
+        "std": every.std(),
+        "mean_difference": difference.mean(),
+        "std_difference": difference.std(),
+    }
     return TrustReport(
         name or own_name,
         _data_name(data),
@@ -363,7 +363,7 @@ def evaluate_reward_model(
         n_records=len(preferences),
         n_tied_rewards=int((difference == 0).sum()),
         n_too_long=len(rewards) - len(scored),
-        rewards=dict(zip(names, map(float, moments))),
+        rewards=json_ready(moments),
         verdicts=_verdicts(interval, always_longer, pooled["n_pairs"], over_rule),
         seed=seed,
         fingerprint=preferences.fingerprint,
