@@ -1925,6 +1925,12 @@ def test_a_message_keeps_all_it_carries_wherever_it_lies(tmp_path):
     assert Preferences(datasets.load_from_disk(tmp_path / "saved"))[0] == found[0]
 
 
+def test_a_chunk_of_nothing_but_duplicates():
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(1000)]
+    found = load(rows * 2)
+    assert len(found) == 1000 and reasons(found) == {"exact duplicate": 1000}
+
+
 def test_a_row_is_parsed_and_flattened_once(tmp_path, monkeypatch):
     from reward_kit.data import columns, files
 

@@ -183,16 +183,16 @@ def _clear_words(columns):
 
 # %% ../../nbs/1_data/14_formats.ipynb #5870d659
 def _numbers(seen, columns):
-    "What numbers mean, given all that occur; None where they could mean either."
+    "What numbers mean, given all that occur; empty where they could mean either."
     names = ("response_a", "response_b", "label")
     first, second, label = (Columns.spelled(columns[name]) for name in names)
     if (first, label) == ("human_ref_a", "labels"):
         return {"1": "a", "0": "b"}  # SHP
     ends = first[-1] + second[-1]
     if ends == "01":
-        return {"0": "a", "1": "b"} if seen <= {"0", "1"} else None
+        return {"0": "a", "1": "b"} if seen <= {"0", "1"} else {}
     clear = seen == {"1", "2"} or ends == "12" and seen == {"2"}
-    return {"1": "a", "2": "b"} if clear else None
+    return {"1": "a", "2": "b"} if clear else {}
 
 # %% ../../nbs/1_data/14_formats.ipynb #c2bb5f80
 def _read_labels(columns, rows):
@@ -201,14 +201,14 @@ def _read_labels(columns, rows):
     del seen[""]
     numbers = sorted(word for word in seen if re.fullmatch(r"-?[\d.]+|true|false", word))
     meaning = _numbers(set(numbers), columns)
-    if meaning is None and 2 * sum(seen[word] for word in numbers) > seen.total():
+    if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
         shown = ", ".join(numbers[:6]) + (f" and {len(numbers) - 6} more" if len(numbers) > 6 else "")
         example = dict(zip(numbers, _RANKS, strict=False))
         raise PreferenceDataError(
             f"the labels in {label!r} are {shown}, which could name either response; say what each means, "
             f"for example labels={example} ('a' is {a!r}, 'b' is {b!r}, 'tie' neither)"
         )
-    return _clear_words(columns) | (meaning or {})
+    return _clear_words(columns) | meaning
 
 # %% ../../nbs/1_data/14_formats.ipynb #c0371025
 def _given_labels(labels):
@@ -251,8 +251,8 @@ class _Labelled(PreferenceFormat):
 
     def notes(self, kind, full_texts):
         yield from super().notes(kind, full_texts)
-        numbers = [word for word in self.labels if word.isdecimal()] if self.ties else []
-        named = [f"{word} = {self.columns['response_' + self.labels[word]]}" for word in numbers]
+        found = self.labels.items() if self.ties else ()
+        named = [f"{n} = {self.columns['response_' + side]}" for n, side in found if n.isdecimal()]
         if named:
             yield f"labels are read as {' and '.join(named)}"
 
@@ -278,7 +278,9 @@ def _flagged(row):
 # %% ../../nbs/1_data/14_formats.ipynb #f17471a5
 @patch
 def absent(self: PreferenceFormat, cells: dict) -> list:
-    "The names of columns that this format needs and the row does not have."
+    "The names of columns that this format needs and the row does not have; raises an `UnusableRow`."
+    if isinstance(cells, UnusableRow):
+        raise cells
     return [name for name in self.needed if self.columns[name] not in cells]
 
 
@@ -326,8 +328,6 @@ class _Scored(PreferenceFormat):
 # %% ../../nbs/1_data/14_formats.ipynb #56a8fd71
 @patch
 def _scored(self: _Scored, cells):
-    if isinstance(cells, UnusableRow):
-        raise cells
     for name in self.absent(cells):
         raise UnusableRow(f"missing {name}")
     row = Row(cells, self.columns)
@@ -442,12 +442,13 @@ def of_flat(cls: PreferenceFormat, rows, columns, format, labels, judged=True):
 # %% ../../nbs/1_data/14_formats.ipynb #0f8dbd30
 @patch
 def _learn_labels(self: PreferenceFormat, rows, labels, judged):
-    if labels and not (judged and "label" in self.columns):
+    labelled = judged and "label" in self.columns
+    if labels and not labelled:
         shown = f"labels={labels!r} was given, but this data (format {self.name!r})"
         raise PreferenceDataError(f"{shown} has no label column; leave it out")
     if labels:
         self.labels, self.ties = _given_labels(labels), ()
-    elif judged and "label" in self.columns:
+    elif labelled:
         self.labels = _read_labels(self.columns, rows)
 
 

@@ -89,8 +89,8 @@ class Preferences:
 
 def _records(table):
     columns = [read_column(column) for column in table.columns]
-    for cells in zip(*columns, strict=True):
-        record = dict(zip(table.column_names, cells, strict=True))
+    for cells in zip(*columns):
+        record = dict(zip(table.column_names, cells))
         yield {name: cell for name, cell in record.items() if cell is not None or name not in _TEMPLATE}
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1d7d2b2b
@@ -129,8 +129,8 @@ def prompt_keys(self: Preferences) -> np.ndarray:
 def select(self: Preferences, indices) -> Preferences:
     "The records at some row numbers, in any order."
     indices = np.fromiter(indices, np.int64)
-    dataset, measures = self.dataset.select(indices), self.measures.take(indices)
-    return Preferences(dataset, measures=measures, tokenizer=self.tokenizer)
+    dataset = self.dataset.select(indices)
+    return Preferences(dataset, measures=self.measures.take(indices), tokenizer=self.tokenizer)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #aa7be7ab
 _IN_MEMORY = 1 << 25
@@ -185,8 +185,8 @@ def _pairs(table):
 def to_pairs(self: Preferences) -> datasets.Dataset:
     "TRL's `prompt, chosen, rejected` (and `margin`, `weight`, ... where given)."
     names = ("id", "prompt", "responses", "ranks", "weight", "margin", "source", *_TEMPLATE)
-    columns = {name: self.dataset.data[name] for name in names if name in self.dataset.features}
-    kept = [name for name, column in columns.items() if column.null_count < len(self)]
+    data = self.dataset.data
+    kept = [name for name in names if name in data.column_names and data[name].null_count < len(self)]
     tables = self.dataset.select_columns(kept).with_format("arrow").iter(1000)
     name = f"{hash64(f'pairs {self.fingerprint}'):016x}"
     return _store(map(_pairs, tables), None, lambda: name)
@@ -217,8 +217,6 @@ def _convert(fmt, tokenizer, kind, items):
     found, records = [], []
     for origin, row in items:
         try:
-            if isinstance(row, UnusableRow):
-                raise row
             record, other = fmt.read(row)
         except UnusableRow as error:
             found.append((error.reason, origin, error.detail))
@@ -226,11 +224,11 @@ def _convert(fmt, tokenizer, kind, items):
         records.append(record | {"origin": origin})
         if other:
             found.append((_OTHER, origin, other))
-    texts = all(isinstance(record["prompt"], str) for record in records)
-    kind = kind or ("text" if texts else "messages")
+    if not kind:
+        kind = "text" if all(isinstance(record["prompt"], str) for record in records) else "messages"
     records = [record for record in records if _fits(record, kind, found)]
     measures = DataReport.measure(records, tokenizer)
-    for record, key in zip(records, measures["key"].tolist(), strict=True):
+    for record, key in zip(records, measures["key"].tolist()):
         record["id"] = record["id"] or f"{key:016x}"
     return _Chunk(kind, len(items), found, _to_table(records, kind), measures)
 
@@ -247,18 +245,14 @@ def _fits(record, kind, found):
     if kind == "messages" and is_text:
         found.append((_LIFTED, origin, ""))
         prompt, responses = record["prompt"], record["responses"]
-        record["prompt"] = _said("user", prompt) if prompt else []
-        record["responses"] = [_said("assistant", text) for text in responses]
+        record["prompt"] = [{"role": "user", "content": prompt}] if prompt else []
+        record["responses"] = [[{"role": "assistant", "content": text}] for text in responses]
     return True
-
-
-def _said(role, text):
-    return [{"role": role, "content": text}]
 
 
 def _agree(scores, ranks):
     "Whether no response is ranked above one with a higher score."
-    pairs = sorted((rank, -score) for rank, score in zip(ranks, scores, strict=True))
+    pairs = sorted((rank, -score) for rank, score in zip(ranks, scores))
     return pairs == sorted(pairs, key=itemgetter(1))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #6e89951d
@@ -274,8 +268,7 @@ def _unseen(chunk, seen, report):
             seen.add(key)
             new.append(n)
     report.rows_read += chunk.read
-    if len(new) == len(origins):
-        return chunk
+    new = np.array(new, int)
     return chunk._replace(table=chunk.table.take(new), measures=chunk.measures.take(new))
 
 
@@ -334,19 +327,21 @@ def _begin_report(source, fmt, kind):
     notes += fmt.notes(kind, full_texts)
     used = {*columns.values(), "ranks", "origin"}
     unused = [name for name in fmt.present if name not in used]
-    options = {"columns": columns, "unused_columns": unused, "notes": notes}
-    return DataReport(source.name, fmt.name, kind, **options)
+    return DataReport(source.name, fmt.name, kind, columns=columns, unused_columns=unused, notes=notes)
 
 
 def _end_report(report, preferences):
-    measures = preferences.measures
+    "Add what all records show; the contradictory pairs as a part of `noted`."
+    measures, noted = preferences.measures, {}
     if _FULL_TEXTS in report.notes:
         measures.merge_starts(record["responses"] for record in preferences)
     rows = measures.contradicted()
     if len(rows):
         examples = [preferences[row]["origin"] for row in rows[:3]]
-        report.noted[_CONTRADICTORY] = {"count": len(rows), "examples": examples}
+        noted = {_CONTRADICTORY: {"count": len(rows), "examples": examples}}
+    report.noted |= noted
     report.add(measures, preferences.__getitem__, preferences.tokenizer)
+    return noted
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
 def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=None, progress=False):
@@ -357,7 +352,7 @@ def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=
     head, rest = _convert(fmt, tokenizer, None, head), chain(more, chunks)
     job = partial(_convert, fmt, tokenizer, head.kind)
     rest = _in_processes(job, rest, num_proc) if num_proc and num_proc > 1 else map(job, rest)
-    quiet = None if progress and more else True
+    quiet = None if progress and more else True  # a notebook would keep the empty bar of a small file
     bar = tqdm(desc=source.name, total=source.total, unit=" rows", disable=quiet, delay=1)
     report, seen, parts = _begin_report(source, fmt, head.kind), set(), []
     measures = DataReport.measure([])
@@ -378,9 +373,8 @@ def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=
         dataset = _store(tables(), cache_dir, fingerprint)
     empty = [name for name in _TEMPLATE if dataset.data[name].null_count == len(dataset)]
     preferences = Preferences(dataset.remove_columns(empty), report, measures, tokenizer)
-    _end_report(report, preferences)
-    noted = {name: tally for name, tally in report.noted.items() if name == _CONTRADICTORY}
-    if strict and (unusable := report.dropped | noted):
+    unusable = report.dropped | _end_report(report, preferences)
+    if strict and unusable:
         raise _refusal(report, unusable, strict)
     return preferences
 
@@ -436,8 +430,7 @@ def _deal(keys, seed):
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
-    _, group, sizes = np.unique(mixed, return_inverse=True, return_counts=True)
-    return group, sizes
+    return np.unique(mixed, return_inverse=True, return_counts=True)[1:]
 
 # %% ../../nbs/1_data/16_preferences.ipynb #4d6b912a
 def hold_out(
@@ -487,8 +480,7 @@ def kfold_by_prompt(
     "Folds of like size without a shared prompt; every record is in one evaluation part."
     group, sizes = _deal(preferences.prompt_keys, seed)
     if not 2 <= k <= len(sizes):
-        prompts = f"the number of prompts ({len(sizes)})"
-        raise PreferenceDataError(f"k must lie between 2 and {prompts}, got {k}")
+        raise PreferenceDataError(f"k must lie between 2 and the number of prompts ({len(sizes)}), got {k}")
     fold, filled = np.zeros(len(sizes), int), np.zeros(k, int)
     for n in np.argsort(-sizes, kind="stable"):
         fold[n] = filled.argmin()
@@ -503,9 +495,9 @@ def _save_row(record):
     if row["ranks"] != [1, 2]:
         return row
     del row["ranks"]
-    scores = row.pop("scores", ())
-    row |= dict(zip(("score_chosen", "score_rejected"), scores))
-    return row | dict(zip(("chosen", "rejected"), row.pop("responses")))
+    row |= zip(("score_chosen", "score_rejected"), row.pop("scores", ()))
+    row |= zip(("chosen", "rejected"), row.pop("responses"))
+    return row
 
 # %% ../../nbs/1_data/16_preferences.ipynb #173d8bdc
 def _save_rows(rows, seen):

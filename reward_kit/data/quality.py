@@ -186,8 +186,9 @@ def _top_response(measures, record_at):
 
 def _sources(measures, record_at):
     found = _most_frequent(measures["source"])
-    several = found if len(found) > 1 else []
-    return {record_at(row)["source"] or "(none)": count for row, count in several}
+    if len(found) < 2:
+        return {}
+    return {record_at(row)["source"] or "(none)": count for row, count in found}
 
 # %% ../../nbs/1_data/15_quality.ipynb #aa7607a6
 @patch
@@ -199,9 +200,8 @@ def ordered(self: _Measures):
 def _by_gap(longer):
     "(smallest, largest, pairs, longer one chosen) of five groups by difference in length."
     longer = longer[np.argsort(np.abs(longer), kind="stable")]
-    parts = np.array_split(longer[longer != 0], 5)
-    ends = [(*np.abs(part[[0, -1]]).tolist(), part) for part in parts if len(part)]
-    return [(low, high, len(part), int((part > 0).sum())) for low, high, part in ends]
+    parts = filter(len, np.array_split(longer[longer != 0], 5))
+    return [(*np.abs(part[[0, -1]]).tolist(), len(part), int((part > 0).sum())) for part in parts]
 
 # %% ../../nbs/1_data/15_quality.ipynb #1f30a2fb
 @patch
