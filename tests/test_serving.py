@@ -894,7 +894,7 @@ def test_a_shutdown_with_time_enough_answers_everything(rm):
         )
 
 
-def test_closing_in_a_hurry_ends_the_thread_before_its_next_forward_pass(folder):
+def test_closing_when_every_caller_has_left_ends_the_thread_before_its_next_forward_pass(folder):
     rm, begun, passes = (
         RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1),
         threading.Event(),
@@ -904,11 +904,10 @@ def test_closing_in_a_hurry_ends_the_thread_before_its_next_forward_pass(folder)
     batcher = Batcher(rm, ServerLimits(max_batch_rows=1))
     futures = [batcher.submit(Texts(PROMPTS)), batcher.submit(Texts(PROMPTS[:1]))]
     begun.wait(60)
-    assert batcher.close(timeout=0.1) and len(passes) < 20
+    assert not batcher.close(timeout=0.1)  # it still works for its callers
     for future in futures:
-        with pytest.raises(RequestError, match="had no time left") as error:
-            future.result(60)
-        assert error.value.status == 503
+        assert future.cancel()
+    assert batcher.close(timeout=60) and len(passes) < 20
     rm.score(PROMPTS[:1])  # the model itself is as it was
 
 

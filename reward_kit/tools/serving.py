@@ -39,8 +39,8 @@ class _RequestError(ValueError):
 
 
 def _shutting_down(why=""):
-    late = f"this server is shutting down{why}; send the request again to its successor"
-    return _RequestError(late, 503, 5)
+    return _RequestError(
+        f"this server is shutting down{why}; send the request again to its successor", 503, 5)
 
 
 def _shown(value):
@@ -58,7 +58,7 @@ def _bare_text(encoder, text):
     own = map(tokenizer.convert_ids_to_tokens, (encoder.prefix, encoder.suffix))
     pad = [tokenizer.pad_token] if tokenizer.pad_token else []
     starts, ends = ("|".join(map(re.escape, [*tokens, *pad])) for tokens in own)
-    text = re.sub(rf"\A(?:{starts})+", "", text) if starts else text
+    text = re.sub(rf"\A(?:{starts})+", "", text)
     return re.sub(rf"(?:(?:{ends})\s*)+\Z", "", text) if ends else text
 
 # %% ../../nbs/6_tools/61_serving.ipynb #de633489
@@ -79,12 +79,13 @@ def _checked_ids(rm, ids, name):
     size, longest = rm.model.get_input_embeddings().num_embeddings, rm.encoder.encoding.max_length
     for i, row in enumerate(ids):
         if not 0 < len(row) <= longest:
-            found = f"has {counted(len(row), 'token id')}; there must be 1 to {longest}"
-            raise _RequestError(f"{name}[{i}] {found}")
+            raise _RequestError(
+                f"{name}[{i}] has {counted(len(row), 'token id')}; there must be 1 to {longest}")
         for j, token in enumerate(row):
             if not 0 <= token < size:
-                found = f"holds the token id {_shown(token)} at position {j}"
-                raise _RequestError(f"{name}[{i}] {found}; this model knows 0 to {size - 1}")
+                raise _RequestError(
+                    f"{name}[{i}] holds the token id {_shown(token)} at position {j}; "
+                    f"this model knows 0 to {size - 1}")
     return ids
 
 # %% ../../nbs/6_tools/61_serving.ipynb #dea878c3
@@ -168,12 +169,10 @@ class ServerLimits(ServerSettings):
 class _Batcher:
     "Scores requests of any number of threads together, in one of its own."
 
-    last_seconds = 2.0  # after the timeout of a shutdown, for a forward pass to end
-
     def __init__(self, rm, limits=None):
         self.rm, self.limits = rm, limits or ServerLimits()
         self.queue, self.running, self.changed = deque(), [], threading.Condition()
-        self.thread, self.closed, self.stopped, self.batches = None, False, False, 0
+        self.thread, self.closed, self.batches = None, False, 0
 
     @property
     def waiting(self):
@@ -189,8 +188,8 @@ def submit(self: _Batcher, texts):
         if self.closed:
             raise _shutting_down()
         if len(self.waiting) >= self.limits.max_queue:
-            full = f"the queue is full ({self.limits.max_queue} waiting); send the request later"
-            raise _RequestError(full, 503, 1)
+            raise _RequestError(
+                f"the queue is full ({self.limits.max_queue} waiting); send the request later", 503, 1)
         self.queue.append(job)
         self.changed.notify()
         if self.thread is None:
@@ -237,26 +236,21 @@ def _collect(self: _Batcher, job):
 # %% ../../nbs/6_tools/61_serving.ipynb #93a2ed9e
 @patch
 def _before_forward(self: _Batcher, *_):
-    "End a batch that nobody waits for, or that the server no longer has time for."
-    if threading.current_thread() is not self.thread:
-        return  # somebody else's, who uses the same model
-    if self.stopped:
-        raise _shutting_down(" and had no time left")
-    if all(job.done() for job in self.running):
+    "End a batch that nobody waits for; a forward pass of another thread is somebody else's."
+    own = threading.current_thread() is self.thread
+    if own and all(job.done() for job in self.running):
         raise _RequestError("every caller has left")
 
 
 @patch
 def close(self: _Batcher, timeout=None):
-    "Refuse new requests, finish the accepted in `timeout` s; False: the thread still runs."
+    "Refuse new requests, finish the accepted; False: the thread still runs after `timeout` s."
     with self.changed:
         self.closed = True
         self.changed.notify_all()
     if self.thread is None:
         return True
     self.thread.join(timeout)
-    self.stopped = True
-    self.thread.join(None if timeout is None else self.last_seconds)
     return not self.thread.is_alive()
 
 # %% ../../nbs/6_tools/61_serving.ipynb #7875f3f2
@@ -325,19 +319,19 @@ def template(self: _Body, n):
     found = {}
     for name, (kind, words) in _TEMPLATE_FIELDS.items():
         value = self.get(name)
-        rows, single = [value] * n, kind is list and any(isinstance(v, dict) for v in value or ())
-        if isinstance(value, list) and not single:
-            rows = value
+        one = not isinstance(value, list) or kind is list and any(isinstance(v, dict) for v in value)
+        rows = [value] * n if one else value
         if rows and len(rows) != n:
-            found = f"{counted(len(rows), 'entry', 'entries')} for {counted(n, 'text')}"
-            raise ValueError(f"{name} has {found}; there must be as many")
+            raise ValueError(
+                f"{name} has {counted(len(rows), 'entry', 'entries')} for {counted(n, 'text')}; "
+                "there must be as many")
         try:
             rows = list(map(RewardEncoder.from_json, rows))
         except ValueError:  # no JSON
             rows = [value]
         if not all(isinstance(row, kind | None) for row in rows):
-            wanted = f"it must be {words} for all texts, or a list with one or null for each"
-            raise self.wrong(name, value, wanted)
+            raise self.wrong(
+                name, value, f"it must be {words} for all texts, or a list with one or null for each")
         taken = [key for row in rows for key in row or () if kind is dict and key in _TAKEN]
         if taken:
             raise ValueError(f"{name} holds {taken[0]!r}, which is not yours to choose; leave it out")
@@ -389,8 +383,9 @@ def _load_optional(name):
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        missing = f"the server needs {error.name}, which is not installed"
-        raise RuntimeError(f'{missing}: pip install "reward-kit[serve]"') from None
+        raise RuntimeError(
+            f"the server needs {error.name}, which is not installed: "
+            'pip install "reward-kit[serve]"') from None
 
 
 async def _read_body(stream, limits):
@@ -403,18 +398,19 @@ async def _read_body(stream, limits):
                 if size <= limits.max_body_bytes:
                     chunks.append(chunk)
     except TimeoutError:
-        late = f"the body did not arrive within {limits.body_timeout_s:g} seconds"
-        raise _RequestError(late, 408) from None
+        raise _RequestError(
+            f"the body did not arrive within {limits.body_timeout_s:g} seconds", 408) from None
     if size > limits.max_body_bytes:
-        most = f"this server takes {limits.max_body_bytes}; send fewer texts at a time"
-        raise _RequestError(f"the body has {size} bytes, {most}", 413)
+        raise _RequestError(
+            f"the body has {size} bytes, this server takes {limits.max_body_bytes}; "
+            "send fewer texts at a time", 413)
     try:
         body = json.loads(b"".join(chunks), parse_int=lambda digits: int(digits[:50]))
     except (ValueError, RecursionError) as error:
         raise _RequestError(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
-        wrong = f"the body is a JSON {type(body).__name__}"
-        raise _RequestError(f"{wrong}; it must be an object of fields")
+        raise _RequestError(
+            f"the body is a JSON {type(body).__name__}; it must be an object of fields")
     return body
 
 # %% ../../nbs/6_tools/61_serving.ipynb #8ee01c7b
@@ -463,21 +459,16 @@ class _OpenRequests:
         for limit in self.open:
             limit.reschedule(self.end)
 
-    def seconds_left(self):
-        "Until the end of a shutdown."
-        now = asyncio.get_running_loop().time()
-        return self.seconds if self.end is None else max(0.0, self.end - now)
-
 # %% ../../nbs/6_tools/61_serving.ipynb #766c57bc
 def _error_answer(message, status, retry_after=None):
     "An error as an answer: at most 1,000 characters of any message, on one line."
     from fastapi.responses import JSONResponse
 
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:1000]
-    kinds = {500: "InternalServerError", 503: "ServiceUnavailableError"}
-    error = {"message": message, "type": kinds.get(status, "BadRequestError"), "code": status}
-    headers = {"Retry-After": str(retry_after)} if retry_after else None
-    return JSONResponse({"error": error}, status, headers)
+    kind = {500: "InternalServerError", 503: "ServiceUnavailableError"}.get(status, "BadRequestError")
+    return JSONResponse(
+        {"error": {"message": message, "type": kind, "code": status}}, status,
+        {"Retry-After": str(retry_after)} if retry_after else None)
 
 
 def _add_error_answers(app, formats):
@@ -491,12 +482,15 @@ def _add_error_answers(app, formats):
         if isinstance(error, _RequestError):
             return _error_answer(str(error), error.status, error.retry_after)
         if isinstance(error, HTTPException):
-            unknown = f"{request.method} {request.url.path} is not served; there are POST {posts}"
-            return _error_answer(f"{unknown}, GET /health, /v1/models and /docs", error.status_code)
+            return _error_answer(
+                f"{request.method} {request.url.path} is not served; there are POST {posts}, "
+                "GET /health, /v1/models and /docs", error.status_code)
         return _error_answer(f"{type(error).__name__}: {error}", 500)
 
-    failures = FloatingPointError, torch.OutOfMemoryError, ClientDisconnect, Exception
-    for kind in (_RequestError, HTTPException, *failures):
+    for kind in (
+        _RequestError, HTTPException,
+        FloatingPointError, torch.OutOfMemoryError, ClientDisconnect, Exception,
+    ):
         app.add_exception_handler(kind, answer)
 
 # %% ../../nbs/6_tools/61_serving.ipynb #f72fa010
@@ -512,10 +506,11 @@ def _make_endpoint(wire, batcher, requests):
             texts = wire.texts(body)
             n = len(texts.ids or texts.prompts)
             if n > most:
-                found = f"the request has {n} texts, this server takes {most} at a time"
-                raise _RequestError(f"{found}; send several requests", 413)
-            rewards, tokens = await _wait_for_scores(batcher.submit(texts), request)
-            return responses.JSONResponse(wire.answer(body, rewards, tokens, batcher.rm))
+                raise _RequestError(
+                    f"the request has {n} texts, this server takes {most} at a time; "
+                    "send several requests", 413)
+            scores = await _wait_for_scores(batcher.submit(texts), request)
+            return responses.JSONResponse(wire.answer(body, *scores, batcher.rm))
 
     return score
 
@@ -546,6 +541,9 @@ def wire_formats():
     return (_OWN_FORMAT, *FOREIGN_FORMATS)
 
 
+_LAST_SECONDS = 2.0  # of a shutdown, when all are answered: to read an answer, to end a forward pass
+
+
 def make_app(
     rm,  # RewardModel
     limits=None,  # ServerLimits; None: the defaults
@@ -557,19 +555,19 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(app):
         yield
-        await asyncio.to_thread(batcher.close, requests.seconds_left())
+        await asyncio.to_thread(batcher.close, _LAST_SECONDS)
 
     app = _load_optional("fastapi").FastAPI(
         title="reward_kit", summary=f"Rewards of {rm.__name__}", lifespan=lifespan)
     app.state.batcher, app.state.requests = batcher, requests
     for wire in formats:
-        endpoint = _make_endpoint(wire, batcher, requests)
-        example = {"schema": {"type": "object"}, "example": wire.example}
-        body = {"required": True, "content": {"application/json": example}}
+        content = {"application/json": {"schema": {"type": "object"}, "example": wire.example}}
         for path in wire.paths:
             app.add_api_route(
-                path, endpoint, methods=["POST"], name=f"score {path}", response_model=None,
-                openapi_extra={"requestBody": body}, summary=f"Rewards in the format of {wire.name}")
+                path, _make_endpoint(wire, batcher, requests), methods=["POST"], name=f"score {path}",
+                response_model=None,
+                openapi_extra={"requestBody": {"required": True, "content": content}},
+                summary=f"Rewards in the format of {wire.name}")
     _add_information(app, batcher)
     _add_error_answers(app, formats)
     return app
@@ -582,10 +580,9 @@ def _listen(host, port):
     where = f"cannot listen on {host}, port {port}"
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise OSError(f"{where}: {error}") from None
-    try:
         return socket.create_server(address, family=family, backlog=2048)
+    except (socket.gaierror, UnicodeError) as error:
+        raise OSError(f"{where}: {error}") from None
     except OSError as error:
         reason = error.strerror.partition(" (")[0]
         raise OSError(f"{where}: {reason}; choose another port or host") from None
@@ -605,11 +602,15 @@ def _make_server(app, access_log=False):
             requests.stop()
             await super().shutdown(sockets)
 
+        def handle_exit(self, number, frame):  # uvicorn's ends the process after the server
+            self.force_exit |= self.should_exit and number == signal.SIGINT
+            self.should_exit = True
+
     # a caller that does not read its answer holds a shutdown up
     return Server(uvicorn.Config(
         app, server_header=False, backlog=2048, lifespan="on", access_log=access_log,
         log_level="info" if access_log else "warning", timeout_keep_alive=120,
-        timeout_graceful_shutdown=requests.seconds + _Batcher.last_seconds))
+        timeout_graceful_shutdown=requests.seconds + _LAST_SECONDS))
 
 
 @contextlib.contextmanager
@@ -630,29 +631,13 @@ def background_server(
             thread.join()
 
 # %% ../../nbs/6_tools/61_serving.ipynb #86321df7
-@contextlib.contextmanager
-def _stop_on_signals(server):
-    "SIGTERM and Ctrl-C end the server and not the process, also before and after it runs."
-    def stop(*_):
-        server.should_exit = True
-
-    is_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _last_words(server, requests):
     if server.force_exit:
         return "Stopped at once."
     if not requests.given_up:
         return "Stopped; every request that was accepted has been answered."
-    late = f"requests that got a 503 because the time was up: {requests.given_up}"
-    return f"Stopped after {requests.seconds:g} seconds; {late}."
+    return (f"Stopped after {requests.seconds:g} seconds; "
+            f"requests that got a 503 because the time was up: {requests.given_up}.")
 
 # %% ../../nbs/6_tools/61_serving.ipynb #d55edb91
 def serve(
@@ -673,8 +658,8 @@ def serve(
         rm = RewardModel.from_pretrained(model, **loading) if isinstance(model, str) else model
         app = make_app(rm, limits)
         server, address = _make_server(app, access_log), _address_of(sock)
-        with _stop_on_signals(server):
+        with server.capture_signals():  # SIGTERM and Ctrl-C also before and after it runs
             say(f"Serving {rm.__name__} at {address}, its routes at {address}/docs. Ctrl-C stops it.")
             server.run(sockets=[sock])
         say(_last_words(server, app.state.requests))
-        return app.state.batcher.close(timeout=0)
+        return app.state.batcher.close(_LAST_SECONDS)
