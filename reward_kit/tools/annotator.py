@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastcore.basics import patch
+from scipy.stats.contingency import crosstab
 
 from ..data.files import PreferenceDataError, UnusableRow, append_rows, read_rows, write_whole
 from ..data.formats import PreferenceFormat, to_record
@@ -41,24 +42,26 @@ def _pair_id(prompt, responses):
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #93fb6d58
 def _row(prompt, left, right, label):
-    asked = {"prompt": prompt} if prompt else {}
-    return asked | {"response_a": left, "response_b": right, "label": label}
+    row = {"response_a": left, "response_b": right, "label": label}
+    return {"prompt": prompt} | row if prompt else row
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #7cf0350a
 def _pair_of(record, where):
     "Prompt and two responses of a record; TypeError or ValueError naming it."
     if not isinstance(record, dict):
-        form = '{"prompt": ..., "responses": [..., ...]}'
-        raise TypeError(f"{where} is {type(record).__name__}; give rows like {form}")
+        raise TypeError(
+            f"{where} is {type(record).__name__}; give rows like "
+            '{"prompt": ..., "responses": [..., ...]}')
     plain = {"response_a": "a", "response_b": "b"} if {"a", "b"} <= record.keys() else None
     try: prompt, responses = PreferenceFormat.detect([record], plain, judged=False).texts(record)
     except UnusableRow as error: raise ValueError(f"{where}: {error}") from None
     except PreferenceDataError:
-        forms = '"prompt" and "responses" (a list of two), or "prompt", "a" and "b"'
-        raise ValueError(f"{where} has the keys {sorted(record)}; give {forms}") from None
+        raise ValueError(
+            f'{where} has the keys {sorted(record)}; give "prompt" and "responses" '
+            '(a list of two), or "prompt", "a" and "b"') from None
     if len(responses) != 2:
-        found = f"{where} has {counted(len(responses), 'response')}"
-        raise ValueError(f"{found}; give each pair as a row of its own")
+        raise ValueError(
+            f"{where} has {counted(len(responses), 'response')}; give each pair as a row of its own")
     to_record(_row(prompt, *responses, "a"), origin=where)
     return prompt or "", responses
 
@@ -112,13 +115,14 @@ class _Log:
         self.events = [_event(line, f"{path.name}:{n}") for n, line in enumerate(lines, 1)]
         self.size = sum(len(line) + 1 for line in lines)
         if rest:
-            lost = f"in the middle of a line ({len(rest)} bytes), as a stopped kernel leaves it"
-            _logger.warning("%s ended %s; that click is lost", path.name, lost)
+            _logger.warning(
+                "%s ended in the middle of a line (%d bytes), as a stopped kernel leaves it; "
+                "that click is lost", path.name, len(rest))
             os.truncate(path, self.size)
-        if not self.events:
-            self.append({"event": "start", "annotator": annotator, "seed": seed})
-        self.seed = self.events[0].get("seed", seed)
-        owner = self.events[0].get("annotator", annotator)
+        start = {"event": "start", "annotator": annotator, "seed": seed}
+        if not self.events: self.append(start)
+        start |= self.events[0]
+        self.seed, owner = start["seed"], start["annotator"]
         if owner != annotator:
             raise ValueError(
                 f"{path.name} is of annotator {owner!r}, not {annotator!r}; give each a path"
@@ -158,20 +162,21 @@ class AnnotationSession:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.log = _Log(log, annotator, seed)
         self.items = [item.on_sides(self.log.seed) for item in items]
-        self.history = []  # events that stand
-        for event in self.log.events: self._apply(event)
         self._write_preferences()
+
+    @property
+    def history(self):
+        "Events that stand: an undo takes back the one before it."
+        standing = []
+        for event in self.log.events[1:]:
+            if event["event"] == "undo": standing.pop()
+            else: standing.append(event)
+        return standing
 
     @property
     def done(self):
         "{pair: what was done with it}."
         return {event["id"]: event for event in self.history}
-
-# %% ../../nbs/6_tools/62_annotator.ipynb #74227b47
-@patch
-def _apply(self: AnnotationSession, event):
-    if event["event"] in ("choose", "skip"): self.history.append(event)
-    elif event["event"] == "undo": self.history.pop()
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #2e305b5d
 @patch
@@ -184,9 +189,7 @@ def _write_preferences(self: AnnotationSession):
 # %% ../../nbs/6_tools/62_annotator.ipynb #76a38189
 @patch
 def _record(self: AnnotationSession, event, item_id, **row):
-    event = {"event": event, "id": item_id, **row}
-    self.log.append(event)
-    self._apply(event)
+    self.log.append({"event": event, "id": item_id, **row})
     self._write_preferences()
     return self.current
 
@@ -210,9 +213,9 @@ def choose(self: AnnotationSession, choice: str) -> _AnnotationItem | None:
     if choice not in _CHOICES:
         raise ValueError(f"choice must be one of left, right, tie, got {choice!r}")
     item = self._needed()
-    row = _row(item.prompt, item.left, item.right, _CHOICES[choice])
-    source = {"source": item.source} if item.source else {}
-    return self._record("choose", item.id, **row, annotator=self.annotator, **source)
+    row = _row(item.prompt, item.left, item.right, _CHOICES[choice]) | {"annotator": self.annotator}
+    if item.source: row["source"] = item.source
+    return self._record("choose", item.id, **row)
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #582f8453
 @patch
@@ -224,18 +227,17 @@ def skip(self: AnnotationSession) -> _AnnotationItem | None:
 @patch
 def undo(self: AnnotationSession) -> _AnnotationItem | None:
     "Take the last choice or skip back, also one from before a restart; gives the pair."
-    if not self.history: raise ValueError("there is nothing to take back")
-    return self._record("undo", self.history[-1]["id"])
+    history = self.history
+    if not history: raise ValueError("there is nothing to take back")
+    return self._record("undo", history[-1]["id"])
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #118f1212
 @patch
 def progress(self: AnnotationSession) -> dict[str, int]:
     "How many pairs there are, labelled, skipped and left."
-    done, pairs = self.done, len(self.items)
-    events = [done[item.id]["event"] for item in self.items if item.id in done]
-    labelled = events.count("choose")
-    skipped, left = len(events) - labelled, pairs - len(events)
-    return {"pairs": pairs, "labelled": labelled, "skipped": skipped, "left": left}
+    done, left = self.done, {"event": "left"}
+    n = Counter(done.get(item.id, left)["event"] for item in self.items)
+    return {"pairs": n.total(), "labelled": n["choose"], "skipped": n["skip"], "left": n["left"]}
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #1dc380fd
 @patch
@@ -254,10 +256,10 @@ def _answers(path, reading):
     for origin, row in read_rows(path):
         if isinstance(row, UnusableRow): raise row
         record = to_record(row, origin=origin, **reading)
-        best, other = record["responses"]
-        better = "first" if _text_key(best) < _text_key(other) else "second"
-        tie = record["ranks"][0] == record["ranks"][1]
-        answers[_pair_id(record["prompt"], [best, other])] = "tie" if tie else better
+        best, other = map(_text_key, record["responses"])
+        better = "first" if best < other else "second"
+        tie = len(set(record["ranks"])) == 1
+        answers[_pair_id(record["prompt"], record["responses"])] = "tie" if tie else better
     return answers
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #043d6dd8
@@ -276,11 +278,12 @@ class AnnotatorAgreement(Report):
     @property
     def verdicts(self) -> list[str]:
         "The agreement in a sentence."
-        kappa = f"{self.kappa:.2f}"
-        if math.isnan(self.kappa): kappa = "not defined: both always gave the same answer"
-        share = f"{percent(self.share)} (95% {percent(*self.interval)})"
-        equal = f"{self.equal} of {counted(self.pairs, 'answer')} equal"
-        return [f"{equal}: {share}, Cohen's kappa {kappa}"]
+        undefined = "not defined: both always gave the same answer"
+        kappa = undefined if math.isnan(self.kappa) else f"{self.kappa:.2f}"
+        return [
+            f"{self.equal} of {counted(self.pairs, 'answer')} equal: {percent(self.share)} "
+            f"(95% {percent(*self.interval)}), Cohen's kappa {kappa}"
+        ]
 
     def sections(self, **options) -> list[Section]:
         "How often each pair of answers was given."
@@ -295,16 +298,16 @@ def annotator_agreement(
 ) -> AnnotatorAgreement:
     "Agreement of two annotators on the pairs in both files; ValueError where there is none."
     first, second = _answers(one, reading), _answers(other, reading)
-    both = Counter((first[key], second[key]) for key in first.keys() & second.keys())
+    both = first.keys() & second.keys()
     if not both:
         raise ValueError(f"no pair of this annotation is judged in {Path(other).name}")
-    n, equal = both.total(), sum(both[answer, answer] for answer in _ANSWERS)
-    table = [[both[mine, theirs] for theirs in _ANSWERS] for mine in _ANSWERS]
-    by_accident = sum(
-        sum(row) * sum(column) for row, column in zip(table, zip(*table))
-    ) / n**2
-    kappa = (equal / n - by_accident) / (1 - by_accident) if by_accident < 1 else math.nan
-    return AnnotatorAgreement(n, equal, equal / n, wilson_interval(equal, n), kappa, table)
+    pairs = zip(*((first[key], second[key]) for key in both))
+    table = crosstab(*pairs, levels=(_ANSWERS, _ANSWERS)).count
+    n, equal = len(both), int(table.trace())
+    share, by_accident = equal / n, float(table.sum(0) @ table.sum(1)) / n**2
+    kappa = (share - by_accident) / (1 - by_accident) if by_accident < 1 else math.nan
+    interval = wilson_interval(equal, n)
+    return AnnotatorAgreement(n, equal, share, interval, kappa, table.tolist())
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #f87381d9
 @cache
@@ -318,7 +321,7 @@ def _markdown():
 # %% ../../nbs/6_tools/62_annotator.ipynb #9b0eb36a
 class View:
     "What a notebook shows: the widget `view`, and texts as HTML in a few styles."
-    styles = {
+    _styles = {
         "small": "font-size:.85em;opacity:.75",
         "pane": "box-sizing:border-box;border:1px solid rgba(128,128,128,.55);border-radius:4px;"
         "padding:.5em .7em;overflow:auto",
@@ -329,14 +332,20 @@ class View:
     def _repr_mimebundle_(self, **kwargs):
         return self.view._repr_mimebundle_(**kwargs)
 
-    @staticmethod
-    def text(value, markdown=False) -> str:  # a string or messages; show Markdown as it is meant
+    @classmethod
+    def div(cls, inner, *styles, attributes="") -> str:  # HTML; small, pane, page or CSS
+        "A block of a page."
+        style = ";".join(cls._styles.get(name, name) for name in styles)
+        return f"<div {attributes}style='{style}'>{inner}</div>"
+
+    @classmethod
+    def text(cls, value, markdown=False) -> str:  # a string or messages; show Markdown as it is meant
         "A text; messages one below the other, each under its role."
         if not isinstance(value, str):
             return "".join(_message(message, markdown) for message in value)
-        wrap = "" if markdown else "white-space:pre-wrap;"
         shown = _markdown().render(value) if markdown else html.escape(value)
-        return f"<div dir='auto' style='{wrap}overflow-wrap:anywhere'>{shown}</div>"
+        wrap = [] if markdown else ["white-space:pre-wrap"]
+        return cls.div(shown, *wrap, "overflow-wrap:anywhere", attributes="dir='auto' ")
 
     @staticmethod
     def problem(error) -> str:  # an exception
@@ -349,26 +358,22 @@ def _message(message, markdown):
         key: value for key, value in message.items() if key not in ("role", "content")
     }
     extra = f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else ""
-    role = html.escape(str(message["role"]))
-    head = f"<div style='{View.styles['small']};margin-top:.3em'>{role}</div>"
+    head = View.div(html.escape(str(message["role"])), "small", "margin-top:.3em")
     return head + View.text((message.get("content") or "") + extra, markdown)
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #bad26e3e
 def _pane(title, text, height, markdown):
-    head = f"<div style='{View.styles['small']}'>{title}</div>"
-    style = f"{View.styles['pane']};max-height:{height};flex:1"
-    body = f"<div tabindex='-1' style='{style}'>{View.text(text, markdown)}</div>"
-    return f"<div style='min-width:0;display:flex;flex-direction:column'>{head}{body}</div>"
+    body = View.div(
+        View.text(text, markdown), "pane", f"max-height:{height};flex:1", attributes="tabindex='-1' ")
+    return View.div(View.div(title, "small") + body, "min-width:0;display:flex;flex-direction:column")
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #722741f1
 def _item_html(item, *, markdown=False, height="22em"):
     "A prompt above its two responses side by side."
     prompt = _pane("prompt", item.prompt, "12em", markdown) if item.prompt else ""
-    left = _pane("left", item.left, height, markdown)
-    right = _pane("right", item.right, height, markdown)
-    columns = "display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:.8em"
-    page = f"{View.styles['page']};display:flex;flex-direction:column;gap:.5em"
-    return f"<div style='{page}'>{prompt}<div style='{columns}'>{left}{right}</div></div>"
+    both = "".join(_pane(side, getattr(item, side), height, markdown) for side in ("left", "right"))
+    columns = View.div(both, "display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:.8em")
+    return View.div(prompt + columns, "page", "display:flex;flex-direction:column;gap:.5em")
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #413394d2
 _KEYS = {
@@ -444,14 +449,14 @@ def _build(self: PreferenceAnnotator):
     from IPython.display import Javascript
     self.buttons = {}
     for action, text in _BUTTONS.items():
-        layout = {"width": "auto", "flex": "1 1 0%"} if action in _CHOICES else {"width": "7em"}
-        button = self.buttons[action] = w.Button(description=text, layout=layout)
+        button = self.buttons[action] = w.Button(
+            description=text,
+            layout={"width": "auto", "flex": "1 1 0%"} if action in _CHOICES else {"width": "7em"})
         button.add_class(f"rk-{action}")
         button.on_click(lambda _, action=action: self.act(action))
     self.bar = w.IntProgress(layout={"width": "auto", "height": "14px"})
     self.page, self.status = w.HTML(), w.HTML()
-    keys = {"width": "11em", "flex": "0 0 auto"}
-    self.field = w.Text(placeholder="keys: 1 2 = s u", continuous_update=True, layout=keys)
+    self.field = w.Text(placeholder="keys: 1 2 = s u", layout={"width": "11em", "flex": "0 0 auto"})
     self.field.observe(self._typed, "value")
     name = f"rk-annotator-{os.urandom(4).hex()}"
     script = w.Output(layout={"height": "0", "overflow": "hidden"})
@@ -465,10 +470,10 @@ def _build(self: PreferenceAnnotator):
 @patch
 def act(self: PreferenceAnnotator, action: str) -> None:
     "Do what a button does (left, right, tie, skip, undo); an error is shown, not raised."
-    problem, session = "", self.session
+    problem = ""
     try:
-        if action in _CHOICES: session.choose(action)
-        else: getattr(session, action)()
+        if action in _CHOICES: self.session.choose(action)
+        else: getattr(self.session, action)()
     except (OSError, RuntimeError, ValueError) as error: problem = self.problem(error)
     self.refresh()
     if problem: self.status.value = problem
@@ -489,9 +494,9 @@ def refresh(self: PreferenceAnnotator) -> None:
     self.bar.max, self.bar.value = p["pairs"], p["pairs"] - p["left"]
     if item: self.page.value = _item_html(item, markdown=self.markdown, height=self.height)
     else:
-        end = f"The answers are in <code>{html.escape(str(session.path))}</code>."
-        style = f"{View.styles['page']};{View.styles['pane']}"
-        self.page.value = f"<div style='{style}'>Every pair is judged or skipped. {end}</div>"
+        self.page.value = View.div(
+            "Every pair is judged or skipped. "
+            f"The answers are in <code>{html.escape(str(session.path))}</code>.", "page", "pane")
     for action, button in self.buttons.items():
         button.disabled = not session.history if action == "undo" else item is None
     self.status.value = "<br>".join(map(html.escape, [repr(session), *self._agreement()]))
@@ -500,6 +505,6 @@ def refresh(self: PreferenceAnnotator) -> None:
 @patch
 def _agreement(self: PreferenceAnnotator):
     if self.compare_with is None: return []
-    try: found = annotator_agreement(self.session.path, self.compare_with)
+    try: (verdict,) = annotator_agreement(self.session.path, self.compare_with).verdicts
     except (OSError, ValueError) as error: return [str(error)]
-    return [f"with {Path(self.compare_with).name}: {found.verdicts[0]}"]
+    return [f"with {Path(self.compare_with).name}: {verdict}"]

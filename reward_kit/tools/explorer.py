@@ -9,10 +9,13 @@ __all__ = ['TokenInfluence', 'explain_reward', 'ResponseComparison', 'compare_re
 import html
 import re
 from dataclasses import asdict, dataclass
+
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
+from scipy.special import expit
 
 from ..data.report import Report, Section, Table, percent
 
@@ -28,8 +31,7 @@ def _split_words(text):
 
 def _without_word(words, i):
     "The text without a word; white space at its beginning stays."
-    start = re.match(r"\s*", words[0]).group()
-    return start + "".join(words[:i] + words[i + 1 :]).lstrip()
+    return re.match(r"\s*", words[0]).group() + "".join(words[:i] + words[i + 1 :]).lstrip()
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #7ccf52e9
 @dataclass(repr=False)
@@ -51,8 +53,7 @@ class TokenInfluence:
         return sorted(zip(self.tokens, self.values), key=lambda pair: -abs(pair[1]))[:n]
 
     def __repr__(self):
-        moved = ", ".join(
-            f"{token.strip()!r} {value:+.2f}" for token, value in self.top(5))
+        moved = ", ".join(f"{token.strip()!r} {value:+.2f}" for token, value in self.top(5))
         return f"reward {self.reward:.2f}; by {self.method}, most moved by: {moved}"
 
     def _repr_html_(self):
@@ -77,9 +78,8 @@ def _token_html(token, value, largest):
     if strength < 0.05 or not word:
         return f"<span title='{value:+.3f}'>{html.escape(token)}</span>"
     before, _, after = token.partition(word)
-    marked = _marked(
-        word, *(_RAISED if value > 0 else _LOWERED), f"{value:+.3f}", strength)
-    return before + marked + after
+    look = _RAISED if value > 0 else _LOWERED
+    return before + _marked(word, *look, f"{value:+.3f}", strength) + after
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #c02ef1d6
 @patch
@@ -97,10 +97,8 @@ def to_html(
         f"({self.method.replace('_', ' ')}, {self.unit}s)"
     )
     wrap = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9"
-    return (
-        f"<div style='{View.styles['page']}'><div style='{View.styles['small']}'>{legend}</div>"
-        f"<div dir='auto' style='{wrap}'>{text}</div></div>"
-    )
+    body = View.div(legend, "small") + View.div(text, wrap, attributes="dir='auto' ")
+    return View.div(body, "page")
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #27c15b98
 def _scores(model, prompt, responses):
@@ -119,8 +117,7 @@ def _leave_words_out(model, prompt, response):
     words = _split_words(response if is_text else response[-1]["content"] or "")
     shorter = [_without_word(words, i) for i in range(len(words))]
     if not is_text:
-        *before, last = response
-        shorter = [[*before, {**last, "content": text}] for text in shorter]
+        shorter = [[*response[:-1], response[-1] | {"content": text}] for text in shorter]
     whole, *others = _scores(model, prompt, [response, *shorter])
     return words, [whole - other for other in others], whole
 
@@ -128,8 +125,8 @@ def _leave_words_out(model, prompt, response):
 def _embedding_gradient(model, ids):  # RewardModel, (t,) of one text
     "Embeddings (t, h) of the tokens, the reward's gradient (t, h), the reward."
     inputs = model.scorer.batch([[ids]]).model_inputs()
-    embed = model.model.get_input_embeddings()
     with torch.enable_grad():
+        embed = model.model.get_input_embeddings()
         embeddings = embed(inputs.pop("input_ids")).detach().requires_grad_(True)
         reward = model.model(inputs_embeds=embeddings, **inputs).logits.float().sum()
         (gradient,) = torch.autograd.grad(reward, embeddings)
@@ -138,12 +135,11 @@ def _embedding_gradient(model, ids):  # RewardModel, (t,) of one text
 # %% ../../nbs/6_tools/63_explorer.ipynb #c331498b
 def _token_texts(tokenizer, ids):
     "Tokens as text, with the spaces that SentencePiece and byte-level alphabets mark."
-    texts = []
-    for i in ids:
-        text, mark = tokenizer.decode([i]), str(tokenizer.convert_ids_to_tokens(i))
-        spaced = mark.startswith(("\u2581", "\u0120")) and not text[:1].isspace()
-        texts.append(" " + text if spaced else text)
-    return texts
+    marks, texts = tokenizer.convert_ids_to_tokens(ids), [tokenizer.decode([i]) for i in ids]
+    return [
+        " " + text if mark.startswith(("\u2581", "\u0120")) and not text[:1].isspace() else text
+        for mark, text in zip(marks, texts)
+    ]
 
 
 def _token_influences(model, prompt, response, method):
@@ -187,15 +183,12 @@ def explain_reward(
             "method must be one of leave_one_out, gradient; unit must be one of word, token, "
             f"and gradients are by token; got {method!r} and {unit!r}"
         )
-    if unit == "word":
-        return TokenInfluence(
-            *_leave_words_out(model, prompt, response), method, unit)
-    if not isinstance(model, RewardModel):
-        kind = type(model).__name__
+    if unit == "word": found = _leave_words_out(model, prompt, response)
+    elif isinstance(model, RewardModel): found = _token_influences(model, prompt, response, method)
+    else:
         raise TypeError(
-            f"tokens are those of a RewardModel, not of {kind}; choose unit='word'")
-    return TokenInfluence(
-        *_token_influences(model, prompt, response, method), method, unit)
+            f"tokens are those of a RewardModel, not of {type(model).__name__}; choose unit='word'")
+    return TokenInfluence(*found, method, unit)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #f1802abc
 @dataclass(repr=False)
@@ -217,14 +210,14 @@ class ResponseComparison(Report):
         "Ranking and scores, and who is preferred to whom."
         ranked = enumerate(self.ranking, 1)
         rows = [(f"response {i + 1}", rank, f"{self.scores[i]:.2f}") for rank, i in ranked]
-        found, preferred = [Section(table=Table(("", "rank", "reward"), rows))], []
-        for i, row in enumerate(self.probabilities):
-            cells = ["" if i == j else percent(p) for j, p in enumerate(row)]
-            preferred.append((f"{i + 1} preferred to", *cells))
-        if len(preferred) > 1:
-            header = "", *(str(i + 1) for i in range(len(preferred)))
-            found.append(Section(table=Table(header, preferred)))
-        return found
+        tables = [Table(("", "rank", "reward"), rows)]
+        if len(rows) > 1:
+            preferred = []
+            for i, row in enumerate(self.probabilities):
+                cells = ["" if i == j else percent(p) for j, p in enumerate(row)]
+                preferred.append((f"{i + 1} preferred to", *cells))
+            tables.append(Table(("", *range(1, len(rows) + 1)), preferred))
+        return [Section(table=table) for table in tables]
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #92794567
 def compare_responses(
@@ -237,29 +230,23 @@ def compare_responses(
     if not responses:
         raise ValueError("there is no response to score")
     model, responses = _loaded(model), list(responses)
-    scores = torch.tensor(_scores(model, prompt, responses), dtype=torch.float64)
-    gaps = (scores[:, None] - scores[None, :]) / getattr(model, "temperature", 1.0)
-    found = ResponseComparison(
-        prompt, responses, scores.tolist(), gaps.sigmoid().tolist())
-    if method:
-        found.influences = [
-            explain_reward(model, prompt, r, method) for r in responses]
-    return found
+    scores = _scores(model, prompt, responses)
+    gaps = np.subtract.outer(scores, scores) / getattr(model, "temperature", 1.0)
+    influences = [explain_reward(model, prompt, r, method) for r in responses] if method else None
+    return ResponseComparison(prompt, responses, scores, expit(gaps).tolist(), influences)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #bdb5fda1
 @patch
 def _repr_html_(self: ResponseComparison):
     found = self.influences or []
     largest = max((abs(value) for own in found for value in own.values), default=0.0)
-    texts = [own.to_html(largest) for own in found]
-    texts = texts or [View.text(r) for r in self.responses]
+    texts = [own.to_html(largest) for own in found] or map(View.text, self.responses)
     tables = "".join(f"<div>{section.to_html()}</div>" for section in self.sections())
-    shown = f"<div style='display:flex;flex-wrap:wrap;gap:2em;align-items:start'>{tables}</div>"
-    pane = f"{View.styles['pane']};margin-top:.5em;max-height:18em"
-    small = View.styles["small"]
+    shown = View.div(tables, "display:flex;flex-wrap:wrap;gap:2em;align-items:start")
     for i, text in enumerate(texts, 1):
-        shown += f"<div style='{pane}'><div style='{small}'>response {i}</div>{text}</div>"
-    return f"<div style='{View.styles['page']}'>{shown}</div>"
+        shown += View.div(
+            View.div(f"response {i}", "small") + text, "pane", "margin-top:.5em;max-height:18em")
+    return View.div(shown, "page")
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #9b90b798
 class RewardExplorer(View):
@@ -282,9 +269,8 @@ class RewardExplorer(View):
         methods = [("no influences", None), ("leave words out", "leave_one_out")]
         if isinstance(self.model, RewardModel):
             methods.append(("gradient of tokens", "gradient"))
-        layout = {"width": "13em"}
         self.method = w.Dropdown(
-            options=methods, value="leave_one_out", layout=layout)
+            options=methods, value="leave_one_out", layout={"width": "13em"})
         score = w.Button(description="Score", button_style="primary")
         add = w.Button(description="Add a response")
         score.on_click(lambda _: self.score())
@@ -297,15 +283,14 @@ class RewardExplorer(View):
 # %% ../../nbs/6_tools/63_explorer.ipynb #35590f86
 def _area(text, name, rows):
     import ipywidgets
-    layout = {"width": "auto"}
-    return ipywidgets.Textarea(value=text, placeholder=name, layout=layout, rows=rows)
+    return ipywidgets.Textarea(
+        value=text, placeholder=name, layout={"width": "auto"}, rows=rows)
 
 
 @patch
 def add(self: RewardExplorer, text: str = "") -> None:
     "One more field for a response."
-    box = _area(text, f"response {len(self.boxes.children) + 1}", 3)
-    self.boxes.children = (*self.boxes.children, box)
+    self.boxes.children += (_area(text, f"response {len(self.boxes.children) + 1}", 3),)
 
 
 @patch
@@ -313,10 +298,10 @@ def score(self: RewardExplorer) -> None:
     "Score the fields that are not empty; an error is shown, not raised."
     responses = [box.value for box in self.boxes.children if box.value.strip()]
     self.comparison = None
-    self.result.value = f"<i style='{View.styles['page']}'>scoring ...</i>"
+    self.result.value = self.div("<i>scoring ...</i>", "page")
     try:
-        asked = self.prompt.value, responses, self.method.value
-        self.comparison = compare_responses(self.model, *asked)
+        self.comparison = compare_responses(
+            self.model, self.prompt.value, responses, self.method.value)
         self.result.value = self.comparison._repr_html_()
     except Exception as error:  # of any model
         self.result.value = self.problem(error)
