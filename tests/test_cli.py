@@ -393,7 +393,7 @@ def test_every_number_out_of_range_is_one_line_before_anything_is_read(
 ):
     monkeypatch.chdir(tmp_path)
     for option in COMMANDS[name].options().values():
-        numbers = {int, float} & set(command_options._kinds(option))
+        numbers = {int, float} & set(option.kinds)
         if not numbers or (option.name, value) == ("reward_weight", "-3"):
             continue  # a reward may count against
         said = fails(capsys, 2, name, *CALLS[name], f"--{option.name.replace('_', '-')}={value}")

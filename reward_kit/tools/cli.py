@@ -55,8 +55,8 @@ def _error_line(error, command):
         text = f"{error.filename}: {error.strerror}"
     if command and not text.startswith("--config"):  # a file's keys stay as they are
         text = command.in_options(text)
-    expected = isinstance(error, (ValueError, OSError, RuntimeError)) and text
-    return text if expected else f"{type(error).__name__}: {text}"
+    if text and isinstance(error, (ValueError, OSError, RuntimeError)): return text
+    return f"{type(error).__name__}: {text}"
 
 # %% ../../nbs/6_tools/68_command_line.ipynb #e9f6c359
 def main(
@@ -85,7 +85,8 @@ def main(
     except Exception as e:
         if debug: traceback.print_exc()
         code, line = 1, f"error: {_error_line(e, command)}"
-        if isinstance(e, ParameterError): code = 2
-        if code == 2 and command: line += f" (reward-kit {command.name} --help)"
+        if isinstance(e, ParameterError):
+            code = 2
+            if command: line += f" (reward-kit {command.name} --help)"
     print(f"reward-kit: {line}", file=sys.stderr)
     return code

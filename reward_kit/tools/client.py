@@ -36,9 +36,8 @@ def _make_session(url, retries, max_pause):
         raise_on_status=False, backoff_factor=0.5, backoff_jitter=0.5, backoff_max=max_pause)
     session = requests.Session()
     session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "::1", "localhost")
-    adapter = requests.adapters.HTTPAdapter(max_retries=tries, pool_maxsize=32)
     for scheme in ("http://", "https://"):
-        session.mount(scheme, adapter)
+        session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=tries, pool_maxsize=32))
     return session
 
 # %% ../../nbs/6_tools/69_client.ipynb #82dfaf45
@@ -89,24 +88,23 @@ class RewardClient:
     def score(self, prompts, responses=None, *, normalize=False, too_long="error"):
         "As `RewardModel.score`: a float for one text, else a list. RewardServerError."
         prompts, responses, single = TextScorer.as_rows(prompts, responses)
-        settings = {"normalize": normalize, "too_long": too_long}
-        rewards = self._rewards(prompts, responses, settings)
+        rewards = self._rewards(prompts, responses, normalize=normalize, too_long=too_long)
         return rewards[0] if single else rewards
 
     def __call__(self, prompts, completions=None, **columns):
         "Rewards as GRPO and RLOO ask for them; None: the completion alone does not fit."
         prompts, completions, _ = TextScorer.as_rows(prompts, completions)
-        taken = columns.keys() & {"tools", "chat_template_kwargs"}
-        template = {name: columns[name] for name in taken}
-        return self._rewards(prompts, completions, {"too_long": "none"}, **template)
+        template = {name: columns[name] for name in columns.keys() & {"tools", "chat_template_kwargs"}}
+        return self._rewards(prompts, completions, too_long="none", **template)
 
 # %% ../../nbs/6_tools/69_client.ipynb #5098b099
 @patch
 def _post(self: RewardClient, body, n):
     "The rewards of one request."
-    url, patience = f"{self.url}/v1/rewards", (min(self.timeout, 10), self.timeout)
     try:
-        answer = self.session.post(url, json=body, timeout=patience, allow_redirects=False)
+        answer = self.session.post(
+            f"{self.url}/v1/rewards", json=body, allow_redirects=False,
+            timeout=(min(self.timeout, 10), self.timeout))
     except OSError as error:  # what requests raises
         cause = error.args[0] if error.args else error
         reason = str(getattr(cause, "reason", error)).rsplit(": ", 1)[-1]
@@ -117,12 +115,12 @@ def _post(self: RewardClient, body, n):
 
 
 @patch
-def _rewards(self: RewardClient, prompts, responses, settings, **template):
-    columns, found = {"prompts": prompts, "responses": responses, **template}, []
+def _rewards(self: RewardClient, prompts, responses, **others):
+    fields, found = {"prompts": prompts, "responses": responses, **others}, []
     for start in range(0, len(prompts), self.batch_rows):
         cut = slice(start, start + self.batch_rows)
-        part = {
-            name: values[cut] if isinstance(values, list) and len(values) == len(prompts) else values
-            for name, values in columns.items()}
-        found += self._post(settings | part, len(prompts[cut]))
+        body = {
+            name: value[cut] if isinstance(value, list) and len(value) == len(prompts) else value
+            for name, value in fields.items()}
+        found += self._post(body, len(body["prompts"]))
     return found

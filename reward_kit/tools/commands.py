@@ -20,12 +20,13 @@ from .options import Command
 
 # %% ../../nbs/6_tools/67_commands.ipynb #6202b384
 _DATA = "File, folder, glob or hub id of preferences."
-_given = partial(setting, None, required=True)
+_optional = partial(setting, None)
+_given = partial(_optional, required=True)
 _positional = partial(_given, positional=True)
 _model = partial(_positional, "Reward model: folder or hub id.")
 _json = partial(setting, False, "Print the result as JSON.")
 _folder = partial(setting, metavar="FOLDER")
-_many = partial(setting, None, many=True)
+_many = partial(_optional, many=True)
 
 # %% ../../nbs/6_tools/67_commands.ipynb #0b4176c5
 def _pairs(option, words, pattern, form):
@@ -37,17 +38,19 @@ def _pairs(option, words, pattern, form):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
 def _loading(args):
-    named = [(name, getattr(args, f"{name}_column")) for name in ("prompt", "chosen", "rejected")]
-    columns = {name: column for name, column in named if column}
+    named = {
+        "prompt": args.prompt_column, "chosen": args.chosen_column, "rejected": args.rejected_column}
+    columns = {name: column for name, column in named.items() if column}
     columns |= _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
-    used = [column for column in columns.values() if column]
-    twice = [name for name, column in columns.items() if used.count(column) > 1]
+    used = [*columns.values()]
+    twice = [name for name, column in columns.items() if column and used.count(column) > 1]
     if twice:
-        names = " and ".join(twice)
-        raise ParameterError(f"{names} name the same column {columns[twice[0]]!r}")
+        raise ParameterError(
+            f"{' and '.join(twice)} name the same column {columns[twice[0]]!r}")
     labels = _pairs("--label", args.label, "(.+)=(a|b|tie)", "VALUE=a, VALUE=b or VALUE=tie")
-    found = {name: getattr(args, name) for name in ("format", "split", "strict", "progress")}
-    return found | {"columns": columns or None, "labels": labels or None}
+    return {
+        "format": args.format, "split": args.split, "strict": args.strict,
+        "progress": args.progress, "columns": columns or None, "labels": labels or None}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #a8b2275f
 def _load(args):
@@ -63,7 +66,7 @@ def _check_writable(folder):
     if folder: RunRecord(folder).check_writable()
 
 # %% ../../nbs/6_tools/67_commands.ipynb #11d87e50
-def _show(result, args):
+def _show(args, result):
     if args.json: print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else: print(result.to_text())
     if getattr(args, "report", None): _wrote(result.save(args.report))
@@ -79,8 +82,8 @@ class _Inspect(Command):
     example = "reward-kit inspect preferences.jsonl --html report.html"
     uses = (DataSettings,)
     data: str = _positional(_DATA)
-    html: str | None = setting(None, "Write the report as a page.", metavar="FILE.html")
-    plot: str | None = setting(None, "Write the picture.", metavar="FILE.png")
+    html: str | None = _optional("Write the report as a page.", metavar="FILE.html")
+    plot: str | None = _optional("Write the picture.", metavar="FILE.png")
     json: bool = _json()
 
     def run(self):
@@ -88,7 +91,7 @@ class _Inspect(Command):
         from reward_kit.data.preferences import load_preferences
 
         report = load_preferences(self.data, **_loading(self)).report
-        _show(report, self)
+        _show(self, report)
         if self.html: _wrote(write_whole(self.html, _page(report, self.data)))
         if self.plot:
             picture = partial(report.plot().savefig, dpi=150, bbox_inches="tight")
@@ -98,13 +101,12 @@ class _Inspect(Command):
 def _page(report, data):
     from html import escape
 
-    style = (
-        "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto}"
-        "td,th{padding:.2rem .8rem}"
+    return (
+        f"<!doctype html><meta charset='utf-8'><title>{escape(data)}</title>"
+        "<style>body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto}"
+        "td,th{padding:.2rem .8rem}</style>"
+        f"<h1>Preference data: {escape(Path(data).name)}</h1>{report._repr_html_()}\n"
     )
-    head = f"<!doctype html><meta charset='utf-8'><title>{escape(data)}</title>"
-    title = f"<h1>Preference data: {escape(Path(data).name)}</h1>"
-    return f"{head}<style>{style}</style>{title}{report._repr_html_()}\n"
 
 # %% ../../nbs/6_tools/67_commands.ipynb #6aade02e
 class _Training(Command):
@@ -115,13 +117,12 @@ class _Training(Command):
         "Base model: a hub id, a folder, or playground (the tiny built-in base).")
     data: str = _given("Preferences, or prompts for PPO: file, folder, glob or hub id.")
     output: str = _folder(None, "Folder for the result.", required=True)
-    eval_data: str | None = setting(
-        None, "Data to evaluate on. None: a part of the prompts is held out.",
-        metavar="DATA")
+    eval_data: str | None = _optional(
+        "Data to evaluate on. None: a part of the prompts is held out.", metavar="DATA")
     eval_fraction: float = setting(0.1, "Part of the prompts that is held out.")
-    max_samples: int | None = setting(None, "Use at most this many rows.")
-    chat_template: str | None = setting(
-        None, "chatml, zephyr, or a .jinja file. None: the tokenizer's own.")
+    max_samples: int | None = _optional("Use at most this many rows.")
+    chat_template: str | None = _optional(
+        "chatml, zephyr, or a .jinja file. None: the tokenizer's own.")
     overwrite: bool = setting(
         False, "Clear a finished or different run in the output folder.")
     keep_checkpoints: bool = setting(
@@ -160,22 +161,20 @@ def _lora(args):
     values = args.values_of(LoraSettings, "lora", "quantization")
     return {"r": values.pop("lora_r"), **values}
 
-# %% ../../nbs/6_tools/67_commands.ipynb #e56c7be8
-_QUESTION = "What is the front of a ship?"
-_ANSWERS = "The front of a ship is called the bow.", "Go away."
-
 # %% ../../nbs/6_tools/67_commands.ipynb #762e9106
 def _next_steps(folder, eval_data=None, **loading):
-    files = "README.md is its card, evaluation/ the full report"
     steps = _asking(folder)
     if eval_data: steps.append(["evaluate", folder, eval_data, *_reading(**loading)])
-    heading = f"The reward model is in {folder} ({files}). Next:"
-    return "\n".join([heading, *map(_line, steps)])
+    return "\n".join([
+        f"The reward model is in {folder} "
+        "(README.md is its card, evaluation/ the full report). Next:",
+        *map(_line, steps),
+    ])
 
 
 def _asking(folder):
-    a, b = _ANSWERS
-    about = [folder, "--prompt", _QUESTION]
+    a, b = "The front of a ship is called the bow.", "Go away."
+    about = [folder, "--prompt", "What is the front of a ship?"]
     return [["score", *about, "--response", a], ["compare", *about, "--a", a, "--b", b]]
 
 # %% ../../nbs/6_tools/67_commands.ipynb #d418812d
@@ -203,11 +202,10 @@ class _Ppo(_Training):
     without = ("quantization",)
     reward: str = _many("Reward model: folder or hub id; may be repeated.", required=True)
     reward_weight: float = _many("Weight of a reward; may be repeated. None: all 1.")
-    prompt_column: str | None = setting(
-        None, "Column that holds the prompts. None: prompt, else text.",
-        alias="prompt_text_column")
-    split: str | None = setting(None, "Split of the prompts, or file stem in a folder.")
-    eval_split: str | None = setting(None, "Split of the held-out prompts.")
+    prompt_column: str | None = _optional(
+        "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column")
+    split: str | None = _optional("Split of the prompts, or file stem in a folder.")
+    eval_split: str | None = _optional("Split of the held-out prompts.")
     resume: bool = setting(
         False, "Go on with the unfinished run in the output folder, and stop where "
         "there is none; else go on if there is.")
@@ -230,12 +228,11 @@ class _Ppo(_Training):
 def _policy_steps(folder, chat):
     name = json.dumps(str(folder), ensure_ascii=False)
     prompt = '[{"role": "user", "content": "What is AI?"}]' if chat else '"What is AI?"'
-    options = "max_new_tokens=64, return_full_text=False"
-    call = f'pipeline("text-generation", {name})({prompt}, {options})'
     return f"""The policy is in {folder} (README.md is its card, \
 held_out.jsonl what it answered before and after). Two lines of Python use it:
   from transformers import pipeline
-  print({call}[0]["generated_text"])"""
+  print(pipeline("text-generation", {name})({prompt}, \
+max_new_tokens=64, return_full_text=False)[0]["generated_text"])"""
 
 # %% ../../nbs/6_tools/67_commands.ipynb #a2aa290f
 class _Judging(Command):
@@ -261,9 +258,9 @@ class _Evaluate(_Judging):
         from reward_kit.trust.trust_report import evaluate_reward_model
 
         _check_writable(self.report)
-        options = {"name": self.model, **self.own("model", "data", "json", "report")}
-        options |= _loading(self)
-        _show(evaluate_reward_model(_load(self), self.data, **options), self)
+        _show(self, evaluate_reward_model(
+            _load(self), self.data, name=self.model, seed=self.seed,
+            probe_prompts=self.probe_prompts, **_loading(self)))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #19795438
 class _Calibrate(_Judging):
@@ -290,8 +287,7 @@ def _temperature(kept, model):
         "Kept in {model}: `reward-kit compare` and RewardModel.compare use it."
     ).format(low=low, high=high, model=model, percent=100 * kept["level"], **kept)
     if not kept["separable"]: return text
-    bound = "Every pair was in the right order, so they only bound it"
-    return f"{text}\n{bound}; more pairs would tell."
+    return text + "\nEvery pair was in the right order, so they only bound it; more pairs would tell."
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1193b28c
 class _Benchmark(_Judging):
@@ -300,19 +296,19 @@ class _Benchmark(_Judging):
     example = "reward-kit benchmark reward-model reward-bench.parquet --report report"
     uses = (ScoringSettings,)
     data: str = _positional("The benchmark: file, folder or hub id.")
-    kind: str | None = setting(
-        None, "Which benchmark it is. None: found from its columns.",
+    kind: str | None = _optional(
+        "Which benchmark it is. None: found from its columns.",
         choices=("rewardbench", "rewardbench2", "rm-bench", "llmbar"))
-    split: str | None = setting(None, "Split of the benchmark, where it has several.")
+    split: str | None = _optional("Split of the benchmark, where it has several.")
     report: str | None = _folder(None, "Write benchmark.json, .md and .png here.")
 
     def run(self):
         from reward_kit.beside.benchmarks import run_benchmark
 
         _check_writable(self.report)
-        options = {"name": self.model, "progress": bool(self.progress)}
-        options |= self.own("model", "data", "json", "report")
-        _show(run_benchmark(_load(self), self.data, **options), self)
+        _show(self, run_benchmark(
+            _load(self), self.data, kind=self.kind, split=self.split, name=self.model,
+            seed=self.seed, progress=bool(self.progress)))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #73b04506
 class _CompareRuns(_Judging):
@@ -331,15 +327,18 @@ class _CompareRuns(_Judging):
 
         if len(self.runs) < 2:
             raise ParameterError(f"compare-runs needs two runs or more, got {len(self.runs)}")
-        options = {"seed": self.seed, "model_options": self.values_of(ScoringSettings)}
-        _show(compare_runs(self.runs, self.data, **options, **_loading(self)), self)
+        _show(self, compare_runs(
+            self.runs, self.data, seed=self.seed,
+            model_options=self.values_of(ScoringSettings), **_loading(self)))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #7332367a
 def _as_trained(model, prompt, responses):
     if prompt is None or getattr(model.metadata, "data_kind", None) != "messages":
         return prompt, responses
-    answers = [[{"role": "assistant", "content": text}] for text in responses]
-    return [{"role": "user", "content": prompt}], answers
+    return (
+        [{"role": "user", "content": prompt}],
+        [[{"role": "assistant", "content": text}] for text in responses],
+    )
 
 # %% ../../nbs/6_tools/67_commands.ipynb #c95f2de5
 def _score_table(labels, scores, texts):
@@ -386,21 +385,20 @@ class _Score(Command):
     uses = (ScoringSettings,)
     interrupted = "run the same command again to go on where it stopped"
     model: str = _model()
-    input: str | None = setting(
-        None, "File of texts to score.", positional=True, metavar="[INPUT]")
-    output: str | None = setting(
-        None, "File of scored rows, continued if unfinished. None: INPUT.scored.jsonl.",
+    input: str | None = _optional(
+        "File of texts to score.", positional=True, metavar="[INPUT]")
+    output: str | None = _optional(
+        "File of scored rows, continued if unfinished. None: INPUT.scored.jsonl.",
         metavar="FILE")
-    prompt: str | None = setting(None, "The prompt of --response.")
+    prompt: str | None = _optional("The prompt of --response.")
     response: str = _many("A response to score; may be repeated.")
     normalize: bool = setting(
         False, "On the evaluation set's scale: mean 0, standard deviation 1.")
     json: bool = _json()
     column: str = _many(
         "A column, such as response=answer; may be repeated.", metavar="PAIR")
-    score_column: str | None = setting(
-        None, "Column of the output that takes the scores. None: score.",
-        metavar="NAME")
+    score_column: str | None = _optional(
+        "Column of the output that takes the scores. None: score.", metavar="NAME")
 
     def run(self):
         if bool(self.input) == bool(self.response):
@@ -421,8 +419,8 @@ def _score_texts(args):
     scores = model.score(*prompts, responses, normalize=args.normalize)
     ranked = sorted(zip(scores, args.response), key=lambda pair: -pair[0])
     if args.json:
-        found = [{"response": text, "score": score} for score, text in ranked]
-        return print(json.dumps(found, ensure_ascii=False))
+        rows = [{"response": text, "score": score} for score, text in ranked]
+        return print(json.dumps(rows, ensure_ascii=False))
     if args.prompt: print(f"Prompt: {args.prompt}")
     print(_score_table(range(1, len(ranked) + 1), *zip(*ranked)))
 
@@ -430,8 +428,7 @@ def _score_texts(args):
 def _score_file(args):
     source = Path(args.input)
     if not source.is_file(): raise FileNotFoundError(f"no file {source} to score")
-    beside = Path(args.input.removesuffix(".gz")).with_suffix(".scored.jsonl")
-    output = Path(args.output or beside)
+    output = Path(args.output or Path(args.input.removesuffix(".gz")).with_suffix(".scored.jsonl"))
     _check_writable(output.parent)
     if output.resolve() == source.resolve():
         raise ParameterError("--output is the file that is scored; give another name")
@@ -457,9 +454,8 @@ class _Serve(Command):
     host: str = setting(
         "127.0.0.1", "Address to listen on; 0.0.0.0 lets every machine in.")
     port: int = setting(8000, "Port to listen on; 0: any free one.")
-    max_batch_tokens: int | None = setting(
-        None, settings_of(ScoringSettings)["batch_tokens"].help, "above 0",
-        metavar="TOKENS")
+    max_batch_tokens: int | None = _optional(
+        settings_of(ScoringSettings)["batch_tokens"].help, "above 0", metavar="TOKENS")
     access_log: bool = setting(False, "Print a line for every request.")
 
     def run(self):
@@ -506,8 +502,9 @@ class _Llm(Command):
 
         if not self.train:
             raise ParameterError("reward-kit llm does one thing: add --train")
-        params = LLMTrainingParams(**self.given_of(LLMTrainingParams))
-        project = AutoTrainProject(params=params, backend=self.backend, process=True)
+        project = AutoTrainProject(
+            params=LLMTrainingParams(**self.given_of(LLMTrainingParams)),
+            backend=self.backend, process=True)
         project.create(progress=self.progress)
         if project.params.trainer == "ppo":
             print(_policy_steps(project.path, project.result.chat))
@@ -521,8 +518,8 @@ class _Quickstart(Command):
     output: str = _folder("quickstart", "Folder for everything.")
     seed: int = setting(0, "Seed of the world and the training.", "in [0, 2**32)")
     pairs: int = setting(2400, "Preferences to train and evaluate on.", "above 0")
-    epochs: float | None = setting(
-        None, "Passes over them. None: the playground's own.", "above 0")
+    epochs: float | None = _optional(
+        "Passes over them. None: the playground's own.", "above 0")
     ppo_batches: int = setting(
         15, "Batches of responses that the policy learns from; 0: no PPO.",
         "0 or more")
@@ -546,8 +543,6 @@ _FILES = {
 
 # %% ../../nbs/6_tools/67_commands.ipynb #5ef10710
 def _quickstart_files(folder, number):
-    there = [name for name in _FILES if (folder / name).exists()]
-    files = [f"  {name:<35}{_FILES[name]}" for name in there]
     data, model = f"{folder}/preferences.jsonl", f"{folder}/reward-model"
     base = ["--model", "playground", "--data", data, "--output"]
     steps = [
@@ -556,15 +551,23 @@ def _quickstart_files(folder, number):
         ["train", *base, f"{folder}/my-reward-model"],
         ["ppo", "--reward", model, *base, f"{folder}/my-policy"],
     ]
-    base = "a base such as Qwen/Qwen3-0.6B in place of playground"
-    own = f"Your own: a file in place of {data}, {base}."
-    lines = [f"{number}. In {folder}/", *files, "", "Next:", *map(_line, steps)]
-    return "\n".join([*lines, "", own])
+    return "\n".join([
+        f"{number}. In {folder}/",
+        *(f"  {name:<35}{what}" for name, what in _FILES.items() if (folder / name).exists()),
+        "",
+        "Next:",
+        *map(_line, steps),
+        "",
+        f"Your own: a file in place of {data}, "
+        "a base such as Qwen/Qwen3-0.6B in place of playground.",
+    ])
 
 # %% ../../nbs/6_tools/67_commands.ipynb #1f28d1b8
-_CLASSES = (
-    (_Quickstart, _Inspect, _Train)
-    + (_Evaluate, _Calibrate, _Benchmark, _CompareRuns)
-    + (_Score, _Compare, _Ppo, _Serve, _Llm)
-)
-COMMANDS = {command.name: command for command in _CLASSES}
+COMMANDS = {
+    command.name: command
+    for command in (
+        _Quickstart, _Inspect, _Train,
+        _Evaluate, _Calibrate, _Benchmark, _CompareRuns,
+        _Score, _Compare, _Ppo, _Serve, _Llm,
+    )
+}

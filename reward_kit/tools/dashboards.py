@@ -82,9 +82,7 @@ class LiveDashboard(TrainerCallback):
 def line(self: LiveDashboard, log: dict, max_steps: int = 0) -> str:
     "A log as one line of text, such as: step 4/20  loss 0.61  accuracy 0.70."
     words = [f"step {log['step']}" + (f"/{max_steps}" if max_steps > 0 else "")]
-    for key, _, form in self._curves():
-        if key in log:
-            words.append(f"{key} {form.format(log[key])}")
+    words += [f"{key} {form.format(log[key])}" for key, _, form in self._curves() if key in log]
     return "  ".join(words)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #0e8c3902
@@ -95,8 +93,8 @@ def on_train_begin(self: LiveDashboard, args, state, control, **kwargs):
     if self.display == "widget" and state.is_world_process_zero:
         import ipywidgets
         from IPython.display import display
-        layout = {"max_width": "100%", "object_fit": "contain"}
-        self.image = ipywidgets.Image(format="png", layout=layout)
+        self.image = ipywidgets.Image(
+            format="png", layout={"max_width": "100%", "object_fit": "contain"})
         self.status = ipywidgets.HTML()
         display(ipywidgets.VBox([self.image, self.status]))
 
@@ -110,12 +108,11 @@ def _draw(self: LiveDashboard, state):
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #833341d0
 @patch
-def on_log(self: LiveDashboard, args, state, control, logs=None, **kwargs):
+def on_log(self: LiveDashboard, args, state, control, logs, **kwargs):
     "Take in a log, and show it."
-    keys = {key for key, *_ in self._curves()}
-    if not state.is_world_process_zero or not keys & set(logs or {}):
+    if not state.is_world_process_zero or not any(key in logs for key, *_ in self._curves()):
         return
-    self.history.append({**logs, "step": state.global_step})
+    self.history.append(logs | {"step": state.global_step})
     if self.display == "text":
         print(self.line(self.history[-1], state.max_steps), flush=True)
     elif time.monotonic() - self._drawn >= self.min_interval:

@@ -50,13 +50,19 @@ class Command:
         "{name: Setting}, those of the command first."
         found = {}
         for kind in (cls, _Common, *cls.uses): found |= settings_of(kind)
-        shown = [o for o in found.values() if o.on_command_line and o.name not in cls.without]
-        return {option.name: option for option in shown}
+        return {
+            name: option for name, option in found.items()
+            if option.on_command_line and name not in cls.without
+        }
+
+    @classmethod
+    def names(cls):
+        "The same, also by their short names."
+        return {name: o for o in cls.options().values() for name in (o.alias, o.name) if name}
 
     def values_of(self, kind, *without):
         "{name: value} of the settings of a class."
-        names = [name for name in settings_of(kind) if name not in without]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in settings_of(kind) if name not in without}
 
     def given_of(self, kind):
         "The same, of those that were given."
@@ -82,14 +88,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser(command):
     options = command.options().values()
     words = [_metavar(o) for o in options if o.more.get("positional")]
-    layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=110)
     parser = _Parser(
         usage=" ".join(["reward-kit", command.name, *words, "[options]"]),
         description=command.__doc__,
         epilog="example:\n" + textwrap.indent(command.example, "  "),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=layout,
+        formatter_class=partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=34, width=110),
     )
     groups = {"": parser}
     for option in options:
@@ -102,10 +108,6 @@ def _parser(command):
 def _flag(name):
     return "--" + name.replace("_", "-")
 
-# %% ../../nbs/6_tools/66_options.ipynb #7d7f736e
-def _kinds(option):
-    return getattr(option.kind, "__args__", (option.kind,))
-
 # %% ../../nbs/6_tools/66_options.ipynb #38f8c406
 def _add(group, option):
     many, keys = option.more.get("many"), {"help": _help(option).replace("%", "%%")}
@@ -114,17 +116,17 @@ def _add(group, option):
             option.name, nargs="*" if many else "?", metavar=_metavar(option), **keys
         )
         return
-    if bool in _kinds(option): keys["action"] = argparse.BooleanOptionalAction
+    if bool in option.kinds: keys["action"] = argparse.BooleanOptionalAction
     else: keys |= {"action": "append" if many else "store", "metavar": _metavar(option)}
-    names = [_flag(name) for name in (option.name, option.alias) if name]
+    names = map(_flag, filter(None, (option.name, option.alias)))
     group.add_argument(*names, dest=option.name, **keys)
 
 # %% ../../nbs/6_tools/66_options.ipynb #67788ed6
 def _metavar(option):
     if "metavar" in option.more: return option.more["metavar"]
     if 0 < len(option.choices) < 6: return "|".join(option.choices)
-    if int in _kinds(option): return "N"
-    return "X" if float in _kinds(option) else option.name.split("_")[-1].upper()
+    if int in option.kinds: return "N"
+    return "X" if float in option.kinds else option.name.split("_")[-1].upper()
 
 # %% ../../nbs/6_tools/66_options.ipynb #447b640f
 def _help(option):
@@ -138,7 +140,7 @@ def _help(option):
 @patch(cls_method=True)
 def read(cls: Command, argv: list):  # the words after its name -> a command with `given`, what was set
     "Parses, merges the configuration file, converts and checks. Raises `ParameterError`."
-    end = argv.index("--") if "--" in argv else len(argv)  # after it, words are as they stand
+    end = [*argv, "--"].index("--")  # after it, words are as they stand
     words = [*map(_with_dashes, argv[:end]), *argv[end:]]
     parsed, rest = _parser(cls).parse_known_args(words)
     if rest: raise ParameterError(_unexpected(cls, rest[0]))
@@ -178,8 +180,7 @@ def _unknown(command, word):
     name = word.lstrip("-").replace("-", "_")
     if name in command.unsupported:
         return f"{word} is known but not supported: {command.unsupported[name]}"
-    options = [o for o in command.options().values() if not o.more.get("positional")]
-    known = [name for o in options for name in (o.name, o.alias) if name]
+    known = [name for name, o in command.names().items() if not o.more.get("positional")]
     return f"unknown option {word}.{nearest(word, map(_flag, known) if word[0] == '-' else known)}"
 
 # %% ../../nbs/6_tools/66_options.ipynb #9e1167f5
@@ -191,14 +192,13 @@ def _read_file(command, path):
         raise ParameterError(f"--config {path} cannot be read: {getattr(e, 'strerror', e)}") from e
     if not isinstance(content, dict):
         raise ParameterError(f"--config {path}: must hold lines of the form option: value")
-    options = [o for o in command.options().values() if o.name not in ("config", "debug")]
-    names, found = {name: o.name for o in options for name in (o.alias, o.name)}, {}
+    names, found = command.names(), {}
     for key, value in content.items():
         name = str(key).lstrip("-").replace("-", "_")
         if name in command.unsupported and value in (None, False): continue  # asks for nothing
-        if name not in names:
+        if name not in names.keys() - {"config", "debug"}:
             raise ParameterError(f"--config {path}: {_unknown(command, str(key))}")
-        found[names[name]] = value
+        found[names[name].name] = value
     return found
 
 # %% ../../nbs/6_tools/66_options.ipynb #18e4189a
@@ -218,7 +218,7 @@ _NAME = re.compile(
 @patch(cls_method=True)
 def in_options(cls: Command, text: str) -> str:  # a message that names Python arguments
     "The message, naming the options of this command."
-    flags = {name: _flag(o.name) for o in cls.options().values() for name in (o.alias, o.name)}
+    flags = {name: _flag(option.name) for name, option in cls.names().items()}
 
     def pair(kind, name, value):
         own, value = flags.get(f"{name}_column"), cls.typed(value) if value else ""

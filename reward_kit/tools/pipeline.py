@@ -88,12 +88,12 @@ def train_reward_model(
     loading |= {"skip_broken_rows": skip_broken_rows, "progress": progress}
     train = _read(data, split, **loading)
     held_out = None if eval_data is None else _read(eval_data, eval_split, **loading)
-    parts = _hold_out(train, held_out, eval_fraction, max_samples, args.seed, say)
-    train, held_out, report = parts
+    train, held_out, report = _hold_out(
+        train, held_out, eval_fraction, max_samples, args.seed, say)
     _check_labels(args.loss_type, train, held_out)
-    settings = _settings(model, config, peft_config, chat_template)
-    settings |= {"quantization": quantization, "data": train.fingerprint}
-    settings["evaluation data"] = held_out.fingerprint
+    settings = _settings(model, config, peft_config, chat_template) | {
+        "quantization": quantization,
+        "data": train.fingerprint, "evaluation data": held_out.fingerprint}
 
     evaluation = None
     if keep_finished and not overwrite and run.is_finished(settings):
@@ -102,9 +102,9 @@ def train_reward_model(
         return TrainedRewardModel(run.folder, evaluation, report, held_out, False)
     if run.is_main: run.prepare(settings, overwrite)
     with run.fresh(), quiet(progress=progress):
-        options = {"processing_class": tokenizer, "peft_config": adapter}
         trainer = RewardTrainer(
-            model, args, train_dataset=train, eval_dataset=held_out, **options)
+            model, args, train_dataset=train, eval_dataset=held_out,
+            processing_class=tokenizer, peft_config=adapter)
         _say_logs(trainer, say)
         resumed = _begin(run, settings, say)
         trainer.train(resume_from_checkpoint=resumed)
@@ -137,8 +137,8 @@ def _reward_config(output, config, quantization, progress):
         raise ValueError("fp16 needs a GPU, and this run is on the CPU; leave it out")
     if on_cpu and config.get("bf16"): config["use_cpu"] = True
     if quantization:
-        weights = {"quantization_config": _quantized(quantization)}
-        config["model_init_kwargs"] = (config.get("model_init_kwargs") or {}) | weights
+        config["model_init_kwargs"] = (config.get("model_init_kwargs") or {}) | {
+            "quantization_config": _quantized(quantization)}
     return _config(RewardConfig, output, progress, config)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #d152053a
@@ -149,11 +149,8 @@ def _quantized(name):
         raise ValueError(f"quantization={name} needs bitsandbytes; pip install it")
     if name == "int8": return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #e57b5979
 def _lora_config(peft_config, task_type):
@@ -163,8 +160,7 @@ def _lora_config(peft_config, task_type):
         raise ParameterError("LoRA needs peft: pip install peft") from error
     values = {"task_type": task_type} | peft_config
     modules = values.get("target_modules")
-    names = isinstance(modules, str) and re.fullmatch(r"[\w., ]+", modules)
-    if names:  # not a pattern, not all-linear
+    if isinstance(modules, str) and re.fullmatch(r"[\w., ]+", modules):  # no pattern, not all-linear
         values["target_modules"] = modules.replace(",", " ").split()
     return LoraConfig(**values)
 
@@ -184,12 +180,15 @@ _CHAT_TEMPLATES = {
 def _template(name):
     if name in _CHAT_TEMPLATES: return _CHAT_TEMPLATES[name]
     if os.path.isfile(name): return Path(name).read_text(encoding="utf-8")
-    known = "tokenizer, chatml, zephyr or a file"
-    raise ParameterError(f"chat_template must be {known}, got {name!r}")
+    raise ParameterError(
+        f"chat_template must be tokenizer, chatml, zephyr or a file, got {name!r}")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #8dcbdd4b
+_PATH = (str, os.PathLike)  # of a model: a folder or a hub id
+
+
 def _tokenizer(model, chat_template):
-    folder = resolve_model(model) if isinstance(model, (str, os.PathLike)) else None
+    folder = resolve_model(model) if isinstance(model, _PATH) else None
     if chat_template in (None, "tokenizer", "none"): return None
     template = _template(chat_template)
     with ModelLoadError.around(model): tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -201,12 +200,12 @@ def _read(data, split, *, skip_broken_rows, **loading):
     "Preferences; `PreferenceDataError` names the first broken row of each reason."
     preferences = load_preferences(data, split=split, **loading)
     if skip_broken_rows or not preferences.report.broken: return preferences
-    reasons = []
-    for reason, row in preferences.report.broken.items():
-        rows = f" ({row['count']:,} such rows)" if row["count"] > 1 else ""
-        reasons.append(f"{row['examples'][0]}: {reason}{rows}")
-    ways = "Correct the file, or leave such rows out with skip_broken_rows=True"
-    raise PreferenceDataError(f"{'; '.join(reasons)}. {ways}")
+    reasons = [
+        f"{row['examples'][0]}: {reason}" + (f" ({row['count']:,} such rows)" if row["count"] > 1 else "")
+        for reason, row in preferences.report.broken.items()
+    ]
+    raise PreferenceDataError(
+        f"{'; '.join(reasons)}. Correct the file, or leave such rows out with skip_broken_rows=True")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #6dc8f862
 def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
@@ -216,12 +215,12 @@ def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
     if held_out is None: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
     else: which, (report, warning) = "given ones", _with_overlap(report, train, held_out)
     if not (len(train) and len(held_out)):
-        sizes = f"{len(train):,} preferences to train on, {len(held_out):,} held out"
-        raise ValueError(f"{sizes}: both need at least one; give more")
+        raise ValueError(
+            f"{len(train):,} preferences to train on, {len(held_out):,} held out: "
+            "both need at least one; give more")
     say(str(report))
     if warning: say(warning)
-    pairs = counted(len(train), "preference")
-    say(f"Training on {pairs}, evaluating on {len(held_out):,} {which}.")
+    say(f"Training on {counted(len(train), 'preference')}, evaluating on {len(held_out):,} {which}.")
     return train, held_out, report
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #badfb548
@@ -241,21 +240,16 @@ def _with_overlap(report, train, held_out):
 def _check_labels(loss_type, *sets):
     for column in LOSSES[loss_type].needs:
         for record in chain(*sets):
-            if record.get(column) is not None: continue
-            raise ValueError(
-                f"{record['origin']}: loss_type={loss_type} learns from {column}, and this row has none; "
-                f"name their column with columns={{'{column}': '...'}}, or choose another loss_type"
-            )
+            if record.get(column) is None:
+                raise ValueError(
+                    f"{record['origin']}: loss_type={loss_type} learns from {column}, and this row has "
+                    f"none; name their column with columns={{'{column}': '...'}}, or choose another "
+                    "loss_type")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c045a80d
 _NOT_DECISIVE = {
-    "output_dir",
-    "report_to",
-    "logging_steps",
-    "disable_tqdm",
-    "save_total_limit",
-    "per_device_eval_batch_size",
-    "run_name",
+    "output_dir", "report_to", "logging_steps", "disable_tqdm", "save_total_limit",
+    "per_device_eval_batch_size", "run_name",
 }
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #e4aadc33
@@ -272,34 +266,31 @@ def _settings(model, config, peft_config, chat_template):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #b746161e
 def _name_of(model):
-    if not isinstance(model, (str, os.PathLike)):
-        return getattr(model, "__name__", type(model).__name__)
+    if not isinstance(model, _PATH): return getattr(model, "__name__", type(model).__name__)
     if not Path(model).is_dir() or str(model) == "playground": return str(model)
     folder = Path(model).resolve()
     return f"{folder.name} (folder {_hash(folder)})"
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #93368879
 def _hash(value):
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #9a048ef6
 _SHOWN = ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #676c77a5
 def _log_line(logs, step, max_steps):
-    shown = [name for name in _SHOWN if name in logs]
-    numbers = [f"{name.replace('_', ' ')} {float(logs[name]):.3f}" for name in shown]
+    shown = [f"{name.replace('_', ' ')} {float(logs[name]):.3f}" for name in _SHOWN if name in logs]
     head = f"step {step:>{len(str(max_steps))}}/{max_steps}"
-    return "  ".join([head, *numbers]) if shown else None
+    return "  ".join([head, *shown]) if shown else None
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #2b8277ed
 class _LogLines(TrainerCallback):
     def __init__(self, say):
         self.say = say
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        line = _log_line(logs or {}, state.global_step, state.max_steps)
+    def on_log(self, args, state, control, logs, **kwargs):
+        line = _log_line(logs, state.global_step, state.max_steps)
         if line and state.is_world_process_zero: self.say(line)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #1d3ab814
@@ -317,8 +308,8 @@ def _say_logs(trainer, say):
 def _begin(run, settings, say):
     "Opens the record. True: there is a checkpoint to go on from."
     newest = Checkpoints(run.folder).newest()
-    if newest: say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}.")
-    else: say(f"Starting a new run in {run.folder}.")
+    say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}." if newest
+        else f"Starting a new run in {run.folder}.")
     if run.is_main: run.start(settings)
     return newest is not None
 
@@ -341,8 +332,9 @@ def _keep_temperature(folder, report):
     found = report.calibration
     if not (found and found.gain[0] > 0 and found.fit and not found.fit["separable"]):
         return
-    calibration = {**found.fit, "data_hash": report.fingerprint}
-    replace(RewardMetadata.load(folder), calibration=calibration).save(folder)
+    replace(
+        RewardMetadata.load(folder), calibration=found.fit | {"data_hash": report.fingerprint}
+    ).save(folder)
     found.verdicts.append(
         f"All of this is at temperature 1; {found.fit['temperature']:.2f} is now stored with the model, "
         "and compare divides reward differences by it.")
@@ -354,9 +346,9 @@ def _complete_folder(folder, held_out, data_report, progress, say):
     replace(report, mistakes=None).save(folder / "evaluation")
     write_model_card(folder, report)
     data_report.plot().savefig(folder / "data_report.png", bbox_inches="tight")
-    picture = "![lengths of the responses, and how often the longer one is chosen](data_report.png)"
-    parts = ["## Training data", data_report.title, data_report.to_markdown(), picture]
-    ModelCard(folder).replace("data", *parts)
+    ModelCard(folder).replace(
+        "data", "## Training data", data_report.title, data_report.to_markdown(),
+        "![lengths of the responses, and how often the longer one is chosen](data_report.png)")
     return report
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #8cb5fed0
@@ -375,9 +367,8 @@ class TrainedPolicy:
         "Mean before, mean after, and the mean change with its 95% interval, prompt by prompt."
         before, after = ([a[key] for a in answers] for answers in (self.before, self.after))
         changes = np.subtract(after, before)
-        mean, half = float(changes.mean()), math.inf
-        if len(changes) > 1:
-            half = 1.96 * float(stats.sem(changes))
+        mean = float(changes.mean())
+        half = 1.96 * float(stats.sem(changes)) if len(changes) > 1 else math.inf
         return fmean(before), fmean(after), mean, mean - half, mean + half
 
     @property
@@ -391,8 +382,9 @@ class TrainedPolicy:
             "Score on {}: {:.3f} -> {:.3f}, difference {:+.3f} (95% interval {:+.3f} to {:+.3f}); "
             "KL {:.2f} nats a response."
         )
-        prompts, kl = counted(len(self.before), "held-out prompt"), fmean(a["kl"] for a in self.after)
-        return text.format(prompts, *self.change("score"), kl)
+        return text.format(
+            counted(len(self.before), "held-out prompt"), *self.change("score"),
+            fmean(a["kl"] for a in self.after))
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #9e864669
 def train_ppo_policy(
@@ -429,14 +421,14 @@ def train_ppo_policy(
     if eval_prompts is None: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
     else: held_out = _read_prompts(eval_prompts, eval_split, prompt_column)
     rewards = reward if isinstance(reward, (list, tuple)) else [reward]
-    settings = _settings(model, config, peft_config, chat_template)
-    settings |= {"training": "ppo", "reward": ", ".join(map(_weights_of, rewards))}
-    settings |= {"data": _hash_of(rows), "evaluation data": _hash_of(held_out)}
+    settings = _settings(model, config, peft_config, chat_template) | {
+        "training": "ppo", "reward": ", ".join(map(_weights_of, rewards)),
+        "data": _hash_of(rows), "evaluation data": _hash_of(held_out)}
 
     _check_resume(run, resume, overwrite)
     with run.fresh(), quiet(progress=progress):
-        options = {"processing_class": tokenizer, "peft_config": adapter}
-        trainer = PPOTrainer(model, rewards, args, rows, held_out, **options)
+        trainer = PPOTrainer(
+            model, rewards, args, rows, held_out, processing_class=tokenizer, peft_config=adapter)
         if run.is_main: run.prepare(settings, overwrite)
         say(_plan(trainer, model, rewards))
         result = _teach(trainer, run, settings, say)
@@ -455,16 +447,15 @@ def _read_prompts(data, split, column):
 def _held_out_prompts(rows, eval_fraction, seed):
     "Rows to train on and rows held out, without a shared prompt."
     if not eval_fraction: return rows, None
-    keys = [prompt_key(row["prompt"]) for row in rows]
-    held = hold_out(keys, eval_fraction, seed=seed, most=256)
+    held = hold_out([prompt_key(row["prompt"]) for row in rows], eval_fraction, seed=seed, most=256)
     return [*compress(rows, ~held)], [*compress(rows, held)]
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f8c6bc26
 def _weights_of(reward):
     name = _name_of(reward)
-    if not isinstance(reward, (str, os.PathLike)): return name
-    files = Path(reward).glob("*.safetensors")
-    states = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    if not isinstance(reward, _PATH): return name
+    states = sorted(
+        (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in Path(reward).glob("*.safetensors"))
     return f"{name}, weights {_hash(states)}" if states else name
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #86c5608a
@@ -489,15 +480,14 @@ _SCALED = " Scores have mean 0 and standard deviation 1 on the reward model's ow
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #fa85d8f8
 def _as_given(model):
-    return str(model) if isinstance(model, (str, os.PathLike)) else _name_of(model)
+    return str(model) if isinstance(model, _PATH) else _name_of(model)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #ea3bbc25
 def _plan(trainer, model, rewards):
     args = trainer.args
-    model, *rewards = map(_as_given, (model, *rewards))
     text = _PLAN.format(
-        model=model,
-        rewards=", ".join(rewards),
+        model=_as_given(model),
+        rewards=", ".join(map(_as_given, rewards)),
         prompts=counted(len(trainer.train_rows), "prompt"),
         held_out="none" if trainer.eval_rows is None else f"{len(trainer.eval_rows):,}",
         batches=counted(trainer.total_steps(), "batch", "batches"),
@@ -506,8 +496,7 @@ def _plan(trainer, model, rewards):
     )
     critic = args.critic_learning_rate
     if critic not in (None, args.learning_rate): text += f" (critic {critic:g})"
-    scaled = any(scale is not list for scale in trainer.rewards.scales)
-    return f"{text}." + (_SCALED if scaled else "")
+    return f"{text}." + (_SCALED if any(scale is not list for scale in trainer.rewards.scales) else "")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #492cceca
 class _WatchPolicy(TrainerCallback):
@@ -520,17 +509,18 @@ class _WatchPolicy(TrainerCallback):
         self.after = _answers(self.trainer)
         self.before = self.before or self.after
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs, **kwargs):
         if args.disable_tqdm and state.is_world_process_zero:
             self.say(PPOReport(self.trainer).line(logs))
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #407a7b97
 def _answers(trainer):
-    own = []
-    for e in trainer.eval_episodes:
-        prompt, text = trainer.eval_rows[e.row]["prompt"], response_text(e.completion)
-        answer = {"row": e.row, "prompt": prompt, "answer": text, "score": e.raw_score}
-        own.append(answer | {"kl": e.kl, "tokens": len(e.response_ids)})
+    own = [
+        {"row": e.row, "prompt": trainer.eval_rows[e.row]["prompt"],
+         "answer": response_text(e.completion), "score": e.raw_score, "kl": e.kl,
+         "tokens": len(e.response_ids)}
+        for e in trainer.eval_episodes
+    ]
     return sorted(gather_object(own), key=lambda answer: answer["row"])
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #d9239214
@@ -552,11 +542,11 @@ def _save_policy(trainer, result, say):
     trainer.save_model(str(result.path))
     say(str(result))
     if not result.before: return
-    rows = []
-    for a, b in zip(result.before, result.after):
-        row = {"prompt": a["prompt"], "before": a["answer"], "after": b["answer"]}
-        row |= {"score_before": a["score"], "score_after": b["score"], "kl": b["kl"]}
-        rows.append(row)
+    rows = [
+        {"prompt": a["prompt"], "before": a["answer"], "after": b["answer"],
+         "score_before": a["score"], "score_after": b["score"], "kl": b["kl"]}
+        for a, b in zip(result.before, result.after)
+    ]
     write_whole(result.path / "held_out.jsonl", rows)
-    text = f"## Held-out prompts\n\n{result} Every answer is in held_out.jsonl."
-    ModelCard(result.path).replace("held-out", text)
+    ModelCard(result.path).replace(
+        "held-out", "## Held-out prompts", f"{result} Every answer is in held_out.jsonl.")

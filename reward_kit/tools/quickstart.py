@@ -8,6 +8,8 @@ __all__ = ['quickstart']
 # %% ../../nbs/6_tools/65_quickstart.ipynb #5de31ddb
 from pathlib import Path
 
+import numpy as np
+
 from ..data.playground import Playground
 from ..data.preferences import save_preferences
 from ..data.report import Section, Table, percent
@@ -32,10 +34,9 @@ def quickstart(
     save_preferences(world.preferences(pairs).to_pairs(), data)
     print(f"1. Preferences: {pairs:,} pairs from a world whose true reward is known.\n")
     print("2. A reward model is trained on them.\n")
-    config = {"seed": seed} | ({"num_train_epochs": epochs} if epochs else {})
     trained = train_reward_model(
-        "playground", data, model, overwrite=True, progress=progress, config=config
-    )
+        "playground", data, model, overwrite=True, progress=progress,
+        config={"seed": seed} | ({"num_train_epochs": epochs} if epochs else {}))
     rm = RewardModel.from_pretrained(model)
     print(_truth_table(world, rm, trained.held_out))
     print(_score_example(world, rm))
@@ -49,33 +50,31 @@ def _prepare(output):
     RunRecord(folder).check_writable()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not (folder / "preferences.jsonl").exists():
-        others = f"the output {folder} holds other files"
-        raise FileExistsError(f"{others}; choose another with --output")
+        raise FileExistsError(
+            f"the output {folder} holds other files; choose another with --output")
     return folder
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #8909c3c1
 def _truth_table(world, rm, held_out):
     pairs = held_out.to_pairs()
-    prompts = list(pairs["prompt"])
-    scores = [rm.score(prompts, list(pairs[side])) for side in ("chosen", "rejected")]
+    prompts, *sides = (list(pairs[name]) for name in ("prompt", "chosen", "rejected"))
+    scores = [rm.score(prompts, texts) for texts in sides]
     shares = {
         "guessing": 0.5,
         "this reward model": world.expected_accuracy(held_out, list(zip(*scores))),
         "the best any model can reach": world.best_accuracy(held_out),
     }
-    rows = [
-        (name, percent(share), "#" * round(40 * share)) for name, share in shares.items()
-    ]
-    title = "3. Against the truth, on prompts it has not seen:"
-    return Section(title, table=Table(("", "", ""), rows)).to_text()
+    rows = [(name, percent(share), "#" * round(40 * share)) for name, share in shares.items()]
+    table = Table(("", "", ""), rows)
+    return Section("3. Against the truth, on prompts it has not seen:", table=table).to_text()
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #04353541
 def _score_example(world, rm):
-    records = list(world.rankings(16, k=4))
-    truths = [world.true_reward([r["prompt"]] * 4, r["responses"]) for r in records]
-    both = zip(truths, records)
-    truth, record = max(both, key=lambda pair: max(pair[0]) - min(pair[0]))
-    scores = rm.score([record["prompt"]] * 4, record["responses"])
+    def rewards(judge, record):
+        return judge([record["prompt"]] * 4, record["responses"])
+
+    record = max(world.rankings(16, k=4), key=lambda r: np.ptp(rewards(world.true_reward, r)))
+    truth, scores = rewards(world.true_reward, record), rewards(rm.score, record)
     ranked = sorted(zip(scores, truth, record["responses"]), reverse=True)
     rows = [(f"{score:.2f}", f"{true:.2f}", text) for score, true, text in ranked]
     table = Table(("score", "true", "response"), rows, width=84)
@@ -86,9 +85,12 @@ _HELD_OUT = 128  # prompts that PPO does not train on
 
 
 def _teach(world, folder, seed, ppo_batches, progress):
-    story = "the reward model judges, and what it likes becomes likelier"
-    print(f"\n5. PPO: the base answers questions, {story}.\n")
-    prompts, batch = world.prompts(), PPOConfig.complete(None, "playground").local_batch_size
+    print(
+        "\n5. PPO: the base answers questions, the reward model judges, "
+        "and what it likes becomes likelier.\n"
+    )
+    prompts = world.prompts()
+    batch = PPOConfig.complete(None, "playground").local_batch_size
     trained = train_ppo_policy(
         "playground",
         folder / "reward-model",
@@ -97,16 +99,10 @@ def _teach(world, folder, seed, ppo_batches, progress):
         eval_prompts=prompts[:_HELD_OUT],
         overwrite=True,
         progress=progress,
-        config={
-            "seed": seed,
-            "total_episodes": ppo_batches * batch,
-            "num_sample_generations": 0,
-        },
+        config={"seed": seed, "total_episodes": ppo_batches * batch, "num_sample_generations": 0},
     )
-    for answers in (trained.before, trained.after):
-        texts = [[a[key] for a in answers] for key in ("prompt", "answer")]
-        for answer, true in zip(answers, world.true_reward(*texts)):
-            answer["true"] = true
+    for answer in (*trained.before, *trained.after):
+        (answer["true"],) = world.true_reward([answer["prompt"]], [answer["answer"]])
     return _improvement(trained) + "\n" + _samples(trained, 2)
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #19de50d3
@@ -121,8 +117,10 @@ def _improvement(trained):
         before, after, *change = trained.change(key)
         ends = "{:+.2f} ({:+.2f} to {:+.2f})".format(*change)
         rows.append((name, f"{before:z.2f}", f"{after:z.2f}", ends))
-    seen = f"on {len(trained.before)} prompts it has not seen"
-    header = seen, "before", "after", "difference (95% interval)"
+    header = (
+        f"on {len(trained.before)} prompts it has not seen",
+        "before", "after", "difference (95% interval)",
+    )
     return Section(table=Table(header, rows)).to_text()
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #df735a78
