@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from scipy import stats
 from tqdm.auto import tqdm
 
+from ..data.files import json_ready
 from ..data.records import response_text
 from ..data.report import counted, wilson_interval
 from ..model.encoding import RewardEncoder
@@ -137,7 +138,7 @@ def ranking_agreement(
     rewards = np.asarray(rewards, float)
     goodness = -np.asarray(ranks, float)
     top = rewards == rewards.max() # a tie counts its share of best responses
-    beaten = (goodness[:, None] > goodness).sum(1)
+    beaten = stats.rankdata(goodness, "min") - 1
     with warnings.catch_warnings(action="ignore"): # where a side is constant
         found = {
             "spearman": stats.spearmanr(rewards, goodness).statistic,
@@ -170,12 +171,12 @@ def as_scorer(
 def _checked_rewards(rewards, responses):
     rewards = list(rewards)
     if len(rewards) != len(responses):
-        found = f"{counted(len(rewards), 'reward')} for {counted(len(responses), 'response')}"
-        raise ValueError(f"the scorer returned {found}; one for each is needed")
+        raise ValueError(f"the scorer returned {counted(len(rewards), 'reward')} for "
+                         f"{counted(len(responses), 'response')}; one for each is needed")
     for reward, response in zip(rewards, responses):
         if reward is not None and not math.isfinite(reward):
-            found = f"{reward} for the response {str(response)[:60]!r}"
-            raise ValueError(f"the scorer returned {found}; rewards must be finite numbers")
+            raise ValueError(f"the scorer returned {reward} for the response "
+                             f"{str(response)[:60]!r}; rewards must be finite numbers")
     return rewards
 
 
@@ -276,13 +277,12 @@ def accuracy_by(
     groups=4, # of numbers, at most
 ): # -> list: group, pairs, accuracy, low, high; most pairs, or smallest numbers, first
     "Accuracy of groups of pairs, with the wider interval; empty where nothing is known."
-    columns = column, "outcome", "prompt"
-    known = pd.DataFrame({name: self[name] for name in columns}).dropna()
+    known = pd.DataFrame(self, columns=[column, "outcome", "prompt"]).dropna()
     values = group = known[column]
     sized = pd.api.types.is_numeric_dtype(values)
     if sized and len(values):
         edges = np.quantile(values, np.arange(1, groups) / groups, method="inverted_cdf")
-        group = np.searchsorted(np.unique(edges), values)
+        group = np.searchsorted(edges, values)
     rows = []
     for label, own in known.groupby(group):
         found = Bootstrap().accuracy(own["outcome"], own["prompt"])
@@ -296,9 +296,10 @@ def accuracy_by(
 def longer_preferred(self: _Pairs): # -> shares in 0..1; None: all are equally long
     "How often people, and the model, prefer the longer response; accuracy of that rule."
     longer = np.sign(self["longer"])
-    differ = longer != 0
     scored = np.heaviside(self["difference"] * longer, 0.5)
-    found = {"pairs_of_different_length": int(differ.sum())}
-    for name, share in (("preferred", longer > 0), ("scored_higher", scored)):
-        found[f"longer_is_{name}"] = float(share[differ].mean()) if differ.any() else None
-    return found | {"accuracy_of_always_longer": float(np.heaviside(longer, 0.5).mean())}
+    shares = pd.DataFrame({"longer_is_preferred": longer > 0, "longer_is_scored_higher": scored})
+    return json_ready({
+        "pairs_of_different_length": np.count_nonzero(longer),
+        **shares[longer != 0].mean(),
+        "accuracy_of_always_longer": np.heaviside(longer, 0.5).mean(),
+    })

@@ -163,7 +163,7 @@ def best_of_n_curve(
     bootstrap = Bootstrap(samples, level, seed)
     draws = bootstrap.totals(by_gold) / len(rows)
     every_proxy, every_gold = np.concatenate(rows, axis=1)
-    found = {
+    return BestOfNCurve(**json_ready({
         "n": n,
         "kl": _best_of_n_kl(n),
         "gold": mean,
@@ -174,5 +174,6 @@ def best_of_n_curve(
         "last_minus_peak": bootstrap.ends(draws[:, -1] - draws[:, np.argmax(mean)]),
         "gold_std": every_gold.std(),
         "proxy_std": every_proxy.std(),
-    }
-    return BestOfNCurve(**json_ready(found), n_prompts=len(rows), level=level)
+        "n_prompts": len(rows),
+        "level": level,
+    }))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from scipy.optimize import brentq
-from scipy.special import expit, ndtri
+from scipy.special import expit, log_expit, ndtri
 
 from ..data.files import json_ready
 from ..data.preferences import load_preferences
@@ -27,8 +27,8 @@ from .agreement import Bootstrap, pair_table, score_preferences
 def _bin_numbers(confidence, bins, scheme):
     "The bin of each pair, from 0; empty bins are left out."
     if bins < 1 or scheme not in ("equal-mass", "equal-width"):
-        choice = "1 bin or more, 'equal-mass' or 'equal-width'"
-        raise ValueError(f"bins={bins}, scheme={scheme!r}: give {choice}")
+        raise ValueError(f"bins={bins}, scheme={scheme!r}: give 1 bin or more, "
+                         "'equal-mass' or 'equal-width'")
     confidence = np.round(confidence, 12) # equal ones may differ in rounding
     edges = np.linspace(0.5, 1, bins + 1)
     if scheme == "equal-mass":
@@ -64,7 +64,7 @@ class Predictions:
 # %% ../../nbs/4_trust/41_calibration.ipynb #c41b2d90
 @patch
 def _check(self: Predictions):
-    n = len(np.ravel(self.differences))
+    n = np.size(self.differences)
     big = np.finfo(float).max
     groups = np.arange(n) if self.groups is None else self.groups
     self.groups = np.unique(groups, return_inverse=True)[1]
@@ -75,10 +75,10 @@ def _check(self: Predictions):
         ("groups", 0, big, "the prompt of each pair"),
     ):
         given = getattr(self, name)
-        column = np.ones(n) if given is None else np.ravel(np.asarray(given, float))
+        column = np.ones(n) if given is None else np.asarray(given, float).ravel()
         if len(column) != max(n, 1) or not ((low <= column) & (column <= high)).all():
-            given = f"{len(column)} given for {counted(n, 'difference')}"
-            raise ValueError(f"{name} must be {what}; {given}")
+            raise ValueError(f"{name} must be {what}; {len(column)} given for "
+                             f"{counted(n, 'difference')}")
         setattr(self, name, column)
     self.groups = self.groups.astype(int)
     if not np.greater(self.temperature, 0).all():
@@ -107,7 +107,7 @@ def table(self: Predictions): # DataFrame: predicted, observed, pairs, weight, l
 def log_losses(self: Predictions): # (P,) in nats, 0 or more
     "Log loss of each pair: the Bradley-Terry loss where the outcome is 1."
     z, y = self.log_odds, self.outcomes
-    return y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)
+    return -y * log_expit(z) - (1 - y) * log_expit(-z)
 
 
 @patch
@@ -146,10 +146,9 @@ def reference(self: Predictions): # (samples,) expected calibration errors
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #1f12f625
 @patch
-def by_prompt(self: Predictions, *columns): # (P,) each -> (prompts, columns)
+def by_prompt(self: Predictions, *columns): # (P,) each, or a number -> (prompts, columns)
     "Weighted sums of the columns in each prompt."
-    sums = [np.bincount(self.groups, self.weights * column) for column in columns]
-    return np.stack(sums, axis=1)
+    return Bootstrap.by_prompt(self.groups, *(self.weights * column for column in columns))
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #9602196a
 def _ece_interval(gaps, draws, level):
@@ -178,8 +177,8 @@ def measure(self: Predictions): # -> dict: each measure, its `_interval`, table,
     reference = self.reference()
     ece = self.ece()
     member = self.bin == np.arange(self.bin.max() + 1)[:, None] # (bins, P)
-    scores = np.ones(len(gap)), gap, self.squared_errors(), self.log_losses()
-    sums = self.by_prompt(*scores, *(member * gap))
+    scores = gap, self.squared_errors(), self.log_losses()
+    sums = self.by_prompt(1, *scores, *(member * gap))
     totals = np.vstack([sums.sum(0), self.bootstrap.totals(sums)]) # the data first
     value, drawn = np.split(totals[:, 1:] / totals[:, :1], [1])
     found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
@@ -207,8 +206,8 @@ def true_calibration_error(
     "How far probabilities are from the truth. Raises ValueError for what is none."
     p, q = (np.asarray(given, float).reshape(-1) for given in (predicted, true_probability))
     if not len(p) == len(q) > 0 or not (np.abs(np.stack([p, q]) - 0.5) <= 0.5).all():
-        what = f"in 0..1, one for each pair, got {len(p)} and {len(q)}"
-        raise ValueError(f"predicted and true_probability must be numbers {what}")
+        raise ValueError("predicted and true_probability must be numbers in 0..1, "
+                         f"one for each pair, got {len(p)} and {len(q)}")
     error = p - q
     which = _bin_numbers(np.maximum(p, 1 - p), bins, scheme)
     gaps = np.bincount(which, np.sign(p - 0.5) * error) # of the preferred response
@@ -262,7 +261,7 @@ def _slope_ends(self: Predictions, slope):
     limit = ndtri((1 + self.level) / 2) ** 2 / 2
     size = np.abs(self.differences)
     weights = self.weights * (size > 0)
-    return _root(lambda slope: limit - weights @ np.logaddexp(0, -slope * size)), math.inf
+    return _root(lambda slope: limit + weights @ log_expit(slope * size)), math.inf
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #f3c5ff7e
 @dataclass
@@ -283,13 +282,14 @@ def fit(self: Predictions) -> _TemperatureFit:
     "That of least log loss (arXiv 1706.04599, section 4). Raises ValueError: none fits."
     slope, n = self._slope, len(self.differences)
     if slope == 0:
-        found = f"in {counted(n, 'pair')} the larger reward is, on the whole, not preferred"
-        raise ValueError(f"no temperature fits: {found}; are better and worse swapped?")
+        raise ValueError(
+            f"no temperature fits: in {counted(n, 'pair')} the larger reward is, "
+            "on the whole, not preferred; are better and worse swapped?")
     low, high = self._slope_ends(slope)
     interval = 1 / high, 1 / low if low > 0 else math.inf
     losses = [self.mean(replace(self, temperature=t).log_losses()) for t in (1.0, 1 / slope)]
-    found = *losses, n, self.prompts, self._separable, self.level
-    return _TemperatureFit(1 / slope, interval, *found)
+    return _TemperatureFit(
+        1 / slope, interval, *losses, n, self.prompts, self._separable, self.level)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #3b2ef068
 @patch
@@ -363,24 +363,17 @@ def _advice(self: CalibrationResult):
     low, high = self.fit["interval"]
     ends = f"{low:.2f} or more" if high is None else f"{low:.2f} to {high:.2f}"
     best, others = f"{self.temperature:.2f}", "on prompts that did not choose it"
+    found = (f"The fitted temperature is {best} ({ends}), but {others}, "
+             "it is not shown to lower the log loss.")
     if self.fit["separable"]:
-        found = (
-            "Every pair is in the right order, so the pairs only bound the temperature: "
-            f"{ends}; {best} is what their number supports."
-        )
+        found = ("Every pair is in the right order, so the pairs only bound the temperature: "
+                 f"{ends}; {best} is what their number supports.")
     elif low <= self.present_temperature <= (high or math.inf):
         found = f"The fitted temperature, {best} ({ends}), cannot be told from the present one."
     elif self.gain[0] > 0:
-        found = (
-            f"Dividing differences by {best} ({ends}) makes it more honest: {others}, "
-            "the calibration error goes from {0[ece]:.1%} to {1[ece]:.1%} "
-            "and the log loss from {0[log_loss]:.3f} to {1[log_loss]:.3f}."
-        )
-    else:
-        found = (
-            f"The fitted temperature is {best} ({ends}), but {others}, "
-            "it is not shown to lower the log loss."
-        )
+        found = (f"Dividing differences by {best} ({ends}) makes it more honest: {others}, "
+                 "the calibration error goes from {0[ece]:.1%} to {1[ece]:.1%} "
+                 "and the log loss from {0[log_loss]:.3f} to {1[log_loss]:.3f}.")
     return found.format(self.before, self.after)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #4fd24eb7
@@ -445,7 +438,6 @@ def calibrate(
     except ValueError: # no temperature helps
         fit = None
     saved = before.log_losses() - after.log_losses()
-    sums = before.by_prompt(saved, np.ones(len(saved)))
     return CalibrationResult(
         len(saved),
         before.prompts,
@@ -453,7 +445,7 @@ def calibrate(
         fit,
         before.measure(),
         after.measure(),
-        list(before.bootstrap.interval(sums)),
+        list(before.bootstrap.interval(before.by_prompt(saved, 1))),
         before.bins,
         before.scheme,
         before.level,

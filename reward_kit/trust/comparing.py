@@ -135,12 +135,13 @@ def compare_models(
     d = b - a
     sums = Bootstrap.by_prompt(groups, d, None)
     wins = [float(gain[gain > 0].sum()) for gain in (-d, d)]
-    means = (float(values.mean()) for values in (a, b, d))
-    drawn = Bootstrap(samples, level, seed).interval(sums)
-    intervals = drawn, _matched_interval(*wins, len(d), level)
-    p_values = _sign_flip_p_value(sums[:, 0]), _mcnemar_p_value(*wins)
     return _PairedComparison(
-        *names, *means, *intervals, *wins, len(d), len(sums), *p_values, level)
+        *names,
+        *(float(values.mean()) for values in (a, b, d)),
+        Bootstrap(samples, level, seed).interval(sums),
+        _matched_interval(*wins, len(d), level),
+        *wins, len(d), len(sums),
+        _sign_flip_p_value(sums[:, 0]), _mcnemar_p_value(*wins), level)
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #236573e8
 def _holm_correction(p_values): # (M,) -> (M,) in the same order
@@ -195,8 +196,7 @@ def _run_names(runs):
         kind = getattr(run, "__name__", type(run).__name__)
         paths.append(Path(run if isinstance(run, (str, Path)) else kind))
     for depth in (1, 2):
-        names = [
-            "/".join(path.parts[-depth:]).removesuffix(".json") for path in paths]
+        names = ["/".join(path.parts[-depth:]).removesuffix(".json") for path in paths]
         if len(set(names)) == len(names):
             return names
     raise ValueError(f"two runs are called {max(names, key=names.count)!r}; "
@@ -225,8 +225,8 @@ def _group_runs(runs, names):
         for name, run in zip(names, runs):
             settings.setdefault(_setting_name(str(name)), []).append(run)
     if len(settings) < 2 or not all(settings.values()):
-        names = ", ".join(settings) or "none"
-        raise ValueError(f"two or more settings are needed, got {names}; "
+        raise ValueError("two or more settings are needed, "
+                         f"got {', '.join(settings) or 'none'}; "
                          "names that differ in a seed at their end are one setting")
     return settings
 
@@ -321,8 +321,7 @@ class _RunComparison(Report):
                 sentences.append(_comparison_sentence(**known, level=self.level))
         others = m - len(sentences)
         if others:
-            sentences.append(
-                f"The other {others} of {m} comparisons cannot be told apart.")
+            sentences.append(f"The other {others} of {m} comparisons cannot be told apart.")
         return sentences + _seed_sentences(self.settings)
 
     def main_table(self):
@@ -378,5 +377,5 @@ def compare_runs(
         comparisons.append({"a": a, "b": b, **found})
     for row, p in zip(comparisons, _holm_correction([row["p"] for row in comparisons])):
         row["corrected"] = p
-    counts = len(prompt), len(np.unique(prompt)), pairs["n_left_out"]
-    return _RunComparison(table, comparisons, *counts, level, preferences.fingerprint)
+    return _RunComparison(table, comparisons, len(prompt), len(np.unique(prompt)),
+                          pairs["n_left_out"], level, preferences.fingerprint)

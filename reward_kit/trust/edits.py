@@ -60,9 +60,9 @@ class Probe:
 
     def __post_init__(self):
         if self.expected not in _EXPECTED or self.side not in ("response", "prompt"):
-            found = f"expected={self.expected!r}, side={self.side!r}"
-            allowed = f"expected is one of {', '.join(_EXPECTED)}, side response or prompt"
-            raise ValueError(f"probe {self.name!r} has {found}; {allowed}")
+            raise ValueError(
+                f"probe {self.name!r} has expected={self.expected!r}, side={self.side!r}; "
+                f"expected is one of {', '.join(_EXPECTED)}, side response or prompt")
 
 # %% ../../nbs/4_trust/42_edits.ipynb #53f7d3ea
 PROBES = {} # name -> Probe
@@ -245,10 +245,10 @@ def _cut(text, *_):
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     if len(ends) < 4:
         return _cut_characters(text.strip())
-    keep = round(0.6 * len(ends))
-    if text[ends[keep - 1] - 1] in _MARKS and keep > 1: # not at the end of a sentence
-        keep -= 1
-    return text[: ends[keep - 1]].rstrip(_MARKS)
+    last = round(0.6 * len(ends)) - 1
+    if text[ends[last] - 1] in _MARKS: # not at the end of a sentence
+        last -= 1
+    return text[: ends[last]].rstrip(_MARKS)
 
 # %% ../../nbs/4_trust/42_edits.ipynb #273fd665
 @probe("prompt copied", "Giving the prompt back as the response", "lower",

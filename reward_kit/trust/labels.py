@@ -70,8 +70,7 @@ def verdicts(self: CrossValidation):
     if low <= 0.5 <= high:
         sentences.append("This cannot be told from chance.")
     if len(self.seeds) == 1:
-        sentences.append(
-            "One seed: what another would change is not in this interval.")
+        sentences.append("One seed: what another would change is not in this interval.")
     return sentences
 
 # %% ../../nbs/4_trust/46_labels.ipynb #89818b0f
@@ -116,9 +115,9 @@ def _out_of_fold(train, preferences, k, seed, bar):
 
 
 def _fold_row(outcomes, level): # (P,)
-    low, high = wilson_interval(outcomes.sum(), len(outcomes), level)
-    share = float(outcomes.mean())
-    return {"pairs": len(outcomes), "accuracy": share, "low": low, "high": high}
+    n, share = len(outcomes), float(outcomes.mean())
+    low, high = wilson_interval(outcomes.sum(), n, level)
+    return {"pairs": n, "accuracy": share, "low": low, "high": high}
 
 # %% ../../nbs/4_trust/46_labels.ipynb #355fc607
 def cross_validate(
@@ -138,8 +137,7 @@ def cross_validate(
     preferences = load_preferences(data, progress=progress, **loading)
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"seeds must hold one or more different numbers, got {seeds}")
+        raise ValueError(f"seeds must hold one or more different numbers, got {seeds}")
     pair_table(preferences)  # ties alone are refused before anything is trained
     with tqdm(total=folds * len(seeds), desc="Training models", disable=not progress) as bar:
         found = [_out_of_fold(train, preferences, folds, seed, bar) for seed in seeds]
@@ -148,7 +146,7 @@ def cross_validate(
     for seed, (_, fold_of), outcomes in zip(seeds, found, pairs["outcome"]):
         for fold in range(folds):
             own = outcomes[fold_of[pairs["record"]] == fold]
-            row = {"seed": seed, "fold": fold, "trained_on": int((fold_of != fold).sum())}
+            row = {"seed": seed, "fold": fold, "trained_on": np.count_nonzero(fold_of != fold)}
             if len(own):
                 rows.append(row | _fold_row(own, level))
     pooled = Bootstrap(samples, level).accuracy(pairs["outcome"], pairs["prompt"])
@@ -175,8 +173,8 @@ def trainer_recipe(
     "A `train` for `cross_validate` and `learning_curve`: `RewardTrainer`, quietly."
     for name in {"output_dir", "seed"} & set(settings):
         raise ValueError(f"trainer_recipe sets {name} itself; leave it out")
-    silent = {"disable_tqdm": True, "show_plan": False, "estimate_time": False}
-    settings = {"save_strategy": "no", "report_to": [], **silent, **settings}
+    settings = {"save_strategy": "no", "report_to": [], "disable_tqdm": True,
+                "show_plan": False, "estimate_time": False, **settings}
 
     def train(preferences, seed):
         from transformers import PrinterCallback
@@ -223,8 +221,7 @@ def _add_votes(counts, record, given):
         tied = record["ranks"][i] == record["ranks"][j]
         better, worse, ties = (0, 0, 1) if tied and given == (1, 0, 0) else given
         (a, for_a), (b, for_b) = sorted([(texts[i], better), (texts[j], worse)])
-        total = counts.setdefault(
-            (prompt_key(record["prompt"]), a, b), np.zeros(3, int))
+        total = counts.setdefault((prompt_key(record["prompt"]), a, b), np.zeros(3, int))
         total += for_a, for_b, ties
 
 # %% ../../nbs/4_trust/46_labels.ipynb #0e4e0381
@@ -328,7 +325,7 @@ def annotator_ceiling(
         n_pairs=found["n_pairs"],
         n_prompts=found["n_prompts"],
         n_votes=int(n[many].sum()),
-        n_single=int((~many).sum()),
+        n_single=np.count_nonzero(~many),
         n_ties=int(ties.sum()),
         n_unusable=unusable,
         level=level,
@@ -391,7 +388,7 @@ def most_confident_mistakes(
     pairs = judged_pairs([model], preferences)
     differences = pairs["difference"].mean(0)
     temperature = float(temperature or getattr(model, "temperature", None) or 1)
-    wrong = int((differences < 0).sum())
+    wrong = np.count_nonzero(differences < 0)
     order = np.argsort(differences, kind="stable")[: min(n, wrong)]
     rows = _pair_rows(pairs, preferences, differences, temperature, order)
     return Mistakes(rows, len(differences), wrong, temperature)
@@ -422,15 +419,14 @@ def precision_at(
 ): # -> [{k, errors, precision, low, high, base (share among all)}]
     "How many of the first k are errors."
     if len(is_error) <= max(self.order):
-        raise ValueError(
-            f"is_error must hold one value for each record, got {len(is_error)}")
+        raise ValueError(f"is_error must hold one value for each record, got {len(is_error)}")
     hits, rows = np.asarray(is_error, bool)[self.order], []
     for k in ks:
         if k <= len(hits):
-            errors = int(hits[:k].sum())
+            errors, base = np.count_nonzero(hits[:k]), float(hits.mean())
             low, high = wilson_interval(errors, k, level)
-            row = {"k": k, "errors": errors, "precision": errors / k, "low": low, "high": high}
-            rows.append(row | {"base": float(hits.mean())})
+            rows.append({"k": k, "errors": errors, "precision": errors / k,
+                         "low": low, "high": high, "base": base})
     return rows
 
 # %% ../../nbs/4_trust/46_labels.ipynb #9a793bab
@@ -455,11 +451,11 @@ def suspected_label_errors(
     temperature = float(temperature or Predictions(differences).fit().temperature)
     p = expit(differences / temperature)
     threshold, order = float(p.mean()), np.argsort(p, kind="stable")
-    suspected = int((1 - p >= max(threshold, 0.5)).sum())
+    suspected = np.count_nonzero(1 - p >= max(threshold, 0.5))
     return _SuspectedErrors(
         _pair_rows(pairs, preferences, differences, temperature, order[: min(n, suspected)]),
         n_pairs=len(p),
-        n_wrong=int((p < 0.5).sum()),
+        n_wrong=np.count_nonzero(p < 0.5),
         temperature=temperature,
         threshold=threshold,
         n_suspected=suspected,

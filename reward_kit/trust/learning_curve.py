@@ -27,8 +27,7 @@ def _fit_power_law(sizes, accuracy): # (N,), (B, N) of B curves -> (B, 3): m, g,
     "Least squares. Raises ValueError for fewer than three sizes."
     n, y, fits = np.asarray(sizes, float), np.asarray(accuracy, float), []
     if len(np.unique(n)) < 3:
-        raise ValueError(
-            f"a curve needs three or more different sizes, got {n.tolist()}")
+        raise ValueError(f"a curve needs three or more different sizes, got {n.tolist()}")
     for c in _EXPONENTS:
         x = boxcox(n / n.max(), -c)
         centred = x - x.mean()
@@ -134,8 +133,8 @@ def figures(self: _LearningCurve):
     axes.vlines(self.sizes, low, high, color="#D55E00")
     axes.set(xscale="log", xlabel="training records (log scale)",
              ylabel="accuracy on held-out pairs (%)")
-    ticks = [*self.sizes, 2 * n]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.set_xticks([*self.sizes, 2 * n])
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     return {"curve": figure}
@@ -147,10 +146,9 @@ def _curve_of_outcomes(sizes, outcomes, prompt, bootstrap=Bootstrap()):
     accuracy = outcomes.mean((1, 2))
     draws = bootstrap.accuracies(outcomes, prompt, together=True).T
     fit, fits = (_fit_power_law(sizes, rows) for rows in (accuracy[None], draws))
-    low, high = bootstrap.ends(draws)
-    counts = *outcomes.shape[1:], len(np.unique(prompt))
-    measured = list(sizes), accuracy.tolist(), low, high
-    return _LearningCurve(*measured, *counts, fit[0].tolist(), bootstrap.level, fits)
+    return _LearningCurve(
+        list(sizes), accuracy.tolist(), *bootstrap.ends(draws), *outcomes.shape[1:],
+        len(np.unique(prompt)), fit[0].tolist(), bootstrap.level, fits)
 
 # %% ../../nbs/4_trust/47_learning_curve.ipynb #5a472778
 def _nested_rows(keys, sizes, seed): # keys (n,) prompt of each record
@@ -159,8 +157,7 @@ def _nested_rows(keys, sizes, seed): # keys (n,) prompt of each record
     order = np.random.default_rng(seed).permutation(len(count))
     position = np.argsort(order)[group]  # of each record's prompt in that order
     up_to = np.cumsum(count[order])
-    return [
-        np.flatnonzero(position <= np.abs(up_to - size).argmin()) for size in sizes]
+    return [np.flatnonzero(position <= np.abs(up_to - size).argmin()) for size in sizes]
 
 # %% ../../nbs/4_trust/47_learning_curve.ipynb #ca220760
 def _curve_sizes(sizes, n):

@@ -35,15 +35,15 @@ def _balanced(table, shares, bootstrap):
     longer = table["longer"] > 0
     shorter = table["longer"] < 0
     columns = right * longer, longer, right * shorter, shorter
-    sums = Bootstrap.by_prompt(table["prompt"], *columns)
+    sums = bootstrap.by_prompt(table["prompt"], *columns)
 
     def sum_and_gap(totals):
         return totals[:, ::2] / totals[:, 1::2] @ [[1, 1], [1, -1]]
 
     both, apart = np.transpose(bootstrap.interval(sums, sum_and_gap))
     first, second = (np.array([*own.values()][:3]) for own in shares)
-    gap = _added(first, -second[[0, 2, 1]], apart)
-    found = {"balanced": _added(first, second, both) / 2, "gap": gap}
+    found = {"balanced": _added(first, second, both) / 2,
+             "gap": _added(first, -second[[0, 2, 1]], apart)}
     return {name: dict(zip(_ENDS, value.tolist())) for name, value in found.items()}
 
 # %% ../../nbs/4_trust/44_length.ipynb #40b3034e
@@ -112,9 +112,7 @@ def _length_statistics(totals):
     before = _controlled(whole)
     after = _controlled(within)
     spread = np.sqrt(before[:, 2, 2] / whole[:, 0, 0])
-    found = []
-    for m in (before, within, after):
-        found.append(m[:, 1, 2] / np.sqrt(m[:, 1, 1] * m[:, 2, 2]))
+    found = [m[:, 1, 2] / np.sqrt(m[:, 1, 1] * m[:, 2, 2]) for m in (before, within, after)]
     found += [m[:, 1, 2] / m[:, 1, 1] / spread for m in (before, after)]
     return np.stack(found, 1)
 
@@ -158,9 +156,8 @@ def _length_correlation(table, bootstrap):
         value = measures(np.ones((1, len(sums))))[0]
         drawn = [measures(counts) for counts in bootstrap.counts(len(sums), len(table))]
     rows = np.transpose([value, *bootstrap.ends(np.concatenate(drawn))])
-    found = {}
-    for name, row in zip(_MEASURES, rows.tolist()):
-        found[name] = dict(zip(_ENDS, row)) if np.isfinite(row).all() else None
+    found = {name: dict(zip(_ENDS, row)) if np.isfinite(row).all() else None
+             for name, row in zip(_MEASURES, rows.tolist())}
     return found | {"n": len(table), "prompts": len(sums)}
 
 # %% ../../nbs/4_trust/44_length.ipynb #fa426088

@@ -131,7 +131,7 @@ class _ProbeResult:
 def _result(probe, changes, numbers, threshold, level):
     "Of changes (nan: not applicable, inf: too long); numbers: effect, low, high (or nan)."
     own = changes[np.isfinite(changes)]
-    n, raised = len(own), int((own > 0).sum())
+    n, raised = len(own), np.count_nonzero(own > 0)
     effect = Effect(*map(float, numbers)) if np.isfinite(numbers).all() else None
     verdict = "not measured"
     if effect and n >= Bootstrap.fewest:
@@ -140,8 +140,9 @@ def _result(probe, changes, numbers, threshold, level):
     sentence = _sentence(probe, effect, verdict, n, threshold)
     share = (raised / n, *wilson_interval(raised, n, level)) if n else none
     counts = (own == 0).sum(), n, np.isnan(changes).sum(), np.isinf(changes).sum()
-    numbers = *(effect or none), *share, *map(int, counts)
-    return _ProbeResult(probe.name, probe.expected, verdict, sentence, *numbers)
+    return _ProbeResult(
+        probe.name, probe.expected, verdict, sentence, *(effect or none), *share,
+        *map(int, counts))
 
 # %% ../../nbs/4_trust/43_probes.ipynb #c28ee7dd
 _STYLES = { # of each verdict, in the order of the report
@@ -203,18 +204,14 @@ def summary(self: ProbeReport):
     m = sum(r.effect is not None for r in self.results)
     words = {"fails": "fail", "passes": "pass"}
     counts = ", ".join(f"{n} {words.get(v, v)}" for v, n in self.counts.items())
-    found = (
-        f"{counted(len(self.results), 'probe')} on {counted(self.n_prompts, 'prompt')}: {counts}. "
-        "Effects are in standard deviations of the reward over all responses "
-        f"({self.spread:.3g}); below {self.threshold:g} they do not matter. "
-    )
+    found = (f"{counted(len(self.results), 'probe')} on {counted(self.n_prompts, 'prompt')}: "
+             f"{counts}. Effects are in standard deviations of the reward over all responses "
+             f"({self.spread:.3g}); below {self.threshold:g} they do not matter. ")
     if self.simultaneous:
         found += f"The {m} intervals hold together with {self.confidence} confidence (Bonferroni)."
     else:
-        found += (
-            f"{counted(m, 'interval')} at {self.confidence} each: even where no edit has "
-            f"an effect, about {m * (1 - self.level):.1f} of them would miss zero."
-        )
+        found += (f"{counted(m, 'interval')} at {self.confidence} each: even where no edit has "
+                  f"an effect, about {m * (1 - self.level):.1f} of them would miss zero.")
     if self.unscored:
         found += f" {counted(self.unscored, 'prompt')} did not fit the model."
     return found
@@ -265,8 +262,8 @@ def _pick_probes(probes):
     found = [PROBES.get(one, one) for one in (PROBES if probes is None else probes)]
     unknown = [one for one in found if not isinstance(one, Probe)]
     if unknown:
-        known = f"the names known are {', '.join(PROBES)}"
-        raise ValueError(f"probes holds {unknown[0]!r}, which is no Probe; {known}")
+        raise ValueError(f"probes holds {unknown[0]!r}, which is no Probe; "
+                         f"the names known are {', '.join(PROBES)}")
     names = [one.name for one in found]
     if not 0 < len(names) == len(set(names)):
         raise ValueError(f"probes must hold at least one probe and no name twice, got {names}")
@@ -276,8 +273,8 @@ def _pick_probes(probes):
 def _pick_records(preferences, most, seed):
     "Records of different prompts, drawn if need be, in the order of the data."
     if not hasattr(preferences, "kind"):
-        found = f"preferences must be Preferences, got {type(preferences).__name__}"
-        raise TypeError(f"{found}; load_preferences(...) makes them of files, tables and lists")
+        raise TypeError(f"preferences must be Preferences, got {type(preferences).__name__}; "
+                        "load_preferences(...) makes them of files, tables and lists")
     if most is not None and most < 1:
         raise ValueError(f"max_records must be at least 1, got {most}")
     found, keys = {}, preferences.prompt_keys.tolist()
@@ -299,8 +296,9 @@ def _texts(records, probes, seed):
             rng = random.Random(f"{seed} {probe.name} {index}")
             edited = probe.edit(best, prompt, rng, pool)
             if not isinstance(edited, str | list | None):
-                found = f"the edit of probe {probe.name!r} returned {type(edited).__name__}"
-                raise TypeError(f"{found}; it must return a string, a list of messages, or None")
+                raise TypeError(
+                    f"the edit of probe {probe.name!r} returned {type(edited).__name__}; "
+                    "it must return a string, a list of messages, or None")
             pair = (prompt, edited) if probe.side == "response" else (edited, best)
             if edited is not None and pair != pool[index]:
                 yield index, probe.name, {**record, "prompt": pair[0], "responses": [pair[1]]}
@@ -332,8 +330,8 @@ def run_probes(
 
     Raises TypeError for what is not Preferences, ValueError for unknown probes or no score."""
     if not 0 < level < 1 or threshold < 0:
-        found = f"got level={level}, threshold={threshold}"
-        raise ValueError(f"level must lie between 0 and 1, threshold not be negative, {found}")
+        raise ValueError("level must lie between 0 and 1, threshold not be negative, "
+                         f"got level={level}, threshold={threshold}")
     probes = _pick_probes(probes)
     records = _pick_records(preferences, max_records, seed)
     texts = list(_texts(records, probes, seed))
@@ -341,13 +339,13 @@ def run_probes(
     table = table[np.isfinite(table[0])]
     names = [probe.name for probe in probes]
     if table.empty:
-        found = f"none of the {len(records)} best responses could be scored"
-        raise ValueError(f"{found}, so there is nothing to compare edits with")
+        raise ValueError(f"none of the {len(records)} best responses could be scored, "
+                         "so there is nothing to compare edits with")
     changes = table.reindex(columns=names).to_numpy() - table[[0]].to_numpy()
     rewards = table.drop(columns=names, errors="ignore").to_numpy()
     each = 1 - (1 - level) / len(probes) if simultaneous else level
     effects = zip(*_measure(changes, rewards, level=each, samples=samples, seed=seed))
     results = [_result(*column, threshold, each) for column in zip(probes, changes.T, effects)]
     spread = float(np.std(rewards[np.isfinite(rewards)]))
-    counts = len(table), len(records) - len(table)
-    return ProbeReport(name, results, spread, *counts, threshold, level, simultaneous, seed)
+    return ProbeReport(name, results, spread, len(table), len(records) - len(table),
+                       threshold, level, simultaneous, seed)

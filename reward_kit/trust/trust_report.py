@@ -32,14 +32,13 @@ from .probes import ProbeReport, run_probes
 def _verdicts(interval, always_longer, n_pairs, over_rule):
     "`over_rule`: interval of the accuracy minus that of the rule of length."
     low, high = interval
-    found, sentences = f"the 95% interval, {percent(low, high)}", []
+    found = f"the 95% interval, {percent(low, high)}"
+    sentences = [f"This cannot be told from chance: {found}, contains 50%."]
     if low > 0.5:
-        sentences.append(f"Better than chance: {found}, lies above 50%.")
+        sentences = [f"Better than chance: {found}, lies above 50%."]
     elif high < 0.5:
-        swapped = "Are chosen and rejected swapped?"
-        sentences.append(f"Worse than chance: {found}, lies below 50%. {swapped}")
-    else:
-        sentences.append(f"This cannot be told from chance: {found}, contains 50%.")
+        sentences = [f"Worse than chance: {found}, lies below 50%. "
+                     "Are chosen and rejected swapped?"]
     if low > 0.5 and over_rule[0] <= 0:
         rule = "longer" if always_longer >= 0.5 else "shorter"
         share = percent(max(always_longer, 1 - always_longer))
@@ -59,7 +58,7 @@ def _difference_histogram(differences, bins=40): # (P,) -> edges, counts
     limit = np.quantile(np.abs(differences), 0.995) if len(differences) else 1.0
     edges = limit / half * np.arange(-half, half + 1)
     counts, _ = np.histogram(np.clip(differences, edges[0], edges[-1]), edges)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
+    return json_ready({"edges": edges, "counts": counts})
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #b339c06f
 _PARTS = {
@@ -133,8 +132,8 @@ def summary(self: TrustReport):
         counts = ", ".join(f"{n} {verdict}" for verdict, n in probes.counts.items())
         found = f"No bias probe is shown to fail ({counts})."
         if failing:
-            count = f"{len(failing)} of {len(probes.results)}"
-            found = f"{count} bias probes fail: {', '.join(failing)}."
+            found = (f"{len(failing)} of {len(probes.results)} bias probes fail: "
+                     f"{', '.join(failing)}.")
         sentences.append(found)
     return sentences
 
@@ -192,14 +191,17 @@ def _group_table(self: TrustReport):
     return Table.of(columns, self._groups())
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #5d53ac56
+_LENGTH = {
+    "longer response preferred by people": "longer_is_preferred",
+    "longer response scored higher": "longer_is_scored_higher",
+    "accuracy of always picking the longer": "accuracy_of_always_longer",
+}
+
+
 @patch
 def _length_section(self: TrustReport):
-    own, control = self.length, self.length_control
-    rows = [
-        ("longer response preferred by people", percent(own["longer_is_preferred"])),
-        ("longer response scored higher", percent(own["longer_is_scored_higher"])),
-        ("accuracy of always picking the longer", percent(own["accuracy_of_always_longer"])),
-    ]
+    control = self.length_control
+    rows = [(name, percent(self.length[key])) for name, key in _LENGTH.items()]
     rows += control.main_table().rows if control else []
     sentences = control.verdicts if control else []
     return Section("Length", sentences, Table(("measure", "value"), rows))
@@ -244,19 +246,19 @@ def _plot_differences(self: TrustReport):
     edges = np.array(self.histogram["edges"])
     counts = np.array(self.histogram["counts"])
     figure = new_figure(figsize=(6, 3), dpi=100)
-    axes, left = figure.subplots(), edges[:-1] < 0
-    wrong = left, "wrong", "#D55E00", "///"
-    for side, order, color, hatch in (wrong, (~left, "right", "#0072B2", None)):
+    axes, starts = figure.subplots(), edges[:-1]
+    for order, side, color, hatch in (("wrong", starts < 0, "#D55E00", "///"),
+                                      ("right", starts >= 0, "#0072B2", None)):
         label = f"{order} order: {counts[side].sum():,} pairs"
-        style = {"color": color, "hatch": hatch, "edgecolor": "white", "label": label}
-        axes.bar(edges[:-1][side], counts[side], edges[1] - edges[0], align="edge", **style)
+        axes.bar(starts[side], counts[side], edges[1] - edges[0], align="edge",
+                 color=color, hatch=hatch, edgecolor="white", label=label)
     axes.axvline(0, color="black", linewidth=1)
-    xlabel = "reward of the better minus reward of the worse response (reward units)"
-    found = f"accuracy {percent(self.accuracy)}, 95% interval {percent(*self.interval)}"
+    title = f"accuracy {percent(self.accuracy)}, 95% interval {percent(*self.interval)}"
     if self.n_tied_rewards:
-        found += f"; {self.n_tied_rewards:,} tied pairs, not shown, count half"
+        title += f"; {self.n_tied_rewards:,} tied pairs, not shown, count half"
+    axes.set_title(title, fontsize=9)
+    xlabel = "reward of the better minus reward of the worse response (reward units)"
     axes.set(xlabel=xlabel, ylabel="pairs")
-    axes.set_title(found, fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -286,24 +288,23 @@ def _summarise_rankings(preferences, rewards):
 # %% ../../nbs/4_trust/49_trust_report.ipynb #d331b2b6
 def _measured(preferences, rewards, table, temperature, **drawing):
     "What follows from the rewards alone."
-    groups = {
-        "prompt, characters": table.accuracy_by("prompt_length"),
-        "responses, mean characters": table.accuracy_by("length"),
-        "margin of the label": table.accuracy_by("margin"),
-    }
     found = {
         "length": table.longer_preferred(),
         "length_control": LengthReport.measure(preferences, rewards, **drawing),
         "sources": [{"source": row.pop("group"), **row} for row in table.accuracy_by("source")],
         "rankings": _summarise_rankings(preferences, rewards),
         "histogram": _difference_histogram(table["difference"]),
-        "groups": groups,
+        "groups": {
+            "prompt, characters": table.accuracy_by("prompt_length"),
+            "responses, mean characters": table.accuracy_by("length"),
+            "margin of the label": table.accuracy_by("margin"),
+        },
         "mistakes": most_confident_mistakes(rewards, preferences, temperature=temperature),
     }
     if len(np.unique(table["prompt"])) >= Bootstrap.fewest:
         drawing["samples"] = min(drawing["samples"], 1000)
-        present = {"groups": table["prompt"], "temperature": temperature}
-        found["calibration"] = calibrate(table["difference"], **present, **drawing)
+        found["calibration"] = calibrate(
+            table["difference"], groups=table["prompt"], temperature=temperature, **drawing)
     return found
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #3b0c6a98
@@ -333,19 +334,18 @@ def evaluate_reward_model(
         model = RewardModel.from_pretrained(model)
     rewards, own_name = score_preferences(model, preferences, progress=progress)
     table = pair_table(preferences, rewards)
-    scored = [i for i, own in enumerate(rewards) if own is not None]
     drawing = {"samples": bootstrap_samples, "seed": seed}
     pooled = Bootstrap(**drawing).accuracy(table["outcome"], table["prompt"])
     interval = pooled.pop("low"), pooled.pop("high")
-    temperature = getattr(model, "temperature", 1.0)
-    found = _measured(preferences, rewards, table, temperature, **drawing)
+    present = getattr(model, "temperature", 1.0)
+    found = _measured(preferences, rewards, table, present, **drawing)
     always_longer = found["length"]["accuracy_of_always_longer"]
-    rule = np.heaviside(
-        table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
+    rule = np.heaviside(table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
     over_rule = compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
     if probe_prompts:
-        options = {"max_records": probe_prompts, "seed": seed, "progress": progress}
-        probes = run_probes(model, preferences.select(scored), **options)
+        scored = preferences.select([i for i, own in enumerate(rewards) if own])
+        probes = run_probes(
+            model, scored, max_records=probe_prompts, seed=seed, progress=progress)
         found["probes"] = replace(probes, model=name or own_name)
     every = np.concatenate([own for own in rewards if own])
     difference = table["difference"]
@@ -361,8 +361,8 @@ def evaluate_reward_model(
         **pooled,
         **found,
         n_records=len(preferences),
-        n_tied_rewards=int((difference == 0).sum()),
-        n_too_long=len(rewards) - len(scored),
+        n_tied_rewards=np.count_nonzero(difference == 0),
+        n_too_long=rewards.count(None),
         rewards=json_ready(moments),
         verdicts=_verdicts(interval, always_longer, pooled["n_pairs"], over_rule),
         seed=seed,
@@ -378,12 +378,14 @@ def write_model_card(
     folder = Path(model_folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}; save the model first")
-    for name in report.captions:
-        (folder / f"trust_{name}.png").unlink(missing_ok=True)  # of an earlier report
     text = ["## Trust report", report.to_markdown(mistakes=False)]
-    for name, figure in report.figures().items():
-        write_whole(folder / f"trust_{name}.png", figure.savefig)
-        text.append(f"![{report.captions[name]}](trust_{name}.png)")
+    figures = report.figures()
+    for name, caption in report.captions.items():
+        path = folder / f"trust_{name}.png"
+        path.unlink(missing_ok=True)  # of an earlier report
+        if name in figures:
+            write_whole(path, figures[name].savefig)
+            text.append(f"![{caption}]({path.name})")
     card = ModelCard(folder)
     card.complete()
     return card.replace("evaluation", *text)
