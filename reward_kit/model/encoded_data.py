@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ from ..data.files import UnusableRow
 from ..data.report import Report, counted
 from ..data.records import read_column
 from ..data.formats import to_record
-from .encoding import RewardEncoder
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #a093588d
 @dataclass(repr=False)
@@ -40,23 +39,20 @@ class OverflowReport(Report):
     examples: list[str] = field(default_factory=list)  # where the first rows left out came from
     title = "Encoding"
 
-# %% ../../nbs/2_model/23_encoded_data.ipynb #64ec5284
-@patch(as_prop=True)
-def summary(self: OverflowReport) -> str:
-    "All of it on one line."
-    share = self.truncated / max(self.sequences, 1)
-    text = (f"{counted(self.rows, 'row')}, {counted(self.sequences, 'sequence')}, "
-            f"{self.tokens} tokens kept; over {self.max_length} tokens: "
-            f"{self.truncated} cut ({share:.1%}), {self.dropped} dropped")
-    if self.dropped_rows:
-        text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)})"
-    return text
+    @property
+    def summary(self):
+        "All of it on one line."
+        text = (f"{counted(self.rows, 'row')}, {counted(self.sequences, 'sequence')}, "
+                f"{self.tokens} tokens kept; over {self.max_length} tokens: {self.truncated} cut "
+                f"({self.truncated / max(self.sequences, 1):.1%}), {self.dropped} dropped")
+        if self.dropped_rows:
+            text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)})"
+        return text
 
-
-@patch(as_prop=True)
-def verdicts(self: OverflowReport) -> list[str]:
-    "The summary."
-    return [self.summary]
+    @property
+    def verdicts(self):
+        "The summary."
+        return [self.summary]
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #7f12ac89
 def _sum(column):
@@ -64,7 +60,7 @@ def _sum(column):
 
 
 @patch
-def count(self: OverflowReport, rows: pa.Table) -> None:  # with the columns of `_COUNTS`
+def count(self: OverflowReport, rows):  # Arrow table with `lengths` and the columns of `_COUNTS`
     "Count encoded rows."
     kept, lengths, encoded = rows["kept"], rows["lengths"], _sum(rows["encoded"])
     out = rows["name"].filter(pc.invert(kept))
@@ -90,15 +86,16 @@ _COUNTS = {"kept": pa.bool_(), "encoded": pa.int64(), "truncated": pa.int64(), "
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #5ac47ccd
 def _encoded_row(record, sequences, cut):
-    fits = [i for i, ids in enumerate(sequences) if ids is not None]
-    ranks, scores = record.get("ranks") or range(1, len(sequences) + 1), record.get("scores")
+    fits = [ids is not None for ids in sequences]
+    kept = list(compress(sequences, fits))
+    ranks, scores = record.get("ranks") or range(1, len(fits) + 1), record.get("scores")
     return {
-        "sequences": [sequences[i] for i in fits],
-        "lengths": [len(sequences[i]) for i in fits],
-        "ranks": [ranks[i] for i in fits],
-        "scores": scores and [scores[i] for i in fits],
-        "kept": len(fits) >= min(len(sequences), 2),
-        "encoded": len(sequences),
+        "sequences": kept,
+        "lengths": list(map(len, kept)),
+        "ranks": list(compress(ranks, fits)),
+        "scores": scores and list(compress(scores, fits)),
+        "kept": len(kept) >= min(len(fits), 2),
+        "encoded": len(fits),
         "truncated": sum(cut),
         "name": record["origin"],
     }
@@ -116,11 +113,10 @@ def _encode_records(records, encoder):
     names = [record["origin"] for record in records for _ in record["responses"]]
     prompts, responses, template = encoder.flat_texts(records)
     batch = encoder.encode(prompts, responses, names=names, **template)
-    ids, cut, encoded = iter(batch.ids), iter(batch.cut), []
-    for record in records:
-        size = len(record["responses"])
-        encoded.append(_encoded_row(record, list(islice(ids, size)), islice(cut, size)))
-    return encoded
+    ids, cut = iter(batch.ids), iter(batch.cut)
+    sizes = [len(record["responses"]) for record in records]
+    return [_encoded_row(record, list(islice(ids, size)), islice(cut, size))
+            for record, size in zip(records, sizes)]
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #9392bec1
 def _encode_table(table, indices, encoder):
@@ -151,7 +147,6 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
     return encoded.remove_columns(list(_COUNTS))
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #2c826d51
-_log = logging.getLogger("reward_kit")
 _KEPT = (*_ENCODED, "margin", "weight")  # columns of an encoded stream
 
 
@@ -161,7 +156,7 @@ def _usable(rows):
         try:
             records.append(row if "responses" in row else to_record(row, origin=row.pop("origin")))
         except UnusableRow as error:
-            _log.warning("a row of the stream is left out: %s", error)
+            logging.getLogger("reward_kit").warning("a row of the stream is left out: %s", error)
     return records
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #d8c9c2ae
@@ -189,11 +184,11 @@ def _from_ids(dataset, max_length, columns):
 # %% ../../nbs/2_model/23_encoded_data.ipynb #89c04274
 def encode_dataset(
     data,  # Preferences, a data set of records or of token ids, a stream in a format of TRL's
-    encoder: RewardEncoder,  # its encoding is part of the key of the cache
+    encoder,  # RewardEncoder, whose encoding is part of the key of the cache
     *,
-    num_proc: int | None = None,  # processes; not for streams
-    desc: str | None = None,  # title of the progress bar
-) -> tuple:  # (data set with `sequences`, `lengths`, `ranks`, ...; OverflowReport, None for token ids)
+    num_proc=None,  # processes; not for streams
+    desc=None,  # title of the progress bar
+):  # -> (data set with `sequences`, `lengths`, `ranks`, ...; OverflowReport, None for token ids)
     "Encode every response of every record. Raises ValueError for no rows."
     dataset, limit = getattr(data, "dataset", data), encoder.encoding.max_length
     first = next(iter(dataset), None)

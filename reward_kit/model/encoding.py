@@ -54,23 +54,22 @@ class RewardEncoding:
             raise ValueError(f"max_length={self.max_length} leaves no room for text "
                              f"beside {counted(special, 'special token')}")
 
-    def to_dict(self) -> dict:
+    def to_dict(self):
         "JSON-ready fields."
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict) -> "RewardEncoding":
+    def from_dict(cls, data):
         "The encoding of what `to_dict` gave; unknown keys are ignored."
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
 # %% ../../nbs/2_model/22_encoding.ipynb #086f6803
 @patch
-def describe(self: RewardEncoding) -> str:
+def describe(self: RewardEncoding):
     "The encoding in words, one statement a line."
     before, after = (" ".join(tokens) or "nothing" for tokens in (self.prefix, self.suffix))
-    between = "one space where neither side brings white space"
-    if self.separator is not None:
-        between = repr(self.separator)
+    between = ("one space where neither side brings white space" if self.separator is None
+               else repr(self.separator))
     return "\n".join([
         f"special tokens: {before} before, {after} after every text",
         f"between plain prompt and response: {between}",
@@ -102,8 +101,8 @@ def _literal(value):  # of Jinja
 
 
 def _fix_date(template):
-    call = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-    return call.sub(lambda found: _literal(_FIXED_DATE.strftime(found[2])), template)
+    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)",
+                  lambda found: _literal(_FIXED_DATE.strftime(found[2])), template)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #50674ac1
 _WRAPPER_MARK = "{#- wrapped by reward_kit: outer BOS and EOS are left to the tokenizer -#}"
@@ -176,7 +175,7 @@ def _find_inserted(tokenizer, template):
         return []
     before, text = _split_start(start, header.removeprefix(bos))
     tokens = "|".join(map(re.escape, tokenizer.get_added_vocab()))
-    if not re.sub(tokens, "", text).strip():  # of these alone: it belongs to the format
+    if not re.sub(tokens, "", text).strip():  # of tokens alone: it belongs to the format
         return []
     return [(before, text), *_default_system(first, with_system)]
 
@@ -187,11 +186,11 @@ _PAD_TOKENS = """<|pad|> <pad> [PAD] <|padding|> <|finetune_right_pad_id|>
 
 def _ensure_pad_token(tokenizer):
     "A pad token that is neither EOS nor BOS; what was done for it, in words."
-    old, boundaries = tokenizer.pad_token, {tokenizer.eos_token, tokenizer.bos_token}
-    if old is not None and old not in boundaries:
+    old, unfit = tokenizer.pad_token, {None, tokenizer.eos_token, tokenizer.bos_token}
+    if old not in unfit:
         return None
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    usable = (token for token in _PAD_TOKENS if token in special - boundaries)
+    usable = (token for token in _PAD_TOKENS if token in special - unfit)
     tokenizer.add_special_tokens({"pad_token": next(usable, "<|pad|>")})
     before = "none" if old is None else f"{old}, which marks a boundary"
     return f"pad token: {tokenizer.pad_token} (before: {before})"
@@ -222,11 +221,11 @@ def _special_token_ids(tokenizer):
 
 
 def _set_special_tokens(tokenizer, prefix, suffix):
-    before, after = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in (prefix, suffix))
+    before, after = map(tokenizer.convert_ids_to_tokens, (prefix, suffix))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=[*before, "$A", *after],
         pair=[*before, "$A", *after, "$B:1", *after],
-        special_tokens=list(zip([*before, *after], [*prefix, *suffix], strict=True)),
+        special_tokens=list(zip(before + after, prefix + suffix)),
     )
 
 # %% ../../nbs/2_model/22_encoding.ipynb #c2dc9ced
@@ -241,8 +240,8 @@ def _fingerprint(tokenizer):
     "Hash of vocabulary, special tokens and the ids of a few texts."
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
     ids = [tokenizer(text)["input_ids"] for text in _PROBES]
-    state = [sorted(tokenizer.get_vocab().items()), special, *ids]
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    state = json.dumps([sorted(tokenizer.get_vocab().items()), special, *ids])
+    return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #be75e8c5
 def _survives_saving(tokenizer):
@@ -273,16 +272,17 @@ def _positions(model):
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or limit <= 0:
         return None
-    lost = (config.pad_token_id or 0) + 1
-    return limit - lost if _OFFSET_POSITIONS.match(config.model_type) else limit
+    if _OFFSET_POSITIONS.match(config.model_type):
+        limit -= (config.pad_token_id or 0) + 1
+    return limit
 
 # %% ../../nbs/2_model/22_encoding.ipynb #db297a8f
 def _choose_max_length(tokenizer, model, asked=None):
     "The longest sequence in tokens. ValueError: more than the model's positions."
     positions = _positions(model)
     if asked is None:
-        declared = tokenizer.model_max_length  # transformers writes 1e30 for "unknown"
-        return min(filter(None, (positions, declared, 2048)))
+        # transformers writes 1e30 for "unknown"
+        return min(filter(None, (positions, tokenizer.model_max_length, 2048)))
     if positions is not None and asked > positions:
         raise ValueError(f"max_length={asked}: this model has {positions} positions; "
                          f"choose {positions} or less")
@@ -292,7 +292,7 @@ def _choose_max_length(tokenizer, model, asked=None):
 def _uses_bos(tokenizer, template):
     bos = tokenizer.bos_token
     texts = _render(tokenizer, template, _USER, _REPLY), _render(tokenizer, template, _USER)
-    return bool(bos) and any(text.startswith(bos) for text in texts)
+    return bos and any(text.startswith(bos) for text in texts)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #02e29f0b
 def _plan_special_tokens(tokenizer, templates):
@@ -312,8 +312,8 @@ def _adjust_template(tokenizer, template, bos, eos):
     fixed, notes = _fix_date(template), []
     inserted = _find_inserted(tokenizer, fixed)
     if inserted:
-        text = inserted[0][1].strip()
-        notes.append(f"chat template: inserts {text!r} without a system message; removed")
+        notes.append(f"chat template: inserts {inserted[0][1].strip()!r} "
+                     "without a system message; removed")
     if fixed != template:
         notes.append(f"chat template: renders the current date; fixed to {_FIXED_DATE:%Y-%m-%d}")
     return _wrap_template(fixed, bos, eos, inserted), notes
@@ -334,23 +334,16 @@ def _set_up(tokenizer, template):
         _set_special_tokens(tokenizer, prefix, suffix)
     return prefix, suffix, notes
 
-
-def _set_sides(tokenizer, length):
-    known = dict(truncation_side="left", padding_side="right", model_max_length=length)
-    for name, value in known.items():
-        setattr(tokenizer, name, value)
-        tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
-
 # %% ../../nbs/2_model/22_encoding.ipynb #21fbf0f9
 def prepare_tokenizer(
     tokenizer,  # fast tokenizer, changed in place
     model=None,  # its embeddings grow if a pad token is added; its config gets the pad id
     *,
-    max_length: int | None = None,  # in tokens; None: least of model, tokenizer and 2,048
-    overflow: str = "truncate_left",  # too long: "truncate_left" | "drop" | "error"
-    separator: str | None = None,  # None = one space where there is none
-    chat_template: str | dict | None = None,  # replaces the tokenizer's own
-) -> RewardEncoding:
+    max_length=None,  # in tokens; None: least of model, tokenizer and 2,048
+    overflow="truncate_left",  # too long: "truncate_left" | "drop" | "error"
+    separator=None,  # text between; None = one space where there is none
+    chat_template=None,  # text or {name: text} that replaces the tokenizer's own
+):  # -> RewardEncoding
     "Make a tokenizer follow the encoding, also after saving. Raises ValueError."
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: "
@@ -363,7 +356,10 @@ def prepare_tokenizer(
     if template == _PLAIN_TEMPLATE:
         notes.append("chat template: none of its own; paragraphs 'User: ...', 'Assistant: ...'")
     prefix, suffix, template_notes = _set_up(tokenizer, template)
-    _set_sides(tokenizer, length)
+    sides = {"truncation_side": "left", "padding_side": "right", "model_max_length": length}
+    for name, value in sides.items():
+        setattr(tokenizer, name, value)
+        tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
     notes += [*template_notes, _make_saveable(tokenizer)]
     return RewardEncoding(
         chat_template=tokenizer.chat_template,
@@ -409,28 +405,27 @@ class RewardEncoder:
     def __init__(
         self,
         tokenizer,  # prepared by `prepare_tokenizer`
-        encoding: RewardEncoding,  # of `prepare_tokenizer`, or of `reward_kit.json`
+        encoding,  # RewardEncoding of `prepare_tokenizer`, or of `reward_kit.json`
     ):
         self.tokenizer, self.encoding = tokenizer, encoding
         self.pad_token_id = tokenizer.pad_token_id
         self.bos = tokenizer.bos_token if encoding.add_bos else ""
         self.eos = tokenizer.eos_token if encoding.add_eos else ""
         self.prefix, self.suffix = _special_token_ids(tokenizer)
-        special = len(self.prefix) + len(self.suffix)
-        self.room = encoding.max_length - special  # tokens left for text
+        self.room = encoding.max_length - len(self.prefix) - len(self.suffix)  # tokens left for text
 
-    def describe(self) -> str:
+    def describe(self):
         "The encoding in words."
         return self.encoding.describe()
 
     @property
-    def own_template(self) -> bool:
+    def own_template(self):
         "Whether the tokenizer brought a chat template."
         template = self.tokenizer.chat_template
         return bool(template) and _PLAIN_TEMPLATE not in template
 
     @property
-    def tokenizer_changed(self) -> bool:
+    def tokenizer_changed(self):
         "Whether the tokenizer is another one than the encoding was made with."
         return self.encoding.tokenizer_fingerprint not in (None, _fingerprint(self.tokenizer))
 
@@ -450,8 +445,8 @@ def _join(self: RewardEncoder, prompt, response):
 
 @patch
 def _template(self: RewardEncoder, messages, tools, arguments, **options):
-    options |= arguments or {}
-    return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+    return self.tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, **options | (arguments or {}))
 
 # %% ../../nbs/2_model/22_encoding.ipynb #50454b01
 @patch
@@ -466,15 +461,14 @@ def render(
     response=None,  # the same; None: `prompt` is the full text
     *,
     tools=None,  # for the chat template
-    chat_template_kwargs: dict | None = None,  # for the chat template
-) -> str:
+    chat_template_kwargs=None,  # for the chat template, a dictionary
+):  # -> text
     "The text whose tokens the model reads."
     if isinstance(prompt, str) and response is None:
         return prompt
     if self._joins(prompt, response):
         return self._join(prompt, response)[0]
-    turns = sum(_join_messages(prompt, response), [])
-    return self._template(turns, tools, chat_template_kwargs)
+    return self._template(sum(_join_messages(prompt, response), []), tools, chat_template_kwargs)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #1ab05346
 @patch
@@ -486,8 +480,9 @@ def _response_tokens(self: RewardEncoder, text, prompt, response, tools, argumen
         start = self._join(prompt, response)[1]
     else:
         before = _join_messages(prompt, response)[0]
-        opened = before and self._template(before, tools, arguments, add_generation_prompt=True)
-        start = len(os.path.commonprefix([text, opened or ""]))
+        opened = (self._template(before, tools, arguments, add_generation_prompt=True)
+                  if before else "")
+        start = len(os.path.commonprefix([text, opened]))
     found = self.tokenizer(
         text, verbose=False, add_special_tokens=False, return_offsets_mapping=True)
     return sum(end > start for _, end in found["offset_mapping"])
@@ -496,11 +491,11 @@ def _response_tokens(self: RewardEncoder, text, prompt, response, tools, argumen
 @patch
 def _fit(self: RewardEncoder, ids, text, row, name):
     "Special tokens and the last ones of the text; None: left out."
-    overflow, most = self.encoding.overflow, self.encoding.max_length
-    if overflow == "error":
-        raise ValueError(f"{name}: {len(ids)} tokens, but max_length={most}; "
+    encoding = self.encoding
+    if encoding.overflow == "error":
+        raise ValueError(f"{name}: {len(ids)} tokens, but max_length={encoding.max_length}; "
                          "raise it, or choose another overflow")
-    if overflow == "drop" or self._response_tokens(text, *row) > self.room:
+    if encoding.overflow == "drop" or self._response_tokens(text, *row) > self.room:
         return None
     end = len(ids) - len(self.suffix)
     return [*self.prefix, *ids[end - self.room : end], *self.suffix]
@@ -516,8 +511,8 @@ def from_json(
 
 
 def _for_each_row(value, n, kind, name):
-    kinds = (str, kind, type(None))
-    by_row = isinstance(value, list) and value and all(isinstance(item, kinds) for item in value)
+    by_row = isinstance(value, list) and value and all(
+        isinstance(item, (str, kind, type(None))) for item in value)
     if by_row and len(value) != n:
         raise ValueError(
             f"{name}: {counted(len(value), 'entry', 'entries')} for {counted(n, 'text')}")
@@ -554,7 +549,7 @@ def encode(
     tools=None,  # one value for all texts, or a list with one for each
     chat_template_kwargs=None,  # likewise, dictionaries
     names=None,  # of the rows, for error messages
-) -> _EncodedBatch:
+):  # -> an object with `ids` and `cut`, lists with one entry for each text
     "Token ids of each text. Raises ValueError that names the row."
     n = len(prompts)
     responses = [None] * n if responses is None else responses
@@ -562,9 +557,9 @@ def encode(
         raise ValueError(f"{counted(n, 'prompt')} but {counted(len(responses), 'response')}: "
                          "give as many")
     names = names or [f"row {i}" for i in range(n)]
-    tools = _for_each_row(tools, n, list, "tools")
-    arguments = _for_each_row(chat_template_kwargs, n, dict, "chat_template_kwargs")
-    rows = list(zip(prompts, responses, tools, arguments))
+    rows = list(zip(
+        prompts, responses, _for_each_row(tools, n, list, "tools"),
+        _for_each_row(chat_template_kwargs, n, dict, "chat_template_kwargs")))
     texts = [self._text(name, *row) for name, row in zip(names, rows)]
     batch = _EncodedBatch([], [])
     for name, row, text, ids in zip(names, rows, texts, self._ids(texts, rows)):
@@ -580,18 +575,17 @@ def encode(
 def flat_texts(
     cls: RewardEncoder,
     records,  # with `prompt`, `responses` and perhaps what a chat template takes
-) -> tuple:  # (prompts, responses, {"tools": ...}), lists with one entry for each response
+):  # -> (prompts, responses, {"tools": ...}), lists with one entry for each response
     "Every response of every record, beside its prompt."
     pairs = [(record, text) for record in records for text in record["responses"]]
-    names = ("prompt", "tools", "chat_template_kwargs")
-    found = {name: [record.get(name) for record, _ in pairs] for name in names}
-    prompts = found.pop("prompt")
-    given = {name: values for name, values in found.items() if any(values)}
-    return prompts, [text for _, text in pairs], given
+    found = {name: [record.get(name) for record, _ in pairs]
+             for name in ("prompt", "tools", "chat_template_kwargs")}
+    prompts, responses = found.pop("prompt"), [text for _, text in pairs]
+    return prompts, responses, {name: values for name, values in found.items() if any(values)}
 
 # %% ../../nbs/2_model/22_encoding.ipynb #4fddb0c9
 @patch
-def limited(self: RewardEncoding, model, max_length) -> RewardEncoding:
+def limited(self: RewardEncoding, model, max_length):
     "The same with another limit, if any. ValueError: more than the model's positions."
     if max_length is None:
         return self
@@ -599,7 +593,7 @@ def limited(self: RewardEncoding, model, max_length) -> RewardEncoding:
 
 
 @patch
-def applied(self: RewardEncoding, tokenizer, model, max_length=None) -> RewardEncoding:
+def applied(self: RewardEncoding, tokenizer, model, max_length=None):
     "The encoding of a tokenizer that is made to follow this one. Raises ValueError."
     made = prepare_tokenizer(
         tokenizer, model, max_length=max_length or self.max_length, overflow=self.overflow,
@@ -607,8 +601,8 @@ def applied(self: RewardEncoding, tokenizer, model, max_length=None) -> RewardEn
     if self.tokenizer_fingerprint is None:
         return made
     # a prepared template no longer shows which special tokens it had
-    ends = map(tokenizer.convert_tokens_to_ids, (self.prefix, self.suffix))
-    _set_special_tokens(tokenizer, *ends)
+    _set_special_tokens(
+        tokenizer, *map(tokenizer.convert_tokens_to_ids, (self.prefix, self.suffix)))
     return replace(
         self, max_length=made.max_length, chat_template=made.chat_template,
         adjustments=made.adjustments, tokenizer_fingerprint=_fingerprint(tokenizer))

@@ -32,8 +32,8 @@ def _tensor(name, value, shape, rewards, dtype=None):
 def _present(rewards, mask, least):
     "Rewards in float32 (float64 stays) with absent ones set to 0, and the mask."
     if not isinstance(rewards, Tensor) or not rewards.is_floating_point():
-        kind = getattr(rewards, "dtype", type(rewards).__name__)
-        raise TypeError(f"rewards must be a floating point tensor, got {kind}")
+        raise TypeError("rewards must be a floating point tensor, "
+                        f"got {getattr(rewards, 'dtype', type(rewards).__name__)}")
     if rewards.dim() != 2 or rewards.shape[1] < least:
         raise ValueError(
             f"rewards must have shape (b, K) with K >= {least}, got {tuple(rewards.shape)}; "
@@ -50,8 +50,7 @@ def _present(rewards, mask, least):
 # %% ../../nbs/2_model/21_loss.ipynb #27c57688
 def _ordered(ranks, mask):
     "(b, K, K): whether response i is ranked strictly above response j and both are present."
-    above = ranks[:, :, None] < ranks[:, None, :]
-    return above & mask[:, :, None] & mask[:, None, :]
+    return (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
 
 # %% ../../nbs/2_model/21_loss.ipynb #215f899f
 @dataclass
@@ -64,17 +63,16 @@ class Judgements:
     margin: Tensor | None = None  # (b,)
     targets: Tensor | None = None  # (b, K)
 
-    def differences(self, margin: bool = True) -> Tensor:  # (b, K, K)
+    def differences(self, margin=True):  # -> (b, K, K)
         "Reward i minus reward j, minus the margin of the row."
         differences = self.rewards[:, :, None] - self.rewards[:, None, :]
         if margin and self.margin is not None:
             differences = differences - self.margin[:, None, None]
         return differences
 
-    def mean(self, values: Tensor, keep: Tensor) -> Tensor:  # (b, ...), the same in bool -> (b,)
+    def mean(self, values, keep):  # (b, ...), the same in bool -> (b,)
         "Mean of each row's values where they are kept, 0 where none is."
-        count = keep.flatten(1).sum(1)
-        return values.masked_fill(~keep, 0).flatten(1).sum(1) / count.clamp(min=1)
+        return values.masked_fill(~keep, 0).flatten(1).sum(1) / keep.flatten(1).sum(1).clamp(min=1)
 
 # %% ../../nbs/2_model/21_loss.ipynb #4500b2e4
 @patch(cls_method=True)
@@ -86,15 +84,14 @@ def of(
     margin=None,  # (b,)
     targets=None,  # (b, K)
     least=2,  # responses to a prompt
-) -> Judgements:
+):  # -> Judgements
     "ValueError, TypeError: shapes and types."
     rewards, mask = _present(rewards, mask, least)
     if ranks is None:
         ranks = torch.arange(rewards.shape[1], device=rewards.device).expand_as(rewards)
     above = _ordered(_tensor("ranks", ranks, rewards.shape, rewards), mask)
-    dtype = rewards.dtype
-    margin = _tensor("margin", margin, rewards.shape[:1], rewards, dtype)
-    targets = _tensor("targets", targets, rewards.shape, rewards, dtype)
+    margin = _tensor("margin", margin, rewards.shape[:1], rewards, rewards.dtype)
+    targets = _tensor("targets", targets, rewards.shape, rewards, rewards.dtype)
     return cls(rewards, mask, above, margin, targets)
 
 # %% ../../nbs/2_model/21_loss.ipynb #1f44257f
@@ -112,8 +109,8 @@ class Loss:
         own = list(inspect.signature(self.of_rows).parameters)[1:]
         for name in keywords:
             if name not in own:
-                names = ", ".join(own) or "none of its own"
-                raise ValueError(f"loss_type {self.name!r} has no keyword {name!r}; it has {names}")
+                raise ValueError(f"loss_type {self.name!r} has no keyword {name!r}; "
+                                 f"it has {', '.join(own) or 'none of its own'}")
 
 # %% ../../nbs/2_model/21_loss.ipynb #854aace6
 def _centering(rows):
@@ -131,15 +128,15 @@ def terms(
     margin=None,  # (b,) the difference to win by
     weight=None,  # (b,) weight of each row, default 1
     **keywords,  # its own
-) -> Tensor:  # (b, 4): weighted loss, its weight, weighted centering loss, its weight
+):  # -> (b, 4): weighted loss, its weight, weighted centering loss, its weight
     "What each row adds to the loss. ValueError, TypeError: shapes, types, ranges, keywords."
     self._check(keywords)
     rows = Judgements.of(rewards, ranks, mask, margin, targets, self.least)
     losses = torch.stack([self.of_rows(rows, **keywords), _centering(rows)], 1)
     weights = torch.stack([self.counts(rows.above, rows.mask), rows.mask.any(1)], 1).to(losses.dtype)
     if weight is not None:
-        weight = _tensor("weight", weight, rewards.shape[:1], rewards, losses.dtype)
-        weights = weights * weight[:, None]
+        weights = weights * _tensor(
+            "weight", weight, rewards.shape[:1], rewards, losses.dtype)[:, None]
     return torch.stack([weights * losses, weights], 2).flatten(1)
 
 # %% ../../nbs/2_model/21_loss.ipynb #ff413d1a
@@ -149,7 +146,7 @@ def total(
     terms,  # (4,) sum of rows of `terms`
     centering=None,  # coefficient, None = off
     weights=None,  # (2,) of a larger batch; None: the terms' own
-) -> Tensor:  # scalar
+):  # -> scalar
     "Weighted mean loss, plus centering if asked for; 0 where nothing has a weight."
     weights = terms[1::2] if weights is None else weights
     loss, level = terms[0::2] / weights.where(weights != 0, 1)
@@ -164,7 +161,7 @@ def __call__(
     center_rewards_coefficient=None,  # None = off; TRL: 0.01
     reduction="mean",  # "mean", "sum" or "none", as above
     **labels,  # of `terms`
-) -> Tensor:  # scalar, or (b,) for "none"
+):  # -> scalar, or (b,) for "none"
     "The loss, plus centering if asked for."
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
@@ -180,7 +177,7 @@ class _Losses(dict):
         raise ValueError(f"unknown loss_type {name!r}: choose one of {', '.join(self)}")
 
 
-LOSSES: dict[str, Loss] = _Losses()
+LOSSES = _Losses()  # name -> Loss
 
 
 def _some_order(above, mask):
@@ -188,10 +185,10 @@ def _some_order(above, mask):
 
 # %% ../../nbs/2_model/21_loss.ipynb #d386db49
 def register_loss(
-    counts: Callable = _some_order,  # (above, mask) -> (b,) bool, rows it is about
-    needs: tuple[str, ...] = (),  # columns of the data it cannot do without
-    least: int = 2,  # responses to a prompt
-) -> Callable:  # decorator of NAME_loss(rows: Judgements, keywords of its own) -> (b,)
+    counts=_some_order,  # function (above, mask) -> (b,) bool, rows it is about
+    needs=(),  # columns of the data it cannot do without
+    least=2,  # responses to a prompt
+):  # -> decorator of NAME_loss(rows: Judgements, keywords of its own) -> (b,)
     "Enter the loss of a row into `LOSSES` as NAME."
     def enter(function):
         name = function.__name__.removesuffix("_loss")
@@ -204,9 +201,9 @@ def register_loss(
 # %% ../../nbs/2_model/21_loss.ipynb #158d0ca5
 @register_loss()
 def bradley_terry_loss(
-    rows: Judgements,  # of b rows; tied pairs say nothing
-    label_smoothing: float = 0.0,  # share of labels taken to be flipped, 0 <= e < 0.5
-) -> Tensor:  # (b,)
+    rows,  # Judgements of b rows; tied pairs say nothing
+    label_smoothing=0.0,  # share of labels taken to be flipped, 0 <= e < 0.5
+):  # -> (b,)
     "Mean of -log sigmoid(difference - margin) over pairs (arXiv 2203.02155, 2307.09288)."
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
@@ -219,8 +216,8 @@ def bradley_terry_loss(
 # %% ../../nbs/2_model/21_loss.ipynb #ae0a0119
 @register_loss()
 def plackett_luce_loss(
-    rows: Judgements,  # of b rows; tied responses are not compared with each other
-) -> Tensor:  # (b,)
+    rows,  # Judgements of b rows; tied responses are not compared with each other
+):  # -> (b,)
     "-log P of picking each from itself and those strictly below: Plackett (1975)."
     some_below = rows.above.any(2)
     lower = (-rows.differences()).masked_fill(~rows.above, -torch.inf)
@@ -235,20 +232,20 @@ def _a_pair(above, mask):
 
 @register_loss(counts=_a_pair)
 def davidson_loss(
-    rows: Judgements,  # of b rows; margins hold for ordered pairs only
-    tie_parameter: float | Tensor = 1.0,  # nu > 0; equal ones tie with probability nu / (2 + nu)
-) -> Tensor:  # (b,)
+    rows,  # Judgements of b rows; margins hold for ordered pairs only
+    tie_parameter=1.0,  # nu > 0, number or tensor; equal ones tie with probability nu / (2 + nu)
+):  # -> (b,)
     "Mean of -log P(win or tie, as observed) over all pairs: Davidson (1970), JASA 65, 317."
     if not isinstance(tie_parameter, Tensor) and not tie_parameter > 0:
         raise ValueError(f"tie_parameter must be > 0, got {tie_parameter}")
-    above, present = rows.above, rows.mask[:, :, None] & rows.mask[:, None, :]
-    tied = present.triu(1) & ~above & ~above.mT
+    above = rows.above
+    tied = (rows.mask[:, :, None] & rows.mask[:, None, :]).triu(1) & ~above & ~above.mT
     log_nu = torch.as_tensor(tie_parameter, dtype=rows.rewards.dtype, device=above.device).log()
     z = rows.differences().masked_fill(~above, 0)
     gap = rows.differences(margin=False).masked_fill(~tied, 0) / 2
-    win = -F.logsigmoid(-torch.logaddexp(-z, log_nu - z / 2))
-    tie = -F.logsigmoid(log_nu - torch.logaddexp(gap, -gap))
-    return rows.mean(torch.where(tied, tie, win), above | tied)
+    win = F.logsigmoid(-torch.logaddexp(-z, log_nu - z / 2))
+    tie = F.logsigmoid(log_nu - torch.logaddexp(gap, -gap))
+    return rows.mean(-torch.where(tied, tie, win), above | tied)
 
 # %% ../../nbs/2_model/21_loss.ipynb #0ab48368
 def _anyone(above, mask):
@@ -257,8 +254,8 @@ def _anyone(above, mask):
 
 @register_loss(counts=_anyone, needs=("scores",), least=1)
 def regression_loss(
-    rows: Judgements,  # of b rows; shift and scale their targets to about mean 0, spread 1
-) -> Tensor:  # (b,)
+    rows,  # Judgements of b rows; shift and scale their targets to about mean 0, spread 1
+):  # -> (b,)
     "Mean squared difference between rewards and scores over a row's responses."
     if rows.targets is None:
         raise ValueError("regression_loss needs targets (b, K): the data must have scores")
@@ -271,31 +268,33 @@ centering_loss = Loss("centering", _centering, _anyone, least=1)
 
 # %% ../../nbs/2_model/21_loss.ipynb #a7aff64d
 def reward_loss(
-    rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
+    rewards,  # (b, K) float, best first unless `ranks` says otherwise
     *,
-    loss_type: str = "bradley_terry",  # a name in `LOSSES`
-    center_rewards_coefficient: float | None = None,  # None = off; TRL: 0.01
-    reduction: str = "mean",  # "mean", "sum" or "none", as above
-    **labels,  # of `Loss.terms`, with keywords of that loss alone
-) -> Tensor:  # scalar, or (b,) for "none"
+    loss_type="bradley_terry",  # a name in `LOSSES`
+    **how,  # what a `Loss` is called with: `center_rewards_coefficient`, `reduction`, labels, its own
+):  # -> scalar, or (b,) for reduction="none"
     "The loss of a name, plus centering if asked for. Raises ValueError."
-    how = {"center_rewards_coefficient": center_rewards_coefficient, "reduction": reduction}
-    return LOSSES[loss_type](rewards, **how, **labels)
+    return LOSSES[loss_type](rewards, **how)
+
+# %% ../../nbs/2_model/21_loss.ipynb #761ac0c6
+@patch
+def correct(self: Judgements):  # -> (correct, total): (b,) float32 and int64
+    "Ordered pairs of each row that the rewards get right (equal: one half), and all of them."
+    better, worse = self.rewards[:, :, None], self.rewards[:, None, :]
+    right = ((better > worse).float() + (better >= worse).float()) / 2
+    right = right.masked_fill(better.isnan() | worse.isnan(), torch.nan)
+    return right.masked_fill(~self.above, 0).sum((1, 2)), self.above.sum((1, 2))
 
 # %% ../../nbs/2_model/21_loss.ipynb #d2d14dbc
 def pairwise_accuracy(
-    rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
+    rewards,  # (b, K) float, best first unless `ranks` says otherwise
     *,
-    ranks: Tensor | None = None,  # (b, K) int, 1 = best; pairs tied in rank are left out
-    mask: Tensor | None = None,  # (b, K) bool, True = keep
-    reduction: str = "sum",  # "sum" over the batch, or "none" = one count a row
-) -> tuple[Tensor, Tensor]:  # (correct, total): scalars or (b,); float32 and int64
+    ranks=None,  # (b, K) int, 1 = best; pairs tied in rank are left out
+    mask=None,  # (b, K) bool, True = keep
+    reduction="sum",  # "sum" over the batch, or "none" = one count a row
+):  # -> (correct, total): scalars or (b,); float32 and int64
     "Ordered pairs that the rewards get right (equal: one half), and all of them."
     if reduction not in ("sum", "none"):
         raise ValueError(f"reduction must be 'sum' or 'none', got {reduction!r}")
-    rows = Judgements.of(rewards, ranks, mask)
-    better, worse = rows.rewards[:, :, None], rows.rewards[:, None, :]
-    right = ((better > worse).float() + (better >= worse).float()) / 2
-    right = right.masked_fill(better.isnan() | worse.isnan(), torch.nan)
-    counts = right.masked_fill(~rows.above, 0).sum((1, 2)), rows.above.sum((1, 2))
+    counts = Judgements.of(rewards, ranks, mask).correct()
     return counts if reduction == "none" else tuple(count.sum() for count in counts)

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from textwrap import indent
 from types import SimpleNamespace
 
 import humanize
@@ -22,22 +23,19 @@ from transformers import AutoModelForSequenceClassification
 from ..data.files import write_whole
 from ..data.report import new_figure
 from .batches import RewardCollator, bind_reward_forward
-from .loss import Judgements, pairwise_accuracy
+from .loss import Judgements
 from .model_folder import ModelCard, RewardMetadata, merged_model
 
 # %% ../../nbs/2_model/29_measures.ipynb #90b9ecf1
 class Sums:
     "What rows or batches add up to; a metric is a quotient of sums."
-    NAMES = (
-        *("loss", "loss_weight", "centering", "centering_weight"),  # of `Loss.terms`
-        *("correct", "pairs", "margin"),
-        *("reward", "square", "rewards", "min", "max"),
-    )
+    NAMES = """loss loss_weight centering centering_weight
+    correct pairs margin reward square rewards min max""".split()  # the first four of `Loss.terms`
 
     def __init__(self, *rows):  # (n, 12) of `of_rows`, or the `total` of others
         sums, low, high = torch.cat(rows).split((10, 1, 1), 1)
-        total = sums.sum(0, True), low.amin(0, True), high.amax(0, True)
-        self.total = torch.cat(total, 1)  # (1, 12)
+        self.total = torch.cat(  # (1, 12)
+            (sums.sum(0, True), low.amin(0, True), high.amax(0, True)), 1)
 
     @staticmethod
     @torch.no_grad()
@@ -48,37 +46,36 @@ class Sums:
         mask,  # (b, K) bool, True = keep
     ):  # -> (b, 12), float64 where the device has it
         "The numbers of each row, in the order of `NAMES`."
-        correct = pairs = torch.zeros_like(terms[:, 0])
-        if rewards.shape[1] > 1:
-            correct, pairs = pairwise_accuracy(
-                rewards, ranks=ranks, mask=mask, reduction="none")
         judged = Judgements.of(rewards, ranks, mask, least=1)
-        margin = (judged.differences() * judged.above).sum((1, 2))
         dtype = torch.float32 if rewards.device.type == "mps" else torch.float64
         kept = judged.rewards.to(dtype)
-        level = kept.sum(1), kept.square().sum(1), mask.sum(1)
-        low = rewards.masked_fill(~mask, torch.inf).amin(1)
-        high = rewards.masked_fill(~mask, -torch.inf).amax(1)
-        columns = (*terms.unbind(1), correct, pairs, margin, *level, low, high)
+        columns = [
+            *terms.unbind(1),
+            *judged.correct(), (judged.differences() * judged.above).sum((1, 2)),
+            kept.sum(1), kept.square().sum(1), mask.sum(1),
+            rewards.masked_fill(~mask, torch.inf).amin(1),
+            rewards.masked_fill(~mask, -torch.inf).amax(1)]
         return torch.stack([column.to(dtype) for column in columns], 1)
 
     @cached_property
     def named(self):
         "The sums as numbers, by name."
-        numbers = zip(self.NAMES, self.total[0].tolist(), strict=True)
-        return SimpleNamespace(**dict(numbers))
+        return SimpleNamespace(**dict(zip(self.NAMES, self.total[0].tolist())))
 
     def metrics(self, center_rewards_coefficient=None):  # of the settings
         "Metrics by TRL's names; without an ordered pair no accuracy and margin."
         t = self.named
-        centering = (center_rewards_coefficient or 0) * t.centering / (t.centering_weight or 1)
-        metrics = {"loss": t.loss / (t.loss_weight or 1) + centering}
+        metrics = {"loss": t.loss / (t.loss_weight or 1)
+                   + (center_rewards_coefficient or 0) * t.centering / (t.centering_weight or 1)}
         if t.pairs:
             metrics |= {"accuracy": t.correct / t.pairs, "margin": t.margin / t.pairs}
         mean = t.reward / t.rewards
-        spread = math.sqrt(max(t.square / t.rewards - mean**2, 0.0))
-        levels = {"mean_reward": mean, "std_reward": spread}
-        return metrics | levels | {"min_reward": t.min, "max_reward": t.max}
+        return metrics | {
+            "mean_reward": mean,
+            "std_reward": math.sqrt(max(t.square / t.rewards - mean**2, 0.0)),
+            "min_reward": t.min,
+            "max_reward": t.max,
+        }
 
 # %% ../../nbs/2_model/29_measures.ipynb #cf32a621
 @dataclass
@@ -111,38 +108,36 @@ class TrainingPlan:
             "optimizer": 8 * trainable,
             "activations": tokens_at_once * units * size,  # `size` bytes a unit
         }
-        parameters = sum(p.numel() for p in every)
-        return cls(parameters=parameters, trainable=trainable, memory=memory, **known)
+        return cls(parameters=sum(p.numel() for p in every), trainable=trainable, memory=memory,
+                   **known)
 
     def __str__(self):
-        data, sizes = "a stream", {"about": sum(self.memory.values())} | self.memory
-        if self.examples is not None:
-            data = f"{self.examples:,} examples, {self.tokens:,} tokens an epoch"
         total, *parts = (
-            f"{name} {humanize.naturalsize(n, True)}" for name, n in sizes.items())
-        rate = f"learning rate {self.learning_rate:g}, {self.precision}"
+            f"{name} {humanize.naturalsize(n, True)}" for name, n in
+            ({"about": sum(self.memory.values())} | self.memory).items())
         rows = {
-            "data": data,
-            "steps": f"{self.steps:,} of {self.batch_size} examples, {rate}",
+            "data": "a stream" if self.examples is None else
+                    f"{self.examples:,} examples, {self.tokens:,} tokens an epoch",
+            "steps": f"{self.steps:,} of {self.batch_size} examples, "
+                     f"learning rate {self.learning_rate:g}, {self.precision}",
             "batches": self.layout,
             "model": f"{self.parameters:,} parameters, {self.trainable:,} trained",
             "memory": f"{total}: {', '.join(parts)}",
         }
         if self.seconds is not None:
-            time = humanize.naturaldelta(self.seconds)
-            rows["time"] = f"about {time} (one micro-batch timed, without evaluation)"
+            rows["time"] = (f"about {humanize.naturaldelta(self.seconds)} "
+                            "(one micro-batch timed, without evaluation)")
         return "\n".join(f"{name:10}{text}" for name, text in rows.items())
 
 # %% ../../nbs/2_model/29_measures.ipynb #3692636a
 def _plot_training(history):
     figure = new_figure(figsize=(6.4, 2.6), dpi=100)
-    labels = {"loss": "loss (nats per row)", "accuracy": "pairwise accuracy"}
-    for axis, (name, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
-        kinds = (name, "-", "training"), (f"eval_{name}", "o--", "evaluation")
-        for key, style, title in kinds:
+    labels = ("loss", "loss (nats per row)"), ("accuracy", "pairwise accuracy")
+    for axis, (name, label) in zip(figure.subplots(1, 2), labels):
+        for key, style, title in (name, "-", "training"), (f"eval_{name}", "o--", "evaluation"):
             points = [(log["step"], log[key]) for log in history if key in log]
             if points:
-                axis.plot(*zip(*points, strict=True), style, label=title, markersize=4)
+                axis.plot(*zip(*points), style, label=title, markersize=4)
                 axis.legend(fontsize=8)
         if name == "accuracy":
             axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
@@ -179,9 +174,8 @@ class TrainedModel:
 
     def _write_weights(self, model, folder, weights=None):
         model.config.problem_type, model.config.num_labels = "regression", 1
-        weights = weights or model.state_dict()
-        weights = {
-            name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
+        weights = {name: w.float() if w.is_floating_point() else w
+                   for name, w in (weights or model.state_dict()).items()}
         model.save_pretrained(folder, state_dict=weights)
         config = folder / "config.json"
         write_whole(config, json.loads(config.read_text()) | {"dtype": "float32"})
@@ -190,18 +184,16 @@ class TrainedModel:
 @patch
 def _merge(self: TrainedModel, folder):
     config = next(iter(self.model.peft_config.values()))
-    is_lora = hasattr(config, "lora_alpha")
-    size = f" r={config.r} alpha={config.lora_alpha}" if is_lora else ""
+    size = f" r={config.r} alpha={config.lora_alpha}" if hasattr(config, "lora_alpha") else ""
     self.training["adapter"] = f"{config.peft_type.value}{size}; head trained and saved"
-    merged = merged_model(self.model, folder, self.metadata.base["id"])
-    self._write_weights(merged, folder)
+    self._write_weights(merged_model(self.model, folder, self.metadata.base["id"]), folder)
     if not self.texts:
         return
-    loaded = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32)
-    loaded = bind_reward_forward(loaded).to(next(self.model.parameters()).device)
-    trained = self.model.base_model  # inside accelerate's wrapper of mixed precision
-    difference = self._scores(loaded) - self._scores(trained)
+    loaded = bind_reward_forward(
+        AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32))
+    loaded.to(next(self.model.parameters()).device)
+    # the trained one lies inside accelerate's wrapper of mixed precision
+    difference = self._scores(loaded) - self._scores(self.model.base_model)
     difference = difference.abs().max().item()
     self.metadata.extra["merge"] = {"max_score_difference": difference}
     self.training["merged and unmerged scores"] = f"differ by at most {difference:.1e}"
@@ -213,9 +205,9 @@ def _scores(self: TrainedModel, model):
     "Rewards (n,) of the texts, one at a time, in evaluation mode."
     was_training, device = model.training, next(model.parameters()).device
     collator = RewardCollator(self.tokenizer.pad_token_id)
-    batches = [collator([{"sequences": [ids]}]).to(device) for ids in self.texts]
     model.eval()
-    scores = [model(**batch.model_inputs()).logits.item() for batch in batches]
+    scores = [model(**collator([{"sequences": [ids]}]).to(device).model_inputs()).logits.item()
+              for ids in self.texts]
     model.train(was_training)
     return torch.tensor(scores)
 
@@ -235,13 +227,13 @@ rm.score("What is AI?", "AI is the study of machines that act sensibly.")
 @patch
 def _write_card(self: TrainedModel, folder, name):
     card, about = ModelCard(folder), self.metadata
-    text, tags = _INTRODUCTION.format(name=name), ("reward-model", "reward_kit", "trl")
-    card.begin(name, text, tags, base=about.base["id"])
+    card.begin(name, _INTRODUCTION.format(name=name), ("reward-model", "reward_kit", "trl"),
+               base=about.base["id"])
     _plot_training(self.history).savefig(folder / "training_curve.png")
-    encoding = "\n".join(f"- {line}" for line in about.encoding.describe().splitlines())
-    curve = "![loss and accuracy by optimizer step](training_curve.png)"
-    table = card.table(self.training)
-    card.replace("training", "## Training", table, "Encoding:", encoding, curve)
+    card.replace(
+        "training", "## Training", card.table(self.training),
+        "Encoding:", indent(about.encoding.describe(), "- "),
+        "![loss and accuracy by optimizer step](training_curve.png)")
     if self.data_report is not None:
         card.replace("data", "## Training data", self.data_report.to_markdown())
     card.replace("evaluation", "## Evaluation", *self._evaluation())
@@ -250,22 +242,22 @@ def _write_card(self: TrainedModel, folder, name):
 @patch
 def _scale(self: TrainedModel):
     together = Sums(*(sums.total for sums in self.sets.values()))
-    level, n = together.metrics(), int(together.named.rewards)
-    mean, std = level["mean_reward"], level["std_reward"]
-    return {"mean": mean, "std": std, "n": n, "data_hash": self.eval_hash}
+    level = together.metrics()
+    return {"mean": level["mean_reward"], "std": level["std_reward"],
+            "n": int(together.named.rewards), "data_hash": self.eval_hash}
 
 
 @patch
 def _evaluation(self: TrainedModel):
     if not self.sets:
         return ["Not evaluated."]
-    paragraphs, parameters = [], (self.metadata.loss or {}).get("parameters", {})
-    centering = parameters.get("center_rewards_coefficient")
+    paragraphs, loss = [], self.metadata.loss or {}
+    centering = loss.get("parameters", {}).get("center_rewards_coefficient")
     for name, sums in self.sets.items():
-        pairs = f"{sums.named.pairs:,.0f} ordered pairs"
         shown = {key: f"{value:.4f}" for key, value in sums.metrics(centering).items()}
-        paragraphs.append(f"On `{name}` ({pairs}, ties of rewards count one half):")
-        paragraphs.append(ModelCard.table(shown, ("metric", "value")))
-    spread = "mean {mean:.4f}, standard deviation {std:.4f}, {n:,} responses"
-    spread = spread.format(**self.metadata.normalization)
-    return [*paragraphs, f"Rewards on the evaluation data: {spread}."]
+        paragraphs += [
+            f"On `{name}` ({sums.named.pairs:,.0f} ordered pairs, ties of rewards count one half):",
+            ModelCard.table(shown, ("metric", "value"))]
+    spread = ("Rewards on the evaluation data: mean {mean:.4f}, standard deviation {std:.4f}, "
+              "{n:,} responses.")
+    return [*paragraphs, spread.format(**self.metadata.normalization)]

@@ -76,8 +76,7 @@ class ModelLoadError(ValueError, OSError):
 # %% ../../nbs/2_model/26_model_folder.ipynb #a57cface
 def _is_path(name):
     "A hub id has one slash at most, in its middle."
-    looks_so = re.match(r"[./~]|.*\\|.*/.*/", str(name))
-    return looks_so is not None or isinstance(name, os.PathLike)
+    return isinstance(name, os.PathLike) or re.match(r"[./~]|.*\\|.*/.*/", name)
 
 
 def resolve_model(name):  # "playground", a folder, or a hub id
@@ -121,9 +120,10 @@ class RewardHead:
 
     def __init__(self, model):  # *ForSequenceClassification, also inside a PeftModel
         inner = innermost_model(model)
-        base, children = getattr(inner, "base_model_prefix", ""), inner.named_children()
-        heads = {name: m for name, m in children if name != base and list(m.parameters())}
-        self.parts = nn.ModuleDict(heads)
+        base = getattr(inner, "base_model_prefix", "")
+        self.parts = nn.ModuleDict({
+            name: child for name, child in inner.named_children()
+            if name != base and list(child.parameters())})
 
     @property
     def linear(self):
@@ -149,27 +149,25 @@ code_revision trust_remote_code""".split()
 
 def _shared_arguments(path, given):
     "What configuration, tokenizer and weights share; taken out of `given`."
-    shared = {"trust_remote_code": False}
-    shared |= {name: given.pop(name) for name in _HUB_ARGUMENTS if name in given}
-    if os.path.isdir(path) or _hub_reachable():
-        return shared
-    return shared | {"local_files_only": True}  # what was downloaded before still loads
+    shared = {name: given.pop(name) for name in _HUB_ARGUMENTS if name in given}
+    if not (os.path.isdir(path) or _hub_reachable()):
+        shared["local_files_only"] = True  # what was downloaded before still loads
+    return {"trust_remote_code": False} | shared
 
 
 def _read_config(name, path, shared, given):
     "The configuration with the settings that are its own, and those left for the model."
-    labels = given.get("num_labels", 1)
-    if labels != 1:
-        raise ModelLoadError(
-            f"model {name}: num_labels={labels}, but a reward model gives one number; leave it out")
-    model_only = {"num_labels", "problem_type", "quantization_config"}
-    own = {key: given[key] for key in given.keys() - model_only}
+    if given.get("num_labels", 1) != 1:
+        raise ModelLoadError(f"model {name}: num_labels={given['num_labels']}, but a reward model "
+                             "gives one number; leave it out")
+    own = {key: given[key] for key in
+           given.keys() - {"num_labels", "problem_type", "quantization_config"}}
     config, left = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **shared, **own)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelLoadError(
             f"model {name} is an encoder-decoder: reward_kit uses decoders and encoders")
-    names = {"quantization_config", *left}  # even if the configuration has one
-    return config, {key: given[key] for key in given.keys() & names}
+    # the model gets its quantization_config even if the configuration has one
+    return config, {key: given[key] for key in given.keys() & {"quantization_config", *left}}
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #d73d4646
 def _lacks_head(config):
@@ -182,8 +180,7 @@ def _lacks_head(config):
 
 def _lacks_weights(info):
     "The same of weights, whose head is missing or has another shape."
-    keys = f"{info['missing_keys']} {info['mismatched_keys']}"
-    found = re.search(r"'(score|classifier)\.", keys)
+    found = re.search(r"'(score|classifier)\.", f"{info['missing_keys']} {info['mismatched_keys']}")
     return "its weights have no reward head" if found else ""
 
 
@@ -214,9 +211,9 @@ def load_reward_backbone(
         config.num_labels, config.problem_type = 1, "regression"
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        options = {"config": config, "dtype": dtype, "ignore_mismatched_sizes": new_head}
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, use_safetensors=True, output_loading_info=True, **options, **shared, **given)
+            path, config=config, dtype=dtype, ignore_mismatched_sizes=new_head,
+            use_safetensors=True, output_loading_info=True, **shared, **given)
     problem = problem or _lacks_weights(info)
     if not new_head:
         _refuse(name, problem)
@@ -241,8 +238,8 @@ def load_policy_backbone(
             raise ModelLoadError(
                 f"model {name} is a reward model, which writes no text: give it as the reward, "
                 "and a causal language model as the policy")
-        options = {"config": config, "dtype": dtype, "use_safetensors": True} | shared | given
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, use_safetensors=True, **shared, **given)
         return model, AutoTokenizer.from_pretrained(path, **shared)
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #aefc19fa
@@ -292,9 +289,8 @@ def from_dict(cls: RewardMetadata, data):
     if version.partition(".")[0] != cls.schema_version.partition(".")[0]:
         raise ValueError(f"{cls.FILE}: schema version {version}, but this reward_kit reads "
                          f"{cls.schema_version}; update reward_kit")
-    known = {f.name for f in fields(cls)} - {"extra"}
-    extra = {name: value for name, value in data.items() if name not in known}
-    about = cls(**{name: data[name] for name in data.keys() & known}, extra=extra)
+    extra, known = dict(data), (f.name for f in fields(cls) if f.name != "extra")
+    about = cls(**{name: extra.pop(name) for name in known if name in data}, extra=extra)
     if about.encoding:
         about.encoding = RewardEncoding.from_dict(about.encoding)
     return about
@@ -305,7 +301,7 @@ def load(cls: RewardMetadata, folder):  # of a model, or the file itself
     "What a folder says about itself, or None. ValueError: damaged, or of another version."
     path = Path(folder)
     if path.is_dir():
-        path = path / cls.FILE
+        path /= cls.FILE
     if not path.exists():
         return None
     try:
@@ -401,17 +397,13 @@ class CheckpointError(OSError):
             raise cls(f"{what}: {problem}{left()}") from error
 
 
-_DISK_FULL = "No space left|PytorchStreamWriter|inline_container"
-_NOT_WRITTEN = "Disk quota|I/O error|IoError|File too large"
-
-
 def _write_problem(error):
     "Why a file could not be written; None: the error is about something else."
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or re.search(_DISK_FULL, str(error)):
+    said, full = str(error), getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or re.search("No space left|PytorchStreamWriter|inline_container", said):
         return "the disk is full"
-    if isinstance(error, OSError) or re.search(_NOT_WRITTEN, str(error)):
-        return str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, OSError) or re.search("Disk quota|I/O error|IoError|File too large", said):
+        return said.partition("\n")[0] or type(error).__name__
     return error.__context__ and _write_problem(error.__context__)
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #07477a86
@@ -455,8 +447,7 @@ def trained_by(self: RewardHead, peft_config, added=()):  # ids of added tokens
     config = copy.deepcopy(peft_config)
     config.task_type, config.inference_mode = "SEQ_CLS", False
     if hasattr(config, "modules_to_save"):
-        modules = [*(config.modules_to_save or []), *self.parts]
-        config.modules_to_save = list(dict.fromkeys(modules))
+        config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), *self.parts]))
     if added:
         indices = dict(config.trainable_token_indices or {})
         indices["embed_tokens"] = [*indices.get("embed_tokens", []), *added]
@@ -501,8 +492,8 @@ def merged_model(
 def _untie_adapted(model):
     "The output layer gets its own weights where it shares adapted ones."
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    bare = [x.get_base_layer() if hasattr(x, "get_base_layer") else x for x in layers]
-    inner, output = bare
+    inner, output = bare = [
+        x.get_base_layer() if hasattr(x, "get_base_layer") else x for x in layers]
     if output is None or bare == layers or output.weight is not inner.weight:
         return
     output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)

@@ -96,10 +96,10 @@ class _Setting:
 
     def read(self, value, name=None):
         "Converts and checks a value. ParameterError about `name`."
-        name, word = name or self.name, str(value).strip().lower()
+        name = name or self.name
         if value is False and "no" in self.choices:
             value = "no"
-        if types.NoneType in self.kinds and word in ("none", "null", ""):
+        if types.NoneType in self.kinds and str(value).strip().lower() in ("none", "null", ""):
             return None
         kind = next(kind for kind in self.kinds if kind in _KINDS)
         try:
@@ -113,8 +113,8 @@ class _Setting:
         "ParameterError: none of the choices, or out of its limits."
         name, value = name or self.name, getattr(value, "value", value)
         if value is not None and self.choices and value not in self.choices:
-            allowed, hint = ", ".join(self.choices), nearest(str(value), self.choices)
-            raise ParameterError(f"{name} must be one of {allowed}, got {value!r}.{hint}")
+            raise ParameterError(f"{name} must be one of {', '.join(self.choices)}, got {value!r}."
+                                 f"{nearest(str(value), self.choices)}")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             ParameterError.check_number(name, value, self.limits)
 
@@ -127,15 +127,15 @@ class _Metadata(dict):
 def setting(
     default,  # the value where none is given
     help: str,  # "None: ..." says what happens by default
-    limits: str = "",  # of a number, in words: "above 0", "0 or more", "in [0, 1)", ...
-    choices: tuple = (),  # the values there are; empty: any
-    alias: str = "",  # a second, shorter name
-    command: bool = True,  # False: not an option of the command line
+    limits="",  # of a number, in words: "above 0", "0 or more", "in [0, 1)", ...
+    choices=(),  # the values there are; empty: any
+    alias="",  # a second, shorter name
+    command=True,  # False: not an option of the command line
     **more,  # for the command line: metavar, positional, required, many
 ):  # -> a dataclass field
     "Declares a setting: its help, limits and names."
-    known = _Setting(default, help, limits, choices, alias, command, more)
-    return field(default=default, metadata=_Metadata(help=help, setting=known))
+    return field(default=default, metadata=_Metadata(
+        help=help, setting=_Setting(default, help, limits, choices, alias, command, more)))
 
 
 @cache
@@ -534,8 +534,8 @@ def quiet(progress=False):  # True: the bars of datasets (reading, encoding) sta
     from transformers.utils import logging
 
     with ExitStack() as undo:
-        hidden = hub.are_progress_bars_disabled()
-        keep = hub.disable_progress_bars if hidden else hub.enable_progress_bars
+        keep = (hub.disable_progress_bars if hub.are_progress_bars_disabled()
+                else hub.enable_progress_bars)
         undo.callback(keep)
         for library in (logging, hub.logging):
             undo.callback(library.set_verbosity, library.get_verbosity())

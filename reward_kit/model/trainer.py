@@ -30,7 +30,7 @@ from .measures import Sums, TrainedModel, TrainingPlan
 from .model_folder import ModelCard, RewardHead, RewardMetadata, base_name
 from .model_folder import load_reward_backbone, saved_whole
 from .packing import choose_layout, packing_problem
-from .runs import Checkpoints, MicroBatches
+from .runs import Checkpoints, MicroBatches, StopOnInterrupt
 from .training_data import RewardConfig, TrainingData
 
 # %% ../../nbs/2_model/30_trainer.ipynb #5a0b3582
@@ -106,7 +106,7 @@ def _send_telemetry(self: RewardTrainer): ...
 def _watch_over(self: RewardTrainer, args):
     wait = lambda: self.accelerator.wait_for_everyone()
     self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, args.should_save, wait)
-    self.stop = self.checkpoints.stop_on_interrupt(self._print)
+    self.stop = StopOnInterrupt(self.checkpoints, self._print)
     self._eval_totals, self._length_sampler, self._in_order = None, None, False
     self._start_counting()
 

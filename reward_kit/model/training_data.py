@@ -73,23 +73,23 @@ def of(cls: RewardConfig, args, output_dir):  # ours, TRL's or None; for None
     if not isinstance(args, trl.RewardConfig):
         raise TypeError(f"args must be a RewardConfig, got {type(args).__name__}")
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}
-    ours, given = object.__new__(cls), frozenset(vars(args))
-    vars(ours).update(defaults | vars(args), _auto_precision=False, _given=given)
+    ours = object.__new__(cls)
+    vars(ours).update(defaults | vars(args), _auto_precision=False, _given=frozenset(vars(args)))
     if args.max_length == trl.RewardConfig.max_length:
         ours.max_length = None
     return ours
 
 
 @patch
-def complete(self: RewardConfig, model, adapted: bool):
+def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
     "Learning rate and precision, where they were left to us, by the model."
     if self.learning_rate is None:
         parameters = sum(p.numel() for p in model.parameters())
         full = 1e-5 if parameters <= 1.3e9 else 3e-6  # models of 1.3e9 are still called 1B
         self.learning_rate = 1e-4 if adapted else full
-    if self._auto_precision and self.fp16:
-        if default_precision(self.use_cpu, model.config.model_type) == "no":
-            self.fp16, self.mixed_precision = False, "no"
+    if self._auto_precision and self.fp16 and (
+            default_precision(self.use_cpu, model.config.model_type) == "no"):
+        self.fp16, self.mixed_precision = False, "no"
 
 # %% ../../nbs/2_model/28_training_data.ipynb #66935401
 _IDS = {"sequences", "chosen_ids", "chosen_input_ids"}
@@ -98,7 +98,7 @@ _IDS = {"sequences", "chosen_ids", "chosen_input_ids"}
 class TrainingData:
     "Encodes whatever a trainer is given, and remembers what was found."
 
-    def __init__(self, encoder, args: RewardConfig):  # RewardEncoder; settings of the training
+    def __init__(self, encoder, args):  # RewardEncoder; RewardConfig of the training
         self.encoder, self.args = encoder, args
         self.report = self.fingerprint = self.kind = None  # of the training data
         self.overflow = {}  # name -> OverflowReport, None for token ids
@@ -106,7 +106,7 @@ class TrainingData:
     def encode(
         self,
         data,  # what `load_preferences` reads, TRL's dataset, a stream, or a dict of these
-        name: str,  # "train", or that of an evaluation set
+        name,  # "train", or that of an evaluation set
     ):  # -> a dataset with `sequences`, `lengths`, `ranks`, ..., or a dict of them
         "Encoded examples. ValueError: nothing is left."
         if data is None:
@@ -114,11 +114,10 @@ class TrainingData:
         if isinstance(data, dict):
             return {key: self.encode(value, key) for key, value in data.items()}
         args, is_train = self.args, name == "train"
-        quietly = quiet() if args.disable_tqdm else nullcontext()
         data = self._read(data, is_train)
         if is_train:
             self.kind = _kind_of(data)
-        with global_then_local_main_first(), quietly:
+        with global_then_local_main_first(), quiet() if args.disable_tqdm else nullcontext():
             encoded, self.overflow[name] = encode_dataset(
                 data, self.encoder, num_proc=args.dataset_num_proc, desc=f"Encoding {name} data")
             if not has_length(encoded) and not is_train and args.world_size > 1:
@@ -132,10 +131,9 @@ class TrainingData:
 @patch
 def _read(self: TrainingData, data, is_train):
     "Preferences, or the data itself where it need not be read."
-    is_stream = isinstance(data, datasets.IterableDataset)
-    is_encoded = isinstance(data, datasets.Dataset) and (
-        {"responses", *_IDS} & set(data.column_names))
-    if is_stream or is_encoded:
+    if isinstance(data, datasets.IterableDataset):
+        return data
+    if isinstance(data, datasets.Dataset) and {"responses", *_IDS} & set(data.column_names):
         return data
     preferences = load_preferences(data, progress=not self.args.disable_tqdm)
     if is_train:
@@ -155,7 +153,7 @@ def _kind_of(data):
 
 # %% ../../nbs/2_model/28_training_data.ipynb #63f10a55
 @patch
-def content_hash(self: TrainingData, dataset) -> str | None:  # of `encode`; None for a stream
+def content_hash(self: TrainingData, dataset):  # of `encode` -> text; None for a stream
     "16 hex digits of the token ids and ranks, equal for equal data."
     if not isinstance(dataset, datasets.Dataset):
         return None
@@ -170,9 +168,10 @@ def _collate_pairs(collator, examples):
     for example in examples:
         if len(example["sequences"]) != 2:
             raise ValueError("your data_collator gets pairs, and this data has rankings: leave it out")
-        pair = dict(zip(("chosen_ids", "rejected_ids"), example["sequences"], strict=True))
-        margin = example.get("margin")
-        pairs.append(pair if margin is None else pair | {"margin": margin})
+        pair = dict(zip(("chosen_ids", "rejected_ids"), example["sequences"]))
+        if example.get("margin") is not None:
+            pair["margin"] = example["margin"]
+        pairs.append(pair)
     return Batch.of_pairs(collator(pairs))
 
 
@@ -196,21 +195,19 @@ class _EpochSampler(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order, size = torch.tensor(list(super().__iter__())), self.batch_size
         first, *rest = order.split(size)
-        incomplete = rest and len(rest[-1]) < size
-        full = len(rest) - 1 if incomplete else len(rest)  # an incomplete batch stays last
-        shuffled = torch.randperm(full, generator=self.generator).tolist()
-        batches = [first, *(rest[i] for i in shuffled), *rest[full:]]
-        return iter(torch.cat(batches).tolist())
+        full = max(len(order) // size - 1, 0)  # an incomplete batch stays last
+        shuffled = torch.randperm(full, generator=self.generator)
+        return iter(torch.cat([first, *(rest[i] for i in shuffled), *rest[full:]]).tolist())
 
 
 @patch
-def longest(self: TrainingData, dataset) -> list[int]:  # of `encode`
+def longest(self: TrainingData, dataset):  # of `encode` -> list of int
     "Tokens of the longest response of each example."
     return [max(lengths) for lengths in dataset["lengths"][:]]  # [:] reads the column at once
 
 
 @patch
-def sampler(self: TrainingData, dataset, batch_size: int):
+def sampler(self: TrainingData, dataset, batch_size):
     "Batches of like length, in an order of each epoch's own."
     seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
     return _EpochSampler(batch_size, self.longest(dataset), seed)

@@ -31,7 +31,7 @@ from ..data.files import write_whole
 from ..data.records import response_text
 from ..data.report import Table
 from ..model.model_folder import saved_whole
-from ..model.runs import Checkpoints, RunRecord
+from ..model.runs import Checkpoints, RunRecord, StopOnInterrupt
 from ..model.settings import quiet
 from . import ppo_math
 from .policies import PPOConfig
@@ -157,7 +157,7 @@ def _prepare_run(self: PPOTrainer, callbacks):
     self.samples, self.eval_episodes = [], []
     self.checkpoints = Checkpoints(
         args.output_dir, args.save_total_limit, main, self.accelerator.wait_for_everyone)
-    self.stop = self.checkpoints.stop_on_interrupt(self.accelerator.print)
+    self.stop = StopOnInterrupt(self.checkpoints, self.accelerator.print)
     self.state, self.control = transformers.TrainerState(), transformers.TrainerControl()
     self.state.is_world_process_zero = self.state.is_local_process_zero = main
     with quiet():  # it misses callbacks of transformers.Trainer
