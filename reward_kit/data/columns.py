@@ -71,16 +71,18 @@ def _checked(given, present, extra):
     for name, actual in given.items():
         if name not in known:
             raise PreferenceDataError(f"columns: unknown name {name!r}; known are {', '.join(known)}")
-        if actual is not None and actual not in present:
+        columns["prompt" if name in ("conversations", "messages") else name] = actual
+        if actual is None:
+            continue
+        if actual not in present:
             close = difflib.get_close_matches(str(actual), present, 1, 0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             missing = f"column {actual!r} (for {name!r}) is missing"
             raise PreferenceDataError(f"{missing}; present are {', '.join(map(repr, present))}{hint}")
-        if actual is not None and actual in names:
+        if actual in names:
             twice = f"is named twice, for {names[actual]!r} and for {name!r}"
             raise PreferenceDataError(f"column {actual!r} {twice}; each needs a column of its own")
         names[actual] = name
-        columns["prompt" if name in ("conversations", "messages") else name] = actual
     return columns
 
 # %% ../../nbs/1_data/13_columns.ipynb #cbd85655
@@ -225,9 +227,8 @@ class _LabelStudio:
                 answers = {control: _majority(words) for control, words in answers.items()}
                 return {"id": row.get("id"), "label": None} | data | answers
         chosen = [name for name, cell in row.items() if _is_selection(cell)]
-        if len(chosen) != 1:
-            return None
-        return _without(row, chosen) | {"label": row[chosen[0]][0]["selected"]}
+        if len(chosen) == 1:
+            return _without(row, chosen) | {"label": row[chosen[0]][0]["selected"]}
 
 
 def _is_selection(cell):
@@ -261,10 +262,9 @@ class _Containers:
     @staticmethod
     def flat(row):
         boxes = [name for name in ("info", "question") if _is_box(row.get(name))]
-        if not boxes:
-            return None
-        cells = {name: cell for box in boxes for name, cell in row[box].items()}
-        return cells | _without(row, boxes)
+        if boxes:
+            cells = {name: cell for box in boxes for name, cell in row[box].items()}
+            return cells | _without(row, boxes)
 
 
 def _is_box(cell):
@@ -280,10 +280,9 @@ class _ListsOfTexts:
     @staticmethod
     def flat(row):
         chosen, rejected = _texts(row.get("chosen")), _texts(row.get("rejected"))
-        if not chosen or not rejected or None in chosen + rejected:
-            return None
-        rest = _without(row, ("chosen", "rejected"))
-        return rest | {"responses": chosen + rejected, "ranks": [1] * len(chosen) + [2] * len(rejected)}
+        if chosen and rejected and None not in chosen + rejected:
+            ranks = [1] * len(chosen) + [2] * len(rejected)
+            return _without(row, ("chosen", "rejected")) | {"responses": chosen + rejected, "ranks": ranks}
 
 
 def _texts(cell):
@@ -304,15 +303,13 @@ class _ListOfItems:
 
     @staticmethod
     def flat(row):
-        lists_of_responses = ("responses", *_ALIASES["responses"])
         for column, items in row.items():
-            if _spelled(column) in lists_of_responses and _are_dicts(items):
+            if _spelled(column) in ("responses", *_ALIASES["responses"]) and _are_dicts(items):
                 key = next((key for key in _TEXT_KEYS if key in items[0]), None)
                 if key and "role" not in items[0]:
                     taken = {key, *_OF_THE_ROW, *row}
                     lists = {k: [item.get(k) for item in items] for k in items[0] if k not in taken}
                     return row | lists | {column: [item.get(key) for item in items]}
-        return None
 
 
 def _are_dicts(items):
@@ -328,11 +325,10 @@ class _ListsOfTurns:
     @staticmethod
     def flat(row):
         names = ("prompt", "response_a", "response_b")
-        prompt, *responses = (_parsed_texts(row.get(name)) for name in names)
-        if prompt is None or None in responses:
-            return None
-        first, second = (_alternate(prompt, texts) for texts in responses)
-        return _without(row, ["prompt"]) | {"response_a": first, "response_b": second}
+        prompt, *responses = lists = [_parsed_texts(row.get(name)) for name in names]
+        if None not in lists:
+            first, second = (_alternate(prompt, texts) for texts in responses)
+            return _without(row, ["prompt"]) | {"response_a": first, "response_b": second}
 
 
 def _parsed_texts(cell):
@@ -346,7 +342,7 @@ def _parsed_texts(cell):
 
 def _alternate(asked, answered):
     turns = []
-    for question, answer in zip(asked, answered, strict=False):
+    for question, answer in zip(asked, answered):
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return turns
 

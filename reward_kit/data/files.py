@@ -153,8 +153,7 @@ def _csv_rows(path, name):
         lines = (_decode(raw, name, number) for number, raw in enumerate(stream, 1))
         first = next(lines, "")
         delimiter = max("\t,;", key=first.count)
-        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-        table = _csv_cells(reader, name)
+        table = _csv_cells(csv.reader(chain([first], lines), delimiter=delimiter, strict=True), name)
         origin, header = next(table, ("", []))
         if isinstance(header, UnusableRow):
             raise PreferenceDataError(f"{origin}: the header cannot be read ({header.detail})")
@@ -196,8 +195,7 @@ def _csv_row(cells, header):
 def _arrow_rows(path, name):
     with _open(path) as stream:
         file = io.BytesIO(stream.read()) if str(path).endswith(".gz") else stream
-        batches = _arrow_batches(file, _suffix(path))
-        rows = chain.from_iterable(map(pa.RecordBatch.to_pylist, batches))
+        rows = chain.from_iterable(map(pa.RecordBatch.to_pylist, _arrow_batches(file, _suffix(path))))
         yield from _with_origins(rows, f"{name} row ")
 
 
@@ -405,8 +403,7 @@ def _splits_of_file(path):
 
 # %% ../../nbs/1_data/10_files.ipynb #a78611d0
 def _near(path):
-    names = [other.name for other in path.parent.glob("*")]
-    near = difflib.get_close_matches(path.name, names, 1, 0.7)
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*")], 1, 0.7)
     return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 # %% ../../nbs/1_data/10_files.ipynb #31a675ac
@@ -428,8 +425,7 @@ def json_ready(value):  # dicts, lists, numpy, dataclasses, paths, ...
 
 def _json_line(row):
     "JSON that every reader accepts: no NaN, half of a UTF-16 pair only escaped."
-    text = json.dumps(json_ready(row), ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "backslashreplace")
+    return (json.dumps(json_ready(row), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 # %% ../../nbs/1_data/10_files.ipynb #a758bd24
 def _frame_rows(frame):
@@ -449,11 +445,11 @@ def _dataset_rows(dataset):
 
 def _dataset_splits(name, data):
     "Of a `Dataset`, a `DatasetDict`, or their streaming forms."
-    splits = {}
-    for split, own in (data if isinstance(data, dict) else {"train": data}).items():
-        total = getattr(own, "num_rows", None)
-        splits[split] = _Rows(name, partial(_dataset_rows, own), total)
-    return splits
+    splits = data if isinstance(data, dict) else {"train": data}
+    return {
+        split: _Rows(name, partial(_dataset_rows, own), getattr(own, "num_rows", None))
+        for split, own in splits.items()
+    }
 
 # %% ../../nbs/1_data/10_files.ipynb #16412934
 def _hub_splits(name, revision, cache_dir):

@@ -191,8 +191,7 @@ def _numbers(seen, columns):
     ends = first[-1] + second[-1]
     if ends == "01":
         return {"0": "a", "1": "b"} if seen <= {"0", "1"} else {}
-    clear = seen == {"1", "2"} or ends == "12" and seen == {"2"}
-    return {"1": "a", "2": "b"} if clear else {}
+    return {"1": "a", "2": "b"} if seen == {"1", "2"} or ends == "12" and seen == {"2"} else {}
 
 # %% ../../nbs/1_data/14_formats.ipynb #c2bb5f80
 def _read_labels(columns, rows):
@@ -203,7 +202,7 @@ def _read_labels(columns, rows):
     meaning = _numbers(set(numbers), columns)
     if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
         shown = ", ".join(numbers[:6]) + (f" and {len(numbers) - 6} more" if len(numbers) > 6 else "")
-        example = dict(zip(numbers, _RANKS, strict=False))
+        example = dict(zip(numbers, _RANKS))
         raise PreferenceDataError(
             f"the labels in {label!r} are {shown}, which could name either response; say what each means, "
             f"for example labels={example} ('a' is {a!r}, 'b' is {b!r}, 'tie' neither)"
@@ -299,8 +298,7 @@ class _Scored(PreferenceFormat):
 
     def __init__(self, columns, transcripts=False):
         super().__init__(columns, transcripts)
-        names = (*columns, "responses", "scores")
-        self.ranking = _Ranking(dict(zip(names, names, strict=True)), transcripts)
+        self.ranking = _Ranking({name: name for name in (*columns, "responses", "scores")}, transcripts)
 
     def read(self, row):
         return self.ranking.record(row), ""
@@ -344,8 +342,7 @@ def _as_ranking(run):
         return origin, UnusableRow("only one response to its prompt", hint)
     for name in ("weight", "margin"):
         if any(row[name] != first[name] for row in rows):
-            reason = f"rows of one prompt have different {name}s"
-            return origin, UnusableRow(reason, "a ranking has one")
+            return origin, UnusableRow(f"rows of one prompt have different {name}s", "a ranking has one")
     cells = {name: first[name] for name in _COMMON if name in first}
     cells |= {f"{name}s": [row[name] for row in rows] for name in ("response", "score")}
     return origin, cells
@@ -421,9 +418,9 @@ def _refuse_lost_prompt(columns):
 @patch(cls_method=True)
 def of_flat(cls: PreferenceFormat, rows, columns, format, labels, judged=True):
     "The format of rows that are flat; arguments as for `detect`."
-    if format not in ("auto", *_FORMATS):
-        known = ", ".join(["auto", *_FORMATS])
-        raise PreferenceDataError(f"format={format!r} is unknown; it is one of {known}")
+    known = ("auto", *_FORMATS)
+    if format not in known:
+        raise PreferenceDataError(f"format={format!r} is unknown; it is one of {', '.join(known)}")
     present = list(dict.fromkeys(str(name) for row in rows for name in row))
     read = [(*cls.needs, *chain(*cls.verdicts), *cls.optional) for cls in _FORMATS.values()]
     there = Columns(present, columns, judged, dict.fromkeys(chain(*read)))

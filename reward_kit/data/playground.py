@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 
 from fastcore.basics import patch
 
@@ -114,8 +115,7 @@ def compose(self: _Fact, rng, mix=_Mix.LABELLED):
     if draw < mix.polite + mix.rude:
         tone = [rng.choice(_WORLD["polite" if draw < mix.polite else "rude"])]
     first, last = (tone, []) if rng.random() < 0.5 else ([], tone)
-    end = [] if cut else after + last
-    return " ".join(first + before + sentences + end)
+    return " ".join(first + before + sentences + ([] if cut else after + last))
 
 # %% ../../nbs/1_data/17_playground.ipynb #0fcc82f6
 _WEIGHTS = {
@@ -193,8 +193,7 @@ def true_reward(cls: Playground, prompts: list, responses: list) -> list[float]:
     given = (prompts, responses)
     if any(isinstance(value, str) for value in given) or len(prompts) != len(responses):
         shown = " and ".join(f"{type(value).__name__} of {len(value)}" for value in given)
-        needed = "prompts and responses must be two lists of the same length"
-        raise ValueError(f"{needed}, got {shown}")
+        raise ValueError(f"prompts and responses must be two lists of the same length, got {shown}")
     parts = map(_reward_parts, prompts, responses)
     return [round(sum(_WEIGHTS[part] * n for part, n in found.items()), 6) for found in parts]
 
@@ -217,14 +216,13 @@ def _pair_columns(pairs):
         rows.append((row["prompt"], *responses))
     if not rows:
         raise ValueError("there are no pairs to judge")
-    return zip(*rows, strict=True)
+    return zip(*rows)
 
 
 @patch(cls_method=True)
 def best_accuracy(cls: Playground, pairs) -> float:
     "The best expected accuracy any model can reach on pairs: the mean of max(p, 1 - p)."
-    chances = cls.preference_probability(*_pair_columns(pairs))
-    return sum(max(p, 1 - p) for p in chances) / len(chances)
+    return fmean(max(p, 1 - p) for p in cls.preference_probability(*_pair_columns(pairs)))
 
 # %% ../../nbs/1_data/17_playground.ipynb #96370837
 @patch(cls_method=True)
@@ -234,11 +232,10 @@ def expected_accuracy(cls: Playground, pairs, rewards: list) -> float:
     if len(chances) != len(rewards):
         needed = f"one (chosen, rejected) for each of {len(chances)} pairs"
         raise ValueError(f"rewards must hold {needed}, got {len(rewards)}")
-    agreement = [
+    return fmean(
         p if chosen > rejected else 1 - p if chosen < rejected else 0.5
         for p, (chosen, rejected) in zip(chances, rewards)
-    ]
-    return sum(agreement) / len(chances)
+    )
 
 # %% ../../nbs/1_data/17_playground.ipynb #b20788ce
 def _draw_pair(rng, rewards, tie):
@@ -275,18 +272,16 @@ def _draw_rows(seed, prompts, n, k=2, tie=0.0):
         responses = _sample_responses(rng, prompt, k)
         key = (prompt, frozenset(responses))
         if key not in rows:
-            rewards = Playground.true_reward([prompt] * k, responses)
-            order, ranks = _draw_ranking(rng, rewards, tie)
-            ordered = [responses[index] for index in order]
-            row = {"prompt": prompt, "responses": ordered, "ranks": ranks}
+            order, ranks = _draw_ranking(rng, Playground.true_reward([prompt] * k, responses), tie)
+            row = {"prompt": prompt, "responses": [responses[index] for index in order], "ranks": ranks}
             rows[key] = row | {"source": "playground", "origin": f"playground:{len(rows)}"}
     return list(rows.values())
 
 # %% ../../nbs/1_data/17_playground.ipynb #4b6713df
 @patch
-def _load(self: Playground, stream, n, seed, k=2, tie=0.0):
+def _load(self: Playground, stream, n, seed, **drawing):
     seed = self.seed if seed is None else seed
-    return load_preferences(_draw_rows(f"{stream}-{seed}", self.prompts(), n, k, tie), progress=False)
+    return load_preferences(_draw_rows(f"{stream}-{seed}", self.prompts(), n, **drawing), progress=False)
 
 
 @patch
@@ -298,13 +293,13 @@ def preferences(self: Playground, n: int = 2400, *, seed: int | None = None) -> 
 @patch
 def rankings(self: Playground, n: int = 800, k: int = 4, *, seed: int | None = None) -> Preferences:
     "`n` rankings of `k` responses."
-    return self._load("rankings", n, seed, k)
+    return self._load("rankings", n, seed, k=k)
 
 
 @patch
 def ties(self: Playground, n: int = 2400, tie: float = 0.5, *, seed: int | None = None) -> Preferences:
     "`n` pairs that an annotator may call equal; `tie` is Davidson's parameter."
-    return self._load("ties", n, seed, 2, tie)
+    return self._load("ties", n, seed, tie=tie)
 
 
 @patch

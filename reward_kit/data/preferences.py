@@ -88,8 +88,7 @@ class Preferences:
 
 
 def _records(table):
-    columns = [read_column(column) for column in table.columns]
-    for cells in zip(*columns):
+    for cells in zip(*map(read_column, table.columns)):
         record = dict(zip(table.column_names, cells))
         yield {name: cell for name, cell in record.items() if cell is not None or name not in _TEMPLATE}
 
@@ -98,8 +97,8 @@ def _records(table):
 def measures(self: Preferences):
     "What report, splits and fingerprint are made from."
     if self._measures is None:
-        parts = map(list, map(_records, self._tables.iter(1000)))
-        measured = [DataReport.measure(part, self.tokenizer) for part in parts]
+        tables = self._tables.iter(1000)
+        measured = [DataReport.measure(list(_records(table)), self.tokenizer) for table in tables]
         self._measures = DataReport.measure([]).join(measured)
     return self._measures
 
@@ -175,8 +174,7 @@ def _pairs(table):
     responses = pc.list_flatten(table["responses"])
     found = table.drop_columns(["responses", "ranks"]).take(rows)
     if "margin" in found.column_names:
-        margin = found["margin"].fill_null(0.0)
-        found = found.drop_columns("margin").append_column("margin", margin)
+        found = found.drop_columns("margin").append_column("margin", found["margin"].fill_null(0.0))
     found = found.append_column("chosen", responses.take(better))
     return found.append_column("rejected", responses.take(worse))
 
@@ -278,8 +276,7 @@ def _refusal(report, unusable, strict):
     counts = ", ".join(f"{reason} {entry['count']:,}" for reason, entry in worst)
     rows, reason = counted(report.rows_read, "row"), next(iter(unusable))
     what = f"strict reading found {counts} in {rows}" if strict else f"none of {rows} can be used: {counts}"
-    first = unusable[reason]["examples"][0]
-    return PreferenceDataError(f"{what}; first: {first} ({reason})")
+    return PreferenceDataError(f"{what}; first: {unusable[reason]['examples'][0]} ({reason})")
 
 # %% ../../nbs/1_data/16_preferences.ipynb #4ed9b58c
 def _in_processes(job, chunks, num_proc):
@@ -325,8 +322,7 @@ def _begin_report(source, fmt, kind):
     notes = [f"split {source.split!r} of {', '.join(splits)}"] if len(splits) > 1 else []
     notes += [_FULL_TEXTS] * full_texts
     notes += fmt.notes(kind, full_texts)
-    used = {*columns.values(), "ranks", "origin"}
-    unused = [name for name in fmt.present if name not in used]
+    unused = [name for name in fmt.present if name not in {*columns.values(), "ranks", "origin"}]
     return DataReport(source.name, fmt.name, kind, columns=columns, unused_columns=unused, notes=notes)
 
 
@@ -397,8 +393,7 @@ def load_preferences(
     if isinstance(data, Preferences):
         return data
     source = read_rows(data, split, revision=revision, cache_dir=cache_dir)
-    given = (columns, format, labels)
-    load = partial(_load, given=given, num_proc=num_proc, cache_dir=cache_dir)
+    load = partial(_load, given=(columns, format, labels), num_proc=num_proc, cache_dir=cache_dir)
     try:
         preferences = load(source, strict=strict, tokenizer=tokenizer, progress=progress)
     except PreferenceDataError as error:

@@ -97,8 +97,7 @@ def _measure(record, best, worst):
 
 def _pair_key(prompt, better, worse):
     pair = sorted((better, worse))
-    key = hash64(f"{prompt} {pair[0]} {pair[1]}")
-    return key & ~1 | (better < worse)
+    return hash64(f"{prompt} {pair[0]} {pair[1]}") & ~1 | (better < worse)
 
 # %% ../../nbs/1_data/15_quality.ipynb #bf9c3b82
 class _Measures:
@@ -112,16 +111,14 @@ class _Measures:
 
     def __getitem__(self, name):
         column = self.table[name]
-        nested = pa.types.is_list(column.type)
-        return (pc.list_flatten(column) if nested else column).to_numpy()
+        return (pc.list_flatten(column) if pa.types.is_list(column.type) else column).to_numpy()
 
     def take(self, indices):
         return _Measures(self.table.take(indices))
 
     def join(self, others):
         "Add other measures, in order."
-        tables = [self.table, *(other.table for other in others)]
-        self.table = pa.concat_tables(tables).combine_chunks()
+        self.table = pa.concat_tables([self.table, *(each.table for each in others)]).combine_chunks()
         return self
 
 
@@ -133,8 +130,7 @@ def _measures_of(records, tokenizer=None):
     units = words = list(map(_words, texts))
     if tokenizer and texts:
         units = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    rows = list(map(_measure, records, words[1::3], words[2::3]))
-    table = pa.Table.from_pylist(rows, _COLUMNS)
+    table = pa.Table.from_pylist(list(map(_measure, records, words[1::3], words[2::3])), _COLUMNS)
     for n, name in enumerate(_LENGTHS):
         table = table.append_column(name, pa.array(map(len, units[n::3]), pa.int32()))
     return _Measures(table)
@@ -166,15 +162,13 @@ def merge_starts(self: _Measures, responses):
     for _, gathered in moved.groupby("to"):
         if len(gathered) > len(keys) / 10 and gathered["own"].nunique() > 20:
             merged[gathered.index] = gathered["own"]
-    column = self.table.column_names.index("group")
-    self.table = self.table.set_column(column, "group", pa.array(merged))
+    self.table = self.table.drop_columns("group").append_column("group", pa.array(merged))
 
 # %% ../../nbs/1_data/15_quality.ipynb #d423b3f1
 def _most_frequent(keys):
     "(first row, count) of each different key, the most frequent first."
     _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return np.stack([first, counts], axis=1)[order].tolist()
+    return np.stack([first, counts], axis=1)[np.argsort(-counts, kind="stable")].tolist()
 
 
 def _top_response(measures, record_at):
@@ -193,8 +187,7 @@ def _sources(measures, record_at):
 # %% ../../nbs/1_data/15_quality.ipynb #aa7607a6
 @patch
 def ordered(self: _Measures):
-    pairs = pc.list_value_length(self.table["pairs"])
-    return _Measures(self.table.filter(pc.greater(pairs, 0)))
+    return _Measures(self.table.filter(pc.greater(pc.list_value_length(self.table["pairs"]), 0)))
 
 
 def _by_gap(longer):
@@ -285,8 +278,7 @@ def _verdict(practice, value, measured):
     status = "n/a"
     if value is not None:
         sign = np.sign(limits[1] - limits[0])
-        held = [sign * value <= sign * limit for limit in limits]
-        status = ("fail", "warn", "ok")[sum(held)]
+        status = ("fail", "warn", "ok")[sum(sign * value <= sign * limit for limit in limits)]
     return _Verdict(practice, status, measured, f"{what}: ok until {ok}, warn until {warn}", why)
 
 # %% ../../nbs/1_data/15_quality.ipynb #c8a41f52
@@ -422,7 +414,7 @@ def add(self: DataReport, measures, record_at, tokenizer=None) -> DataReport:
 def _summary(lengths):
     lengths = lengths if len(lengths) else np.zeros(1)
     numbers = [lengths.mean(), *np.percentile(lengths, (5, 50, 95, 100))]
-    return dict(zip(_SUMMARY, map(float, numbers), strict=True))
+    return dict(zip(_SUMMARY, map(float, numbers)))
 
 
 _SUMMARY = ("mean", "p5", "median", "p95", "max")
@@ -447,8 +439,7 @@ def _facts(report):
         "columns": ", ".join(columns),
         "columns not used": ", ".join(report.unused_columns),
     }
-    notes = [("note", note) for note in report.notes]
-    return [*filter(itemgetter(1), facts.items()), *notes]
+    return [*filter(itemgetter(1), facts.items()), *(("note", note) for note in report.notes)]
 
 
 def _tally(title, tally):

@@ -253,8 +253,7 @@ def _read_prompt(text):
     if not _LINE_TURN.match(text):
         return text
     turns = _parse_transcript(text)
-    open_end = turns[-1] == {"role": "assistant", "content": ""}
-    return turns[:-1] if open_end else turns
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def _prompt(row, transcripts):
@@ -285,7 +284,7 @@ def texts(self: Row, responses, names, transcripts=False):
     prompt = _prompt(self, transcripts)
     whole = transcripts and (not isinstance(prompt, list) or all(map(_is_transcript, responses)))
     read = _parse_transcript if whole else str.strip if transcripts else str
-    responses = [_response(*pair, read) for pair in zip(responses, names, strict=True)]
+    responses = [_response(*pair, read) for pair in zip(responses, names)]
     if any(isinstance(value, list) for value in (prompt, *responses)):
         prompt, responses = _conversations(prompt, responses)
     system = self["system"]
@@ -300,7 +299,7 @@ def _refuse_equal(responses, ranks, names):
     "Equal responses of different ranks, or nothing but equal ones, teach nothing."
     said = list(map(_compared, responses))
     different = len(set(said))
-    if different > 1 and len(set(zip(said, ranks, strict=True))) == different:
+    if different > 1 and len(set(zip(said, ranks))) == different:
         return
     pair = f"{names[0]} is identical to {names[1]}"
     raise UnusableRow(pair if names[0] != "response" else "identical responses with different ranks")
@@ -323,7 +322,7 @@ def record(self: Row, prompt, responses, ranks, scores, names):
         "id": None if self["id"] is None else str(self["id"]),
         "prompt": prompt,
         "responses": [responses[n] for n in order],
-        "ranks": [dense[ranks[n]] for n in order],
+        "ranks": sorted(map(dense.get, ranks)),
         "scores": scores and [scores[n] for n in order],
         "margin": self.number("margin", negative=False),
         "weight": 1.0 if weight is None else weight,

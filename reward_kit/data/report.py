@@ -28,9 +28,9 @@ def wilson_interval(
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"wilson_interval needs 0 <= correct <= n >= 1, got {correct=}, {n=}")
     z, share = NormalDist().inv_cdf((1 + level) / 2), correct / n
-    middle = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = (end / (1 + z * z / n) for end in (middle - spread, middle + spread))
+    added = z * z / n  # as if z^2 more answers were given, half of them right
+    middle, spread = share + added / 2, math.sqrt(added * (share * (1 - share) + added / 4))
+    low, high = (end / (1 + added) for end in (middle - spread, middle + spread))
     return float(min(max(low, 0.0), share)), float(max(min(high, 1.0), share))
 
 # %% ../../nbs/1_data/11_report.ipynb #5d19519c
@@ -236,8 +236,7 @@ def _repr_html_(self: Report):
 @patch
 def to_markdown(self: Report, **options) -> str:
     "Sentences and sections as Markdown, without the title."
-    parts = [part.to_markdown() for part in self._parts(**options)]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return "\n\n".join(filter(None, (part.to_markdown() for part in self._parts(**options)))) + "\n"
 
 # %% ../../nbs/1_data/11_report.ipynb #41eba47b
 @patch
