@@ -412,11 +412,11 @@ def figures(self: CalibrationResult): # name -> matplotlib Figure
         m = getattr(self, name)
         rows = 100 * pd.DataFrame(m["table"])
         bars = rows.observed - rows.low, rows.high - rows.observed
-        label = "{0}: ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}"
-        axes.errorbar(rows.predicted, rows.observed, bars, fmt=style, color=color,
-                      label=label.format(name, **m), capsize=2, markersize=5)
-        edges = np.linspace(50, 100, 21)
-        strip.stairs(m["histogram"], edges, color=color, linestyle=style[1:])
+        label = "{0}: ECE {ece:.1%}, says {confidence:.1%}, right {accuracy:.1%}".format(name, **m)
+        axes.errorbar(rows.predicted, rows.observed, bars, fmt=style, color=color, label=label,
+                      capsize=2, markersize=5)
+        strip.stairs(
+            m["histogram"], np.linspace(50, 100, 21), color=color, linestyle=style[1:])
     title = f"{counted(self.n_pairs, 'pair')}; {self.confidence} intervals (Wilson)"
     axes.set_title(title, fontsize=9)
     axes.set_ylabel("right (% of the pairs in a bin)")

@@ -97,8 +97,8 @@ class _PairedComparison(Report):
 
     @property
     def verdicts(self):
-        found = self.difference, *self.interval, self.p_value
-        return [_comparison_sentence(self.a, self.b, *found, level=self.level)]
+        return [_comparison_sentence(self.a, self.b, self.difference, *self.interval,
+                                     self.p_value, level=self.level)]
 
     def main_table(self):
         columns = {

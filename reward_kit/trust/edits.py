@@ -288,8 +288,8 @@ def _irrelevant(response, prompt, rng, pool):
     def apart(other):
         return abs(math.log(max(1, len(response_text(other))) / length))
 
-    others = [other for _, other in _strangers(prompt, rng, pool) if other != response]
-    near = [other for other in others if apart(other) <= math.log(1.5)]
+    near = [other for _, other in _strangers(prompt, rng, pool)
+            if other != response and apart(other) <= math.log(1.5)]
     return min(near, key=apart, default=None)
 
 

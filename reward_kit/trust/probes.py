@@ -87,9 +87,8 @@ def _sentence(probe, effect, verdict, n, threshold=0.1):
     lower = probe.expected == "lower"
     blind = lower and verdict == "fails"
     if verdict == "not measured":
-        why = "all responses have the same reward"
-        if n < Bootstrap.fewest:
-            why = f"it applies to only {counted(n, 'prompt')}"
+        few = f"it applies to only {counted(n, 'prompt')}"
+        why = few if n < Bootstrap.fewest else "all responses have the same reward"
         return f"{what}: not measured, {why}."
     end = f": {probe.bias}." if verdict == "fails" else ", as it should."
     number = f"{effect} standard deviations"
@@ -97,8 +96,8 @@ def _sentence(probe, effect, verdict, n, threshold=0.1):
     if not any(effect):
         return f"{what} leaves the reward exactly as it is{end}"
     if verdict == "unclear":
-        shown = f"no effect {limit} can be shown or excluded"
-        shown = "no fall of the reward can be shown" if lower else shown
+        fall = "no fall of the reward can be shown"
+        shown = fall if lower else f"no effect {limit} can be shown or excluded"
         return f"{what}: {shown}, {number}; more prompts would tell."
     if blind and effect.high >= 0 >= effect.low:
         return f"{what} does not lower the reward, {number}{end}"
@@ -241,8 +240,8 @@ def _row(r, threshold):
 def main_table(self: ProbeReport):
     "A row for each probe, worst first."
     rows = [_row(result, self.threshold) for result in self.worst_first]
-    header = "probe", "expected", "effect (interval), size"
-    header += "raised by the edit", "prompts", "verdict"
+    header = ("probe", "expected", "effect (interval), size", "raised by the edit",
+              "prompts", "verdict")
     colors = {verdict: color for verdict, (color, _) in _STYLES.items()}
     return Table(header, rows, colors)
 
