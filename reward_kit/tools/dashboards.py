@@ -30,8 +30,7 @@ def _style_axis(axis, title, x_title):
     axis.ticklabel_format(axis="y", scilimits=(-2, 4))
     axis.spines[["top", "right"]].set_visible(False)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    if len(axis.lines) > 1:
-        axis.legend(fontsize="small", frameon=False)
+    if len(axis.lines) > 1: axis.legend(fontsize="small", frameon=False)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #65f9e83b
 def plot_history(
@@ -122,8 +121,7 @@ def on_log(self: LiveDashboard, args, state, control, logs, **kwargs):
 @patch
 def on_train_end(self: LiveDashboard, args, state, control, **kwargs):
     "Draw what came since the last drawing."
-    if self.image is not None and self.history:
-        self._draw(state)
+    if self.image is not None and self.history: self._draw(state)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #394ea059
 def _both(key, form):

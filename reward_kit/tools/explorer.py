@@ -227,8 +227,7 @@ def compare_responses(
     method=None,  # of `explain_reward`; default: no influences
 ) -> ResponseComparison:
     "Score and compare responses. ValueError for none, or one too long for the model."
-    if not responses:
-        raise ValueError("there is no response to score")
+    if not responses: raise ValueError("there is no response to score")
     model, responses = _loaded(model), list(responses)
     scores = _scores(model, prompt, responses)
     gaps = np.subtract.outer(scores, scores) / getattr(model, "temperature", 1.0)

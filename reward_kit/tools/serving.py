@@ -91,14 +91,12 @@ def _checked_ids(rm, ids, name):
 # %% ../../nbs/6_tools/61_serving.ipynb #dea878c3
 def _encode_request(rm, texts):
     "Token ids of each text; None: the response alone does not fit, too_long='none'."
-    if texts.ids is not None:
-        return _checked_ids(rm, texts.ids, texts.name)
+    if texts.ids is not None: return _checked_ids(rm, texts.ids, texts.name)
     prompts = texts.prompts
     if texts.responses is None:
         prompts = [_bare_text(rm.encoder, p) if isinstance(p, str) else p for p in prompts]
     try:
-        if texts.normalize:
-            rm.normalized([])
+        if texts.normalize: rm.normalized([])
         rows = rm.encode(prompts, texts.responses, **texts.template) if prompts else []
     except (ValueError, TypeError, jinja2.TemplateError) as error:
         raise _RequestError(_reason(texts, error)) from error
@@ -148,8 +146,7 @@ def _score_jobs(rm, jobs):
     try:
         rewards = iter(rm.score_ids([ids for job in jobs for ids in job.rows]))
     except Exception as error:
-        if len(jobs) == 1:
-            return jobs[0].answer(error)
+        if len(jobs) == 1: return jobs[0].answer(error)
         for job in jobs:
             _score_jobs(rm, [job])
         return
@@ -185,8 +182,7 @@ def submit(self: _Batcher, texts):
     "Queue a request; its future gives (rewards, tokens), cancelling takes it back."
     job = _Job(texts)
     with self.changed:
-        if self.closed:
-            raise _shutting_down()
+        if self.closed: raise _shutting_down()
         if len(self.waiting) >= self.limits.max_queue:
             raise _RequestError(
                 f"the queue is full ({self.limits.max_queue} waiting); send the request later", 503, 1)
@@ -248,8 +244,7 @@ def close(self: _Batcher, timeout=None):
     with self.changed:
         self.closed = True
         self.changed.notify_all()
-    if self.thread is None:
-        return True
+    if self.thread is None: return True
     self.thread.join(timeout)
     return not self.thread.is_alive()
 
@@ -290,8 +285,7 @@ class _Body(dict):
         "These fields are read, or make no difference; any other is refused."
         for name, value in self.items():
             asks_nothing = value in (None, False, []) or (name, value) == ("truncate_prompt_tokens", -1)
-            if name in names or name in _CANNOT and asks_nothing:
-                continue
+            if name in names or name in _CANNOT and asks_nothing: continue
             if name in _CANNOT:
                 raise ValueError(f"{name} is {_shown(value)}: {_CANNOT[name]}")
             raise ValueError(f"unknown field {name[:40]!r}; there are {', '.join(names)}")
@@ -335,8 +329,7 @@ def template(self: _Body, n):
         taken = [key for row in rows for key in row or () if kind is dict and key in _TAKEN]
         if taken:
             raise ValueError(f"{name} holds {taken[0]!r}, which is not yours to choose; leave it out")
-        if any(rows):
-            found[name] = rows
+        if any(rows): found[name] = rows
     return found
 
 # %% ../../nbs/6_tools/61_serving.ipynb #da3fd515
@@ -395,8 +388,7 @@ async def _read_body(stream, limits):
         async with asyncio.timeout(limits.body_timeout_s):
             async for chunk in stream:  # to the end, or the caller reads no answer
                 size += len(chunk)
-                if size <= limits.max_body_bytes:
-                    chunks.append(chunk)
+                if size <= limits.max_body_bytes: chunks.append(chunk)
     except TimeoutError:
         raise _RequestError(
             f"the body did not arrive within {limits.body_timeout_s:g} seconds", 408) from None
@@ -423,8 +415,7 @@ async def _wait_for_scores(future, request):
     scores, left = asyncio.wrap_future(future), asyncio.ensure_future(leaves())
     try:
         await asyncio.wait({scores, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not scores.done():
-            raise _RequestError("the caller has left")
+        if not scores.done(): raise _RequestError("the caller has left")
         return scores.result()
     finally:
         scores.cancel()
@@ -446,8 +437,7 @@ class _OpenRequests:
                 self.open.add(limit)
                 yield
         except TimeoutError:
-            if not limit.expired():
-                raise
+            if not limit.expired(): raise
             self.given_up += 1
             raise _shutting_down(f" and could not answer within {self.seconds:g} seconds") from None
         finally:
@@ -520,8 +510,7 @@ def _add_information(app, batcher):
     rm = batcher.rm
 
     async def health():
-        if batcher.closed:
-            raise _shutting_down()
+        if batcher.closed: raise _shutting_down()
         return {"status": "ok", "model": rm.__name__, "waiting": len(batcher.waiting)}
 
     async def models():
@@ -632,8 +621,7 @@ def background_server(
 
 # %% ../../nbs/6_tools/61_serving.ipynb #86321df7
 def _last_words(server, requests):
-    if server.force_exit:
-        return "Stopped at once."
+    if server.force_exit: return "Stopped at once."
     if not requests.given_up:
         return "Stopped; every request that was accepted has been answered."
     return (f"Stopped after {requests.seconds:g} seconds; "
