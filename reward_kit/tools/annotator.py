@@ -88,8 +88,7 @@ def _annotation_items(records):
     for count, record in enumerate(records, 1):
         prompt, responses = _pair_of(record, f"record {count}")
         item = _AnnotationItem(
-            _pair_id(prompt, responses), prompt, *responses, record.get("source")
-        )
+            _pair_id(prompt, responses), prompt, *responses, record.get("source"))
         items.setdefault(item.id, item)
     if not items: raise ValueError("there are no records, so there is nothing to annotate")
     again = count - len(items)
@@ -125,8 +124,7 @@ class _Log:
         self.seed, owner = start["seed"], start["annotator"]
         if owner != annotator:
             raise ValueError(
-                f"{path.name} is of annotator {owner!r}, not {annotator!r}; give each a path"
-            )
+                f"{path.name} is of annotator {owner!r}, not {annotator!r}; give each a path")
 
     def append(self, event):
         "Write one line, which is on the disk when this returns."
@@ -157,8 +155,7 @@ class AnnotationSession:
         log = self.path.with_suffix(".log.jsonl")
         if self.path.exists() and not log.exists():
             raise ValueError(
-                f"{self.path.name} exists, but its log {log.name} does not; give another path"
-            )
+                f"{self.path.name} exists, but its log {log.name} does not; give another path")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.log = _Log(log, annotator, seed)
         self.items = [item.on_sides(self.log.seed) for item in items]
@@ -315,8 +312,7 @@ def _markdown():
     "Markdown without anything that leads out of the page."
     from markdown_it import MarkdownIt
     return MarkdownIt("commonmark", {"html": False}).disable(
-        ["link", "image", "autolink", "reference"]
-    )
+        ["link", "image", "autolink", "reference"])
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #9b0eb36a
 class View:
@@ -354,9 +350,7 @@ class View:
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #14e63e90
 def _message(message, markdown):
-    rest = {
-        key: value for key, value in message.items() if key not in ("role", "content")
-    }
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
     extra = f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else ""
     head = View.div(html.escape(str(message["role"])), "small", "margin-top:.3em")
     return head + View.text((message.get("content") or "") + extra, markdown)

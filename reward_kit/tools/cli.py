@@ -72,8 +72,7 @@ def main(
         elif name == "--version": print(f"reward-kit {__version__}")
         else:
             raise ParameterError(
-                f"unknown command {name}.{nearest(name, COMMANDS)} See reward-kit --help"
-            )
+                f"unknown command {name}.{nearest(name, COMMANDS)} See reward-kit --help")
         sys.stdout.flush()
         return 0
     except SystemExit as e: return e.code or 0  # argparse after --help

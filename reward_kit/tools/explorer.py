@@ -106,8 +106,7 @@ def _scores(model, prompt, responses):
     if None in scores:
         raise ValueError(
             f"response {scores.index(None) + 1} alone is too long for the model; "
-            "load it with a larger max_length"
-        )
+            "load it with a larger max_length")
     return [float(score) for score in scores]
 
 
@@ -181,8 +180,7 @@ def explain_reward(
     if (method, unit) not in _EXPLAINED:
         raise ValueError(
             "method must be one of leave_one_out, gradient; unit must be one of word, token, "
-            f"and gradients are by token; got {method!r} and {unit!r}"
-        )
+            f"and gradients are by token; got {method!r} and {unit!r}")
     if unit == "word": found = _leave_words_out(model, prompt, response)
     elif isinstance(model, RewardModel): found = _token_influences(model, prompt, response, method)
     else:

@@ -113,8 +113,7 @@ def _add(group, option):
     many, keys = option.more.get("many"), {"help": _help(option).replace("%", "%%")}
     if option.more.get("positional"):
         group.add_argument(
-            option.name, nargs="*" if many else "?", metavar=_metavar(option), **keys
-        )
+            option.name, nargs="*" if many else "?", metavar=_metavar(option), **keys)
         return
     if bool in option.kinds: keys["action"] = argparse.BooleanOptionalAction
     else: keys |= {"action": "append" if many else "store", "metavar": _metavar(option)}
@@ -169,11 +168,8 @@ def _with_dashes(word):
 
 # %% ../../nbs/6_tools/66_options.ipynb #133d7b68
 def _unexpected(command, word):
-    return (
-        _unknown(command, word.partition("=")[0])
-        if word[0] == "-"
-        else f"unexpected argument {word!r}"
-    )
+    if word[0] != "-": return f"unexpected argument {word!r}"
+    return _unknown(command, word.partition("=")[0])
 
 # %% ../../nbs/6_tools/66_options.ipynb #938f7f0f
 def _unknown(command, word):

@@ -87,8 +87,7 @@ _HELD_OUT = 128  # prompts that PPO does not train on
 def _teach(world, folder, seed, ppo_batches, progress):
     print(
         "\n5. PPO: the base answers questions, the reward model judges, "
-        "and what it likes becomes likelier.\n"
-    )
+        "and what it likes becomes likelier.\n")
     prompts = world.prompts()
     batch = PPOConfig.complete(None, "playground").local_batch_size
     trained = train_ppo_policy(
