@@ -274,8 +274,8 @@ class RewardExplorer(View):
         add.on_click(lambda _: self.add())
         self.buttons = {"score": score, "add": add}
         self.result = w.HTML(layout={"width": "auto"})
-        below = w.HBox([score, add, self.method])
-        self.view = w.VBox([self.prompt, self.boxes, below, self.result], layout=wide)
+        self.view = w.VBox(
+            [self.prompt, self.boxes, w.HBox([score, add, self.method]), self.result], layout=wide)
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #35590f86
 def _area(text, name, rows):

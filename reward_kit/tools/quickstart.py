@@ -65,8 +65,8 @@ def _truth_table(world, rm, held_out):
         "the best any model can reach": world.best_accuracy(held_out),
     }
     rows = [(name, percent(share), "#" * round(40 * share)) for name, share in shares.items()]
-    table = Table(("", "", ""), rows)
-    return Section("3. Against the truth, on prompts it has not seen:", table=table).to_text()
+    title = "3. Against the truth, on prompts it has not seen:"
+    return Section(title, table=Table(("", "", ""), rows)).to_text()
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #04353541
 def _score_example(world, rm):
@@ -77,8 +77,9 @@ def _score_example(world, rm):
     truth, scores = rewards(world.true_reward, record), rewards(rm.score, record)
     ranked = sorted(zip(scores, truth, record["responses"]), reverse=True)
     rows = [(f"{score:.2f}", f"{true:.2f}", text) for score, true, text in ranked]
-    table = Table(("score", "true", "response"), rows, width=84)
-    return Section(f"4. Scored: {record['prompt']}", table=table).to_text()
+    return Section(
+        f"4. Scored: {record['prompt']}",
+        table=Table(("score", "true", "response"), rows, width=84)).to_text()
 
 # %% ../../nbs/6_tools/65_quickstart.ipynb #b346dcf5
 _HELD_OUT = 128  # prompts that PPO does not train on
@@ -88,8 +89,7 @@ def _teach(world, folder, seed, ppo_batches, progress):
     print(
         "\n5. PPO: the base answers questions, the reward model judges, "
         "and what it likes becomes likelier.\n")
-    prompts = world.prompts()
-    batch = PPOConfig.complete(None, "playground").local_batch_size
+    prompts, defaults = world.prompts(), PPOConfig.complete(None, "playground")
     trained = train_ppo_policy(
         "playground",
         folder / "reward-model",
@@ -98,8 +98,9 @@ def _teach(world, folder, seed, ppo_batches, progress):
         eval_prompts=prompts[:_HELD_OUT],
         overwrite=True,
         progress=progress,
-        config={"seed": seed, "total_episodes": ppo_batches * batch, "num_sample_generations": 0},
-    )
+        config={
+            "seed": seed, "num_sample_generations": 0,
+            "total_episodes": ppo_batches * defaults.local_batch_size})
     for answer in (*trained.before, *trained.after):
         (answer["true"],) = world.true_reward([answer["prompt"]], [answer["answer"]])
     return _improvement(trained) + "\n" + _samples(trained, 2)
@@ -129,5 +130,6 @@ def _samples(trained, n):
         rows.append(("prompt", "", both[0]["prompt"]))
         for name, answer in zip(("before", "after"), both):
             rows.append((name, f"{answer['true']:+.2f}", answer["answer"]))
-    title = "What it answers, with the true reward of each answer:"
-    return Section(title, table=Table(("", "", ""), rows, width=100)).to_text()
+    return Section(
+        "What it answers, with the true reward of each answer:",
+        table=Table(("", "", ""), rows, width=100)).to_text()
