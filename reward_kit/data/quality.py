@@ -9,7 +9,7 @@ __all__ = ['DataReport']
 import hashlib
 import os
 import re
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
@@ -59,8 +59,8 @@ def _prompt_group(record, keys):
     if record["prompt"]:
         return prompt_key(record["prompt"])
     shared = os.path.commonprefix([_words(response_text(each)) for each in record["responses"]])
-    longest = deque(_start_keys(shared), 1)
-    return longest.pop() if longest else reduce(xor, keys)  # in any order
+    own = reduce(xor, keys)  # the same for the responses in any order
+    return [own, *_start_keys(shared)][-1]
 
 # %% ../../nbs/1_data/15_quality.ipynb #9f2e7457
 _CONTENT = ("scores", "margin", "weight", "source", "tools", "chat_template_kwargs")
@@ -357,9 +357,9 @@ def broken(self: DataReport) -> dict:
     return {reason: found for reason, found in self.dropped.items() if _BROKEN.match(reason)}
 
 # %% ../../nbs/1_data/15_quality.ipynb #818cab09
-@patch
-def _numbers(self: DataReport):
-    "Practice -> (number or None, what it says)."
+@patch(as_prop=True)
+def verdicts(self: DataReport) -> list[_Verdict]:
+    "`practice`, `status`, `measured`, `threshold` and `why` of each."
     s, kept, read = SimpleNamespace(**self.stats), self.rows_kept, self.rows_read
     top, broken = s.top_response, self.rows_dropped - self.duplicates
     repeated = _share(top["count"], kept, f" say {top['text']!r}")
@@ -367,7 +367,7 @@ def _numbers(self: DataReport):
     prompts = f"{s.effective_prompts:,.0f} effective of {s.prompts:,} distinct"
     overlaps = self.overlaps.items()
     shared = [_share(o["shared"], o["prompts"], f" in {name!r}") for name, o in overlaps]
-    return {
+    numbers = {  # or None, and what it says
         "enough pairs": (s.pairs, f"{s.pairs:,}"),
         "diverse prompts": (s.effective_prompts, prompts),
         "diverse responses": _share(s.distinct_responses, s.responses),
@@ -381,12 +381,7 @@ def _numbers(self: DataReport):
         "no dropped rows": _share(broken, read),
         "no prompts across splits": max(shared, default=_share(0, 0)),
     }
-
-
-@patch(as_prop=True)
-def verdicts(self: DataReport) -> list[_Verdict]:
-    "`practice`, `status`, `measured`, `threshold` and `why` of each."
-    return [_verdict(name, *number) for name, number in self._numbers().items()]
+    return [_verdict(name, *number) for name, number in numbers.items()]
 
 # %% ../../nbs/1_data/15_quality.ipynb #3a847a5e
 @patch
@@ -431,12 +426,11 @@ def sentences(self: DataReport) -> list[str]:
 
 
 def _facts(report):
-    columns = [k if k == v else f"{k} = {v}" for k, v in report.columns.items()]
     facts = {
         "format": f"{report.format} ({report.kind})",
         "rows dropped": f"{report.rows_dropped:,}",
         "ties": f"{report.stats['ties']:,}",
-        "columns": ", ".join(columns),
+        "columns": ", ".join(k if k == v else f"{k} = {v}" for k, v in report.columns.items()),
         "columns not used": ", ".join(report.unused_columns),
     }
     return [*filter(itemgetter(1), facts.items()), *(("note", note) for note in report.notes)]

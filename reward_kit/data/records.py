@@ -170,7 +170,7 @@ def _conversations(prompt, responses):
     if not all(map(_answers, responses)):
         fault = "the prompt is not at the start of the responses"
         raise UnusableRow(fault if given else "the responses answer different prompts")
-    return [*given, *shared], responses
+    return given + shared, responses
 
 # %% ../../nbs/1_data/12_records.ipynb #d0ac1a8b
 class Row:
@@ -291,7 +291,7 @@ def texts(self: Row, responses, names, transcripts=False):
     if prompt and isinstance(system, str) and system.strip():
         prompt, responses = _said("user", prompt), [_said("assistant", each) for each in responses]
         if prompt[0]["role"] != "system":
-            prompt = [*_said("system", system.strip()), *prompt]
+            prompt = _said("system", system.strip()) + prompt
     return prompt or "", responses
 
 # %% ../../nbs/1_data/12_records.ipynb #6ef2dbdb
