@@ -29,7 +29,6 @@ from reward_kit.model.runs import CheckpointError, TrainingInterrupted
 from reward_kit.model.settings import settings_of
 from reward_kit.rl.policies import PPOConfig, _make_critic
 from reward_kit.rl.ppo import PPOTrainer
-from reward_kit.rl.ppo import _table as table
 from reward_kit.rl.ppo_report import PPOReport
 from reward_kit.rl.rewards import RewardError
 from reward_kit.rl.rollouts import Episode, EpisodeBatch, Prompts, Sampling
@@ -282,12 +281,13 @@ def test_the_first_step_is_the_policy_gradient(base, tmp_path):
     )
     episodes, _ = trainer.collect(0)
     trainer.set_advantages(episodes)
-    sums = trainer._backward(episodes, 1)
+    batch = EpisodeBatch.of(episodes)
+    sums = trainer._backward(batch, 1)
     found = {name: p.grad.clone() for name, p in trainer.policy.named_parameters()}
     trainer.policy.zero_grad()
-    batch = EpisodeBatch.of(episodes)
     logprobs, _ = batch.logprobs(trainer.policy, trainer.args.temperature)
-    (-(table(episodes, "advantages") * logprobs * batch.mask).sum()).backward()
+    (advantages,) = batch.fields("advantages")
+    (-(advantages * logprobs * batch.mask).sum()).backward()
     for name, p in trainer.policy.named_parameters():
         assert torch.allclose(found[name], p.grad, atol=1e-4), name
     assert sums["policy/clipfrac_avg"] == 0 and sums["val/ratio"].item() == pytest.approx(
@@ -404,7 +404,7 @@ def test_bf16_autocast_stays_near_float32(base, tmp_path):
     full, half = (make_trainer(base, tmp_path, bf16=flag, critic="shared") for flag in (False, True))
     episodes, _ = full.collect(0)
     full.set_advantages(episodes)
-    sums = [trainer._backward(episodes, 1) for trainer in (full, half)]
+    sums = [trainer._backward(EpisodeBatch.of(episodes), 1) for trainer in (full, half)]
     for name in ("loss/policy_avg", "loss/value_avg"):
         assert sums[1][name].item() == pytest.approx(sums[0][name].item(), abs=0.3)
     assert half.policy.dtype == torch.float32  # weights stay in float32

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import transformers
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 # %% ../../nbs/5_rl/53_policies.ipynb #7aa9c4d8
@@ -43,21 +43,21 @@ def _freeze_dropout(model):
                 setattr(holder, name, 0.0)
 
 # %% ../../nbs/5_rl/53_policies.ipynb #cb03d499
-def _load_policy(model, tokenizer=None, trust_remote_code=False, **settings):
+def _load_policy(model, tokenizer=None, **options):
     "Model, tokenizer, a name fit to be published. ModelLoadError; ValueError: no EOS."
     name, own = getattr(model, "name_or_path", "") or type(model).__name__, None
-    options = {"trust_remote_code": trust_remote_code}
     if isinstance(model, (str, os.PathLike)):
         name = str(model)
-        model, own = load_policy_backbone(name, **options, **settings)
+        model, own = load_policy_backbone(name, **options)
     inner = innermost_model(model)
     if inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
-        kind = f"a {type(inner).__name__}, which writes no text"
-        kind = "an encoder-decoder" if inner.config.is_encoder_decoder else kind
+        kind = "an encoder-decoder" if inner.config.is_encoder_decoder else (
+            f"a {type(inner).__name__}, which writes no text")
         raise ModelLoadError(
             f"model {base_name(name)} is {kind}: PPO needs a causal language model as the policy")
     if tokenizer is None:
-        tokenizer = own or transformers.AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = own or transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=options.get("trust_remote_code", False))
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "the policy's tokenizer has no EOS token, so no response could end; "
@@ -70,7 +70,7 @@ def _check_reference(policy, reference, peft_config):
     if reference is policy:
         raise ValueError(
             "ref_model is the policy itself, which changes; leave ref_model out, and a copy is made")
-    if peft_config is not None and hasattr(policy, "peft_config"):
+    if peft_config and hasattr(policy, "peft_config"):
         raise ValueError(
             "the policy has an adapter already, and peft_config asks for another: leave "
             "peft_config out to train the one it has, or merge it first (merge_and_unload)")
@@ -96,6 +96,10 @@ def _with_adapter(policy, peft_config):
     return adapted
 
 # %% ../../nbs/5_rl/53_policies.ipynb #b75c6d7d
+def _trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def _check_trained(policy):
     "ValueError for weights that could not be trained, or not be saved as they were."
     adapters = list(getattr(policy, "peft_config", {}).values())
@@ -110,8 +114,8 @@ def _check_trained(policy):
         raise ValueError(
             "an adapter with ensure_weight_tying=True on the token embeddings cannot be "
             "merged: leave it out, and the saved policy has an output layer of its own")
-    for p in policy.parameters():
-        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
+    for p in _trained(policy):
+        if p.dtype.itemsize == 2:
             raise ValueError(
                 f"the policy's weights are {p.dtype}, in which PPO's small steps are lost: "
                 "load it in float32 (bf16=True computes in bfloat16 all the same), or give "
@@ -132,7 +136,7 @@ class _Critic(nn.Module):
 
     def values(self, batch, hidden=None):
         "Predictions (b, t); without a trunk from the policy's hidden states (n, h)."
-        if self.trunk is not None:
+        if self.trunk:
             output = forward_at(self.trunk, batch.inputs, batch.positions)
             # D5: a token's value is read one position earlier, as its logits are
             hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
@@ -146,23 +150,24 @@ def _make_critic(kind, policy, rewards=None, tokenizer=None):
     trunk, inner = None, innermost_model(policy)
     if kind == "separate":
         trunk = copy.deepcopy(inner.base_model).requires_grad_(True)
-    projection = inner.get_output_embeddings()
-    head = nn.Linear(projection.weight.shape[1], 1)
-    nn.init.zeros_(head.weight)  # D6: a new value head says 0 everywhere (Z)
-    nn.init.zeros_(head.bias)
-    return _Critic(trunk, head.to(projection.weight.device))
+    weight = inner.get_output_embeddings().weight
+    head = nn.Linear(weight.shape[1], 1)
+    for p in head.parameters():
+        nn.init.zeros_(p)  # D6: a new value head says 0 everywhere (Z)
+    return _Critic(trunk, head.to(weight.device))
 
 
 def _critic_from_reward(rewards, tokenizer):
     "D7: the reward model's trunk and head, on the scale of the scores (N+ section 7)."
     judge, problem = rewards.model, None
-    if judge is None or not hasattr(judge.model, "score"):
+    if not (judge and hasattr(judge.model, "score")):
         problem = "the reward to be one reward model that is a decoder"
     elif tokenizer.get_vocab().items() - judge.tokenizer.get_vocab().items():  # it may know more
         problem = "a reward model with the policy's tokenizer"
     if problem:
         raise ValueError(f"critic='reward' needs {problem}; choose critic='separate' or 'shared'")
     model = copy.deepcopy(innermost_model(judge.model)).float().requires_grad_(True)
+    _freeze_dropout(model)
     intercept, slope = rewards.intercept_and_slope()
     head = nn.Linear(model.score.in_features, 1)
     with torch.no_grad():
@@ -176,11 +181,9 @@ class PPOConfig(PPOSettings):
     "Settings of `PPOTrainer`. TypeError: no such setting; ValueError: outside its range."
 
     def __new__(cls, *args, **given):
-        unknown = [name for name in given if name not in cls.__dataclass_fields__]
-        if unknown:
-            from reward_kit.beside.trl_ppo import check_setting_names
+        from reward_kit.beside.trl_ppo import check_setting_names
 
-            check_setting_names(cls, unknown)
+        check_setting_names(cls, given)
         return super().__new__(cls, *args, **given)
 
     def __post_init__(self):
@@ -230,8 +233,9 @@ _PLAYGROUND_PPO = {
 def complete(cls: PPOConfig, args, model):
     "A copy of args; what was not named is chosen for the model. TypeError."
     if isinstance(model, (PPOConfig, transformers.TrainingArguments)):
-        order = "PPOTrainer(model, reward, args, train_dataset)"
-        raise TypeError(f"model is a configuration: the order is {order}, or name the arguments")
+        raise TypeError(
+            "model is a configuration: the order is PPOTrainer(model, reward, args, "
+            "train_dataset), or name the arguments")
     args = cls() if args is None else copy.copy(args)
     if not isinstance(args, PPOConfig):
         kind = type(args)
@@ -242,17 +246,6 @@ def complete(cls: PPOConfig, args, model):
     if args.bf16 is None:
         args.bf16 = default_precision(args.use_cpu) == "bf16"
     return args
-
-
-_UNDECISIVE = """output_dir report_to run_name disable_tqdm logging_steps eval_steps
-save_steps save_total_limit num_sample_generations gradient_checkpointing layout use_cpu
-trust_remote_code vllm_kwargs""".split()
-
-
-@patch
-def deciding(self: PPOConfig):
-    "The settings that change what is trained, and not only what is told of it."
-    return {name: v for name, v in self.to_dict().items() if name not in _UNDECISIVE}
 
 # %% ../../nbs/5_rl/53_policies.ipynb #14c585a1
 @dataclass
@@ -278,7 +271,7 @@ class _Models:
     @contextmanager
     def referring(self):
         "D15: the policy as it began: a frozen copy, or the base without its adapter."
-        if self.reference is not None:
+        if self.reference:
             yield self.reference
         else:
             with self.policy.disable_adapter():
@@ -296,24 +289,24 @@ def prepare_models(
     peft_config=None,  # of an adapter to train in place of all weights
 ):
     "Policy, reference and critic, checked, on the device."
-    options = {"trust_remote_code": self.trust_remote_code} | (self.model_init_kwargs or {})
+    trust, judge = self.trust_remote_code, rewards.model
+    options = {"trust_remote_code": trust} | (self.model_init_kwargs or {})
     policy, tokenizer, base = _load_policy(model, tokenizer, **options)
-    reference, judge = ref_model, rewards.model
+    reference = ref_model
     if isinstance(ref_model, (str, os.PathLike)):
         reference, _, _ = _load_policy(ref_model, tokenizer, **options)
     _check_reference(policy, reference, peft_config)
     _freeze_dropout(policy)
-    readers = [policy, reference, judge and self.critic == "reward" and judge.model]
-    problems = [packing_problem(reader) for reader in readers if reader]
-    layout = choose_layout(self.layout, next(filter(None, problems), None))
-    if ref_model is None and peft_config is None:  # an adapter that is there belongs to it
+    readers = policy, reference, judge and self.critic == "reward" and judge.model
+    problems = filter(None, map(packing_problem, filter(None, readers)))
+    layout = choose_layout(self.layout, next(problems, None))
+    if ref_model is None and not peft_config:  # an adapter that is there belongs to it
         reference = copy.deepcopy(policy)
     critic = _make_critic(self.critic, policy, rewards, tokenizer)
-    if peft_config is not None:
+    if peft_config:
         policy = _with_adapter(policy, peft_config)
     _check_trained(policy)
-    own = base, layout, self.trust_remote_code
-    models = _Models(policy, reference, critic, tokenizer, *own)
+    models = _Models(policy, reference, critic, tokenizer, base, layout, trust)
     models._place(device, self.gradient_checkpointing)
     return models
 
@@ -321,23 +314,17 @@ def prepare_models(
 @patch
 def _place(self: _Models, device, gradient_checkpointing):
     "On the device; what is frozen is frozen."
-    policy, reference, critic = self.policy, self.reference, self.critic
-    for model in filter(None, (policy, critic.trunk) if gradient_checkpointing else ()):
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        if hasattr(model, "peft_config"):
-            model.enable_input_require_grads()
-    for model in filter(None, (policy, reference, critic)):
-        model.to(device)
-    if reference is not None:
-        reference.eval().requires_grad_(False)
-    if critic.trunk is not None:
-        _freeze_dropout(critic.trunk)  # the reward model's has its own
+    if gradient_checkpointing:
+        for model in filter(None, (self.policy, self.critic.trunk)):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            if hasattr(model, "peft_config"):
+                model.enable_input_require_grads()
+    self.policy.to(device)
+    self.critic.to(device)
+    if self.reference:
+        self.reference.to(device).eval().requires_grad_(False)
 
 # %% ../../nbs/5_rl/53_policies.ipynb #d10a4415
-def _trained(model):
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 @patch
 def trained(self: _Models):
     "All weights that are trained."
@@ -350,13 +337,13 @@ def make_optimizer(self: _Models, args, device):
     is_lora = hasattr(self.policy, "peft_config")
     if args.learning_rate is None:  # 3e-6 (N+; TRL), but for an adapter 1e-4
         args.learning_rate = 1e-4 if is_lora else 3e-6
-        if is_lora and self.critic.trunk is not None and args.critic_learning_rate is None:
+        if is_lora and self.critic.trunk and args.critic_learning_rate is None:
             args.critic_learning_rate = 3e-6  # an adapter's is too large for all weights
-    rates = args.learning_rate, args.critic_learning_rate or args.learning_rate
-    models = self.policy, self.critic
-    groups = [{"params": _trained(part), "lr": rate} for part, rate in zip(models, rates)]
+    rate = args.critic_learning_rate or args.learning_rate
+    policy = {"params": _trained(self.policy), "lr": args.learning_rate}
+    critic = {"params": _trained(self.critic), "lr": rate}
     return torch.optim.AdamW(
-        groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon,
+        [policy, critic], betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon,
         weight_decay=args.weight_decay, fused=device.type in ("cpu", "cuda"))
 
 # %% ../../nbs/5_rl/53_policies.ipynb #7ae77325
@@ -374,9 +361,9 @@ def longest_prompt(self: _Models, response_length):
     "Tokens that fit beside a response; None: any number. ValueError: not one."
     config = innermost_model(self.policy).config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
-    if context is not None and context <= response_length:
-        wrong = f"but the policy's context has {context} tokens"
-        raise ValueError(f"response_length={response_length}, {wrong}")
+    if context and context <= response_length:
+        raise ValueError(
+            f"response_length={response_length}, but the policy's context has {context} tokens")
     return context and context - response_length
 
 # %% ../../nbs/5_rl/53_policies.ipynb #173902e3
@@ -411,14 +398,13 @@ def write_checkpoint(self: _Models, folder):
     "Policy, tokenizer and critic as they are."
     self.policy.save_pretrained(folder)
     self.tokenizer.save_pretrained(folder)
-    critic = {name: p.contiguous() for name, p in self.critic.state_dict().items()}
-    save_file(critic, folder / "critic.safetensors")
+    save_model(self.critic, folder / "critic.safetensors")
 
 
 @patch
 def load_checkpoint(self: _Models, folder):
     "Its weights into policy and critic. CheckpointError: they are of another model."
-    self.critic.load_state_dict(load_file(folder / "critic.safetensors"))
+    load_model(self.critic, folder / "critic.safetensors")
     if hasattr(self.policy, "peft_config"):
         from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -428,5 +414,5 @@ def load_checkpoint(self: _Models, folder):
     try:
         self.policy.load_state_dict(saved.state_dict())
     except RuntimeError as error:
-        wrong = "holds the weights of another model than the policy"
-        raise CheckpointError(f"{folder.name} {wrong}") from error
+        raise CheckpointError(
+            f"{folder.name} holds the weights of another model than the policy") from error

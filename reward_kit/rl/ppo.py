@@ -23,7 +23,6 @@ import torch
 import transformers
 from accelerate.utils import gather_object
 from fastcore.basics import patch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #ffbe24f0
@@ -71,13 +70,13 @@ class PPOTrainer:
                 "(prompts, completions, **columns) -> numbers")
         transformers.set_seed(args.seed)
         self._prepare_processes()
-        device, weights = self.device, args.reward_weights
-        self.rewards = RewardMix(reward, weights, args.normalize_reward, device)
+        self.rewards = RewardMix(
+            reward, args.reward_weights, args.normalize_reward, self.device)
         self.models = models = args.prepare_models(
-            model, self.rewards, device, processing_class, ref_model, peft_config)
-        self.policy, self.ref_policy = models.policy, models.reference
-        self.critic, self.tokenizer = models.critic, models.tokenizer
-        self.optimizer = models.make_optimizer(args, device)
+            model, self.rewards, self.device, processing_class, ref_model, peft_config)
+        self.policy, self.ref_policy, self.critic, self.tokenizer = (
+            models.policy, models.reference, models.critic, models.tokenizer)
+        self.optimizer = models.make_optimizer(args, self.device)
         self._prepare_sampling()
         self._prepare_prompts(train_dataset, eval_dataset)
         self._prepare_run(callbacks)
@@ -86,9 +85,10 @@ class PPOTrainer:
 @patch
 def _prepare_processes(self: PPOTrainer):
     "ValueError where models are spread over processes."
-    trackers = None if self.args.report_to in ("none", None, []) else self.args.report_to
+    args = self.args
     self.accelerator = accelerate.Accelerator(
-        cpu=self.args.use_cpu, log_with=trackers, project_dir=self.args.output_dir)
+        cpu=args.use_cpu, project_dir=args.output_dir,
+        log_with=None if args.report_to == "none" else args.report_to)
     kind, self.device = self.accelerator.distributed_type, self.accelerator.device
     if kind in ("FSDP", "DEEPSPEED"):
         raise ValueError(
@@ -126,12 +126,12 @@ def _new_generator(self: PPOTrainer, stream):
 @patch
 def _prepare_sampling(self: PPOTrainer):
     "ValueError for a policy that cannot be sampled."
-    args, stop_ids, self.vllm = self.args, self.models.stop_ids, None
+    args, self.vllm, self.generator = self.args, None, self._new_generator(0)
     how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-    rows = args.local_rollout_forward_batch_size
-    self.sampling = Sampling(args.response_length, **how, stop_ids=stop_ids, rows=rows)
+    self.sampling = Sampling(
+        args.response_length, **how, stop_ids=self.models.stop_ids,
+        rows=args.local_rollout_forward_batch_size)
     self.sampling.check(self.policy)
-    self.generator = self._new_generator(0)
     if args.use_vllm:
         from trl.generation.vllm_generation import VLLMGeneration
 
@@ -158,8 +158,9 @@ def _prepare_run(self: PPOTrainer, callbacks):
     self.checkpoints = Checkpoints(
         args.output_dir, args.save_total_limit, main, self.accelerator.wait_for_everyone)
     self.stop = StopOnInterrupt(self.checkpoints, self.accelerator.print)
-    self.state, self.control = transformers.TrainerState(), transformers.TrainerControl()
-    self.state.is_world_process_zero = self.state.is_local_process_zero = main
+    self.control = transformers.TrainerControl()
+    self.state = transformers.TrainerState(
+        is_world_process_zero=main, is_local_process_zero=main)
     with quiet():  # it misses callbacks of transformers.Trainer
         self.callbacks = transformers.trainer_callback.CallbackHandler(
             [*(callbacks or []), self.stop], self.policy, self.tokenizer, self.optimizer, None)
@@ -168,13 +169,14 @@ def _prepare_run(self: PPOTrainer, callbacks):
 @patch
 def sample(self: PPOTrainer, prompts):
     "Responses by the policy as it is; what the episodes lack is measured later."
-    if self.vllm is None:
-        critic = self.critic if self.critic.trunk is None else None
+    if not self.vllm:
+        critic = None if self.critic.trunk else self.critic
         return self.sampling.sample(self.policy, prompts, self.generator, critic)
     self.vllm.sync_weights()
-    _, found, *_ = self.vllm.generate(prompts=prompts, images=None, num_generations=1)
-    ends = self.sampling.stop_ids
-    return [Episode(0, ids, list(new), new[-1] in ends) for ids, new in zip(prompts, found)]
+    found = self.vllm.generate(prompts=prompts, images=None, num_generations=1)[1]
+    return [
+        Episode(0, ids, list(new), new[-1] in self.sampling.stop_ids)
+        for ids, new in zip(prompts, found)]
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #a08e418b
 @patch
@@ -212,47 +214,48 @@ def _episodes(self: PPOTrainer, rows, data):
 @patch
 def score(self: PPOTrainer, episodes, data):
     "Sets `score` and `raw_score`; {reward function: rewards}."
-    own, most = [data[e.row] for e in episodes], self.args.score_clip
-    names = dict.fromkeys(name for row in own for name in row)
+    own, penalty = [data[e.row] for e in episodes], self.args.missing_eos_penalty or 0
+    most = self.args.score_clip or math.inf
+    names = sorted(set().union(*own) - {"prompt", "completion", "completions"})
     columns = {name: [row.get(name) for row in own] for name in names}
-    for taken in ("completion", "completions"):
-        columns.pop(taken, None)
     columns["completion_ids"] = [e.response_ids for e in episodes]
-    texts = columns.pop("prompt"), [e.completion for e in episodes]
+    texts = [row["prompt"] for row in own], [e.completion for e in episodes]
     with self._timed("score"):
         totals, each = self.rewards(*texts, columns, [e.row for e in episodes])
     for e, total in zip(episodes, totals):
         e.raw_score = e.score = total
-        if total is None:
-            continue
-        if most is not None:  # D13: one absurd score must not decide a batch
-            e.score = min(max(total, -most), most)
-        if not e.stopped:  # D14: an answer that never ends is none (Z; N+)
-            e.score -= self.args.missing_eos_penalty or 0
+        if total is not None:
+            e.score = min(max(total, -most), most)  # D13: one absurd score decides nothing
+            if not e.stopped:  # D14: an answer that never ends is none (Z; N+)
+                e.score -= penalty
     return each
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #406788bc
 @patch
+def _batches(self: PPOTrainer, episodes):
+    "Micro-batches in this order: sorted by length, little is padded."
+    size = self.args.per_device_train_batch_size
+    for start in range(0, len(episodes), size):
+        own = episodes[start : start + size]
+        yield EpisodeBatch.of(own, self.device, self.models.layout)
+
+
+@patch
 @torch.no_grad()
 def measure(self: PPOTrainer, episodes):
     "Sets `logprobs`, `values` and `ref_logprobs`, where they are not known yet."
-    args, order = self.args, sorted(episodes, key=lambda e: e.length)
+    args, found, hidden = self.args, {}, None
     again = args.bf16 if args.recompute_logprobs is None else args.recompute_logprobs
     again = again or any(e.logprobs is None for e in episodes)
-    size, found, hidden = args.per_device_train_batch_size, {}, None
-    for start in range(0, len(order), size):  # similar lengths together
-        chosen = order[start : start + size]
-        batch = EpisodeBatch.of(chosen, self.device, self.models.layout)
+    for batch in self._batches(sorted(episodes, key=lambda e: e.length)):
         with self._timed("reference"), self._autocast(), self.models.referring() as first:
             found["ref_logprobs"], _ = batch.logprobs(first, args.temperature)
         with self._timed("values"), self._autocast():
             if again:
                 found["logprobs"], hidden = batch.logprobs(self.policy, args.temperature)
-            if again or self.critic.trunk is not None:
+            if again or self.critic.trunk:
                 found["values"] = self.critic.values(batch, hidden)
-        for name, table in found.items():
-            for e, numbers in zip(chosen, table.tolist()):
-                setattr(e, name, numbers[: len(e.response_ids)])
+        batch.keep(**found)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #1d04b5b6
 @patch
@@ -309,53 +312,39 @@ def advantages(self: PPOTrainer, rewards, values, mask):
     return advantages, returns
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #4a3ce943
-def _table(episodes, name):
-    "A field of each token (n, t), 0 where none was sampled."
-    rows = [torch.tensor(getattr(e, name), dtype=torch.float32) for e in episodes]
-    return pad_sequence(rows, batch_first=True)
-
-
 @patch
 def set_advantages(self: PPOTrainer, episodes):
     "Sets `advantages` and `returns` of a batch; how much of it the critic knew."
-    fields = "logprobs", "ref_logprobs", "values"
-    logprobs, ref_logprobs, values = (_table(episodes, name) for name in fields)
-    mask = EpisodeBatch.of(episodes).mask
-    scores = torch.tensor([e.score for e in episodes])
-    rewards = self.token_rewards(scores, logprobs, ref_logprobs, mask)
-    advantages, returns = self.advantages(rewards, values, mask)
-    for e, own, earned in zip(episodes, advantages.tolist(), returns.tolist()):
-        n = len(e.response_ids)
-        e.advantages, e.returns = own[:n], earned[:n]
-    return ppo_math.explained_variance(values, returns, mask)
+    batch, scores = EpisodeBatch.of(episodes), torch.tensor([e.score for e in episodes])
+    logprobs, ref_logprobs, values = batch.fields("logprobs", "ref_logprobs", "values")
+    rewards = self.token_rewards(scores, logprobs, ref_logprobs, batch.mask)
+    advantages, returns = self.advantages(rewards, values, batch.mask)
+    batch.keep(advantages=advantages, returns=returns)
+    return ppo_math.explained_variance(values, returns, batch.mask)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #8617131d
 @patch
 def policy_loss(self: PPOTrainer, logprobs, old_logprobs, advantages, mask):
     "What the policy minimises, and what is logged: sums over tokens."
-    cliprange = self.args.cliprange
-    return ppo_math.policy_loss(logprobs, old_logprobs, advantages, mask, cliprange)
+    return ppo_math.policy_loss(logprobs, old_logprobs, advantages, mask, self.args.cliprange)
 
 
 @patch
 def value_loss(self: PPOTrainer, values, old_values, returns, mask):
     "What the critic minimises, and what is logged: sums over tokens."
-    cliprange = self.args.cliprange_value
-    return ppo_math.value_loss(values, old_values, returns, mask, cliprange)
+    return ppo_math.value_loss(values, old_values, returns, mask, self.args.cliprange_value)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #8e02b473
 @patch
-def _backward(self: PPOTrainer, episodes, tokens):
-    "Gradients of some episodes of a minibatch; sums of what is logged."
-    batch = EpisodeBatch.of(episodes, self.device, self.models.layout)
-    fields = "logprobs", "values", "advantages", "returns"
-    old_logprobs, old_values, advantages, returns = (
-        _table(episodes, name).to(self.device) for name in fields)
+def _backward(self: PPOTrainer, batch, tokens):
+    "Gradients of a part of a minibatch; sums of what is logged."
+    old_logprobs, old_values, advantages, returns = batch.fields(
+        "logprobs", "values", "advantages", "returns")
     with self._autocast():
         logprobs, hidden = batch.logprobs(self.policy, self.args.temperature)
     loss, sums = self.policy_loss(logprobs, old_logprobs, advantages, batch.mask)
     sums["loss/policy_avg"] = loss.detach()
-    if self.critic.trunk is not None:
+    if self.critic.trunk:
         (loss / tokens).backward()
         loss = 0
     with self._autocast():
@@ -368,11 +357,10 @@ def _backward(self: PPOTrainer, episodes, tokens):
 @patch
 def _optimizer_step(self: PPOTrainer, minibatch):
     "One step on the episodes of a minibatch; sums over its tokens, of this process."
-    size, sums = self.args.per_device_train_batch_size, Counter()
-    tokens = sum(len(e.response_ids) for e in minibatch)
+    sums, tokens = Counter(), sum(len(e.response_ids) for e in minibatch)
     own = self._share(sorted(minibatch, key=lambda e: e.length))  # D19: alike lengths
-    for start in range(0, len(own), size):
-        found = self._backward(own[start : start + size], tokens)
+    for batch in self._batches(own):
+        found = self._backward(batch, tokens)
         sums.update({name: value.item() for name, value in found.items()})
     self.models.share_gradients(self.accelerator.num_processes)
     sums["policy/grad_norm"] = self._clip_gradients(minibatch)
@@ -384,13 +372,13 @@ def _optimizer_step(self: PPOTrainer, minibatch):
 @patch
 def _clip_gradients(self: PPOTrainer, minibatch):
     "Length of the gradient before it is cut. FloatingPointError: it is no number."
-    longest, step = self.args.max_grad_norm or math.inf, self.state.global_step + 1
+    longest = self.args.max_grad_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(self.models.trained(), longest).item()
     if not math.isfinite(norm):
         rows = ", ".join(str(e.row) for e in minibatch[:5])
         raise FloatingPointError(
-            f"the gradient of step {step} is {norm} (prompts of rows {rows}, ...); "
-            "lower learning_rate, or train in float32")
+            f"the gradient of step {self.state.global_step + 1} is {norm} (prompts of rows "
+            f"{rows}, ...); lower learning_rate, or train in float32")
     return norm
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #91b2c697
@@ -411,26 +399,23 @@ def update(self: PPOTrainer, episodes, step=0):
                 minibatch = [episodes[i] for i in sorted(chosen.tolist())]
                 sums.update(self._optimizer_step(minibatch))
     norm = sums.pop("policy/grad_norm") / (args.num_ppo_epochs * minibatches)
-    metrics = {"policy/grad_norm": norm, "val/explained_variance": known}
-    return self._update_metrics(episodes, sums) | metrics
+    return self._update_metrics(episodes, sums) | {
+        "policy/grad_norm": norm, "val/explained_variance": known}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #767c6f26
 @patch
 def _update_metrics(self: PPOTrainer, episodes, sums):
     "Means over the tokens of all processes and passes."
-    total = Counter()
-    for own in gather_object([sums]):
-        total.update(own)
     tokens = self.args.num_ppo_epochs * sum(len(e.response_ids) for e in episodes)
-    metrics = {name: value / tokens for name, value in total.items()}
-    metrics["val/ratio_var"] -= (metrics["val/ratio"] - 1) ** 2
-    return metrics | {"val/ratio_var": max(0.0, metrics["val/ratio_var"])}
+    metrics = (pandas.DataFrame(gather_object([sums])).sum() / tokens).to_dict()
+    variance = metrics["val/ratio_var"] - (metrics["val/ratio"] - 1) ** 2
+    return metrics | {"val/ratio_var": max(0.0, variance)}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #0fdd7f2f
 @patch
 def _adapt_kl_coef(self: PPOTrainer, kl, n):
     "D3: a proportional controller, from nats a response (Z section 2.2)."
-    if self.args.kl_target is not None:
+    if self.args.kl_target:
         error = min(max(kl / self.args.kl_target - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * n / self.args.kl_horizon
 
@@ -438,7 +423,7 @@ def _adapt_kl_coef(self: PPOTrainer, kl, n):
 @patch
 def evaluate(self: PPOTrainer):
     "One sampled response to each prompt of `eval_dataset`. ValueError without one."
-    if self.eval_rows is None:
+    if not self.eval_rows:
         raise ValueError("nothing to evaluate on: give PPOTrainer an eval_dataset")
     before, self.generator = self.generator, self._new_generator(7)
     try:
@@ -486,10 +471,10 @@ def _show_samples(self: PPOTrainer, episodes):
     if not times or (step - 1) % max(1, self.state.max_steps // times):
         return
     for e in episodes[:3]:
-        own = {"step": step, "score": e.raw_score, "tokens": len(e.response_ids)}
-        texts = self.train_rows[e.row]["prompt"], e.completion
-        self.samples.append(own | dict(zip(("prompt", "completion"), texts)))
-        rows.append((f"{e.raw_score:+.2f}", *map(response_text, texts)))
+        score, prompt = e.raw_score, self.train_rows[e.row]["prompt"]
+        sample = {"step": step, "score": score, "tokens": len(e.response_ids)}
+        self.samples.append(sample | {"prompt": prompt, "completion": e.completion})
+        rows.append((f"{score:+.2f}", response_text(prompt), response_text(e.completion)))
     self._write(Table(("score", "prompt", "response"), rows, width=60).to_text())
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #bda3053a
@@ -505,28 +490,35 @@ def _new_scheduler(self: PPOTrainer):
     "D23: the learning rate falls to 0 over the run (Z; N+ section 7)."
     steps, warmup = self.state.max_steps, self.args.warmup_steps
     warmup = math.ceil(warmup * (1 if warmup >= 1 else steps))
-    kind = self.args.lr_scheduler_type
-    return transformers.get_scheduler(kind, self.optimizer, warmup, steps)
+    return transformers.get_scheduler(
+        self.args.lr_scheduler_type, self.optimizer, warmup, steps)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #88a913e5
+_UNDECISIVE = """output_dir report_to run_name disable_tqdm logging_steps eval_steps
+save_steps save_total_limit num_sample_generations gradient_checkpointing layout use_cpu
+trust_remote_code vllm_kwargs""".split()
+
+
 @patch
 def _deciding_settings(self: PPOTrainer):
-    "What makes a run the run it is."
+    "What changes what is trained, and not only what is told of it."
     prompts = "".join(map(json.dumps, self.train_rows.ids))
-    digest, n = hashlib.sha256(prompts.encode()).hexdigest()[:16], self.accelerator.num_processes
-    return self.args.deciding() | {"prompts": digest, "processes": n}
+    settings = {n: v for n, v in self.args.to_dict().items() if n not in _UNDECISIVE}
+    return settings | {
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16],
+        "processes": self.accelerator.num_processes}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #fdc72c10
 @patch
 def _write_state(self: PPOTrainer, folder):
     "All that a run needs to go on; each process writes its random state."
-    random = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
-    torch.save(random, folder / f"random_{self.accelerator.process_index}.pt")
+    torch.save({"generator": self.generator.get_state(), "torch": torch.get_rng_state()},
+               folder / f"random_{self.accelerator.process_index}.pt")
     if self.is_world_process_zero():
         self.models.write_checkpoint(folder)
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        schedule = {"scheduler": self.scheduler.state_dict(), "kl_coef": self.kl_coef}
-        torch.save(schedule, folder / "scheduler.pt")
+        torch.save({"scheduler": self.scheduler.state_dict(), "kl_coef": self.kl_coef},
+                   folder / "scheduler.pt")
         write_whole(folder / "ppo_settings.json", self._deciding_settings())
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
@@ -572,12 +564,12 @@ def _step(self: PPOTrainer, step):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #fe752575
 @patch
-def _is_due(self: PPOTrainer, every, asked):
-    "Every so many batches (below 1: a share of the run), or when a callback asks."
-    due = getattr(self.control, asked)
-    setattr(self.control, asked, False)
-    every = math.ceil(every if every >= 1 else every * self.state.max_steps) if every else 0
-    return due or bool(every) and self.state.global_step % every == 0
+def _is_due(self: PPOTrainer, every):
+    "Whether so many batches are over; below 1: so large a share of the run."
+    if not every:
+        return False
+    batches = math.ceil(every if every >= 1 else every * self.state.max_steps)
+    return self.state.global_step % batches == 0
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #a9653899
 @patch
@@ -602,21 +594,20 @@ def _run(self: PPOTrainer):
     args, state, evaluated, pending = self.args, self.state, -1, []
     hidden = args.disable_tqdm or not self.is_world_process_zero()
     first, last = state.global_step, state.max_steps
-    bar = tqdm(range(first, last), "PPO", last, initial=first, disable=hidden)
-    for step in bar:
+    for step in tqdm(range(first, last), "PPO", last, initial=first, disable=hidden):
         pending.append(self._step(step))
-        if self._is_due(args.logging_steps, "should_log") or step == last - 1:
+        if self.control.should_log or self._is_due(args.logging_steps) or step == last - 1:
             self._log(pandas.DataFrame(pending).mean().to_dict() | self._usage())
             pending = []
-        if self.eval_rows is not None and self._is_due(args.eval_steps, "should_evaluate"):
+        if self.eval_rows and (self.control.should_evaluate or self._is_due(args.eval_steps)):
             self.evaluate()
             evaluated = state.global_step
-        if self._is_due(args.save_steps, "should_save"):
+        if self.control.should_save or self._is_due(args.save_steps):
             self.checkpoints.write(state.global_step, self._write_state)
             self._call("on_save")
         if self.control.should_training_stop:
             break
-    if self.eval_rows is not None and evaluated != state.global_step:
+    if self.eval_rows and evaluated != state.global_step:
         self.evaluate()
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #506181ba
@@ -631,8 +622,7 @@ def train(self: PPOTrainer, resume_from_checkpoint=None):
     self.scheduler = self._new_scheduler()
     if checkpoint:
         self._load_state(checkpoint)
-    given = self.args.to_dict().items()
-    simple = {name: v for name, v in given if isinstance(v, (int, float, str))}
+    simple = {n: v for n, v in self.args.to_dict().items() if isinstance(v, (int, float, str))}
     self.accelerator.init_trackers(self.args.run_name, config=simple)
     with self.stop.watching(self.accelerator.num_processes):
         self._call("on_train_begin")
@@ -650,6 +640,5 @@ def save_model(self: PPOTrainer, output_dir=None):
         return
     target = Path(self.args.output_dir if output_dir is None else output_dir)
     with saved_whole(target, "the policy") as folder:
-        texts = [ids[:64] for ids in self.train_rows.ids[:16]]
-        difference = self.models.save(folder, texts)
+        difference = self.models.save(folder, [ids[:64] for ids in self.train_rows.ids[:16]])
         PPOReport(self).write_card(folder, target.resolve().name, difference)

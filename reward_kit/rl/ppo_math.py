@@ -50,7 +50,7 @@ def token_rewards(
     "-beta * KL at every token, plus the score at the last one (Z equation 2)."
     rewards = -kl_coef * kl * mask
     last = mask.sum(1) - 1  # D1: the score belongs to the last sampled token, EOS included
-    rewards[torch.arange(len(scores), device=scores.device), last] += scores
+    rewards[range(len(scores)), last] += scores
     return rewards
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #da6a21c1
@@ -65,7 +65,7 @@ def gae(
     values = values * mask
     next_values = F.pad(values[:, 1:], (0, 1))  # D2: nothing follows the last
     surprise = (rewards + gamma * next_values - values) * mask
-    advantages, ahead = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    advantages, ahead = torch.zeros_like(rewards), 0.0
     for t in reversed(range(rewards.shape[1])):
         ahead = surprise[:, t] + gamma * lam * ahead
         advantages[:, t] = ahead

@@ -34,8 +34,9 @@ class PPOReport:
         own, ref = (
             torch.tensor([x for e in scored for x in getattr(e, name)], dtype=torch.float64)
             for name in ("logprobs", "ref_logprobs"))
-        kinds = "k1", self.trainer.args.kl_estimator
-        kl, penalty = (kl_estimate(own, ref, kind).sum().item() / n for kind in kinds)
+        kl, penalty = (
+            kl_estimate(own, ref, kind).sum().item() / n
+            for kind in ("k1", self.trainer.args.kl_estimator))
         return _mean_rewards(rewards) | {
             "objective/scores": raw.mean().item(),  # before the penalty for a missing EOS
             "objective/scores_std": raw.std(correction=0).item(),
@@ -79,11 +80,10 @@ _LOG_COLUMNS = {
 def line(self: PPOReport, metrics):
     "The metrics of a log that one reads while it runs."
     state = self.trainer.state
-    shown = [f"batch {state.global_step}/{state.max_steps}"]
-    for name, (title, form) in _LOG_COLUMNS.items():
-        if name in metrics:
-            shown.append(f"{title} {metrics[name]:{form}}")
-    return "  ".join(shown)
+    shown = [
+        f"{title} {metrics[name]:{form}}"
+        for name, (title, form) in _LOG_COLUMNS.items() if name in metrics]
+    return "  ".join([f"batch {state.global_step}/{state.max_steps}", *shown])
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #80fc555c
 _PANELS = (
@@ -126,11 +126,11 @@ _CHANGES = {
 def changes(self: PPOReport):
     "What the first tenth of the batches was like, and the last."
     logs = [log for log in self.trainer.state.log_history if "objective/scores" in log]
-    frame, n, found = pandas.DataFrame(logs), max(1, len(logs) // 10), {}
-    for title, (name, form) in _CHANGES.items() if logs else ():
-        first, last = frame[name].head(n).mean(), frame[name].tail(n).mean()
-        found[title] = f"{first:{form}} -> {last:{form}}"
-    return found
+    frame, n = pandas.DataFrame(logs), max(1, len(logs) // 10)
+    first, last = frame.head(n).mean(), frame.tail(n).mean()
+    return {
+        title: f"{first[name]:{form}} -> {last[name]:{form}}"
+        for title, (name, form) in _CHANGES.items() if logs}
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #f44f22ee
 _CARD = """
@@ -168,6 +168,6 @@ def write_card(self: PPOReport, folder, title, difference):
     header = "on training prompts", "first batches -> last batches"
     changes = ModelCard.table(self.changes(), header)
     text = _CARD.format(settings=ModelCard.table(settings), changes=changes)
-    tags = "ppo", "rlhf", "reward_kit"
-    ModelCard(folder).begin(title, text, tags, task="text-generation", base=base)
+    ModelCard(folder).begin(
+        title, text, ("ppo", "rlhf", "reward_kit"), task="text-generation", base=base)
     self.plot().savefig(folder / "ppo_curve.png")

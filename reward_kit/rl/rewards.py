@@ -61,13 +61,14 @@ def _call_reward(function, prompts, completions, columns, rows):
         rewards = function(**_accepted(function, given))
     except Exception as error:
         raise _refusal(function, f"raised {type(error).__name__}: {error}", rows) from error
-    wrong, found = f"gave {type(rewards).__name__}; it must give a list of numbers", None
-    if isinstance(rewards, Iterable):
-        found = list(rewards)
-        wrong = f"gave {counted(len(found), 'reward')} for {counted(len(prompts), 'response')}"
-    if found is None or len(found) != len(prompts):
+    if not isinstance(rewards, Iterable):
+        wrong = f"gave {type(rewards).__name__}; it must give a list of numbers"
         raise _refusal(function, wrong, rows)
-    return [_number(reward, function, row) for reward, row in zip(found, rows)]
+    rewards = list(rewards)
+    if len(rewards) != len(prompts):
+        wrong = f"gave {counted(len(rewards), 'reward')} for {counted(len(prompts), 'response')}"
+        raise _refusal(function, wrong, rows)
+    return [_number(reward, function, row) for reward, row in zip(rewards, rows)]
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #7b5c501f
 def _load_reward(item, device):
@@ -102,8 +103,9 @@ def _checked_weights(weights, n):
     "One finite number for each of n functions."
     weights = [1.0] * n if weights is None else list(weights)
     if len(weights) != n or not all(map(math.isfinite, weights)):
-        entries = f"{counted(len(weights), 'entry', 'entries')} for {counted(n, 'reward function')}"
-        raise ValueError(f"reward_weights has {entries}, {weights}; give a finite number for each")
+        raise ValueError(
+            f"reward_weights has {counted(len(weights), 'entry', 'entries')} for "
+            f"{counted(n, 'reward function')}, {weights}; give a finite number for each")
     return weights
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #27e09f5d

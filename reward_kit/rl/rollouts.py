@@ -62,6 +62,7 @@ class Episode:
 class EpisodeBatch:
     "Episodes in one forward pass, packed or padded."
 
+    episodes: list  # of Episode
     inputs: dict  # of the model
     positions: Tensor  # (n,) in the flattened batch: one before each sampled token
     mask: Tensor  # (b, t) bool, True = sampled token
@@ -69,19 +70,34 @@ class EpisodeBatch:
     @classmethod
     def of(cls, episodes, device="cpu", layout="packed"):
         "Prompts and responses as the model read them when it sampled."
-        sequences = [[*e.prompt_ids, *e.response_ids] for e in episodes]
-        inputs, last = lay_out([[ids] for ids in sequences], layout)
+        sequences = [[[*e.prompt_ids, *e.response_ids]] for e in episodes]
+        inputs, last = lay_out(sequences, layout)
         lengths = torch.tensor([len(e.response_ids) for e in episodes])
         steps = torch.arange(lengths.max())
         mask = steps < lengths[:, None]
         positions = ((last - lengths)[:, None] + steps)[mask]
         inputs = {name: value.to(device) for name, value in inputs.items()}
-        return cls(inputs, positions.to(device), mask.to(device))
+        return cls(episodes, inputs, positions.to(device), mask.to(device))
 
     def table(self, values):
         "(n,) numbers of the sampled tokens as (b, t), 0 where nothing was sampled."
-        empty = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
-        return empty.masked_scatter(self.mask, values)
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
+
+# %% ../../nbs/5_rl/51_rollouts.ipynb #b7e2c761
+@patch
+def fields(self: EpisodeBatch, *names):
+    "Tables (b, t) of what the episodes know of each token."
+    for name in names:
+        known = [number for e in self.episodes for number in getattr(e, name)]
+        yield self.table(torch.tensor(known, device=self.mask.device))
+
+
+@patch
+def keep(self: EpisodeBatch, **tables):
+    "Gives each episode its own numbers, by the name of a field."
+    for name, table in tables.items():
+        for e, numbers in zip(self.episodes, table.tolist()):
+            setattr(e, name, numbers[: len(e.response_ids)])
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #1603e905
 def _causal_logits(model, positions, **inputs):
@@ -90,14 +106,11 @@ def _causal_logits(model, positions, **inputs):
 
     def read(module, args):
         found.append(args[0].flatten(0, 1)[positions])
-        return (found[0][None], *args[1:])
+        return found[0][None]
 
     projection = innermost_model(model).get_output_embeddings()
-    handle = projection.register_forward_pre_hook(read)
-    try:
+    with projection.register_forward_pre_hook(read):
         output = forward_at(model, inputs, positions)
-    finally:
-        handle.remove()
     return output.logits[0], found[0], output
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #62225570
@@ -138,14 +151,14 @@ class _Unfinished:
 
     def __init__(self, prompts, device):
         ids = [torch.tensor(row, device=device) for row in prompts]
-        pad = partial(pad_sequence, batch_first=True, padding_side="left")
-        self.ids, self.mask = pad(ids), pad(list(map(torch.ones_like, ids)))
-        self.rows, self.cache = torch.arange(len(prompts), device=device), None
+        ids = pad_sequence(ids, batch_first=True, padding_value=-1, padding_side="left")
+        self.ids, self.mask = ids.clamp(min=0), (ids >= 0).long()
+        self.rows, self.cache = torch.arange(len(ids), device=device), None
 
     def forward(self, model):
         "Logits and hidden states at the last token of each row; the cache is kept."
         n, width = self.ids.shape
-        last = torch.arange(1, n + 1, device=self.ids.device) * width - 1
+        last = torch.arange(width - 1, n * width, width, device=self.ids.device)
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
         logits, hidden, output = _causal_logits(
             model, last, input_ids=self.ids, attention_mask=self.mask, position_ids=positions,
@@ -166,11 +179,13 @@ class _Unfinished:
 @patch
 @torch.no_grad()
 def _sample_batch(self: Sampling, model, prompts, generator, critic):
-    "Episodes of prompts that fit together in one batch."
+    "Episodes of prompts {row: token ids} that fit together in one batch."
     device = next(model.parameters()).device
-    batch = _Unfinished(prompts, device)
+    batch = _Unfinished(prompts.values(), device)
     stop = torch.tensor(self.stop_ids, device=device)
-    episodes = [Episode(0, ids, [], False, [], [] if critic else None) for ids in prompts]
+    episodes = [
+        Episode(row, ids, [], False, [], [] if critic else None)
+        for row, ids in prompts.items()]
     for _ in range(self.max_new_tokens):
         logits, hidden = batch.forward(model)
         logits = logits / (self.temperature or 1.0)
@@ -179,8 +194,8 @@ def _sample_batch(self: Sampling, model, prompts, generator, critic):
         ended = torch.isin(tokens, stop)
         values = critic(hidden) if critic else logprobs
         columns = batch.rows, tokens, ended, logprobs, values
-        measured = torch.stack([c.double() for c in columns], dim=1)
-        for row, token, is_end, logprob, value in measured.tolist():  # one transfer
+        measured = torch.stack([c.double() for c in columns], dim=1).tolist()  # one transfer
+        for row, token, is_end, logprob, value in measured:
             e = episodes[int(row)]
             e.response_ids.append(int(token))
             e.logprobs.append(logprob)
@@ -202,14 +217,11 @@ def sample(
     critic=None,  # function of hidden states (b, h) -> values (b,); None: no values
 ):
     "Episodes, `row` the number of the prompt; prompts of similar length go together."
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    episodes = [None] * len(prompts)
+    order, episodes = sorted(enumerate(prompts), key=lambda pair: len(pair[1])), []
     for start in range(0, len(order), self.rows):
-        rows = order[start : start + self.rows]
-        found = self._sample_batch(model, [prompts[i] for i in rows], generator, critic)
-        for row, episode in zip(rows, found):
-            episode.row, episodes[row] = row, episode
-    return episodes
+        together = dict(order[start : start + self.rows])
+        episodes += self._sample_batch(model, together, generator, critic)
+    return sorted(episodes, key=lambda e: e.row)
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #637e9972
 @torch.no_grad()
@@ -234,11 +246,10 @@ def check(self: Sampling, policy):
             raise
         moved, problem = 1, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     if moved > 0.05:
-        kind = type(innermost_model(policy)).__name__
         raise ValueError(
-            f"the policy is a {kind}, which cannot be sampled while rows leave the batch, "
-            "as state-space and hybrid models cannot: give a causal language model with "
-            f"attention in every layer, which reads position_ids ({problem})")
+            f"the policy is a {type(innermost_model(policy)).__name__}, which cannot be sampled "
+            "while rows leave the batch, as state-space and hybrid models cannot: give a causal "
+            f"language model with attention in every layer, which reads position_ids ({problem})")
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #a92d511c
 def _for_each(rows, function):
@@ -252,12 +263,12 @@ def _for_each(rows, function):
 
 def _checked_prompt(value):
     "A text, or messages that wait for an answer."
-    prompt = value if isinstance(value, str) else as_messages(value, "the prompt")
-    if not prompt or isinstance(prompt, str) and not prompt.strip():
+    messages = [] if isinstance(value, str) else as_messages(value, "the prompt")
+    if not (messages or isinstance(value, str) and value.strip()):
         raise ValueError("the prompt is empty")
-    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+    if messages and messages[-1]["role"] == "assistant":
         raise ValueError("the prompt ends with an assistant turn; leave the answer out")
-    return prompt
+    return messages or value
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #3fe398cf
 def _prompt_column(columns, asked, name):
@@ -270,11 +281,10 @@ def _prompt_column(columns, asked, name):
         f"Name one with prompt_column, or call it prompt.{hint}")
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #561cabfb
-def _rows_of(data, column, name):
+def _rows_of(data, name):
     "The name of the data, and (origin, row) of each prompt."
     if isinstance(data, dict):
-        sets = ", ".join(map(str, data))
-        raise ValueError(f"{name} holds several sets ({sets}); give one of them")
+        raise ValueError(f"{name} holds several sets ({', '.join(map(str, data))}); give one of them")
     if isinstance(data, (str, os.PathLike)):
         data = read_rows(data)
     if hasattr(data, "whole"):  # of `read_rows`
@@ -282,8 +292,8 @@ def _rows_of(data, column, name):
     if hasattr(data, "__len__"):
         rows = (row if isinstance(row, dict) else {"prompt": row} for row in data)
         return name, ((f"{name}, row {i}", row) for i, row in enumerate(rows))
-    wanted = "a list, a file or a dataset with a length"
-    raise TypeError(f"{name} must be {wanted}, got {type(data).__name__}")
+    raise TypeError(
+        f"{name} must be a list, a file or a dataset with a length, got {type(data).__name__}")
 
 
 class Prompts(list):
@@ -297,7 +307,7 @@ class Prompts(list):
         name="train_dataset",  # for messages about rows of a list
     ):
         "ValueError names the row without a prompt; TypeError: no data."
-        rows, (name, found) = [], _rows_of(data, column, name)
+        rows, (name, found) = [], _rows_of(data, name)
         for origin, row in found:
             if isinstance(row, UnusableRow):
                 raise PreferenceDataError(f"{origin}: {row}")
@@ -305,8 +315,8 @@ class Prompts(list):
         if not rows:
             raise ValueError(f"{name} has no rows; give at least one prompt")
         column = _prompt_column([key for key in rows[0] if key != "origin"], column, name)
-        checked = _for_each(rows, lambda row: {"prompt": _checked_prompt(row.get(column))})
-        return cls(row | prompt for row, prompt in zip(rows, checked))
+        return cls(_for_each(
+            rows, lambda row: row | {"prompt": _checked_prompt(row.get(column))}))
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #b431f8e8
 def _render(tokenizer, row):
@@ -317,12 +327,12 @@ def _render(tokenizer, row):
             "give prompts as strings, or a tokenizer with a template")
     try:
         more = RewardEncoder.from_json(row.get("chat_template_kwargs")) or {}
-        tools = RewardEncoder.from_json(row.get("tools"))
         return tokenizer.apply_chat_template(
-            row["prompt"], tools=tools, tokenize=False, add_generation_prompt=True, **more)
+            row["prompt"], tools=RewardEncoder.from_json(row.get("tools")),
+            tokenize=False, add_generation_prompt=True, **more)
     except Exception as error:  # templates raise on anything
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the chat template refuses this conversation: {reason}") from error
+        raise ValueError(
+            f"the chat template refuses this conversation: {' '.join(str(error).split())}") from error
 
 
 def _encode(tokenizer, limit, row):
@@ -335,7 +345,7 @@ def _encode(tokenizer, limit, row):
     bos = tokenizer.bos_token_id
     if chat and bos is not None and ids[0] != bos and tokenizer("a")["input_ids"][0] == bos:
         ids = [bos, *ids]
-    if limit is not None and len(ids) > limit:
+    if limit and len(ids) > limit:
         raise ValueError(
             f"the prompt has {len(ids)} tokens, but only {limit} fit beside the response "
             "in the policy's context; shorten it, or lower response_length")

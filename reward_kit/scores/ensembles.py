@@ -12,6 +12,7 @@ import math
 import os
 from functools import partial
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 
@@ -32,9 +33,10 @@ def _spread(rewards):
 # %% ../../nbs/3_scores/35_ensembles.ipynb #bdf0305e
 def _over_members(rewards, function):
     "One number per text, of lists (members, texts); None where a member has none."
-    table = [[math.nan if reward is None else reward for reward in own] for own in rewards if own]
-    found = function(torch.tensor(table, dtype=torch.float64)).tolist() if table else []
-    return [None if math.isnan(reward) else reward for reward in found]
+    if not rewards[0]:
+        return []
+    table = torch.tensor(np.array(rewards, dtype=float))  # None becomes nan
+    return [None if math.isnan(reward) else reward for reward in function(table).tolist()]
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #12b6b162
 def _combine_rewards(rewards, combine="mean", k=1.0):
@@ -146,11 +148,10 @@ def normalized(self: RewardEnsemble, rewards):
 @patch(as_prop=True)
 def temperature(self: RewardEnsemble) -> float:
     "What a difference of combined rewards is divided by to give log-odds."
-    total = 0.0
-    for member in self.members:
-        scale = member.metadata.normalization["std"] if self.normalize_members else 1.0
-        total += scale / member.temperature
-    return len(self.members) / total
+    log_odds = (
+        (m.metadata.normalization["std"] if self.normalize_members else 1.0) / m.temperature
+        for m in self.members)
+    return len(self.members) / sum(log_odds)
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #2924cce8
 @patch

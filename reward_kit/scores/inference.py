@@ -50,8 +50,9 @@ class RewardModel(TextScorer):
         self._warn_of_strings = getattr(metadata, "data_kind", None) == "messages"  # once
 
     def __repr__(self) -> str:
-        kind, device = self.model.config.model_type, self.scorer.device
-        return f"{type(self).__name__}({self.__name__!r}, {kind}, {device}, {self.model.dtype})"
+        return (
+            f"{type(self).__name__}({self.__name__!r}, {self.model.config.model_type}, "
+            f"{self.scorer.device}, {self.model.dtype})")
 
     def _stored(self, name):
         return getattr(self.metadata, name, None) or {}
@@ -75,7 +76,7 @@ class RewardModel(TextScorer):
 @patch
 def encode(self: RewardModel, prompts, responses, **template):
     "Token ids of each text; None where the response alone does not fit."
-    pairs = zip(prompts, prompts if responses is None else responses)
+    pairs = zip(prompts, responses or prompts)
     strings = (isinstance(a, str) and isinstance(b, str) for a, b in pairs)
     if self._warn_of_strings and any(strings):
         self._warn_of_strings = False
@@ -104,8 +105,9 @@ def score_ids(self: RewardModel, rows, progress=False):
     rewards = [None if ids is None else next(found) for ids in rows]
     for i, reward in enumerate(rewards):
         if reward is not None and not math.isfinite(reward):
-            cause = f"the weights of {self.__name__} and its dtype ({self.model.dtype})"
-            raise FloatingPointError(f"the reward of text {i} is {reward}: check {cause}")
+            raise FloatingPointError(
+                f"the reward of text {i} is {reward}: check the weights of {self.__name__} "
+                f"and its dtype ({self.model.dtype})")
     return rewards
 
 # %% ../../nbs/3_scores/34_inference.ipynb #f09a327d
@@ -118,8 +120,8 @@ def normalized(self: RewardModel, rewards):
             "train with an evaluation set, or measure them with "
             "store_normalization(model, preferences)"
         )
-    mean, std = (self.metadata.normalization[name] for name in ("mean", "std"))
-    return [None if reward is None else (reward - mean) / std for reward in rewards]
+    scale = self.metadata.normalization
+    return [None if reward is None else (reward - scale["mean"]) / scale["std"] for reward in rewards]
 
 # %% ../../nbs/3_scores/34_inference.ipynb #8db617c8
 @patch
@@ -128,9 +130,8 @@ def fingerprint(self: RewardModel) -> str:  # 16 hexadecimal digits
     digest = hashlib.sha256(f"{self.encoder.encoding!r} {self.encoding_note}".encode())
     for name, weight in sorted(self.model.state_dict().items()):
         flat = weight.reshape(-1)
-        sample = flat[:: max(1, len(flat) // 64)].float().cpu()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
-        digest.update(sample.numpy().tobytes())
+        digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/3_scores/34_inference.ipynb #2b4eaa4d
@@ -141,11 +142,9 @@ class _GuessedEncoder(RewardEncoder):
 
     def __init__(self, tokenizer, model, max_length=None):
         config = model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
-        limits = tokenizer.model_max_length, positions
+        limits = tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)
         length = min((n for n in limits if n and n < 10**7), default=2048)
-        encoding = RewardEncoding(max_length=length, add_eos=False)
-        self.encoding = encoding.limited(model, max_length)
+        self.encoding = RewardEncoding(max_length=length, add_eos=False).limited(model, max_length)
         self.tokenizer = tokenizer
         fills = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_token_id = next(token for token in fills if token is not None)
@@ -160,11 +159,11 @@ class _GuessedEncoder(RewardEncoder):
         if self.is_pair:
             how = "prompt and response are the two segments of a pair"
         if self.tokenizer.chat_template:
-            how = "messages go through its chat template, "
-            how += "a plain prompt and response become a user and an assistant message"
+            how = ("messages go through its chat template, "
+                   "a plain prompt and response become a user and an assistant message")
         pool = ", a final pad token is not read" if self.skipped is not None else ""
-        cut = f"the oldest of the prompt is cut beyond {self.encoding.max_length} tokens"
-        return f"{how}; special tokens are its tokenizer's own{pool}; {cut}"
+        return (f"{how}; special tokens are its tokenizer's own{pool}; "
+                f"the oldest of the prompt is cut beyond {self.encoding.max_length} tokens")
 
 # %% ../../nbs/3_scores/34_inference.ipynb #cb6e9ea2
 @patch
@@ -177,8 +176,7 @@ def _joins(self: _GuessedEncoder, prompt, response):
 @patch
 def _template(self: _GuessedEncoder, *args, **options):
     if not self.tokenizer.chat_template:
-        remedy = "give prompt and response as strings"
-        raise ValueError(f"its tokenizer has no chat template; {remedy}")
+        raise ValueError("its tokenizer has no chat template; give prompt and response as strings")
     return super(_GuessedEncoder, self)._template(*args, **options)
 
 # %% ../../nbs/3_scores/34_inference.ipynb #a3683152
@@ -193,7 +191,7 @@ def _ids(self: _GuessedEncoder, texts, rows):
             ids = tokenizer(prompt, response)["input_ids"]
         elif ids[:1] != [bos] and (whole or not self.tokenizer.chat_template):
             ids = tokenizer(text)["input_ids"]
-        while self.skipped is not None and len(ids) > 1 and ids[-1] == self.skipped:
+        while len(ids) > 1 and ids[-1] == self.skipped:
             ids = ids[:-1]
         found.append(ids)
     return found
@@ -217,8 +215,7 @@ def find_metadata(cls: RewardModel, name, revision=None) -> RewardMetadata | Non
     if Path(name).is_dir():
         return RewardMetadata.load(name)
     try:
-        file = cached_file(name, "reward_kit.json", revision=revision)
-        return RewardMetadata.load(Path(file).parent)
+        return RewardMetadata.load(cached_file(name, "reward_kit.json", revision=revision))
     except OSError:
         return None  # loading the model itself says what is wrong with the repository
 
@@ -228,19 +225,17 @@ def _check_labels(name, **hub):
         config = AutoConfig.from_pretrained(name, **hub)
     except Exception:  # whatever is wrong is explained by load_reward_backbone
         return
-    architecture = (config.architectures or [""])[0]
-    if not architecture.endswith("ForSequenceClassification") or config.num_labels == 1:
-        return
-    two = "logits of two classes, of which one may be the reward"
-    why = two if config.num_labels == 2 else "a reward is one number"
-    raise ModelLoadError(f"model {name} has {config.num_labels} labels, not one: {why}")
+    n, architecture = config.num_labels, (config.architectures or [""])[0]
+    if architecture.endswith("ForSequenceClassification") and n != 1:
+        why = "logits of two classes, of which one may be the reward" if n == 2 else "a reward is one number"
+        raise ModelLoadError(f"model {name} has {n} labels, not one: {why}")
 
 # %% ../../nbs/3_scores/34_inference.ipynb #61b44553
 def _encoder_of(tokenizer, model, stored, given, max_length):
     given = RewardEncoding.from_dict(given) if isinstance(given, dict) else given
-    if given is not None:
+    if given:
         return RewardEncoder(tokenizer, given.applied(tokenizer, model, max_length))
-    if stored is not None:
+    if stored:
         return RewardEncoder(tokenizer, stored.limited(model, max_length))
     return _GuessedEncoder(tokenizer, model, max_length)
 
@@ -269,21 +264,19 @@ def from_pretrained(
     Raises ModelLoadError (a ValueError) for what is not there or is no reward model."""
     path = resolve_model(name)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    short = Path(path).resolve().name if Path(path).is_dir() else path.split("/")[-1]
+    short = Path(path).resolve().name  # of a hub id too
     metadata = cls.find_metadata(path, revision)
     _check_labels(path, **hub)
     model, tokenizer = load_reward_backbone(name, new_head=False, dtype=dtype, **hub)
-    stored = metadata and metadata.encoding
-    encoder = _encoder_of(tokenizer, model, stored, encoding, max_length)
+    encoder = _encoder_of(tokenizer, model, metadata and metadata.encoding, encoding, max_length)
     model = model.to(_pick_device(device))
     if encoder.guessed:
-        lacks = "reward_kit.json" if metadata is None else "encoding in its reward_kit.json"
+        lacks = "encoding in its reward_kit.json" if metadata else "reward_kit.json"
         _logger.warning("%s has no %s: %s", short, lacks, encoder.describe())
     elif encoder.tokenizer_changed:
-        changed = "the tokenizer is not the one of its training"
-        _logger.warning("%s: %s; scores may be off", short, changed)
-    how = {"batch_tokens": batch_tokens, "segment_token_id": encoder.segment_token_id}
-    scorer = RowScorer(model, encoder.pad_token_id, **how)
+        _logger.warning("%s: the tokenizer is not the one of its training; scores may be off", short)
+    scorer = RowScorer(model, encoder.pad_token_id, batch_tokens=batch_tokens,
+                       segment_token_id=encoder.segment_token_id)
     return cls(model, tokenizer, encoder, scorer, metadata=metadata, name=short)
 
 # %% ../../nbs/3_scores/34_inference.ipynb #6da488ce
@@ -293,12 +286,11 @@ def keep_measured(cls: RewardModel, model, name, measure, what, device=None):
     rm = model
     if not isinstance(model, RewardModel):
         if not Path(model).is_dir():
-            remedy = "load it with RewardModel.from_pretrained and pass the RewardModel"
-            problem = f"model={str(model)!r} is no folder to store its {what} in"
-            raise ValueError(f"{problem}; {remedy}")
+            raise ValueError(
+                f"model={str(model)!r} is no folder to store its {what} in; "
+                "load it with RewardModel.from_pretrained and pass the RewardModel")
         rm = cls.from_pretrained(model, device=device)
-    metadata = rm.metadata or RewardMetadata(versions={})
-    rm.metadata = replace(metadata, **{name: measure(rm)})
+    rm.metadata = replace(rm.metadata or RewardMetadata(versions={}), **{name: measure(rm)})
     if rm is not model:
         rm.metadata.save(model)
     return rm
@@ -311,8 +303,8 @@ def store_normalization(
     device=None,  # where a folder is loaded; default as in `from_pretrained`
 ) -> RewardModel:  # with its scale
     "Measure the scale of a model's rewards and keep it, so that normalize=True works."
-    measure = partial(_measure_scale, preferences)
-    return RewardModel.keep_measured(model, "normalization", measure, "scale", device)
+    return RewardModel.keep_measured(
+        model, "normalization", partial(_measure_scale, preferences), "scale", device)
 
 # %% ../../nbs/3_scores/34_inference.ipynb #6651cb16
 def _measure_scale(preferences, rm):
@@ -324,7 +316,7 @@ def _measure_scale(preferences, rm):
     found, n = torch.tensor(rewards, dtype=torch.float64), len(rewards)
     mean, std = found.mean().item(), found.std(correction=0).item()
     if n < 2 or not std:
-        without = f"{counted(n, 'reward')} without a spread"
-        remedy = "give more, and different, responses"
-        raise ValueError(f"preferences gave {without}: {remedy}")
+        raise ValueError(
+            f"preferences gave {counted(n, 'reward')} without a spread: give more, and "
+            "different, responses")
     return {"mean": mean, "std": std, "n": n, "data_hash": preferences.fingerprint}

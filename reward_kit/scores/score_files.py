@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..data.files import PreferenceDataError, append_rows, json_ready, read_rows, write_whole
 from ..data.formats import PreferenceFormat
 from ..data.report import Report, Section, Table, counted
+from ..model.encoding import RewardEncoder
 from .text_scorer import TextScorer
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #47811a80
@@ -27,36 +28,32 @@ def _score_columns(fmt, rows, score_column):
     names = fmt.score_columns(score_column)
     taken = sorted(set().union(*rows) & {*names, "error"})
     if taken:
-        advice = f"choose another name with score_column (now {score_column!r})"
-        advice = "rename it" if taken[0] == "error" else advice
+        advice = "rename it" if taken[0] == "error" else (
+            f"choose another name with score_column (now {score_column!r})")
         raise PreferenceDataError(f"the file already has a column {taken[0]!r}; {advice}")
     return names
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #bde7a760
-_TEMPLATE = ("tools", "chat_template_kwargs")
-
-
 def _texts(fmt, row):
-    "Lists of prompts, responses (None: prompts are full texts) and template arguments."
-    prompt, responses = fmt.texts(row)
-    n = len(responses)
-    texts = [responses, [None] * n] if prompt is None else [[prompt] * n, responses]
-    return texts + [[row.get(fmt.columns.get(name, name))] * n for name in _TEMPLATE]
+    "Prompt (None: the responses are full texts), responses, and what a chat template takes."
+    found = {name: row.get(fmt.columns.get(name, name)) for name in ("tools", "chat_template_kwargs")}
+    found["prompt"], found["responses"] = fmt.texts(row)
+    return found
 
 
 def _encode(rm, fmt, rows):
     "(what the texts are encoded as, error) of each row."
     try:
         texts = [_texts(fmt, row) for row in rows]
-        prompts, responses, *template = (list(chain(*lists)) for lists in zip(*texts))
-        given = {name: values for name, values in zip(_TEMPLATE, template) if any(values)}
-        encoded = iter(rm.encode(prompts, None if None in responses else responses, **given))
+        prompts, responses, template = RewardEncoder.flat_texts(texts)
+        pairs = (responses, None) if None in prompts else (prompts, responses)
+        encoded = iter(rm.encode(*pairs, **template))
     except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
         if len(rows) == 1:
             return [([], str(error).removeprefix("row 0").removeprefix(": "))]
         half = len(rows) // 2
         return _encode(rm, fmt, rows[:half]) + _encode(rm, fmt, rows[half:])
-    own = [list(islice(encoded, len(prompts))) for prompts, *_ in texts]
+    own = [list(islice(encoded, len(row["responses"]))) for row in texts]
     return [([], rm.why_too_long()) if None in row else (row, "") for row in own]
 
 
@@ -78,20 +75,16 @@ class _PartialFile:
         self.out, self.part, self.settings = out, Path(f"{out}.part"), Path(f"{out}.part.json")
         self.rows, self.size, self.errors = 0, 0, Counter()
         if resume and self.settings.exists() and self.part.exists():
-            self._compare(settings)
+            before = json.loads(self.settings.read_text(encoding="utf-8"))
+            for name, value in settings.items():
+                if before.get(name) != value:
+                    raise ValueError(
+                        f"{self.part.name} was begun with another {name} ({before.get(name)!r}, now "
+                        f"{value!r}); begin again with resume=False, or choose another output")
             return
-        out.parent.mkdir(parents=True, exist_ok=True)
         self.settings.unlink(missing_ok=True)
-        self.part.write_bytes(b"")
+        write_whole(self.part, "")
         write_whole(self.settings, settings)
-
-    def _compare(self, settings):
-        before = json.loads(self.settings.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if before.get(name) != value:
-                changed = f"was begun with another {name} ({before.get(name)!r}, now {value!r})"
-                again = "begin again with resume=False, or choose another output"
-                raise ValueError(f"{self.part.name} {changed}; {again}")
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #5028dcfd
 @patch
@@ -146,8 +139,8 @@ class _ScoreFileReport(Report):
     @property
     def title(self) -> str:
         "The counts in a line."
-        scored = f"{self.rows - self.failed:,} scored, {self.failed:,} with an error"
-        return f"{Path(self.output).name}: {counted(self.rows, 'row')}, {scored}"
+        return (f"{Path(self.output).name}: {counted(self.rows, 'row')}, "
+                f"{self.rows - self.failed:,} scored, {self.failed:,} with an error")
 
     def sections(self) -> list[Section]:
         "The errors, most frequent first."
@@ -173,8 +166,8 @@ def score_file(
     Raises PreferenceDataError for rows that cannot be read, ValueError for a part of another call."""
     out = Path(out_path)
     if out.suffix != ".jsonl":
-        why = "each row is written with all its fields"
-        raise ValueError(f"the output {out.name} must be named .jsonl: {why}")
+        raise ValueError(
+            f"the output {out.name} must be named .jsonl: each row is written with all its fields")
     if isinstance(in_path, (str, Path)) and out.resolve() == Path(in_path).resolve():
         raise ValueError("input and output are the same file")
     source = read_rows(in_path)
@@ -185,8 +178,9 @@ def score_file(
     fmt = PreferenceFormat.detect(first, columns, judged=False)
     names = _score_columns(fmt, first, score_column)
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
-    settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column}
-    part = _PartialFile(out, settings | {"normalize": scale, "format": fmt.name}, resume)
+    settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column,
+                "normalize": scale, "format": fmt.name}
+    part = _PartialFile(out, settings, resume)
     rows = chain(first, rows)
     part.skip(rows, [*names, "error"])
     done = part.rows

@@ -27,8 +27,8 @@ class TextScorer:
 
 # %% ../../nbs/3_scores/32_text_scorer.ipynb #ee61cdfa
 def _is_conversation(value):
-    listed = isinstance(value, (list, tuple)) and len(value) > 0
-    return listed and all(isinstance(message, dict) for message in value)
+    return isinstance(value, (list, tuple)) and bool(value) and all(
+        isinstance(message, dict) for message in value)
 
 # %% ../../nbs/3_scores/32_text_scorer.ipynb #8a4c3ff2
 @patch(cls_method=True)
@@ -42,8 +42,9 @@ def check_text(
         return value
     if not _is_conversation(value):
         shown = "None" if value is None else f"{type(value).__name__} ({str(value)[:40]!r})"
-        form = 'a string or a non-empty list of messages like {"role": "user", "content": "..."}'
-        raise TypeError(f"{where} is {shown}; it must be {form}")
+        raise TypeError(
+            f"{where} is {shown}; it must be a string or a non-empty list of messages like "
+            '{"role": "user", "content": "..."}')
     messages = []
     for i, message in enumerate(value):
         try:
@@ -64,8 +65,7 @@ def _checked(value, name):
     "The texts, and whether a single one was given."
     single = isinstance(value, str) or _is_conversation(value)
     texts = [value] if single else _as_list(value, name)
-    texts = [TextScorer.check_text(text, f"{name}[{i}]") for i, text in enumerate(texts)]
-    return texts, single
+    return [TextScorer.check_text(text, f"{name}[{i}]") for i, text in enumerate(texts)], single
 
 # %% ../../nbs/3_scores/32_text_scorer.ipynb #852f6b4f
 @patch(cls_method=True)
@@ -94,9 +94,9 @@ def checked_rows(self: TextScorer, prompts, responses=None, too_long="error", **
     rows = self.encode(prompts, responses, **template)
     if too_long == "error" and None in rows:
         i = rows.index(None)
-        text = str((responses or prompts)[i])[:60]
-        advice = "give a larger max_length, or too_long='none' for None"
-        raise ValueError(f"row {i} {self.why_too_long()}: {text!r}; {advice}")
+        raise ValueError(
+            f"row {i} {self.why_too_long()}: {str((responses or prompts)[i])[:60]!r}; "
+            "give a larger max_length, or too_long='none' for None")
     return rows, single
 
 # %% ../../nbs/3_scores/32_text_scorer.ipynb #a047813d
@@ -115,8 +115,8 @@ def score(
     """Rewards in the order given, each independent of the others.
 
     Raises ValueError for a response that alone exceeds max_length, TypeError for what is no text."""
-    template = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
-    rows, single = self.checked_rows(prompts, responses, too_long, **template)
+    rows, single = self.checked_rows(
+        prompts, responses, too_long, tools=tools, chat_template_kwargs=chat_template_kwargs)
     rewards = self.score_ids(rows, progress)
     rewards = self.normalized(rewards) if normalize else rewards
     return rewards[0] if single else rewards
@@ -163,7 +163,7 @@ def rank(
 ) -> list[Ranked]:
     "The responses to one prompt, best first; equal scores keep their order."
     scores = self.score(prompt, _as_list(responses, "responses"), normalize=normalize)
-    ranked = [Ranked(i, score) for i, score in enumerate(scores)]
+    ranked = itertools.starmap(Ranked, enumerate(scores))
     return sorted(ranked, key=lambda response: -response.score)
 
 # %% ../../nbs/3_scores/32_text_scorer.ipynb #21b7fc0a
@@ -190,8 +190,9 @@ def best_of_n(
     prompts, single = _checked(prompts, "prompts")
     groups = _first([responses] if single else responses, n)
     if len(groups) != len(prompts):
-        given = f"{counted(len(prompts), 'prompt')} and {counted(len(groups), 'list')}"
-        raise ValueError(f"got {given} of responses; give one list for each prompt")
+        raise ValueError(
+            f"got {counted(len(prompts), 'prompt')} and {counted(len(groups), 'list')} of "
+            "responses; give one list for each prompt")
     repeated = [prompt for prompt, group in zip(prompts, groups) for _ in group]
     chosen = list(itertools.chain(*groups))
     scores, best = iter(self.score(repeated, chosen, normalize=normalize)), []
@@ -210,6 +211,6 @@ def __call__(
     **columns,  # whatever the trainer hands over; tools and chat_template_kwargs are used
 ) -> list[float | None]:
     "Rewards as TRL's trainers ask for them; None for a completion that alone does not fit."
-    template = {name: columns.get(name) for name in ("tools", "chat_template_kwargs")}
-    rewards = self.score(prompts, completions, too_long="none", **template)
+    rewards = self.score(prompts, completions, too_long="none", tools=columns.get("tools"),
+                         chat_template_kwargs=columns.get("chat_template_kwargs"))
     return rewards if isinstance(rewards, list) else [rewards]
