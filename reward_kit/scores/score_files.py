@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.files import PreferenceDataError, append_rows, json_ready, read_rows, write_whole
 from ..data.formats import PreferenceFormat
-from ..data.report import Report, Section, Table, counted
+from ..data.report import Report, Table, counted
 from ..model.encoding import RewardEncoder
 from .text_scorer import TextScorer
 
@@ -142,10 +142,10 @@ class _ScoreFileReport(Report):
         return (f"{Path(self.output).name}: {counted(self.rows, 'row')}, "
                 f"{self.rows - self.failed:,} scored, {self.failed:,} with an error")
 
-    def sections(self) -> list[Section]:
+    def main_table(self) -> Table | None:
         "The errors, most frequent first."
         rows = [(f"{n:,} x", message) for message, n in Counter(self.errors).most_common()]
-        return [Section(table=Table(("", ""), rows))] if rows else []
+        return Table(("", ""), rows) if rows else None
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #33b1cab1
 @patch
