@@ -8,6 +8,7 @@ __all__ = ['Sums', 'TrainingPlan', 'TrainedModel']
 # %% ../../nbs/2_model/29_measures.ipynb #f96e2ce9
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -94,22 +95,26 @@ class TrainingPlan:
     memory: dict  # what -> bytes, in one process
 
     @classmethod
-    def of(cls, model, tokens_at_once, checkpointing, **known):
-        "The plan for a model, whose micro-batches have at most so many tokens."
-        config, every = model.config.get_text_config(), list(model.parameters())
-        trained = [p for p in every if p.requires_grad]
-        trainable = sum(p.numel() for p in trained)
-        layers = getattr(config, "num_hidden_layers", 1)
-        units = layers + 17 if checkpointing else 17 * layers  # of a token
-        size = getattr(config, "hidden_size", 0) * (4 if known["precision"] == "float32" else 2)
-        memory = {
-            "weights": sum(p.nbytes for p in every),
-            "gradients": sum(p.nbytes for p in trained),
-            "optimizer": 8 * trainable,
-            "activations": tokens_at_once * units * size,  # `size` bytes a unit
+    def of(cls, model, memory, **known):  # of `memory_of`
+        "The plan for a model."
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        trainable = sum(n for n, is_trained in sizes if is_trained)
+        parameters = sum(n for n, _ in sizes)
+        return cls(parameters=parameters, trainable=trainable, memory=memory, **known)
+
+    @staticmethod
+    def memory_of(model, optim, activations=0, copies=0):  # bytes, as `kept_bytes` counts them
+        "{what: bytes} for an optimizer, by the name that transformers has for it."
+        trained = [p for p in model.parameters() if p.requires_grad]
+        gradients, moments = sum(p.nbytes for p in trained), None
+        if bits := re.search("([48])_?bit", optim):
+            moments = 2 * sum(p.numel() for p in trained) * int(bits[1]) // 8
+        return {
+            "weights": sum(p.nbytes for p in model.parameters()) + copies,
+            "gradients": gradients,
+            "optimizer": 2 * gradients if moments is None else moments,
+            "activations": activations,
         }
-        return cls(parameters=sum(p.numel() for p in every), trainable=trainable, memory=memory,
-                   **known)
 
     def __str__(self):
         total, *parts = (
@@ -128,6 +133,29 @@ class TrainingPlan:
             rows["time"] = (f"about {humanize.naturaldelta(self.seconds)} "
                             "(one micro-batch timed, without evaluation)")
         return "\n".join(f"{name:10}{text}" for name, text in rows.items())
+
+# %% ../../nbs/2_model/29_measures.ipynb #df321e3c
+@patch(cls_method=True)
+def kept_bytes(
+    cls: TrainingPlan,
+    model,  # whose weights are not counted
+    forward,  # function without arguments that computes a loss
+) -> list[int]:  # bytes of activations, bytes of copies of weights
+    "What a forward pass keeps in memory for the backward pass."
+    shapes = {tuple(sorted(p.shape)) for p in model.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = [{}, {}]
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            is_copy = tuple(sorted(tensor.shape)) in shapes
+            kept[is_copy][storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward()  # while it lives, so do the tensors, each at an address of its own
+    return [sum(sizes.values()) for sizes in kept] if loss is not None else [0, 0]
 
 # %% ../../nbs/2_model/29_measures.ipynb #3692636a
 def _plot_training(history):

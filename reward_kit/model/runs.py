@@ -220,7 +220,6 @@ class MicroBatches:
     ):
         self.budget, self.can_split, self.log = budget, can_split, log
         self.count = 1  # micro-batches of a batch, at least
-        self.batches = []  # of the optimizer step so far
 
     @staticmethod
     def is_out_of_memory(error):  # raised in a forward or backward pass
@@ -242,32 +241,29 @@ class MicroBatches:
         step,  # that is under way, for messages
     ):  # -> loss of the batch
         "Forward and backward; without memory the step again, in twice as many micro-batches."
-        self.batches.append(batch)
-        loss = self._try([batch], backward, step)
+        loss = self._try(batch, backward, step)
         while loss is None:  # not in the except block, whose traceback holds the failed graph
             self.count *= 2
             restart()
             torch.cuda.empty_cache()  # nothing without CUDA
             self.log(f"Out of memory at step {step}: batches are computed in {self.count} "
                      "micro-batches from now on, with the same result.")
-            loss = self._try(self.batches, backward, step)
+            loss = self._try(batch, backward, step)
         return loss
 
 # %% ../../nbs/2_model/27_runs.ipynb #806925d4
 @patch
-def _try(self: MicroBatches, batches, backward, step):
-    "Loss of the last batch; None: memory ran out. OutOfMemoryError: nothing to split."
+def _try(self: MicroBatches, batch, backward, step):
+    "The loss; None: memory ran out. OutOfMemoryError: nothing to split."
     try:
-        for batch in batches:
-            parts = self.cut(batch)
-            loss = sum(backward(part, part is parts[-1]) for part in parts)
-        return loss
+        parts = self.cut(batch)
+        return sum(backward(part, part is parts[-1]) for part in parts)
     except (RuntimeError, MemoryError) as error:
         if not self.is_out_of_memory(error):
             raise
         remedy = "lower per_device_train_batch_size"
         if self.can_split:
-            if self.count < max(batch.examples for batch in self.batches):
+            if self.count < batch.examples:
                 return None
             remedy = ("with one example at a time; lower max_length, or use LoRA or "
                       "gradient_checkpointing")

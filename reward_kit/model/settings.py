@@ -260,6 +260,12 @@ class _Batches(_Settings):
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass: less memory, slower. "
         "None: off.")
+    torch_compile: bool | None = setting(
+        None, "Compile the decoder layers one by one: a minute first, then faster "
+        "steps. None: on a GPU, for runs of 300 steps or more.", command=False)
+    logging_nan_inf_filter: bool = setting(
+        False, "Hide losses that are no number; asks the device for each.",
+        command=False)
 
 # %% ../../nbs/2_model/20_settings.ipynb #bd8ca226
 @dataclass

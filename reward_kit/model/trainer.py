@@ -29,7 +29,7 @@ from .loss import LOSSES
 from .measures import Sums, TrainedModel, TrainingPlan
 from .model_folder import ModelCard, RewardHead, RewardMetadata, base_name
 from .model_folder import load_reward_backbone, saved_whole
-from .packing import choose_layout, packing_problem
+from .packing import choose_layout, compile_layers, packing_problem
 from .runs import Checkpoints, MicroBatches, StopOnInterrupt
 from .training_data import RewardConfig, TrainingData
 
@@ -68,28 +68,25 @@ class RewardTrainer(trl.RewardTrainer):
         adapters = [*getattr(model, "peft_config", {}).values(), *filter(None, [peft_config])]
         self._reads_by_index = not any(adapter.is_prompt_learning for adapter in adapters)
         args.complete(model, bool(adapters))
+        pieces = args.join_accumulated()
         self.data = TrainingData(self.encoder, args)
         train_dataset = self.data.encode(train_dataset, "train")
         eval_dataset = self.data.encode(eval_dataset, "eval")
         self.data_report, self.overflow_report = self.data.report, self.data.overflow.get("train")
         self._choose_collator(args, model, tokenizer, data_collator)
         self._watch_over(args)
-        used = {name: getattr(args, name) for name in _USED}
-        vars(args).update(dict.fromkeys(used))  # TRL must not use them again
         callbacks = [*(callbacks or []), self.stop]
-        super().__init__(
-            *(model, args, self._collator, train_dataset, eval_dataset, tokenizer, compute_metrics),
-            *(callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics),
-            peft_config=peft_config,
-        )
-        vars(args).update(used)
+        with args.hidden(**dict.fromkeys(_USED), **args._NOT_COMPILED):  # done here
+            super().__init__(
+                *(model, args, self._collator, train_dataset, eval_dataset, tokenizer),
+                *(compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs),
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+                peft_config=peft_config,
+            )
         self._signature_columns = "sequences lengths ranks scores margin weight".split()
-        self._keep_lora_dropout()
-        budget = args.batch_tokens or (4096 if args.device.type == "cpu" else None)
-        if self._sharded:  # all processes gather the weights, equally often
-            budget = None
-        can_split = args.world_size == 1 and not self._sharded
-        self.micro_batches = MicroBatches(budget, can_split, self._print)
+        if adapters:
+            self._ready_adapters()
+        self.micro_batches = self._cut_batches(pieces)
 
 # %% ../../nbs/2_model/30_trainer.ipynb #869329c4
 @patch
@@ -107,7 +104,8 @@ def _watch_over(self: RewardTrainer, args):
     wait = lambda: self.accelerator.wait_for_everyone()
     self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, args.should_save, wait)
     self.stop = StopOnInterrupt(self.checkpoints, self._print)
-    self._eval_totals, self._length_sampler, self._in_order = None, None, False
+    self._eval_totals, self._length_sampler = None, None
+    self._in_order = self._compiled = False
     self._start_counting()
 
 
@@ -160,7 +158,10 @@ def _agree(self: RewardTrainer, model, tokenizer, args):
 
 # %% ../../nbs/2_model/30_trainer.ipynb #5116a5d9
 @patch
-def _keep_lora_dropout(self: RewardTrainer):
+def _ready_adapters(self: RewardTrainer):
+    for p in self.model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
     for module in self.model.modules():
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
             dropout.p = self.model.peft_config[adapter].lora_dropout
@@ -318,10 +319,15 @@ def _sharded(self: RewardTrainer):
 
 
 @patch
-def get_batch_samples(self: RewardTrainer, *args):
-    "What a repeated step needs is kept."
-    self.micro_batches.batches, self._totals_before_step = [], self._train_totals
-    return super(RewardTrainer, self).get_batch_samples(*args)
+def _cut_batches(self: RewardTrainer, pieces):
+    args = self.args
+    on_cpu, can_split = args.device.type == "cpu", args.world_size == 1 and not self._sharded
+    budget = args.batch_tokens or (4096 if on_cpu else None)
+    if self._sharded:  # all processes gather the weights, equally often
+        budget = None
+    cut = MicroBatches(budget, can_split, self._print)
+    cut.count = 1 if on_cpu else pieces
+    return cut
 
 
 @patch
@@ -337,9 +343,9 @@ def training_step(self: RewardTrainer, model, inputs, num_items_in_batch=None):
 
     def restart():
         model.zero_grad()
-        self._train_totals = self._totals_before_step
+        self._train_totals = before
 
-    step = self.state.global_step + 1
+    step, before = self.state.global_step + 1, self._train_totals
     loss = self.micro_batches.compute(inputs, backward, restart, step)
     self._tokens_seen += inputs.tokens
     return loss
@@ -361,6 +367,9 @@ def create_optimizer(self: RewardTrainer, model=None):
     return optimizer
 
 # %% ../../nbs/2_model/30_trainer.ipynb #c3220f9f
+_COMPILED_FROM = 300  # steps
+
+
 @patch
 def set_initial_training_values(self: RewardTrainer, args, dataloader):
     "transformers' numbers of the run; the last is that of the steps."
@@ -372,23 +381,41 @@ def set_initial_training_values(self: RewardTrainer, args, dataloader):
         share = getattr(args, name)
         if share and share < 1:
             setattr(args, name, math.ceil(steps * share))
+    self._compile(steps)
     return values
 
 
 @patch
-def plan(self: RewardTrainer) -> TrainingPlan:
+def _compile(self: RewardTrainer, steps):
+    "Layers one by one, once, where it was asked for or pays."
+    args, wanted = self.args, self.args.torch_compile
+    if wanted is None:
+        on_gpu = args.device.type == "cuda" and not self._sharded
+        wanted = on_gpu and steps >= _COMPILED_FROM
+    if wanted and not self._compiled:
+        backend = args.torch_compile_backend or "inductor"
+        compile_layers(self.model, backend, args.torch_compile_mode)
+        self._compiled, self._layout = True, f"{self._layout}, layers compiled"
+
+# %% ../../nbs/2_model/30_trainer.ipynb #0ac3d5ef
+_TIMED_FROM = 100  # batches; two are computed to time one
+
+
+@patch
+def plan(self: RewardTrainer, timed: bool = True) -> TrainingPlan:
     "The numbers of the run; the random state is left as it was."
     args, known = self.args, has_length(self.train_dataset)
     lengths = self.train_dataset["lengths"][:] if known else []
     tokens, seconds = np.array([sum(row) for row in lengths]), None
     with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
+        memory = self._fit(self._largest_batch(lengths))
         steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
-        if known and args.estimate_time and not self._sharded:
+        timed &= args.estimate_time and not self._sharded
+        if known and timed and steps * args.gradient_accumulation_steps >= _TIMED_FROM:
             seconds = self._measure_seconds(tokens, steps)
     return TrainingPlan.of(
         self.model,
-        self._largest_batch(lengths),
-        bool(args.gradient_checkpointing),
+        memory,
         examples=len(lengths) if known else None,
         tokens=int(tokens.sum()) if known else None,
         steps=steps,
@@ -407,7 +434,7 @@ def _precision(self: RewardTrainer):
 # %% ../../nbs/2_model/30_trainer.ipynb #55407609
 @patch
 def _largest_batch(self: RewardTrainer, lengths):
-    "Tokens of the longest micro-batch, as far as it is known."
+    "Positions of the longest batch as far as it is known, at most those of the budget."
     size = self._train_batch_size
     if not lengths:
         return 2 * size * self.encoding.max_length
@@ -417,8 +444,54 @@ def _largest_batch(self: RewardTrainer, lengths):
 
 
 @patch
+def _keeps(self: RewardTrainer):
+    "Bytes kept for the backward pass: of a position, recomputed or not; of copied weights."
+    model, config = self.model, self.model.config.get_text_config()
+    collate = RewardCollator(0, getattr(self._collator, "layout", "padded"))
+    ids = [i % config.vocab_size for i in range(96)]
+    pair = [ids[:64], ids[:32] + ids[64:]]  # with a beginning in common
+    batch = self._prepare_inputs(collate([{"sequences": pair}]))
+    try:
+        with self.accelerator.autocast():
+            forward = lambda: self._rewards(model.train(), batch).logits
+            kept, copies = TrainingPlan.kept_bytes(model, forward)
+    except RuntimeError:  # weights that are spread over processes, or no memory even for this
+        return 0, 0, 0
+    kept, layers = kept / batch.positions(), getattr(config, "num_hidden_layers", 1)
+    between = getattr(config, "hidden_size", 0) * model.dtype.itemsize  # two layers
+    return kept, min(kept, layers * between + kept / layers), copies
+
+
+@patch
 def _batch_of(self: RewardTrainer, indices):
     return self._collator([self.train_dataset[int(i)] for i in indices])
+
+# %% ../../nbs/2_model/30_trainer.ipynb #f29be48e
+_CHECKPOINTING = {"gradient_checkpointing", "activation_checkpointing"}  # two names for one
+
+
+def _free_memory(device):
+    "Bytes that a process may still use; None: of a device that does not say."
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+@patch
+def _fit(self: RewardTrainer, positions):  # of the longest batch
+    "Memory of the run, of whose batches the longest is made to fit."
+    args, cut, (kept, recomputed, copies) = self.args, self.micro_batches, self._keeps()
+    memory = TrainingPlan.memory_of(self.model, str(args.optim), copies=copies)
+    free, most = _free_memory(args.device), self._train_batch_size if cut.can_split else 1
+    if free is not None and not self._sharded:
+        room = max(1, 0.9 * free - memory["gradients"] - memory["optimizer"] - copies)
+        if positions * kept > most * room and not _CHECKPOINTING & args._given:
+            args.gradient_checkpointing = args.activation_checkpointing = True
+        needs = positions * (recomputed if args.gradient_checkpointing else kept)
+        cut.count = min(most, max(1, math.ceil(needs / room)))
+    each = recomputed if args.gradient_checkpointing else kept
+    return memory | {"activations": int(positions * each / cut.count)}
 
 # %% ../../nbs/2_model/30_trainer.ipynb #99780965
 @patch
@@ -459,8 +532,9 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     needs = "" if self._sharded else "optimizer.pt"
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
     self._start_counting()
+    plan = self.plan(timed=self.args.show_plan)  # shown or not, batches are made to fit
     if self.args.show_plan:
-        self._print(self.plan())
+        self._print(plan)
         cut = self.overflow_report
         if cut is not None and cut.truncated + cut.dropped:
             self._print(f"length    {cut.summary}")
@@ -472,11 +546,8 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
 @patch
 def _save_checkpoint(self: RewardTrainer, model, trial):
     def fill(folder):
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
+        with self.args.hidden(save_total_limit=None):
             transformers.Trainer._save_checkpoint(self, model, trial)
-        finally:
-            self.args.save_total_limit = limit
 
     self.checkpoints.folder = Path(self._get_output_dir(trial))
     best = self.state.best_model_checkpoint

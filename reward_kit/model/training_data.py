@@ -10,16 +10,19 @@ import copy
 import dataclasses
 import hashlib
 import json
-from contextlib import nullcontext
+import logging
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import datasets
 import torch
 import trl
+from accelerate.utils import parse_flag_from_env
 from fastcore.basics import patch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
+from transformers.utils import is_torchao_available
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.formats import to_record
@@ -30,6 +33,8 @@ from .loss import reward_loss
 from .runs import default_precision
 from .settings import RewardSettings, quiet
 
+_logger = logging.getLogger(__name__)
+
 # %% ../../nbs/2_model/28_training_data.ipynb #5b1199a5
 @dataclass
 class RewardConfig(RewardSettings, trl.RewardConfig):
@@ -38,6 +43,7 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
     ValueError: a setting out of its limits, unknown `loss_type` or `loss_kwargs`; DeepSpeed without
     a learning rate. TypeError: a name that is no setting."""
     _VALID_DICT_FIELDS = [*trl.RewardConfig._VALID_DICT_FIELDS, "loss_kwargs"]
+    _NOT_COMPILED = dict(torch_compile=False, torch_compile_backend=None, torch_compile_mode=None)
 
     def __post_init__(self):
         self.check()
@@ -47,13 +53,24 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         if self.load_best_model_at_end and self.eval_strategy != "no":
             self._save_when_evaluated()
-        super().__post_init__()
+        with self.hidden(**self._NOT_COMPILED):
+            super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # it has no meaning there, and torch warns
         pair = torch.zeros(1, 2)  # the loss raises for what it does not know
         reward_loss(pair, loss_type=self.loss_type, targets=pair, **(self.loss_kwargs or {}))
         if self.deepspeed and self.learning_rate is None:
             raise ValueError("DeepSpeed needs a learning_rate at once: give it, e.g. 1e-5")
+
+    @contextmanager
+    def hidden(self, **shown):
+        "Meanwhile transformers and TRL are shown these values."
+        own = {name: getattr(self, name) for name in shown}
+        vars(self).update(shown)
+        try:
+            yield
+        finally:
+            vars(self).update(own)
 
     def _save_when_evaluated(self):
         "The best checkpoint can only be kept where one is saved at every evaluation."
@@ -87,9 +104,36 @@ def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
         parameters = sum(p.numel() for p in model.parameters())
         full = 1e-5 if parameters <= 1.3e9 else 3e-6  # models of 1.3e9 are still called 1B
         self.learning_rate = 1e-4 if adapted else full
-    if self._auto_precision and self.fp16 and (
-            default_precision(self.use_cpu, model.config.model_type) == "no"):
-        self.fp16, self.mixed_precision = False, "no"
+    if self._auto_precision and self.fp16:
+        if default_precision(self.use_cpu, model.config.model_type) == "no":
+            self.fp16, self.mixed_precision = False, "no"
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    if torch.bfloat16 in trained and not adapted and "optim" not in self._given:
+        self._keep_small_steps()
+
+
+@patch
+def _keep_small_steps(self: RewardConfig):
+    if is_torchao_available():
+        self.optim, self.optim_args = "adamw_torch_8bit", "bf16_stochastic_round=True"
+    else:
+        _logger.warning("AdamW loses most of its steps on bfloat16 weights: pip install torchao, "
+                        "load the model in float32, or choose an optim")
+
+# %% ../../nbs/2_model/28_training_data.ipynb #8e0bf14f
+_ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+
+
+@patch
+def join_accumulated(self: RewardConfig) -> int:  # the pieces that were asked for
+    "Makes one batch of what would be accumulated, where one process does it all."
+    pieces = self.gradient_accumulation_steps
+    engine = self.deepspeed or self.fsdp or any(map(parse_flag_from_env, _ENGINES))
+    if engine or self.world_size > 1:
+        return 1
+    self.per_device_train_batch_size *= pieces
+    self.gradient_accumulation_steps = 1
+    return pieces
 
 # %% ../../nbs/2_model/28_training_data.ipynb #66935401
 _IDS = {"sequences", "chosen_ids", "chosen_input_ids"}

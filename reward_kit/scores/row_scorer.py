@@ -111,11 +111,9 @@ def batch(self: RowScorer, groups: list) -> Batch:
 
 @patch
 @torch.inference_mode()
-def forward(self: RowScorer, groups: list) -> list[float]:
-    "Rewards of groups of token ids, in one forward pass."
-    batch = self.batch(groups)
-    rewards = self.model(**batch.model_inputs()).logits
-    return rewards[batch.mask].float().tolist()
+def forward(self: RowScorer, groups: list) -> torch.Tensor:  # (groups, most in one)
+    "Rewards of groups of token ids, in one forward pass, 0 where a group has fewer."
+    return self.model(**self.batch(groups).model_inputs()).logits
 
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #cd7be67d
 @patch
@@ -145,21 +143,25 @@ def _smaller_budget(rows, batch_tokens, device):
 def __call__(self: RowScorer, rows: list, progress: bool = False) -> list[float]:
     "Rewards of any number of token ids, in their order; equal ones are scored once."
     given = [tuple(ids) for ids in rows]
-    rows, rewards = list(dict.fromkeys(given)), {}
+    rows, found = list(dict.fromkeys(given)), []
     pending = self.plan(rows, range(len(rows)))
     with tqdm(total=len(rows), desc="Scoring", disable=not progress) as bar:
         while pending:
             groups = [[rows[i] for i in group] for group in pending[0]]
-            now, found = list(itertools.chain(*groups)), None
+            now, table = list(itertools.chain(*groups)), None
             try:
-                found = self.forward(groups)
+                table = self.forward(groups)
             except torch.OutOfMemoryError:
                 pass  # the traceback holds tensors; memory is freed only after this block
-            if found is None:
+            if table is None:
                 self.batch_tokens = _smaller_budget(now, self.batch_tokens, self.device)
                 pending = self.plan(rows, [i for batch in pending for group in batch for i in group])
                 continue
-            rewards |= zip(now, found, strict=True)
+            found.append((groups, table))
             pending.popleft()
             bar.update(len(now))
+    rewards = {}
+    for groups, table in found:  # the first one waits for the device, which has all its work by now
+        for group, row in zip(groups, table.tolist(), strict=True):
+            rewards |= zip(group, row)
     return [rewards[ids] for ids in given]

@@ -1,0 +1,242 @@
+"""What a GPU would have to do, counted on a CPU: steps that wait for the device, operations of a layer,
+bytes that element-wise operations move, calls of the tokenizer. Speed is measured in `benchmarks/`."""
+
+import random
+import shutil
+import traceback
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch_kernel import varlen
+from trainer_world import make_base, make_pairs
+
+import reward_kit.model.packing as packing
+from reward_kit import RewardConfig, RewardModel, RewardTrainer
+from reward_kit.model.batches import RewardCollator, bind_reward_forward
+
+ASK_THE_DEVICE = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
+VIEWS = {
+    *("view", "_unsafe_view", "transpose", "t", "slice", "split", "split_with_sizes", "unsqueeze", "squeeze"),
+    *("select", "expand", "permute", "alias", "detach", "as_strided", "unbind", "lift_fresh"),
+}
+PRODUCTS = {"mm", "addmm", "bmm", "linear", "varlen", "varlen_backward"}
+
+
+class Operations(TorchDispatchMode):
+    "Counts operations, those that must wait for the device, and bytes of the element-wise ones."
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.waits, self.bytes = Counter(), Counter(), Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name, out = function.name().split("::")[1].split(".")[0], function(*args, **(kwargs or {}))
+        by_mask = name.startswith(("index", "_index")) and any(
+            t.dtype in (torch.bool, torch.uint8) for t in tree_leaves(args[1]) if isinstance(t, torch.Tensor)
+        )
+        if name in ASK_THE_DEVICE or by_mask:
+            files = [f.filename for f in traceback.extract_stack()[:-1]]
+            last = next(file for file in reversed(files) if "site-packages/torch/" not in file)
+            self.waits[f"{name} in {last.rpartition('/')[2]}"] += 1
+        if name not in VIEWS:
+            self.count[name] += 1
+        if name not in VIEWS | PRODUCTS:
+            for tensor in tree_leaves((args, out)):
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                    self.bytes[tensor.dtype] += tensor.nbytes
+        return out
+
+
+# ---- a step of training
+
+
+@contextmanager
+def one_step_of(trainer, operations, step=3):
+    class Watch(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == step:
+                operations.__enter__()
+
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == step + 1:
+                operations.__exit__(None, None, None)
+
+    trainer.add_callback(Watch())
+    yield
+    assert operations.count["mm"] > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"layout": "padded"}, {"gradient_accumulation_steps": 2}, {"loss_type": "plackett_luce"},
+     {"center_rewards_coefficient": 0.01}],
+    ids=str,
+)  # fmt: skip
+def test_a_step_of_training_never_waits_for_the_device(tmp_path, settings):
+    args = RewardConfig(
+        str(tmp_path / "out"), max_steps=6, per_device_train_batch_size=4, logging_steps=100,
+        save_strategy="no", show_plan=False, use_cpu=True, **settings,
+    )  # fmt: skip
+    trainer = RewardTrainer(make_base(tmp_path / "base"), args, train_dataset=make_pairs(64))
+    operations = Operations()
+    with one_step_of(trainer, operations):
+        trainer.train()
+    if settings.get("layout") == "padded":  # transformers looks whether there is any padding
+        del operations.waits["_local_scalar_dense in masking_utils.py"]
+    assert not operations.waits
+
+
+# ---- a decoder layer
+
+
+def make_model(layers, dtype):
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=2, num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    model = bind_reward_forward(transformers.Qwen3ForSequenceClassification(config))
+    assert packing.packing_problem(model) is None
+    return model.to(dtype).train()
+
+
+def make_batch():
+    draw = random.Random(0)
+    tokens = lambda n: [draw.randrange(3, 64) for _ in range(n)]
+    prompts = [tokens(20) for _ in range(4)]
+    return RewardCollator(0, "packed")([{"sequences": [p + tokens(10), p + tokens(9)]} for p in prompts])
+
+
+def rewards_of(model, batch, autocast=False):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return model(**batch.model_inputs()).logits.sum()
+
+
+@pytest.fixture
+def one_kernel(monkeypatch):
+    "Attention as on a GPU: one operation."
+    models = {(n, dtype): make_model(n, dtype) for n in (3, 4) for dtype in (torch.float32, torch.bfloat16)}
+    monkeypatch.setattr(packing, "_flash_fits", lambda *_: True)
+    monkeypatch.setattr(packing, "varlen_attn", lambda *args, **_: varlen(*args))
+    return models
+
+
+# operations forward and backward, and bytes of element-wise ones for each number of the residual stream
+BOUNDS = {
+    "float32 weights, autocast": (torch.float32, True, 72, 132, 330, 740),
+    "bfloat16 weights": (torch.bfloat16, False, 62, 118, 240, 560),
+}
+
+
+@pytest.mark.parametrize("way", BOUNDS)
+def test_operations_and_bytes_of_a_layer(way, one_kernel):
+    "The difference between four layers and three."
+    dtype, autocast, *bounds = BOUNDS[way]
+    batch, found = make_batch(), []
+    for layers in (3, 4):
+        forward, backward = Operations(), Operations()
+        with forward:
+            loss = rewards_of(one_kernel[layers, dtype], batch, autocast)
+        with backward:
+            loss.backward()
+        numbers = batch.input_ids.numel() * 64
+        moved = [each.bytes.total() / numbers for each in (forward, backward)]
+        found.append([forward.count.total(), backward.count.total(), *moved])
+    layer = [b - a for a, b in zip(*found)]
+    print(way, [round(n) for n in layer])
+    assert all(0.5 * bound < n <= bound for n, bound in zip(layer, bounds)), layer
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_kernels_of_a_compiled_layer(one_kernel):
+    "Two kinds of layer are compiled, the last and the others; eager they would be 180 operations each."
+    from torch._inductor import metrics
+
+    torch._dynamo.reset()
+    metrics.reset()
+    model, batch = one_kernel[3, torch.bfloat16], make_batch()
+    eager = rewards_of(model, batch)
+    loss = rewards_of(packing.compile_layers(model), batch)
+    loss.backward()
+    print(metrics.generated_kernel_count, "kernels")
+    assert metrics.generated_kernel_count <= 2 * 30
+    assert abs(loss - eager) < 2**-6 * abs(eager)
+
+
+def test_torch_compile_compiles_layers_and_nothing_else(tmp_path):
+    "Same losses, same names of weights; transformers would compile the whole model."
+    base, losses = make_base(tmp_path / "base"), {}
+    for compiled in (False, True):
+        args = RewardConfig(
+            str(tmp_path / f"out{compiled}"), max_steps=4, logging_steps=1, save_strategy="no",
+            show_plan=False, use_cpu=True, torch_compile=compiled, torch_compile_backend="aot_eager",
+        )  # fmt: skip
+        trainer = RewardTrainer(base, args, train_dataset=make_pairs(40))
+        trainer.train()
+        losses[compiled] = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        layers = trainer.model.model.layers
+        assert [layer._compiled_call_impl is not None for layer in layers] == [compiled] * len(layers)
+        assert trainer.model is trainer.model_wrapped and args.torch_compile is compiled
+    assert losses[True] == pytest.approx(losses[False], abs=1e-5)
+    trainer.save_model()
+    assert RewardModel.from_pretrained(args.output_dir).score("a", "b") is not None
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"layout": "padded"}, {"bf16": True}, {"batch_tokens": 80}], ids=str
+)
+def test_the_plan_counts_what_the_longest_batch_keeps(tmp_path, settings):
+    args = RewardConfig(
+        str(tmp_path / "out"), per_device_train_batch_size=8, max_steps=3, use_cpu=True, report_to="none",
+        show_plan=False, **settings,
+    )  # fmt: skip
+    trainer = RewardTrainer(make_base(tmp_path / "base"), args, train_dataset=make_pairs(64))
+    planned, kept = trainer.plan().memory["activations"], []
+    own = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+    rewards = trainer._rewards
+
+    def counted(model, batch):
+        found = {}
+        keep = lambda t: (found.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = rewards(model, batch)
+            kept.append(sum(size for at, size in found.items() if at not in own))
+        return out
+
+    trainer._rewards = counted
+    longest = sorted(range(64), key=lambda i: max(trainer.train_dataset["lengths"][i]))[-8:]
+    batch = trainer._batch_of(longest)
+    with trainer.accelerator.autocast():
+        for part in trainer.micro_batches.cut(batch):
+            trainer._rewards(trainer.model, part)
+    print(settings, planned, max(kept))
+    assert 0.8 * max(kept) < planned < 1.25 * max(kept)
+
+
+@pytest.mark.parametrize(
+    "share, parts, recomputed", [(10, 1, False), (0.45, 3, False), (0.02, 8, True), (0.0, 8, True)]
+)
+def test_a_batch_is_cut_and_then_recomputed_as_the_memory_asks(
+    tmp_path, monkeypatch, share, parts, recomputed
+):
+    "`share`: of what the longest batch keeps, how much a GPU would have room for."
+    args = RewardConfig(
+        str(tmp_path / "out"), per_device_train_batch_size=8, max_steps=2, use_cpu=True,
+        report_to="none", save_strategy="no", show_plan=False, batch_tokens=10**6,
+    )  # fmt: skip
+    trainer = RewardTrainer(make_base(tmp_path / "base"), args, train_dataset=make_pairs(64))
+    memory = trainer.plan().memory
+    room = share * memory["activations"] + memory["gradients"] + memory["optimizer"]
+    monkeypatch.setattr("reward_kit.model.trainer._free_memory", lambda device: room / 0.9)
+    trainer.train()
+    assert (trainer.micro_batches.count, trainer.args.gradient_checkpointing) == (parts, recomputed)
+    assert trainer.model.is_gradient_checkpointing is recomputed
+    assert trainer.plan().memory["activations"] < memory["activations"] or share > 1
