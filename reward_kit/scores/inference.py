@@ -240,6 +240,11 @@ def _encoder_of(tokenizer, model, stored, given, max_length):
     return _GuessedEncoder(tokenizer, model, max_length)
 
 
+def _pick_dtype(device):
+    short = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.bfloat16 if short else torch.float32
+
+
 def _pick_device(device):
     if device is None and not torch.cuda.is_available():
         device = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -252,7 +257,7 @@ def from_pretrained(
     name,  # folder or hub id
     *,
     device=None,  # default cuda, mps or cpu, the first there is
-    dtype: torch.dtype = torch.float32,  # bfloat16 halves memory, but scores then tie more often
+    dtype: torch.dtype | None = None,  # of the weights; None: as below
     max_length: int | None = None,  # tokens; None: what the model was trained with
     batch_tokens: int | None = None,  # computed at once; None: as `RowScorer` has it
     encoding: RewardEncoding | dict | None = None,  # instead of the stored one
@@ -261,15 +266,20 @@ def from_pretrained(
 ) -> RewardModel:
     """Load a reward model and the way it wants its text.
 
+    Without a dtype it computes in float32, on a GPU that has bfloat16 in that, its head in float32.
     Raises ModelLoadError (a ValueError) for what is not there or is no reward model."""
     path = resolve_model(name)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     short = Path(path).resolve().name  # of a hub id too
     metadata = cls.find_metadata(path, revision)
     _check_labels(path, **hub)
-    model, tokenizer = load_reward_backbone(name, new_head=False, dtype=dtype, **hub)
+    device, loaded = _pick_device(device), dtype or torch.float32
+    model, tokenizer = load_reward_backbone(name, new_head=False, dtype=loaded, **hub)
+    if dtype is None:
+        trunk = model.base_model if hasattr(model, "score") else model
+        trunk.to(_pick_dtype(device))
     encoder = _encoder_of(tokenizer, model, metadata and metadata.encoding, encoding, max_length)
-    model = model.to(_pick_device(device))
+    model = model.to(device)
     if encoder.guessed:
         lacks = "encoding in its reward_kit.json" if metadata else "reward_kit.json"
         _logger.warning("%s has no %s: %s", short, lacks, encoder.describe())

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data.report import counted
 from ..model.batches import Batch, RewardCollator, bind_reward_forward, shared_length
-from ..model.packing import choose_layout, packing_problem
+from ..model.packing import choose_layout, compile_layers, packing_problem
 
 _logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def _packed_batches(rows, indices, batch_tokens, fill=None):
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #ac8f0c32
 _CPU_TOKENS = 4096  # at once on a CPU
 _CPU_FILL = 2048  # of packed batches on a CPU (benchmarks/NOTES.md)
+_COMPILED_FROM = 500  # batches on a GPU, in all
 
 
 class RowScorer:
@@ -86,6 +87,7 @@ class RowScorer:
         on_cpu = self.device.type == "cpu"
         self.batch_tokens = batch_tokens or (_CPU_TOKENS if on_cpu else 16384)
         self.fill = _CPU_FILL if on_cpu and not batch_tokens else None
+        self.batches, self.compiled = 0, False  # planned so far
 
     @property
     def device(self) -> torch.device:
@@ -123,6 +125,15 @@ def plan(self: RowScorer, rows: list, indices) -> deque:
         return deque(_packed_batches(rows, indices, self.batch_tokens, self.fill))
     return deque(_padded_batches(rows, indices, self.batch_tokens))
 
+
+@patch
+def _compile(self: RowScorer, batches):
+    "Layers one by one, once, where a GPU has work enough for it to pay."
+    self.batches += batches
+    if self.device.type == "cuda" and self.batches >= _COMPILED_FROM and not self.compiled:
+        compile_layers(self.model)
+        self.compiled = True
+
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #d8f13bca
 def _smaller_budget(rows, batch_tokens, device):
     "Half of what did not fit; raises torch.OutOfMemoryError for a single text."
@@ -145,6 +156,7 @@ def __call__(self: RowScorer, rows: list, progress: bool = False) -> list[float]
     given = [tuple(ids) for ids in rows]
     rows, found = list(dict.fromkeys(given)), []
     pending = self.plan(rows, range(len(rows)))
+    self._compile(len(pending))
     with tqdm(total=len(rows), desc="Scoring", disable=not progress) as bar:
         while pending:
             groups = [[rows[i] for i in group] for group in pending[0]]

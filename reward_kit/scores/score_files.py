@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/3_scores/33_score_files.ipynb #20957d4a
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -57,9 +58,8 @@ def _encode(rm, fmt, rows):
     return [([], rm.why_too_long()) if None in row else (row, "") for row in own]
 
 
-def _score_rows(rm, fmt, rows, names, normalize=False):
+def _score_rows(rm, fmt, encoded, names, normalize=False):
     "What is written beside each row: its scores, or nulls and the error."
-    encoded = _encode(rm, fmt, rows)
     rewards = rm.score_ids([one for own, _ in encoded for one in own])
     rewards = iter(rm.normalized(rewards) if normalize else rewards)
     for own, error in encoded:
@@ -125,6 +125,15 @@ def finish(self: _PartialFile):
     write_whole(self.out, self.part)
     self.settings.unlink(missing_ok=True)
 
+# %% ../../nbs/3_scores/33_score_files.ipynb #f4cd2769
+def _one_ahead(prepare):
+    "What a function gives, call after call, until it gives something with an empty beginning."
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(prepare)
+        while (found := following.result())[0]:
+            following = thread.submit(prepare)
+            yield found
+
 # %% ../../nbs/3_scores/33_score_files.ipynb #f7ab7245
 @dataclass(repr=False)
 class _ScoreFileReport(Report):
@@ -184,9 +193,13 @@ def score_file(
     rows = chain(first, rows)
     part.skip(rows, [*names, "error"])
     done = part.rows
+
+    def prepare():
+        chunk = list(islice(rows, batch_rows))
+        return chunk, _encode(self, fmt, chunk)
     with tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress) as bar:
-        while chunk := list(islice(rows, batch_rows)):
-            scored = _score_rows(self, fmt, chunk, names, normalize)
+        for chunk, encoded in _one_ahead(prepare):
+            scored = _score_rows(self, fmt, encoded, names, normalize)
             part.add([row | outcome for row, outcome in zip(chunk, scored)])
             bar.update(len(chunk))
     part.finish()
