@@ -1454,3 +1454,36 @@ def test_a_string_is_no_list_of_responses(folders):
         rm.rank("Why?", "Because.")
     with pytest.raises(TypeError, match="is str"):
         rm.best_of_n(["Why?", "How?"], ["Because.", "So."])
+
+
+# ---- on a GPU
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_on_a_gpu_layers_are_in_bfloat16_and_the_head_is_not(folders, tmp_path, monkeypatch, kind):
+    "Unless a dtype is given; an encoder computes its head by itself, and so in one type."
+    folder = folders.get(kind, tmp_path)
+    if kind == "bert":
+        tokenizer = toy_tokenizer(bert=True, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]")
+        tokenizer.save_pretrained(folder)
+        tiny("bert", len(tokenizer), pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+    exact = RewardModel.from_pretrained(folder, device="cpu")
+    monkeypatch.setattr("reward_kit.scores.inference._pick_dtype", lambda device: torch.bfloat16)
+    short = RewardModel.from_pretrained(folder, device="cpu")
+    given = RewardModel.from_pretrained(folder, device="cpu", dtype=torch.float32)
+    head = {p.dtype for n, p in short.model.named_parameters() if n.startswith(("score", "classifier"))}
+    assert short.model.dtype == torch.bfloat16 and given.model.dtype == torch.float32
+    assert head == {torch.bfloat16 if kind == "bert" else torch.float32}
+    a, b, c = (rm.score(PROMPTS, RESPONSES) for rm in (exact, short, given))
+    assert a == c and a != b and b == pytest.approx(a, abs=0.05)
+
+
+def test_a_row_that_cannot_be_read_ends_a_file_behind_what_was_scored(folders, tmp_path):
+    "Rows are read ahead; what goes wrong there waits for its turn."
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"prompt": f"p{i}", "response": "yes"} for i in range(300)]
+    source.write_text("\n".join([*map(json.dumps, rows), "{broken"]) + "\n")
+    rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
+    with pytest.raises(PreferenceDataError, match="301"):
+        rm.score_file(source, out, batch_rows=100)
+    assert len((tmp_path / "out.jsonl.part").read_text().splitlines()) == 300 and not out.exists()

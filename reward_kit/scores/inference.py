@@ -266,7 +266,7 @@ def from_pretrained(
 ) -> RewardModel:
     """Load a reward model and the way it wants its text.
 
-    Without a dtype it computes in float32, on a GPU that has bfloat16 in that, its head in float32.
+    Without a dtype it computes in float32, on a GPU that has bfloat16 in that, the head of a decoder in float32.
     Raises ModelLoadError (a ValueError) for what is not there or is no reward model."""
     path = resolve_model(name)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
