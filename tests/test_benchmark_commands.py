@@ -21,6 +21,10 @@ SMALL = {  # {data}: a file of transcripts
     "distance_to_limit.py": (
         f"{MODEL} {SHORT} --data {{data}} --dtype fp32 --batch 2 --long-batch 2 --long-steps 2 --pairs 8"
     ),
+    "gpu.py": (
+        "--model tiny --vocabulary 512 --families Qwen3 --data {data} --batch 2 --long-batch 1"
+        " --steps 1 --texts 8 --episodes 8 --response 4 --threads 1 --output results"
+    ),
     "over_optimisation.py": "--batches 1 --sizes 10 20 --held-out 4",
     "playground_accuracy.py": "--seeds 0 --pairs 60",
     "playground_ppo.py": "--seeds 0 --pairs 60 --episodes 32",
