@@ -501,9 +501,11 @@ def train_once(world: World, side: str, product: float, run: dict) -> dict:
         begin = perf_counter()
         trainer.train()
     seconds = [after - before for before, after in zip(meter.ends, meter.ends[1:])][WARM_UP - 1 :]
-    unique = sum(row["unique"] for row in rows[WARM_UP * batch : steps * batch])
+    unique, layout = sum(row["unique"] for row in rows[WARM_UP * batch : steps * batch]), ""
     if ours:  # the order is its own; what a packed batch reads are unique tokens
-        unique = sum(step["positions"] for step in meter.steps[WARM_UP:])
+        layout = trainer._layout
+        if layout.startswith("packed"):
+            unique = sum(step["positions"] for step in meter.steps[WARM_UP:])
     speed = unique / sum(seconds)
     return {
         "first": meter.ends[0] - begin,
@@ -512,7 +514,7 @@ def train_once(world: World, side: str, product: float, run: dict) -> dict:
         "tokens": speed,
         "share": (4 if lora else 6) * weights * speed / product,
         "peak": peak(world.device),
-        "weights": weights,
+        "layout": layout,
     }
 
 
@@ -524,10 +526,16 @@ def train(work: Path, device: str, vocabulary: int, sides: list, runs: list, pro
         yield {"side": side, "run": run["name"]} | measured
 
 
+def not_packed(row: dict) -> str:
+    "Words where reward_kit did not pack its batches."
+    layout = row.get("layout", "")
+    return f", {layout.replace('|', '/')}" if layout.startswith("padded") else ""
+
+
 def train_line(row: dict) -> str:
     "What was measured, in words."
     speed = f"{row['pairs']:.1f} pairs/s, {1000 * row['step']:.0f} ms a step, {row['tokens']:,.0f} tokens/s"
-    return f"{speed}, {row['share']:.1%} of the bare product, peak {row['peak']:.1f} GiB"
+    return f"{speed}, {row['share']:.1%} of the bare product, peak {row['peak']:.1f} GiB{not_packed(row)}"
 
 
 TRAIN_NOTES = """reward_kit has its defaults: bfloat16 autocast (float32 on a CPU), packed batches, a random
@@ -568,7 +576,7 @@ def train_report(rows: list[dict], facts: dict):
     text = [
         f"Training a reward model of Qwen3-{facts['model']}'s shape, where no other is named.",
         "",
-        *table(head, [[row["run"], SIDES[row["side"]], *cells(row)] for row in rows]),
+        *table(head, [[row["run"], SIDES[row["side"]] + not_packed(row), *cells(row)] for row in rows]),
         "",
         TRAIN_NOTES.format(warm=WARM_UP),
     ]
@@ -607,14 +615,15 @@ def row_bars(axes, labels: list[str], rows: list[dict], colours: list[str], key:
 
 
 def scorer(world: World, side: str, shape: str):
-    "A function of prompts, responses and their rendered texts, and its model."
+    "A function of prompts, responses and their rendered texts, its model, and the layout if it is ours."
     import torch
     import transformers
 
     rm = world.reward_model(shape, "float32" if side == "float32" else "bfloat16")
     tokenizer, model = rm.tokenizer, rm.model  # its forward pass is its own unless rewards are asked for
     if side in ("float32", "bfloat16"):
-        return lambda prompts, responses, texts: rm.score(prompts, responses), model
+        layout = rm.scorer.collate.layout
+        return lambda prompts, responses, texts: rm.score(prompts, responses), model, layout
     if side == "alone":
 
         @torch.inference_mode()
@@ -622,7 +631,7 @@ def scorer(world: World, side: str, shape: str):
             ready = (tokenizer(text, return_tensors="pt").to(world.device) for text in texts)
             return [model(**one).logits.item() for one in ready]
 
-        return call, model
+        return call, model, ""
     pipe = transformers.pipeline(
         "text-classification",
         model,
@@ -637,7 +646,7 @@ def scorer(world: World, side: str, shape: str):
         found = dict(zip(order, pipe([texts[i] for i in order])))
         return [found[i]["score"] for i in range(len(texts))]
 
-    return in_order, model
+    return in_order, model, ""
 
 
 def score_once(world: World, side: str, shape: str, rows: list, product: float, reference: list) -> dict:
@@ -650,7 +659,7 @@ def score_once(world: World, side: str, shape: str, rows: list, product: float, 
     with quiet():
         encoder = World(world.work, "cpu", world.vocabulary).reward_model("tiny").encoder
         texts = [encoder.render(*pair) for pair in zip(prompts, responses)]
-        call, model = scorer(world, side, shape)
+        call, model, layout = scorer(world, side, shape)
         free_memory(world.device)
         call(prompts[-16:], responses[-16:], texts[-16:])  # warms up
         synchronize(world.device)
@@ -667,6 +676,7 @@ def score_once(world: World, side: str, shape: str, rows: list, product: float, 
         "tokens": speed,
         "share": 2 * inner_parameters(model) * speed / product,
         "peak": peak(world.device),
+        "layout": layout,
     } | {name: change[name] for name in ("turned", "tied", "tau") if change}
 
 
@@ -683,7 +693,7 @@ def score(work: Path, device: str, vocabulary: int, shape: str, texts: int, prod
 def score_line(row: dict) -> str:
     "What was measured, in words."
     share = f"{row['share']:.1%} of the bare product, peak {row['peak']:.1f} GiB"
-    return f"{row['texts']:.1f} texts/s, {share}"
+    return f"{row['texts']:.1f} texts/s, {share}{not_packed(row)}"
 
 
 def score_report(rows: list[dict], facts: dict):
@@ -704,7 +714,7 @@ def score_report(rows: list[dict], facts: dict):
         f"Scoring {rows[0]['count']} short texts with a reward model of Qwen3-{facts['model']}'s"
         f" shape; one by one the first {ALONE} of them.",
         "",
-        *table(head, [[SCORERS[row["side"]], *cells(row)] for row in rows]),
+        *table(head, [[SCORERS[row["side"]] + not_packed(row), *cells(row)] for row in rows]),
         "",
         "reward_kit gets prompts and responses, in no order, and does the template and the tokenising in the"
         " time measured; the others get rendered texts. The pipeline pads a batch to its longest text;"
