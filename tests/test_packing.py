@@ -1152,3 +1152,18 @@ def test_compiled_layers_train_without_a_break_and_without_compiling_again(kind,
         assert gap(rewards, right) < tolerance
         assert (grads - right_grads).norm() < tolerance * right_grads.norm()
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 2
+
+
+# ---- deep models in 16 bits
+
+
+def test_a_deep_model_of_16_bits_is_not_refused_for_its_rounding_and_one_that_mixes_is():
+    "Roundings add up over layers, but not to what another text's tokens would do."
+    deep = make_model("Qwen3", num_hidden_layers=48, layer_types=None).to(torch.bfloat16)
+    assert packing_problem(deep) is None
+
+    def mixes(layer, args, kwargs, output):
+        return output + 0.5 * output.roll(1, 1)  # a token takes from the one before it in the row
+
+    deep.model.layers[20].register_forward_hook(mixes, with_kwargs=True)
+    assert "other hidden states" in packing_problem(deep)
