@@ -4,6 +4,7 @@ looks at a time."""
 import ast
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ SMALL = {  # {data}: a file of transcripts
         "--model tiny --vocabulary 512 --families Qwen3 --data {data} --batch 2 --long-batch 1"
         " --steps 1 --texts 8 --episodes 8 --response 4 --threads 1 --output results"
     ),
+    "less_memory.py": "--seeds 0 --pairs 40 --steps 2 --ways float32 'bfloat16, plain AdamW'",
     "over_optimisation.py": "--batches 1 --sizes 10 20 --held-out 4",
     "playground_accuracy.py": "--seeds 0 --pairs 60",
     "playground_ppo.py": "--seeds 0 --pairs 60 --episodes 32",
@@ -78,7 +80,7 @@ def test_help(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_run(name, tmp_path, transcripts):
-    printed = run(name, *SMALL[name].format(data=transcripts).split(), folder=tmp_path)
+    printed = run(name, *shlex.split(SMALL[name].format(data=transcripts)), folder=tmp_path)
     assert SAYS.get(name, "|") in printed
 
 

@@ -921,11 +921,13 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 def test_accelerate_mixed_precision_calls_the_bound_forward():
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     model, tokenizer, encoder = setup_model()
     batch = RewardCollator(tokenizer.pad_token_id)(rows_of(encoder))
     with torch.no_grad():
         reference = model(**batch).logits
+    AcceleratorState._reset_state(True)  # of a trainer in an earlier test
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     prepared = accelerator.prepare_model(model)
     with torch.no_grad():
