@@ -6,9 +6,9 @@ learn what float32 learns, and what each costs.
 
 Each seed draws its own playground pairs, its own split by prompt, its own head and its own order; all
 ways of a seed share them. Weights in bfloat16 keep 8 bits, so that most steps of plain AdamW are smaller
-than what a weight can change by; stochastic rounding (torchao's AdamW of 8 bits) keeps their mean. Bytes
-are counted: those of weights and optimizer after the last step, and those of what a forward pass keeps
-for the backward pass. It takes a quarter of an hour on two cores, most of it the compiler's.
+than what a weight can change by; stochastic rounding (torchao's AdamW of 8 bits) keeps their mean. Counted
+are the bytes of weights and optimizer after the last step; what recomputed activations save, the plan
+of a run says. It takes a quarter of an hour on two cores, most of it the compiler's.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def main() -> None:
             way, f"{found[0]['bytes']:.1f}", shown([run["loss"][-1] for run in found], 4),
             shown(apart, 4) if found is not first else "", shown([run["accuracy"] for run in found], 1),
         ])  # fmt: skip
-    head = ["weights and optimizer", "bytes a weight", "held-out loss", "minus the first", "accuracy %"]
+    head = ["way", "bytes a weight", "held-out loss", "minus the first", "accuracy %"]
     figure, ((axes,),) = new_figure()
     for way, found in runs.items():
         for n, run in enumerate(found):

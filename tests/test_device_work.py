@@ -161,7 +161,8 @@ def test_kernels_of_a_compiled_layer(one_kernel):
     metrics.reset()
     model, batch = one_kernel[3, torch.bfloat16], make_batch()
     eager = rewards_of(model, batch)
-    loss = rewards_of(packing.compile_layers(model), batch)
+    packing.compile_layers(model)
+    loss = rewards_of(model, batch)
     loss.backward()
     print(metrics.generated_kernel_count, "kernels")
     assert metrics.generated_kernel_count <= 2 * 30
@@ -218,7 +219,37 @@ def test_the_plan_counts_what_the_longest_batch_keeps(tmp_path, settings):
         for part in trainer.micro_batches.cut(batch):
             trainer._rewards(trainer.model, part)
     print(settings, planned, max(kept))
-    assert 0.8 * max(kept) < planned < 1.25 * max(kept)
+    assert 0.9 * max(kept) < planned < 1.5 * max(kept)  # the longest example stands for all
+
+
+def test_a_plan_that_could_not_count_says_nothing_of_activations_and_cuts_nothing(tmp_path, monkeypatch):
+    args = RewardConfig(
+        str(tmp_path / "out"), per_device_train_batch_size=2, gradient_accumulation_steps=4, use_cpu=True,
+        report_to="none",
+    )  # fmt: skip
+    trainer = RewardTrainer(make_base(tmp_path / "base"), args, train_dataset=make_pairs(16))
+    trainer.micro_batches.count = 4  # as on a GPU, where what was asked for is kept until it is known better
+
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "_rewards", fails)
+    monkeypatch.setattr(trainer.micro_batches, "free_memory", lambda device: 2**30)
+    plan = trainer.plan(timed=False)
+    assert "activations" not in plan.memory and "activations" not in str(plan)
+    assert trainer.micro_batches.count == 4 and not trainer.args.gradient_checkpointing
+
+
+def test_dropping_the_last_batch_drops_what_does_not_fill_a_piece(tmp_path):
+    "Fifteen pieces of four pairs make the one step that there is."
+    args = RewardConfig(
+        str(tmp_path / "out"), per_device_train_batch_size=4, gradient_accumulation_steps=16,
+        dataloader_drop_last=True, num_train_epochs=1, use_cpu=True, report_to="none", save_strategy="no",
+        show_plan=False,
+    )  # fmt: skip
+    trainer = RewardTrainer(make_base(tmp_path / "base"), args, train_dataset=make_pairs(60))
+    trainer.train()
+    assert trainer.state.global_step == 1 and not trainer.micro_batches.can_split
 
 
 @pytest.mark.parametrize(
@@ -230,12 +261,12 @@ def test_a_batch_is_cut_and_then_recomputed_as_the_memory_asks(
     "`share`: of what the longest batch keeps, how much a GPU would have room for."
     args = RewardConfig(
         str(tmp_path / "out"), per_device_train_batch_size=8, max_steps=2, use_cpu=True,
-        report_to="none", save_strategy="no", show_plan=False, batch_tokens=10**6,
+        report_to="none", save_strategy="no", batch_tokens=10**6,
     )  # fmt: skip
     trainer = RewardTrainer(make_base(tmp_path / "base"), args, train_dataset=make_pairs(64))
     memory = trainer.plan().memory
     room = share * memory["activations"] + memory["gradients"] + memory["optimizer"]
-    monkeypatch.setattr("reward_kit.model.trainer._free_memory", lambda device: room / 0.9)
+    monkeypatch.setattr(trainer.micro_batches, "free_memory", lambda device: room / 0.9)
     trainer.train()
     assert (trainer.micro_batches.count, trainer.args.gradient_checkpointing) == (parts, recomputed)
     assert trainer.model.is_gradient_checkpointing is recomputed

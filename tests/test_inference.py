@@ -1476,6 +1476,8 @@ def test_on_a_gpu_layers_are_in_bfloat16_and_the_head_is_not(folders, tmp_path, 
     assert head == {torch.bfloat16 if kind == "bert" else torch.float32}
     a, b, c = (rm.score(PROMPTS, RESPONSES) for rm in (exact, short, given))
     assert a == c and a != b and b == pytest.approx(a, abs=0.05)
+    rotations = [b.dtype for n, b in short.model.named_buffers() if "inv_freq" in n]
+    assert all(dtype == torch.float32 for dtype in rotations) and bool(rotations) is (kind == "llama")
 
 
 def test_a_row_that_cannot_be_read_ends_a_file_behind_what_was_scored(folders, tmp_path):

@@ -317,6 +317,18 @@ def test_only_the_places_that_are_read_go_through_the_last_feed_forward():
     assert seen == [len(EVERYTHING) * max(map(len, EVERYTHING))] * 2  # also for what is not there
 
 
+def test_a_long_ranking_among_pairs_computes_no_more_than_there_is():
+    "The table of 40 responses for each of 21 examples is larger than the batch."
+    groups = [[tokens(3, i) for i in range(40)], *([tokens(3, i), tokens(4, i)] for i in range(20))]
+    model, seen = make_model(), []
+    model.model.layers[-1].mlp.up_proj.register_forward_hook(
+        lambda layer, args, out: seen.append(out.shape[:-1].numel())
+    )
+    packed = forward(model, "packed", groups)
+    assert seen == [collate("packed", groups).positions()]
+    assert gap(packed, forward(model, "padded", groups)) < 1e-5
+
+
 def test_another_example_in_the_line_changes_nothing():
     model = make_model("Gemma2")
     first, second, both = (
@@ -1146,7 +1158,7 @@ def test_compiled_layers_train_without_a_break_and_without_compiling_again(kind,
     expected = learn()
     torch._dynamo.reset()
     counters.clear()
-    compile_layers(model, "aot_eager")
+    assert compile_layers(model, "aot_eager") and not compile_layers(model, asked=False)
     tolerance = 2e-2 if way == "autocast" else 1e-5
     for (rewards, grads), (right, right_grads) in zip(learn(), expected, strict=True):
         assert gap(rewards, right) < tolerance

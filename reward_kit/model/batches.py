@@ -152,12 +152,18 @@ class Batch(dict):
         return sum(map(sum, self.lengths))
 
     def to(self, device, non_blocking: bool = False) -> "Batch":
-        "The same on a device."
-        moved = Batch(self)
+        "The same on a device; from pinned memory to a GPU without waiting for it."
+        batch = self
+        if non_blocking and torch.device(device).type == "cuda":
+            batch = self._each("pin_memory")
+        return batch._each("to", device, non_blocking=non_blocking)
+
+    def _each(self, method, *args, **how):
+        changed = Batch(self)
         for name, value in self.items():
-            if hasattr(value, "to"):
-                moved[name] = value.to(device, non_blocking=non_blocking)
-        return moved
+            if hasattr(value, method):
+                changed[name] = getattr(value, method)(*args, **how)
+        return changed
 
 # %% ../../nbs/2_model/24_batches.ipynb #7c6c287d
 @patch
@@ -337,7 +343,7 @@ def _gather(block, args):
     if reading is None or len(args) != 1:
         return None
     hidden, = args
-    if len(reading.positions) == hidden.shape[:-1].numel():
+    if len(reading.positions) >= hidden.shape[:-1].numel():
         return None
     reading.shape, positions = hidden.shape, reading.positions.to(hidden.device)
     return (hidden.flatten(0, -2)[positions.clamp(min=0)][None],)

@@ -186,8 +186,8 @@ def encode_dataset(
     data,  # Preferences, a data set of records or of token ids, a stream in a format of TRL's
     encoder,  # RewardEncoder, whose encoding is part of the key of the cache
     *,
-    num_proc=None,  # processes; not for streams
-    desc=None,  # title of the progress bar
+    num_proc: int | None = None,  # processes; not for streams
+    desc: str | None = None,  # title of the progress bar
 ):  # -> (data set with `sequences`, `lengths`, `ranks`, ...; OverflowReport, None for token ids)
     "Encode every response of every record. Raises ValueError for no rows."
     dataset, limit = getattr(data, "dataset", data), encoder.encoding.max_length

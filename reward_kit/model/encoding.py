@@ -339,11 +339,11 @@ def prepare_tokenizer(
     tokenizer,  # fast tokenizer, changed in place
     model=None,  # its embeddings grow if a pad token is added; its config gets the pad id
     *,
-    max_length=None,  # in tokens; None: least of model, tokenizer and 2,048
-    overflow="truncate_left",  # too long: "truncate_left" | "drop" | "error"
-    separator=None,  # text between; None = one space where there is none
-    chat_template=None,  # text or {name: text} that replaces the tokenizer's own
-):  # -> RewardEncoding
+    max_length: int | None = None,  # in tokens; None: least of model, tokenizer and 2,048
+    overflow: str = "truncate_left",  # too long: "truncate_left" | "drop" | "error"
+    separator: str | None = None,  # text between; None = one space where there is none
+    chat_template: str | dict | None = None,  # in place of the tokenizer's own
+) -> RewardEncoding:
     "Make a tokenizer follow the encoding, also after saving. Raises ValueError."
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: "

@@ -268,13 +268,16 @@ centering_loss = Loss("centering", _centering, _anyone, least=1)
 
 # %% ../../nbs/2_model/21_loss.ipynb #a7aff64d
 def reward_loss(
-    rewards,  # (b, K) float, best first unless `ranks` says otherwise
+    rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
     *,
-    loss_type="bradley_terry",  # a name in `LOSSES`
-    **how,  # what a `Loss` is called with: `center_rewards_coefficient`, `reduction`, labels, its own
-):  # -> scalar, or (b,) for reduction="none"
+    loss_type: str = "bradley_terry",  # a name in `LOSSES`
+    center_rewards_coefficient: float | None = None,  # None = off; TRL: 0.01
+    reduction: str = "mean",  # "mean", "sum" or "none", as above
+    **labels,  # of `Loss.terms`, with keywords of that loss alone
+) -> Tensor:  # scalar, or (b,) for "none"
     "The loss of a name, plus centering if asked for. Raises ValueError."
-    return LOSSES[loss_type](rewards, **how)
+    how = {"center_rewards_coefficient": center_rewards_coefficient, "reduction": reduction}
+    return LOSSES[loss_type](rewards, **how, **labels)
 
 # %% ../../nbs/2_model/21_loss.ipynb #761ac0c6
 @patch

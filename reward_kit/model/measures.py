@@ -92,7 +92,7 @@ class TrainingPlan:
     seconds: float | None  # of the run; None: not measured
     parameters: int  # of the model, head included
     trainable: int  # how many of them are trained
-    memory: dict  # what -> bytes, in one process
+    memory: dict  # what -> bytes, in one process; activations only where they are known
 
     @classmethod
     def of(cls, model, memory, **known):  # of `memory_of`
@@ -103,7 +103,7 @@ class TrainingPlan:
         return cls(parameters=parameters, trainable=trainable, memory=memory, **known)
 
     @staticmethod
-    def memory_of(model, optim, activations=0, copies=0):  # bytes, as `kept_bytes` counts them
+    def memory_of(model, optim, copies=0):  # bytes, as `kept_bytes` counts them
         "{what: bytes} for an optimizer, by the name that transformers has for it."
         trained = [p for p in model.parameters() if p.requires_grad]
         gradients, moments = sum(p.nbytes for p in trained), None
@@ -113,7 +113,6 @@ class TrainingPlan:
             "weights": sum(p.nbytes for p in model.parameters()) + copies,
             "gradients": gradients,
             "optimizer": 2 * gradients if moments is None else moments,
-            "activations": activations,
         }
 
     def __str__(self):
@@ -144,7 +143,7 @@ def kept_bytes(
     "What a forward pass keeps in memory for the backward pass."
     shapes = {tuple(sorted(p.shape)) for p in model.parameters()}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = [{}, {}]
+    kept = {False: {}, True: {}}  # is it a copy of weights -> {address: bytes}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
@@ -154,8 +153,10 @@ def kept_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward()  # while it lives, so do the tensors, each at an address of its own
-    return [sum(sizes.values()) for sizes in kept] if loss is not None else [0, 0]
+        loss = forward()
+    sizes = [sum(found.values()) for found in kept.values()]
+    del loss  # until here the tensors lived, each at an address of its own
+    return sizes
 
 # %% ../../nbs/2_model/29_measures.ipynb #3692636a
 def _plot_training(history):

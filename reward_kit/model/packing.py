@@ -7,12 +7,14 @@ __all__ = ['packing_problem', 'choose_layout', 'compile_layers']
 
 # %% ../../nbs/2_model/25_packing.ipynb #f9ef07dd
 import inspect
+import shutil
 from functools import partial
 from sys import modules
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._triton import has_triton
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .batches import SEGMENT_ATTENTION, decoder_layers, forward_at
@@ -39,8 +41,9 @@ def _attend(
     plain = n == total and (window or total) >= total and softcap is None
     mask = None if plain else _causal_mask(masks, n, total, window, query)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and (softcap or query.device.type != "cpu"):
+    if groups > 1 and (softcap or query.device.type != "cpu"):  # else their kernels take fewer heads
         key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+        groups = 1
     if softcap is None:
         attend = nn.functional.scaled_dot_product_attention
         how = {"is_causal": plain, "scale": scaling, "enable_gqa": groups > 1}
@@ -258,16 +261,21 @@ def choose_layout(
 
 # %% ../../nbs/2_model/25_packing.ipynb #a5c8247d
 _KINDS_OF_LAYERS = 32  # by window, training or not, with gradients or not, the last
+_COMPILERS = ("gcc", "clang", "cc")
 
 
 def compile_layers(
     model,  # for sequence classification or causal, possibly wrapped by PEFT
-    backend: str = "inductor",  # of torch.compile
+    backend: str | None = None,  # of torch.compile; None: inductor
     mode: str | None = None,  # the same
-):  # the same model
+    asked: bool = True,  # False: only on a GPU, where Triton and a C compiler are installed
+) -> bool:  # whether it was done
     "Compiles each decoder layer where it stands; names of weights stay as they are."
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    if not asked and not (on_gpu and has_triton() and any(map(shutil.which, _COMPILERS))):
+        return False
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, _KINDS_OF_LAYERS)
     for layer in decoder_layers(innermost_model(model).base_model):
-        layer.compile(dynamic=True, backend=backend, mode=mode)
-    return model
+        layer.compile(dynamic=True, backend=backend or "inductor", mode=mode)
+    return True

@@ -269,6 +269,32 @@ def _try(self: MicroBatches, batch, backward, step):
                       "gradient_checkpointing")
         raise torch.OutOfMemoryError(f"out of memory at step {step}, {remedy}") from error
 
+# %% ../../nbs/2_model/27_runs.ipynb #78af2b99
+@patch(cls_method=True)
+def of(
+    cls: MicroBatches,
+    args,  # RewardConfig
+    is_sharded,  # whether weights are spread over processes
+    pieces=1,  # that a batch was asked to be computed in
+    log=print,  # takes the lines for people
+):
+    "Those of a run."
+    on_cpu, alone = args.device.type == "cpu", args.world_size == 1 and not is_sharded
+    budget = None if is_sharded else args.batch_tokens or (4096 if on_cpu else None)
+    can_split = alone and args.gradient_accumulation_steps == 1  # a step has one batch
+    cut = cls(budget, can_split, log)
+    cut.count = 1 if on_cpu else pieces
+    return cut
+
+
+@patch
+def free_memory(self: MicroBatches, device):
+    "Bytes that a process may still use; None: of a device that does not say."
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
 # %% ../../nbs/2_model/27_runs.ipynb #539e085c
 def default_precision(use_cpu=False, model_type=""):  # of the settings, of the model's config
     "Mixed precision for this machine: bf16, fp16 or no."

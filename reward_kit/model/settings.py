@@ -259,7 +259,7 @@ class _Batches(_Settings):
     fp16: bool = setting(False, "Compute in float16, with a scaled loss.")
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass: less memory, slower. "
-        "None: off.")
+        "None: off, but on a GPU where not one example fits.")
     torch_compile: bool | None = setting(
         None, "Compile the decoder layers one by one: a minute first, then faster "
         "steps. None: on a GPU, for runs of 300 steps or more.", command=False)
@@ -297,7 +297,8 @@ class _Run(_Settings):
     show_plan: bool = setting(
         True, "Print data, steps, memory and time before training.", command=False)
     estimate_time: bool = setting(
-        True, "Time one micro-batch for the plan.", command=False)
+        True, "Time one micro-batch for the plan, in runs of 100 batches or more.",
+        command=False)
 
 
 @dataclass

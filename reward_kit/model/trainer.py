@@ -85,8 +85,8 @@ class RewardTrainer(trl.RewardTrainer):
             )
         self._signature_columns = "sequences lengths ranks scores margin weight".split()
         if adapters:
-            self._ready_adapters()
-        self.micro_batches = self._cut_batches(pieces)
+            self._ready_adapters(model)
+        self.micro_batches = MicroBatches.of(args, self._sharded, pieces, self._print)
 
 # %% ../../nbs/2_model/30_trainer.ipynb #869329c4
 @patch
@@ -158,9 +158,10 @@ def _agree(self: RewardTrainer, model, tokenizer, args):
 
 # %% ../../nbs/2_model/30_trainer.ipynb #5116a5d9
 @patch
-def _ready_adapters(self: RewardTrainer):
+def _ready_adapters(self: RewardTrainer, base):
+    spread = self._sharded or getattr(innermost_model(base), "is_quantized", False)
     for p in self.model.parameters():
-        if p.requires_grad:
+        if p.requires_grad and not spread:
             p.data = p.data.float()
     for module in self.model.modules():
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
@@ -176,6 +177,7 @@ def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, datas
 def _choose_collator(self: RewardTrainer, args, model, tokenizer, own):
     "Packed where the model can read it; one decision for all processes."
     args.accelerator_config.dispatch_batches = False  # batches of a stream cannot be cut by rows
+    args.accelerator_config.non_blocking = args.dataloader_pin_memory  # off on a CPU
     if own is not None:
         problem = "your data_collator lays out the batches"
     elif not self._reads_by_index:
@@ -318,16 +320,7 @@ def _sharded(self: RewardTrainer):
     return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
 
-@patch
-def _cut_batches(self: RewardTrainer, pieces):
-    args = self.args
-    on_cpu, can_split = args.device.type == "cpu", args.world_size == 1 and not self._sharded
-    budget = args.batch_tokens or (4096 if on_cpu else None)
-    if self._sharded:  # all processes gather the weights, equally often
-        budget = None
-    cut = MicroBatches(budget, can_split, self._print)
-    cut.count = 1 if on_cpu else pieces
-    return cut
+
 
 
 @patch
@@ -388,14 +381,13 @@ def set_initial_training_values(self: RewardTrainer, args, dataloader):
 @patch
 def _compile(self: RewardTrainer, steps):
     "Layers one by one, once, where it was asked for or pays."
-    args, wanted = self.args, self.args.torch_compile
-    if wanted is None:
-        on_gpu = args.device.type == "cuda" and not self._sharded
-        wanted = on_gpu and steps >= _COMPILED_FROM
-    if wanted and not self._compiled:
-        backend = args.torch_compile_backend or "inductor"
-        compile_layers(self.model, backend, args.torch_compile_mode)
-        self._compiled, self._layout = True, f"{self._layout}, layers compiled"
+    args = self.args
+    asked, how = args.torch_compile, (args.torch_compile_backend, args.torch_compile_mode)
+    asked = any(how) or None if asked is None else asked
+    pays = asked is None and steps >= _COMPILED_FROM and not self._sharded
+    if (asked or pays) and not self._compiled:
+        self._compiled = compile_layers(self.model, *how, asked=bool(asked))
+        self._layout += ", layers compiled" if self._compiled else ""
 
 # %% ../../nbs/2_model/30_trainer.ipynb #0ac3d5ef
 _TIMED_FROM = 100  # batches; two are computed to time one
@@ -408,7 +400,7 @@ def plan(self: RewardTrainer, timed: bool = True) -> TrainingPlan:
     lengths = self.train_dataset["lengths"][:] if known else []
     tokens, seconds = np.array([sum(row) for row in lengths]), None
     with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
-        memory = self._fit(self._largest_batch(lengths))
+        memory = self._fit(lengths)
         steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
         timed &= args.estimate_time and not self._sharded
         if known and timed and steps * args.gradient_accumulation_steps >= _TIMED_FROM:
@@ -444,13 +436,18 @@ def _largest_batch(self: RewardTrainer, lengths):
 
 
 @patch
-def _keeps(self: RewardTrainer):
+def _keeps(self: RewardTrainer, lengths):
     "Bytes kept for the backward pass: of a position, recomputed or not; of copied weights."
     model, config = self.model, self.model.config.get_text_config()
-    collate = RewardCollator(0, getattr(self._collator, "layout", "padded"))
-    ids = [i % config.vocab_size for i in range(96)]
-    pair = [ids[:64], ids[:32] + ids[64:]]  # with a beginning in common
-    batch = self._prepare_inputs(collate([{"sequences": pair}]))
+    if lengths:
+        batch = self._batch_of([int(np.argmax([max(row) for row in lengths]))])
+    else:  # a stream: a pair with a beginning in common
+        n = min(64, self.encoding.max_length)
+        ids = [i % config.vocab_size for i in range(n)]
+        pair = [ids, ids[: n // 2] + ids[: n // 2]]
+        layout = getattr(self._collator, "layout", "padded")
+        batch = RewardCollator(0, layout)([{"sequences": pair}])
+    batch = self._prepare_inputs(batch)
     try:
         with self.accelerator.autocast():
             forward = lambda: self._rewards(model.train(), batch).logits
@@ -470,28 +467,23 @@ def _batch_of(self: RewardTrainer, indices):
 _CHECKPOINTING = {"gradient_checkpointing", "activation_checkpointing"}  # two names for one
 
 
-def _free_memory(device):
-    "Bytes that a process may still use; None: of a device that does not say."
-    if device.type != "cuda":
-        return None
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
 @patch
-def _fit(self: RewardTrainer, positions):  # of the longest batch
+def _fit(self: RewardTrainer, lengths):  # of the texts of each example
     "Memory of the run, of whose batches the longest is made to fit."
-    args, cut, (kept, recomputed, copies) = self.args, self.micro_batches, self._keeps()
+    args, cut, positions = self.args, self.micro_batches, self._largest_batch(lengths)
+    kept, recomputed, copies = self._keeps(lengths)
     memory = TrainingPlan.memory_of(self.model, str(args.optim), copies=copies)
-    free, most = _free_memory(args.device), self._train_batch_size if cut.can_split else 1
-    if free is not None and not self._sharded:
+    free, most = cut.free_memory(args.device), self._train_batch_size if cut.can_split else 1
+    if free is not None and kept and not self._sharded:
+        free = float(self.accelerator.gather(torch.tensor([free], device=args.device)).min())
         room = max(1, 0.9 * free - memory["gradients"] - memory["optimizer"] - copies)
         if positions * kept > most * room and not _CHECKPOINTING & args._given:
             args.gradient_checkpointing = args.activation_checkpointing = True
         needs = positions * (recomputed if args.gradient_checkpointing else kept)
         cut.count = min(most, max(1, math.ceil(needs / room)))
     each = recomputed if args.gradient_checkpointing else kept
-    return memory | {"activations": int(positions * each / cut.count)}
+    known = {"activations": int(positions * each / cut.count)} if kept else {}
+    return memory | known
 
 # %% ../../nbs/2_model/30_trainer.ipynb #99780965
 @patch
@@ -532,9 +524,10 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     needs = "" if self._sharded else "optimizer.pt"
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
     self._start_counting()
-    plan = self.plan(timed=self.args.show_plan)  # shown or not, batches are made to fit
     if self.args.show_plan:
-        self._print(plan)
+        self._print(self.plan())
+    elif self.args.device.type == "cuda":
+        self.plan(timed=False)  # by which batches are made to fit
         cut = self.overflow_report
         if cut is not None and cut.truncated + cut.dropped:
             self._print(f"length    {cut.summary}")

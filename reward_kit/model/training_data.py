@@ -129,7 +129,7 @@ def join_accumulated(self: RewardConfig) -> int:  # the pieces that were asked f
     "Makes one batch of what would be accumulated, where one process does it all."
     pieces = self.gradient_accumulation_steps
     engine = self.deepspeed or self.fsdp or any(map(parse_flag_from_env, _ENGINES))
-    if engine or self.world_size > 1:
+    if engine or self.world_size > 1 or self.dataloader_drop_last:  # which drops less than a piece
         return 1
     self.per_device_train_batch_size *= pieces
     self.gradient_accumulation_steps = 1

@@ -407,7 +407,8 @@ def update(self: PPOTrainer, episodes, step=0):
 def _update_metrics(self: PPOTrainer, episodes, sums):
     "Means over the tokens of all processes and passes."
     tokens = self.args.num_ppo_epochs * sum(len(e.response_ids) for e in episodes)
-    metrics = (pandas.DataFrame(gather_object([sums])).sum() / tokens).to_dict()
+    whole = pandas.DataFrame(gather_object([sums])).sum(skipna=False)  # a NaN is to be seen
+    metrics = (whole / tokens).to_dict()
     variance = metrics["val/ratio_var"] - (metrics["val/ratio"] - 1) ** 2
     return metrics | {"val/ratio_var": max(0.0, variance)}
 

@@ -76,7 +76,7 @@ class RewardModel(TextScorer):
 @patch
 def encode(self: RewardModel, prompts, responses, **template):
     "Token ids of each text; None where the response alone does not fit."
-    pairs = zip(prompts, responses or prompts)
+    pairs = zip(prompts, prompts if responses is None else responses)
     strings = (isinstance(a, str) and isinstance(b, str) for a, b in pairs)
     if self._warn_of_strings and any(strings):
         self._warn_of_strings = False
@@ -266,7 +266,7 @@ def from_pretrained(
 ) -> RewardModel:
     """Load a reward model and the way it wants its text.
 
-    Without a dtype it computes in float32, on a GPU that has bfloat16 in that, the head of a decoder in float32.
+    Without a dtype it computes in float32; on a GPU that has bfloat16 in that, except a decoder's head.
     Raises ModelLoadError (a ValueError) for what is not there or is no reward model."""
     path = resolve_model(name)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -277,7 +277,8 @@ def from_pretrained(
     model, tokenizer = load_reward_backbone(name, new_head=False, dtype=loaded, **hub)
     if dtype is None:
         trunk = model.base_model if hasattr(model, "score") else model
-        trunk.to(_pick_dtype(device))
+        for p in trunk.parameters():  # not its buffers: rotations need float32
+            p.data = p.data.to(_pick_dtype(device))
     encoder = _encoder_of(tokenizer, model, metadata and metadata.encoding, encoding, max_length)
     model = model.to(device)
     if encoder.guessed:

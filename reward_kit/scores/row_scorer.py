@@ -67,7 +67,7 @@ def _packed_batches(rows, indices, batch_tokens, fill=None):
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #ac8f0c32
 _CPU_TOKENS = 4096  # at once on a CPU
 _CPU_FILL = 2048  # of packed batches on a CPU (benchmarks/NOTES.md)
-_COMPILED_FROM = 500  # batches on a GPU, in all
+_COMPILED_FROM = 500  # batches of one call, on a GPU
 
 
 class RowScorer:
@@ -87,7 +87,7 @@ class RowScorer:
         on_cpu = self.device.type == "cpu"
         self.batch_tokens = batch_tokens or (_CPU_TOKENS if on_cpu else 16384)
         self.fill = _CPU_FILL if on_cpu and not batch_tokens else None
-        self.batches, self.compiled = 0, False  # planned so far
+        self.compiled = False
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +104,8 @@ class RowScorer:
 @patch
 def batch(self: RowScorer, groups: list) -> Batch:
     "Groups of token ids that begin alike, as the model reads them."
-    batch = self.collate([{"sequences": group} for group in groups]).to(self.device)
+    batch = self.collate([{"sequences": group} for group in groups])
+    batch = batch.to(self.device, non_blocking=True)
     if self.segment_token_id is not None:
         ends = (batch.input_ids == self.segment_token_id).long()
         batch["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * batch.attention_mask
@@ -129,10 +130,8 @@ def plan(self: RowScorer, rows: list, indices) -> deque:
 @patch
 def _compile(self: RowScorer, batches):
     "Layers one by one, once, where a GPU has work enough for it to pay."
-    self.batches += batches
-    if self.device.type == "cuda" and self.batches >= _COMPILED_FROM and not self.compiled:
-        compile_layers(self.model)
-        self.compiled = True
+    if batches >= _COMPILED_FROM and not self.compiled:
+        self.compiled = compile_layers(self.model, asked=False)
 
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #d8f13bca
 def _smaller_budget(rows, batch_tokens, device):
@@ -173,7 +172,7 @@ def __call__(self: RowScorer, rows: list, progress: bool = False) -> list[float]
             pending.popleft()
             bar.update(len(now))
     rewards = {}
-    for groups, table in found:  # the first one waits for the device, which has all its work by now
+    for groups, table in found:  # only here the device is waited for
         for group, row in zip(groups, table.tolist(), strict=True):
             rewards |= zip(group, row)
     return [rewards[ids] for ids in given]
