@@ -6,6 +6,7 @@
 __all__ = ['OverflowReport', 'encode_dataset']
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #d054f2ec
+import gc
 import hashlib
 import json
 import logging
@@ -131,15 +132,19 @@ def _encode_table(table, indices, encoder):
 def _encode_stored(dataset, encoder, report, num_proc, desc):
     key = json.dumps([dataset._fingerprint, encoder.encoding.to_dict()], sort_keys=True)
     processes = min(num_proc or 1, len(dataset))
-    encoded = dataset.with_format("arrow").map(
-        _encode_table,
-        batched=True,
-        with_indices=True,
-        fn_kwargs={"encoder": encoder},
-        desc=desc,
-        num_proc=processes if processes > 1 else None,
-        new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16],
-    )
+    gc.freeze()  # or every few batches the collector walks through all that is loaded
+    try:
+        encoded = dataset.with_format("arrow").map(
+            _encode_table,
+            batched=True,
+            with_indices=True,
+            fn_kwargs={"encoder": encoder},
+            desc=desc,
+            num_proc=processes if processes > 1 else None,
+            new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16],
+        )
+    finally:
+        gc.unfreeze()
     report.count(encoded[:])
     encoded = encoded.with_format(None)
     if report.dropped_rows:
