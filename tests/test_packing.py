@@ -1179,3 +1179,16 @@ def test_a_deep_model_of_16_bits_is_not_refused_for_its_rounding_and_one_that_mi
 
     deep.model.layers[20].register_forward_hook(mixes, with_kwargs=True)
     assert "other hidden states" in packing_problem(deep)
+
+
+# ---- on the way to a device
+
+
+@pytest.mark.parametrize("at, way", [("cpu", ["pin_memory", "to"]), ("meta", ["to"])])
+def test_what_is_on_a_device_already_is_not_pinned(at, way, monkeypatch):
+    "Only memory of the CPU can be; another device stands for a GPU here."
+    batch, ways = collate("packed", EVERYTHING[:2]), []
+    batch["input_ids"] = batch.input_ids.to(at)
+    monkeypatch.setattr(batches.Batch, "_each", lambda self, method, *_, **__: ways.append(method) or self)
+    batch.to("cuda", non_blocking=True)
+    assert ways == way

@@ -154,7 +154,8 @@ class Batch(dict):
     def to(self, device, non_blocking: bool = False) -> "Batch":
         "The same on a device; from pinned memory to a GPU without waiting for it."
         batch = self
-        if non_blocking and torch.device(device).type == "cuda":
+        to_gpu = torch.device(device).type == "cuda" and self.input_ids.device.type == "cpu"
+        if non_blocking and to_gpu:
             batch = self._each("pin_memory")
         return batch._each("to", device, non_blocking=non_blocking)
 
