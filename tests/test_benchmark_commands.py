@@ -33,6 +33,7 @@ SMALL = {  # {data}: a file of transcripts
     "same_quality.py": "--seeds 0 --pairs 60 --steps 2 --every 1",
     "scaling.py": f"{MODEL} {SHORT} --pairs 100 --steps 1 --prompts 8 --ks 2 --batches 2",
     "score_speed.py": f"{MODEL} --data {{data}} --pairs 8 --prompts 2 --k 2",
+    "serve_speed.py": "--clients 2 --texts 8 --alone 2 --rounds 1",
     "small_data.py": "--worlds 1 --curves 1 --seeds --pairs 60",
     "train_speed.py": f"{MODEL} --data {{data}} --pairs 4 --batch 2 --dtype fp32",
     "transcripts_accuracy.py": "{data} --train-pairs 40",

@@ -18,6 +18,9 @@ from trainer_world import make_base, make_pairs
 import reward_kit.model.packing as packing
 from reward_kit import RewardConfig, RewardModel, RewardTrainer
 from reward_kit.model.batches import RewardCollator, bind_reward_forward
+from reward_kit.model.encoding import prepare_tokenizer
+from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
+from reward_kit.scores import text_scorer
 
 ASK_THE_DEVICE = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
 VIEWS = {
@@ -271,3 +274,57 @@ def test_a_batch_is_cut_and_then_recomputed_as_the_memory_asks(
     assert (trainer.micro_batches.count, trainer.args.gradient_checkpointing) == (parts, recomputed)
     assert trainer.model.is_gradient_checkpointing is recomputed
     assert trainer.plan().memory["activations"] < memory["activations"] or share > 1
+
+
+# ---- calls of the tokenizer
+
+
+class Counting:
+    "A tokenizer of the library tokenizers that counts how often it encodes."
+
+    def __init__(self, backend):
+        self.__dict__ |= {"backend": backend, "calls": 0}
+
+    def __getattr__(self, name):
+        if name.startswith("encode_batch") or name == "encode":
+            self.__dict__["calls"] += 1
+        return getattr(self.backend, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.backend, name, value)
+
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+
+
+@pytest.mark.parametrize("made, calls", [("by us", 1), ("with a template", 2), ("without", 2)])
+def test_calls_of_the_tokenizer_do_not_grow_with_the_texts_of_a_chunk(tmp_path, monkeypatch, made, calls):
+    model, tokenizer = load_reward_backbone(make_base(tmp_path / "base"), new_head=True)
+    if made == "by us":
+        RewardMetadata(encoding=prepare_tokenizer(tokenizer, model, max_length=128)).save(tmp_path)
+    elif made == "with a template":
+        tokenizer.chat_template = TEMPLATE
+    model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
+    rm = RewardModel.from_pretrained(tmp_path, device="cpu")
+    monkeypatch.setattr(rm.tokenizer, "_tokenizer", Counting(rm.tokenizer._tokenizer))
+    pairs, found = make_pairs(80), []
+    for texts, at_once in ((20, 20), (80, 80), (80, 20)):
+        monkeypatch.setattr(text_scorer, "_AT_ONCE", at_once)
+        rm.tokenizer._tokenizer.__dict__["calls"] = 0
+        rm.score([row["prompt"] for row in pairs[:texts]], [row["chosen"] for row in pairs[:texts]])
+        found.append(rm.tokenizer._tokenizer.calls)
+    assert 0 < found[0] == found[1] <= calls and found[2] == 4 * found[1]
+
+
+@pytest.mark.parametrize("made", ["with a template", "without"])
+def test_a_stranger_s_texts_are_encoded_together_as_one_by_one(tmp_path, made):
+    "Full texts with and without a BOS of their own, pairs, messages, in one list."
+    model, tokenizer = load_reward_backbone(make_base(tmp_path / "base"), new_head=True)
+    tokenizer.chat_template = TEMPLATE if made == "with a template" else None
+    model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
+    rm = RewardModel.from_pretrained(tmp_path, device="cpu")
+    rows = [("the cat", None), ("<s>the cat sat", None), ("a mat?", "thank you"), ("<s>rain", "sorry")]
+    rows += [([{"role": "user", "content": "cat"}], "so")] * bool(tokenizer.chat_template)
+    together = rm.encoder.encode(*zip(*rows)).ids
+    assert together == [rm.encoder.encode([prompt], [response]).ids[0] for prompt, response in rows]
+    assert all(ids.count(tokenizer.bos_token_id) <= 1 for ids in together)

@@ -27,6 +27,8 @@ from reward_kit.data.records import as_messages
 from reward_kit.model.encoding import prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.model.settings import quiet
+from reward_kit.scores import row_scorer
+from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.cli import COMMANDS, main
 from reward_kit.tools.client import RewardClient, RewardServerError
@@ -224,7 +226,7 @@ def test_classify_of_vllm(rm, url):
         {
             "index": 0,
             "label": "LABEL_0",
-            "probs": [pytest.approx(sigmoid(rm.score("Why? So.")), abs=1e-6)],
+            "probs": [pytest.approx(rm.score("Why? So."), abs=1e-6)],
             "num_classes": 1,
         }
     ]
@@ -251,13 +253,19 @@ def test_token_ids_are_scored_as_they_are(rm, url):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_every_name_that_vllm_had_for_the_activation_is_heeded(rm, url, path, body, read):
+@pytest.mark.parametrize("problem", [None, "single_label_classification", "regression"])
+def test_every_name_that_vllm_had_for_the_activation_is_heeded(
+    rm, url, path, body, read, problem, monkeypatch
+):
+    "vLLM reads `problem_type` of config.json: the activation of a regression, as our folders say, is none."
+    monkeypatch.setattr(rm.model.config, "problem_type", problem)
     raw = rm.score("Why?", "So.") if path == "/score" else rm.score("Why? So.")
     assert abs(raw - sigmoid(raw)) > 0.01
+    activated = raw if problem == "regression" else sigmoid(raw)
     for given, expected in (
-        ({}, sigmoid(raw)),
-        ({"use_activation": None}, sigmoid(raw)),
-        ({"activation": True, "softmax": True}, sigmoid(raw)),
+        ({}, activated),
+        ({"use_activation": None}, activated),
+        ({"activation": True, "softmax": True}, activated),
         ({"use_activation": False}, raw),
         ({"activation": False}, raw),
         ({"softmax": False}, raw),
@@ -332,7 +340,7 @@ def test_template_arguments_reach_the_template(rm, url, monkeypatch):
 def test_pooling_and_score_of_vllm(rm, url):
     pooled = answer(url, "/pooling", model="m", input=["Why? So."], task="classify")
     assert pooled["data"] == [
-        {"index": 0, "object": "pooling", "data": [pytest.approx(sigmoid(rm.score("Why? So.")), abs=1e-6)]}
+        {"index": 0, "object": "pooling", "data": [pytest.approx(rm.score("Why? So."), abs=1e-6)]}
     ]
     pairs = [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")]
     for body in (
@@ -427,7 +435,7 @@ def test_the_documented_examples_work(url, wire):
         (
             "/v1/score/evaluation",
             {"messages": ["a"], "max_length": 16},
-            "max_length is 16: it is a property of the model here; leave it out",
+            "max_length is 16; it is a property of the model here; leave it out",
         ),
         ("/v1/rewards", {"prompts": ["a", 7], "responses": ["b", "c"]}, "prompts[1] is int ('7')"),
         ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c"]}, "got 2 prompts and 1 response"),
@@ -449,7 +457,11 @@ def test_the_documented_examples_work(url, wire):
         (
             "/v1/rewards",
             {"prompts": ["fine", "half \ud800"]},
-            "prompts[1] or its response holds half of a UTF-16 pair",
+            "prompts[1] has a broken character (half of a UTF-16 pair)",
+        ),
+        *(
+            (path, {name: ["fine", "half \ud800"]}, f"{name}[1] has a broken character")
+            for path, name in [("/get_reward", "query"), ("/classify", "input"), ("/classify", "text")]
         ),
         ("/classify", {"input": [["a"], [1]]}, 'input[0], position 0, is "a"; a token id is a whole number'),
         ("/classify", {"input": [[1, 2.5]]}, "input[0], position 1, is 2.5; a token id is a whole number"),
@@ -474,30 +486,30 @@ def test_the_documented_examples_work(url, wire):
         (
             "/classify",
             {"input": "a", "chat_template_kwargs": {"day": 1}},
-            "unknown field 'chat_template_kwargs'; there are input",
+            'chat_template_kwargs is {"day": 1}; only messages go through a template',
         ),
         (
             "/classify",
             {"messages": CHAT, "tools": [{"type": "function"}]},
-            'tools is [{"type": "function"}]: this route does not read tools; POST /v1/rewards',
+            'tools is [{"type": "function"}]; this route does not read tools; POST /v1/rewards',
         ),
         (
             "/classify",
             {"messages": CHAT, "chat_template": "{{ x }}"},
-            'chat_template is "{{ x }}": messages are rendered by the model\'s own template',
+            'chat_template is "{{ x }}"; messages are rendered by the model\'s own template',
         ),
         (
             "/classify",
             {"messages": CHAT, "add_generation_prompt": True},
-            "add_generation_prompt is true: a reward is read at the end of a finished answer",
+            "add_generation_prompt is true; a reward is read at the end of a finished answer",
         ),
         (
             "/classify",
             {"input": "a", "truncate_prompt_tokens": 64},
-            "truncate_prompt_tokens is 64: where a text is cut is a property of the model here",
+            "truncate_prompt_tokens is 64; where a text is cut is a property of the model here",
         ),
-        ("/pooling", {"input": "a", "normalize": True}, "normalize is true: POST /v1/rewards"),
-        ("/pooling", {"input": "a", "dimensions": 8}, "unknown field 'dimensions'; there are input"),
+        ("/pooling", {"input": "a", "normalize": True}, "normalize is true; POST /v1/rewards"),
+        ("/pooling", {"input": "a", "dimensions": 8}, "dimensions is 8; a reward is one number"),
         (
             "/classify",
             {"messages": [{"role": 5, "content": "a"}]},
@@ -536,7 +548,7 @@ def test_the_documented_examples_work(url, wire):
         (
             "/v1/rewards",
             {"prompts": [CHAT], "tools": [None, None]},
-            "tools has 2 entries for 1 text; there must be as many",
+            "tools is [null, null]; it must be a list of tools for all texts, or a list with one or null",
         ),
         (
             "/v1/rewards",
@@ -715,6 +727,48 @@ def test_requests_that_wait_are_scored_together(rm):
     assert 7 <= batcher.batches <= 8  # sixty-one rows in batches of ten, the first perhaps alone
 
 
+def test_requests_are_encoded_while_the_model_works(rm):
+    batcher = Batcher(rm, ServerLimits(max_batch_rows=1))
+    with held(rm) as go:
+        first = batcher.submit(Texts(PROMPTS[:1]))
+        wait_until(lambda: go.scored)
+        others = [batcher.submit(Texts([p])) for p in PROMPTS[1:4]]
+        wait_until(lambda: all(job.rows for job in others))  # the model has not moved
+        assert not first.done() and go.scored == rm.encode(PROMPTS[:1], None)
+        go.set()
+        assert [job.result(60)[0][0] for job in (first, *others)] == pytest.approx(
+            rm.score(PROMPTS[:4]), abs=1e-5
+        )
+    batcher.close()
+
+
+def test_a_server_never_stops_to_compile(folder, monkeypatch):
+    monkeypatch.setattr(row_scorer, "_COMPILED_FROM", 1)
+    monkeypatch.setattr(row_scorer, "compile_layers", lambda *_, **how: pytest.fail("compiled"))
+    batcher = Batcher(RewardModel.from_pretrained(folder, device="cpu"))
+    assert batcher.submit(Texts(PROMPTS[:2])).result(60)
+    batcher.close()
+
+
+class Ends(BaseException):
+    "What nobody expects."
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_fails_its_requests_and_the_next_one_starts_another(rm, monkeypatch):
+    def end(rows, progress=None):
+        wait_until(lambda: len(batcher.waiting) == 1)
+        raise Ends("of the thread")
+
+    monkeypatch.setattr(rm, "score_ids", end)
+    batcher = Batcher(rm, ServerLimits(max_batch_rows=1))
+    for future in [batcher.submit(Texts([p])) for p in PROMPTS[:2]]:  # one is scored, one waits
+        assert "the thread that scores has ended: Ends('of the thread')" in str(future.exception(60))
+    monkeypatch.undo()
+    assert batcher.submit(Texts(["a"])).result(60)[0] == [pytest.approx(rm.score("a"), abs=1e-5)]
+    assert batcher.close()
+
+
 def test_a_batch_ends_at_the_token_budget(folder):
     rm = RewardModel.from_pretrained(folder, device="cpu", batch_tokens=1)
     batcher = Batcher(rm, ServerLimits(max_wait_ms=10_000))
@@ -781,13 +835,13 @@ def test_a_request_taken_back_while_its_batch_is_collected_is_not_scored(rm):
     with held(rm) as go:
         go.set()
         leaves, *stay = [batcher.submit(Texts([p])) for p in PROMPTS[:2]]
-        wait_until(lambda: not batcher.waiting)  # both are being collected
+        wait_until(lambda: all(job.rows for job in batcher.waiting))  # both wait for a third
         assert leaves.cancel()
-        stay.append(batcher.submit(Texts([PROMPTS[2]])))
+        stay += [batcher.submit(Texts([p])) for p in PROMPTS[2:4]]
         rewards = [f.result(60)[0][0] for f in stay]
     batcher.close()
-    assert rewards == pytest.approx(rm.score(PROMPTS[1:3]), abs=1e-5)
-    assert go.scored == rm.encode(PROMPTS[1:3], None)
+    assert rewards == pytest.approx(rm.score(PROMPTS[1:4]), abs=1e-5)
+    assert go.scored == rm.encode(PROMPTS[1:4], None)
 
 
 def test_a_batch_that_nobody_waits_for_ends_before_its_next_forward_pass(folder):
@@ -832,13 +886,13 @@ def test_a_reward_that_is_no_number_is_500_and_disturbs_no_other(folder):
         good = [pool.submit(post, url, "/get_reward", query=[p]) for p in PROMPTS[:8]]
         assert (
             bad.result().status_code == 500
-            and "the reward of text 1 is nan" in bad.result().json()["error"]["message"]
+            and "|> Why?<|eos|>' is nan: check" in bad.result().json()["error"]["message"]
         )
         assert [g.result().json()["rewards"][0] for g in good] == pytest.approx(
             rm.score(PROMPTS[:8]), abs=1e-5
         )
         with pytest.raises(
-            RewardServerError, match="answers 500: FloatingPointError: the reward of text 0 is nan"
+            RewardServerError, match="answers 500: FloatingPointError: the reward of '.*> Why[?].*' is nan"
         ):
             RewardClient(url).score("<|system|> Why?")
 
@@ -860,7 +914,52 @@ def test_an_error_nobody_thought_of_is_500_for_those_it_concerns(rm, monkeypatch
         batcher.submit(Texts(["a"]))
 
 
+# --- several models
+
+
+def test_an_ensemble_is_served(folder, rm):
+    ensemble = RewardEnsemble(
+        [rm, RewardModel.from_pretrained(folder, device="cpu")], "lower_bound", name="two"
+    )
+    with torch.no_grad():
+        ensemble.members[1].model.score.weight.mul_(2)
+    expected = ensemble.score(PROMPTS[:3], RESPONSES[:3])
+    with background_server(ensemble) as url:
+        got = answer(url, "/v1/rewards", prompts=PROMPTS[:3], responses=RESPONSES[:3])
+        assert got["rewards"] == pytest.approx(expected, abs=1e-5) and got["model"] == "two"
+        assert got["tokens"] == [2 * len(ids) for ids in rm.encode(PROMPTS[:3], RESPONSES[:3])]
+        assert answer(url, "/v1/rewards", prompts=["a"], responses=["word " * 400], too_long="none")[
+            "rewards"
+        ] == [None]
+        for texts in rendered(rm):
+            assert answer(url, "/get_reward", query=texts)["rewards"] == [
+                pytest.approx(ensemble.score(CHAT), abs=1e-5)
+            ]
+        raw = answer(url, "/classify", input=PROMPTS[:2])["data"]
+        assert [row["probs"][0] for row in raw] == pytest.approx(ensemble.score(PROMPTS[:2]), abs=1e-5)
+        refused = post(url, "/classify", input=[[1, 2]])
+        assert (
+            refused.status_code == 400 and "several models are served" in refused.json()["error"]["message"]
+        )
+        (model,) = requests.get(url + "/v1/models", timeout=60).json()["data"]
+        assert model["max_model_len"] == 256 and "reward-model: " in model["encoding"]
+
+
 # --- starting and stopping
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_what_is_written_to_a_connection_is_sent_at_once(host):
+    with listen(host, 0) as sock, socket.create_connection(sock.getsockname()):
+        connection, _ = sock.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_special_tokens_by_the_million_are_taken_off_in_one_pass(rm):
+    bos, eos = rm.tokenizer.bos_token, rm.tokenizer.eos_token
+    many = 300_000
+    assert bare_text(rm.encoder, f"{bos * many}a{eos * many}b {f'{eos} ' * many}") == f"a{eos * many}b "
 
 
 def test_a_shutdown_answers_with_503_what_it_has_no_time_for(rm):
@@ -1082,7 +1181,7 @@ def test_a_port_in_use_is_one_line(folder, capsys):
     "argv, code, message",
     [
         (["./no-such-model", "--port", "0"], 1, "model folder ./no-such-model does not exist"),
-        (["m", "--port", "99999"], 1, "port must be 0 to 65535, got 99999"),
+        (["m", "--port", "99999"], 1, "cannot listen on 127.0.0.1, port 99999: bind(): port must be 0-65535"),
         (["m", "--host", "no host", "--port", "0"], 1, "cannot listen on no host"),
         (["m", "--max-rows", "0"], 2, "--max-rows must be above 0, got 0"),
         (["m", "--max-wait-ms", "-1"], 2, "--max-wait-ms must be 0 or more, got -1"),

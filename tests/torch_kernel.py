@@ -5,8 +5,18 @@ import torch
 
 
 def reference_varlen(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k,
-    *, scale=None, window_size=(-1, -1), enable_gqa=False, num_splits=None,
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    scale=None,
+    window_size=(-1, -1),
+    enable_gqa=False,
+    num_splits=None,
 ):
     """What flash attention documents: sequences one after another; query i of n sees keys j of m with
     i + m - n - left <= j <= i + m - n + right, query head h the keys of head h // groups."""
@@ -34,8 +44,13 @@ def reference_varlen(
 
 @torch.library.custom_op("reward_kit_tests::varlen", mutates_args=())
 def varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor,
-    key_starts: torch.Tensor, longest: int, longest_key: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    longest: int,
+    longest_key: int,
 ) -> torch.Tensor:
     how = dict(window_size=(-1, 0), enable_gqa=True)
     return reference_varlen(query, key, value, starts, key_starts, longest, longest_key, **how)
@@ -48,8 +63,14 @@ def _(query, *_):
 
 @torch.library.custom_op("reward_kit_tests::varlen_backward", mutates_args=())
 def varlen_backward(
-    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    starts: torch.Tensor, key_starts: torch.Tensor, longest: int, longest_key: int,
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    longest: int,
+    longest_key: int,
 ) -> list[torch.Tensor]:
     "Of softmax attention by hand: an operator's own code records no graph."
     grads, groups = [torch.zeros_like(each) for each in (query, key, value)], query.shape[1] // key.shape[1]

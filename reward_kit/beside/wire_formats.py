@@ -10,6 +10,7 @@ import json
 import math
 import time
 import uuid
+from functools import partial
 
 from ..data.report import counted
 from ..scores.inference import RewardModel
@@ -27,11 +28,65 @@ def _new_answer(kind):
     "The fields that every answer in the OpenAI manner has."
     return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time())}
 
+# %% ../../nbs/7_beside/wire_formats.ipynb #c8a855df
+_ELSEWHERE = "a property of the model here; leave it out"
+_NO_EFFECT = {  # what the server does anyway
+    "truncate_prompt_tokens": -1, "encoding_format": "float", "truncation_side": "left",
+    "return_documents": False, "raw_scores": True,
+}
+_CANNOT = {
+    "tools": "this route does not read tools; POST /v1/rewards, which takes them beside messages",
+    "chat_template": "messages are rendered by the model's own template, as in training; leave it out",
+    "chat_template_kwargs": "only messages go through a template; leave it out",
+    "truncate_prompt_tokens": f"where a text is cut is {_ELSEWHERE}, or send -1",
+    "truncation_side": f"where a text is cut is {_ELSEWHERE}",
+    "truncate": f"where a text is cut is {_ELSEWHERE}",
+    "truncation_direction": f"where a text is cut is {_ELSEWHERE}",
+    "max_length": "it is a property of the model here; leave it out or send null",
+    "max_tokens_per_doc": f"the length of a text is {_ELSEWHERE}",
+    "dimensions": "a reward is one number; leave it out",
+    "encoding_format": "numbers are sent as JSON; leave it out or send float",
+    "embed_dtype": "numbers are sent as JSON; leave it out",
+    "add_generation_prompt": "a reward is read at the end of a finished answer; leave it out",
+    "continue_final_message": "a reward is read at the end of a finished answer; leave it out",
+    "normalize": "POST /v1/rewards, which gives rewards on the scale of the evaluation set",
+    "image_data": "this model reads text; leave it out",
+    "sampling_params": "a reward model writes no text; leave it out",
+    "mm_processor_kwargs": "this model reads text; leave it out",
+    "instruction": "the model was trained without instructions; leave it out",
+    "rank_fields": "documents are strings here; leave it out",
+    "return_documents": "the caller has the documents; leave it out or send false",
+    "return_text": "the caller has the texts; leave it out or send false",
+    "raw_scores": "rewards are sent as they are; leave it out or send true",
+}
+
+
+def _only(body, *names):
+    "These fields are read, or ask for nothing, or make no difference; any other is refused."
+    known = {name: body[name] for name in body.keys() & _CANNOT.keys() - {*names}}
+    for name, value in known.items():
+        nothing = [None, False, [], {}, "", _NO_EFFECT.get(name)]
+        if json.dumps(value) not in map(json.dumps, nothing):
+            raise body.wrong(name, value, _CANNOT[name])
+    type(body)({n: v for n, v in body.items() if n not in known}).only(*names)
+
+
+def _strings(body, name):
+    "A field that holds a text or a list of texts; one text is a list of one."
+    value = body.need(name)
+    rows = [value] if isinstance(value, str) else value
+    if not isinstance(rows, list):
+        raise body.wrong(name, value, "it must be a string or a list of strings")
+    for i, row in enumerate(rows):
+        if not isinstance(row, str):
+            raise body.wrong(f"{name}[{i}]", row, "it must be a string")
+    return [RewardModel.check_text(row, f"{name}[{i}]") for i, row in enumerate(rows)]
+
 # %% ../../nbs/7_beside/wire_formats.ipynb #3f343164
 def _read_openrlhf(body):
     "Full texts under `query`."
-    body.only("query", "prompts", "labels")
-    query = body.strings("query")
+    _only(body, "query", "prompts", "labels")
+    query = _strings(body, "query")
     for name in ("prompts", "labels"):
         others = body.get(name)
         if isinstance(others, list) and others and len(others) != len(query):
@@ -48,8 +103,8 @@ def _write_openrlhf(body, rewards, tokens, rm):
 
 def _read_llamafactory(body):
     "Full texts under `messages`."
-    body.only("messages", "model")
-    return {"prompts": body.strings("messages"), "name": "messages"}
+    _only(body, "messages", "model")
+    return {"prompts": _strings(body, "messages"), "name": "messages"}
 
 
 def _write_llamafactory(body, rewards, tokens, rm):
@@ -59,13 +114,13 @@ def _write_llamafactory(body, rewards, tokens, rm):
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #836a2317
 _VLLM_FIELDS = (
-    "model", "user", "request_id", "priority", "add_special_tokens",
+    "model", "user", "request_id", "priority", "cache_salt", "add_special_tokens",
     "use_activation", "activation", "softmax",
 )
 
 
 def _id_rows(body, name):
-    "Token ids, a list for each text, if the field holds that; ValueError naming what is no id among them."
+    "What is wanted of token ids, if the field holds them; ValueError naming what is no id among them."
     value = body.need(name)
     if not isinstance(value, list) or not value or type(value[0]) not in (int, list):
         return None
@@ -80,22 +135,39 @@ def _id_rows(body, name):
             if single:
                 raise body.wrong(f"{name}[{j}]", token, f"it must be a token id, as {name}[0] is")
             raise body.wrong(f"{name}[{i}], position {j},", token, "a token id is a whole number")
-    return rows
+    return {"prompts": rows, "name": name, "encode": partial(_checked_ids, ids=rows, name=name)}
+
+
+def _checked_ids(rm, ids, name):
+    "The ids as they are. ValueError: some that the model cannot read."
+    if rm.members != [rm]:
+        raise ValueError(f"{name} holds token ids; several models are served here, so send text")
+    size, longest = rm.model.get_input_embeddings().num_embeddings, rm.encoder.encoding.max_length
+    for i, row in enumerate(ids):
+        if not 0 < len(row) <= longest:
+            raise ValueError(
+                f"{name}[{i}] has {counted(len(row), 'token id')}; there must be 1 to {longest}")
+        for j, token in enumerate(row):
+            if not 0 <= token < size:
+                raise ValueError(
+                    f"{name}[{i}] holds the token id {json.dumps(token)[:40]} at position {j}; "
+                    f"this model knows 0 to {size - 1}")
+    return ids
 
 
 def _read_input(body, *names):
     "`input` as a text, texts, token ids or lists of them, or one conversation as `messages`."
     if "messages" in body:
-        body.only("messages", "chat_template_kwargs", *_VLLM_FIELDS, *names)
+        _only(body, "messages", "chat_template_kwargs", *_VLLM_FIELDS, *names)
         chat = [RewardModel.check_text(body["messages"], "messages")]
         return {"prompts": chat, "name": "messages", "template": body.template(1)}
     ids = _id_rows(body, "input")
-    body.only("input", *_VLLM_FIELDS, *names)
-    return {"prompts": body.strings("input") if ids is None else [], "ids": ids, "name": "input"}
+    _only(body, "input", *_VLLM_FIELDS, *names)
+    return ids or {"prompts": _strings(body, "input"), "name": "input"}
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #42bfd2ac
-def _applies_sigmoid(body):
-    "Whether the caller wants the sigmoid of the rewards; True where no field says otherwise."
+def _wants_activation(body):
+    "Whether the caller wants the model's activation; True where no field says otherwise."
     names = [name for name in ("use_activation", "activation", "softmax") if name in body]
     given = {name: body.choice(name, True, False, None) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
@@ -107,7 +179,8 @@ def _applies_sigmoid(body):
 
 def _write_vllm(body, rewards, tokens, rm, kind, item):
     "An answer in vLLM's form; item: function(number) -> an entry of `data`."
-    values = map(_sigmoid, rewards) if _applies_sigmoid(body) else rewards
+    is_raw = any(m.model.config.problem_type == "regression" for m in rm.members)
+    values = map(_sigmoid, rewards) if _wants_activation(body) and not is_raw else rewards
     data = [{"index": i, **item(value)} for i, value in enumerate(values)]
     n = sum(tokens)
     usage = {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
@@ -117,18 +190,18 @@ def _write_vllm(body, rewards, tokens, rm, kind, item):
 def _read_classify(body):
     "`/classify` of vLLM, or of SGLang if the body has `text` or `input_ids`."
     if "text" not in body and "input_ids" not in body:
-        _applies_sigmoid(body)
+        _wants_activation(body)
         return _read_input(body)
     if "text" in body and "input_ids" in body:
         raise ValueError("the body has text and input_ids; send one of them")
-    body.only("text", "input_ids", "model", "rid", "user", "priority")
+    _only(body, "text", "input_ids", "model", "rid", "user", "priority")
     if "text" in body:
-        return {"prompts": body.strings("text"), "name": "text"}
+        return {"prompts": _strings(body, "text"), "name": "text"}
     ids = _id_rows(body, "input_ids")
     if ids is None:
         wanted = "it must be a list of token ids, or a list of such lists"
         raise body.wrong("input_ids", body["input_ids"], wanted)
-    return {"ids": ids, "name": "input_ids"}
+    return ids
 
 
 def _write_classify(body, rewards, tokens, rm):
@@ -148,9 +221,8 @@ _PAIRS = (("queries", "documents"), ("text_1", "text_2"), ("queries", "items"), 
 def _read_pooling(body):
     "As `/classify`; the only task is classify."
     body.choice("task", "classify", None)
-    body.choice("encoding_format", "float", None)
-    _applies_sigmoid(body)
-    return _read_input(body, "task", "encoding_format", "embed_dtype", "endianness")
+    _wants_activation(body)
+    return _read_input(body, "task", "embed_dtype", "endianness")
 
 
 def _write_pooling(body, rewards, tokens, rm):
@@ -160,11 +232,11 @@ def _write_pooling(body, rewards, tokens, rm):
 
 def _read_score(body):
     "Queries and documents: as many of both, or one query for all documents."
-    _applies_sigmoid(body)
+    _wants_activation(body)
     likely = _PAIRS["text_1" in body]
     names = next((pair for pair in _PAIRS if set(pair) <= set(body)), likely)
-    queries, documents = map(body.strings, names)
-    body.only(*names, *_VLLM_FIELDS)
+    queries, documents = (_strings(body, name) for name in names)
+    _only(body, *names, *_VLLM_FIELDS)
     if len(queries) == 1:
         queries = queries * len(documents)
     if len(queries) != len(documents):

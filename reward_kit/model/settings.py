@@ -508,7 +508,7 @@ class ScoringSettings(_Settings):
         metavar="TOKENS")
     batch_tokens: int | None = setting(
         None, "Tokens computed at once: less takes less memory. None: 4096 on a "
-        "CPU, else 16384.", "above 0", metavar="TOKENS")
+        "CPU, else by its memory.", "above 0", metavar="TOKENS")
     device: str | None = setting(
         None, "cpu, cuda, mps, ... None: the fastest there is.")
 

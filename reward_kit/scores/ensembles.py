@@ -8,34 +8,34 @@ __all__ = ['RewardEnsemble']
 # %% ../../nbs/3_scores/35_ensembles.ipynb #8104f3fd
 import hashlib
 import json
+import logging
 import math
 import os
 from functools import partial
 
 import numpy as np
-import torch
 from fastcore.basics import patch
 
 from .inference import RewardModel
 from .text_scorer import TextScorer
 
+_logger = logging.getLogger(__name__)
+
 # %% ../../nbs/3_scores/35_ensembles.ipynb #39cd95c6
 _COMBINATIONS = {  # of a table (members, texts)
     "mean": lambda rewards, k: rewards.mean(0),
     "lower_bound": lambda rewards, k: rewards.mean(0) - k * _spread(rewards),
-    "minimum": lambda rewards, k: rewards.amin(0),
+    "minimum": lambda rewards, k: rewards.min(0),
 }
 
 
 def _spread(rewards):
-    return rewards.std(0, correction=0)
+    return rewards.std(0)
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #bdf0305e
 def _over_members(rewards, function):
     "One number per text, of lists (members, texts); None where a member has none."
-    if not rewards[0]:
-        return []
-    table = torch.tensor(np.array(rewards, dtype=float))  # None becomes nan
+    table = np.array(rewards, dtype=float)  # None becomes nan
     return [None if math.isnan(reward) else reward for reward in function(table).tolist()]
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #12b6b162
@@ -48,19 +48,17 @@ def _combine_rewards(rewards, combine="mean", k=1.0):
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #83b8e389
 def _check_members(members, normalize_members):
-    advice = "(RewardEnsemble.from_pretrained takes folders and hub ids)"
-    if not isinstance(members, (list, tuple)):
-        raise TypeError(f"members is {type(members).__name__}; give a list of RewardModels {advice}")
-    if not members:
-        raise ValueError("members is empty; an ensemble needs at least one RewardModel")
+    if not isinstance(members, (list, tuple)) or not members or not all(
+            isinstance(member, RewardModel) for member in members):
+        raise TypeError(f"members is {members!r:.60}; give a list of RewardModels "
+                        "(RewardEnsemble.from_pretrained takes folders and hub ids)")
     for i, member in enumerate(members):
-        if not isinstance(member, RewardModel):
-            raise TypeError(f"members[{i}] is {type(member).__name__}; it must be a RewardModel {advice}")
-        if normalize_members and not member.has_scale:
-            raise ValueError(
-                f"members[{i}] ({member.__name__}) has no stored mean and spread: measure them with "
-                "store_normalization(model, preferences), or give normalize_members=False"
-            )
+        if not member.has_scale:
+            lacks = (f"members[{i}] ({member.__name__}) has no stored mean and spread: measure them "
+                     "with store_normalization(model, preferences)")
+            if normalize_members:
+                raise ValueError(f"{lacks}, or give normalize_members=False")
+            _logger.warning("%s, or their different levels count as disagreement", lacks)
     return list(members)
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #ee10bf71
@@ -81,10 +79,9 @@ class RewardEnsemble(TextScorer):
         self.combine, self.k = combine, k
         _combine_rewards([[]], combine, k)  # an error now, not after hours of scoring
 
+
     def __repr__(self) -> str:
-        how = self.combine
-        if how == "lower_bound":
-            how += f", k={self.k:g}"
+        how = f"{self.combine}, k={self.k:g}" if self.combine == "lower_bound" else self.combine
         names = ", ".join(member.__name__ for member in self.members)
         return f"{type(self).__name__}({self.__name__!r}, {how} of {names})"
 
@@ -106,6 +103,16 @@ def from_pretrained(
     members = [RewardModel.from_pretrained(member, **options) for member in names]
     return cls(members, combine, k, normalize_members=normalize_members, name=name)
 
+# %% ../../nbs/3_scores/35_ensembles.ipynb #7e0409f3
+@patch(as_prop=True)
+def _scales(self: RewardEnsemble):
+    "What is subtracted from the rewards of each member, and what they are divided by."
+    stored = [member._stored("normalization") for member in self.members]
+    if self.normalize_members:
+        return [(scale["mean"], scale["std"]) for scale in stored]
+    means = [scale["mean"] for scale in stored] if all(stored) else [0.0] * len(stored)
+    return [(mean - sum(means) / len(means), 1.0) for mean in means]
+
 # %% ../../nbs/3_scores/35_ensembles.ipynb #b8e656a8
 @patch
 def encode(self: RewardEnsemble, prompts, responses, **template):
@@ -115,24 +122,28 @@ def encode(self: RewardEnsemble, prompts, responses, **template):
 # %% ../../nbs/3_scores/35_ensembles.ipynb #97e9bd52
 @patch
 def why_too_long(self: RewardEnsemble) -> str:
-    why = {}
-    for member in self.members:
-        why.setdefault(member.why_too_long(), []).append(member.__name__)
-    return ", or ".join(f"{reason} ({', '.join(names)})" for reason, names in why.items())
+    return ", or ".join(dict.fromkeys(member.why_too_long() for member in self.members))
+
+
+@patch(as_prop=True)
+def encoding_note(self: RewardEnsemble) -> str:
+    "How each member reads text, in words."
+    return "\n".join(f"{member.__name__}: {member.encoding_note}" for member in self.members)
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #a86ed49a
 @patch
-def member_rewards(self: RewardEnsemble, rows, progress=False):
+def member_rewards(self: RewardEnsemble, rows, progress=None):
     "Rewards of what `encode` gave: one list per member, on the common scale."
     rewards = []
-    for i, member in enumerate(self.members):
-        own = member.score_ids([row and row[i] for row in rows], progress)
-        rewards.append(member.normalized(own) if self.normalize_members else own)
+    for i, (member, (level, spread)) in enumerate(zip(self.members, self._scales)):
+        last = member is self.members[-1]
+        own = member.score_ids([row and row[i] for row in rows], progress if last else None)
+        rewards.append([None if reward is None else (reward - level) / spread for reward in own])
     return rewards
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #92f4a5d9
 @patch
-def score_ids(self: RewardEnsemble, rows, progress=False):
+def score_ids(self: RewardEnsemble, rows, progress=None):
     return _combine_rewards(self.member_rewards(rows, progress), self.combine, self.k)
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #1e9c7a0c
@@ -148,10 +159,8 @@ def normalized(self: RewardEnsemble, rewards):
 @patch(as_prop=True)
 def temperature(self: RewardEnsemble) -> float:
     "What a difference of combined rewards is divided by to give log-odds."
-    log_odds = (
-        (m.metadata.normalization["std"] if self.normalize_members else 1.0) / m.temperature
-        for m in self.members)
-    return len(self.members) / sum(log_odds)
+    log_odds = [spread / m.temperature for m, (_, spread) in zip(self.members, self._scales)]
+    return len(log_odds) / sum(log_odds)
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #2924cce8
 @patch
@@ -184,7 +193,6 @@ def disagreement(
 @patch
 def fingerprint(self: RewardEnsemble) -> str:  # 16 hexadecimal digits
     "Changes where the scores change."
-    scales = [getattr(member.metadata, "normalization", None) for member in self.members]
     members = [member.fingerprint() for member in self.members]
-    how = [members, scales if self.normalize_members else None, self.combine, self.k]
+    how = [members, self._scales, self.combine, self.k]
     return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]

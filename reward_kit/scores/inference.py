@@ -22,8 +22,7 @@ import reward_kit.scores.score_files  # noqa: F401  gives every TextScorer its s
 from ..data.preferences import load_preferences
 from ..data.report import counted
 from ..model.encoding import RewardEncoder, RewardEncoding
-from ..model.model_folder import ModelLoadError, RewardMetadata
-from ..model.model_folder import load_reward_backbone, resolve_model
+from ..model.model_folder import RewardMetadata, load_reward_backbone, resolve_model
 from .row_scorer import RowScorer
 from .text_scorer import TextScorer
 
@@ -52,10 +51,15 @@ class RewardModel(TextScorer):
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.__name__!r}, {self.model.config.model_type}, "
-            f"{self.scorer.device}, {self.model.dtype})")
+            f"{self.model.device}, {self.model.dtype})")
 
     def _stored(self, name):
         return getattr(self.metadata, name, None) or {}
+
+    @property
+    def members(self) -> list:
+        "The models that score: this one."
+        return [self]
 
     @property
     def encoding_note(self) -> str:
@@ -99,15 +103,15 @@ def why_too_long(self: RewardModel) -> str:
 
 # %% ../../nbs/3_scores/34_inference.ipynb #3ab332ae
 @patch
-def score_ids(self: RewardModel, rows, progress=False):
+def score_ids(self: RewardModel, rows, progress=None):
     "Rewards of token ids, None for None. FloatingPointError: a reward that is no number."
     found = iter(self.scorer([ids for ids in rows if ids is not None], progress))
     rewards = [None if ids is None else next(found) for ids in rows]
-    for i, reward in enumerate(rewards):
+    for ids, reward in zip(rows, rewards):
         if reward is not None and not math.isfinite(reward):
             raise FloatingPointError(
-                f"the reward of text {i} is {reward}: check the weights of {self.__name__} "
-                f"and its dtype ({self.model.dtype})")
+                f"the reward of {self.tokenizer.decode(ids)!r:.60} is {reward}: check the weights "
+                f"of {self.__name__} and its dtype ({self.model.dtype})")
     return rewards
 
 # %% ../../nbs/3_scores/34_inference.ipynb #f09a327d
@@ -172,28 +176,25 @@ def _joins(self: _GuessedEncoder, prompt, response):
         return False
     return isinstance(prompt, str) and isinstance(response, str)
 
-# %% ../../nbs/3_scores/34_inference.ipynb #521d4fa1
-@patch
-def _template(self: _GuessedEncoder, *args, **options):
-    if not self.tokenizer.chat_template:
-        raise ValueError("its tokenizer has no chat template; give prompt and response as strings")
-    return super(_GuessedEncoder, self)._template(*args, **options)
-
 # %% ../../nbs/3_scores/34_inference.ipynb #a3683152
 @patch
 def _ids(self: _GuessedEncoder, texts, rows):
-    tokenizer, found = partial(self.tokenizer, verbose=False), []
-    bos = self.tokenizer.bos_token_id
-    for text, (prompt, response, *_) in zip(texts, rows):
+    def tokens(texts, **options):
+        return self.tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
+
+    found, ended = tokens(texts, add_special_tokens=False), {}  # by index, with its special tokens
+    for i, (prompt, response, *_) in enumerate(rows):
         whole = isinstance(prompt, str) and response is None
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.is_pair and not whole:
-            ids = tokenizer(prompt, response)["input_ids"]
-        elif ids[:1] != [bos] and (whole or not self.tokenizer.chat_template):
-            ids = tokenizer(text)["input_ids"]
+            ended[i] = prompt, response
+        elif found[i][:1] != [self.tokenizer.bos_token_id] and (
+                whole or not self.tokenizer.chat_template):
+            ended[i] = texts[i]
+    for i, ids in zip(ended, tokens([*ended.values()])):
+        found[i] = ids
+    for ids in found:
         while len(ids) > 1 and ids[-1] == self.skipped:
-            ids = ids[:-1]
-        found.append(ids)
+            ids.pop()
     return found
 
 # %% ../../nbs/3_scores/34_inference.ipynb #4fa84a3e
@@ -219,17 +220,6 @@ def find_metadata(cls: RewardModel, name, revision=None) -> RewardMetadata | Non
     except OSError:
         return None  # loading the model itself says what is wrong with the repository
 
-# %% ../../nbs/3_scores/34_inference.ipynb #2999a851
-def _check_labels(name, **hub):
-    try:
-        config = AutoConfig.from_pretrained(name, **hub)
-    except Exception:  # whatever is wrong is explained by load_reward_backbone
-        return
-    n, architecture = config.num_labels, (config.architectures or [""])[0]
-    if architecture.endswith("ForSequenceClassification") and n != 1:
-        why = "logits of two classes, of which one may be the reward" if n == 2 else "a reward is one number"
-        raise ModelLoadError(f"model {name} has {n} labels, not one: {why}")
-
 # %% ../../nbs/3_scores/34_inference.ipynb #61b44553
 def _encoder_of(tokenizer, model, stored, given, max_length):
     given = RewardEncoding.from_dict(given) if isinstance(given, dict) else given
@@ -241,14 +231,13 @@ def _encoder_of(tokenizer, model, stored, given, max_length):
 
 
 def _pick_dtype(device):
-    short = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    short = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if short else torch.float32
 
 
 def _pick_device(device):
-    if device is None and not torch.cuda.is_available():
-        device = "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(device or "cuda")
+    found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+    return torch.device(device or found or "cpu")
 
 # %% ../../nbs/3_scores/34_inference.ipynb #0790b0b1
 @patch(cls_method=True)
@@ -272,9 +261,9 @@ def from_pretrained(
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     short = Path(path).resolve().name  # of a hub id too
     metadata = cls.find_metadata(path, revision)
-    _check_labels(path, **hub)
     device, loaded = _pick_device(device), dtype or torch.float32
     model, tokenizer = load_reward_backbone(name, new_head=False, dtype=loaded, **hub)
+    model.config.problem_type = AutoConfig.from_pretrained(path, **hub).problem_type  # as others see it
     if dtype is None:
         trunk = model.base_model if hasattr(model, "score") else model
         for p in trunk.parameters():  # not its buffers: rotations need float32

@@ -13,11 +13,11 @@ from functools import cached_property
 
 import torch
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 
-from ..data.report import counted
 from ..model.batches import Batch, RewardCollator, bind_reward_forward, shared_length
+from ..model.measures import TrainingPlan
 from ..model.packing import choose_layout, compile_layers, packing_problem
+from ..model.runs import MicroBatches
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def _packed_batches(rows, indices, batch_tokens, fill=None):
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #ac8f0c32
 _CPU_TOKENS = 4096  # at once on a CPU
 _CPU_FILL = 2048  # of packed batches on a CPU (benchmarks/NOTES.md)
-_COMPILED_FROM = 500  # batches of one call, on a GPU
+_GPU_TOKENS = 1024, 65536  # at once on a GPU, least and most
+_COMPILED_FROM = 2**23  # tokens, on a GPU
 
 
 class RowScorer:
@@ -78,21 +79,17 @@ class RowScorer:
         model,  # sequence classification model with one label
         pad_token_id: int,  # fills padded batches; masked, so its value does not matter
         *,
-        batch_tokens: int | None = None,  # computed at once; None: 16,384, on a CPU 4,096 (packed 2,048)
+        batch_tokens: int | None = None,  # computed at once; None: as memory allows, on a CPU 4,096
         segment_token_id: int | None = None,  # BERT: the token after which the second segment begins
         layout: str = "auto",  # "auto" packs where the model can
     ):
         self.model, self.layout = bind_reward_forward(model).eval(), layout
         self.pad_token_id, self.segment_token_id = pad_token_id, segment_token_id
-        on_cpu = self.device.type == "cpu"
-        self.batch_tokens = batch_tokens or (_CPU_TOKENS if on_cpu else 16384)
-        self.fill = _CPU_FILL if on_cpu and not batch_tokens else None
-        self.compiled = False
-
-    @property
-    def device(self) -> torch.device:
-        "Where the model is."
-        return next(self.model.parameters()).device
+        self.fill, self.compile_after = None, _COMPILED_FROM  # more tokens; a server sets infinity
+        if batch_tokens:
+            self.batch_tokens = batch_tokens
+        elif self.model.device.type == "cpu":
+            self.batch_tokens, self.fill = _CPU_TOKENS, _CPU_FILL
 
     @cached_property
     def collate(self) -> RewardCollator:
@@ -100,12 +97,25 @@ class RowScorer:
         problem = packing_problem(self.model) if self.layout != "padded" else None
         return RewardCollator(self.pad_token_id, choose_layout(self.layout, problem))
 
+    @cached_property
+    def batch_tokens(self) -> int:
+        "Tokens computed at once; a GPU's free memory is looked at when it is first needed."
+        free = MicroBatches().free_memory(self.model.device)
+        if free is None:
+            return 16384
+        inputs = self.batch([[[self.pad_token_id] * 64]]).model_inputs()
+        with torch.enable_grad():
+            kept, _ = TrainingPlan.kept_bytes(self.model, lambda: self.model(**inputs).logits)
+        layers = getattr(self.model.config.get_text_config(), "num_hidden_layers", 1)
+        fits = int(free / 2 / max(1, kept / 64 / layers))
+        return sorted((fits, *_GPU_TOKENS))[1]  # no less, no more
+
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #96dd2cf7
 @patch
 def batch(self: RowScorer, groups: list) -> Batch:
     "Groups of token ids that begin alike, as the model reads them."
     batch = self.collate([{"sequences": group} for group in groups])
-    batch = batch.to(self.device, non_blocking=True)
+    batch = batch.to(self.model.device, non_blocking=True)
     if self.segment_token_id is not None:
         ends = (batch.input_ids == self.segment_token_id).long()
         batch["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * batch.attention_mask
@@ -128,49 +138,54 @@ def plan(self: RowScorer, rows: list, indices) -> deque:
 
 
 @patch
-def _compile(self: RowScorer, batches):
-    "Layers one by one, once, where a GPU has work enough for it to pay."
-    if batches >= _COMPILED_FROM and not self.compiled:
-        self.compiled = compile_layers(self.model, asked=False)
+def _compile(self: RowScorer, rows):
+    "Layers one by one, once, when a GPU has had work enough for it to pay."
+    before, self.compile_after = self.compile_after, self.compile_after - sum(map(len, rows))
+    if before > 0 >= self.compile_after:
+        compile_layers(self.model, asked=False)
 
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #d8f13bca
 def _smaller_budget(rows, batch_tokens, device):
     "Half of what did not fit; raises torch.OutOfMemoryError for a single text."
-    longest = max(map(len, rows))
+    tokens = sum(map(len, rows))
     if len(rows) == 1:
-        remedy = "load the model with max_length=, dtype=torch.bfloat16 or device='cpu'"
-        text = f"one text of {longest} tokens"
-        raise torch.OutOfMemoryError(f"{text} does not fit in the memory of {device}; {remedy}")
-    budget = max(1, min(batch_tokens, sum(map(len, rows))) // 2)
-    tried = f"{counted(len(rows), 'text')} of up to {counted(longest, 'token')}"
-    _logger.warning("out of memory with %s; going on with batch_tokens=%d", tried, budget)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        raise torch.OutOfMemoryError(
+            f"one text of {tokens} tokens does not fit in the memory of {device}; "
+            "load the model with max_length=, dtype=torch.bfloat16 or device='cpu'")
+    budget = max(1, min(batch_tokens, tokens) // 2)
+    _logger.warning("out of memory with %d texts of %d tokens; going on with batch_tokens=%d",
+                    len(rows), tokens, budget)
+    torch.cuda.empty_cache()  # nothing without CUDA
     return budget
 
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #976e76e1
 @patch
-def __call__(self: RowScorer, rows: list, progress: bool = False) -> list[float]:
+def __call__(
+    self: RowScorer,
+    rows: list,  # token ids of each text
+    progress=None,  # function called with how many texts a batch had
+) -> list[float]:
     "Rewards of any number of token ids, in their order; equal ones are scored once."
     given = [tuple(ids) for ids in rows]
     rows, found = list(dict.fromkeys(given)), []
     pending = self.plan(rows, range(len(rows)))
-    self._compile(len(pending))
-    with tqdm(total=len(rows), desc="Scoring", disable=not progress) as bar:
-        while pending:
-            groups = [[rows[i] for i in group] for group in pending[0]]
-            now, table = list(itertools.chain(*groups)), None
-            try:
-                table = self.forward(groups)
-            except torch.OutOfMemoryError:
-                pass  # the traceback holds tensors; memory is freed only after this block
-            if table is None:
-                self.batch_tokens = _smaller_budget(now, self.batch_tokens, self.device)
-                pending = self.plan(rows, [i for batch in pending for group in batch for i in group])
-                continue
-            found.append((groups, table))
-            pending.popleft()
-            bar.update(len(now))
+    self._compile(rows)
+    while pending:
+        groups = [[rows[i] for i in group] for group in pending[0]]
+        now, table = list(itertools.chain(*groups)), None
+        try:
+            table = self.forward(groups)
+        except (RuntimeError, MemoryError) as error:
+            if not MicroBatches.is_out_of_memory(error):
+                raise
+        if table is None:  # not in the except block, whose traceback holds tensors
+            self.batch_tokens = _smaller_budget(now, self.batch_tokens, self.model.device)
+            pending = self.plan(rows, itertools.chain(*itertools.chain(*pending)))
+            continue
+        found.append((groups, table))
+        pending.popleft()
+        if progress:
+            progress(len(now))
     rewards = {}
     for groups, table in found:  # only here the device is waited for
         for group, row in zip(groups, table.tolist(), strict=True):

@@ -21,7 +21,7 @@ from ..data.files import PreferenceDataError, append_rows, json_ready, read_rows
 from ..data.formats import PreferenceFormat
 from ..data.report import Report, Table, counted
 from ..model.encoding import RewardEncoder
-from .text_scorer import TextScorer
+from .text_scorer import TextScorer, one_ahead
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #47811a80
 def _score_columns(fmt, rows, score_column):
@@ -29,9 +29,8 @@ def _score_columns(fmt, rows, score_column):
     names = fmt.score_columns(score_column)
     taken = sorted(set().union(*rows) & {*names, "error"})
     if taken:
-        advice = "rename it" if taken[0] == "error" else (
-            f"choose another name with score_column (now {score_column!r})")
-        raise PreferenceDataError(f"the file already has a column {taken[0]!r}; {advice}")
+        raise PreferenceDataError(f"the file already has a column {taken[0]!r}; rename it, or (not 'error') "
+                                  f"choose another name with score_column (now {score_column!r})")
     return names
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #bde7a760
@@ -125,15 +124,6 @@ def finish(self: _PartialFile):
     write_whole(self.out, self.part)
     self.settings.unlink(missing_ok=True)
 
-# %% ../../nbs/3_scores/33_score_files.ipynb #f4cd2769
-def _one_ahead(prepare):
-    "What a function gives, call after call, until it gives something with an empty beginning."
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(prepare)
-        while (found := following.result())[0]:
-            following = thread.submit(prepare)
-            yield found
-
 # %% ../../nbs/3_scores/33_score_files.ipynb #f7ab7245
 @dataclass(repr=False)
 class _ScoreFileReport(Report):
@@ -160,7 +150,7 @@ class _ScoreFileReport(Report):
 @patch
 def score_file(
     self: TextScorer,
-    in_path,  # a file of rows, or whatever else `read_rows` takes
+    in_path,  # a file of rows, or whatever else `read_rows` takes; iterated in another thread
     out_path: str | Path,  # .jsonl; written as OUT.part until it is complete
     *,
     columns: dict[str, str] | None = None,  # canonical name -> name in the file
@@ -194,13 +184,18 @@ def score_file(
     part.skip(rows, [*names, "error"])
     done = part.rows
 
-    def prepare():
-        chunk = list(islice(rows, batch_rows))
-        return chunk, _encode(self, fmt, chunk)
-    with tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress) as bar:
-        for chunk, encoded in _one_ahead(prepare):
-            scored = _score_rows(self, fmt, encoded, names, normalize)
-            part.add([row | outcome for row, outcome in zip(chunk, scored)])
+    def prepared():
+        while chunk := list(islice(rows, batch_rows)):
+            yield chunk, _encode(self, fmt, chunk)
+
+    bar = tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress)
+    with ThreadPoolExecutor(1) as thread, bar:
+        written = thread.submit(list)  # nothing yet
+        for chunk, encoded in one_ahead(prepared(), thread):
+            scored = list(_score_rows(self, fmt, encoded, names, normalize))
+            written.result()
+            written = thread.submit(part.add, [row | own for row, own in zip(chunk, scored)])
             bar.update(len(chunk))
+        written.result()
     part.finish()
     return _ScoreFileReport(str(out), part.rows, part.errors.total(), done, dict(part.errors))

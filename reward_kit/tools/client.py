@@ -43,21 +43,23 @@ def _make_session(url, retries, max_pause):
 # %% ../../nbs/6_tools/69_client.ipynb #82dfaf45
 def _read_answer(answer, n):
     "The n rewards in an answer; RewardServerError that says what it is instead."
-    rewards, absent = None, (ValueError, TypeError, KeyError)  # in JSON of another form
-    if answer.status_code != 200:
-        why = " ".join(answer.text.split())[:200] or answer.reason
-        with suppress(*absent):
-            why = answer.json()["error"]["message"] or why
-        tries = len(answer.raw.retries.history) + 1 if answer.raw.retries else 1
-        after = f" (after {tries} tries)" if tries > 1 else ""
-        raise RewardServerError(f"{answer.url} answers {answer.status_code}{after}: {why}")
-    with suppress(*absent):
-        rewards = answer.json()["rewards"]
-    if not isinstance(rewards, list) or len(rewards) != n:
-        raise RewardServerError(
-            f"{answer.url} is no route of a reward_kit server: it answers "
-            f"{answer.text[:80]!r} instead of {counted(n, 'reward')}")
-    return rewards
+    found = None
+    with suppress(ValueError):  # no JSON
+        found = answer.json()
+    match answer.status_code, found:
+        case 200, {"rewards": [*rewards]} if len(rewards) == n:
+            return rewards
+        case 200, _:
+            raise RewardServerError(
+                f"{answer.url} is no route of a reward_kit server: it answers "
+                f"{answer.text[:80]!r} instead of {counted(n, 'reward')}")
+        case _, {"error": {"message": str(why)}}:
+            pass
+        case _:
+            why = " ".join(answer.text.split())[:200] or answer.reason
+    tries = len(answer.raw.retries.history) + 1 if answer.raw.retries else 1
+    after = f" (after {tries} tries)" if tries > 1 else ""
+    raise RewardServerError(f"{answer.url} answers {answer.status_code}{after}: {why}")
 
 # %% ../../nbs/6_tools/69_client.ipynb #3a7d0913
 class RewardClient:
@@ -85,17 +87,23 @@ class RewardClient:
         self.batch_rows, self.__name__ = batch_rows, name
         self.session = _make_session(url, retries, max_pause)
 
-    def score(self, prompts, responses=None, *, normalize=False, too_long="error"):
+    def score(self, prompts, responses=None, *, normalize=False, too_long="error", **template):
         "As `RewardModel.score`: a float for one text, else a list. RewardServerError."
         prompts, responses, single = TextScorer.as_rows(prompts, responses)
-        rewards = self._rewards(prompts, responses, normalize=normalize, too_long=too_long)
+        rewards, fields = [], {"prompts": prompts, "responses": responses, "normalize": normalize,
+                               "too_long": too_long, **template}
+        for start in range(0, len(prompts), self.batch_rows):
+            cut = slice(start, start + self.batch_rows)
+            body = {
+                name: value[cut] if isinstance(value, list) and len(value) == len(prompts) else value
+                for name, value in fields.items()}
+            rewards += self._post(body, len(body["prompts"]))
         return rewards[0] if single else rewards
 
     def __call__(self, prompts, completions=None, **columns):
         "Rewards as GRPO and RLOO ask for them; None: the completion alone does not fit."
-        prompts, completions, _ = TextScorer.as_rows(prompts, completions)
         template = {name: columns[name] for name in columns.keys() & {"tools", "chat_template_kwargs"}}
-        return self._rewards(prompts, completions, too_long="none", **template)
+        return self.score(prompts, completions, too_long="none", **template)
 
 # %% ../../nbs/6_tools/69_client.ipynb #5098b099
 @patch
@@ -112,15 +120,3 @@ def _post(self: RewardClient, body, n):
             f"no answer from the reward server at {self.url} after {self.retries + 1} tries: "
             f"{reason}; is it running (reward-kit serve MODEL)?") from error
     return _read_answer(answer, n)
-
-
-@patch
-def _rewards(self: RewardClient, prompts, responses, **others):
-    fields, found = {"prompts": prompts, "responses": responses, **others}, []
-    for start in range(0, len(prompts), self.batch_rows):
-        cut = slice(start, start + self.batch_rows)
-        body = {
-            name: value[cut] if isinstance(value, list) and len(value) == len(prompts) else value
-            for name, value in fields.items()}
-        found += self._post(body, len(body["prompts"]))
-    return found

@@ -10,21 +10,21 @@ import asyncio
 import contextlib
 import importlib
 import json
+import math
 import re
 import signal
 import socket
+import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import jinja2
 import torch
 from fastcore.basics import patch
 
-from ..data.report import counted
 from ..model.encoding import RewardEncoder
 from ..model.settings import ServerSettings
 from ..scores.inference import RewardModel
@@ -55,74 +55,53 @@ def _bare_text(encoder, text):
     if encoder.guessed:
         bos = tokenizer.bos_token
         return re.sub(rf"\A({re.escape(bos)})+", r"\1", text) if bos else text
-    own = map(tokenizer.convert_ids_to_tokens, (encoder.prefix, encoder.suffix))
     pad = [tokenizer.pad_token] if tokenizer.pad_token else []
-    starts, ends = ("|".join(map(re.escape, [*tokens, *pad])) for tokens in own)
-    text = re.sub(rf"\A(?:{starts})+", "", text)
-    return re.sub(rf"(?:(?:{ends})\s*)+\Z", "", text) if ends else text
+    for own, step in ((encoder.prefix, 1), (encoder.suffix, -1)):  # -1: backwards
+        tokens = [token[::step] for token in (*tokenizer.convert_ids_to_tokens(own), *pad)]
+        if tokens:
+            some = rf"\A(?:\s*+(?:{'|'.join(map(re.escape, tokens))}))+"
+            text = re.sub(some, "", text[::step])[::step]
+    return text
 
 # %% ../../nbs/6_tools/61_serving.ipynb #de633489
 @dataclass
 class _Texts:
     "What one request wants scored."
 
-    prompts: list = field(default_factory=list)  # strings or conversations
+    prompts: list  # strings or conversations
     responses: list | None = None  # the same; None: prompts are full texts
-    ids: list | None = None  # token ids, scored as they are, instead of text
     name: str = "prompts"  # of the field, for errors
     too_long: str = "error"  # or "none": for a response that alone does not fit
     normalize: bool = False  # on the scale of the evaluation set
     template: dict = field(default_factory=dict)  # for the chat template: {name: one a prompt}
-
-
-def _checked_ids(rm, ids, name):
-    size, longest = rm.model.get_input_embeddings().num_embeddings, rm.encoder.encoding.max_length
-    for i, row in enumerate(ids):
-        if not 0 < len(row) <= longest:
-            raise _RequestError(
-                f"{name}[{i}] has {counted(len(row), 'token id')}; there must be 1 to {longest}")
-        for j, token in enumerate(row):
-            if not 0 <= token < size:
-                raise _RequestError(
-                    f"{name}[{i}] holds the token id {_shown(token)} at position {j}; "
-                    f"this model knows 0 to {size - 1}")
-    return ids
+    encode: Callable | None = None  # function(RewardModel) -> token ids, where there is no text
 
 # %% ../../nbs/6_tools/61_serving.ipynb #dea878c3
 def _encode_request(rm, texts):
     "Token ids of each text; None: the response alone does not fit, too_long='none'."
-    if texts.ids is not None: return _checked_ids(rm, texts.ids, texts.name)
     prompts = texts.prompts
-    if texts.responses is None:
-        prompts = [_bare_text(rm.encoder, p) if isinstance(p, str) else p for p in prompts]
+    for member in rm.members if texts.responses is None else ():
+        prompts = [_bare_text(member.encoder, p) if isinstance(p, str) else p for p in prompts]
     try:
+        if texts.encode: return texts.encode(rm)
         if texts.normalize: rm.normalized([])
-        rows = rm.encode(prompts, texts.responses, **texts.template) if prompts else []
+        rows = rm.encode(prompts, texts.responses, **texts.template)
     except (ValueError, TypeError, jinja2.TemplateError) as error:
-        raise _RequestError(_reason(texts, error)) from error
+        raise _RequestError(re.sub(r"^row (\d+):?", rf"{texts.name}[\1]", str(error))) from error
     if None in rows and texts.too_long == "error":
         name = texts.name if texts.responses is None else "responses"
         raise _RequestError(f"{name}[{rows.index(None)}] {rm.why_too_long()}")
     return rows
 
-
-def _reason(texts, error):
-    "Why texts cannot be encoded, by the name of the field."
-    for i, row in enumerate(zip(texts.prompts, texts.responses or texts.prompts)):
-        try:
-            json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError:
-            return f"{texts.name}[{i}] or its response holds half of a UTF-16 pair, which no text has"
-    named = re.sub(r"^row (\d+):?", rf"{texts.name}[\1]", str(error))
-    return named if named != str(error) else f"{texts.name}: {error}"
-
 # %% ../../nbs/6_tools/61_serving.ipynb #d9266067
 class _Job(Future):
     "A request on its way, and in time (rewards, tokens read) of its texts."
 
+    rows = tokens = None  # of its texts, once encoded: what the model reads, and how many
+
     def __init__(self, texts):
         super().__init__()
-        self.texts, self.rows, self.tokens = texts, [], []  # token ids and how many, once encoded
+        self.texts, self.since = texts, time.monotonic()
 
     def answer(self, outcome):
         "Give (rewards, tokens) or an exception to the caller, unless it has left."
@@ -130,15 +109,8 @@ class _Job(Future):
         with contextlib.suppress(InvalidStateError):
             give(outcome)
 
-    def encode(self, rm):
-        "Encode its texts; False: it is answered, or nobody waits for it any more."
-        if not self.done():
-            try:
-                self.rows = _encode_request(rm, self.texts)
-                self.tokens = [len(ids or []) for ids in self.rows]
-            except Exception as error:
-                self.answer(error)
-        return not self.done()
+def _count_tokens(ids):  # of one text, None, or of each member of an ensemble
+    return sum(map(_count_tokens, ids)) if isinstance(ids, tuple) else len(ids or ())
 
 
 def _score_jobs(rm, jobs):
@@ -168,13 +140,14 @@ class _Batcher:
 
     def __init__(self, rm, limits=None):
         self.rm, self.limits = rm, limits or ServerLimits()
-        self.queue, self.running, self.changed = deque(), [], threading.Condition()
-        self.thread, self.closed, self.batches = None, False, 0
+        self.queue, self.running, self.changed = [], [], threading.Condition()
+        self.thread, self.encoding = None, ThreadPoolExecutor(1, "reward-kit-encoder")
+        self.closed, self.batches = False, 0
 
     @property
     def waiting(self):
         "Requests in the queue whose callers are still there."
-        return [job for job in list(self.queue) if not job.done()]
+        return [job for job in self.queue if not job.done()]
 
 # %% ../../nbs/6_tools/61_serving.ipynb #3d4eaaa7
 @patch
@@ -187,54 +160,81 @@ def submit(self: _Batcher, texts):
             raise _RequestError(
                 f"the queue is full ({self.limits.max_queue} waiting); send the request later", 503, 1)
         self.queue.append(job)
-        self.changed.notify()
         if self.thread is None:
             self.thread = threading.Thread(target=self.work, name="reward-kit-scorer", daemon=True)
             self.thread.start()
+    self.encoding.submit(self._encode, job)
     return job
+
+
+@patch
+def _encode(self: _Batcher, job):
+    if job.done(): return  # its caller has left
+    try:
+        rows = _encode_request(self.rm, job.texts)
+        job.tokens, job.rows = list(map(_count_tokens, rows)), rows
+    except Exception as error:
+        job.answer(error)
+    with self.changed:
+        self.changed.notify()
 
 # %% ../../nbs/6_tools/61_serving.ipynb #3a288905
 @patch
 def work(self: _Batcher):
     "Score until the queue is closed and empty."
-    with self.rm.model.register_forward_pre_hook(self._before_forward):
-        while (job := self._next_job()) is not None:
-            self.running = [job for job in self._collect(job) if not job.done()]
-            if self.running:
-                self.batches += 1
+    try:
+        with contextlib.ExitStack() as hooks:
+            self.batch_tokens = min(member.scorer.batch_tokens for member in self.rm.members)
+            for member in self.rm.members:
+                member.scorer.compile_after = math.inf
+                hooks.enter_context(member.model.register_forward_pre_hook(self._before_forward))
+            while self._begin_batch():
                 _score_jobs(self.rm, self.running)
-            self.running = []
+    finally:
+        with self.changed:
+            self.thread, left, self.queue = None, [*self.running, *self.queue], []
+        for job in left:
+            job.answer(RuntimeError(f"the thread that scores has ended: {sys.exception()!r}"))
 
 
 @patch
-def _next_job(self: _Batcher, until=None):
-    "The request that has waited longest; None: there is none by then, or ever."
-    seconds = None if until is None else max(0.0, until - time.monotonic())
+def _begin_batch(self: _Batcher):
+    "Wait for a batch and take it out of the queue; False: closed, and nothing is left."
     with self.changed:
-        self.changed.wait_for(lambda: self.queue or self.closed, seconds)
-        return self.queue.popleft() if self.queue else None
+        self.running = []
+        while not self.running:
+            self.queue = self.waiting
+            if self.closed and not self.queue:
+                return False
+            jobs, seconds = self._ready()
+            if jobs and seconds <= 0:
+                self.running, self.queue = jobs, self.queue[len(jobs):]
+            else:
+                self.changed.wait(seconds)
+        self.batches += 1
+    return True
 
 
 @patch
-def _collect(self: _Batcher, job):
-    "The jobs of a batch: the first, and others while there is room and time."
-    until = time.monotonic() + self.limits.max_wait_ms / 1000
-    jobs, rows, tokens = [], 0, 0
-    while job is not None:
-        if job.encode(self.rm):
-            jobs.append(job)
-            rows, tokens = rows + len(job.rows), tokens + sum(job.tokens)
-        if rows >= self.limits.max_batch_rows or tokens >= self.rm.scorer.batch_tokens:
+def _ready(self: _Batcher):
+    "The next batch: encoded jobs, and the seconds until it begins; None: when there are any."
+    jobs, rows, tokens = [], self.limits.max_batch_rows, self.batch_tokens  # there is room for
+    for job in self.queue:
+        if job.rows is None or min(rows, tokens) <= 0:
             break
-        job = self._next_job(until)
-    return jobs
+        jobs.append(job)
+        rows, tokens = rows - len(job.rows), tokens - sum(job.tokens)
+    if not jobs:
+        return jobs, None
+    if self.closed or min(rows, tokens) <= 0:
+        return jobs, 0
+    return jobs, jobs[0].since + self.limits.max_wait_ms / 1000 - time.monotonic()
 
 # %% ../../nbs/6_tools/61_serving.ipynb #93a2ed9e
 @patch
 def _before_forward(self: _Batcher, *_):
     "End a batch that nobody waits for; a forward pass of another thread is somebody else's."
-    own = threading.current_thread() is self.thread
-    if own and all(job.done() for job in self.running):
+    if threading.current_thread() is self.thread and all(job.done() for job in self.running):
         raise _RequestError("every caller has left")
 
 
@@ -242,24 +242,14 @@ def _before_forward(self: _Batcher, *_):
 def close(self: _Batcher, timeout=None):
     "Refuse new requests, finish the accepted; False: the thread still runs after `timeout` s."
     with self.changed:
-        self.closed = True
+        self.closed, thread = True, self.thread
         self.changed.notify_all()
-    if self.thread is None: return True
-    self.thread.join(timeout)
-    return not self.thread.is_alive()
+    if thread is None: return True
+    thread.join(timeout)
+    _, encodes = wait([self.encoding.submit(int)], timeout)
+    return not (encodes or thread.is_alive())
 
 # %% ../../nbs/6_tools/61_serving.ipynb #7875f3f2
-_CANNOT = {
-    "tools": "this route does not read tools; POST /v1/rewards, which takes them beside messages",
-    "chat_template": "messages are rendered by the model's own template, as in training; leave it out",
-    "truncate_prompt_tokens": "where a text is cut is a property of the model here; leave it out, or send -1",
-    "add_generation_prompt": "a reward is read at the end of a finished answer; leave it out",
-    "continue_final_message": "a reward is read at the end of a finished answer; leave it out",
-    "normalize": "POST /v1/rewards, which gives rewards on the scale of the evaluation set",
-    "max_length": "it is a property of the model here; leave it out or send null",
-}
-
-
 class _Body(dict):
     "The JSON object of a request; its methods raise ValueError that names the field."
 
@@ -282,24 +272,10 @@ class _Body(dict):
         return value
 
     def only(self, *names):
-        "These fields are read, or make no difference; any other is refused."
-        for name, value in self.items():
-            asks_nothing = value in (None, False, []) or (name, value) == ("truncate_prompt_tokens", -1)
-            if name in names or name in _CANNOT and asks_nothing: continue
-            if name in _CANNOT:
-                raise ValueError(f"{name} is {_shown(value)}: {_CANNOT[name]}")
-            raise ValueError(f"unknown field {name[:40]!r}; there are {', '.join(names)}")
-
-    def strings(self, name):
-        "A field that holds a text or a list of texts; one text is a list of one."
-        value = self.need(name)
-        rows = [value] if isinstance(value, str) else value
-        if not isinstance(rows, list):
-            raise self.wrong(name, value, "it must be a string or a list of strings")
-        for i, row in enumerate(rows):
-            if not isinstance(row, str):
-                raise self.wrong(f"{name}[{i}]", row, "it must be a string")
-        return rows
+        "These fields are read, any other is refused."
+        for name in self:
+            if name not in names:
+                raise ValueError(f"unknown field {name[:40]!r}; there are {', '.join(names)}")
 
 # %% ../../nbs/6_tools/61_serving.ipynb #ff5d9900
 _TEMPLATE_FIELDS = {"tools": (list, "a list of tools"), "chat_template_kwargs": (dict, "an object")}
@@ -315,15 +291,9 @@ def template(self: _Body, n):
         value = self.get(name)
         one = not isinstance(value, list) or kind is list and any(isinstance(v, dict) for v in value)
         rows = [value] * n if one else value
-        if rows and len(rows) != n:
-            raise ValueError(
-                f"{name} has {counted(len(rows), 'entry', 'entries')} for {counted(n, 'text')}; "
-                "there must be as many")
-        try:
+        with contextlib.suppress(ValueError):  # what is no JSON is refused below
             rows = list(map(RewardEncoder.from_json, rows))
-        except ValueError:  # no JSON
-            rows = [value]
-        if not all(isinstance(row, kind | None) for row in rows):
+        if rows and len(rows) != n or not all(isinstance(row, kind | None) for row in rows):
             raise self.wrong(
                 name, value, f"it must be {words} for all texts, or a list with one or null for each")
         taken = [key for row in rows for key in row or () if kind is dict and key in _TAKEN]
@@ -339,8 +309,8 @@ class WireFormat:
 
     name: str  # whose format
     paths: tuple[str, ...]  # of the routes
-    read: Callable  # function(body) -> {prompts, responses, ids, name, ...}
-    write: Callable  # function(body, rewards, tokens, RewardModel) -> JSON
+    read: Callable  # function(_Body) -> {prompts, responses, name, ...}
+    write: Callable  # function(_Body, rewards, tokens, RewardModel) -> JSON
     example: dict  # a body, for the server's documentation
 
     def texts(self, body):
@@ -350,9 +320,7 @@ class WireFormat:
         except (TypeError, ValueError) as error:
             raise _RequestError(str(error)) from None
 
-    def answer(self, body, rewards, tokens, rm):
-        "The JSON for its caller."
-        return self.write(_Body(body), rewards, tokens, rm)
+
 
 
 def _read_rewards(body):
@@ -403,7 +371,7 @@ async def _read_body(stream, limits):
     if not isinstance(body, dict):
         raise _RequestError(
             f"the body is a JSON {type(body).__name__}; it must be an object of fields")
-    return body
+    return _Body(body)
 
 # %% ../../nbs/6_tools/61_serving.ipynb #8ee01c7b
 async def _wait_for_scores(future, request):
@@ -455,26 +423,25 @@ def _error_answer(message, status, retry_after=None):
     from fastapi.responses import JSONResponse
 
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:1000]
-    kind = {500: "InternalServerError", 503: "ServiceUnavailableError"}.get(status, "BadRequestError")
+    kinds = {404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
+    kind = kinds.get(status, "BadRequestError")
     return JSONResponse(
         {"error": {"message": message, "type": kind, "code": status}}, status,
         {"Retry-After": str(retry_after)} if retry_after else None)
 
 
-def _add_error_answers(app, formats):
+def _add_error_answers(app):
     "Every error as one JSON object with one reason."
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
-
-    posts = ", ".join(path for wire in formats for path in wire.paths)
 
     async def answer(request, error):
         if isinstance(error, _RequestError):
             return _error_answer(str(error), error.status, error.retry_after)
         if isinstance(error, HTTPException):
             return _error_answer(
-                f"{request.method} {request.url.path} is not served; there are POST {posts}, "
-                "GET /health, /v1/models and /docs", error.status_code)
+                f"{request.method} {request.url.path} is not served; there are POST /v1/rewards, "
+                "GET /health and /v1/models, and others that GET /docs shows", error.status_code)
         return _error_answer(f"{type(error).__name__}: {error}", 500)
 
     for kind in (
@@ -494,13 +461,13 @@ def _make_endpoint(wire, batcher, requests):
         async with requests.bounded():
             body = await _read_body(request.stream(), batcher.limits)
             texts = wire.texts(body)
-            n = len(texts.ids or texts.prompts)
+            n = len(texts.prompts)
             if n > most:
                 raise _RequestError(
                     f"the request has {n} texts, this server takes {most} at a time; "
                     "send several requests", 413)
             scores = await _wait_for_scores(batcher.submit(texts), request)
-            return responses.JSONResponse(wire.answer(body, *scores, batcher.rm))
+            return responses.JSONResponse(wire.write(body, *scores, batcher.rm))
 
     return score
 
@@ -517,7 +484,7 @@ def _add_information(app, batcher):
         return {"object": "list", "data": [{
             "id": rm.__name__, "object": "model", "owned_by": "reward_kit",
             "encoding": rm.encoding_note, "max_rows": batcher.limits.max_rows,
-            "max_model_len": rm.encoder.encoding.max_length}]}
+            "max_model_len": min(m.encoder.encoding.max_length for m in rm.members)}]}
 
     app.add_api_route("/health", health, summary="Whether the server takes requests")
     app.add_api_route("/v1/models", models, summary="The model, its limits, and how it reads text")
@@ -534,11 +501,11 @@ _LAST_SECONDS = 2.0  # of a shutdown, when all are answered: to read an answer, 
 
 
 def make_app(
-    rm,  # RewardModel
+    rm,  # RewardModel or RewardEnsemble
     limits=None,  # ServerLimits; None: the defaults
 ):  # -> FastAPI application; its `state` has the `batcher` and the open `requests`
     "A score server for any ASGI server; RuntimeError if FastAPI is not installed."
-    batcher, formats = _Batcher(rm, limits), wire_formats()
+    batcher = _Batcher(rm, limits)
     requests = _OpenRequests(batcher.limits)
 
     @contextlib.asynccontextmanager
@@ -549,7 +516,7 @@ def make_app(
     app = _load_optional("fastapi").FastAPI(
         title="reward_kit", summary=f"Rewards of {rm.__name__}", lifespan=lifespan)
     app.state.batcher, app.state.requests = batcher, requests
-    for wire in formats:
+    for wire in wire_formats():
         content = {"application/json": {"schema": {"type": "object"}, "example": wire.example}}
         for path in wire.paths:
             app.add_api_route(
@@ -558,23 +525,21 @@ def make_app(
                 openapi_extra={"requestBody": {"required": True, "content": content}},
                 summary=f"Rewards in the format of {wire.name}")
     _add_information(app, batcher)
-    _add_error_answers(app, formats)
+    _add_error_answers(app)
     return app
 
 # %% ../../nbs/6_tools/61_serving.ipynb #f01c4b2e
 def _listen(host, port):
-    "A socket that listens; ValueError or OSError about host or port."
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be 0 to 65535, got {port}")
-    where = f"cannot listen on {host}, port {port}"
+    "A socket that listens; OSError about host or port."
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return socket.create_server(address, family=family, backlog=2048)
-    except (socket.gaierror, UnicodeError) as error:
-        raise OSError(f"{where}: {error}") from None
-    except OSError as error:
-        reason = error.strerror.partition(" (")[0]
-        raise OSError(f"{where}: {reason}; choose another port or host") from None
+        sock = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason = str(getattr(error, "strerror", error)).partition(" (")[0]
+        raise OSError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another port or host") from None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for its connections too
+    return sock
 
 
 def _address_of(sock):
@@ -604,7 +569,7 @@ def _make_server(app, access_log=False):
 
 @contextlib.contextmanager
 def background_server(
-    rm,  # RewardModel
+    rm,  # RewardModel or RewardEnsemble
     limits=None,  # ServerLimits; None: the defaults
     port=0,  # 0: any free one
 ):  # -> yields the URL
@@ -629,7 +594,7 @@ def _last_words(server, requests):
 
 # %% ../../nbs/6_tools/61_serving.ipynb #d55edb91
 def serve(
-    model,  # RewardModel, folder or hub id
+    model,  # RewardModel, RewardEnsemble, folder or hub id
     host="127.0.0.1",  # 0.0.0.0 lets every machine in the network in
     port=8000,  # 0: any free one
     *,
