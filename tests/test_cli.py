@@ -516,7 +516,7 @@ def test_score_a_file(model, tmp_path, capsys):
 def test_the_score_column_can_be_named(model, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"question": "Q?", "answer": "A", "score": 5}\n')
     said = fails(capsys, 1, "score", model, tmp_path / "in.jsonl")
-    assert "already has a column 'score'; choose another name with --score-column (now 'score')" in said
+    assert "already has a column 'score'; rename it, or" in said and "name with --score-column" in said
     output(capsys, "score", model, tmp_path / "in.jsonl", "--score-column", "reward")
     row = json.loads((tmp_path / "in.scored.jsonl").read_text())
     assert row["score"] == 5 and isinstance(row["reward"], float)

@@ -172,9 +172,8 @@ class _GuessedEncoder(RewardEncoder):
 # %% ../../nbs/3_scores/34_inference.ipynb #cb6e9ea2
 @patch
 def _joins(self: _GuessedEncoder, prompt, response):
-    if self.tokenizer.chat_template:
-        return False
-    return isinstance(prompt, str) and isinstance(response, str)
+    joined = isinstance(prompt, str) and isinstance(response, str)
+    return joined and not self.tokenizer.chat_template
 
 # %% ../../nbs/3_scores/34_inference.ipynb #a3683152
 @patch

@@ -21,7 +21,7 @@ from ..data.files import PreferenceDataError, append_rows, json_ready, read_rows
 from ..data.formats import PreferenceFormat
 from ..data.report import Report, Table, counted
 from ..model.encoding import RewardEncoder
-from .text_scorer import TextScorer, one_ahead
+from .text_scorer import TextScorer
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #47811a80
 def _score_columns(fmt, rows, score_column):
@@ -30,7 +30,7 @@ def _score_columns(fmt, rows, score_column):
     taken = sorted(set().union(*rows) & {*names, "error"})
     if taken:
         raise PreferenceDataError(f"the file already has a column {taken[0]!r}; rename it, or (not 'error') "
-                                  f"choose another name with score_column (now {score_column!r})")
+                                  "choose another name with score_column")
     return names
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #bde7a760
@@ -191,7 +191,7 @@ def score_file(
     bar = tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress)
     with ThreadPoolExecutor(1) as thread, bar:
         written = thread.submit(list)  # nothing yet
-        for chunk, encoded in one_ahead(prepared(), thread):
+        for chunk, encoded in self.one_ahead(prepared(), thread):
             scored = list(_score_rows(self, fmt, encoded, names, normalize))
             written.result()
             written = thread.submit(part.add, [row | own for row, own in zip(chunk, scored)])

@@ -141,7 +141,7 @@ class _Batcher:
     def __init__(self, rm, limits=None):
         self.rm, self.limits = rm, limits or ServerLimits()
         self.queue, self.running, self.changed = [], [], threading.Condition()
-        self.thread, self.encoding = None, ThreadPoolExecutor(1, "reward-kit-encoder")
+        self.thread, self.encoding = None, ThreadPoolExecutor(1)
         self.closed, self.batches = False, 0
 
     @property
@@ -161,7 +161,7 @@ def submit(self: _Batcher, texts):
                 f"the queue is full ({self.limits.max_queue} waiting); send the request later", 503, 1)
         self.queue.append(job)
         if self.thread is None:
-            self.thread = threading.Thread(target=self.work, name="reward-kit-scorer", daemon=True)
+            self.thread = threading.Thread(target=self.work, daemon=True)
             self.thread.start()
     self.encoding.submit(self._encode, job)
     return job
@@ -169,7 +169,6 @@ def submit(self: _Batcher, texts):
 
 @patch
 def _encode(self: _Batcher, job):
-    if job.done(): return  # its caller has left
     try:
         rows = _encode_request(self.rm, job.texts)
         job.tokens, job.rows = list(map(_count_tokens, rows)), rows
