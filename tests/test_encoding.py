@@ -4,19 +4,23 @@ and made here."""
 import copy
 import json
 import re
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 
 import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from trainer_world import make_base, make_pairs
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerFast,
+    pipeline,
 )
 
+from reward_kit import RewardConfig, RewardModel, RewardTrainer, load_preferences
 from reward_kit.model.batches import RewardCollator, bind_reward_forward
 from reward_kit.model.encoded_data import encode_dataset
 from reward_kit.model.encoding import (
@@ -136,7 +140,7 @@ DATED = """{%- set today = strftime_now('%Y-%m-%d') -%}
 {%- endfor %}"""
 CHATGLM = """{{ '[gMASK]<sop>' }}{% for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content }}{% endfor %}"""
 # name: template, bos, eos, whether the tokenizer adds BOS by itself, what the wrapped template renders for
-# (user "U1", assistant "A1")
+# (user "U1", assistant "A1") between BOS and EOS
 FAMILIES = {
     "qwen": (QWEN, None, "<|im_end|>", False, "<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1"),
     "qwen_base": (
@@ -311,11 +315,22 @@ def setup_model(kind="llama", name="mistral"):
 # ---- tokenizers
 
 
+USE_BOS = ("llama3", "gemma", "gemma_no_own_bos", "zephyr", "mistral", "llama2", "dated")
+
+
+def complete(name):
+    "What the saved template renders."
+    bos, eos, *_, body = FAMILIES[name][1:]
+    return (bos if name in USE_BOS else "") + body + eos
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_rendered_chat_holds_only_its_messages(name):
+def test_rendered_chat_holds_its_messages_one_bos_and_one_eos(name):
     tokenizer = family(name)
     prepare_tokenizer(tokenizer)
-    assert tokenizer.apply_chat_template(TURNS, tokenize=False) == FAMILIES[name][-1]
+    assert tokenizer.apply_chat_template(TURNS, tokenize=False) == complete(name)
+    opened = tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
+    assert complete(name).startswith(opened) or name in ("thinking", "llama2")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -328,9 +343,7 @@ def test_one_bos_one_eos(name):
             assert ids[0] == tokenizer.bos_token_id and ids[1] != tokenizer.bos_token_id
         elif tokenizer.bos_token:
             assert ids[0] != tokenizer.bos_token_id
-    assert encoder.encoding.add_bos == (
-        name in ("llama3", "gemma", "gemma_no_own_bos", "zephyr", "mistral", "llama2", "dated")
-    )
+    assert encoder.encoding.add_bos == (name in USE_BOS)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "bert"])
@@ -344,13 +357,10 @@ def test_saved_tokenizer_is_the_encoder(name, max_length, tmp_path):
     assert [loaded(t, truncation=True)["input_ids"] for t in TEXTS] == ids, (
         "the saved tokenizer knows its maximum length"
     )
-    chat = encoder.encode([TURNS]).ids[0]
-    assert (
-        loaded(loaded.apply_chat_template(TURNS, tokenize=False), truncation=True, max_length=max_length)[
-            "input_ids"
-        ]
-        == chat
-    )
+    chat, rendered = encoder.encode([TURNS]).ids[0], loaded.apply_chat_template(TURNS, tokenize=False)
+    assert loaded.apply_chat_template(TURNS)["input_ids"] == chat
+    assert loaded(rendered, add_special_tokens=False)["input_ids"] == chat
+    assert encoder.encode([rendered]).ids == [chat], "text that was rendered before"
     assert (loaded.truncation_side, loaded.padding_side, loaded.pad_token) == (
         "left",
         "right",
@@ -470,9 +480,10 @@ def test_wrapping_keeps_every_other_rendering(name):
                 with pytest.raises(type(error)):
                     render(tokenizer)
                 continue
-            expected = expected.removeprefix(bos or "")
-            if not generation and expected.rstrip().endswith(eos):
-                expected = expected.rstrip().removesuffix(eos)
+            expected = (bos if name in USE_BOS else "") + expected.removeprefix(bos or "")
+            if not generation:
+                ends = expected.rstrip().endswith(eos)
+                expected = (expected.rstrip().removesuffix(eos) if ends else expected) + eos
             if name == "dated":
                 expected = re.sub(r"\(\w+ \d{4}\)", "(July 2024)", expected)
             assert render(tokenizer) == expected
@@ -525,11 +536,10 @@ def test_white_space_at_the_edges_of_a_template_survives_wrapping():
         "    {% for m in messages %}\n    {{ m.content }}\n    {% endfor %}\n    ",
         "x\n{{ messages[0].content }}\n",
     ):
-        raw, wrapped = make_tokenizer(template), make_tokenizer(_wrap_template(template, bos="<nothing>"))
+        raw, wrapped = make_tokenizer(template), make_tokenizer(_wrap_template(template, "<nothing>", ""))
         assert _WRAPPER_MARK in wrapped.chat_template
-        assert raw.apply_chat_template(TURNS, tokenize=False) == wrapped.apply_chat_template(
-            TURNS, tokenize=False
-        )
+        found = wrapped.apply_chat_template(TURNS, tokenize=False)
+        assert "<nothing>" + raw.apply_chat_template(TURNS, tokenize=False) == found
 
 
 def test_templates_that_mark_generated_text():
@@ -541,7 +551,7 @@ def test_templates_that_mark_generated_text():
     prepare_tokenizer(tokenizer)
     assert (
         _WRAPPER_MARK in tokenizer.chat_template
-        and tokenizer.apply_chat_template(TURNS, tokenize=False) == "U1|A1"
+        and tokenizer.apply_chat_template(TURNS, tokenize=False) == "U1|A1</s>"
     )
 
 
@@ -551,7 +561,7 @@ def test_several_templates():
     assert set(encoding.chat_template) == {"default", "tool_use"} and all(
         _WRAPPER_MARK in t for t in encoding.chat_template.values()
     )
-    assert tokenizer.apply_chat_template(TURNS, tokenize=False) == FAMILIES["mistral"][-1]
+    assert tokenizer.apply_chat_template(TURNS, tokenize=False) == complete("mistral")
 
 
 # ---- encoder
@@ -706,6 +716,46 @@ def test_rankings_lose_only_the_response_that_does_not_fit():
         and report.dropped == 1
         and report.dropped_rows == 0
     )
+
+
+def test_rows_that_teach_nothing_are_left_out_with_their_reason():
+    "A template that refuses a row, responses that are the same tokens, a response that is too long."
+    user, reply = TURNS
+    good = {"prompt": [user], "responses": [[reply], [reply | {"content": "other"}]]}
+    rows = [
+        good,
+        good | {"responses": [[reply, reply], [reply]]},  # roles must alternate
+        good | {"prompt": [user, user]},
+        good | {"responses": [[reply], [reply | {"content": "A1</s>"}]]},
+        good | {"responses": [[reply], [reply | {"content": "the cat sat " * 50}]]},
+    ]
+    rows = [row | {"ranks": [1, 2], "origin": f"f.jsonl:{i}"} for i, row in enumerate(rows, 1)]
+    for stream in (False, True):
+        data = Dataset.from_list(rows)
+        data, report = encode_dataset(
+            data.to_iterable_dataset() if stream else data, make_encoder(max_length=64)
+        )
+        assert [row["sequences"] for row in data] == [
+            make_encoder().encode([[user]] * 2, good["responses"]).ids
+        ]
+        assert sorted(report.reasons.values()) == [1, 1, 2] and report.dropped_rows == 4
+        refused = next(reason for reason in report.reasons if "alternate" in reason)
+        assert report.reasons[refused] == 2 and refused in report.summary
+        assert report.reasons["too long"] == report.reasons["of the same tokens"] == 1
+        assert report.examples == ["f.jsonl:2", "f.jsonl:3", "f.jsonl:4"] and "f.jsonl:2" in report.summary
+        assert (report.rows, report.sequences) == (5, 10)
+
+
+def test_rankings_and_ids_of_the_same_tokens():
+    ids = {"chosen_input_ids": [[5, 6], [5, 6], [5] * 30], "rejected_input_ids": [[5, 6], [7], [7]]}
+    for data in (Dataset.from_dict(ids), Dataset.from_dict(ids).to_iterable_dataset()):
+        found, report = encode_dataset(data, make_encoder(max_length=24))
+        assert [row["sequences"] for row in found] == [[[5, 6], [7]]]
+        assert report.reasons == {"of the same tokens": 1, "too long": 1}
+    text = {"prompt": "What?", "responses": ["a", "b", "a</s>"], "origin": "f.jsonl:1"}
+    rows = [text | {"ranks": ranks} for ranks in ([1, 2, 3], [1, 2, 1], [2, 1, 2])]
+    kept, report = encode_dataset(Dataset.from_list(rows), make_encoder())
+    assert kept["ranks"][:] == [[1, 2, 1], [2, 1, 2]] and report.reasons == {"of the same tokens": 1}
 
 
 def test_encoding_is_cached_and_the_same_with_processes_and_iterables(tmp_path):
@@ -957,3 +1007,206 @@ def test_binding_errors():
 def test_encoding_dictionary_ignores_unknown_keys():
     encoding = RewardEncoding(max_length=9, prefix=["<s>"])
     assert RewardEncoding.from_dict(encoding.to_dict() | {"later": 1}) == encoding
+
+
+# ---- the saved folder, as others read it
+
+CALLS = """{%- if tools %}{{ tools | tojson }}{{ '<|im_end|>\\n' }}{% endif %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+{%- for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+
+
+def chats(pairs, system=(), calls=False):
+    def conversation(i, pair):
+        asked = [*system[i % 2 :], {"role": "user", "content": pair["prompt"]}]
+        called = {"function": {"name": "weather", "arguments": {"day": i}}}
+        tool = [
+            {"role": "assistant", "content": "", "tool_calls": [called]},
+            {"role": "tool", "content": f"rain {i}"},
+        ]
+        return {
+            "prompt": asked + (tool if calls else []),
+            **{side: [{"role": "assistant", "content": pair[side]}] for side in ("chosen", "rejected")},
+            **({"tools": TOOLS} if calls else {}),
+        }
+
+    return [conversation(i, pair) for i, pair in enumerate(pairs)]
+
+
+SYSTEM = [{"role": "system", "content": "Thank people."}]
+SPECIAL = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+IM_END = dict(eos_token="<|im_end|>", pad_token="<pad>", additional="<|im_start|>")
+# template, special tokens of the base, what becomes of plain pairs
+TRAINED = {
+    "plain": (None, SPECIAL, None),
+    "plain, its own template": (MISTRAL, SPECIAL, None),
+    "plain, with a separator": (None, SPECIAL, None),
+    "conversations": (None, SPECIAL, chats),
+    "conversations, a template without EOS": (CHATML, SPECIAL, chats),
+    "conversations, a line break after EOS": (ZEPHYR, SPECIAL, chats),
+    "conversations, a default system prompt": (QWEN, IM_END, chats),
+    "system prompts": (QWEN, IM_END, partial(chats, system=SYSTEM)),
+    "tools": (CALLS, IM_END, partial(chats, calls=True)),
+}
+
+
+@pytest.fixture(scope="module")
+def trained_folder(tmp_path_factory):
+    @cache
+    def make(name):
+        template, special, convert = TRAINED[name]
+        folder, pairs = tmp_path_factory.mktemp("trained"), make_pairs(24)
+        rows = convert(pairs) if convert else pairs
+        base = make_base(folder / "base", **special)
+        if template:
+            tokenizer = AutoTokenizer.from_pretrained(base)
+            tokenizer.chat_template = template
+            tokenizer.save_pretrained(base)
+        args = RewardConfig(
+            str(folder / "model"), max_steps=4, per_device_train_batch_size=8, learning_rate=1e-3, use_cpu=True,
+            save_strategy="no", show_plan=False, report_to="none", disable_tqdm=True,
+            separator="\n" if "separator" in name else None,
+        )  # fmt: skip
+        trainer = RewardTrainer(base, args, train_dataset=rows)
+        trainer.train()
+        trainer.save_model()
+        return folder / "model", rows[:6]
+
+    return make
+
+
+def plain_score(folder, ids):
+    "What transformers alone makes of token ids."
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        return [model(input_ids=torch.tensor([each])).logits.item() for each in ids]
+
+
+def as_chat(row):
+    prompt, response = row["prompt"], row["chosen"]
+    if isinstance(prompt, str):
+        prompt, response = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": response}]
+    return prompt + response
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_transformers_reads_the_reward_of_the_saved_folder(name, trained_folder):
+    folder, rows = trained_folder(name)
+    rm, tokenizer = RewardModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    expected = [rm.score(row["prompt"], row["chosen"], tools=row.get("tools")) for row in rows]
+    assert max(expected) - min(expected) > 1e-3
+    trained = encode_dataset(load_preferences(rows), rm.encoder)[0]["sequences"]
+    options = [{"tools": row.get("tools")} for row in rows]
+    rendered = [
+        tokenizer.apply_chat_template(as_chat(row), tokenize=False, **o) for row, o in zip(rows, options)
+    ]
+    ids = [tokenizer.apply_chat_template(as_chat(row), **o)["input_ids"] for row, o in zip(rows, options)]
+    assert ids == [chosen for chosen, _ in trained], "the template renders what was trained on"
+    assert {each.count(tokenizer.bos_token_id) for each in ids} == {len(rm.encoder.prefix)}
+    assert plain_score(folder, ids) == pytest.approx(expected, abs=1e-5)
+    assert rm.score(rendered) == pytest.approx(expected, abs=1e-5)
+    pipe = pipeline("text-classification", str(folder))
+    found = [each["score"] for each in pipe(rendered, add_special_tokens=False)]
+    assert found == pytest.approx(expected, abs=1e-5)
+    if isinstance(rows[0]["prompt"], str):
+        texts = [rm.encoder.render(row["prompt"], row["chosen"]) for row in rows]
+        assert [each["score"] for each in pipe(texts)] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_cross_encoder_reads_the_reward_of_the_saved_folder(name, trained_folder):
+    st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    folder, rows = trained_folder(name)
+    rm, cross = RewardModel.from_pretrained(folder), st.CrossEncoder(str(folder))
+    tools = {"tools": rows[0]["tools"]} if "tools" in rows[0] else {}
+    expected = [rm.score(row["prompt"], row["chosen"], tools=row.get("tools")) for row in rows]
+    found = cross.predict([as_chat(row) for row in rows], processing_kwargs={"chat_template": tools})
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    pairs = [(pair["prompt"], pair["chosen"]) for pair in make_pairs(6)]
+    assert cross.predict(pairs).tolist() == pytest.approx(rm.score(*map(list, zip(*pairs))), abs=1e-5)
+    if isinstance(rows[0]["prompt"], str):
+        texts = [rm.encoder.render(row["prompt"], row["chosen"]) for row in rows]
+        whole = [[{"role": "user", "content": text}] for text in texts]
+        assert cross.predict(whole).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_snippets_of_the_model_card_agree(name, trained_folder, monkeypatch):
+    folder, _ = trained_folder(name)
+    monkeypatch.chdir(folder.parent)
+    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    rewards = []
+
+    class Names(dict):
+        def __setitem__(self, name, value):
+            super().__setitem__(name, value)
+            if name == "reward":
+                rewards.append(float(value))
+
+    names = Names()
+    for snippet in snippets:
+        if find_spec("sentence_transformers") or "sentence_transformers" not in snippet:
+            exec(snippet, {}, names)
+    assert len(rewards) == 3 + 2 * name.startswith("plain") + bool(find_spec("sentence_transformers"))
+    assert rewards == pytest.approx([rewards[0]] * len(rewards), abs=1e-5)
+
+
+def test_a_pair_is_refused_as_long_as_nobody_knows_how_it_is_read():
+    tokenizer = family("chatml")
+    encoder = RewardEncoder(tokenizer, prepare_tokenizer(tokenizer))
+    pair = [{"role": "query", "content": "U1"}, {"role": "document", "content": "A1"}]
+    with pytest.raises(Exception, match="user and assistant"):
+        tokenizer.apply_chat_template(pair)
+    for kind, expected in {"text": "U1 A1<|endoftext|>", "messages": complete("chatml")}.items():
+        encoder.trained_on(kind)
+        assert tokenizer.apply_chat_template(pair, tokenize=False) == expected
+        assert encoder.encode(["U1"], ["A1"]).ids == [tokenizer.apply_chat_template(pair)["input_ids"]]
+
+
+# as it was saved before templates rendered BOS and EOS
+EARLIER = """{#- wrapped by reward_kit: outer BOS and EOS are left to the tokenizer -#}{%- set reward_text %}
+@ORIGINAL@{{ '' }}{% endset -%}
+{%- set reward = namespace(text=reward_text, bos="<s>", eos="</s>", cut=false) -%}
+{%- if reward.bos and reward.text.startswith(reward.bos) -%}
+{%- set reward.text = reward.text[reward.bos | length:] -%}{%- endif -%}
+{%- if reward.eos and not add_generation_prompt and reward.text.rstrip().endswith(reward.eos) -%}
+{%- set reward.text = reward.text.rstrip()[:-(reward.eos | length)] -%}{%- endif -%}
+{{- reward.text -}}"""
+
+
+@pytest.mark.parametrize("name", ["mistral", "zephyr", "llama2"])
+def test_folders_that_were_saved_before(name, tmp_path):
+    tokenizer = family(name)
+    encoding = prepare_tokenizer(tokenizer)
+    expected = RewardEncoder(tokenizer, encoding).encode([TURNS, *TEXTS]).ids
+    tokenizer.chat_template = EARLIER.replace("@ORIGINAL@", FAMILIES[name][0])
+    loaded = reload(tokenizer, tmp_path)
+    body = (
+        loaded.apply_chat_template([{"role": "system", "content": "S"}, *TURNS], tokenize=False)
+        if name == "zephyr"
+        else loaded.apply_chat_template(TURNS, tokenize=False)
+    )
+    assert not body.startswith("<s>") and not body.endswith("</s>")
+    earlier = RewardEncoder(loaded, encoding)
+    if name != "llama2":  # its default system prompt was cut
+        assert earlier.encode([TURNS, *TEXTS]).ids == expected
+    again = RewardEncoder(loaded, prepare_tokenizer(loaded))  # trained further, it is saved as others
+    assert again.encode([TURNS, *TEXTS]).ids == expected
+    assert loaded.apply_chat_template(TURNS, tokenize=False) == complete(name)
+
+
+def test_a_text_with_its_own_bos_or_eos_has_one():
+    encoder = make_encoder()
+    (expected,) = encoder.encode(["What? That."]).ids
+    for text in ("<s>What? That.", "What? That.</s>", "<s>What? That.</s>"):
+        assert encoder.encode([text]).ids == [expected], text
+    assert encoder.encode(["<s>What?"], ["That.</s>"]).ids == [expected]
+    split = make_encoder()
+    split.tokenizer.split_special_tokens = True  # then it is text as any other
+    (literal,) = split.encode(["<s>What?"]).ids
+    assert split.tokenizer.decode(literal) == "<s><s>What?</s>" and literal.count(split.prefix[0]) == 1

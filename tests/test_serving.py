@@ -178,6 +178,20 @@ def test_exactly_one_bos_reaches_the_model(rm):
         ) == (1, 1, 0)
 
 
+def test_ends_are_cut_in_time_that_grows_with_the_text(rm):
+    "Where it grows with the square, these texts of ten million characters take hours."
+    t, n = rm.tokenizer, 10**6
+    for text, expected in {
+        t.eos_token * n + "x": None,
+        t.pad_token * n: "",
+        "x" + (t.eos_token + "\n") * n: "x",
+        "x" + t.eos_token + " " * n * 10 + "y": None,
+        "x" + (" " + t.eos_token) * n: "x ",
+        t.bos_token * n + "x": "x",
+    }.items():
+        assert bare_text(rm.encoder, text) == (text if expected is None else expected)
+
+
 def test_a_model_made_elsewhere_gets_one_bos_too(folder, tmp_path):
     with quiet():
         model, tokenizer = load_reward_backbone(folder, new_head=False)

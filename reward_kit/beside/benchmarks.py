@@ -481,7 +481,8 @@ def _reads_conversations(model) -> bool | None: # None: takes texts as they are,
         encoder = getattr(member, "encoder", None)
         kind = getattr(getattr(member, "metadata", None), "data_kind", None)
         if isinstance(encoder, RewardEncoder) and not encoder.guessed:
-            wants.setdefault(kind == "messages" if kind else encoder.own_template, []).append(member.__name__)
+            own_template = "chat template: none of its own" not in encoder.describe()
+            wants.setdefault(kind == "messages" if kind else own_template, []).append(member.__name__)
     if len(wants) == 2:
         raise ValueError(f"members read different text: {', '.join(wants[True])} conversations, "
                          f"{', '.join(wants[False])} plain text; run the benchmark on each kind by itself")

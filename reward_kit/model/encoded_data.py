@@ -7,16 +7,14 @@ __all__ = ['OverflowReport', 'encode_dataset']
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #d054f2ec
 import gc
-import hashlib
-import json
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import compress, islice
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from fastcore.basics import patch
 
 from ..data.files import UnusableRow
@@ -27,7 +25,7 @@ from ..data.formats import to_record
 # %% ../../nbs/2_model/23_encoded_data.ipynb #a093588d
 @dataclass(repr=False)
 class OverflowReport(Report):
-    "What a length limit cost: counts of sequences and rows."
+    "What encoding cost: counts of sequences and rows."
 
     max_length: int  # the limit, in tokens of one sequence with its special tokens
     overflow: str  # what happened beyond it: "truncate_left", "drop" or "error"
@@ -35,10 +33,15 @@ class OverflowReport(Report):
     truncated: int = 0  # of them, cut on the left
     dropped: int = 0  # of them, left out
     rows: int = 0  # rows read
-    dropped_rows: int = 0  # of them, left out for want of responses
     tokens: int = 0  # tokens kept
-    examples: list[str] = field(default_factory=list)  # where the first rows left out came from
+    reasons: Counter = field(default_factory=Counter)  # why rows were left out -> how many
+    examples: list[str] = field(default_factory=list)  # where the first of them came from
     title = "Encoding"
+
+    @property
+    def dropped_rows(self):
+        "Rows left out."
+        return self.reasons.total()
 
     @property
     def summary(self):
@@ -46,8 +49,9 @@ class OverflowReport(Report):
         text = (f"{counted(self.rows, 'row')}, {counted(self.sequences, 'sequence')}, "
                 f"{self.tokens} tokens kept; over {self.max_length} tokens: {self.truncated} cut "
                 f"({self.truncated / max(self.sequences, 1):.1%}), {self.dropped} dropped")
-        if self.dropped_rows:
-            text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)})"
+        if self.reasons:
+            why = "; ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
+            text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)}): {why}"
         return text
 
     @property
@@ -56,83 +60,88 @@ class OverflowReport(Report):
         return [self.summary]
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #7f12ac89
-def _sum(column):
-    return pc.sum(column, min_count=0).as_py()
+_COUNTS = ("rows", "sequences", "truncated", "dropped", "tokens")
 
 
 @patch
-def count(self: OverflowReport, rows):  # Arrow table with `lengths` and the columns of `_COUNTS`
+def count(self: OverflowReport, rows):  # dictionaries with the keys of `_CHECKS`
     "Count encoded rows."
-    kept, lengths, encoded = rows["kept"], rows["lengths"], _sum(rows["encoded"])
-    out = rows["name"].filter(pc.invert(kept))
-    self.rows += len(rows)
-    self.sequences += encoded
-    self.truncated += _sum(rows["truncated"])
-    self.dropped += encoded - _sum(pc.list_value_length(lengths))
-    self.tokens += _sum(pc.list_flatten(lengths.filter(kept)))
-    self.dropped_rows += len(out)
-    self.examples = (self.examples + out[:3].to_pylist())[:3]
+    for row in rows:
+        for name in _COUNTS:
+            vars(self)[name] += row[f"{name}_"]
+        if row["reason"]:
+            self.reasons[row["reason"]] += 1
+            self.examples = [*self.examples, row["name"]][:3]
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #ca587554
 _TEXT = ("prompt", "responses", "tools", "chat_template_kwargs")  # columns that encoding replaces
+_GIVEN = ("chosen_ids", "rejected_ids")  # in place of text
 _LABELS = ("ranks", "scores", "origin")  # columns that it reads
-_INTEGERS = pa.list_(pa.int64())
 _ENCODED = {
-    "sequences": pa.list_(pa.list_(pa.int32())),
-    "lengths": _INTEGERS,
-    "ranks": _INTEGERS,
-    "scores": pa.list_(pa.float64()),
+    "sequences": pa.list_(pa.list_(pa.int32())), "lengths": pa.list_(pa.int64()),
+    "ranks": pa.list_(pa.int64()), "scores": pa.list_(pa.float64()),
 }
-_COUNTS = {"kept": pa.bool_(), "encoded": pa.int64(), "truncated": pa.int64(), "name": pa.string()}
+_CHECKS = {f"{name}_": pa.int64() for name in _COUNTS} | {"reason": pa.string(), "name": pa.string()}
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #5ac47ccd
-def _encoded_row(record, sequences, cut):
+def _fault(kept, ranks, refused):
+    "Why a row is left out; None: it is kept."
+    if len(kept) < min(len(refused), 2):
+        return next(filter(None, refused), "too long")
+    ids = list(map(tuple, kept))
+    different, judged = len(set(ids)), len(set(zip(ids, ranks)))
+    return "of the same tokens" if len(ids) > 1 and not 1 < different == judged else None
+
+
+def _encoded_row(record, sequences, cut, refused):
     fits = [ids is not None for ids in sequences]
-    kept = list(compress(sequences, fits))
-    ranks, scores = record.get("ranks") or range(1, len(fits) + 1), record.get("scores")
+    given = record.get("ranks") or range(1, len(fits) + 1)
+    kept, ranks = list(compress(sequences, fits)), list(compress(given, fits))
+    lengths, reason = list(map(len, kept)), _fault(kept, ranks, refused)
+    scores = record.get("scores") and list(compress(record["scores"], fits))
+    counts = 1, len(fits), sum(cut), len(fits) - len(kept), 0 if reason else sum(lengths)
     return {
-        "sequences": kept,
-        "lengths": list(map(len, kept)),
-        "ranks": list(compress(ranks, fits)),
-        "scores": scores and list(compress(scores, fits)),
-        "kept": len(kept) >= min(len(fits), 2),
-        "encoded": len(fits),
-        "truncated": sum(cut),
-        "name": record["origin"],
+        "sequences": kept, "lengths": lengths, "ranks": ranks, "scores": scores,
+        "reason": reason, "name": record["origin"], **dict(zip(_CHECKS, counts)),
     }
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #dbc249d2
 def _rows(columns, indices):
-    "Columns as rows; one that does not say where it comes from is called by its number."
+    "Columns as rows; one without an origin is called by its number."
     rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
     for row, i in zip(rows, indices):
         row["origin"] = row.get("origin") or f"row {i}"
     return rows
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #a7cf9248
-def _encode_records(records, encoder):
+def _sequences(records, encoder):
+    "(ids, cut, refused) of each response; given ids are not cut."
+    if _GIVEN[0] in records[0]:
+        limit, given = encoder.encoding.max_length, (row[name] for row in records for name in _GIVEN)
+        return [(ids if len(ids) <= limit else None, False, None) for ids in given]
     names = [record["origin"] for record in records for _ in record["responses"]]
     prompts, responses, template = encoder.flat_texts(records)
-    batch = encoder.encode(prompts, responses, names=names, **template)
-    ids, cut = iter(batch.ids), iter(batch.cut)
-    sizes = [len(record["responses"]) for record in records]
-    return [_encoded_row(record, list(islice(ids, size)), islice(cut, size))
-            for record, size in zip(records, sizes)]
+    return zip(*encoder.encode(prompts, responses, names=names, strict=False, **template))
+
+
+def _encode_records(records, encoder):
+    found = iter(_sequences(records, encoder) if records else [])
+    sizes = [len(record.get("responses", "ab")) for record in records]
+    return [_encoded_row(record, *zip(*islice(found, size))) for record, size in zip(records, sizes)]
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #9392bec1
 def _encode_table(table, indices, encoder):
-    names = table.column_names
-    columns = {name: read_column(table[name]) for name in (*_TEXT, *_LABELS) if name in names}
-    schema = pa.schema(_ENCODED | _COUNTS)
+    names, read = table.column_names, (*_TEXT, *_LABELS, *_GIVEN)
+    columns = {name: read_column(table[name]) for name in read if name in names}
+    schema = pa.schema(_ENCODED | _CHECKS)
     encoded = pa.Table.from_pylist(_encode_records(_rows(columns, indices), encoder), schema)
-    other = {name: table[name] for name in names if name not in (*_TEXT, *schema.names)}
+    other = {name: table[name] for name in names if name not in (*_TEXT, *_GIVEN)}
     return pa.table(other | {name: encoded[name] for name in schema.names})
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #6ed124af
 def _encode_stored(dataset, encoder, report, num_proc, desc):
-    key = json.dumps([dataset._fingerprint, encoder.encoding.to_dict()], sort_keys=True)
     processes = min(num_proc or 1, len(dataset))
-    gc.freeze()  # or every few batches the collector walks through all that is loaded
+    gc.freeze()  # or the collector often walks through it all
     try:
         encoded = dataset.with_format("arrow").map(
             _encode_table,
@@ -141,15 +150,16 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
             fn_kwargs={"encoder": encoder},
             desc=desc,
             num_proc=processes if processes > 1 else None,
-            new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16],
+            new_fingerprint=Hasher.hash([dataset._fingerprint, encoder.encoding.to_dict()]),
         )
     finally:
         gc.unfreeze()
-    report.count(encoded[:])
     encoded = encoded.with_format(None)
-    if report.dropped_rows:
-        encoded = encoded.select(np.flatnonzero(encoded["kept"][:]))
-    return encoded.remove_columns(list(_COUNTS))
+    checks = encoded.select_columns(list(_CHECKS)).to_list()
+    report.count(checks)
+    if report.reasons:
+        encoded = encoded.select([i for i, row in enumerate(checks) if not row["reason"]])
+    return encoded.remove_columns(list(_CHECKS))
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #2c826d51
 _KEPT = (*_ENCODED, "margin", "weight")  # columns of an encoded stream
@@ -159,7 +169,8 @@ def _usable(rows):
     records = []
     for row in rows:
         try:
-            records.append(row if "responses" in row else to_record(row, origin=row.pop("origin")))
+            records.append(row if {"responses", *_GIVEN} & row.keys()
+                           else to_record(row, origin=row.pop("origin")))
         except UnusableRow as error:
             logging.getLogger("reward_kit").warning("a row of the stream is left out: %s", error)
     return records
@@ -169,42 +180,31 @@ def _encode_stream(dataset, encoder, report, columns):
     def encode(columns, indices):
         records = _usable(_rows(columns, indices))
         encoded = _encode_records(records, encoder)
-        report.count(pa.Table.from_pylist(encoded, pa.schema({"lengths": _INTEGERS} | _COUNTS)))
-        kept = [record | row for record, row in zip(records, encoded) if row["kept"]]
+        report.count(encoded)
+        kept = [record | row for record, row in zip(records, encoded) if not row["reason"]]
         return {name: [row.get(name) for row in kept] for name in _KEPT}
 
     return dataset.map(encode, batched=True, with_indices=True, batch_size=100, remove_columns=columns)
 
-# %% ../../nbs/2_model/23_encoded_data.ipynb #7c335234
-def _from_ids(dataset, max_length, columns):
-    end = "input_ids" if "chosen_input_ids" in columns else "ids"
-    def convert(row):
-        sequences = [list(row[f"{side}_{end}"]) for side in ("chosen", "rejected")]
-        return {"sequences": sequences, "lengths": list(map(len, sequences)), "ranks": [1, 2],
-                "margin": row.get("margin"), "weight": row.get("weight", 1.0)}
-
-    dataset = dataset.map(convert, remove_columns=columns)
-    return dataset.filter(lambda row: max(row["lengths"]) <= max_length)
-
 # %% ../../nbs/2_model/23_encoded_data.ipynb #89c04274
 def encode_dataset(
-    data,  # Preferences, a data set of records or of token ids, a stream in a format of TRL's
+    data,  # Preferences, a data set of records or token ids, a stream
     encoder,  # RewardEncoder, whose encoding is part of the key of the cache
     *,
     num_proc: int | None = None,  # processes; not for streams
     desc: str | None = None,  # title of the progress bar
-):  # -> (data set with `sequences`, `lengths`, `ranks`, ...; OverflowReport, None for token ids)
+):  # -> (data set with `sequences`, `lengths`, `ranks`, ...; OverflowReport or None)
     "Encode every response of every record. Raises ValueError for no rows."
-    dataset, limit = getattr(data, "dataset", data), encoder.encoding.max_length
+    dataset = getattr(data, "dataset", data)
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError("the dataset has no rows to encode")
-    columns = list(dataset.column_names or first)  # a stream may not know them
-    if "sequences" in columns:
+    if "sequences" in first:
         return dataset, None
-    if "chosen_ids" in columns or "chosen_input_ids" in columns:
-        return _from_ids(dataset, limit, columns), None
-    report = OverflowReport(limit, encoder.encoding.overflow)
+    if "chosen_input_ids" in first:
+        dataset = dataset.rename_columns({"chosen_input_ids": _GIVEN[0], "rejected_input_ids": _GIVEN[1]})
+        first = next(iter(dataset))
+    report = OverflowReport(encoder.encoding.max_length, encoder.encoding.overflow)
     if isinstance(dataset, Dataset):
         return _encode_stored(dataset, encoder, report, num_proc, desc), report
-    return _encode_stream(dataset, encoder, report, columns), report
+    return _encode_stream(dataset, encoder, report, list(first)), report

@@ -11,15 +11,17 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
+from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ..data.report import counted
 
@@ -42,6 +44,7 @@ class RewardEncoding:
     max_length: int = 2048  # tokens of one sequence, special tokens included
     overflow: str = "truncate_left"  # of what is too long: or "drop", "error"
     tokenizer_fingerprint: str | None = None  # of vocabulary and a few encodings
+    kind: str | None = None  # of the texts trained on: "text" or "messages"
     prefix: list[str] = field(default_factory=list)  # special tokens before every text
     suffix: list[str] = field(default_factory=list)  # special tokens after every text
     adjustments: list[str] = field(default_factory=list)  # to the tokenizer, in words
@@ -96,8 +99,7 @@ _PLAIN_TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}
 _FIXED_DATE = datetime(2024, 7, 26)
 
 
-def _literal(value):  # of Jinja
-    return json.dumps(value, ensure_ascii=False)
+_literal = json.JSONEncoder(ensure_ascii=False).encode  # of Jinja
 
 
 def _fix_date(template):
@@ -105,30 +107,51 @@ def _fix_date(template):
                   lambda found: _literal(_FIXED_DATE.strftime(found[2])), template)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #50674ac1
-_WRAPPER_MARK = "{#- wrapped by reward_kit: outer BOS and EOS are left to the tokenizer -#}"
-_WRAPPER = _WRAPPER_MARK + """{%- set reward_text %}
+_WRAPPER_MARK = "{#- wrapped by reward_kit: renders what the model reads, BOS and EOS included -#}"
+_WRAPPER = _WRAPPER_MARK + """{%- set own = namespace(kind="", text='', cut=false) %}
+{%- set own.roles = messages | map(attribute='role') | join(' ') %}
+{%- if own.roles == 'query document' %}
+{{- raise_exception('give messages of user and assistant') if not own.kind }}
+{%- set messages = [dict(messages[0], role='user'), dict(messages[1], role='assistant')] %}
+{%- set own.roles = 'user assistant' %}{% endif %}
+{%- if own.kind == 'text' and not tools and not messages[-1]['tool_calls']
+    and own.roles in ['user', 'user assistant'] %}
+{%- for said in messages | map(attribute='content') %}
+{%- if said is not string %}{% set said = said | map(attribute='text') | join %}{% endif %}
+{%- set own.text = own.text + ('' if loop.first else (@BETWEEN@)) + said %}{% endfor %}
+{%- else %}{% set reward_text %}
 @ORIGINAL@{{ '' }}{% endset -%}
-{%- set reward = namespace(text=reward_text, bos=@BOS@, eos=@EOS@, cut=false) -%}
-{%- if reward.bos and reward.text.startswith(reward.bos) -%}
-{%- set reward.text = reward.text[reward.bos | length:] -%}{%- endif -%}
-{%- for before, inserted in @INSERTED@ -%}
-{%- set start = before + inserted -%}
-{%- if not reward.cut and messages and messages[0]['role'] not in ['system', 'developer']
-    and reward.text.startswith(start) -%}
-{%- set reward.text = before + reward.text[start | length:] -%}{%- set reward.cut = true -%}
-{%- endif -%}{%- endfor -%}
-{%- if reward.eos and not add_generation_prompt and reward.text.rstrip().endswith(reward.eos) -%}
-{%- set reward.text = reward.text.rstrip()[:-(reward.eos | length)] -%}{%- endif -%}
-{{- reward.text -}}"""
+{%- set own.text = reward_text.removeprefix(@BOS@) %}
+{%- for before, inserted in @INSERTED@ %}{% set start = before + inserted %}
+{%- if not own.cut and own.text.startswith(start)
+    and messages and messages[0]['role'] not in ['system', 'developer'] %}
+{%- set own.text = before + own.text[start | length:] %}{% set own.cut = true %}
+{%- endif %}{% endfor %}{% endif %}
+{%- for _ in range(2) %}{% if @EOS@ and not add_generation_prompt and own.text.rstrip().endswith(@EOS@) %}
+{%- set own.text = own.text.rstrip().removesuffix(@EOS@) %}{% endif %}{% endfor %}
+{{- @BOS@ + own.text.removeprefix(@BOS@) + ('' if add_generation_prompt else @EOS@) -}}"""
+_ONE_SPACE = "' ' if own.text and said and not (own.text[-1].isspace() or said[0].isspace()) else ''"
+_WRAPPED = r"(?s){#- wrapped by reward_kit.*?set reward_text %}\n(.*){{ '' }}{% endset -%}"
 
 
-def _wrap_template(template, bos="", eos="", inserted=()):
-    if not (bos or eos or inserted):
-        return template
-    wrapper = _WRAPPER
-    for name, value in {"@INSERTED@": inserted, "@BOS@": bos, "@EOS@": eos}.items():
-        wrapper = wrapper.replace(name, _literal(value))
-    return wrapper.replace("@ORIGINAL@", template.removesuffix("\n"))
+def _wrap_template(template, bos, eos, inserted=(), separator=None):
+    values = {"ORIGINAL": template.removesuffix("\n"),
+              "BETWEEN": _ONE_SPACE if separator is None else _literal(separator),
+              "BOS": _literal(bos), "EOS": _literal(eos), "INSERTED": _literal(inserted)}
+    return re.sub("@([A-Z]+)@", lambda found: values[found[1]], _WRAPPER)
+
+
+def _each(change, template, *more):
+    "A template, or several by name, changed."
+    if isinstance(template, dict):
+        return {name: change(text, *more) for name, text in template.items()}
+    return change(template, *more)
+
+
+def _unwrapped(template):
+    "The original of a template that is wrapped, perhaps by an earlier version."
+    found = re.match(_WRAPPED, template)
+    return found[1] + "\n" if found else template
 
 # %% ../../nbs/2_model/22_encoding.ipynb #d08c6a4b
 _SYSTEM, _USER, _REPLY, _AGAIN = "qXsystemXone", "qXuserXone", "qXreplyXone", "qXuserXtwo"
@@ -136,64 +159,50 @@ _ROLES = {_SYSTEM: "system", _USER: "user", _REPLY: "assistant", _AGAIN: "user"}
 
 
 def _render(tokenizer, template, *contents):  # of `_ROLES`
-    "A conversation as text; empty where the template raises, which it may on anything."
+    "A conversation as text; empty where the template raises."
     messages = [{"role": _ROLES[content], "content": content} for content in contents]
     with contextlib.suppress(Exception):
         return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
     return ""
 
 # %% ../../nbs/2_model/22_encoding.ipynb #4838bf48
-def _user_header(first, second):
-    "What stands before a later user's content; None: it cannot be told."
-    end = first.partition(_REPLY)[2]
-    found = re.search(re.escape(_REPLY + end) + f"(.*?){_AGAIN}", second, re.DOTALL)
-    return found and found[1]
-
-# %% ../../nbs/2_model/22_encoding.ipynb #fd96cbca
-def _split_start(start, header):
-    for head in (header, header.lstrip()):
-        if start.endswith(head):
-            return "", start.removesuffix(head)
-    return (head, start.removeprefix(head)) if start.startswith(head) else ("", "")
-
-# %% ../../nbs/2_model/22_encoding.ipynb #ce651eba
-def _default_system(first, with_system):
-    "[(text before it, prompt)], or nothing."
-    head, _, after = with_system.partition(_SYSTEM)
-    found = re.fullmatch(rf"{re.escape(head)}(\s*\S.*){re.escape(after)}", first, re.DOTALL)
-    return [(head, found[1])] if head and found else []
+def _groups(text, *patterns):
+    "[the groups] of the first pattern that fits a text, or nothing."
+    found = (re.fullmatch(pattern, text, re.DOTALL) for pattern in patterns)
+    return [match.groups() for match in found if match][:1]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #cb108957
 def _find_inserted(tokenizer, template):
-    "[(text before, text)] that a template inserts: all of it, the system prompt alone."
+    "[(text before, text)] that a template inserts: all of it, the system prompt."
     bos, chat = tokenizer.bos_token or "", (_USER, _REPLY)
-    first, second, with_system = (
+    first, second, third = (
         _render(tokenizer, template, *contents).removeprefix(bos)
         for contents in (chat, (*chat, _AGAIN), (_SYSTEM, *chat)))
-    header, (start, user, _) = _user_header(first, second), first.partition(_USER)
-    if header is None or not user:
-        return []
-    before, text = _split_start(start, header.removeprefix(bos))
+    start, end = first.partition(_USER)[0], first.partition(_REPLY)[2]
+    header, again, _ = second.partition(_REPLY + end)[2].partition(_AGAIN)
+    header = header.removeprefix(bos)
+    later, early = map(re.escape, (header, header.lstrip()))
+    whole = again and _groups(start, f"()(.*){later}", f"()(.*){early}", f"({later})(.*)")
     tokens = "|".join(map(re.escape, tokenizer.get_added_vocab()))
-    if not re.sub(tokens, "", text).strip():  # of tokens alone: it belongs to the format
+    if not whole or not re.sub(tokens, "", whole[0][1]).strip():  # tokens belong to the format
         return []
-    return [(before, text), *_default_system(first, with_system)]
+    head, _, after = map(re.escape, third.partition(_SYSTEM))
+    return whole + _groups(first, f"({head})" + r"(\s*\S.*)" + after if head else "")
 
 # %% ../../nbs/2_model/22_encoding.ipynb #62ea365a
-_PAD_TOKENS = """<|pad|> <pad> [PAD] <|padding|> <|finetune_right_pad_id|>
-<|_pad_|>""".split()
+_PAD_TOKENS = "<|pad|> <pad> [PAD] <|padding|> <|finetune_right_pad_id|> <|_pad_|>".split()
 
 
-def _ensure_pad_token(tokenizer):
-    "A pad token that is neither EOS nor BOS; what was done for it, in words."
+def _ensure_pad_token(tokenizer, notes):
+    "A pad token that is neither EOS nor BOS; in `notes`, what was done."
     old, unfit = tokenizer.pad_token, {None, tokenizer.eos_token, tokenizer.bos_token}
     if old not in unfit:
-        return None
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    usable = (token for token in _PAD_TOKENS if token in special - unfit)
-    tokenizer.add_special_tokens({"pad_token": next(usable, "<|pad|>")})
-    before = "none" if old is None else f"{old}, which marks a boundary"
-    return f"pad token: {tokenizer.pad_token} (before: {before})"
+        return
+    usable = tokenizer.get_added_vocab().keys() - unfit
+    new = next(filter(usable.__contains__, _PAD_TOKENS), "<|pad|>")
+    tokenizer.add_special_tokens({"pad_token": new})
+    before = f"{old}, which marks a boundary" if old else "none"
+    notes.append(f"pad token: {new} (before: {before})")
 
 # %% ../../nbs/2_model/22_encoding.ipynb #32b7dd0e
 def _fit_embeddings(model, tokenizer):
@@ -202,31 +211,25 @@ def _fit_embeddings(model, tokenizer):
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model.resize_token_embeddings(needed, mean_resizing=False)
-            model.get_input_embeddings().weight[rows:].zero_()
+            model.resize_token_embeddings(needed, mean_resizing=False).weight[rows:].zero_()
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
 
 # %% ../../nbs/2_model/22_encoding.ipynb #840f269e
-def _special_token_ids(tokenizer):
-    "Ids that a tokenizer puts before and after every text. ValueError: it does more."
-    body = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole)):
-        end = start + len(body)
-        if body and whole[start:end] == body:
-            return whole[:start], whole[end:]
-    raise ValueError(f"{type(tokenizer).__name__} is not usable: 'a' is {whole}, "
-                     f"without special tokens {body}")
+def _special_tokens(tokenizer):
+    "Tokens that a tokenizer puts before and after a text. ValueError: it has no text."
+    found = tokenizer("a", return_special_tokens_mask=True)
+    tokens = tokenizer.convert_ids_to_tokens(found["input_ids"])
+    special = found["special_tokens_mask"]
+    if all(special):
+        raise ValueError(f"{type(tokenizer).__name__} is not usable: it makes {tokens} of 'a'")
+    return tokens[: special.index(0)], tokens[len(tokens) - special[::-1].index(0) :]
 
 
-def _set_special_tokens(tokenizer, prefix, suffix):
-    before, after = map(tokenizer.convert_ids_to_tokens, (prefix, suffix))
+def _set_special_tokens(tokenizer, before, after):
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {*before, *after}]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=[*before, "$A", *after],
-        pair=[*before, "$A", *after, "$B:1", *after],
-        special_tokens=list(zip(before + after, prefix + suffix)),
-    )
+        single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=ids)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #c2dc9ced
 _PROBES = (
@@ -239,28 +242,9 @@ _PROBES = (
 def _fingerprint(tokenizer):
     "Hash of vocabulary, special tokens and the ids of a few texts."
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-    ids = [tokenizer(text)["input_ids"] for text in _PROBES]
+    ids = (tokenizer(text)["input_ids"] for text in _PROBES)
     state = json.dumps([sorted(tokenizer.get_vocab().items()), special, *ids])
     return hashlib.sha256(state.encode()).hexdigest()[:16]
-
-# %% ../../nbs/2_model/22_encoding.ipynb #be75e8c5
-def _survives_saving(tokenizer):
-    def state(tokenizer):
-        cut = [tokenizer(text, truncation=True, max_length=8)["input_ids"] for text in _PROBES]
-        return _fingerprint(tokenizer), cut, tokenizer.chat_template, tokenizer.padding_side
-
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return state(AutoTokenizer.from_pretrained(folder)) == state(tokenizer)
-
-# %% ../../nbs/2_model/22_encoding.ipynb #3392f5c6
-def _make_saveable(tokenizer):
-    if _survives_saving(tokenizer):
-        return None
-    name, tokenizer.__class__ = type(tokenizer).__name__, PreTrainedTokenizerFast
-    if _survives_saving(tokenizer):
-        return f"tokenizer class: the general one, {name} loses its special tokens on loading"
-    raise ValueError(f"{name} gives other ids after saving and loading: use another tokenizer")
 
 # %% ../../nbs/2_model/22_encoding.ipynb #a21e55b6
 _OFFSET_POSITIONS = re.compile("(xlm-|xlm-roberta-)?roberta|camembert|data2vec-text|longformer|mpnet")
@@ -268,9 +252,9 @@ _OFFSET_POSITIONS = re.compile("(xlm-|xlm-roberta-)?roberta|camembert|data2vec-t
 
 def _positions(model):
     "How many positions a model has; None: no limit. RoBERTa loses some to padding."
-    config = model.config.get_text_config() if model is not None else None
+    config = model and model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
-    if limit is None or limit <= 0:
+    if not limit or limit <= 0:
         return None
     if _OFFSET_POSITIONS.match(config.model_type):
         limit -= (config.pad_token_id or 0) + 1
@@ -283,61 +267,37 @@ def _choose_max_length(tokenizer, model, asked=None):
     if asked is None:
         # transformers writes 1e30 for "unknown"
         return min(filter(None, (positions, tokenizer.model_max_length, 2048)))
-    if positions is not None and asked > positions:
+    if positions and asked > positions:
         raise ValueError(f"max_length={asked}: this model has {positions} positions; "
                          f"choose {positions} or less")
     return asked
 
-# %% ../../nbs/2_model/22_encoding.ipynb #283e30b6
-def _uses_bos(tokenizer, template):
-    bos = tokenizer.bos_token
-    texts = _render(tokenizer, template, _USER, _REPLY), _render(tokenizer, template, _USER)
-    return bos and any(text.startswith(bos) for text in texts)
-
 # %% ../../nbs/2_model/22_encoding.ipynb #02e29f0b
-def _plan_special_tokens(tokenizer, templates):
-    prefix, suffix = _special_token_ids(tokenizer)
-    bos = tokenizer.bos_token_id
-    if bos not in prefix and any(_uses_bos(tokenizer, text) for text in templates):
+def _plan_special_tokens(tokenizer, template):
+    prefix, suffix = _special_tokens(tokenizer)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    templates = template.values() if isinstance(template, dict) else [template]
+    texts = (_render(tokenizer, text, _USER, _REPLY) for text in templates)
+    if bos and bos not in prefix and any(text.startswith(bos) for text in texts):
         prefix = [bos, *prefix]
-    if not suffix and tokenizer.eos_token_id is not None:
-        suffix = [tokenizer.eos_token_id]
-    return prefix, suffix
+    return prefix, suffix or list(filter(None, [eos]))
 
 # %% ../../nbs/2_model/22_encoding.ipynb #df5b2ece
-def _adjust_template(tokenizer, template, bos, eos):
-    "A template that renders its messages alone, and what was done to it in words."
-    if _WRAPPER_MARK in template:
-        return template, []
-    fixed, notes = _fix_date(template), []
+def _adjust_template(template, tokenizer, bos, eos, separator, notes):
+    "A template that renders what the model reads; in `notes`, what was done to it."
+    fixed = _fix_date(template)
     inserted = _find_inserted(tokenizer, fixed)
     if inserted:
         notes.append(f"chat template: inserts {inserted[0][1].strip()!r} "
                      "without a system message; removed")
     if fixed != template:
         notes.append(f"chat template: renders the current date; fixed to {_FIXED_DATE:%Y-%m-%d}")
-    return _wrap_template(fixed, bos, eos, inserted), notes
-
-# %% ../../nbs/2_model/22_encoding.ipynb #b856be8a
-def _set_up(tokenizer, template):
-    "Templates and special tokens: ids before and after every text, notes."
-    templates = template if isinstance(template, dict) else {"default": template}
-    prefix, suffix = _plan_special_tokens(tokenizer, templates.values())
-    bos = tokenizer.bos_token if tokenizer.bos_token_id in prefix else ""
-    eos = tokenizer.eos_token if tokenizer.eos_token_id in suffix else ""
-    texts, notes = {}, []
-    for name, text in templates.items():
-        texts[name], own = _adjust_template(tokenizer, text, bos, eos)
-        notes += own
-    tokenizer.chat_template = texts if isinstance(template, dict) else texts["default"]
-    if (prefix, suffix) != _special_token_ids(tokenizer):
-        _set_special_tokens(tokenizer, prefix, suffix)
-    return prefix, suffix, notes
+    return _wrap_template(fixed, bos, eos, inserted, separator)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #21fbf0f9
 def prepare_tokenizer(
     tokenizer,  # fast tokenizer, changed in place
-    model=None,  # its embeddings grow if a pad token is added; its config gets the pad id
+    model=None,  # its embeddings grow for a pad token, its config gets the id
     *,
     max_length: int | None = None,  # in tokens; None: least of model, tokenizer and 2,048
     overflow: str = "truncate_left",  # too long: "truncate_left" | "drop" | "error"
@@ -348,30 +308,33 @@ def prepare_tokenizer(
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: "
                          "convert it once, to have a tokenizer.json")
-    length = _choose_max_length(tokenizer, model, max_length)
-    notes = [_ensure_pad_token(tokenizer)]
+    length, notes = _choose_max_length(tokenizer, model, max_length), []
+    _ensure_pad_token(tokenizer, notes)
     if model is not None:
         _fit_embeddings(model, tokenizer)
-    template = chat_template or tokenizer.chat_template or _PLAIN_TEMPLATE
-    if template == _PLAIN_TEMPLATE:
+    template = _each(_unwrapped, chat_template or tokenizer.chat_template or _PLAIN_TEMPLATE)
+    if _PLAIN_TEMPLATE in template:
         notes.append("chat template: none of its own; paragraphs 'User: ...', 'Assistant: ...'")
-    prefix, suffix, template_notes = _set_up(tokenizer, template)
+    ends = prefix, suffix = _plan_special_tokens(tokenizer, template)
+    _set_special_tokens(tokenizer, *ends)
+    tokenizer.chat_template = _each(
+        _adjust_template, template, tokenizer, *map("".join, ends), separator, notes)
     sides = {"truncation_side": "left", "padding_side": "right", "model_max_length": length}
     for name, value in sides.items():
         setattr(tokenizer, name, value)
         tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
-    notes += [*template_notes, _make_saveable(tokenizer)]
+    tokenizer.__class__ = PreTrainedTokenizerFast  # others rebuild themselves
     return RewardEncoding(
         chat_template=tokenizer.chat_template,
         separator=separator,
-        add_bos=tokenizer.bos_token_id in prefix,
-        add_eos=tokenizer.eos_token_id in suffix,
+        add_bos=tokenizer.bos_token in prefix,
+        add_eos=tokenizer.eos_token in suffix,
         max_length=length,
         overflow=overflow,
         tokenizer_fingerprint=_fingerprint(tokenizer),
-        prefix=tokenizer.convert_ids_to_tokens(prefix),
-        suffix=tokenizer.convert_ids_to_tokens(suffix),
-        adjustments=[note for note in notes if note],
+        prefix=prefix,
+        suffix=suffix,
+        adjustments=notes,
     )
 
 # %% ../../nbs/2_model/22_encoding.ipynb #3e8112ec
@@ -381,8 +344,8 @@ def _as_turns(value, role):
     return [{k: item for k, item in turn.items() if item is not None} for turn in value or []]
 
 
-def _join_messages(prompt, response=None):
-    "Turns of both; a response of None is the assistant turn at the end of `prompt`."
+def _both_turns(prompt, response=None):
+    "Turns of both; without a response it is the last turn of the assistant."
     before = _as_turns(prompt, "user")
     if response is not None:
         return before, _as_turns(response, "assistant")
@@ -393,14 +356,16 @@ def _join_messages(prompt, response=None):
 class _EncodedBatch(NamedTuple):
     ids: list  # token ids of each text, None: left out
     cut: list  # whether a text lost its oldest tokens
+    refused: list  # why a text cannot be encoded, None: it can
 
 # %% ../../nbs/2_model/22_encoding.ipynb #6ee190e0
 class RewardEncoder:
     "Turns prompts and responses into token ids by the encoding."
 
-    guessed = False  # whether the encoding is only what the tokenizer's conventions suggest
+    guessed = False  # whether the encoding is only a guess
     segment_token_id = None  # after which the second of two segments begins
-    bos = eos = ""  # what a plain text loses at its ends, since the tokenizer adds it
+    prefix = suffix = ()  # ids before and after every text
+    bos = eos = ""  # the same as text
 
     def __init__(
         self,
@@ -409,20 +374,13 @@ class RewardEncoder:
     ):
         self.tokenizer, self.encoding = tokenizer, encoding
         self.pad_token_id = tokenizer.pad_token_id
-        self.bos = tokenizer.bos_token if encoding.add_bos else ""
-        self.eos = tokenizer.eos_token if encoding.add_eos else ""
-        self.prefix, self.suffix = _special_token_ids(tokenizer)
+        self.bos, self.eos = map("".join, (encoding.prefix, encoding.suffix))
+        self.prefix, self.suffix = map(tokenizer.convert_tokens_to_ids, _special_tokens(tokenizer))
         self.room = encoding.max_length - len(self.prefix) - len(self.suffix)  # tokens left for text
 
     def describe(self):
         "The encoding in words."
         return self.encoding.describe()
-
-    @property
-    def own_template(self):
-        "Whether the tokenizer brought a chat template."
-        template = self.tokenizer.chat_template
-        return bool(template) and _PLAIN_TEMPLATE not in template
 
     @property
     def tokenizer_changed(self):
@@ -431,27 +389,34 @@ class RewardEncoder:
 
 # %% ../../nbs/2_model/22_encoding.ipynb #f88d98ee
 @patch
-def _join(self: RewardEncoder, prompt, response):
-    "Text of a pair of strings, and where in it the response starts."
-    prompt = (prompt or "").removeprefix(self.bos)
-    response = response.removesuffix(self.eos)
+def _joined(self: RewardEncoder, prompt, response):
+    "Two strings that stand one after the other."
+    prompt, response = prompt.removeprefix(self.bos), response.removesuffix(self.eos)
     between = self.encoding.separator
     if between is None:
         touching = prompt and response and not (prompt[-1].isspace() or response[0].isspace())
         between = " " if touching else ""
-    prompt += between
-    return prompt + response, len(prompt)
+    return prompt + between, response
 
 
 @patch
-def _template(self: RewardEncoder, messages, tools, arguments, **options):
+def _template(self: RewardEncoder, messages, tools=None, arguments=None, **options):
     return self.tokenizer.apply_chat_template(
         messages, tools=tools, tokenize=False, **options | (arguments or {}))
 
 # %% ../../nbs/2_model/22_encoding.ipynb #50454b01
 @patch
 def _joins(self: RewardEncoder, prompt, response):
-    return isinstance(response, str) and (prompt is None or isinstance(prompt, str))
+    "Whether these are strings to be joined; a model of conversations takes turns."
+    return self.encoding.kind != "messages" and isinstance(prompt, str) and isinstance(response, str)
+
+
+@patch
+def _sides(self: RewardEncoder, prompt, response):
+    "Prompt and response, as two strings or as two lists of turns."
+    if isinstance(prompt, str) and response is None:
+        return prompt, ""
+    return (self._joined if self._joins(prompt, response) else _both_turns)(prompt, response)
 
 
 @patch
@@ -459,46 +424,73 @@ def render(
     self: RewardEncoder,
     prompt,  # str or list of messages
     response=None,  # the same; None: `prompt` is the full text
-    *,
     tools=None,  # for the chat template
     chat_template_kwargs=None,  # for the chat template, a dictionary
 ):  # -> text
     "The text whose tokens the model reads."
-    if isinstance(prompt, str) and response is None:
-        return prompt
-    if self._joins(prompt, response):
-        return self._join(prompt, response)[0]
-    return self._template(sum(_join_messages(prompt, response), []), tools, chat_template_kwargs)
+    before, after = self._sides(prompt, response)
+    if isinstance(before, str):
+        return before + after
+    return self._template(before + after, tools, chat_template_kwargs)
+
+# %% ../../nbs/2_model/22_encoding.ipynb #9c0ae1e3
+@patch
+def _bare(self: RewardEncoder, ids):
+    "Ids without the special tokens that they may have at their ends."
+    before, end = len(self.prefix), len(ids) - len(self.suffix)
+    ids = ids[:end] if ids[end:] == self.suffix else ids
+    return ids[before:] if ids[:before] == self.prefix else ids
+
+
+@patch
+def _ids(self: RewardEncoder, texts, rows):
+    "Ids between special tokens; the backend keeps earlier settings."
+    backend = self.tokenizer.backend_tokenizer
+    if backend.truncation:
+        backend.no_truncation()
+    if backend.padding:
+        backend.no_padding()
+    backend.encode_special_tokens = self.tokenizer.split_special_tokens
+    found = backend.encode_batch_fast(texts, add_special_tokens=False)
+    return [[*self.prefix, *self._bare(each.ids), *self.suffix] for each in found]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #1ab05346
 @patch
-def _response_tokens(self: RewardEncoder, text, prompt, response, tools, arguments):
-    "How many tokens cover the response; 0 for a full text, of which nobody knows."
-    if isinstance(prompt, str) and response is None:
-        return 0
-    if self._joins(prompt, response):
-        start = self._join(prompt, response)[1]
-    else:
-        before = _join_messages(prompt, response)[0]
-        opened = (self._template(before, tools, arguments, add_generation_prompt=True)
-                  if before else "")
-        start = len(os.path.commonprefix([text, opened]))
-    found = self.tokenizer(
-        text, verbose=False, add_special_tokens=False, return_offsets_mapping=True)
-    return sum(end > start for _, end in found["offset_mapping"])
+def _response_start(self: RewardEncoder, text, prompt, response, *template):
+    "Where in a text the response starts; at the end, if it is a full text."
+    before, _ = self._sides(prompt, response)
+    if before and not isinstance(before, str):
+        before = os.path.commonprefix([text, self._template(before, *template, add_generation_prompt=True)])
+    return len(before)
+
+
+@patch
+def _response_tokens(self: RewardEncoder, texts, rows):
+    "How many tokens cover each response, without special ones at the end."
+    starts = [self._response_start(text, *row) for text, row in zip(texts, rows)]
+    found = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [len(self._bare(each.ids[bisect_right(each.offsets, start, key=itemgetter(1)) :]))
+            for each, start in zip(found, starts)]
 
 # %% ../../nbs/2_model/22_encoding.ipynb #030c039b
 @patch
-def _fit(self: RewardEncoder, ids, text, row, name):
-    "Special tokens and the last ones of the text; None: left out."
-    encoding = self.encoding
-    if encoding.overflow == "error":
-        raise ValueError(f"{name}: {len(ids)} tokens, but max_length={encoding.max_length}; "
-                         "raise it, or choose another overflow")
-    if encoding.overflow == "drop" or self._response_tokens(text, *row) > self.room:
-        return None
-    end = len(ids) - len(self.suffix)
-    return [*self.prefix, *ids[end - self.room : end], *self.suffix]
+def _cut(self: RewardEncoder, ids):
+    "The special tokens at the start, and as many of the last ones as fit."
+    return [*self.prefix, *ids[-self.room - len(self.suffix) :]]
+
+
+@patch
+def _fit(self: RewardEncoder, batch, texts, rows, names):
+    "What is too long loses its oldest tokens, or all of them."
+    most, overflow = self.encoding.max_length, self.encoding.overflow
+    long = [i for i, ids in enumerate(batch.ids) if len(ids) > most]
+    needs = self._response_tokens([texts[i] for i in long], [rows[i] for i in long])
+    for i, needed in zip(long, needs):
+        if overflow == "error":
+            raise ValueError(f"{names[i]}: {len(batch.ids[i])} tokens, but max_length={most}; "
+                             "raise it, or choose another overflow")
+        batch.cut[i] = overflow != "drop" and needed <= self.room
+        batch.ids[i] = self._cut(batch.ids[i]) if batch.cut[i] else None
 
 # %% ../../nbs/2_model/22_encoding.ipynb #582bb56d
 @patch(cls_method=True)
@@ -518,26 +510,29 @@ def _for_each_row(value, n, kind, name):
             f"{name}: {counted(len(value), 'entry', 'entries')} for {counted(n, 'text')}")
     return [RewardEncoder.from_json(item) for item in (value if by_row else [value] * n)]
 
-# %% ../../nbs/2_model/22_encoding.ipynb #9c0ae1e3
+# %% ../../nbs/2_model/22_encoding.ipynb #19d1fbb5
 @patch
-def _text(self: RewardEncoder, name, prompt, response, tools, arguments):
-    try:
-        return self.render(prompt, response, tools=tools, chat_template_kwargs=arguments)
-    except Exception as error:
-        raise ValueError(
-            f"{name}: the chat template refuses this conversation: {error}") from error
+def _encode_rows(self: RewardEncoder, rows, names, strict):
+    n = len(rows)
+    texts, refused = [""] * n, [None] * n
 
+    def refuse(i, reason):
+        if strict:
+            raise ValueError(f"{names[i]}: {reason}")
+        refused[i] = reason
 
-@patch
-def _ids(self: RewardEncoder, texts, rows):
-    "What `tokenizer(text)` gives; the backend keeps settings of earlier calls."
-    backend = self.tokenizer.backend_tokenizer
-    if backend.truncation:
-        backend.no_truncation()
-    if backend.padding:
-        backend.no_padding()
-    backend.encode_special_tokens = self.tokenizer.split_special_tokens
-    return [encoded.ids for encoded in backend.encode_batch_fast(texts)]
+    for i, row in enumerate(rows):
+        try:
+            texts[i] = self.render(*row)
+        except Exception as error:  # a template raises what it likes
+            refuse(i, f"the chat template refuses this conversation: {' '.join(str(error).split())}")
+    batch = _EncodedBatch(self._ids(texts, rows), [False] * n, refused)
+    for i, ids in enumerate(batch.ids):
+        if not (ids or refused[i]):
+            refuse(i, "the text has no tokens, where a reward could be read")
+    self._fit(batch, texts, rows, names)
+    batch.ids[:] = [None if reason else ids for ids, reason in zip(batch.ids, refused)]
+    return batch
 
 # %% ../../nbs/2_model/22_encoding.ipynb #700d71e2
 @patch
@@ -549,7 +544,8 @@ def encode(
     tools=None,  # one value for all texts, or a list with one for each
     chat_template_kwargs=None,  # likewise, dictionaries
     names=None,  # of the rows, for error messages
-):  # -> an object with `ids` and `cut`, lists with one entry for each text
+    strict=True,  # False: what cannot be encoded has a reason in `refused`
+):  # -> an object with `ids`, `cut` and `refused`
     "Token ids of each text. Raises ValueError that names the row."
     n = len(prompts)
     responses = [None] * n if responses is None else responses
@@ -560,15 +556,7 @@ def encode(
     rows = list(zip(
         prompts, responses, _for_each_row(tools, n, list, "tools"),
         _for_each_row(chat_template_kwargs, n, dict, "chat_template_kwargs")))
-    texts = [self._text(name, *row) for name, row in zip(names, rows)]
-    batch = _EncodedBatch([], [])
-    for name, row, text, ids in zip(names, rows, texts, self._ids(texts, rows)):
-        if not ids:
-            raise ValueError(f"{name}: the text has no tokens, where a reward could be read")
-        too_long = len(ids) > self.encoding.max_length
-        batch.ids.append(self._fit(ids, text, row, name) if too_long else ids)
-        batch.cut.append(too_long and batch.ids[-1] is not None)
-    return batch
+    return self._encode_rows(rows, names, strict)
 
 # %% ../../nbs/2_model/22_encoding.ipynb #3c91661a
 @patch(cls_method=True)
@@ -578,15 +566,14 @@ def flat_texts(
 ):  # -> (prompts, responses, {"tools": ...}), lists with one entry for each response
     "Every response of every record, beside its prompt."
     pairs = [(record, text) for record in records for text in record["responses"]]
-    found = {name: [record.get(name) for record, _ in pairs]
-             for name in ("prompt", "tools", "chat_template_kwargs")}
-    prompts, responses = found.pop("prompt"), [text for _, text in pairs]
-    return prompts, responses, {name: values for name, values in found.items() if any(values)}
+    given = {name: values for name in ("tools", "chat_template_kwargs")
+             if any(values := [record.get(name) for record, _ in pairs])}
+    return [record["prompt"] for record, _ in pairs], [text for _, text in pairs], given
 
 # %% ../../nbs/2_model/22_encoding.ipynb #4fddb0c9
 @patch
 def limited(self: RewardEncoding, model, max_length):
-    "The same with another limit, if any. ValueError: more than the model's positions."
+    "The same with another limit, if any. ValueError: the model has fewer positions."
     if max_length is None:
         return self
     return replace(self, max_length=_choose_max_length(None, model, max_length))
@@ -594,15 +581,17 @@ def limited(self: RewardEncoding, model, max_length):
 
 @patch
 def applied(self: RewardEncoding, tokenizer, model, max_length=None):
-    "The encoding of a tokenizer that is made to follow this one. Raises ValueError."
+    "Make a tokenizer follow this encoding; what it then has. Raises ValueError."
     made = prepare_tokenizer(
         tokenizer, model, max_length=max_length or self.max_length, overflow=self.overflow,
         separator=self.separator, chat_template=self.chat_template)
-    if self.tokenizer_fingerprint is None:
-        return made
-    # a prepared template no longer shows which special tokens it had
-    _set_special_tokens(
-        tokenizer, *map(tokenizer.convert_tokens_to_ids, (self.prefix, self.suffix)))
-    return replace(
-        self, max_length=made.max_length, chat_template=made.chat_template,
-        adjustments=made.adjustments, tokenizer_fingerprint=_fingerprint(tokenizer))
+    RewardEncoder(tokenizer, made).trained_on(self.kind)
+    return made
+
+
+@patch
+def trained_on(self: RewardEncoder, kind):  # "text", "messages", or None for unknown
+    "From now on texts are read as those of the training data were."
+    known = partial(re.sub, r'(?<=set own = namespace\(kind=)"\w*"', _literal(kind or ""))
+    self.tokenizer.chat_template = _each(known, self.tokenizer.chat_template)
+    self.encoding.kind, self.encoding.chat_template = kind, self.tokenizer.chat_template

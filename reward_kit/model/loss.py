@@ -47,11 +47,6 @@ def _present(rewards, mask, least):
     rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     return rewards.masked_fill(~mask, 0), mask
 
-# %% ../../nbs/2_model/21_loss.ipynb #27c57688
-def _ordered(ranks, mask):
-    "(b, K, K): whether response i is ranked strictly above response j and both are present."
-    return (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-
 # %% ../../nbs/2_model/21_loss.ipynb #215f899f
 @dataclass
 class Judgements:
@@ -89,7 +84,8 @@ def of(
     rewards, mask = _present(rewards, mask, least)
     if ranks is None:
         ranks = torch.arange(rewards.shape[1], device=rewards.device).expand_as(rewards)
-    above = _ordered(_tensor("ranks", ranks, rewards.shape, rewards), mask)
+    ranks = _tensor("ranks", ranks, rewards.shape, rewards)
+    above = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
     margin = _tensor("margin", margin, rewards.shape[:1], rewards, rewards.dtype)
     targets = _tensor("targets", targets, rewards.shape, rewards, rewards.dtype)
     return cls(rewards, mask, above, margin, targets)
@@ -271,20 +267,17 @@ def reward_loss(
     rewards: Tensor,  # (b, K) float, best first unless `ranks` says otherwise
     *,
     loss_type: str = "bradley_terry",  # a name in `LOSSES`
-    center_rewards_coefficient: float | None = None,  # None = off; TRL: 0.01
-    reduction: str = "mean",  # "mean", "sum" or "none", as above
-    **labels,  # of `Loss.terms`, with keywords of that loss alone
-) -> Tensor:  # scalar, or (b,) for "none"
+    **labels,  # of `Loss.terms`, with keywords of that loss alone; options of a call, as above
+) -> Tensor:  # scalar, or (b,) for reduction="none"
     "The loss of a name, plus centering if asked for. Raises ValueError."
-    how = {"center_rewards_coefficient": center_rewards_coefficient, "reduction": reduction}
-    return LOSSES[loss_type](rewards, **how, **labels)
+    return LOSSES[loss_type](rewards, **labels)
 
 # %% ../../nbs/2_model/21_loss.ipynb #761ac0c6
 @patch
 def correct(self: Judgements):  # -> (correct, total): (b,) float32 and int64
     "Ordered pairs of each row that the rewards get right (equal: one half), and all of them."
     better, worse = self.rewards[:, :, None], self.rewards[:, None, :]
-    right = ((better > worse).float() + (better >= worse).float()) / 2
+    right = (better > worse) + (better == worse) / 2
     right = right.masked_fill(better.isnan() | worse.isnan(), torch.nan)
     return right.masked_fill(~self.above, 0).sum((1, 2)), self.above.sum((1, 2))
 

@@ -203,6 +203,8 @@ class TrainedModel:
 
     def _write_weights(self, model, folder, weights=None):
         model.config.problem_type, model.config.num_labels = "regression", 1
+        # otherwise a CrossEncoder puts a sigmoid over the reward
+        model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         weights = {name: w.float() if w.is_floating_point() else w
                    for name, w in (weights or model.state_dict()).items()}
         model.save_pretrained(folder, state_dict=weights)
@@ -247,27 +249,61 @@ Only differences between responses to the same prompt have a meaning.
 ```python
 from reward_kit import RewardModel
 
-rm = RewardModel.from_pretrained("{name}")
-rm.score("What is AI?", "AI is the study of machines that act sensibly.")
+prompt, response = "What is AI?", "AI is the study of machines that act sensibly."
+reward = RewardModel.from_pretrained("{name}").score(prompt, response)
+```
+"""
+_ELSEWHERE = """
+Other libraries give the same number, up to {max_length} tokens:
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForSequenceClassification.from_pretrained("{name}")
+classify = pipeline("text-classification", "{name}")
+```
+
+```python
+chat = [{{"role": "user", "content": prompt}}, {{"role": "assistant", "content": response}}]
+reward = model(**tokenizer.apply_chat_template(chat, return_tensors="pt")).logits.item()
+text = tokenizer.apply_chat_template(chat, tokenize=False)
+reward = classify([text], add_special_tokens=False)[0]["score"]
+```
+{plain}
+```python
+from sentence_transformers import CrossEncoder
+
+(reward,) = CrossEncoder("{name}").predict([(prompt, response)])
+```
+"""
+_PLAIN = """
+```python
+text = prompt + {between!r} + response  # what it was trained on
+reward = model(**tokenizer(text, return_tensors="pt")).logits.item()
+reward = classify([text])[0]["score"]
 ```
 """
 
 
 @patch
 def _write_card(self: TrainedModel, folder, name):
-    card, about = ModelCard(folder), self.metadata
-    card.begin(name, _INTRODUCTION.format(name=name), ("reward-model", "reward_kit", "trl"),
-               base=about.base["id"])
+    card, about, encoding = ModelCard(folder), self.metadata, self.metadata.encoding
+    between = " " if encoding.separator is None else encoding.separator
+    plain = _PLAIN.format(between=between) if encoding.kind == "text" else ""
+    text = (_INTRODUCTION + _ELSEWHERE * bool(encoding.kind)).format(
+        name=name, max_length=encoding.max_length, plain=plain)
+    card.begin(name, text, ("reward-model", "reward_kit", "trl"), base=about.base["id"])
     _plot_training(self.history).savefig(folder / "training_curve.png")
     card.replace(
         "training", "## Training", card.table(self.training),
-        "Encoding:", indent(about.encoding.describe(), "- "),
+        "Encoding:", indent(encoding.describe(), "- "),
         "![loss and accuracy by optimizer step](training_curve.png)")
     if self.data_report is not None:
         card.replace("data", "## Training data", self.data_report.to_markdown())
     card.replace("evaluation", "## Evaluation", *self._evaluation())
 
-
+# %% ../../nbs/2_model/29_measures.ipynb #46a3624e
 @patch
 def _scale(self: TrainedModel):
     together = Sums(*(sums.total for sums in self.sets.values()))

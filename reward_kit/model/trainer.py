@@ -610,7 +610,7 @@ def _trained_model(self: RewardTrainer):
         loss={"name": args.loss_type, "parameters": loss},
         base=self._base,
         data_hash=data.fingerprint or data.content_hash(self.train_dataset),
-        data_kind=data.kind,
+        data_kind=self.encoding.kind,
     )
     return TrainedModel(
         self.accelerator.unwrap_model(self.model),

@@ -144,8 +144,8 @@ class TrainingData:
 
     def __init__(self, encoder, args):  # RewardEncoder; RewardConfig of the training
         self.encoder, self.args = encoder, args
-        self.report = self.fingerprint = self.kind = None  # of the training data
-        self.overflow = {}  # name -> OverflowReport, None for token ids
+        self.report = self.fingerprint = None  # of the training data
+        self.overflow = {}  # name -> OverflowReport, None for encoded data
 
     def encode(
         self,
@@ -160,7 +160,7 @@ class TrainingData:
         args, is_train = self.args, name == "train"
         data = self._read(data, is_train)
         if is_train:
-            self.kind = _kind_of(data)
+            self.encoder.trained_on(_kind_of(data))
         with global_then_local_main_first(), quiet() if args.disable_tqdm else nullcontext():
             encoded, self.overflow[name] = encode_dataset(
                 data, self.encoder, num_proc=args.dataset_num_proc, desc=f"Encoding {name} data")
@@ -189,8 +189,8 @@ def _kind_of(data):
     "'text' or 'messages'; None for token ids."
     if isinstance(data, Preferences):
         return data.kind
-    row = next(iter(data), None)
-    if row is None or _IDS & row.keys():
+    row = next(iter(data), None) or dict.fromkeys(_IDS)
+    if _IDS & row.keys():
         return None
     record = row if "responses" in row else to_record(row)
     return "text" if isinstance(record["responses"][0], str) else "messages"

@@ -80,14 +80,12 @@ class RewardModel(TextScorer):
 @patch
 def encode(self: RewardModel, prompts, responses, **template):
     "Token ids of each text; None where the response alone does not fit."
-    pairs = zip(prompts, prompts if responses is None else responses)
-    strings = (isinstance(a, str) and isinstance(b, str) for a, b in pairs)
-    if self._warn_of_strings and any(strings):
+    sides = map(self.encoder._sides, prompts, responses or [None] * len(prompts))
+    if self._warn_of_strings and any(isinstance(prompt, str) for prompt, _ in sides):
         self._warn_of_strings = False
         _logger.warning(
-            "%s was trained on conversations, but is given plain strings, "
-            "read without the chat template: give prompts as lists of messages "
-            "(text that the template has rendered is fine)",
+            "%s was trained on conversations, but is given plain strings, which are read as they "
+            "are: give lists of messages, or text that the template has rendered",
             self.__name__,
         )
     return self.encoder.encode(prompts, responses, **template).ids
@@ -149,7 +147,7 @@ class _GuessedEncoder(RewardEncoder):
         limits = tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)
         length = min((n for n in limits if n and n < 10**7), default=2048)
         self.encoding = RewardEncoding(max_length=length, add_eos=False).limited(model, max_length)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.room = tokenizer, self.encoding.max_length - 2  # tokens left for text
         fills = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_token_id = next(token for token in fills if token is not None)
         self.skipped = config.pad_token_id if hasattr(model, "score") else None  # at the end
@@ -198,15 +196,9 @@ def _ids(self: _GuessedEncoder, texts, rows):
 
 # %% ../../nbs/3_scores/34_inference.ipynb #4fa84a3e
 @patch
-def _fit(self: _GuessedEncoder, ids, text, row, name):
-    response, most = row[1] or "", self.encoding.max_length
-    if not isinstance(response, str):
-        response = "".join(str(message.get("content") or "") for message in response)
-    alone = self.tokenizer(response, add_special_tokens=False, verbose=False)
-    if len(alone["input_ids"]) + 2 > most:
-        return None
+def _cut(self: _GuessedEncoder, ids):
     head = ids[:1] if ids[0] in self.tokenizer.all_special_ids else []
-    return head + ids[len(ids) - most + len(head) :]
+    return head + ids[len(head) - self.encoding.max_length :]
 
 # %% ../../nbs/3_scores/34_inference.ipynb #2699ec5c
 @patch(cls_method=True)
