@@ -325,16 +325,12 @@ def prepare_tokenizer(
         tokenizer.init_kwargs[name] = value  # an attribute alone is lost on saving
     tokenizer.__class__ = PreTrainedTokenizerFast  # others rebuild themselves
     return RewardEncoding(
-        chat_template=tokenizer.chat_template,
-        separator=separator,
+        chat_template=tokenizer.chat_template, separator=separator,
         add_bos=tokenizer.bos_token in prefix,
         add_eos=tokenizer.eos_token in suffix,
-        max_length=length,
-        overflow=overflow,
+        max_length=length, overflow=overflow,
         tokenizer_fingerprint=_fingerprint(tokenizer),
-        prefix=prefix,
-        suffix=suffix,
-        adjustments=notes,
+        prefix=prefix, suffix=suffix, adjustments=notes,
     )
 
 # %% ../../nbs/2_model/22_encoding.ipynb #3e8112ec
