@@ -379,6 +379,62 @@ def test_sglang_gives_one_object_for_one_text(rm, url):
     )
 
 
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_rerankers_of_vllm_and_cohere(rm, url, path):
+    expected = rm.score(PROMPTS[0], RESPONSES[:5])
+    order = sorted(range(5), key=lambda i: -expected[i])
+    documents = [*RESPONSES[:4], {"text": RESPONSES[4]}]
+    body = {"model": "m", "query": PROMPTS[0], "documents": documents}
+    got = answer(url, path, **body, return_documents=True)
+    assert [row["index"] for row in got["results"]] == order and got["model"] == "reward-model"
+    for row in got["results"]:
+        assert row["relevance_score"] == pytest.approx(expected[row["index"]], abs=1e-5)
+        assert row["document"] == {"text": RESPONSES[row["index"]]}
+    assert got["id"] and got["usage"]["total_tokens"] > 5
+    assert [row["index"] for row in answer(url, path, **body, top_n=2)["results"]] == order[:2]
+
+
+def test_the_reranker_of_text_embeddings_inference(rm, url):
+    expected = rm.score(PROMPTS[0], RESPONSES[:3])
+    order = sorted(range(3), key=lambda i: -expected[i])
+    body = {"query": PROMPTS[0], "texts": RESPONSES[:3], "truncate": False}
+    for raw, values in ((True, expected), (False, list(map(sigmoid, expected)))):
+        got = answer(url, "/rerank", **body, raw_scores=raw, return_text=raw)
+        assert [row["index"] for row in got] == order
+        assert [row["score"] for row in got] == pytest.approx([values[i] for i in order], abs=1e-5)
+        assert [row.get("text") for row in got] == [RESPONSES[i] if raw else None for i in order]
+
+
+def test_one_number_as_an_embedding_and_as_itself(rm, url):
+    (row,) = answer(url, "/v1/embeddings", model="m", input="Why? So.", encoding_format="float")["data"]
+    assert (row["object"], row["index"]) == ("embedding", 0)
+    assert row["embedding"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)]
+    for path in ("/", "/get_reward"):
+        got = answer(url, path, prompt="Why?", response="So.", label="whatever")
+        assert got == pytest.approx(rm.score("Why?", "So."), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "field, nothing, something",
+    [
+        ("truncate_prompt_tokens", [None, -1], 64),
+        ("truncation_side", [None, "left"], "right"),
+        ("mm_processor_kwargs", [None, {}], {"a": 1}),
+        ("dimensions", [None], 8),
+        ("encoding_format", [None, "float"], "base64"),
+        ("sampling_params", [None, {}], {"n": 2}),
+        ("image_data", [None, []], ["a"]),
+        ("max_length", [None], 8),
+    ],
+)
+@pytest.mark.parametrize("wire", WIRE_FORMATS[1:], ids=lambda wire: wire.paths[0])
+def test_fields_that_ask_for_nothing_pass_and_others_are_refused_by_name(wire, field, nothing, something):
+    for value in nothing:
+        assert wire.texts(wire.example | {field: value}).prompts
+    with pytest.raises(RequestError, match=f"^{field} is "):
+        wire.texts(wire.example | {field: something})
+
+
 def test_llamafactory(rm, url):
     got = answer(url, "/v1/score/evaluation", model="m", messages=["Why? So."], max_length=None)
     assert (
@@ -452,6 +508,27 @@ def test_the_documented_examples_work(url, wire):
             "max_length is 16; it is a property of the model here; leave it out",
         ),
         ("/v1/rewards", {"prompts": ["a", 7], "responses": ["b", "c"]}, "prompts[1] is int ('7')"),
+        ("/rerank", {"query": ["a"], "documents": ["b"]}, 'query is ["a"]; it must be a string'),
+        ("/rerank", {"query": "a", "documents": ["b", {"title": "c"}]}, "documents[1] is {"),
+        (
+            "/rerank",
+            {"query": "a", "documents": ["b"], "top_n": 0},
+            "top_n is 0; it must be",
+        ),
+        ("/rerank", {"query": "a", "documents": ["b", "word " * 400]}, "documents[1] does not fit in"),
+        (
+            "/rerank",
+            {"query": "a", "texts": ["b"], "top_n": 1},
+            "unknown field 'top_n'; there are query",
+        ),
+        ("/rerank", {"query": "a", "texts": ["b"], "raw_scores": "no"}, 'raw_scores is "no"; it must be'),
+        ("/score", {"queries": "a", "documents": ["b", "word " * 400]}, "documents[1] does not fit in"),
+        ("/", {"prompt": "a", "response": 3}, "response is int ('3')"),
+        (
+            "/",
+            {"prompt": "a", "response": "b", "extra": 3},
+            "unknown field 'extra'; there are prompt",
+        ),
         ("/v1/rewards", {"prompts": ["a", "b"], "responses": ["c"]}, "got 2 prompts and 1 response"),
         (
             "/v1/rewards",
@@ -670,7 +747,9 @@ def test_bodies_that_are_refused(url, data, status, message):
 
 def test_unknown_routes_name_the_known_ones(url):
     for got, status in ((requests.get(url + "/score", timeout=60), 405), (post(url, "/v1/reward"), 404)):
-        assert got.status_code == status and "POST /v1/rewards" in got.json()["error"]["message"]
+        error = got.json()["error"]
+        assert got.status_code == status and "POST /v1/rewards" in error["message"]
+        assert error["type"] == ("NotFoundError" if status == 404 else "BadRequestError")
 
 
 def test_normalize_without_a_scale_is_refused(rm, monkeypatch, url):

@@ -31,9 +31,7 @@ def _new_answer(kind):
 # %% ../../nbs/7_beside/wire_formats.ipynb #c8a855df
 _ELSEWHERE = "a property of the model here; leave it out"
 _NO_EFFECT = {  # what the server does anyway
-    "truncate_prompt_tokens": -1, "encoding_format": "float", "truncation_side": "left",
-    "return_documents": False, "raw_scores": True,
-}
+    "truncate_prompt_tokens": -1, "encoding_format": "float", "truncation_side": "left"}
 _CANNOT = {
     "tools": "this route does not read tools; POST /v1/rewards, which takes them beside messages",
     "chat_template": "messages are rendered by the model's own template, as in training; leave it out",
@@ -55,9 +53,6 @@ _CANNOT = {
     "mm_processor_kwargs": "this model reads text; leave it out",
     "instruction": "the model was trained without instructions; leave it out",
     "rank_fields": "documents are strings here; leave it out",
-    "return_documents": "the caller has the documents; leave it out or send false",
-    "return_text": "the caller has the texts; leave it out or send false",
-    "raw_scores": "rewards are sent as they are; leave it out or send true",
 }
 
 
@@ -177,21 +172,39 @@ def _wants_activation(body):
     return all(given.values())
 
 
-def _write_vllm(body, rewards, tokens, rm, kind, item):
-    "An answer in vLLM's form; item: function(number) -> an entry of `data`."
+def _activated(body, rewards, rm):
+    "The rewards, with the model's activation where the caller wants it."
     is_raw = any(m.model.config.problem_type == "regression" for m in rm.members)
-    values = map(_sigmoid, rewards) if _wants_activation(body) and not is_raw else rewards
+    return list(map(_sigmoid, rewards)) if _wants_activation(body) and not is_raw else rewards
+
+
+def _write_list(body, values, tokens, rm, kind, item):
+    "An answer in the OpenAI manner; item: function(number) -> an entry of `data`."
     data = [{"index": i, **item(value)} for i, value in enumerate(values)]
     n = sum(tokens)
     usage = {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
     return {**_new_answer(kind), "object": "list", "model": rm.__name__, "data": data, "usage": usage}
 
+
+def _write_vllm(body, rewards, tokens, rm, kind, item):
+    "An answer of vLLM."
+    return _write_list(body, _activated(body, rewards, rm), tokens, rm, kind, item)
+
 # %% ../../nbs/7_beside/wire_formats.ipynb #62e8cdc7
 def _read_classify(body):
-    "`/classify` of vLLM, or of SGLang if the body has `text` or `input_ids`."
-    if "text" not in body and "input_ids" not in body:
-        _wants_activation(body)
-        return _read_input(body)
+    "`/classify` of vLLM."
+    _wants_activation(body)
+    return _read_input(body)
+
+
+def _write_classify(body, rewards, tokens, rm):
+    "`probs` with one number."
+    label = {"label": "LABEL_0", "num_classes": 1}
+    return _write_vllm(body, rewards, tokens, rm, "classify", lambda x: label | {"probs": [x]})
+
+
+def _read_sglang(body):
+    "`text` or `input_ids`."
     if "text" in body and "input_ids" in body:
         raise ValueError("the body has text and input_ids; send one of them")
     _only(body, "text", "input_ids", "model", "rid", "user", "priority")
@@ -204,15 +217,24 @@ def _read_classify(body):
     return ids
 
 
-def _write_classify(body, rewards, tokens, rm):
-    "`probs` with one number (vLLM), or `embedding` with the reward (SGLang; one text gives one object)."
-    if "text" not in body and "input_ids" not in body:
-        label = {"label": "LABEL_0", "num_classes": 1}
-        return _write_vllm(body, rewards, tokens, rm, "classify", lambda x: label | {"probs": [x]})
+def _write_sglang(body, rewards, tokens, rm):
+    "`embedding` with the reward; one text gives one object."
     pairs = zip(rewards, tokens)
     rows = [{"embedding": [r], "meta_info": {"prompt_tokens": n}} for r, n in pairs]
     single = isinstance(body["text"], str) if "text" in body else type(body["input_ids"][0]) is int
     return rows[0] if single else rows
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #59b42f35
+def _told_apart(default, **kinds):
+    "(read, write) of a path that several formats share, by a field that only one of them has."
+    def own(body):
+        return next((kind for name, kind in kinds.items() if name in body), default)
+
+    return (lambda body: own(body)[0](body)), (lambda body, *found: own(body)[1](body, *found))
+
+
+_SGLANG = _read_sglang, _write_sglang
+_CLASSIFY = _told_apart((_read_classify, _write_classify), text=_SGLANG, input_ids=_SGLANG)
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #0dabce24
 _PAIRS = (("queries", "documents"), ("text_1", "text_2"), ("queries", "items"), ("data_1", "data_2"))
@@ -242,28 +264,109 @@ def _read_score(body):
     if len(queries) != len(documents):
         found = f"{names[0]} has {counted(len(queries), 'entry', 'entries')}, {names[1]} {len(documents)}"
         raise ValueError(f"{found}; give one query, or one for each document")
-    return {"prompts": queries, "responses": documents, "name": names[0]}
+    return {"prompts": queries, "responses": documents, "name": names[1]}
 
 
 def _write_score(body, rewards, tokens, rm):
     "`score` with one number."
     return _write_vllm(body, rewards, tokens, rm, "score", lambda x: {"object": "score", "score": x})
 
+# %% ../../nbs/7_beside/wire_formats.ipynb #b454f841
+def _write_embeddings(body, rewards, tokens, rm):
+    "The reward as an embedding."
+    item = lambda x: {"object": "embedding", "embedding": [x]}
+    return _write_list(body, rewards, tokens, rm, "embd", item)
+
+
+def _read_slime(body):
+    "One `prompt`, a string or messages, and its `response`; the label makes no difference."
+    _only(body, "prompt", "response", "label")
+    prompt, response = (RewardModel.check_text(body.need(name), name) for name in ("prompt", "response"))
+    return {"prompts": [prompt], "responses": [response], "name": "response"}
+
+
+def _write_slime(body, rewards, tokens, rm):
+    "The reward."
+    return rewards[0]
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #86509392
+def _read_documents(body, name, *others):
+    "One query, and its documents: strings, or objects with a `text`."
+    _only(body, "query", name, *others)
+    top, given = body.get("top_n"), body.need(name)
+    if top is not None and not (type(top) is int and top > 0):
+        raise body.wrong("top_n", top, "it must be a number above 0")
+    if not isinstance(body.need("query"), str):
+        raise body.wrong("query", body["query"], "it must be a string")
+    if isinstance(given, list):
+        given = [row["text"] if isinstance(row, dict) and "text" in row else row for row in given]
+    documents = _strings(type(body)({name: given}), name)
+    queries = _strings(body, "query") * len(documents)
+    return {"prompts": queries, "responses": documents, "name": name}
+
+
+def _read_rerank(body):
+    "`documents`, which are sent back with their values."
+    _wants_activation(body)
+    return _read_documents(body, "documents", "top_n", "return_documents", *_VLLM_FIELDS)
+
+
+def _ranked(values, texts):
+    "(index, value, text), best first."
+    rows = zip(range(len(values)), values, texts)
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def _write_rerank(body, rewards, tokens, rm):
+    "`results`, best first, at most `top_n`."
+    documents = _read_rerank(body)["responses"]
+    results = [
+        {"index": i, "relevance_score": value, "document": {"text": text}}
+        for i, value, text in _ranked(_activated(body, rewards, rm), documents)]
+    usage = {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)}
+    answer = {"id": _new_answer("rerank")["id"], "model": rm.__name__, "usage": usage}
+    return answer | {"results": results[: body.get("top_n")]}
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #2ce1f5a8
+def _read_tei(body):
+    "`query` and `texts`."
+    for name in ("raw_scores", "return_text"):
+        body.choice(name, False, True)
+    return _read_documents(body, "texts", "raw_scores", "return_text")
+
+
+def _write_tei(body, rewards, tokens, rm):
+    "A list, best first."
+    values = rewards if body.get("raw_scores") else list(map(_sigmoid, rewards))
+    rows = _ranked(values, _strings(body, "texts"))
+    with_text = body.get("return_text")
+    return [{"index": i, "score": v} | ({"text": text} if with_text else {}) for i, v, text in rows]
+
+
+_RERANKER = _told_apart((_read_rerank, _write_rerank), texts=(_read_tei, _write_tei))
+
 # %% ../../nbs/7_beside/wire_formats.ipynb #4d3cad98
-_TEXT = ["What is AI? A field."]
+_TEXT, _BOTH = ["What is AI? A field."], ["A field.", "No idea."]
+_ROOT = _told_apart((_read_openrlhf, _write_openrlhf), response=(_read_slime, _write_slime))
 FOREIGN_FORMATS = (
     WireFormat(
-        "OpenRLHF", ("/get_reward", "/"), _read_openrlhf, _write_openrlhf,
+        "OpenRLHF and slime", ("/get_reward", "/"), *_ROOT,
         {"query": _TEXT, "prompts": ["What is AI?"], "labels": [None]}),
     WireFormat(
-        "vLLM, verl and SGLang", ("/classify",), _read_classify, _write_classify,
+        "vLLM, verl and SGLang", ("/classify", "/v1/classify"), *_CLASSIFY,
         {"input": _TEXT, "use_activation": False}),
     WireFormat(
-        "vLLM", ("/pooling",), _read_pooling, _write_pooling,
+        "vLLM", ("/pooling", "/v1/pooling"), _read_pooling, _write_pooling,
         {"input": _TEXT, "task": "classify", "use_activation": False}),
     WireFormat(
         "vLLM", ("/score", "/v1/score"), _read_score, _write_score,
-        {"queries": "What is AI?", "documents": ["A field.", "No idea."]}),
+        {"queries": "What is AI?", "documents": _BOTH}),
+    WireFormat(
+        "vLLM, cohere and TEI", ("/rerank", "/v1/rerank", "/v2/rerank"), *_RERANKER,
+        {"query": "What is AI?", "documents": _BOTH, "top_n": 1}),
+    WireFormat(
+        "OpenAI and SGLang", ("/v1/embeddings",), _read_input, _write_embeddings,
+        {"model": "any", "input": _TEXT}),
     WireFormat(
         "LLaMA-Factory", ("/v1/score/evaluation",), _read_llamafactory, _write_llamafactory,
         {"model": "any", "messages": _TEXT}),

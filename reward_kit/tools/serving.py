@@ -89,8 +89,7 @@ def _encode_request(rm, texts):
     except (ValueError, TypeError, jinja2.TemplateError) as error:
         raise _RequestError(re.sub(r"^row (\d+):?", rf"{texts.name}[\1]", str(error))) from error
     if None in rows and texts.too_long == "error":
-        name = texts.name if texts.responses is None else "responses"
-        raise _RequestError(f"{name}[{rows.index(None)}] {rm.why_too_long()}")
+        raise _RequestError(f"{texts.name}[{rows.index(None)}] {rm.why_too_long()}")
     return rows
 
 # %% ../../nbs/6_tools/61_serving.ipynb #d9266067
@@ -328,6 +327,7 @@ def _read_rewards(body):
     prompts, responses, _ = RewardModel.as_rows(body.need("prompts"), body.get("responses"))
     return {
         "prompts": prompts, "responses": responses, "template": body.template(len(prompts)),
+        "name": "prompts" if responses is None else "responses",
         "too_long": body.choice("too_long", "error", "none"),
         "normalize": body.choice("normalize", False, True)}
 
