@@ -77,12 +77,13 @@ SIDES = {
 SCORERS = {
     "float32": "reward_kit, float32",
     "bfloat16": "reward_kit, bfloat16",
+    "long": "reward_kit, bfloat16, layers compiled as for a long job",
     "pipeline-32": "transformers pipeline, bfloat16, sorted by hand, batch 32",
     "pipeline-128": "transformers pipeline, bfloat16, sorted by hand, batch 128",
     "alone": "transformers, bfloat16, one by one",
 }
 COLOURS = {"ours": BLUE, "compiled": GREEN, "trl": ORANGE, "flash-pref": YELLOW}
-COLOURS |= {"float32": BLUE, "bfloat16": BLUE, "pipeline-32": ORANGE, "pipeline-128": ORANGE, "alone": GREY}
+COLOURS |= {"float32": BLUE, "bfloat16": BLUE, "long": GREEN, "pipeline-32": ORANGE, "pipeline-128": ORANGE, "alone": GREY}
 
 
 # ---- what is measured with: the card, texts, models
@@ -621,8 +622,12 @@ def scorer(world: World, side: str, shape: str):
 
     rm = world.reward_model(shape, "float32" if side == "float32" else "bfloat16")
     tokenizer, model = rm.tokenizer, rm.model  # its forward pass is its own unless rewards are asked for
-    if side in ("float32", "bfloat16"):
+    if side in ("float32", "bfloat16", "long"):
         layout = rm.scorer.collate.layout
+        if side == "long":
+            from reward_kit.model.packing import compile_layers
+
+            compile_layers(model, asked=False)  # on a GPU
         return lambda prompts, responses, texts: rm.score(prompts, responses), model, layout
     if side == "alone":
 

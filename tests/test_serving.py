@@ -479,11 +479,11 @@ def test_the_documented_examples_work(url, wire):
 @pytest.mark.parametrize(
     "path, body, message",
     [
-        ("/get_reward", {}, "the field 'query' is missing; the body has no fields"),
+        ("/get_reward", {}, "the field 'query' is missing; the body has []"),
         ("/get_reward", {"query": ["a", None]}, "query[1] is null; it must be a string"),
         ("/get_reward", {"query": {"a": 1}}, 'query is {"a": 1}; it must be a string or a list of strings'),
         ("/get_reward", {"query": ["a"], "prompts": ["a", "b"]}, "query has 1 entry, prompts 2"),
-        ("/classify", {"model": "m"}, "the field 'input' is missing; the body has 'model'"),
+        ("/classify", {"model": "m"}, "the field 'input' is missing; the body has ['model']"),
         ("/classify", {"input": ["a", 3]}, "input[1] is 3"),
         ("/classify", {"input": [[1, 2], "a"]}, 'input[1] is "a"; it must be a list of token ids'),
         (

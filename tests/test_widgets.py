@@ -634,6 +634,25 @@ def test_leaving_tokens_out_gives_differences_of_scores_of_ids(rm):
     assert "".join(found.tokens) == f"{PROMPT} {RESPONSE}"
 
 
+@pytest.mark.parametrize("method", ["leave_one_out", "gradient"])
+def test_tokens_of_one_character_are_shown_as_it_with_their_sum(rm, method):
+    "Letters of several bytes, ideographs, emoji of several code points."
+    text = "naïve Zoë: 雨が降る 👩‍👩‍👧 ok — ¿qué?"
+    found = explain_reward(rm, PROMPT, text, method, unit="token")
+    assert "".join(found.tokens) == f"{PROMPT} {text}" and "\ufffd" not in "".join(found.tokens)
+    ids = rm.encode([PROMPT], [text])[0]
+    assert len(found.tokens) < len(ids) - 2  # some characters are several tokens
+    whole = explain_reward(rm, PROMPT, "plain words", method, unit="token")
+    assert len(whole.tokens) == len(rm.encode([PROMPT], ["plain words"])[0]) - 2
+    if method == "gradient":
+        embeddings, gradient, _ = embedding_gradient(rm, ids)
+        total = (embeddings.double() * gradient.double()).sum(-1)[1:-1].sum().item()
+    else:
+        rewards = rm.score_ids([ids, *(ids[:i] + ids[i + 1 :] for i in range(1, len(ids) - 1))])
+        total = sum(rewards[0] - other for other in rewards[1:])
+    assert sum(found.values) == pytest.approx(total, abs=1e-4)
+
+
 def check_against_finite_differences(rm, prompt, response):
     found = explain_reward(rm, prompt, response, "gradient")
     ids = rm.encode([prompt], [response])[0]

@@ -9,7 +9,7 @@ __all__ = ['TokenInfluence', 'explain_reward', 'ResponseComparison', 'compare_re
 import html
 import re
 from dataclasses import asdict, dataclass
-
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -132,20 +132,18 @@ def _embedding_gradient(model, ids):  # RewardModel, (t,) of one text
     return embeddings.detach()[0], gradient[0], reward.item()
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #c331498b
-def _token_texts(tokenizer, ids):
-    "Tokens as text, with the spaces that SentencePiece and byte-level alphabets mark."
-    marks, texts = tokenizer.convert_ids_to_tokens(ids), [tokenizer.decode([i]) for i in ids]
-    return [
-        " " + text if mark.startswith(("\u2581", "\u0120")) and not text[:1].isspace() else text
-        for mark, text in zip(marks, texts)
-    ]
+def _by_character(tokenizer, ids, values):
+    "Texts of whole characters, and the sum of the values of the tokens of each."
+    texts = [tokenizer.decode(ids[:n]) for n in range(len(ids) + 1)]
+    ends = [n for n, text in enumerate(texts) if n == len(ids) or not text.endswith("\ufffd")]
+    parts = list(pairwise(ends))
+    return [texts[b].removeprefix(texts[a]) for a, b in parts], [sum(values[a:b]) for a, b in parts]
 
 
 def _token_influences(model, prompt, response, method):
     "Tokens, their influences, and the reward."
-    ids = list(model.checked_rows(prompt, response)[0][0])
-    special = model.tokenizer.all_special_ids
-    kept = [i for i, token in enumerate(ids) if token not in special]
+    (ids,), _ = model.checked_rows(prompt, response)
+    kept = [i for i, token in enumerate(ids) if token not in model.tokenizer.all_special_ids]
     if method == "gradient":
         embeddings, gradient, reward = _embedding_gradient(model, ids)
         values = (embeddings.double() * gradient.double()).sum(-1)[kept].tolist()
@@ -153,7 +151,7 @@ def _token_influences(model, prompt, response, method):
         reward, *others = model.score_ids(
             [ids, *(ids[:i] + ids[i + 1 :] for i in kept)])
         values = [reward - other for other in others]
-    return _token_texts(model.tokenizer, [ids[i] for i in kept]), values, reward
+    return *_by_character(model.tokenizer, [ids[i] for i in kept], values), reward
 
 # %% ../../nbs/6_tools/63_explorer.ipynb #89224247
 _EXPLAINED = [

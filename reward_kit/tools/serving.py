@@ -258,8 +258,7 @@ class _Body(dict):
     def need(self, name):
         "A field that must be there."
         if name not in self:
-            names = ", ".join(f"{n!r:.40}" for n in list(self)[:10])
-            raise ValueError(f"the field {name!r} is missing; the body has {names or 'no fields'}")
+            raise ValueError(f"the field {name!r} is missing; the body has {list(self)[:10]}")
         return self[name]
 
     def choice(self, name, *allowed):
@@ -294,7 +293,7 @@ def template(self: _Body, n):
         if rows and len(rows) != n or not all(isinstance(row, kind | None) for row in rows):
             raise self.wrong(
                 name, value, f"it must be {words} for all texts, or a list with one or null for each")
-        taken = [key for row in rows for key in row or () if kind is dict and key in _TAKEN]
+        taken = [key for row in rows for key in row or () if key in _TAKEN]
         if taken:
             raise ValueError(f"{name} holds {taken[0]!r}, which is not yours to choose; leave it out")
         if any(rows): found[name] = rows
