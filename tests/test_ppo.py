@@ -1078,7 +1078,7 @@ def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
     ):
         other = make_trainer(base, tmp_path / "a", **settings | changed)
         before = weights(other)
-        with pytest.raises(ValueError, match="is of a run with other settings") as refused:
+        with pytest.raises(OSError, match="is of a run with other settings") as refused:
             other.train(resume_from_checkpoint=True)
         assert all(part in str(refused.value) for part in message.split("; ")) and "\n" not in str(
             refused.value

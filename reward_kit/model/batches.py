@@ -135,6 +135,7 @@ class Batch(dict):
     margin: Tensor  # (b,)
     targets: Tensor  # (b, K) scores
     lengths: list  # of lists, tokens of each response of each example
+    origin: list  # of names, where each example came from
 
     def __getattr__(self, name):
         if name in Batch.__annotations__:
@@ -196,6 +197,7 @@ def _labels(examples, sizes):
         "mask": torch.arange(max(sizes)) < torch.tensor(sizes)[:, None],
         "ranks": _padded(ranks, max(sizes) + 1),
         "weight": torch.tensor(column("weight", 1.0), dtype=torch.float32),
+        "origin": column("origin", "a row without a name"),
     }
     if any(margin is not None for margin in column("margin")):
         labels["margin"] = torch.tensor(column("margin", 0.0), dtype=torch.float32)
@@ -250,8 +252,8 @@ def _sequences(self: Batch, start, stop):
 def take(self: Batch, start, stop):
     "The batch of the examples from `start` to before `stop`."
     first, last = self._sequences(start, stop)
-    own = ("mask", "ranks", "targets", "weight", "margin", "lengths")
-    taken = Batch({name: self[name][start:stop] for name in own if self.get(name) is not None})
+    own = self.keys() - {*_TOKENS, "segments", "reward_index"}
+    taken = Batch({name: self[name][start:stop] for name in own})
     index, segments = self.reward_index[start:stop], self.segments
     if segments is None:
         length, width = self.input_ids.shape[1], max(chain(*taken.lengths))
@@ -290,28 +292,6 @@ def micro_batches(self: Batch, parts=1, batch_tokens=None):
     if len(starts) == 1:
         return [self]
     return [self.take(*ends) for ends in pairwise([*starts, self.examples])]
-
-# %% ../../nbs/2_model/24_batches.ipynb #4e94a09c
-@patch(cls_method=True)
-def of_pairs(cls: Batch, inputs: dict) -> Batch:
-    "A batch in TRL's layout: input_ids, attention_mask (2 b, L), margin (b,)."
-    if isinstance(inputs, Batch):
-        return inputs
-    pairs = torch.arange(len(inputs["input_ids"])).view(2, -1).T
-    order = pairs.flatten()  # each pair together
-    keep = inputs["attention_mask"][order]
-    b, length = len(order) // 2, keep.shape[1]
-    last = (length - 1 - keep.flip(1).long().argmax(1)).cpu()  # wherever the padding is
-    return cls(
-        input_ids=inputs["input_ids"][order],
-        attention_mask=keep,
-        reward_index=(torch.arange(2 * b) * length + last).view(b, 2),
-        mask=torch.ones(b, 2, dtype=torch.bool),
-        ranks=torch.tensor([1, 2]).expand(b, 2),
-        weight=torch.ones(b),
-        margin=inputs.get("margin"),
-        lengths=(last + 1).view(b, 2).tolist(),
-    )
 
 # %% ../../nbs/2_model/24_batches.ipynb #79003a0d
 def innermost_model(
@@ -450,6 +430,7 @@ def _reward_forward(self, *args, reward_index=None, **kwargs):
     "Rewards (b, K) at `reward_index`, 0 where it is -1; without it as before."
     own_forward = self.__dict__.get("_forward_before_reward")
     own_forward = own_forward or partial(type(self).forward, self)
+
     if reward_index is None:
         return own_forward(*args, **kwargs)
     if args:

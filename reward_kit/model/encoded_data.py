@@ -162,7 +162,7 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
     return encoded.remove_columns(list(_CHECKS))
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #2c826d51
-_KEPT = (*_ENCODED, "margin", "weight")  # columns of an encoded stream
+_KEPT = (*_ENCODED, "margin", "weight", "origin")  # columns of an encoded stream
 
 
 def _usable(rows):

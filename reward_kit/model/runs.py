@@ -44,6 +44,7 @@ class Checkpoints:
         wait=lambda: None,  # comes back when every process has called it
     ):
         self.folder, self.limit, self.writes, self.wait = Path(folder), limit, writes, wait
+        self.made_with = {}  # {name: value} that a run keeps
 
     def path(self, step):  # steps done
         "Where a checkpoint is."
@@ -59,8 +60,8 @@ class Checkpoints:
         "Writes the list that makes the checkpoint complete, once all files are on the disk."
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-        write_whole(folder / _MARKER, {"step": step, "saved_at": time.time(), "files": sizes},
-                    after=files)
+        marker = {"step": step, "saved_at": time.time(), "files": sizes, "made_with": self.made_with}
+        write_whole(folder / _MARKER, marker, after=files)
 
 
 def _read_marker(folder):
@@ -101,6 +102,15 @@ def _delete(self: Checkpoints, folders):
     return [folder.name for folder in folders]
 
 # %% ../../nbs/2_model/27_runs.ipynb #96345fd7
+@patch(cls_method=True)
+def check_weights(cls: Checkpoints, model):
+    "FloatingPointError: those that are trained are not finite."
+    for name, p in model.named_parameters():
+        if p.requires_grad and not p.isfinite().all():
+            raise FloatingPointError(f"weights of {name} are not finite, so nothing is saved: "
+                                     "lower learning_rate")
+
+
 @patch
 def write(
     self: Checkpoints,
@@ -133,6 +143,24 @@ def write(
 
 # %% ../../nbs/2_model/27_runs.ipynb #1f0a088f
 @patch
+def refuse_foreign(self: Checkpoints):
+    "CheckpointError: it holds weights of another program."
+    for folder in (self.folder, *self.folder.glob("checkpoint-*")):
+        is_ours = any((folder / name).exists() for name in (RewardMetadata.FILE, _OURS))
+        if any(folder.glob("*.safetensors")) and not is_ours:
+            raise CheckpointError(f"{folder} holds weights that another program wrote: "
+                                  "choose another output_dir")
+
+
+def _changes(old, new):  # {name: value} of a file, and of now
+    "What differs, as 'seed 1 -> 2'; of data only that it is other data."
+    new = json.loads(json.dumps(new, default=str))
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return [f"other {name}" if name in ("data", "evaluation data", "prompts")
+            else f"{name} {old.get(name)} -> {new.get(name)}" for name in changed]
+
+
+@patch
 def find(
     self: Checkpoints,
     resume,  # True: the newest; a folder: this one; None: none
@@ -152,9 +180,13 @@ def find(
         log(f"No complete checkpoint in {self.folder}: training starts from the beginning.")
         return None
     found = Path(resume)
-    if not _read_marker(found):
+    if not (marker := _read_marker(found)):
         raise CheckpointError(f"{found} is not a complete checkpoint of reward_kit: it has no "
                               f"{_MARKER}, or files are missing")
+    changed = "; ".join(_changes(marker["made_with"], self.made_with))
+    if changed:
+        raise CheckpointError(f"{found.name} is of a run with other settings ({changed}): "
+                              "give those, or train anew with another output_dir")
     if not (found / needs).exists():
         raise CheckpointError(f"{found} was saved with save_only_model=True and cannot be resumed")
     return found
@@ -309,6 +341,7 @@ def default_precision(use_cpu=False, model_type=""):  # of the settings, of the 
 _RUN_RECORD = "training_run.json"
 
 
+
 class RunRecord:
     "What the run of a folder was made with, and whether it has finished."
 
@@ -335,25 +368,17 @@ class RunRecord:
         "The run is done."
         self.start(self.read()["settings"], finished=True)
 
-    @staticmethod
-    def changes(old, new):  # {name: value} of a file, and of now
-        "What differs, as 'seed 1 -> 2'; of data only that it is other data."
-        new = json.loads(json.dumps(new, default=str))
-        changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-        return [f"other {name}" if name in ("data", "evaluation data", "prompts")
-                else f"{name} {old.get(name)} -> {new.get(name)}" for name in changed]
-
     def is_finished(self, settings):  # {name: value}
         "Whether the folder holds the run with these settings, finished."
         record = self.read()
-        return bool(record) and record["finished"] and not self.changes(record["settings"], settings)
+        return bool(record) and record["finished"] and not _changes(record["settings"], settings)
 
 # %% ../../nbs/2_model/27_runs.ipynb #860d2d9f
 @patch
 def prepare(
     self: RunRecord,
     settings,  # what decides the weights: {name: value}
-    overwrite=False,  # clear another run, or a finished one
+    overwrite=False,  # replace another run, or a finished one
 ):  # -> "fresh" or "resume"
     "What happens in the folder. FileExistsError: it holds something that would be lost."
     folder, record = self.folder, self.read()
@@ -363,9 +388,8 @@ def prepare(
         raise FileExistsError(
             f"the output {folder} holds other files; choose another output, or empty it")
     if overwrite:
-        self.clear()
         return "fresh"
-    changes = record and self.changes(record["settings"], settings)
+    changes = record and _changes(record["settings"], settings)
     if changes:
         what = f"a run with other settings ({'; '.join(changes[:3])})"
     elif record and not record["finished"]:
@@ -374,15 +398,6 @@ def prepare(
         what = "this very run, finished" if record else "a reward model"
     raise FileExistsError(f"the output {folder} holds {what}; "
                           "choose another output, or pass overwrite (--overwrite)")
-
-
-@patch
-def clear(self: RunRecord):
-    "Removes what a training writes. Other files stay."
-    for name in ("checkpoint-*", "adapter", "evaluation", "model*.safetensors*", "held_out.jsonl",
-                 _RUN_RECORD, RewardMetadata.FILE):
-        for path in self.folder.glob(name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 # %% ../../nbs/2_model/27_runs.ipynb #f7ca0865
 @patch

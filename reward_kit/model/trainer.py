@@ -11,9 +11,9 @@ import os
 import time
 from collections import defaultdict
 from contextlib import nullcontext
+from itertools import compress, islice
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 import transformers
@@ -32,6 +32,7 @@ from .model_folder import load_reward_backbone, saved_whole
 from .packing import choose_layout, compile_layers, packing_problem
 from .runs import Checkpoints, MicroBatches, StopOnInterrupt
 from .training_data import RewardConfig, TrainingData
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 # %% ../../nbs/2_model/30_trainer.ipynb #5a0b3582
 class RewardTrainer(trl.RewardTrainer):
@@ -39,25 +40,25 @@ class RewardTrainer(trl.RewardTrainer):
     are complete, and a folder that scores the same.
 
     Attributes: `encoding`, `encoder`, `data_report`, `overflow_report`, `state.log_history`."""
-    loss_is_scaled_for_ga = True  # compute_loss divides by the weight of the accumulated batch
+
 
     def __init__(
         self,
         model,  # "playground", folder, hub id, classifier, or PeftModel of one
         args: RewardConfig | trl.RewardConfig | None = None,  # settings
-        data_collator=None,  # yours gets `chosen_ids` and `rejected_ids`
-        train_dataset=None,  # what `load_preferences` reads, or a dataset as in TRL
+        data_collator=None,  # as one for TRL
+        train_dataset=None,  # for `load_preferences`, or as in TRL
         eval_dataset=None,  # the same, or a dict of them
         processing_class=None,  # tokenizer; None: the model's
-        compute_metrics=None,  # function of rewards (n, K) and ranks (n, K) -> {name: number}
+        compute_metrics=None,  # (rewards (n, K), ranks (n, K)) -> {name: number}
         callbacks=None,  # of transformers.TrainerCallback
         optimizers=(None, None),  # (optimizer, scheduler)
         optimizer_cls_and_kwargs=None,  # (class, {keyword: value})
-        preprocess_logits_for_metrics=None,  # function(rewards, ranks) before `compute_metrics`
+        preprocess_logits_for_metrics=None,  # of (rewards, ranks)
         quantization_config=None,  # with a model given by name
-        peft_config=None,  # e.g. LoraConfig(); the head is always trained and saved
+        peft_config=None,  # e.g. LoraConfig(); the head is trained too
     ):
-        name = Path(model).name if isinstance(model, (str, os.PathLike)) else "model"
+        name = Path(getattr(model, "name_or_path", model)).name or "model"
         args = RewardConfig.of(args, f"{name}-Reward")
         transformers.set_seed(args.seed)
         if str(model) == "playground":
@@ -68,25 +69,28 @@ class RewardTrainer(trl.RewardTrainer):
         adapters = [*getattr(model, "peft_config", {}).values(), *filter(None, [peft_config])]
         self._reads_by_index = not any(adapter.is_prompt_learning for adapter in adapters)
         args.complete(model, bool(adapters))
-        pieces = args.join_accumulated()
+        self._as_trl = self._written_for_trl(data_collator)
+        args.check_own(self._as_trl)
+        pieces = 1 if self._as_trl else args.join_accumulated()
         self.data = TrainingData(self.encoder, args)
         train_dataset = self.data.encode(train_dataset, "train")
-        eval_dataset = self.data.encode(eval_dataset, "eval")
         self.data_report, self.overflow_report = self.data.report, self.data.overflow.get("train")
-        self._choose_collator(args, model, tokenizer, data_collator)
+        collator = self._choose_collator(args, model, tokenizer, data_collator)
         self._watch_over(args)
         callbacks = [*(callbacks or []), self.stop]
         with args.hidden(**dict.fromkeys(_USED), **args._NOT_COMPILED):  # done here
             super().__init__(
-                *(model, args, self._collator, train_dataset, eval_dataset, tokenizer),
+                *(model, args, collator, train_dataset, eval_dataset, tokenizer),
                 *(compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs),
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
                 peft_config=peft_config,
             )
-        self._signature_columns = "sequences lengths ranks scores margin weight".split()
+        self.loss_is_scaled_for_ga = not self._as_trl
+        self._signature_columns = "sequences lengths ranks scores margin weight origin".split()
         if adapters:
             self._ready_adapters(model)
-        self.micro_batches = MicroBatches.of(args, self._sharded, pieces, self._print)
+        whole = self._sharded or self._as_trl
+        self.micro_batches = MicroBatches.of(args, whole, pieces, self._print)
 
 # %% ../../nbs/2_model/30_trainer.ipynb #869329c4
 @patch
@@ -104,15 +108,15 @@ def _watch_over(self: RewardTrainer, args):
     wait = lambda: self.accelerator.wait_for_everyone()
     self.checkpoints = Checkpoints(args.output_dir, args.save_total_limit, args.should_save, wait)
     self.stop = StopOnInterrupt(self.checkpoints, self._print)
-    self._eval_totals, self._length_sampler = None, None
     self._in_order = self._compiled = False
     self._start_counting()
 
 
 @patch
 def _start_counting(self: RewardTrainer):
-    self._train_totals, self._tokens_seen, self._best_is_loaded = [], 0, False  # (1, 12) or none
-    self._evaluated = defaultdict(dict)  # step of the weights -> {evaluation set: Sums}
+    self._steps, self._eval_totals = [], []  # (step, names, rows) since the last log
+    self._tokens_seen = 0
+    self._evaluated = defaultdict(dict)  # step -> {evaluation set: Sums}
 
 # %% ../../nbs/2_model/30_trainer.ipynb #fa624bd1
 _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
@@ -123,12 +127,10 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
     "Model and tokenizer that agree, and ids of added tokens."
     trust, revision = {"trust_remote_code": args.trust_remote_code}, None
     if isinstance(model, (str, os.PathLike)):
-        name, given = model, trust | (args.model_init_kwargs or {})
-        if quantization_config is not None:
-            given["quantization_config"] = quantization_config
-        revision = given.get("revision")
+        given = {"quantization_config": quantization_config} | (args.model_init_kwargs or {})
+        name, revision = model, given.get("revision")
         model, tokenizer = load_reward_backbone(
-            name, new_head=True, seed=args.seed, tokenizer=tokenizer, **given)
+            name, new_head=True, seed=args.seed, tokenizer=tokenizer, **trust | given)
     else:
         name = model.config.name_or_path or type(model).__name__
     if tokenizer is None:
@@ -167,10 +169,18 @@ def _ready_adapters(self: RewardTrainer, base):
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
             dropout.p = self.model.peft_config[adapter].lora_dropout
 
+# %% ../../nbs/2_model/30_trainer.ipynb #584e083f
+@patch
+def _written_for_trl(self: RewardTrainer, collator):
+    "What you wrote for TRL's batches."
+    names = ("_prepare_dataset", "compute_loss")
+    own = [name for name in names if getattr(type(self), name) is not getattr(RewardTrainer, name)]
+    return (own + [collator and "data_collator"])[0]
+
 # %% ../../nbs/2_model/30_trainer.ipynb #a4871f7b
 @patch
 def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, dataset_name):
-    return dataset
+    return self.data.encode(dataset, dataset_name)
 
 
 @patch
@@ -178,8 +188,8 @@ def _choose_collator(self: RewardTrainer, args, model, tokenizer, own):
     "Packed where the model can read it; one decision for all processes."
     args.accelerator_config.dispatch_batches = False  # batches of a stream cannot be cut by rows
     args.accelerator_config.non_blocking = args.dataloader_pin_memory  # off on a CPU
-    if own is not None:
-        problem = "your data_collator lays out the batches"
+    if self._as_trl:
+        problem = f"as TRL's, for your {self._as_trl}"
     elif not self._reads_by_index:
         problem = "prompt tuning puts tokens of its own before the text"
     else:
@@ -190,22 +200,17 @@ def _choose_collator(self: RewardTrainer, args, model, tokenizer, own):
         args.train_sampling_strategy = "random"
     self._layout = layout if problem is None else f"{layout} ({problem})"
     self._collator = RewardCollator(tokenizer.pad_token_id, layout, args.pad_to_multiple_of)
-    if own is not None:
-        self._collator = self.data.collator(own)
+    if not self._as_trl:
+        return self._collator
+    return TrainingData.collator(
+        own or DataCollatorForPreference(tokenizer.pad_token_id, args.pad_to_multiple_of))
 
 # %% ../../nbs/2_model/30_trainer.ipynb #52044d05
 @patch
 def _get_train_sampler(self: RewardTrainer, train_dataset=None):
-    dataset, args = self.train_dataset if train_dataset is None else train_dataset, self.args
-    self._length_sampler = None
-    if not has_length(dataset):
-        return None
-    if args.train_sampling_strategy == "group_by_length":
-        self._length_sampler = self.data.sampler(dataset, self._batch_size())
-        return self._length_sampler
-    if args.train_sampling_strategy == "batch_rebalance":  # transformers' sampler reads a column
-        lengths = {args.length_column_name: self.data.longest(dataset)}
-        dataset = datasets.Dataset.from_dict(lengths)
+    dataset = train_dataset or self.train_dataset
+    if self.args.train_sampling_strategy == "group_by_length" and has_length(dataset):
+        return self.data.sampler(dataset, self._batch_size(), lambda: int(self.state.epoch or 0))
     return super(RewardTrainer, self)._get_train_sampler(dataset)
 
 
@@ -218,28 +223,19 @@ def _batch_size(self: RewardTrainer):
 
 @patch
 def _get_eval_sampler(self: RewardTrainer, eval_dataset):
-    if not has_length(eval_dataset):
-        return None
-    if not self._in_order and self.compute_metrics is None:
+    if has_length(eval_dataset) and not self._in_order and self.compute_metrics is None:
         return self.data.sampler(eval_dataset, self.args.eval_batch_size)
-    return None if self.args.world_size > 1 else torch.utils.data.SequentialSampler(eval_dataset)
-
-
-@patch
-def _run_epoch(self: RewardTrainer, *args, **kwargs):
-    "accelerate does not reach a sampler behind two wrappers."
-    if self._length_sampler is not None:
-        self._length_sampler.set_epoch(kwargs["epoch"])
-    return super(RewardTrainer, self)._run_epoch(*args, **kwargs)
 
 # %% ../../nbs/2_model/30_trainer.ipynb #3c88728a
 @patch
 def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
-    "The share of the mean loss; `num_items_in_batch` are weights of the whole batch."
+    "The share of the mean loss; `num_items_in_batch`: weights of all."
+    if self._as_trl:
+        return super(RewardTrainer, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
     args, outputs, labels = self.args, self._rewards(model, inputs), inputs.labels()
     rewards, loss_type = outputs.logits, LOSSES[args.loss_type]
     terms = loss_type.terms(rewards, **labels, **args.loss_kwargs or {})  # (b, 4)
-    self._record(Sums.of_rows(rewards, terms, labels["ranks"], labels["mask"]))
+    self._record(Sums.of_rows(rewards, terms, labels["ranks"], labels["mask"]), inputs.origin)
     weights = num_items_in_batch if self.model.training else None
     loss = loss_type.total(terms.sum(0), args.center_rewards_coefficient, weights)
     if weights is not None:
@@ -261,7 +257,7 @@ def _rewards(self: RewardTrainer, model, batch):
 @patch
 def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
     "Weights (2,) in loss and centering, of all micro-batches in all processes."
-    if not batch_samples:
+    if not batch_samples or self._as_trl:
         return None
     loss = LOSSES[self.args.loss_type]  # weights are the same beside any rewards
     terms = sum(loss.terms(batch.mask.float(), **batch.labels()).sum(0) for batch in batch_samples)
@@ -269,43 +265,43 @@ def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
 
 # %% ../../nbs/2_model/30_trainer.ipynb #440666ec
 @patch
-def _record(self: RewardTrainer, rows):  # (b, 12)
+def _record(self: RewardTrainer, rows, names):  # (b, 12), b
     if self.model.training:
-        self._train_totals = [Sums(*self._train_totals, rows).total]
-    elif self._eval_totals is not None:
+        self._steps.append((self.state.global_step + 1, names, rows))
+    else:
         self._eval_totals.append(Sums(self.accelerator.gather_for_metrics(rows)).total)
 
 
 @patch
 def log(self: RewardTrainer, logs, start_time=None):
-    "Adds exact training metrics to a training log; all processes call it."
-    if "loss" in logs and self._train_totals:
-        metrics = Sums(self.accelerator.gather(*self._train_totals)).metrics()
-        del metrics["loss"], metrics["std_reward"]
-        tokens = torch.tensor(self._tokens_seen, device=self.args.device)
-        logs |= metrics | {"num_tokens": int(self.accelerator.reduce(tokens, "sum"))}
-        self._train_totals = []
-    transformers.Trainer.log(self, logs, start_time)
+    "Adds exact metrics to a training log."
+    if "loss" in logs:
+        rows, self._steps = [rows for _, names, rows in self._steps if names], []
+        if rows:
+            metrics = Sums(self.accelerator.gather(Sums(*rows).total)).metrics()
+            del metrics["loss"], metrics["std_reward"]
+            tokens = torch.tensor(self._tokens_seen, device=self.args.device)
+            logs |= metrics | {"num_tokens": int(self.accelerator.reduce(tokens, "sum"))}
+    super(RewardTrainer, self).log(logs, start_time)
 
 # %% ../../nbs/2_model/30_trainer.ipynb #24d296a1
 @patch
 def evaluation_loop(self: RewardTrainer, *args, metric_key_prefix="eval", **keywords):
-    "transformers' loop, whose metrics are replaced by those of the summed rows."
+    "transformers' loop, with metrics of the summed rows."
     self._eval_totals, keywords["metric_key_prefix"] = [], metric_key_prefix
-    try:
-        output = super(RewardTrainer, self).evaluation_loop(*args, **keywords)
-        if self._eval_totals:
-            self._last_sums = Sums(*self._eval_totals)
-            metrics = self._last_sums.metrics(self.args.center_rewards_coefficient)
-            output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
-        return output
-    finally:
-        self._eval_totals = None
+    output = super(RewardTrainer, self).evaluation_loop(*args, **keywords)
+    if self._eval_totals:
+        metrics = Sums(*self._eval_totals).metrics(self.args.center_rewards_coefficient)
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
+    return output
 
 
 @patch
 def prediction_step(self: RewardTrainer, model, inputs, prediction_loss_only, ignore_keys=None):
     "Loss, rewards (b, K) and ranks (b, K); -100 where there is no response."
+    if self._as_trl:
+        return super(RewardTrainer, self).prediction_step(
+            model, inputs, prediction_loss_only, ignore_keys)
     batch = self._prepare_inputs(inputs)
     with torch.no_grad(), self.compute_loss_context_manager():
         loss, outputs = self.compute_loss(model, batch, return_outputs=True)
@@ -320,12 +316,11 @@ def _sharded(self: RewardTrainer):
     return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
 
-
-
-
 @patch
 def training_step(self: RewardTrainer, model, inputs, num_items_in_batch=None):
-    weights = num_items_in_batch
+    if self._as_trl:
+        return super(RewardTrainer, self).training_step(model, inputs)
+    weights, before = num_items_in_batch, len(self._steps)
     if weights is None:
         weights = self._get_num_items_in_batch([inputs], self.args.device)
 
@@ -336,27 +331,53 @@ def training_step(self: RewardTrainer, model, inputs, num_items_in_batch=None):
 
     def restart():
         model.zero_grad()
-        self._train_totals = before
+        del self._steps[before:]
 
-    step, before = self.state.global_step + 1, self._train_totals
+    step = self.state.global_step + 1
     loss = self.micro_batches.compute(inputs, backward, restart, step)
     self._tokens_seen += inputs.tokens
     return loss
 
+# %% ../../nbs/2_model/30_trainer.ipynb #69656699
+@patch
+def _maybe_log_save_evaluate(self: RewardTrainer, tr_loss, grad_norm, *args, **keywords):
+    "transformers' end of a step, if all is finite."
+    control = self.control
+    if self.accelerator.scaler is None:
+        self._steps.append((self.state.global_step, [], grad_norm))
+    if control.should_log or control.should_evaluate or control.should_save:
+        self._check_finite()
+    super(RewardTrainer, self)._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **keywords)
+
+
+@patch
+def _check_finite(self: RewardTrainer):
+    "FloatingPointError: a loss or a gradient is no number."
+    for step, names, numbers in self._steps:
+        finite = torch.as_tensor(numbers).isfinite()
+        if finite.all():
+            continue
+        if names:
+            what, bad = "loss", list(compress(names, ~finite.all(1)))
+        else:
+            what, bad = "gradient", [n for at, own, _ in self._steps if at == step for n in own]
+        where = ", ".join([*bad[:5], f"learning rate {self.args.learning_rate:g}"])
+        raise FloatingPointError(f"the {what} of step {step} is not finite ({where}); nothing was "
+                                 "saved since: lower learning_rate, or look at these rows")
+
 # %% ../../nbs/2_model/30_trainer.ipynb #6e990006
 @patch
 def create_optimizer(self: RewardTrainer, model=None):
-    "`head_learning_rate` puts the head in groups of its own."
+    "`head_learning_rate` puts the head in a group of its own."
     optimizer = super(RewardTrainer, self).create_optimizer(model)
     rate, groups = self.args.head_learning_rate, list(optimizer.param_groups)
-    if rate is None or any(group.get("is_head") for group in groups):
+    if rate is None or "is_head" in groups[-1]:
         return optimizer
-    head = {id(p) for p in RewardHead(self.model).parts.parameters()}
+    head = [p for p in RewardHead(self.model).parts.parameters() if p.requires_grad]
+    known = set(map(id, head))
     for group in groups:
-        chosen = [p for p in group["params"] if id(p) in head]
-        group["params"] = [p for p in group["params"] if id(p) not in head]
-        if chosen:
-            optimizer.add_param_group(group | {"params": chosen, "lr": rate, "is_head": True})
+        group["params"] = [p for p in group["params"] if id(p) not in known]
+    optimizer.add_param_group(groups[0] | {"params": head, "lr": rate, "is_head": True})
     return optimizer
 
 # %% ../../nbs/2_model/30_trainer.ipynb #c3220f9f
@@ -402,14 +423,14 @@ def plan(self: RewardTrainer, timed: bool = True) -> TrainingPlan:
     with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
         memory = self._fit(lengths)
         steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
-        timed &= args.estimate_time and not self._sharded
+        timed &= args.estimate_time and not self._sharded and not self._as_trl
         if known and timed and steps * args.gradient_accumulation_steps >= _TIMED_FROM:
             seconds = self._measure_seconds(tokens, steps)
     return TrainingPlan.of(
         self.model,
         memory,
-        examples=len(lengths) if known else None,
-        tokens=int(tokens.sum()) if known else None,
+        examples=len(lengths) or None,
+        tokens=int(tokens.sum()),
         steps=steps,
         batch_size=self._batch_size(),
         precision=self._precision(),
@@ -488,42 +509,26 @@ def _fit(self: RewardTrainer, lengths):  # of the texts of each example
 # %% ../../nbs/2_model/30_trainer.ipynb #99780965
 @patch
 def _measure_seconds(self: RewardTrainer, tokens, steps):
-    "Seconds of all steps, from the second of two passes. None: memory ran out."
+    "Seconds of all steps."
     size = self._train_batch_size
     start = max(0, (len(tokens) - size) // 2)
     middle = np.argsort(tokens, kind="stable")[start : start + size]
-    batch, seconds = self._prepare_inputs(self._batch_of(middle)), None
-    self.model.train()
-    try:
-        self._time_pass(batch)
-        seconds = self._time_pass(batch)
-    except RuntimeError as error:
-        if not MicroBatches.is_out_of_memory(error):
-            raise
+    for _ in range(2):
+        start = time.perf_counter()
+        float(self.training_step(self.model, self._batch_of(middle)))  # waits for the device
+        seconds = time.perf_counter() - start
     self.model.zero_grad()
-    self._train_totals = []
     epochs = steps * self.args.gradient_accumulation_steps * size / len(tokens)  # of this process
-    return seconds and seconds * epochs * tokens.sum() / tokens[middle].sum()
-
-
-@patch
-def _time_pass(self: RewardTrainer, batch):
-    weights, start = torch.ones(2, device=self.args.device), time.perf_counter()
-    for micro_batch in self.micro_batches.cut(batch):
-        with self.accelerator.autocast():
-            loss = self.compute_loss(self.model, micro_batch, num_items_in_batch=weights)
-        loss.backward()
-    if self.args.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return seconds * epochs * tokens.sum() / tokens[middle].sum()
 
 # %% ../../nbs/2_model/30_trainer.ipynb #23c82368
 @patch
 def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     "Trains; True: from the newest complete checkpoint. TrainingInterrupted: Ctrl-C."
     needs = "" if self._sharded else "optimizer.pt"
+    self.checkpoints.refuse_foreign()
+    self.checkpoints.made_with = self._made_with()
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
-    self._start_counting()
     if self.args.show_plan:
         self._print(self.plan())
     elif self.args.device.type == "cuda":
@@ -531,13 +536,25 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
         cut = self.overflow_report
         if cut is not None and cut.truncated + cut.dropped:
             self._print(f"length    {cut.summary}")
+    self._start_counting()
     with self.stop.watching(self.args.world_size):
-        folder = checkpoint and str(checkpoint)
-        return super(RewardTrainer, self).train(folder, *args, **keywords)
+        result = super(RewardTrainer, self).train(checkpoint and str(checkpoint), *args, **keywords)
+        self._check_finite()
+        return result
+
+
+@patch
+def _made_with(self: RewardTrainer):
+    "What a run keeps when it goes on."
+    data = self.data.fingerprint or self.data.content_hash(self.train_dataset)
+    return self.args.deciding() | {"max_length": self.encoding.max_length, "data": data,
+                                   "batch_size": self._batch_size()}
 
 
 @patch
 def _save_checkpoint(self: RewardTrainer, model, trial):
+    Checkpoints.check_weights(self.model)
+
     def fill(folder):
         with self.args.hidden(save_total_limit=None):
             transformers.Trainer._save_checkpoint(self, model, trial)
@@ -548,36 +565,28 @@ def _save_checkpoint(self: RewardTrainer, model, trial):
 
 
 @patch
-def _load_best_model(self: RewardTrainer):
-    super(RewardTrainer, self)._load_best_model()
-    self._best_is_loaded = True
-
-
-@patch
 def _weights_step(self: RewardTrainer):
-    "After how many steps the weights were as they are now."
-    return self.state.best_global_step if self._best_is_loaded else self.state.global_step
+    "The step of the weights."
+    state, is_best = self.state, self.args.load_best_model_at_end and not self.is_in_train
+    return is_best and state.best_global_step or state.global_step
 
 # %% ../../nbs/2_model/30_trainer.ipynb #2ffda67f
 @patch
 def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-    "Metrics of one or several evaluation sets, each by its own name."
-    is_name, given = isinstance(eval_dataset, str), eval_dataset is not None
-    own = is_name or not given and not isinstance(self.eval_dataset, dict)
-    if given and not is_name:
-        eval_dataset = self.data.encode(eval_dataset, metric_key_prefix)
-    metrics = transformers.Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
-    if own:
-        self._evaluated[self._weights_step()][eval_dataset or "eval"] = self._last_sums
+    "Metrics of evaluation sets, each by its own name."
+    metrics = super(RewardTrainer, self).evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+    name = eval_dataset or "eval"
+    if isinstance(name, str) and self._eval_totals:
+        self._evaluated[self._weights_step()][name], self._eval_totals = Sums(*self._eval_totals), []
     return metrics
 
 
 @patch
 def predict(self: RewardTrainer, test_dataset, ignore_keys=None, metric_key_prefix="test"):
     "Rewards (n, K) and ranks (n, K) in order; -100 where there is no response."
-    data = self.data.encode(test_dataset, metric_key_prefix)
     self._in_order = True
     try:
+        data = self.data.encode(test_dataset, metric_key_prefix)
         return super(RewardTrainer, self).predict(data, ignore_keys, metric_key_prefix)
     finally:
         self._in_order = False
@@ -585,12 +594,12 @@ def predict(self: RewardTrainer, test_dataset, ignore_keys=None, metric_key_pref
 # %% ../../nbs/2_model/30_trainer.ipynb #d499739d
 @patch
 def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
-    "Writes the model; all processes call it. CheckpointError: the old one is left."
+    "Writes the model; all processes call it. CheckpointError."
     if _internal_call and output_dir is not None:  # a checkpoint
         return super(RewardTrainer, self).save_model(output_dir, True)
-    args = self.args
-    target = Path(args.output_dir if output_dir is None else output_dir)
-    trained = self._trained_model()
+    Checkpoints.check_weights(self.model)
+    args, trained = self.args, self._trained_model()
+    target = Path(output_dir or args.output_dir)
     if args.should_save:
         with saved_whole(target) as folder:
             trained.write(folder, target.name)
@@ -600,7 +609,7 @@ def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
 # %% ../../nbs/2_model/30_trainer.ipynb #6213ac59
 @patch
 def _trained_model(self: RewardTrainer):
-    args, data, texts = self.args, self.data, self._sample_texts()
+    args, data, settings = self.args, self.data, self._made_with()
     loss = (args.loss_kwargs or {}) | {"center_rewards_coefficient": args.center_rewards_coefficient}
     measured = self._evaluated[self._weights_step()]
     if self._eval_sets() and not measured and args.world_size == 1 and not self.is_in_train:
@@ -609,19 +618,19 @@ def _trained_model(self: RewardTrainer):
         encoding=self.encoding,
         loss={"name": args.loss_type, "parameters": loss},
         base=self._base,
-        data_hash=data.fingerprint or data.content_hash(self.train_dataset),
+        data_hash=settings["data"],
         data_kind=self.encoding.kind,
     )
     return TrainedModel(
         self.accelerator.unwrap_model(self.model),
         self.processing_class,
         about,
-        self._training_rows(loss),
+        self._training_rows() | settings,
         self.state.log_history,
         measured,
         eval_hash="-".join(str(data.content_hash(dataset)) for dataset in self._eval_sets()),
         data_report=data.report,
-        texts=texts if self._reads_by_index else [],
+        texts=self._sample_texts() if self._reads_by_index else [],
         weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,
     )
 
@@ -636,28 +645,20 @@ def _eval_sets(self: RewardTrainer):
 
 @patch
 def _sample_texts(self: RewardTrainer):
-    dataset = [*self._eval_sets(), self.train_dataset][0]
-    return [ids for _, row in zip(range(16), dataset, strict=False) for ids in row["sequences"]]
+    return [ids for row in islice(self.train_dataset, 16) for ids in row["sequences"]]
 
 # %% ../../nbs/2_model/30_trainer.ipynb #bbdd546b
 @patch
-def create_model_card(self: RewardTrainer, model_name=None, dataset_name=None, tags=None):
-    if self.is_world_process_zero() and not ModelCard(self.args.output_dir).text:
-        super(RewardTrainer, self).create_model_card(model_name, dataset_name, tags)
+def create_model_card(self: RewardTrainer, *args, **keywords): ...  # `save_model` has done so
 
 
 @patch
-def _training_rows(self: RewardTrainer, loss):
-    args, cut, known = self.args, self.overflow_report, has_length(self.train_dataset)
-    given = [f"{name}={value}" for name, value in loss.items() if value is not None]
+def _training_rows(self: RewardTrainer):
+    cut, known = self.overflow_report, has_length(self.train_dataset)
     return {
         "base model": self._base["id"],
-        "loss": ", ".join([args.loss_type, *given]),
         "examples": f"{len(self.train_dataset):,}" if known else "a stream",
         "length": cut and cut.summary,
-        "batch": f"{self._batch_size()} examples",
         "steps": f"{self._weights_step()} of {self.state.max_steps}",
-        "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
         "precision": self._precision(),
-        "seed": args.seed,
     }

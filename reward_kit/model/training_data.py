@@ -13,7 +13,6 @@ import json
 import logging
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import datasets
 import torch
@@ -26,8 +25,8 @@ from transformers.utils import is_torchao_available
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.formats import to_record
-from ..data.preferences import Preferences, load_preferences
-from .batches import Batch
+from ..data.preferences import load_preferences
+
 from .encoded_data import encode_dataset
 from .loss import reward_loss
 from .runs import default_precision
@@ -98,6 +97,25 @@ def of(cls: RewardConfig, args, output_dir):  # ours, TRL's or None; for None
 
 
 @patch
+def check_own(self: RewardConfig, what):  # what was written for TRL's trainer, or None
+    "ValueError: it cannot be used."
+    if what == "_prepare_dataset":
+        raise ValueError("a _prepare_dataset of your own is not called: give texts, or token ids "
+                         "as chosen_ids and rejected_ids")
+    if what and (self.loss_kwargs or self.loss_type != "bradley_terry"):
+        raise ValueError(f"a {what} of your own gets TRL's loss, not loss_type="
+                         f"{self.loss_type!r}: leave one out")
+
+
+@patch
+def deciding(self: RewardConfig) -> dict:
+    "The settings that a run keeps."
+    names = """loss_kwargs center_rewards_coefficient learning_rate head_learning_rate overflow
+    seed""".split()
+    return {"loss": self.loss_type} | {name: getattr(self, name) for name in names}
+
+
+@patch
 def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
     "Learning rate and precision, where they were left to us, by the model."
     if self.learning_rate is None:
@@ -149,21 +167,21 @@ class TrainingData:
 
     def encode(
         self,
-        data,  # what `load_preferences` reads, TRL's dataset, a stream, or a dict of these
+        data,  # what `load_preferences` reads, TRL's dataset, a stream
         name,  # "train", or that of an evaluation set
-    ):  # -> a dataset with `sequences`, `lengths`, `ranks`, ..., or a dict of them
+    ):  # -> a dataset with `sequences`, `lengths`, `ranks`, ...
         "Encoded examples. ValueError: nothing is left."
         if data is None:
             return None
-        if isinstance(data, dict):
-            return {key: self.encode(value, key) for key, value in data.items()}
         args, is_train = self.args, name == "train"
         data = self._read(data, is_train)
         if is_train:
-            self.encoder.trained_on(_kind_of(data))
+            kind = _kind_of(data) or self.encoder.encoding.kind
+            self.encoder.trained_on(kind)
         with global_then_local_main_first(), quiet() if args.disable_tqdm else nullcontext():
-            encoded, self.overflow[name] = encode_dataset(
+            encoded, report = encode_dataset(
                 data, self.encoder, num_proc=args.dataset_num_proc, desc=f"Encoding {name} data")
+            self.overflow[name] = report or self.overflow.get(name)
             if not has_length(encoded) and not is_train and args.world_size > 1:
                 # only where the length is known, duplicates of the last batch are dropped
                 encoded = datasets.Dataset.from_list(list(encoded))
@@ -187,10 +205,8 @@ def _read(self: TrainingData, data, is_train):
 
 def _kind_of(data):
     "'text' or 'messages'; None for token ids."
-    if isinstance(data, Preferences):
-        return data.kind
-    row = next(iter(data), None) or dict.fromkeys(_IDS)
-    if _IDS & row.keys():
+    row = next(iter(data), _IDS)
+    if _IDS & set(row):
         return None
     record = row if "responses" in row else to_record(row)
     return "text" if isinstance(record["responses"][0], str) else "messages"
@@ -207,36 +223,35 @@ def content_hash(self: TrainingData, dataset):  # of `encode` -> text; None for 
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/2_model/28_training_data.ipynb #93a0bdc2
-def _collate_pairs(collator, examples):
-    pairs = []
-    for example in examples:
-        if len(example["sequences"]) != 2:
-            raise ValueError("your data_collator gets pairs, and this data has rankings: leave it out")
-        pair = dict(zip(("chosen_ids", "rejected_ids"), example["sequences"]))
-        if example.get("margin") is not None:
-            pair["margin"] = example["margin"]
-        pairs.append(pair)
-    return Batch.of_pairs(collator(pairs))
+_OURS = ("sequences", "lengths", "ranks", "scores", "weight")
 
 
-@patch
-def collator(self: TrainingData, own):  # function of a list of {chosen_ids, rejected_ids}
-    "A collator around one that was written for TRL."
-    return partial(_collate_pairs, own)
+def _pair(example):
+    if example.get("ranks", [1, 2]) != [1, 2] or example.get("weight", 1.0) != 1.0:
+        raise ValueError(
+            f"{example.get('origin', 'a row')} is no pair of a better and a worse response of "
+            "weight 1, as a data_collator or compute_loss of your own needs: leave it out, or write "
+            "the loss with register_loss")
+    sides = dict(zip(("chosen_ids", "rejected_ids"), example["sequences"]))
+    own = {name: value for name, value in example.items() if name not in _OURS}
+    return own | sides | {"margin": example.get("margin") or 0.0}
+
+
+@patch(cls_method=True)
+def collator(cls: TrainingData, own):  # function of a list of {chosen_ids, rejected_ids, ...}
+    "A collator around one for TRL."
+    return lambda examples: own([_pair(example) for example in examples])
 
 # %% ../../nbs/2_model/28_training_data.ipynb #c749ed0b
 class _EpochSampler(LengthGroupedSampler):
     "transformers' sampler, whose order depends on the seed and the epoch alone."
 
-    def __init__(self, batch_size, lengths, seed):
+    def __init__(self, batch_size, lengths, seed, epoch):
         super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+        self.seed, self.epoch = seed, epoch
 
     def __iter__(self):
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
         order, size = torch.tensor(list(super().__iter__())), self.batch_size
         first, *rest = order.split(size)
         full = max(len(order) // size - 1, 0)  # an incomplete batch stays last
@@ -251,7 +266,12 @@ def longest(self: TrainingData, dataset):  # of `encode` -> list of int
 
 
 @patch
-def sampler(self: TrainingData, dataset, batch_size):
+def sampler(
+    self: TrainingData,
+    dataset,  # of `encode`
+    batch_size,  # examples of like length
+    epoch=lambda: 0,  # the number of the epoch
+):
     "Batches of like length, in an order of each epoch's own."
     seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-    return _EpochSampler(batch_size, self.longest(dataset), seed)
+    return _EpochSampler(batch_size, self.longest(dataset), seed, epoch)

@@ -26,11 +26,10 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #ffbe24f0
-from ..data.files import write_whole
 from ..data.records import response_text
 from ..data.report import Table
 from ..model.model_folder import saved_whole
-from ..model.runs import Checkpoints, RunRecord, StopOnInterrupt
+from ..model.runs import Checkpoints, StopOnInterrupt
 from ..model.settings import quiet
 from . import ppo_math
 from .policies import PPOConfig
@@ -520,19 +519,12 @@ def _write_state(self: PPOTrainer, folder):
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         torch.save({"scheduler": self.scheduler.state_dict(), "kl_coef": self.kl_coef},
                    folder / "scheduler.pt")
-        write_whole(folder / "ppo_settings.json", self._deciding_settings())
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #eacf0f3b
 @patch
 def _load_state(self: PPOTrainer, folder):
-    "Continue a run. ValueError: it has other settings."
-    before = json.loads((folder / "ppo_settings.json").read_text(encoding="utf-8"))
-    changed = "; ".join(RunRecord.changes(before, self._deciding_settings()))
-    if changed:
-        raise ValueError(
-            f"{folder.name} is of a run with other settings ({changed}): "
-            "give those, or train anew with another output_dir")
+    "Continue a run."
     saved = transformers.TrainerState.load_from_json(str(folder / "trainer_state.json"))
     names = "optimizer", "scheduler", f"random_{self.accelerator.process_index}"
     optimizer, more, random = (
@@ -615,8 +607,8 @@ def _run(self: PPOTrainer):
 @patch
 def train(self: PPOTrainer, resume_from_checkpoint=None):
     """The run; True: from its newest complete checkpoint, a folder: from this one.
-    ValueError: the checkpoint is of another run. TrainingInterrupted: Ctrl-C."""
-    state = self.state
+    CheckpointError: the checkpoint is of another run. TrainingInterrupted: Ctrl-C."""
+    state, self.checkpoints.made_with = self.state, self._deciding_settings()
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self.accelerator.print)
     state.max_steps, state.global_step = self.total_steps(), 0
     state.log_history = [log for log in state.log_history if not log["step"]]

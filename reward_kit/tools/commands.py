@@ -124,7 +124,7 @@ class _Training(Command):
     chat_template: str | None = _optional(
         "chatml, zephyr, or a .jinja file. None: the tokenizer's own.")
     overwrite: bool = setting(
-        False, "Clear a finished or different run in the output folder.")
+        False, "Replace a finished or different run in the output folder.")
     keep_checkpoints: bool = setting(
         False, "Leave the checkpoints in the folder after the run has finished.")
 

@@ -71,7 +71,7 @@ def train_reward_model(
     peft_config=None,  # LoraConfig, or its fields; None: all weights
     quantization: str | None = None,  # "int4" or "int8", with peft_config on CUDA
     chat_template: str | None = None,  # chatml, zephyr, a .jinja file; None: its own
-    overwrite: bool = False,  # clear a finished or different run there
+    overwrite: bool = False,  # replace a finished or different run there
     keep_finished: bool = False,  # this very run is there: evaluate it only
     skip_broken_rows: bool = False,  # drop and count rows that are not JSON, or null
     keep_checkpoints: bool = False,  # leave its checkpoints in the folder
@@ -106,7 +106,7 @@ def train_reward_model(
             model, args, train_dataset=train, eval_dataset=held_out,
             processing_class=tokenizer, peft_config=adapter)
         _say_logs(trainer, say)
-        resumed = _begin(run, settings, say)
+        resumed = _begin(trainer, run, settings, overwrite, say)
         trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model(str(run.folder))
         if run.is_main:
@@ -305,8 +305,10 @@ def _say_logs(trainer, say):
         trainer.add_callback(_LogLines(tqdm.write))
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #7069c6d8
-def _begin(run, settings, say):
+def _begin(trainer, run, settings, overwrite, say):
     "Opens the record. True: there is a checkpoint to go on from."
+    if overwrite and run.is_main: Checkpoints(run.folder).remove()
+    trainer.accelerator.wait_for_everyone()
     newest = Checkpoints(run.folder).newest()
     say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}." if newest
         else f"Starting a new run in {run.folder}.")
@@ -403,7 +405,7 @@ def train_ppo_policy(
     config: dict | None = None,  # {PPOConfig field: value}
     peft_config=None,  # LoraConfig, or its fields; None: all weights
     chat_template: str | None = None,  # chatml, zephyr, a .jinja file; None: its own
-    overwrite: bool = False,  # clear a finished or different run there
+    overwrite: bool = False,  # replace a finished or different run there
     resume: bool = False,  # there must be an unfinished run; False: if there is one
     keep_checkpoints: bool = False,  # leave its checkpoints in the folder
     progress: bool = True,  # show bars
@@ -431,7 +433,8 @@ def train_ppo_policy(
             model, rewards, args, rows, held_out, processing_class=tokenizer, peft_config=adapter)
         if run.is_main: run.prepare(settings, overwrite)
         say(_plan(trainer, model, rewards))
-        result = _teach(trainer, run, settings, say)
+        resumed = _begin(trainer, run, settings, overwrite, say)
+        result = _teach(trainer, run, resumed, say)
         if run.is_main:
             _save_policy(trainer, result, say)
             _finish(run, keep_checkpoints)
@@ -456,7 +459,7 @@ def _weights_of(reward):
     if not isinstance(reward, _PATH): return name
     states = sorted(
         (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in Path(reward).glob("*.safetensors"))
-    return f"{name}, weights {_hash(states)}" if states else name
+    return f"{name}, weights {_hash(states)}"
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #86c5608a
 def _hash_of(rows):
@@ -466,7 +469,7 @@ def _hash_of(rows):
 def _check_resume(run, resume, overwrite):
     if not resume: return
     if overwrite:
-        raise ParameterError("resume goes on with a run, overwrite clears it: give one of them")
+        raise ParameterError("resume goes on with a run, overwrite replaces it: give one of them")
     record = run.read()
     if record is None or record["finished"]:
         raise ParameterError(f"resume: {run.folder} holds no unfinished run; leave resume out")
@@ -479,15 +482,14 @@ KL coefficient {args.kl_coef:g}, learning rate {args.learning_rate:g}"""
 _SCALED = " Scores have mean 0 and standard deviation 1 on the reward model's own evaluation set."
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #fa85d8f8
-def _as_given(model):
-    return str(model) if isinstance(model, _PATH) else _name_of(model)
+#| export
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #ea3bbc25
 def _plan(trainer, model, rewards):
     args = trainer.args
     text = _PLAN.format(
-        model=_as_given(model),
-        rewards=", ".join(map(_as_given, rewards)),
+        model=_name_of(model),
+        rewards=", ".join(map(_name_of, rewards)),
         prompts=counted(len(trainer.train_rows), "prompt"),
         held_out="none" if trainer.eval_rows is None else f"{len(trainer.eval_rows):,}",
         batches=counted(trainer.total_steps(), "batch", "batches"),
@@ -524,9 +526,8 @@ def _answers(trainer):
     return sorted(gather_object(own), key=lambda answer: answer["row"])
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #d9239214
-def _teach(trainer, run, settings, say):
-    trainer.accelerator.wait_for_everyone()  # the main process may have cleared the folder
-    resumed, watch = _begin(run, settings, say), _WatchPolicy(trainer, say)
+def _teach(trainer, run, resumed, say):
+    watch = _WatchPolicy(trainer, say)
     trainer.callbacks.add_callback(watch)
     trainer.state.max_steps = trainer.total_steps()  # for the line of the first evaluation
     if trainer.eval_rows is not None: trainer.evaluate()

@@ -1,0 +1,289 @@
+"""What was written for TRL's reward trainer: subclasses, collators, folders, runs that go on; and runs that
+go wrong."""
+
+import json
+
+import pytest
+import torch
+import trl
+from datasets import Dataset, IterableDataset
+from safetensors.torch import load_file
+from torch import nn
+from trainer_world import make_base, make_pairs, make_tokenizer
+
+import reward_kit
+from reward_kit import RewardTrainer
+from reward_kit.model.model_folder import CheckpointError, load_reward_backbone
+from reward_kit.model.runs import Checkpoints, RunRecord
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "A classifier, so that both libraries begin with the same head."
+    folder = tmp_path_factory.mktemp("base")
+    model, tokenizer = load_reward_backbone(make_base(folder / "lm"), new_head=True, seed=0)
+    model.save_pretrained(folder / "rm")
+    tokenizer.save_pretrained(folder / "rm")
+    return str(folder / "rm")
+
+
+def pairs_of_ids(n, **columns):
+    tokenizer = make_tokenizer()
+    ids = lambda text: [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    rows = [
+        {"chosen_ids": ids(p["prompt"] + p["chosen"]), "rejected_ids": ids(p["prompt"] + p["rejected"])}
+        for p in make_pairs(n)
+    ]
+    return Dataset.from_list([row | {k: f(i) for k, f in columns.items()} for i, row in enumerate(rows)])
+
+
+QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+
+
+def make(base, folder, library=reward_kit, cls=None, data=None, arguments=(), **settings):
+    own = {"show_plan": False} if library is reward_kit else {"bf16": False, "gradient_checkpointing": False}
+    settings = (
+        {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "no"} | QUIET | own | settings
+    )
+    args = library.RewardConfig(str(folder), **settings)
+    if data is None:
+        data = make_pairs(16)
+    return (cls or library.RewardTrainer)(base, args, train_dataset=data, **dict(arguments))
+
+
+def losses(trainer):
+    trainer.train()
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+# ---- subclasses
+
+
+def short(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    "As people write it."
+    outputs = model(**inputs)
+    chosen, rejected = torch.chunk(outputs.logits.squeeze(-1), 2)
+    loss = -nn.functional.logsigmoid(chosen - rejected).mean()
+    return (loss, outputs) if return_outputs else loss
+
+
+def with_penalty(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    "Around what the library computes."
+    loss, outputs = super(type(self), self).compute_loss(model, inputs, True, num_items_in_batch)
+    loss = loss + 0.1 * outputs.logits.square().mean()
+    return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(
+    "body", [short, with_penalty, trl.RewardTrainer.compute_loss], ids=["short", "super", "full"]
+)
+def test_a_subclass_with_its_own_loss_trains_as_in_trl(base, tmp_path, body, accumulated):
+    data, found = pairs_of_ids(32, margin=lambda i: 0.1 * (i % 3)), {}
+    for library in (trl, reward_kit):
+        cls = type("Mine", (library.RewardTrainer,), {"compute_loss": body})
+        trainer = make(
+            base, tmp_path / library.__name__, library, cls, data, {"eval_dataset": data}.items(),
+            gradient_accumulation_steps=accumulated, train_sampling_strategy="sequential",
+            learning_rate=1e-2, lr_scheduler_type="constant", disable_dropout=True,
+        )  # fmt: skip
+        found[library] = [*losses(trainer), trainer.evaluate()["eval_loss"]]
+    assert found[reward_kit] == pytest.approx(found[trl], abs=1e-5)
+    assert len(found[trl]) == 5 and len(set(found[trl])) == 5
+
+
+def test_what_a_loss_or_collator_of_ones_own_cannot_get_is_refused(base, tmp_path):
+    Mine = type("Mine", (RewardTrainer,), {"compute_loss": short})
+    ranking = {"prompt": "say", "responses": ["thank you", "sorry", "no"], "ranks": [1, 2, 3]}
+    tie = {"prompt": "say", "responses": ["thank you", "sorry"], "ranks": [1, 1]}
+    heavy = make_pairs(1)[0] | {"weight": 2.0}
+    collate = trl.trainer.reward_trainer.DataCollatorForPreference(0)
+    for cls, arguments in ((Mine, {}), (RewardTrainer, {"data_collator": collate})):
+        for row in (ranking, tie, heavy):
+            data = [row | {"prompt": f"say {i}"} for i in range(4)]
+            with pytest.raises(ValueError, match="no pair of a better and a worse response.*register_loss"):
+                make(base, tmp_path / "out", cls=cls, data=data, arguments=arguments.items()).train()
+        with pytest.raises(ValueError, match="of your own gets TRL's loss, not loss_type='plackett_luce'"):
+            make(base, tmp_path / "out", cls=cls, arguments=arguments.items(), loss_type="plackett_luce")
+    Prepares = type("Prepares", (RewardTrainer,), {"_prepare_dataset": lambda self, dataset, *_: dataset})
+    with pytest.raises(ValueError, match="_prepare_dataset of your own is not called.*chosen_ids"):
+        make(base, tmp_path / "out", cls=Prepares)
+    plan = make(base, tmp_path / "out", cls=Mine).plan()
+    assert "padded (as TRL's, for a compute_loss of your own)" in str(plan)
+    with pytest.raises(ValueError, match="packed"):
+        make(base, tmp_path / "out", cls=Mine, layout="packed")
+
+
+def test_other_methods_that_people_override_are_called_and_change_nothing_else(base, tmp_path):
+    called = set()
+
+    def around(name):
+        def method(self, *args, **keywords):
+            called.add(name)
+            return getattr(super(Mine, self), name)(*args, **keywords)
+
+        return method
+
+    names = "training_step prediction_step log evaluate create_optimizer create_scheduler save_model".split()
+    Mine = type("Mine", (RewardTrainer,), {name: around(name) for name in names})
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    found = []
+    for cls in (RewardTrainer, Mine):
+        arguments = {"eval_dataset": make_pairs(6, 1)}.items()
+        trainer = make(base, tmp_path / cls.__name__, cls=cls, arguments=arguments, **settings)
+        found.append([*losses(trainer), trainer.evaluate()["eval_accuracy"]])
+    assert found[0] == found[1] and called == set(names)
+
+
+def test_own_collators_train_as_in_trl_and_keep_columns(base, tmp_path):
+    seen = []
+
+    class Keeps(trl.trainer.reward_trainer.DataCollatorForPreference):
+        def torch_call(self, examples):
+            seen.extend(example["teacher"] for example in examples)
+            return super().torch_call(examples)
+
+    found = {}
+    for library in (trl, reward_kit):
+        trainer = make(
+            base, tmp_path / library.__name__, library, data=pairs_of_ids(16, teacher=str),
+            arguments={"data_collator": Keeps(0)}.items(), remove_unused_columns=False,
+            train_sampling_strategy="sequential",
+        )  # fmt: skip
+        found[library] = losses(trainer)
+    assert found[reward_kit] == pytest.approx(found[trl], abs=1e-5) and set(seen) == set(map(str, range(16)))
+
+
+# ---- runs that go on, and folders of others
+
+
+def stopped_run(base, folder, **settings):
+    return make(base, folder, save_strategy="steps", save_steps=2, learning_rate=1e-3, **settings)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"data": make_pairs(16, 9)}, "other data"),
+        ({"learning_rate": 1e-2}, "learning_rate 0.001 -> 0.01"),
+        ({"loss_type": "plackett_luce"}, "loss bradley_terry -> plackett_luce"),
+        ({"loss_kwargs": {"label_smoothing": 0.1}}, "loss_kwargs None -> {'label_smoothing': 0.1}"),
+        ({"center_rewards_coefficient": 0.1}, "center_rewards_coefficient None -> 0.1"),
+        ({"max_length": 48}, "max_length 256 -> 48"),
+        ({"overflow": "drop"}, "overflow truncate_left -> drop"),
+        ({"per_device_train_batch_size": 2}, "batch_size 4 -> 2"),
+        ({"seed": 7}, "seed 42 -> 7"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_run_does_not_go_on_as_another(base, tmp_path_factory, changed, message):
+    folder = tmp_path_factory.getbasetemp() / "goes_on"
+    if not folder.exists():
+        stopped_run(base, folder).train()
+    settings = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3, "max_steps": 6} | changed
+    with pytest.raises(CheckpointError, match="of a run with other settings") as refused:
+        make(base, folder, **settings).train(resume_from_checkpoint=True)
+    assert message in str(refused.value)
+
+
+def test_a_longer_run_goes_on(base, tmp_path):
+    stopped_run(base, tmp_path / "out").train()
+    longer = stopped_run(base, tmp_path / "out", max_steps=6, logging_steps=2)
+    assert longer.train(resume_from_checkpoint=True).global_step == 6
+
+
+def test_a_folder_of_trl_is_not_written_over(base, tmp_path):
+    theirs = make(
+        base, tmp_path / "out", trl, data=pairs_of_ids(16), save_strategy="steps", save_steps=2, max_steps=2
+    )
+    theirs.train()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for resume in (None, True):
+        with pytest.raises(CheckpointError, match="weights that another program wrote"):
+            stopped_run(base, tmp_path / "out").train(resume_from_checkpoint=resume)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_that_replaces_another_keeps_it_until_it_is_saved(tmp_path):
+    folder = tmp_path / "model"
+    for name in ("checkpoint-5/theirs.txt", "model.safetensors.mine", "model.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    run, files = RunRecord(folder), lambda: {str(p): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    run.start({"learning_rate": 1e-5}, finished=True)
+    before = files()
+    assert run.prepare({"learning_rate": 2e-5}, overwrite=True) == "fresh" and files() == before
+    with pytest.raises(ValueError, match="chosen is identical to rejected"):
+        reward_kit.train_reward_model(
+            "playground", [{"prompt": "a", "chosen": "b", "rejected": "b"}], folder, overwrite=True,
+            progress=False, say=lambda line: None, config={"report_to": "none"},
+        )  # fmt: skip
+    assert files() == before
+
+
+# ---- runs that go wrong
+
+
+def broken(**columns):
+    rows = make_pairs(16)
+    rows[9] |= columns
+    return rows
+
+
+@pytest.mark.parametrize("settings", [{}, {"layout": "padded"}, {"gradient_accumulation_steps": 2}], ids=str)
+@pytest.mark.parametrize("columns", [{"margin": 1e300}, {"weight": 1e300}], ids=str)
+def test_a_row_that_makes_the_loss_infinite_ends_the_run(base, tmp_path, columns, settings):
+    settings = {"max_steps": 20, "logging_steps": 7, "save_strategy": "steps", "save_steps": 3} | settings
+    trainer = make(base, tmp_path / "out", data=broken(**columns), **settings)
+    with pytest.raises(FloatingPointError, match=r"the loss of step \d+ is not finite") as error:
+        trainer.train()
+    assert "row 10, learning rate" in str(error.value)
+    step = int(str(error.value).split("step ")[1].split()[0])
+    kept = Checkpoints(tmp_path / "out").complete()
+    assert all(int(path.name.split("-")[1]) < step for path in kept)
+    for path in kept:
+        weights = load_file(path / "model.safetensors")
+        assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.mark.parametrize("settings", [{"max_grad_norm": 0}, {}], ids=str)
+def test_weights_that_are_no_numbers_are_never_saved(base, tmp_path, settings):
+    trainer = make(
+        base, tmp_path / "out", optim="sgd", learning_rate=1e38, lr_scheduler_type="constant", warmup_steps=0,
+        save_strategy="steps", save_steps=1, logging_strategy="no", **settings,
+    )  # fmt: skip
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer.train()
+    kept = [torch.load(path / "optimizer.pt") for path in Checkpoints(tmp_path / "out").complete()]
+    assert len(kept) <= 1  # of the step before, whose weights are numbers still
+    trainer.model.score.weight.data[:] = torch.nan
+    with pytest.raises(FloatingPointError, match="weights of .* are not finite"):
+        trainer.save_model(str(tmp_path / "final"))
+    assert not (tmp_path / "final").exists()
+
+
+def test_a_gradient_that_is_no_number_is_named_with_its_step_and_rows(base, tmp_path):
+    trainer = make(base, tmp_path / "out", data=make_pairs(4), max_steps=3, logging_steps=3)
+    step = trainer.training_step
+
+    def spoils(*args, **keywords):
+        loss = step(*args, **keywords)
+        if trainer.state.global_step == 1:
+            trainer.model.score.weight.grad[0, 0] = torch.inf
+        return loss
+
+    trainer.training_step = spoils
+    with pytest.raises(FloatingPointError, match="the gradient of step 2 is not finite .row [1-4], row"):
+        trainer.train()
+
+
+def test_logs_of_a_run_are_json_without_nan(base, tmp_path):
+    trainer = make(base, tmp_path / "out", logging_steps=2)
+    trainer.train()
+    json.loads(json.dumps(trainer.state.log_history, allow_nan=False))
+
+
+def test_a_stream_names_its_rows(base, tmp_path):
+    stream = IterableDataset.from_generator(lambda: iter(broken(margin=1e300)))
+    with pytest.raises(FloatingPointError, match="row 9, learning rate"):
+        make(base, tmp_path / "out", data=stream).train()
