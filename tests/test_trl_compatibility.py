@@ -109,7 +109,7 @@ def test_what_a_loss_or_collator_of_ones_own_cannot_get_is_refused(base, tmp_pat
     with pytest.raises(ValueError, match="_prepare_dataset of your own is not called.*chosen_ids"):
         make(base, tmp_path / "out", cls=Prepares)
     plan = make(base, tmp_path / "out", cls=Mine).plan()
-    assert "padded (as TRL's, for a compute_loss of your own)" in str(plan)
+    assert "padded (as TRL's, for your compute_loss)" in str(plan)
     with pytest.raises(ValueError, match="packed"):
         make(base, tmp_path / "out", cls=Mine, layout="packed")
 
@@ -149,6 +149,7 @@ def test_own_collators_train_as_in_trl_and_keep_columns(base, tmp_path):
             base, tmp_path / library.__name__, library, data=pairs_of_ids(16, teacher=str),
             arguments={"data_collator": Keeps(0)}.items(), remove_unused_columns=False,
             train_sampling_strategy="sequential",
+            learning_rate=1e-2, lr_scheduler_type="constant", disable_dropout=True,
         )  # fmt: skip
         found[library] = losses(trainer)
     assert found[reward_kit] == pytest.approx(found[trl], abs=1e-5) and set(seen) == set(map(str, range(16)))

@@ -34,13 +34,13 @@ _OURS = ".reward_kit"  # written first: this folder is ours
 
 
 class Checkpoints:
-    "The checkpoints of a run: folders checkpoint-STEP, used when complete."
+    "The checkpoints of a run: folders checkpoint-STEP."
 
     def __init__(
         self,
         folder,  # path that holds them
         limit=None,  # how many are kept, with the best; None: all
-        writes=True,  # whether this process is the one that writes
+        writes=True,  # whether this process writes
         wait=lambda: None,  # comes back when every process has called it
     ):
         self.folder, self.limit, self.writes, self.wait = Path(folder), limit, writes, wait
@@ -118,7 +118,7 @@ def write(
     fill,  # function of the folder that writes the files; called in every process
     best=None,  # a checkpoint that is kept whatever the limit
 ):
-    "Writes a checkpoint, then removes older ones over the limit. CheckpointError."
+    "Writes a checkpoint, removes those over the limit. CheckpointError."
     folder = self.path(step)
 
     def left():
@@ -197,7 +197,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class StopOnInterrupt(transformers.TrainerCallback):
-    "Ends a run at the next step, with a checkpoint, once Ctrl-C was pressed."
+    "Ends a run at the next step after Ctrl-C."
 
     def __init__(self, checkpoints, log=print):  # of the run; takes the lines for people
         self.checkpoints, self.log, self.asked = checkpoints, log, False
@@ -343,14 +343,14 @@ _RUN_RECORD = "training_run.json"
 
 
 class RunRecord:
-    "What the run of a folder was made with, and whether it has finished."
+    "What the run of a folder was made with."
 
     def __init__(self, folder):  # path where the run writes
         self.folder = Path(folder)
 
     @property
     def is_main(self):
-        "Whether this process is the one of the run that prints and writes."
+        "Whether this process is the one that prints and writes."
         return os.environ.get("RANK", "0") == "0"
 
     def read(self):
@@ -377,10 +377,10 @@ class RunRecord:
 @patch
 def prepare(
     self: RunRecord,
-    settings,  # what decides the weights: {name: value}
+    settings,  # {name: value}
     overwrite=False,  # replace another run, or a finished one
 ):  # -> "fresh" or "resume"
-    "What happens in the folder. FileExistsError: it holds something that would be lost."
+    "What happens in the folder. FileExistsError: something would be lost."
     folder, record = self.folder, self.read()
     if not folder.exists() or not any(folder.iterdir()):
         return "fresh"
@@ -402,7 +402,7 @@ def prepare(
 # %% ../../nbs/2_model/27_runs.ipynb #f7ca0865
 @patch
 def check_writable(self: RunRecord):
-    "OSError when the folder could not be made or written. Leaves nothing behind."
+    "OSError when the folder could not be made or written."
     parent = next(path for path in (self.folder, *self.folder.parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=parent).close()
@@ -415,7 +415,7 @@ def check_writable(self: RunRecord):
 @patch
 @contextmanager
 def fresh(self: RunRecord):
-    "Around a run: a failure leaves no new folder without checkpoint and model."
+    "Around a run: a failure leaves no new folder without a model."
     is_new = self.is_main and not self.folder.exists()
     try:
         yield

@@ -256,7 +256,7 @@ def _rewards(self: RewardTrainer, model, batch):
 
 @patch
 def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
-    "Weights (2,) in loss and centering, of all micro-batches in all processes."
+    "Weights (2,) in loss and centering, in all processes."
     if not batch_samples or self._as_trl:
         return None
     loss = LOSSES[self.args.loss_type]  # weights are the same beside any rewards
@@ -298,7 +298,7 @@ def evaluation_loop(self: RewardTrainer, *args, metric_key_prefix="eval", **keyw
 
 @patch
 def prediction_step(self: RewardTrainer, model, inputs, prediction_loss_only, ignore_keys=None):
-    "Loss, rewards (b, K) and ranks (b, K); -100 where there is no response."
+    "Loss, rewards (b, K) and ranks (b, K); -100: no response."
     if self._as_trl:
         return super(RewardTrainer, self).prediction_step(
             model, inputs, prediction_loss_only, ignore_keys)
@@ -416,7 +416,7 @@ _TIMED_FROM = 100  # batches; two are computed to time one
 
 @patch
 def plan(self: RewardTrainer, timed: bool = True) -> TrainingPlan:
-    "The numbers of the run; the random state is left as it was."
+    "The numbers of the run."
     args, known = self.args, has_length(self.train_dataset)
     lengths = self.train_dataset["lengths"][:] if known else []
     tokens, seconds = np.array([sum(row) for row in lengths]), None
@@ -524,7 +524,7 @@ def _measure_seconds(self: RewardTrainer, tokens, steps):
 # %% ../../nbs/2_model/30_trainer.ipynb #23c82368
 @patch
 def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
-    "Trains; True: from the newest complete checkpoint. TrainingInterrupted: Ctrl-C."
+    "Trains; True: from the newest checkpoint. TrainingInterrupted: Ctrl-C."
     needs = "" if self._sharded else "optimizer.pt"
     self.checkpoints.refuse_foreign()
     self.checkpoints.made_with = self._made_with()
@@ -583,7 +583,7 @@ def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_ke
 
 @patch
 def predict(self: RewardTrainer, test_dataset, ignore_keys=None, metric_key_prefix="test"):
-    "Rewards (n, K) and ranks (n, K) in order; -100 where there is no response."
+    "Rewards (n, K) and ranks (n, K) in order; -100: no response."
     self._in_order = True
     try:
         data = self.data.encode(test_dataset, metric_key_prefix)

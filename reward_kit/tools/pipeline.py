@@ -74,12 +74,12 @@ def train_reward_model(
     overwrite: bool = False,  # replace a finished or different run there
     keep_finished: bool = False,  # this very run is there: evaluate it only
     skip_broken_rows: bool = False,  # drop and count rows that are not JSON, or null
-    keep_checkpoints: bool = False,  # leave its checkpoints in the folder
+    keep_checkpoints: bool = False,  # leave them in the folder
     progress: bool = True,  # show bars
     say=print,  # takes lines for people
     **loading,  # columns, format, strict, ... of `load_preferences`
 ) -> TrainedRewardModel:
-    "Preferences in, evaluated reward-model folder out; what cannot work is refused first."
+    "Preferences in, evaluated reward-model folder out."
     run, say = _start(output, say, eval_fraction, "in (0, 1)", max_samples)
     args = _reward_config(output, config, quantization, progress)
     adapter = _lora_config(peft_config, "SEQ_CLS")
@@ -411,7 +411,7 @@ def train_ppo_policy(
     progress: bool = True,  # show bars
     say=print,  # takes lines for people
 ) -> TrainedPolicy:
-    "Prompts and a reward in, trained policy folder out; what cannot work is refused first."
+    "Prompts and a reward in, trained policy folder out."
     run, say = _start(output, say, eval_fraction, "in [0, 1)", max_samples)
     config = dict(config or {})
     if reward_weights is not None: config["reward_weights"] = list(reward_weights)
