@@ -57,7 +57,7 @@ class Checkpoints:
         (folder / _MARKER).unlink(missing_ok=True)
 
     def finish(self, folder, step):  # checkpoint-STEP, steps done
-        "Writes the list that makes the checkpoint complete, once all files are on the disk."
+        "Writes the list that makes the checkpoint complete."
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
         marker = {"step": step, "saved_at": time.time(), "files": sizes, "made_with": self.made_with}
@@ -89,7 +89,7 @@ def newest(self: Checkpoints):
 
 @patch
 def remove(self: Checkpoints, unfinished_only=False):  # -> their names
-    "Deletes all checkpoints of ours, or those that are not complete."
+    "Deletes checkpoints of ours, or incomplete ones."
     ours = sorted(path.parent for path in self.folder.glob(f"checkpoint-*/{_OURS}"))
     return self._delete([path for path in ours if not unfinished_only or not _read_marker(path)])
 
@@ -272,7 +272,7 @@ class MicroBatches:
         restart,  # function that forgets what the step has done so far
         step,  # that is under way, for messages
     ):  # -> loss of the batch
-        "Forward and backward; without memory the step again, in twice as many micro-batches."
+        "Forward and backward; without memory again, in twice as many micro-batches."
         loss = self._try(batch, backward, step)
         while loss is None:  # not in the except block, whose traceback holds the failed graph
             self.count *= 2

@@ -53,7 +53,7 @@ class RewardTrainer(trl.RewardTrainer):
         compute_metrics=None,  # (rewards (n, K), ranks (n, K)) -> {name: number}
         callbacks=None,  # of transformers.TrainerCallback
         optimizers=(None, None),  # (optimizer, scheduler)
-        optimizer_cls_and_kwargs=None,  # (class, {keyword: value})
+        optimizer_cls_and_kwargs=None,  # (class, keywords)
         preprocess_logits_for_metrics=None,  # of (rewards, ranks)
         quantization_config=None,  # with a model given by name
         peft_config=None,  # e.g. LoraConfig(); the head is trained too
@@ -185,7 +185,7 @@ def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, datas
 
 @patch
 def _choose_collator(self: RewardTrainer, args, model, tokenizer, own):
-    "Packed where the model can read it; one decision for all processes."
+    "Packed where the model reads it; one decision for all."
     args.accelerator_config.dispatch_batches = False  # batches of a stream cannot be cut by rows
     args.accelerator_config.non_blocking = args.dataloader_pin_memory  # off on a CPU
     if self._as_trl:
