@@ -83,7 +83,14 @@ SCORERS = {
     "alone": "transformers, bfloat16, one by one",
 }
 COLOURS = {"ours": BLUE, "compiled": GREEN, "trl": ORANGE, "flash-pref": YELLOW}
-COLOURS |= {"float32": BLUE, "bfloat16": BLUE, "long": GREEN, "pipeline-32": ORANGE, "pipeline-128": ORANGE, "alone": GREY}
+COLOURS |= {
+    "float32": BLUE,
+    "bfloat16": BLUE,
+    "long": GREEN,
+    "pipeline-32": ORANGE,
+    "pipeline-128": ORANGE,
+    "alone": GREY,
+}
 
 
 # ---- what is measured with: the card, texts, models
