@@ -286,9 +286,16 @@ class Counting:
         self.__dict__ |= {"backend": backend, "calls": 0}
 
     def __getattr__(self, name):
-        if name.startswith("encode_batch") or name == "encode":
-            self.__dict__["calls"] += 1
-        return getattr(self.backend, name)
+        found = getattr(self.backend, name)
+        if not name.startswith("encode_batch"):
+            assert name != "encode", "one text alone"
+            return found
+
+        def counted(texts, *args, **how):
+            self.__dict__["calls"] += len(texts) > 0
+            return found(texts, *args, **how)
+
+        return counted
 
     def __setattr__(self, name, value):
         setattr(self.backend, name, value)
@@ -297,8 +304,9 @@ class Counting:
 TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
 
 
-@pytest.mark.parametrize("made, calls", [("by us", 1), ("with a template", 2), ("without", 2)])
+@pytest.mark.parametrize("made, calls", [("by us", 2), ("with a template", 3), ("without", 3)])
 def test_calls_of_the_tokenizer_do_not_grow_with_the_texts_of_a_chunk(tmp_path, monkeypatch, made, calls):
+    "Every third text is too long, and its prompt is cut."
     model, tokenizer = load_reward_backbone(make_base(tmp_path / "base"), new_head=True)
     if made == "by us":
         RewardMetadata(encoding=prepare_tokenizer(tokenizer, model, max_length=128)).save(tmp_path)
@@ -311,7 +319,8 @@ def test_calls_of_the_tokenizer_do_not_grow_with_the_texts_of_a_chunk(tmp_path, 
     for texts, at_once in ((20, 20), (80, 80), (80, 20)):
         monkeypatch.setattr(text_scorer, "_AT_ONCE", at_once)
         rm.tokenizer._tokenizer.__dict__["calls"] = 0
-        rm.score([row["prompt"] for row in pairs[:texts]], [row["chosen"] for row in pairs[:texts]])
+        prompts = [pair["prompt"] * (1 if i % 3 else 99) for i, pair in enumerate(pairs[:texts])]
+        rm.score(prompts, [pair["chosen"] for pair in pairs[:texts]])
         found.append(rm.tokenizer._tokenizer.calls)
     assert 0 < found[0] == found[1] <= calls and found[2] == 4 * found[1]
 

@@ -325,8 +325,8 @@ def test_rank_and_best_of_n(rm):
     chat = [{"role": "user", "content": "Hi"}]
     assert rm.best_of_n([chat, chat], [["a", "b"], ["c"]])[1].response == "c"
     for args, part in [
-        ((["a"], [["b"]], 2), "prompt 0 has 1 response; n=2"),
-        ((["a"], [[]]), "at least one"),
+        ((["a"], [["b"]], 2), "prompt 0 has 1 response, of which n=2"),
+        ((["a"], [[]]), "0 responses, of which n=1 cannot be taken"),
         ((["a"], [["b"], ["c"]]), "1 prompt and 2 lists"),
     ]:
         with pytest.raises(ValueError, match=part):

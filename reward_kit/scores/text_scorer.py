@@ -219,7 +219,8 @@ def _first(lists, n):
     least = 1 if n is None else n
     for i, group in enumerate(groups):
         if not 1 <= least <= len(group):
-            raise ValueError(f"prompt {i} has {counted(len(group), 'response')}; {least} must be there")
+            raise ValueError(
+                f"prompt {i} has {counted(len(group), 'response')}, of which n={least} cannot be taken")
     return [group[:n] for group in groups]
 
 
