@@ -18,7 +18,7 @@ from trainer_world import make_base, make_pairs
 import reward_kit.model.packing as packing
 from reward_kit import RewardConfig, RewardModel, RewardTrainer
 from reward_kit.model.batches import RewardCollator, bind_reward_forward
-from reward_kit.model.encoding import prepare_tokenizer
+from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
 from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.scores import text_scorer
 
@@ -323,6 +323,24 @@ def test_calls_of_the_tokenizer_do_not_grow_with_the_texts_of_a_chunk(tmp_path, 
         rm.score(prompts, [pair["chosen"] for pair in pairs[:texts]])
         found.append(rm.tokenizer._tokenizer.calls)
     assert 0 < found[0] == found[1] <= calls and found[2] == 4 * found[1]
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "conversations"])
+@pytest.mark.parametrize("max_length, calls", [(128, 1), (40, 2)], ids=["whole", "cut"])
+def test_texts_that_are_cut_are_encoded_together_once_more(tmp_path, monkeypatch, chat, max_length, calls):
+    "What has to be cut is tokenised a second time, with the places of its tokens; never one by one."
+    _, tokenizer = load_reward_backbone(make_base(tmp_path / "base"), new_head=True)
+    encoder = RewardEncoder(tokenizer, prepare_tokenizer(tokenizer, max_length=max_length))
+    monkeypatch.setattr(tokenizer, "_tokenizer", Counting(tokenizer._tokenizer))
+    for n in (20, 80):
+        pairs = make_pairs(n)
+        prompts = [row["prompt"] * 2 for row in pairs]
+        if chat:
+            prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        tokenizer._tokenizer.__dict__["calls"] = 0
+        batch = encoder.encode(prompts, [row["chosen"] for row in pairs])
+        assert tokenizer._tokenizer.calls == calls
+        assert None in batch.ids or sum(batch.cut) > n / 2 or max_length > 40
 
 
 @pytest.mark.parametrize("made", ["with a template", "without"])

@@ -480,7 +480,7 @@ def _fit(self: RewardEncoder, batch, texts, rows, names):
     "What is too long loses its oldest tokens, or all of them."
     most, overflow = self.encoding.max_length, self.encoding.overflow
     long = [i for i, ids in enumerate(batch.ids) if len(ids) > most]
-    needs = self._response_tokens([texts[i] for i in long], [rows[i] for i in long])
+    needs = long and self._response_tokens([texts[i] for i in long], [rows[i] for i in long])
     for i, needed in zip(long, needs):
         if overflow == "error":
             raise ValueError(f"{names[i]}: {len(batch.ids[i])} tokens, but max_length={most}; "
