@@ -110,3 +110,13 @@ def test_ppo(model, preferences, expected):
             row["prompt"], tools=row.get("tools"), tokenize=False, add_generation_prompt=True
         )
         assert ids == model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "name"])
+def test_responses_that_differ_in_one_key_are_different(key, model):
+    answers = [[{"role": "assistant", "content": "dry", key: said}] for said in ("no clouds", "a guess")]
+    row = {"prompt": PROMPT[:1], "chosen": answers[0], "rejected": answers[1]}
+    data, report = encode_dataset(load_preferences([row]), model.encoder)
+    assert len(data) == 1 and data[0]["sequences"] == [by_hand(model.tokenizer, row, a) for a in answers]
+    with pytest.raises(Exception, match="identical"):
+        load_preferences([row | {"rejected": answers[0]}])

@@ -306,7 +306,7 @@ def _refuse_equal(responses, ranks, names):
 
 
 def _compared(response):
-    if not isinstance(response, str) and any("tool_calls" in turn for turn in response):
+    if not isinstance(response, str) and any(turn.keys() - {"role", "content"} for turn in response):
         return json.dumps(response)
     return response_text(response).strip()
 

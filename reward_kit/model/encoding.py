@@ -540,7 +540,7 @@ def encode(
     tools=None,  # one value for all texts, or a list with one for each
     chat_template_kwargs=None,  # likewise, dictionaries
     names=None,  # of the rows, for error messages
-    strict=True,  # False: what cannot be encoded has a reason in `refused`
+    strict=True,  # False: a reason in `refused` is no error
 ):  # -> an object with `ids`, `cut` and `refused`
     "Token ids of each text. Raises ValueError that names the row."
     n = len(prompts)

@@ -534,7 +534,7 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     elif self.args.device.type == "cuda":
         self.plan(timed=False)  # by which batches are made to fit
         cut = self.overflow_report
-        if cut is not None and cut.truncated + cut.dropped:
+        if cut is not None and cut.truncated + cut.dropped + cut.dropped_rows:
             self._print(f"length    {cut.summary}")
     self._start_counting()
     with self.stop.watching(self.args.world_size):
