@@ -50,8 +50,8 @@ class OverflowReport(Report):
                 f"{self.tokens} tokens kept; over {self.max_length} tokens: {self.truncated} cut "
                 f"({self.truncated / max(self.sequences, 1):.1%}), {self.dropped} dropped")
         if self.reasons:
-            why = "; ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
-            text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)}): {why}"
+            text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)}): "
+            text += "; ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
         return text
 
     @property
@@ -76,7 +76,6 @@ def count(self: OverflowReport, rows):  # dictionaries with the keys of `_CHECKS
 # %% ../../nbs/2_model/23_encoded_data.ipynb #ca587554
 _TEXT = ("prompt", "responses", "tools", "chat_template_kwargs")  # columns that encoding replaces
 _GIVEN = ("chosen_ids", "rejected_ids")  # in place of text
-_LABELS = ("ranks", "scores", "origin")  # columns that it reads
 _ENCODED = {
     "sequences": pa.list_(pa.list_(pa.int32())), "lengths": pa.list_(pa.int64()),
     "ranks": pa.list_(pa.int64()), "scores": pa.list_(pa.float64()),
@@ -131,7 +130,7 @@ def _encode_records(records, encoder):
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #9392bec1
 def _encode_table(table, indices, encoder):
-    names, read = table.column_names, (*_TEXT, *_LABELS, *_GIVEN)
+    names, read = table.column_names, (*_TEXT, *_GIVEN, "ranks", "scores", "origin")
     columns = {name: read_column(table[name]) for name in read if name in names}
     schema = pa.schema(_ENCODED | _CHECKS)
     encoded = pa.Table.from_pylist(_encode_records(_rows(columns, indices), encoder), schema)
@@ -155,11 +154,11 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
     finally:
         gc.unfreeze()
     encoded = encoded.with_format(None)
-    checks = encoded.select_columns(list(_CHECKS)).to_list()
+    checks = encoded.select_columns([*_CHECKS]).to_list()
     report.count(checks)
     if report.reasons:
         encoded = encoded.select([i for i, row in enumerate(checks) if not row["reason"]])
-    return encoded.remove_columns(list(_CHECKS))
+    return encoded.remove_columns([*_CHECKS])
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #2c826d51
 _KEPT = (*_ENCODED, "margin", "weight", "origin")  # columns of an encoded stream
@@ -169,7 +168,7 @@ def _usable(rows):
     records = []
     for row in rows:
         try:
-            records.append(row if {"responses", *_GIVEN} & row.keys()
+            records.append(row if {"responses", "chosen_ids"} & row.keys()
                            else to_record(row, origin=row.pop("origin")))
         except UnusableRow as error:
             logging.getLogger("reward_kit").warning("a row of the stream is left out: %s", error)

@@ -254,7 +254,7 @@ def _positions(model):
     "How many positions a model has; None: no limit. RoBERTa loses some to padding."
     config = model and model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
-    if not limit or limit <= 0:
+    if (limit or 0) <= 0:
         return None
     if _OFFSET_POSITIONS.match(config.model_type):
         limit -= (config.pad_token_id or 0) + 1

@@ -290,9 +290,9 @@ reward = classify([text])[0]["score"]
 def _write_card(self: TrainedModel, folder, name):
     card, about, encoding = ModelCard(folder), self.metadata, self.metadata.encoding
     between = " " if encoding.separator is None else encoding.separator
-    plain = _PLAIN.format(between=between) if encoding.kind == "text" else ""
     text = (_INTRODUCTION + _ELSEWHERE * bool(encoding.kind)).format(
-        name=name, max_length=encoding.max_length, plain=plain)
+        name=name, max_length=encoding.max_length,
+        plain=_PLAIN.format(between=between) if encoding.kind == "text" else "")
     card.begin(name, text, ("reward-model", "reward_kit", "trl"), base=about.base["id"])
     _plot_training(self.history).savefig(folder / "training_curve.png")
     card.replace(

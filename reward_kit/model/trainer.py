@@ -27,7 +27,7 @@ from .batches import RewardCollator, bind_reward_forward, innermost_model
 from .encoding import RewardEncoder, prepare_tokenizer
 from .loss import LOSSES
 from .measures import Sums, TrainedModel, TrainingPlan
-from .model_folder import ModelCard, RewardHead, RewardMetadata, base_name
+from .model_folder import RewardHead, RewardMetadata, base_name
 from .model_folder import load_reward_backbone, saved_whole
 from .packing import choose_layout, compile_layers, packing_problem
 from .runs import Checkpoints, MicroBatches, StopOnInterrupt
