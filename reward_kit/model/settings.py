@@ -251,7 +251,7 @@ class _Batches(_Settings):
         "above 0")
     train_sampling_strategy: str = setting(
         "group_by_length", "Order: group_by_length (packed: random), random, "
-        "sequential, batch_rebalance.", command=False)
+        "or sequential.", command=False)
     dataset_num_proc: int | None = setting(
         None, "Processes that encode the data. None: this one.", "above 0")
     bf16: bool | None = setting(
