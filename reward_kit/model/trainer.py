@@ -89,8 +89,8 @@ class RewardTrainer(trl.RewardTrainer):
         self._signature_columns = "sequences lengths ranks scores margin weight origin".split()
         if adapters:
             self._ready_adapters(model)
-        whole = self._sharded or self._as_trl
-        self.micro_batches = MicroBatches.of(args, whole, pieces, self._print)
+        self.micro_batches = MicroBatches.of(
+            args, self._sharded or self._as_trl, pieces, self._print)
 
 # %% ../../nbs/2_model/30_trainer.ipynb #869329c4
 @patch
@@ -173,8 +173,8 @@ def _ready_adapters(self: RewardTrainer, base):
 @patch
 def _written_for_trl(self: RewardTrainer, collator):
     "What you wrote for TRL's batches."
-    names = ("_prepare_dataset", "compute_loss")
-    own = [name for name in names if getattr(type(self), name) is not getattr(RewardTrainer, name)]
+    own = [name for name in ("_prepare_dataset", "compute_loss")
+           if getattr(type(self), name) is not getattr(RewardTrainer, name)]
     return (own + [collator and "data_collator"])[0]
 
 # %% ../../nbs/2_model/30_trainer.ipynb #a4871f7b
@@ -573,7 +573,7 @@ def _weights_step(self: RewardTrainer):
 # %% ../../nbs/2_model/30_trainer.ipynb #2ffda67f
 @patch
 def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-    "Metrics of evaluation sets, each by its own name."
+    "Metrics of evaluation sets, by name."
     metrics = super(RewardTrainer, self).evaluate(eval_dataset, ignore_keys, metric_key_prefix)
     name = eval_dataset or "eval"
     if isinstance(name, str) and self._eval_totals:
@@ -610,6 +610,7 @@ def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
 @patch
 def _trained_model(self: RewardTrainer):
     args, data, settings = self.args, self.data, self._made_with()
+    texts = [ids for row in islice(self.train_dataset, 16) for ids in row["sequences"]]
     loss = (args.loss_kwargs or {}) | {"center_rewards_coefficient": args.center_rewards_coefficient}
     measured = self._evaluated[self._weights_step()]
     if self._eval_sets() and not measured and args.world_size == 1 and not self.is_in_train:
@@ -630,7 +631,7 @@ def _trained_model(self: RewardTrainer):
         measured,
         eval_hash="-".join(str(data.content_hash(dataset)) for dataset in self._eval_sets()),
         data_report=data.report,
-        texts=self._sample_texts() if self._reads_by_index else [],
+        texts=texts if self._reads_by_index else [],
         weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,
     )
 
@@ -641,11 +642,6 @@ def _eval_sets(self: RewardTrainer):
     if isinstance(data, dict):
         return list(data.values())
     return [] if data is None else [data]
-
-
-@patch
-def _sample_texts(self: RewardTrainer):
-    return [ids for row in islice(self.train_dataset, 16) for ids in row["sequences"]]
 
 # %% ../../nbs/2_model/30_trainer.ipynb #bbdd546b
 @patch
