@@ -748,19 +748,33 @@ def score_report(rows: list[dict], facts: dict):
 PHASES = {"sample": "sampling", "score": "scoring", "reference": "reference", "values": "values"}
 PHASES |= {"update": "updates"}
 CRITICS = ("separate", "shared")
+CACHES = ("dynamic", "static", "paged")  # of sampling
 
 
-def ppo_once(world: World, shape: str, critic: str, episodes: int, response: int) -> dict:
-    "Seconds of the phases of the second step."
+def policy_of(world: World, shape: str, cache: str):
+    "Random weights, and an adapter where they are in 16 bits, as FlashAttention wants for a paged cache."
+    half = cache == "paged" and world.device == "cuda"
+    model = world.model(shape, "bfloat16" if half else "float32", head="CausalLM")
+    if not half:
+        return model, None
+    from peft import LoraConfig
+
+    return model, LoraConfig(r=16, target_modules="all-linear")
+
+
+def ppo_once(world: World, shape: str, critic: str, cache: str, episodes: int, response: int) -> dict:
+    "Seconds of the phases of the second step, with compiled layers; the first of them compiles."
     from reward_kit.model.settings import quiet
     from reward_kit.rl.ppo import PPOConfig, PPOTrainer
 
-    policy, judge = world.model(shape, head="CausalLM"), world.reward_model(shape)
+    (policy, adapter), judge = policy_of(world, shape, cache), world.reward_model(shape)
     prompts = [row["prompt"] for row in world.rows("short", 2 * episodes)]
     size = min(8, episodes)
     settings = PPOConfig(
         str(world.work / "ppo"),
         critic=critic,
+        cache_implementation=cache,
+        torch_compile=world.device == "cuda",
         total_episodes=2 * episodes,
         per_device_train_batch_size=size,
         gradient_accumulation_steps=episodes // size,
@@ -773,8 +787,12 @@ def ppo_once(world: World, shape: str, critic: str, episodes: int, response: int
         use_cpu=world.device == "cpu",
     )
     with quiet():
-        trainer = PPOTrainer(policy, judge, settings, prompts, processing_class=world.tokenizer)
+        trainer = PPOTrainer(
+            policy, judge, settings, prompts, processing_class=world.tokenizer, peft_config=adapter
+        )
         log = trainer.train().log_history[-1]
+    if trainer.sampling.way != cache:
+        raise RuntimeError("sampling fell back to the dynamic cache; the reason is in the log")
     seconds = {phase: log.get(f"time/{phase}", 0.0) for phase in PHASES}
     return {
         "seconds": seconds,
@@ -785,11 +803,11 @@ def ppo_once(world: World, shape: str, critic: str, episodes: int, response: int
 
 
 def ppo(work: Path, device: str, vocabulary: int, shape: str, episodes: int, response: int, until: float):
-    "A row for each kind of critic."
+    "A row for each way of sampling, and one for the other kind of critic."
     world = World(work, device, vocabulary)
-    for critic in CRITICS:
-        measured = attempt(partial(ppo_once, world, shape, critic, episodes, response), device, until)
-        yield {"critic": critic, "episodes": episodes, "response": response} | measured
+    for critic, cache in [*(("shared", cache) for cache in CACHES), ("separate", "dynamic")]:
+        measured = attempt(partial(ppo_once, world, shape, critic, cache, episodes, response), device, until)
+        yield {"critic": critic, "cache": cache, "episodes": episodes, "response": response} | measured
 
 
 def ppo_line(row: dict) -> str:
@@ -808,24 +826,27 @@ def ppo_report(rows: list[dict], facts: dict):
         own = [row["step"], *row["seconds"].values()]
         return [*(f"{seconds:.2f}" for seconds in own), f"{row['tokens']:,.0f}", f"{row['peak']:.1f}"]
 
-    head = ["critic", "step, s", *(f"{name}, s" for name in PHASES.values())]
+    head = ["critic", "cache", "step, s", *(f"{name}, s" for name in PHASES.values())]
     head += ["tokens/s sampled", "peak GiB"]
     told = f"{rows[0]['episodes']} responses of at most {rows[0]['response']} tokens"
     text = [
         f"A step of PPO: {told}, four passes over them, policy and reward model of Qwen3-{facts['model']}'s"
         " shape. The second step of a run is measured.",
         "",
-        *table(head, [[row["critic"], *cells(row)] for row in rows]),
+        *table(head, [[row["critic"], row["cache"], *cells(row)] for row in rows]),
         "",
         "A policy with random weights hardly ever ends a response, so nearly all have full length. The reward"
         " model has float32 weights, the rest computes in bfloat16 where the device is a GPU. A shared critic"
-        " is a head on the policy, which saves a model and its forward and backward passes.",
+        " is a head on the policy, which saves a model and its forward and backward passes. Caches: dynamic"
+        " is reward_kit's loop, static and paged are of transformers (compiled steps; continuous batching)."
+        " On a GPU layers are compiled, in the first step; beside a paged cache the policy is an adapter on"
+        " bfloat16 weights, which FlashAttention reads where it is installed.",
     ]
-    figure, panels = new_figure(1, len(rows), 4.2 * len(rows), 2.4)
+    figure, panels = new_figure(2, (len(rows) + 1) // 2, 4.2 * ((len(rows) + 1) // 2), 4.6)
     for axes, row in zip(panels.flat, rows):
         phases = [{"seconds": seconds} for seconds in row.get("seconds", {}).values()] or [row]
         row_bars(axes, list(PHASES.values())[: len(phases)], phases, [BLUE] * len(phases), "seconds")
-        axes.set_title(f"critic: {row['critic']}", fontsize=9)
+        axes.set_title(f"critic: {row['critic']}, cache: {row['cache']}", fontsize=9)
     return text, figure, "Seconds of the phases of a step of PPO"
 
 
@@ -880,8 +901,9 @@ class Jobs(Workers):
 
 def name_of(row: dict) -> str:
     "What a row is about."
-    names = [row[key] for key in ("family", "way", "run", "side", "critic") if key in row]
+    names = [row[key] for key in ("family", "way", "run", "side", "critic", "cache") if key in row]
     words = SIDES | SCORERS | {critic: f"PPO, {critic} critic" for critic in CRITICS}
+    words |= {cache: f"{cache} cache" for cache in CACHES}
     return ", ".join(words.get(name, name) for name in names)
 
 

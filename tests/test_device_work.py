@@ -6,16 +6,20 @@ import shutil
 import traceback
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 import transformers
+from peft import LoraConfig
+from ppo_world import fixed_episodes, make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch_kernel import varlen
 from trainer_world import make_base, make_pairs
 
 import reward_kit.model.packing as packing
+import reward_kit.rl.ppo as ppo
 from reward_kit import RewardConfig, RewardModel, RewardTrainer
 from reward_kit.model.batches import RewardCollator, bind_reward_forward
 from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
@@ -23,6 +27,7 @@ from reward_kit.model.model_folder import RewardMetadata, load_reward_backbone
 from reward_kit.scores import text_scorer
 
 ASK_THE_DEVICE = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
+ASK_THE_DEVICE |= {"masked_scatter_backward"}  # selects by the mask
 VIEWS = {
     *("view", "_unsafe_view", "transpose", "t", "slice", "split", "split_with_sizes", "unsqueeze", "squeeze"),
     *("select", "expand", "permute", "alias", "detach", "as_strided", "unbind", "lift_fresh"),
@@ -92,6 +97,26 @@ def test_a_step_of_training_never_waits_for_the_device(tmp_path, settings):
     if settings.get("layout") == "padded":  # transformers looks whether there is any padding
         del operations.waits["_local_scalar_dense in masking_utils.py"]
     assert not operations.waits
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_micro_batches_of_ppo_never_wait_for_the_device(tmp_path, monkeypatch, critic, layout):
+    "A step of the optimizer looks once whether the gradient is a number, however many there are."
+    trainer = make_trainer(make_base(tmp_path / "base"), tmp_path / "out", critic=critic, layout=layout)
+    episodes, waits = fixed_episodes(8), []
+    trainer.set_advantages(episodes)
+    batches = list(trainer._batches(episodes))  # laid out on the host, whatever the device
+    for some in (batches[:1], batches):
+        monkeypatch.setattr(trainer, "_batches", lambda _, some=some: some)
+        operations = Operations()
+        with operations:
+            trainer._optimizer_step(episodes)
+        if layout == "padded":  # transformers looks whether there is any padding
+            del operations.waits["_local_scalar_dense in masking_utils.py"]
+        assert operations.count["mm"] > 0
+        waits.append(operations.waits)
+    assert len(batches) == 4 and waits[0] == waits[1] and waits[0].total() == 1
 
 
 # ---- a decoder layer
@@ -189,6 +214,55 @@ def test_torch_compile_compiles_layers_and_nothing_else(tmp_path):
     assert losses[True] == pytest.approx(losses[False], abs=1e-5)
     trainer.save_model()
     assert RewardModel.from_pretrained(args.output_dir).score("a", "b") is not None
+
+
+@pytest.mark.parametrize("way", ["separate", "LoRA"])
+def test_compiled_layers_learn_the_same_by_ppo_and_are_compiled_once(tmp_path, monkeypatch, way):
+    "Every batch has other lengths; what the first needed serves the others, and sampling compiles nothing."
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(packing, "_flash_fits", lambda *_: True)
+    monkeypatch.setattr(packing, "varlen_attn", lambda *args, **_: varlen(*args))
+    backend = {"LoRA": "eager"}.get(way, "aot_eager")  # which is slower
+    monkeypatch.setattr(ppo, "compile_layers", partial(packing.compile_layers, backend=backend))
+    base, results, graphs = make_base(tmp_path / "base"), [], []
+    config = transformers.AutoConfig.from_pretrained(base)
+    config.num_hidden_layers = 3
+    more = {"critic": way}
+    if way == "LoRA":
+        more = {"peft_config": LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)}
+
+    class Count(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            graphs.append(counters["stats"]["unique_graphs"])
+
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            transformers.AutoModelForCausalLM.from_config(config), tmp_path / "out", total_episodes=24,
+            processing_class=transformers.AutoTokenizer.from_pretrained(base), torch_compile=compiled,
+            callbacks=[Count()], response_length=12, num_ppo_epochs=1, **more,
+        )  # fmt: skip
+        trainer.train()
+        results.append(torch.cat([p.detach().flatten() for p in trainer.models.trained()]))
+    eager, compiled = graphs[:3], graphs[3:]
+    assert eager == [0] * 3 and 0 < compiled[0] == compiled[-1] and not counters["graph_break"]
+    assert (results[1] - results[0]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("batches, asked, done", [(18, None, False), (19, None, True), (99, False, False)])
+def test_layers_of_ppo_are_compiled_in_long_runs(tmp_path, monkeypatch, batches, asked, done):
+    "From 300 passes of the policy on: here 4 passes over 4 micro-batches, in each batch."
+    compiled = []
+    monkeypatch.setattr(ppo, "compile_layers", lambda model, asked: compiled.append((model, asked)))
+    trainer = make_trainer(
+        make_base(tmp_path / "base"), tmp_path / "out", total_episodes=8 * batches, num_ppo_epochs=4,
+        torch_compile=asked,
+    )  # fmt: skip
+    models = trainer.policy, trainer.ref_policy, trainer.critic.trunk
+    assert compiled == ([(model, False) for model in models] if done else [])
 
 
 # ---- memory

@@ -164,7 +164,8 @@ ASKED_LATE = {
     "tools.commands": BESIDE,
     "tools.serving": {"beside.wire_formats"},
     "rl.policies": {"beside.trl_ppo"},
-    "rl.ppo": {"beside.trl_ppo"},
+    "rl.ppo": {"beside.trl_ppo", "beside.faster_sampling"},
+    "rl.rollouts": {"beside.faster_sampling"},
 }
 
 

@@ -4,27 +4,33 @@ pinned in the chapter."""
 import dataclasses
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import torch
 import transformers
 from accelerate.tracking import GeneralTracker
+from peft import LoraConfig
 from ppo_world import config, fixed_episodes, make_base, make_trainer, prompts, run_processes, vowels, weights
 from trainer_world import make_tokenizer
 
+import reward_kit.beside.faster_sampling  # noqa: F401, methods of Sampling
+from reward_kit import load_preferences
 from reward_kit.beside.trl_ppo import _ELSEWHERE as ELSEWHERE
 from reward_kit.model.batches import bind_reward_forward
 from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
 from reward_kit.model.model_folder import ModelLoadError, RewardMetadata
 from reward_kit.model.packing import _read_segments as read_segments
-from reward_kit.model.packing import packing_problem
+from reward_kit.model.packing import compile_layers, packing_problem
 from reward_kit.model.runs import CheckpointError, TrainingInterrupted
 from reward_kit.model.settings import settings_of
 from reward_kit.rl.policies import PPOConfig, _make_critic
@@ -244,6 +250,121 @@ def test_a_sample_stops_at_any_stop_token_and_says_so(base):
     assert trainer.models.stop_ids == (trainer.tokenizer.eos_token_id, 9)
 
 
+# ---------------------------------------------------------------- ways of sampling
+
+RAGGED = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16], [17], [18, 19]]
+STOPS = (3, 20, 21, 22, 23, 24, 25, 26)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("way", ["static", "paged"])
+def test_each_way_writes_what_the_loop_writes(name, way):
+    "Ragged prompts, more than fit at once, several stop tokens: the likeliest tokens are the same ones."
+    model = tiny(name)
+    how = {"temperature": 0, "stop_ids": STOPS, "rows": 3}
+    expected = Sampling(12, **how).sample(model, RAGGED)
+    assert len({e.stopped for e in expected}) == 2 or len({len(e.response_ids) for e in expected}) > 1
+    sampling = Sampling(12, **how, way=way)
+    for _ in range(2):
+        found = sampling.sample(model, RAGGED)
+        known = [(e.row, e.prompt_ids, e.response_ids, e.stopped) for e in found]
+        assert known == [(e.row, e.prompt_ids, e.response_ids, e.stopped) for e in expected]
+    assert sampling.way == way and not any(e.logprobs for e in found)
+    with torch.no_grad():  # these are measured by a second pass, as those of the loop can be
+        logprobs, _ = EpisodeBatch.of(found).logprobs(model, 1.0)
+    for row, e in enumerate(expected):
+        assert e.logprobs == pytest.approx(logprobs[row, : len(e.response_ids)].tolist(), abs=2e-4)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 3, "temperature": 0.7}, {"top_p": 0.6, "temperature": 1.5}])
+@pytest.mark.parametrize("way, n", [("dynamic", 600), ("static", 600), ("paged", 160)])
+def test_each_way_draws_from_the_distribution_that_is_asked_for(way, n, settings):
+    "In any way as many first tokens are of each kind as temperature, top-k and top-p say."
+    model, prompt = tiny("qwen3"), [5, 6, 7]
+    model.generation_config.repetition_penalty = 5.0  # of the base; rollouts are as the settings say
+    model.generation_config.suppress_tokens = list(range(32))
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[0, -1:].double() / settings["temperature"]
+    if "top_k" in settings:
+        logits[logits < logits.topk(3).values[:, -1:]] = -torch.inf
+    if "top_p" in settings:
+        logits = transformers.TopPLogitsWarper(0.6)(None, logits)
+    expected = logits.softmax(-1)[0]
+    before, sampling = torch.get_rng_state(), Sampling(1, rows=40, way=way, **settings)
+    draw = lambda seed: [
+        e.response_ids[0] for e in sampling.sample(model, [prompt] * n, torch.Generator().manual_seed(seed))
+    ]
+    found = draw(0)
+    share = torch.tensor(found).bincount(minlength=64) / n
+    assert sampling.way == way and (share - expected).abs().max() < 2 / n**0.5  # four standard deviations
+    assert not share[expected == 0].any()
+    assert draw(0) == found != draw(1) and torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"bf16": True}, {"peft_config": True, "torch_compile": True}], ids=str
+)
+@pytest.mark.parametrize("way", ["static", "paged"])
+def test_what_samples_follows_the_policy(base, tmp_path, monkeypatch, way, settings):
+    "Its weights are the policy's, also under an adapter, in mixed precision and where layers are compiled."
+    monkeypatch.setattr("reward_kit.rl.ppo.compile_layers", partial(compile_layers, backend="eager"))
+    lora = {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if "peft_config" in settings else {}
+    trainer = make_trainer(base, tmp_path, cache_implementation=way, **settings | lora)
+    trainer.sampling.temperature, first = 0, []
+    for change in (0, 0.3):
+        with torch.no_grad():
+            for p in trainer.models.trained():
+                p.add_(change * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+        expected = Sampling(8, 0, stop_ids=trainer.sampling.stop_ids).sample(
+            trainer.policy, trainer.train_rows.ids
+        )
+        with trainer._autocast():
+            found = trainer.sample(trainer.train_rows.ids)
+        assert [e.response_ids for e in found] == [e.response_ids for e in expected]
+        first.append([e.response_ids for e in found])
+    assert first[0] != first[1] and trainer.sampling.way == way
+    pairs = zip(trainer.sampling.twin.parameters(), trainer.policy.parameters(), strict=True)
+    assert all(a is b for a, b in pairs)
+    assert not any(m._compiled_call_impl for m in trainer.sampling.twin.modules())
+    if not lora:
+        trainer.train()
+        assert trainer.sampling.way == way and trainer.state.global_step == 3
+
+
+def test_a_way_that_fails_gives_way_to_the_loop(base, tmp_path, monkeypatch, caplog):
+    trainer = make_trainer(base, tmp_path, cache_implementation="paged")
+
+    def fails(*_, **__):
+        raise ImportError("no kernel\nfor this device")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "generate_batch", fails)
+    episodes, _ = trainer.collect(0)
+    assert len(episodes) == 8 and trainer.sampling.way == "dynamic" and all(e.logprobs for e in episodes)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "reward_kit"]
+    assert line == (
+        "sampling goes on with a dynamic cache, since a paged one failed: "
+        "ImportError: no kernel for this device"
+    )
+
+
+@pytest.mark.parametrize(
+    "device, flash, dtype, batches, way",
+    [
+        ("cpu", True, torch.bfloat16, 1000, "dynamic"),
+        ("cuda", True, torch.bfloat16, 1, "paged"),
+        ("cuda", True, torch.float32, 1000, "static"),  # FlashAttention takes 16 bits
+        ("cuda", False, torch.bfloat16, 1000, "static"),
+        ("cuda", False, torch.bfloat16, 10, "dynamic"),
+    ],
+)
+def test_the_way_follows_from_device_attention_and_length(monkeypatch, device, flash, dtype, batches, way):
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: flash)
+    policy = SimpleNamespace(
+        device=torch.device(device), dtype=dtype, _supports_flash_attn=True, _can_compile_fullgraph=True
+    )
+    assert Sampling(64, batches=batches).likely_fastest(policy) == way
+
+
 # ---------------------------------------------------------------- the update
 
 
@@ -398,6 +519,60 @@ def test_the_layout_of_the_updates_changes_no_weight(base, tmp_path):
         assert torch.allclose(value, results[1][name], atol=1e-6), name
     with pytest.raises(ValueError, match="layout must be one of auto, padded, packed, got 'rows'"):
         make_trainer(base, tmp_path, layout="rows")
+
+
+def several_responses():
+    "Three prompts, the first two with a beginning in common; several responses each, two that begin alike."
+    draw = random.Random(0)
+    ids = lambda n: [draw.randrange(4, 64) for _ in range(n)]
+    system, opening = ids(12), ids(9)
+    prompts = [system + ids(3), system + ids(5), ids(10)]
+    responses = [opening + [5], opening + [7, 8], opening, ids(1), ids(6)]
+    return [Episode(row, prompt, new) for row, prompt in enumerate(prompts) for new in responses]
+
+
+def tokens_read(model):
+    "Numbers of token ids that go through the model, added to the list as they do."
+    found = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: found.append(args[0].numel()))
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_a_prompt_of_several_responses_is_read_once(name):
+    "Log-probabilities, values and gradients are those of the episodes one by one."
+    model, episodes = tiny(name), several_responses()
+    assert packing_problem(model) is None
+    critic = _make_critic("shared", model)
+    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    read, results = tokens_read(model), []
+    for batches in ([EpisodeBatch.of(episodes)], [EpisodeBatch.of([e], layout="padded") for e in episodes]):
+        model.zero_grad()
+        found = [evaluate(model, critic, batch, 0.7) for batch in batches]
+        sum((a + b).sum() for a, b in found).backward()
+        numbers = [torch.cat([t[batch.mask] for t, batch in zip(own, batches)]) for own in zip(*found)]
+        grads = torch.cat([p.grad.flatten() for p in model.parameters()])
+        results.append((*numbers, grads))
+    for a, b in zip(*results):
+        assert (a - b).norm() < 1e-4 * b.norm()
+    # each prompt with its first response, then what the others have of their own: 2, 1, 1, 6 tokens
+    assert read[0] == (15 + 10 + 10) + (17 + 10 + 10) + (10 + 10 + 10)
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_rollouts_and_updates_read_a_repeated_prompt_once(base, tmp_path, critic):
+    "Eight responses to each of two prompts, in one micro-batch."
+    asked = [" ".join(["what makes bread rise"] * 6), " ".join(["why is the sky blue"] * 6)]
+    trainer = make_trainer(base, tmp_path, data=asked * 8, critic=critic, per_device_train_batch_size=16,
+                           gradient_accumulation_steps=1, num_mini_batches=1, num_ppo_epochs=1)  # fmt: skip
+    episodes, _ = trainer.collect(0)
+    models = [trainer.policy, *filter(None, [trainer.critic.trunk])]
+    counts = [tokens_read(model) for model in models]
+    trainer.update(episodes)
+    once = sum(map(len, {tuple(e.prompt_ids) for e in episodes}))
+    most = once + sum(len(e.response_ids) for e in episodes)
+    for found in counts:
+        assert len(found) == 1 and found[0] <= most < sum(e.length for e in episodes) / 2
 
 
 def test_bf16_autocast_stays_near_float32(base, tmp_path):
@@ -1028,8 +1203,15 @@ def test_prompts_come_from_lists_files_and_datasets(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?"}\n{"prompt": " "}\n')
     with pytest.raises(ValueError, match="p.jsonl:2: the prompt is empty"):
         Prompts.load(tmp_path / "p.jsonl")
-    with pytest.raises(TypeError, match="with a length, got generator"):
-        Prompts.load(x for x in "ab")
+    frame = pandas.DataFrame(rows)
+    assert Prompts.load(frame) == Prompts.load(rows)  # and not its column names
+    for wrong in ((x for x in "ab"), torch.utils.data.Subset(data, [1])):
+        with pytest.raises(
+            ValueError, match=f"data has the type {type(wrong).__name__}; give a path, a hub id"
+        ):
+            Prompts.load(wrong)
+    preferences = load_preferences([{"prompt": "a?", "chosen": "b", "rejected": "c"}])
+    assert [row["prompt"] for row in Prompts.load(preferences)] == ["a?"]
     with pytest.raises(ValueError, match="has no rows"):
         Prompts.load([])
     with pytest.raises(ValueError, match=r"holds several sets \(train, test\); give one of them"):

@@ -344,6 +344,10 @@ class _Rollouts(_Settings):
     recompute_logprobs: bool | None = setting(
         None, "Measure sampled tokens by a second forward pass. None: in bfloat16 "
         "and with vLLM.")
+    cache_implementation: str = setting(
+        "auto", "Cache of sampling: dynamic (our loop), static (compiled), paged "
+        "(continuous batching), or what is likely fastest.",
+        choices=("auto", "dynamic", "static", "paged"))
     use_vllm: bool = setting(False, "Sample with vLLM, through TRL's VLLMGeneration.")
     vllm_kwargs: dict | None = setting(
         None, "Its arguments, e.g. {'mode': 'server', 'server_base_url': "
@@ -429,6 +433,8 @@ class _PolicyRun(_Settings):
     layout: str = setting(
         "auto", "Batches of the updates: packed pads nothing, padded is one "
         "episode a row, auto packs where the models can.", choices=_LAYOUTS)
+    torch_compile: bool | None = setting(
+        None, "Compile layers. None: on a GPU, from 300 passes on.", command=False)
     logging_steps: int = setting(
         1, "Batches of rollouts between two log entries.", "above 0")
     eval_steps: float | None = setting(

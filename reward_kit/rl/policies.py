@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 # %% ../../nbs/5_rl/53_policies.ipynb #65f9910b
@@ -101,7 +101,7 @@ def _trained(model):
 
 
 def _check_trained(policy):
-    "ValueError for weights that could not be trained, or not be saved as they were."
+    "ValueError for weights that could not be trained, or not be saved."
     adapters = list(getattr(policy, "peft_config", {}).values())
     if any(adapter.is_prompt_learning for adapter in adapters):
         raise ValueError(
@@ -135,11 +135,11 @@ class _Critic(nn.Module):
             return self.head(hidden.float()).squeeze(-1)
 
     def values(self, batch, hidden=None):
-        "Predictions (b, t); without a trunk from the policy's hidden states (n, h)."
+        "Predictions (b, t); without a trunk from hidden states (n, h)."
         if self.trunk:
-            output = forward_at(self.trunk, batch.inputs, batch.positions)
+            output = forward_at(self.trunk, batch.inputs, batch.inputs["read"])
             # D5: a token's value is read one position earlier, as its logits are
-            hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
+            hidden = output.last_hidden_state.flatten(0, 1)[batch.inputs["positions"]]
         return batch.table(self(hidden))
 
 # %% ../../nbs/5_rl/53_policies.ipynb #ed9ec3ae
@@ -178,7 +178,7 @@ def _critic_from_reward(rewards, tokenizer):
 # %% ../../nbs/5_rl/53_policies.ipynb #072c6ce3
 @dataclass
 class PPOConfig(PPOSettings):
-    "Settings of `PPOTrainer`. TypeError: no such setting; ValueError: outside its range."
+    "Settings of `PPOTrainer`. TypeError: no such one; ValueError: its range."
 
     def __new__(cls, *args, **given):
         from reward_kit.beside.trl_ppo import check_setting_names
@@ -231,7 +231,7 @@ _PLAYGROUND_PPO = {
 
 @patch(cls_method=True)
 def complete(cls: PPOConfig, args, model):
-    "A copy of args; what was not named is chosen for the model. TypeError."
+    "A copy of args; the rest is chosen for the model. TypeError."
     if isinstance(model, (PPOConfig, transformers.TrainingArguments)):
         raise TypeError(
             "model is a configuration: the order is PPOTrainer(model, reward, args, "
@@ -252,17 +252,17 @@ def complete(cls: PPOConfig, args, model):
 class _Models:
     "What a run trains, and what it compares with."
 
-    policy: nn.Module  # causal language model, possibly with an adapter
-    reference: nn.Module | None  # None: the policy with its adapter switched off
+    policy: nn.Module  # perhaps with an adapter
+    reference: nn.Module | None  # None: the policy without its adapter
     critic: _Critic  # on a trunk of its own, or on the policy's
     tokenizer: object  # of the policy
     base: str  # name of what the policy began as
     layout: str  # of batches: packed or padded
-    trust_remote_code: bool = False  # when it is loaded from where it was saved
+    trust_remote_code: bool = False  # when it is loaded again
 
     @property
     def stop_ids(self):
-        "Tokens that end a response: EOS, and those that the model's own settings name."
+        "Tokens that end a response: EOS, and what the model's settings name."
         generation = getattr(innermost_model(self.policy), "generation_config", None)
         more = getattr(generation, "eos_token_id", None)
         ids = [self.tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
@@ -271,30 +271,25 @@ class _Models:
     @contextmanager
     def referring(self):
         "D15: the policy as it began: a frozen copy, or the base without its adapter."
-        if self.reference:
-            yield self.reference
-        else:
-            with self.policy.disable_adapter():
-                yield self.policy
+        with nullcontext() if self.reference else self.policy.disable_adapter():
+            yield self.reference or self.policy
 
 # %% ../../nbs/5_rl/53_policies.ipynb #7f4fa89a
 @patch
 def prepare_models(
     self: PPOConfig,
-    model,  # policy: "playground", a folder, a hub id, or a causal language model
+    model,  # policy: "playground", a folder, a hub id, or a model
     rewards,  # RewardMix; a critic may be made from its model
     device,  # where the models go
     tokenizer=None,  # of the policy; None: the model's
     ref_model=None,  # reference: path or model; None: the policy as it is now
-    peft_config=None,  # of an adapter to train in place of all weights
+    peft_config=None,  # of an adapter to train instead
 ):
     "Policy, reference and critic, checked, on the device."
     trust, judge = self.trust_remote_code, rewards.model
     options = {"trust_remote_code": trust} | (self.model_init_kwargs or {})
     policy, tokenizer, base = _load_policy(model, tokenizer, **options)
-    reference = ref_model
-    if isinstance(ref_model, (str, os.PathLike)):
-        reference, _, _ = _load_policy(ref_model, tokenizer, **options)
+    reference = ref_model and _load_policy(ref_model, tokenizer, **options)[0]
     _check_reference(policy, reference, peft_config)
     _freeze_dropout(policy)
     readers = policy, reference, judge and self.critic == "reward" and judge.model
@@ -333,7 +328,7 @@ def trained(self: _Models):
 
 @patch
 def make_optimizer(self: _Models, args, device):
-    "D21: AdamW with a large epsilon, a group for the policy and one for the critic."
+    "D21: AdamW with a large epsilon, in two groups."
     is_lora = hasattr(self.policy, "peft_config")
     if args.learning_rate is None:  # 3e-6 (N+; TRL), but for an adapter 1e-4
         args.learning_rate = 1e-4 if is_lora else 3e-6
@@ -358,7 +353,7 @@ def share_gradients(self: _Models, processes):
 
 @patch
 def longest_prompt(self: _Models, response_length):
-    "Tokens that fit beside a response; None: any number. ValueError: not one."
+    "Tokens that fit beside a response; None: any. ValueError: none."
     config = innermost_model(self.policy).config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     if context and context <= response_length:
@@ -377,7 +372,7 @@ def _difference(policy, other, ids):
 
 @patch
 def save(self: _Models, folder, texts):
-    "Policy and tokenizer; how far off an adapter is, merged, on some texts (nats)."
+    "Policy and tokenizer; how far off an adapter is, merged (nats)."
     self.tokenizer.save_pretrained(folder)
     if not hasattr(self.policy, "peft_config"):
         self.policy.save_pretrained(folder)
@@ -403,7 +398,7 @@ def write_checkpoint(self: _Models, folder):
 
 @patch
 def load_checkpoint(self: _Models, folder):
-    "Its weights into policy and critic. CheckpointError: they are of another model."
+    "Its weights into policy and critic. CheckpointError: of another model."
     load_model(self.critic, folder / "critic.safetensors")
     if hasattr(self.policy, "peft_config"):
         from peft import load_peft_weights, set_peft_model_state_dict

@@ -7,8 +7,8 @@ __all__ = ['PPOTrainer']
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #cc0a5a6f
 import atexit
-import hashlib
-import json
+
+
 import math
 import sys
 import time
@@ -22,6 +22,7 @@ import pandas
 import torch
 import transformers
 from accelerate.utils import gather_object
+from datasets.fingerprint import Hasher
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
@@ -29,13 +30,14 @@ from tqdm.auto import tqdm
 from ..data.records import response_text
 from ..data.report import Table
 from ..model.model_folder import saved_whole
+from ..model.packing import compile_layers
 from ..model.runs import Checkpoints, StopOnInterrupt
 from ..model.settings import quiet
 from . import ppo_math
 from .policies import PPOConfig
 from .ppo_report import PPOReport
 from .rewards import RewardError, RewardMix
-from .rollouts import Episode, EpisodeBatch, Prompts, Sampling
+from .rollouts import EpisodeBatch, Prompts, Sampling
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #5f4efb37
 class PPOTrainer:
@@ -76,9 +78,10 @@ class PPOTrainer:
         self.policy, self.ref_policy, self.critic, self.tokenizer = (
             models.policy, models.reference, models.critic, models.tokenizer)
         self.optimizer = models.make_optimizer(args, self.device)
-        self._prepare_sampling()
         self._prepare_prompts(train_dataset, eval_dataset)
+        self._prepare_sampling()
         self._prepare_run(callbacks)
+        self._compile()
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #12d3122d
 @patch
@@ -93,7 +96,7 @@ def _prepare_processes(self: PPOTrainer):
         raise ValueError(
             "PPOTrainer holds whole models in each process and cannot run under "
             f"{kind}; launch it with plain data parallelism")
-    if self.accelerator.num_processes > 1:  # not sooner: callers may still gather
+    if self.accelerator.num_processes > 1:  # callers may still gather
         atexit.register(accelerate.PartialState().destroy_process_group)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #230bfa3e
@@ -114,28 +117,33 @@ def batch_size(self: PPOTrainer):
     "Responses in a batch of rollouts, of all processes."
     return self.args.local_batch_size * self.accelerator.num_processes
 
+
+@patch
+def total_steps(self: PPOTrainer):
+    "Batches of rollouts in the run."
+    passes = math.ceil(self.args.num_train_epochs * len(self.train_rows))
+    return math.ceil((self.args.total_episodes or passes) / self.batch_size())
+
 # %% ../../nbs/5_rl/55_ppo.ipynb #e4427a88
 @patch
 def _new_generator(self: PPOTrainer, stream):
-    "D22: a random state for each process, so that no two sample the same."
+    "D22: a random state for each process."
     seed = self.args.seed + 1_000_003 * stream + 7919 * self.accelerator.process_index
-    return torch.Generator(self.device).manual_seed(seed % 2**63)
+    return torch.Generator(self.device).manual_seed(seed)
 
 
 @patch
 def _prepare_sampling(self: PPOTrainer):
     "ValueError for a policy that cannot be sampled."
-    args, self.vllm, self.generator = self.args, None, self._new_generator(0)
-    how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    args, self.generator = self.args, self._new_generator(0)
     self.sampling = Sampling(
-        args.response_length, **how, stop_ids=self.models.stop_ids,
-        rows=args.local_rollout_forward_batch_size)
+        args.response_length, args.temperature, args.top_k, args.top_p, self.models.stop_ids,
+        args.local_rollout_forward_batch_size, args.cache_implementation, self.total_steps())
     self.sampling.check(self.policy)
     if args.use_vllm:
-        from trl.generation.vllm_generation import VLLMGeneration
+        from reward_kit.beside import faster_sampling  # noqa: F401
 
-        how |= {"max_completion_length": args.response_length} | (args.vllm_kwargs or {})
-        self.vllm = VLLMGeneration(self.policy, self.accelerator, self.tokenizer, **how)
+        self.sampling.use_vllm(self.policy, self.accelerator, self.tokenizer, args.vllm_kwargs)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #190aaaa8
 @patch
@@ -164,18 +172,25 @@ def _prepare_run(self: PPOTrainer, callbacks):
         self.callbacks = transformers.trainer_callback.CallbackHandler(
             [*(callbacks or []), self.stop], self.policy, self.tokenizer, self.optimizer, None)
 
+# %% ../../nbs/5_rl/55_ppo.ipynb #0e901e57
+_COMPILED_FROM = 300  # passes over a micro-batch
+
+
+@patch
+def _compile(self: PPOTrainer):
+    "Layers one by one, where it was asked for or pays."
+    args, asked = self.args, self.args.torch_compile
+    passes = self.total_steps() * args.num_ppo_epochs * args.gradient_accumulation_steps
+    if asked or asked is None and passes >= _COMPILED_FROM:
+        for model in filter(None, (self.policy, self.ref_policy, self.critic.trunk)):
+            compile_layers(model, asked=bool(asked))
+
 # %% ../../nbs/5_rl/55_ppo.ipynb #cbe4838d
 @patch
 def sample(self: PPOTrainer, prompts):
-    "Responses by the policy as it is; what the episodes lack is measured later."
-    if not self.vllm:
-        critic = None if self.critic.trunk else self.critic
-        return self.sampling.sample(self.policy, prompts, self.generator, critic)
-    self.vllm.sync_weights()
-    found = self.vllm.generate(prompts=prompts, images=None, num_generations=1)[1]
-    return [
-        Episode(0, ids, list(new), new[-1] in self.sampling.stop_ids)
-        for ids, new in zip(prompts, found)]
+    "Responses by the policy; what they lack is measured later."
+    critic = None if self.critic.trunk else self.critic
+    return self.sampling.sample(self.policy, prompts, self.generator, critic)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #a08e418b
 @patch
@@ -197,7 +212,7 @@ def _timed(self: PPOTrainer, phase):
 # %% ../../nbs/5_rl/55_ppo.ipynb #6db7d3c9
 @patch
 def _episodes(self: PPOTrainer, rows, data):
-    "Episodes of some prompts; their completions are what the reward functions read."
+    "Episodes of some prompts, with completions for the reward functions."
     with self._timed("sample"), self._autocast():
         episodes = self.sample([data.ids[row] for row in rows])
     for row, episode in zip(rows, episodes):
@@ -232,21 +247,21 @@ def score(self: PPOTrainer, episodes, data):
 # %% ../../nbs/5_rl/55_ppo.ipynb #406788bc
 @patch
 def _batches(self: PPOTrainer, episodes):
-    "Micro-batches in this order: sorted by length, little is padded."
-    size = self.args.per_device_train_batch_size
+    "Micro-batches of equal prompts, or of equal lengths where rows are padded."
+    size, packed = self.args.per_device_train_batch_size, self.models.layout == "packed"
+    episodes = sorted(episodes, key=lambda e: e.prompt_ids if packed else e.length)
     for start in range(0, len(episodes), size):
-        own = episodes[start : start + size]
-        yield EpisodeBatch.of(own, self.device, self.models.layout)
+        yield EpisodeBatch.of(episodes[start : start + size], self.device, self.models.layout)
 
 
 @patch
 @torch.no_grad()
 def measure(self: PPOTrainer, episodes):
-    "Sets `logprobs`, `values` and `ref_logprobs`, where they are not known yet."
+    "Sets `logprobs`, `values` and `ref_logprobs`, where not known yet."
     args, found, hidden = self.args, {}, None
     again = args.bf16 if args.recompute_logprobs is None else args.recompute_logprobs
     again = again or any(e.logprobs is None for e in episodes)
-    for batch in self._batches(sorted(episodes, key=lambda e: e.length)):
+    for batch in self._batches(episodes):
         with self._timed("reference"), self._autocast(), self.models.referring() as first:
             found["ref_logprobs"], _ = batch.logprobs(first, args.temperature)
         with self._timed("values"), self._autocast():
@@ -258,19 +273,23 @@ def measure(self: PPOTrainer, episodes):
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #1d04b5b6
 @patch
-def _rollout(self: PPOTrainer, rows, data):
-    "Episodes of this process's share, scored and measured, and {name: rewards}."
+def _rollout(self: PPOTrainer, rows, data, what):
+    "Episodes with a score, and metrics. RewardError: there are none."
     self.policy.eval()
     self.critic.eval()
     episodes = self._episodes(self._share(rows), data)
     each = self.score(episodes, data) if episodes else {}  # prompts may be few
     self.measure([e for e in episodes if e.score is not None])
-    return episodes, each
+    episodes, each = gather_object(episodes), gather_object([each])
+    scored = [e for e in episodes if e.score is not None]
+    if not scored:
+        raise RewardError(f"no reward function applies to any response {what}")
+    return scored, PPOReport(self).batch(episodes, scored, each)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #f0c431ff
 @patch
 def rows_of(self: PPOTrainer, step):
-    "D11: rows in batch `step`; each pass is shuffled anew, a batch may span two (N+)."
+    "D11: rows of batch `step`; passes are shuffled, a batch may span two (N+)."
     n, size, rows = len(self.train_rows), self.batch_size(), []
     epoch, start = divmod(step * size, n)
     while len(rows) < start + size:
@@ -282,13 +301,8 @@ def rows_of(self: PPOTrainer, step):
 # %% ../../nbs/5_rl/55_ppo.ipynb #17c64922
 @patch
 def collect(self: PPOTrainer, step):
-    "Episodes of batch `step` (from 0) and metrics. RewardError: nothing has a score."
-    episodes, each = self._rollout(self.rows_of(step), self.train_rows)
-    episodes, each = gather_object(episodes), gather_object([each])
-    scored = [e for e in episodes if e.score is not None]
-    if not scored:
-        raise RewardError(f"no reward function applies to any response of batch {step}")
-    return scored, PPOReport(self).batch(episodes, scored, each)
+    "Episodes of batch `step` (from 0), and metrics. RewardError."
+    return self._rollout(self.rows_of(step), self.train_rows, f"of batch {step}")
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #d0e4f572
 @patch
@@ -303,7 +317,7 @@ def token_rewards(self: PPOTrainer, scores, logprobs, ref_logprobs, mask):
 # %% ../../nbs/5_rl/55_ppo.ipynb #5acb24c4
 @patch
 def advantages(self: PPOTrainer, rewards, values, mask):
-    "What each token did better than expected; what the critic should say (n, t)."
+    "Advantages, and what the critic should say (n, t)."
     args = self.args
     advantages, returns = ppo_math.gae(rewards, values, mask, args.gamma, args.lam)
     if args.whiten_advantages:  # D17: over all tokens of the batch (Z; N+ section 7)
@@ -313,7 +327,7 @@ def advantages(self: PPOTrainer, rewards, values, mask):
 # %% ../../nbs/5_rl/55_ppo.ipynb #4a3ce943
 @patch
 def set_advantages(self: PPOTrainer, episodes):
-    "Sets `advantages` and `returns` of a batch; how much of it the critic knew."
+    "Sets `advantages` and `returns` of a batch; what the critic knew."
     batch, scores = EpisodeBatch.of(episodes), torch.tensor([e.score for e in episodes])
     logprobs, ref_logprobs, values = batch.fields("logprobs", "ref_logprobs", "values")
     rewards = self.token_rewards(scores, logprobs, ref_logprobs, batch.mask)
@@ -355,12 +369,11 @@ def _backward(self: PPOTrainer, batch, tokens):
 # %% ../../nbs/5_rl/55_ppo.ipynb #f0b237b5
 @patch
 def _optimizer_step(self: PPOTrainer, minibatch):
-    "One step on the episodes of a minibatch; sums over its tokens, of this process."
+    "One step on the episodes of a minibatch; sums over own tokens."
     sums, tokens = Counter(), sum(len(e.response_ids) for e in minibatch)
-    own = self._share(sorted(minibatch, key=lambda e: e.length))  # D19: alike lengths
-    for batch in self._batches(own):
-        found = self._backward(batch, tokens)
-        sums.update({name: value.item() for name, value in found.items()})
+    minibatch = sorted(minibatch, key=lambda e: e.length)  # D19: alike lengths
+    for batch in self._batches(self._share(minibatch)):
+        sums.update(self._backward(batch, tokens))
     self.models.share_gradients(self.accelerator.num_processes)
     sums["policy/grad_norm"] = self._clip_gradients(minibatch)
     self.optimizer.step()
@@ -370,7 +383,7 @@ def _optimizer_step(self: PPOTrainer, minibatch):
 # %% ../../nbs/5_rl/55_ppo.ipynb #0f92676e
 @patch
 def _clip_gradients(self: PPOTrainer, minibatch):
-    "Length of the gradient before it is cut. FloatingPointError: it is no number."
+    "Length of the gradient, then cut. FloatingPointError: no number."
     longest = self.args.max_grad_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(self.models.trained(), longest).item()
     if not math.isfinite(norm):
@@ -406,7 +419,8 @@ def update(self: PPOTrainer, episodes, step=0):
 def _update_metrics(self: PPOTrainer, episodes, sums):
     "Means over the tokens of all processes and passes."
     tokens = self.args.num_ppo_epochs * sum(len(e.response_ids) for e in episodes)
-    whole = pandas.DataFrame(gather_object([sums])).sum(skipna=False)  # a NaN is to be seen
+    own = pandas.Series(sums, dtype=float)  # waits
+    whole = pandas.DataFrame(gather_object([own])).sum(skipna=False)  # a NaN is to be seen
     metrics = (whole / tokens).to_dict()
     variance = metrics["val/ratio_var"] - (metrics["val/ratio"] - 1) ** 2
     return metrics | {"val/ratio_var": max(0.0, variance)}
@@ -420,24 +434,26 @@ def _adapt_kl_coef(self: PPOTrainer, kl, n):
         self.kl_coef *= 1 + error * n / self.args.kl_horizon
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #2a59e6a8
+_EVALUATED = {
+    "eval_score": "objective/scores",
+    "eval_score_std": "objective/scores_std",
+    "eval_kl": "objective/kl",
+    "eval_length": "response/length",
+    "eval_eos_share": "response/eos_share"}
+
+
 @patch
 def evaluate(self: PPOTrainer):
-    "One sampled response to each prompt of `eval_dataset`. ValueError without one."
+    "One response to each prompt of `eval_dataset`. ValueError without one."
     if not self.eval_rows:
         raise ValueError("nothing to evaluate on: give PPOTrainer an eval_dataset")
     before, self.generator = self.generator, self._new_generator(7)
     try:
-        episodes, _ = self._rollout(range(len(self.eval_rows)), self.eval_rows)
+        self.eval_episodes, found = self._rollout(
+            range(len(self.eval_rows)), self.eval_rows, "to eval_dataset")
     finally:
         self.generator = before
-    scored = self.eval_episodes = [e for e in episodes if e.score is not None]
-    own = [(e.raw_score, e.kl, len(e.response_ids), e.stopped) for e in scored]
-    found = torch.tensor(gather_object(own), dtype=torch.float64)
-    if not len(found):
-        raise RewardError("no reward function applies to any response to eval_dataset")
-    names = "eval_score", "eval_kl", "eval_length", "eval_eos_share"
-    metrics = dict(zip(names, found.mean(0).tolist()))
-    metrics["eval_score_std"] = found[:, 0].std(correction=0).item()
+    metrics = {name: found[known] for name, known in _EVALUATED.items()}
     self._log(metrics)
     self._call("on_evaluate", metrics)
     return metrics
@@ -466,25 +482,19 @@ def _write(self: PPOTrainer, text):
 # %% ../../nbs/5_rl/55_ppo.ipynb #79bb58cc
 @patch
 def _show_samples(self: PPOTrainer, episodes):
-    "A few episodes, kept in `samples`, as often as the settings ask for."
+    "A few episodes, kept in `samples`."
     times, step, rows = self.args.num_sample_generations, self.state.global_step, []
     if not times or (step - 1) % max(1, self.state.max_steps // times):
         return
     for e in episodes[:3]:
-        score, prompt = e.raw_score, self.train_rows[e.row]["prompt"]
-        sample = {"step": step, "score": score, "tokens": len(e.response_ids)}
-        self.samples.append(sample | {"prompt": prompt, "completion": e.completion})
-        rows.append((f"{score:+.2f}", response_text(prompt), response_text(e.completion)))
+        prompt = self.train_rows[e.row]["prompt"]
+        self.samples.append({
+            "step": step, "score": e.raw_score, "tokens": len(e.response_ids),
+            "prompt": prompt, "completion": e.completion})
+        rows.append((f"{e.raw_score:+.2f}", response_text(prompt), response_text(e.completion)))
     self._write(Table(("score", "prompt", "response"), rows, width=60).to_text())
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #bda3053a
-@patch
-def total_steps(self: PPOTrainer):
-    "Batches of rollouts in the run."
-    passes = math.ceil(self.args.num_train_epochs * len(self.train_rows))
-    return math.ceil((self.args.total_episodes or passes) / self.batch_size())
-
-
 @patch
 def _new_scheduler(self: PPOTrainer):
     "D23: the learning rate falls to 0 over the run (Z; N+ section 7)."
@@ -496,17 +506,15 @@ def _new_scheduler(self: PPOTrainer):
 # %% ../../nbs/5_rl/55_ppo.ipynb #88a913e5
 _UNDECISIVE = """output_dir report_to run_name disable_tqdm logging_steps eval_steps
 save_steps save_total_limit num_sample_generations gradient_checkpointing layout use_cpu
-trust_remote_code vllm_kwargs""".split()
+trust_remote_code vllm_kwargs torch_compile""".split()
 
 
 @patch
 def _deciding_settings(self: PPOTrainer):
-    "What changes what is trained, and not only what is told of it."
-    prompts = "".join(map(json.dumps, self.train_rows.ids))
+    "What changes what is trained."
     settings = {n: v for n, v in self.args.to_dict().items() if n not in _UNDECISIVE}
     return settings | {
-        "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16],
-        "processes": self.accelerator.num_processes}
+        "prompts": Hasher.hash(self.train_rows.ids), "processes": self.accelerator.num_processes}
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #fdc72c10
 @patch
@@ -516,9 +524,8 @@ def _write_state(self: PPOTrainer, folder):
                folder / f"random_{self.accelerator.process_index}.pt")
     if self.is_world_process_zero():
         self.models.write_checkpoint(folder)
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        torch.save({"scheduler": self.scheduler.state_dict(), "kl_coef": self.kl_coef},
-                   folder / "scheduler.pt")
+        torch.save((self.optimizer.state_dict(), self.scheduler.state_dict(), self.kl_coef),
+                   folder / "optimizer.pt")
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #eacf0f3b
@@ -526,13 +533,12 @@ def _write_state(self: PPOTrainer, folder):
 def _load_state(self: PPOTrainer, folder):
     "Continue a run."
     saved = transformers.TrainerState.load_from_json(str(folder / "trainer_state.json"))
-    names = "optimizer", "scheduler", f"random_{self.accelerator.process_index}"
-    optimizer, more, random = (
+    names = "optimizer", f"random_{self.accelerator.process_index}"
+    (optimizer, scheduler, self.kl_coef), random = (
         torch.load(folder / f"{name}.pt", weights_only=True) for name in names)
     self.models.load_checkpoint(folder)
     self.optimizer.load_state_dict(optimizer)
-    self.scheduler.load_state_dict(more["scheduler"])
-    self.kl_coef = more["kl_coef"]
+    self.scheduler.load_state_dict(scheduler)
     self.generator.set_state(random["generator"])
     torch.set_rng_state(random["torch"])
     for name in ("global_step", "log_history", "epoch"):
@@ -558,7 +564,7 @@ def _step(self: PPOTrainer, step):
 # %% ../../nbs/5_rl/55_ppo.ipynb #fe752575
 @patch
 def _is_due(self: PPOTrainer, every):
-    "Whether so many batches are over; below 1: so large a share of the run."
+    "Whether so many batches are over; below 1: such a share."
     if not every:
         return False
     batches = math.ceil(every if every >= 1 else every * self.state.max_steps)
@@ -567,7 +573,7 @@ def _is_due(self: PPOTrainer, every):
 # %% ../../nbs/5_rl/55_ppo.ipynb #a9653899
 @patch
 def _usage(self: PPOTrainer):
-    "Seconds of each phase since the last log, and the most memory in use."
+    "Seconds of each phase since the last log, and peak memory."
     used, self.seconds = self.seconds, Counter()
     if self.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
@@ -584,7 +590,7 @@ def _usage(self: PPOTrainer):
 @patch
 def _run(self: PPOTrainer):
     "Batch after batch of rollouts."
-    args, state, evaluated, pending = self.args, self.state, -1, []
+    args, state, pending = self.args, self.state, []
     hidden = args.disable_tqdm or not self.is_world_process_zero()
     first, last = state.global_step, state.max_steps
     for step in tqdm(range(first, last), "PPO", last, initial=first, disable=hidden):
@@ -592,16 +598,14 @@ def _run(self: PPOTrainer):
         if self.control.should_log or self._is_due(args.logging_steps) or step == last - 1:
             self._log(pandas.DataFrame(pending).mean().to_dict() | self._usage())
             pending = []
-        if self.eval_rows and (self.control.should_evaluate or self._is_due(args.eval_steps)):
+        ends = step == last - 1 or self.control.should_training_stop
+        if self.eval_rows and (ends or self.control.should_evaluate or self._is_due(args.eval_steps)):
             self.evaluate()
-            evaluated = state.global_step
         if self.control.should_save or self._is_due(args.save_steps):
             self.checkpoints.write(state.global_step, self._write_state)
             self._call("on_save")
         if self.control.should_training_stop:
             break
-    if self.eval_rows and evaluated != state.global_step:
-        self.evaluate()
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #506181ba
 @patch
@@ -628,10 +632,10 @@ def train(self: PPOTrainer, resume_from_checkpoint=None):
 # %% ../../nbs/5_rl/55_ppo.ipynb #8277fb3f
 @patch
 def save_model(self: PPOTrainer, output_dir=None):
-    "Policy, tokenizer, card and curves; with LoRA the adapter too. CheckpointError."
+    "Policy, tokenizer, card, curves, LoRA's adapter. CheckpointError."
     if not self.is_world_process_zero():
         return
-    target = Path(self.args.output_dir if output_dir is None else output_dir)
+    target = Path(output_dir or self.args.output_dir)
     with saved_whole(target, "the policy") as folder:
         difference = self.models.save(folder, [ids[:64] for ids in self.train_rows.ids[:16]])
         PPOReport(self).write_card(folder, target.resolve().name, difference)

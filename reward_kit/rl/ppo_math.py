@@ -12,7 +12,7 @@ from torch import Tensor
 
 # %% ../../nbs/5_rl/50_ppo_math.ipynb #45f0edc8
 def _masked_mean(values, mask):
-    "Mean over the kept tokens (b, t) of all rows together; 0 where nothing is kept."
+    "Mean over the kept tokens (b, t) of all rows; 0 where there are none."
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 

@@ -6,7 +6,6 @@
 __all__ = ['PPOReport']
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #e06a9fcd
-from collections import defaultdict
 from dataclasses import dataclass
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #f905ac41
@@ -27,7 +26,7 @@ class PPOReport:
     trainer: object  # PPOTrainer
 
     def batch(self, episodes, scored, rewards):
-        "What a batch is like: its episodes, those with a score, {name: rewards} of processes."
+        "What a batch is like: its episodes, those with a score, {name: rewards}s."
         n, stopped = len(scored), sum(e.stopped for e in episodes)
         beta = self.trainer.kl_coef
         raw = torch.tensor([e.raw_score for e in scored], dtype=torch.float64)
@@ -38,7 +37,7 @@ class PPOReport:
             kl_estimate(own, ref, kind).sum().item() / n
             for kind in ("k1", self.trainer.args.kl_estimator))
         return _mean_rewards(rewards) | {
-            "objective/scores": raw.mean().item(),  # before the penalty for a missing EOS
+            "objective/scores": raw.mean().item(),  # before penalties
             "objective/scores_std": raw.std(correction=0).item(),
             "objective/kl": kl,
             "objective/kl_coef": beta,
@@ -54,14 +53,9 @@ class PPOReport:
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #cd2c0459
 def _mean_rewards(rewards):
-    "The mean of each of several reward functions, from all processes."
-    found = defaultdict(list)
-    for own in rewards:
-        for name, numbers in own.items():
-            found[f"rewards/{name}"] += [r for r in numbers if r is not None]
-    if len(found) < 2:
-        return {}
-    return {name: sum(own) / len(own) for name, own in found.items() if own}
+    "The mean of each of several reward functions."
+    table = pandas.concat(map(pandas.DataFrame, rewards)).add_prefix("rewards/")
+    return table.astype(float).mean().dropna().to_dict() if table.shape[1] > 1 else {}
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #b05265ec
 _LOG_COLUMNS = {
@@ -97,7 +91,7 @@ _CURVES = (("training prompts", "-", "#0072B2"), ("held-out prompts", "o--", "#D
 
 @patch
 def plot(self: PPOReport):
-    "Score, KL, response length and explained variance against the batch of rollouts."
+    "Score, KL, length and explained variance by batch of rollouts."
     figure = new_figure(figsize=(6.4, 3.8), dpi=100)
     logs = pandas.DataFrame(self.trainer.state.log_history)
     for axis, (label, *names) in zip(figure.subplots(2, 2).flat, _PANELS):
@@ -148,7 +142,7 @@ further the policy has moved (KL).
 
 @patch
 def write_card(self: PPOReport, folder, title, difference):
-    "README.md and curves; `difference`: from merged to trained policy, nats, or None."
+    "README.md and curves; `difference`: merged to trained policy, nats."
     trainer, args = self.trainer, self.trainer.args
     rate, base = args.critic_learning_rate, trainer.models.base
     settings = {

@@ -85,7 +85,7 @@ def _load_reward(item, device):
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #af7c1cb2
 def _scale(function, normalize):
-    "D8: what puts rewards on the scale that the model knows (N+ section 6), or leaves them as they are."
+    "D8: what puts rewards on the scale that the model knows (N+ section 6), or `list`."
     if normalize is not False:
         try:
             function.normalized([0.0])

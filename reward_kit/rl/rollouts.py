@@ -9,25 +9,27 @@ __all__ = ['Episode', 'EpisodeBatch', 'Sampling', 'Prompts']
 import os
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #022224fb
 import torch
 import torch.nn.functional as F
 import transformers
 from fastcore.basics import patch
-from torch import Tensor
+
 from torch.nn.utils.rnn import pad_sequence
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #c6687575
 from ..data.files import PreferenceDataError, UnusableRow, read_rows
+from ..data.preferences import Preferences
 from ..data.records import as_messages
-from ..model.batches import forward_at, innermost_model, lay_out
+from ..model.batches import Batch, forward_at, innermost_model, lay_out
 from ..model.encoding import RewardEncoder
 from ..model.runs import MicroBatches
 from ..model.settings import ParameterError, nearest
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #4c90245f
-_PerToken = list[float] | None  # a number for each token of a response, once it is measured
+_PerToken = list[float] | None  # of each token of a response, once measured
 
 
 @dataclass
@@ -39,11 +41,11 @@ class Episode:
     response_ids: list[int]  # tokens it sampled, EOS included
     stopped: bool = True  # whether the response ends in EOS
     logprobs: _PerToken = None  # of the tokens when they were sampled
-    values: _PerToken = None  # the critic's predictions before each token
+    values: _PerToken = None  # the critic's, before each token
     ref_logprobs: _PerToken = None  # under the reference
     score: float | None = None  # after normalisation, clipping and penalty
     raw_score: float | None = None  # of the reward functions together
-    completion: str | list[dict] = ""  # the response as text, or as messages
+    completion: str | list[dict] = ""  # text, or messages
     advantages: _PerToken = None  # what each did better than expected
     returns: _PerToken = None  # what the critic should have said
 
@@ -54,7 +56,7 @@ class Episode:
 
     @property
     def kl(self):
-        "How far policy and reference are apart on the response (k1), in nats."
+        "KL of policy and reference on the response (k1), nats."
         return sum(self.logprobs) - sum(self.ref_logprobs)
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #df13b5f4
@@ -63,33 +65,43 @@ class EpisodeBatch:
     "Episodes in one forward pass, packed or padded."
 
     episodes: list  # of Episode
-    inputs: dict  # of the model
-    positions: Tensor  # (n,) in the flattened batch: one before each sampled token
-    mask: Tensor  # (b, t) bool, True = sampled token
+    inputs: Batch  # of the model, and where in it what is
+    mask: torch.Tensor  # (b, t) bool, True = sampled token
 
     @classmethod
     def of(cls, episodes, device="cpu", layout="packed"):
         "Prompts and responses as the model read them when it sampled."
-        sequences = [[[*e.prompt_ids, *e.response_ids]] for e in episodes]
-        inputs, last = lay_out(sequences, layout)
-        lengths = torch.tensor([len(e.response_ids) for e in episodes])
+        prompts = groupby(episodes, lambda e: e.prompt_ids)
+        groups = [[[*ids, *e.response_ids] for e in own] for ids, own in prompts]
+        inputs, last = lay_out(groups, layout)
+        packed, lengths = inputs.get("segments"), torch.tensor([len(e.response_ids) for e in episodes])
+        ends = packed.key_starts[1:] if packed else last + 1
         steps = torch.arange(lengths.max())
         mask = steps < lengths[:, None]
-        positions = ((last - lengths)[:, None] + steps)[mask]
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        return cls(episodes, inputs, positions.to(device), mask.to(device))
+        positions = ((ends - lengths - 1)[:, None] + steps)[mask]
+        if packed:  # a shared token stands with its first reader
+            positions = packed.keys[positions]
+        inputs |= {
+            "mask": mask,
+            "tokens": torch.tensor([i for e in episodes for i in e.response_ids]),
+            "cells": mask.flatten().nonzero()[:, 0],  # of a flattened (b, t)
+            "positions": positions,  # one before each token
+            "read": positions.unique(),  # a prompt's last has many readers
+        }
+        inputs = Batch(inputs).to(device, non_blocking=True)
+        return cls(episodes, inputs, inputs["mask"])
 
     def table(self, values):
         "(n,) numbers of the sampled tokens as (b, t), 0 where nothing was sampled."
-        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
+        flat = values.new_zeros(self.mask.numel())  # a mask would make the device wait
+        return flat.index_copy(0, self.inputs["cells"], values).view(self.mask.shape)
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #b7e2c761
 @patch
 def fields(self: EpisodeBatch, *names):
     "Tables (b, t) of what the episodes know of each token."
-    for name in names:
-        known = [number for e in self.episodes for number in getattr(e, name)]
-        yield self.table(torch.tensor(known, device=self.mask.device))
+    known = torch.tensor([[x for e in self.episodes for x in getattr(e, name)] for name in names])
+    return map(self.table, known.to(self.mask.device, non_blocking=True))
 
 
 @patch
@@ -100,28 +112,26 @@ def keep(self: EpisodeBatch, **tables):
             setattr(e, name, numbers[: len(e.response_ids)])
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #1603e905
-def _causal_logits(model, positions, **inputs):
-    "Logits (n, vocabulary) and hidden states (n, h) at some positions; output."
+def _causal_logits(model, inputs):
+    "Logits (n, vocabulary), hidden states (n, h), output."
     found = []
 
-    def read(module, args):
-        found.append(args[0].flatten(0, 1)[positions])
+    def select(module, args):
+        found.append(args[0].flatten(0, 1)[inputs["positions"]])
         return found[0][None]
 
-    projection = innermost_model(model).get_output_embeddings()
-    with projection.register_forward_pre_hook(read):
-        output = forward_at(model, inputs, positions)
+    with innermost_model(model).get_output_embeddings().register_forward_pre_hook(select):
+        output = forward_at(model, inputs, inputs["read"])
     return output.logits[0], found[0], output
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #62225570
 @patch
 def logprobs(self: EpisodeBatch, policy, temperature):
     "Log-probabilities (b, t), top-k and top-p left out, and hidden states (n, h)."
-    logits, hidden, _ = _causal_logits(policy, self.positions, **self.inputs)
-    tokens = self.inputs["input_ids"].flatten()[self.positions + 1]
+    logits, hidden, _ = _causal_logits(policy, self.inputs)
+    tokens, logits = self.inputs["tokens"], logits.float() / temperature
     # D4: the temperature counts here too (Z), or KL and ratio are of another policy
-    surprise = F.cross_entropy(logits.float() / temperature, tokens, reduction="none")
-    return self.table(-surprise), hidden
+    return self.table(-F.cross_entropy(logits, tokens, reduction="none")), hidden
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #2ae3e173
 @dataclass
@@ -129,14 +139,17 @@ class Sampling:
     "How tokens are drawn."
 
     max_new_tokens: int  # longest response
-    temperature: float = 1.0  # logits are divided by it; 0: always the likeliest token
+    temperature: float = 1.0  # divides logits; 0: the likeliest token
     top_k: int = 0  # among the k likeliest tokens; 0: all
     top_p: float = 1.0  # among the likeliest tokens of this total probability
     stop_ids: tuple = ()  # tokens that end a response
     rows: int = 64  # prompts sampled at once
+    way: str = "dynamic"  # dynamic, static, paged, auto, vllm
+    batches: int = 0  # of rollouts in the run
+    twin: object = None  # of the policy, for other ways than dynamic
 
     def draw(self, logits, generator=None):
-        "One token (b,) for each row of float32 logits (b, vocabulary)."
+        "One token (b,) for each row of logits (b, vocabulary)."
         if self.temperature == 0:
             return logits.argmax(-1)
         if self.top_k:
@@ -156,18 +169,19 @@ class _Unfinished:
         self.rows, self.cache = torch.arange(len(ids), device=device), None
 
     def forward(self, model):
-        "Logits and hidden states at the last token of each row; the cache is kept."
+        "Logits and hidden states at the last token of each row."
         n, width = self.ids.shape
         last = torch.arange(width - 1, n * width, width, device=self.ids.device)
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
-        logits, hidden, output = _causal_logits(
-            model, last, input_ids=self.ids, attention_mask=self.mask, position_ids=positions,
-            past_key_values=self.cache, use_cache=True)
+        inputs = {
+            "input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions,
+            "past_key_values": self.cache, "use_cache": True, "positions": last, "read": last}
+        logits, hidden, output = _causal_logits(model, inputs)
         self.cache = output.past_key_values
         return logits.float(), hidden
 
     def extend(self, tokens, alive):
-        "A token for each row that goes on; the others leave the batch and its cache."
+        "A token for each row that goes on; the others leave the batch."
         if not alive.all():
             kept = alive.nonzero()[:, 0]
             self.cache.batch_select_indices(kept)
@@ -178,33 +192,28 @@ class _Unfinished:
 # %% ../../nbs/5_rl/51_rollouts.ipynb #045d9779
 @patch
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # or each length would be compiled
 def _sample_batch(self: Sampling, model, prompts, generator, critic):
-    "Episodes of prompts {row: token ids} that fit together in one batch."
-    device = next(model.parameters()).device
-    batch = _Unfinished(prompts.values(), device)
-    stop = torch.tensor(self.stop_ids, device=device)
-    episodes = [
-        Episode(row, ids, [], False, [], [] if critic else None)
-        for row, ids in prompts.items()]
+    "Episodes of prompts {row: token ids} that fit in one batch."
+    batch, measured = _Unfinished(prompts.values(), model.device), []
+    stop = torch.tensor(self.stop_ids, device=model.device)
     for _ in range(self.max_new_tokens):
         logits, hidden = batch.forward(model)
         logits = logits / (self.temperature or 1.0)
         tokens = self.draw(logits, generator)
         logprobs = -F.cross_entropy(logits, tokens, reduction="none")
+        columns = batch.rows, tokens, logprobs, critic(hidden) if critic else logprobs
+        measured.append(torch.stack([column.float() for column in columns]))
         ended = torch.isin(tokens, stop)
-        values = critic(hidden) if critic else logprobs
-        columns = batch.rows, tokens, ended, logprobs, values
-        measured = torch.stack([c.double() for c in columns], dim=1).tolist()  # one transfer
-        for row, token, is_end, logprob, value in measured:
-            e = episodes[int(row)]
-            e.response_ids.append(int(token))
-            e.logprobs.append(logprob)
-            e.stopped = bool(is_end)
-            if critic:
-                e.values.append(value)
         if ended.all():
             break
         batch.extend(tokens, ~ended)
+    rows, *columns = torch.cat(measured, 1).cpu()  # one transfer
+    episodes = []
+    for i, (row, ids) in enumerate(prompts.items()):
+        tokens, logprobs, values = (column[rows == i].tolist() for column in columns)
+        new, values = [*map(int, tokens)], values if critic else None
+        episodes.append(Episode(row, ids, new, new[-1] in self.stop_ids, logprobs, values))
     return episodes
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #9e31d56b
@@ -214,9 +223,15 @@ def sample(
     model,  # causal language model
     prompts,  # token ids of each
     generator=None,  # random state
-    critic=None,  # function of hidden states (b, h) -> values (b,); None: no values
+    critic=None,  # hidden states (b, h) -> values (b,); None: no values
 ):
-    "Episodes, `row` the number of the prompt; prompts of similar length go together."
+    "Episodes, `row` the number of the prompt; alike lengths go together."
+    if self.way != "dynamic":
+        from reward_kit.beside import faster_sampling  # noqa: F401
+
+        found = self.written_elsewhere(model, prompts, generator)
+        if found:
+            return found
     order, episodes = sorted(enumerate(prompts), key=lambda pair: len(pair[1])), []
     for start in range(0, len(order), self.rows):
         together = dict(order[start : start + self.rows])
@@ -226,18 +241,18 @@ def sample(
 # %% ../../nbs/5_rl/51_rollouts.ipynb #637e9972
 @torch.no_grad()
 def _effect_of_padding(policy):
-    "The share of the next probabilities that moves where a row has left."
-    batch = _Unfinished([[1, 2, 3], [2]], next(policy.parameters()).device)
+    "The share of next probabilities that moves where a row left."
+    batch = _Unfinished([[1, 2, 3], [2]], policy.device)
     batch.forward(policy)
     batch.extend(batch.ids.new_tensor([0, 3]), batch.rows == 1)
-    alone = _Unfinished([[2, 3]], batch.ids.device)
+    alone = _Unfinished([[2, 3]], policy.device)
     a, b = (rows.forward(policy)[0].softmax(-1) for rows in (batch, alone))
     return 0.5 * (a - b).abs().sum().item()
 
 
 @patch
 def check(self: Sampling, policy):
-    "ValueError: a policy that cannot be sampled; it is put into evaluation mode."
+    "ValueError: a policy that cannot be sampled; it is set to evaluation."
     try:
         moved = _effect_of_padding(policy.eval())
         problem = f"the padding of a batch moves {moved:.0%} of the next probabilities"
@@ -281,37 +296,30 @@ def _prompt_column(columns, asked, name):
         f"Name one with prompt_column, or call it prompt.{hint}")
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #561cabfb
-def _rows_of(data, name):
-    "The name of the data, and (origin, row) of each prompt."
-    if isinstance(data, dict):
-        raise ValueError(f"{name} holds several sets ({', '.join(map(str, data))}); give one of them")
-    if isinstance(data, (str, os.PathLike)):
-        data = read_rows(data)
-    if hasattr(data, "whole"):  # of `read_rows`
-        return data.name, data
-    if hasattr(data, "__len__"):
-        rows = (row if isinstance(row, dict) else {"prompt": row} for row in data)
-        return name, ((f"{name}, row {i}", row) for i, row in enumerate(rows))
-    raise TypeError(
-        f"{name} must be a list, a file or a dataset with a length, got {type(data).__name__}")
-
-
 class Prompts(list):
-    "Rows with `prompt`, `origin` and what else there was; `ids`, once encoded."
+    "Rows with `prompt`, `origin` and the rest; `ids`, once encoded."
 
     @classmethod
     def load(
         cls,
-        data,  # prompts or rows, Dataset, Preferences, path, or what `read_rows` gives
+        data,  # prompts, Preferences, what `read_rows` takes or gives
         column=None,  # that holds the prompts; None: prompt, else text
         name="train_dataset",  # for messages about rows of a list
     ):
-        "ValueError names the row without a prompt; TypeError: no data."
-        rows, (name, found) = [], _rows_of(data, name)
-        for origin, row in found:
+        "ValueError names the row without a prompt, or no rows."
+        if isinstance(data, dict):
+            raise ValueError(
+                f"{name} holds several sets ({', '.join(map(str, data))}); give one of them")
+        if isinstance(data, (list, tuple)):
+            data = [row if isinstance(row, dict) else {"prompt": row} for row in data]
+        data = data.dataset if isinstance(data, Preferences) else data
+        found, rows = data if hasattr(data, "whole") else read_rows(data), []
+        in_memory = not isinstance(data, (str, os.PathLike)) and found is not data
+        for i, (origin, row) in enumerate(found):
             if isinstance(row, UnusableRow):
                 raise PreferenceDataError(f"{origin}: {row}")
-            rows.append({"origin": origin} | row)
+            rows.append({"origin": f"{name}, row {i}" if in_memory else origin} | row)
+        name = name if in_memory else found.name
         if not rows:
             raise ValueError(f"{name} has no rows; give at least one prompt")
         column = _prompt_column([key for key in rows[0] if key != "origin"], column, name)
@@ -336,7 +344,7 @@ def _render(tokenizer, row):
 
 
 def _encode(tokenizer, limit, row):
-    "Token ids the policy continues: BOS if its tokenizer has one, no EOS."
+    "Token ids the policy continues: with its BOS, without EOS."
     chat = not isinstance(row["prompt"], str)
     text = _render(tokenizer, row) if chat else row["prompt"]
     ids = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
@@ -354,6 +362,6 @@ def _encode(tokenizer, limit, row):
 # %% ../../nbs/5_rl/51_rollouts.ipynb #c807a9ed
 @patch
 def encode(self: Prompts, tokenizer, limit=None):
-    "Token ids, at most `limit` each, up to the header of the answer. ValueError."
+    "Token ids, at most `limit` each. ValueError."
     self.ids = list(_for_each(self, partial(_encode, tokenizer, limit)))
     return self.ids
