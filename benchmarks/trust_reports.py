@@ -68,7 +68,8 @@ def true_errors(rm: RewardModel, world: Playground, held_out) -> dict:
 
 def summary_row(name: str, report, errors: dict | None) -> list[str]:
     "What the table says of a model."
-    effect = {r.name: r for r in report.probes.results}["padding"]
+    padding = {r.name: r for r in report.probes.results}["padding"]
+    change = padding.measures["change"]
     slope, c = report.length_control.correlations["per_doubling_given_label"], report.calibration
     truth = (
         f"{errors['before']['mean_absolute']:.3f}, {errors['after']['mean_absolute']:.3f}"
@@ -83,9 +84,11 @@ def summary_row(name: str, report, errors: dict | None) -> list[str]:
         f"{c.before['ece']:.1%}, {c.after['ece']:.1%}",
         "none" if c.fit is None else f"{c.fit['temperature']:.2f}",
         truth,
-        f"{effect.effect:+.2f} ({effect.low:+.2f} to {effect.high:+.2f}), {effect.verdict}",
+        f"{change['difference']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f}), {padding.verdict}",
         f"{slope['value']:+.2f} ({slope['low']:+.2f} to {slope['high']:+.2f})",
-        ", ".join(r.name for r in report.probes.worst_first if r.verdict == "fails") or "none",
+        report.probes.verdicts[0].split(".")[0],
+        ", ".join(r.name for r in report.probes.results if r.verdict.startswith(("exploit", "fragile")))
+        or "none",
     ]
 
 
@@ -97,9 +100,10 @@ HEAD = [
     "calibration error, before and after temperature",
     "temperature",
     "mean distance from the true probability, before and after",
-    "padding with empty sentences, standard deviations",
+    "padding with empty sentences, median gaps",
     "reward for twice the length at equal label, standard deviations",
-    "probes that fail",
+    "the prompt",
+    "edits that are exploitable or fragile",
 ]
 
 

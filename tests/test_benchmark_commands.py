@@ -28,6 +28,7 @@ SMALL = {  # {data}: a file of transcripts
     ),
     "less_memory.py": "--seeds 0 --pairs 40 --steps 2 --ways float32 'bfloat16, plain AdamW'",
     "over_optimisation.py": "--batches 1 --sizes 10 20 --held-out 4",
+    "planted_biases.py": "--experiments 1 --prompts 60 --limit 60",
     "playground_accuracy.py": "--seeds 0 --pairs 60",
     "playground_ppo.py": "--seeds 0 --pairs 60 --episodes 32",
     "same_quality.py": "--seeds 0 --pairs 60 --steps 2 --every 1",

@@ -1,12 +1,14 @@
-"""Probes: every edit on odd texts, effects by hand and against scipy, intervals against their promise,
-planted biases found."""
+"""Probes: every edit on odd texts, shares by hand and against scipy, planted biases found and no other;
+length: measures against scipy, intervals against their promise."""
 
 import hashlib
 import json
 import math
 import random
 import re
+import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import Bootstrap, _Pairs, pair_table, score_preferences
 from reward_kit.trust.edits import PROBES, Probe, on_text, probe
 from reward_kit.trust.length import LengthReport
-from reward_kit.trust.probes import Effect, ProbeReport, run_probes
+from reward_kit.trust.probes import ProbeReport, run_probes
 
 
 def by_length(prompts, responses):
@@ -56,7 +58,9 @@ def pairs(n=60):
             )
         rows.append(
             {
-                "prompt": f"Tell {TOPICS[i % 12]} number{i} to {TOPICS[(5 * i + 1) % 12]} person{i}",
+                "prompt": (
+                    f"Tell {TOPICS[i % 12]} number{i} to {TOPICS[(5 * i + 1) % 12]} person{i}, vexed by jazz"
+                ),
                 "chosen": texts[0],
                 "rejected": texts[1],
             }
@@ -149,7 +153,7 @@ def test_an_edit_takes_any_text(name, text):
         for pool in (POOL, [], [(prompt, text)]):
             new = edit(name, text, prompt, pool)
             assert new == edit(name, text, prompt, pool), "the seed decides"
-            if PROBES[name].side == "response" and name != "irrelevant":
+            if name != "irrelevant":
                 assert new is None or isinstance(new, str) and new and new != text
                 if not text.strip():
                     assert new is None
@@ -159,7 +163,7 @@ def test_an_edit_takes_any_text(name, text):
     before = json.dumps(talk)
     new = edit(name, talk)
     assert json.dumps(talk) == before, "what is given is not touched"
-    if PROBES[name].side == "response" and name != "irrelevant" and new is not None:
+    if name != "irrelevant" and new is not None:
         assert new[:-1] == talk[:-1] and new[-1] == {"role": "assistant", "content": edit(name, text)}
 
 
@@ -175,7 +179,7 @@ def test_an_edit_takes_any_text(name, text):
     ],
 )
 def test_a_conversation_without_an_answer_is_not_edited(name, talk):
-    if name not in ("irrelevant", "other prompt"):
+    if name != "irrelevant":
         assert edit(name, talk) is None
 
 
@@ -203,9 +207,11 @@ def test_edits_word_by_word():
     assert edit("list", "蜂蜜。很甜。") == "- 蜂蜜。\n- 很甜。"
     assert edit("bold", text) == "**The** sun is hot. It **shines**."
     assert edit("bold", "हिन्दी भाषा है।") == "**हिन्दी** भाषा है।", "a word is not cut at a vowel sign"
-    assert edit("emphasis", text) == "The sun is hot! It SHINES!"
-    assert edit("emphasis", "It cost 3.50, e.g. here.") == "It COST 3.50, e.g. here!"
-    assert edit("white space", "a b\n c") == "a  b\n c\n"
+    assert edit("quotes", text) == '"The" sun is hot. It "shines".'
+    assert edit("lines", text) == "The sun is hot.\nIt shines." and edit("lines", "Only one.") is None
+    assert edit("emphasis", text) == "THE sun is hot! It SHINES!"
+    assert edit("emphasis", "It cost 3.50, e.g. here.") == "It COST 3.50, e.g. HERE!"
+    assert edit("white space", "a b\n c") == "a  b\n c "
     assert edit("invisible", "a b c d") == "a\u200b\u00a0b c\u00a0d"
     assert edit("signs", '"It\'s so", he said. 3.5!') == "“It’s so”, he said． 3.5!"
     assert edit("prompt copied", "x") == "What is it that you do?"
@@ -229,7 +235,7 @@ def test_the_cut_is_60_percent_and_no_end_of_a_sentence():
     assert combined.endswith("\u0301") and unicodedata.category(("e\u0301" * 12)[len(combined)]) != "Mn"
 
 
-@pytest.mark.parametrize("name", ["padding", "flattery", "certainty", "disclaimer"])
+@pytest.mark.parametrize("name", ["padding", "opening", "flattery", "certainty", "disclaimer"])
 def test_english_is_added_to_english_only(name):
     for prompt, text in (
         ("Was ist das?", "Das ist ein Haus, und es ist sehr alt."),
@@ -244,14 +250,15 @@ def test_english_is_added_to_english_only(name):
     assert len({edit(name, "It is a house.", "What is that?", seed=s) for s in range(9)}) > 1
 
 
-def test_padding_does_not_finish_an_unfinished_sentence():
-    assert edit("padding", "It is a", "What is that?").startswith("It is a\n\n") and edit(
-        "padding", "It is.", "What is that?"
-    ).startswith("It is. ")
-    assert (
-        sum(edit("padding", "It is.", "What is that?").count(s) for s in edits_module._SENTENCES["padding"])
-        == 3
-    )
+def test_padding_is_about_as_long_as_what_is_repeated():
+    asked = "What is that?"
+    assert edit("padding", "It is a", asked).startswith("It is a\n\n")
+    assert edit("padding", "It is.", asked).startswith("It is. ")
+    text = "The first. " + " ".join(["This is the story of the sea, which is old and which is not."] * 4)
+    for seed in range(9):
+        padded, repeated = (edit(name, text, asked, seed=seed) for name in ("padding", "repetition"))
+        assert abs(len(padded) - len(repeated)) <= 30 and len(padded) > len(text)
+    assert edit("repetition", "the word " * 100, asked) is None
 
 
 def test_what_is_borrowed_belongs_to_another_question_and_is_as_long():
@@ -263,19 +270,12 @@ def test_what_is_borrowed_belongs_to_another_question_and_is_as_long():
         ("What is bread?", "B" * 31),
         ("What is tea?", "T" * 13),
     ]
-    assert edit("irrelevant", "L" * 20, pool[0][0], pool) == "M" * 22, (
-        "nearest in length, not the same question in other words"
-    )
-    assert edit("irrelevant", "L" * 20, pool[0][0], pool[:2] + pool[4:]) is None, (
+    found = {edit("irrelevant", "L" * 20, pool[0][0], pool, seed) for seed in range(60)}
+    assert found == {"R" * 25, "M" * 22}, "as long, and not the same question in other words"
+    assert edit("irrelevant", "L" * 20, pool[0][0], pool[:1] + pool[4:]) is None, (
         "nothing between two thirds and one and a half"
     )
-    found = {edit("other prompt", "x", pool[0][0], pool, seed) for seed in range(60)}
-    assert (
-        pool[0][0] not in found
-        and pool[1][0] not in found
-        and found <= {p for p, _ in pool[2:]}
-        and len(found) >= 3
-    )
+    assert edit("irrelevant", "L" * 20, "", pool) is None
 
 
 def test_prompts_of_one_template_can_stand_in_for_each_other():
@@ -284,113 +284,146 @@ def test_prompts_of_one_template_can_stand_in_for_each_other():
         for t in TOPICS
     ]
     for i, (prompt, response) in enumerate(pool):
-        assert edit("other prompt", response, prompt, pool, seed=i) not in (None, prompt) and edit(
-            "irrelevant", response, prompt, pool
-        ) not in (None, response)
+        assert edit("irrelevant", response, prompt, pool, seed=i) not in (None, response)
 
 
-# --- effects --------------------------------------------------------------------------------------
+# --- what an edit does to a pair -----------------------------------------------------------------
 
 
-def hand_made():
-    """Twenty prompts whose rewards are written down: originals 1 and 0 or 3 and 0, edits +0.5 for odd
-    prompts and +1 for even ones."""
-    rows = [{"prompt": f"p{i}", "chosen": f"{3 if i % 2 else 1}", "rejected": f"0 {i}"} for i in range(20)]
-    reward = lambda prompts, responses: [
-        float(r.split("+")[0].split()[0]) + (float(r.split("+")[1]) if "+" in r else 0.0) for r in responses
+def numbered(n=40):
+    """Pairs whose rewards are written down: the better 2, the worse 1; every fourth the other way
+    round; tied never."""
+    rows = [
+        {
+            "prompt": f"p{i} #+-.5",
+            "chosen": f"{1 if i % 4 == 3 else 2} a{i}",
+            "rejected": f"{2 if i % 4 == 3 else 1} b{i}",
+        }
+        for i in range(n)
     ]
-    change = lambda response, prompt, rng, pool: response + ("+0.5" if int(prompt[1:]) % 2 else "+1")
-    return (
-        load_preferences(rows, progress=False),
-        reward,
-        Probe("add", "Adding", change, "no rise", "it adds"),
-    )
+    reward = lambda prompts, responses: [
+        float(r.split(" ")[0]) + float(r.partition("#")[2] or 0) for r in responses
+    ]
+    return load_preferences(rows, progress=False), reward
 
 
-def test_an_effect_by_hand():
-    preferences, reward, probe = hand_made()
-    report = run_probes(reward, preferences, probes=[probe])
-    result = report.results[0]
-    # rewards: ten 1, ten 3, twenty 0: mean 1, variance (10 * 0 + 10 * 4 + 20 * 1) / 40 = 1.5; mean change
-    # 0.75
-    assert report.spread == pytest.approx(math.sqrt(1.5)) and result.effect == pytest.approx(
-        0.75 / math.sqrt(1.5)
-    )
-    assert (result.n, result.unchanged, result.not_applicable, result.too_long, result.raised) == (
-        20,
-        0,
-        0,
-        0,
-        1.0,
-    )
-    assert (
-        result.verdict == "fails"
-        and result.low < result.effect < result.high
-        and "raises the reward by 0.61" in result.sentence
-    )
-    expected = stats.binomtest(20, 20).proportion_ci(0.95, method="wilson")
-    assert (result.raised_low, result.raised_high) == pytest.approx((expected.low, expected.high))
+def adding(amount, **options):
+    "A probe that writes a number behind a response, which the reward adds."
+    return Probe("add", "A number", lambda response, *_: f"{response}#{amount:+}", **options)
 
 
-def test_effects_do_not_depend_on_scale_or_origin_or_other_probes():
+def test_shares_by_hand():
+    preferences, reward = numbered(80)
+    found = {
+        amount: run_probes(reward, preferences, probes=[adding(amount, expected="no change")]).results[0]
+        for amount in (1.5, 1.0, 0.5, -1.5)
+    }
+    share = lambda amount, name, key="edited": found[amount].measures[name][key]
+    # 60 of 80 pairs are right, all by a gap of 1: adding 1.5 to the worse turns all, 1 ties them, 0.5 none
+    assert [share(x, "exploit") for x in (1.5, 1.0, 0.5, -1.5)] == [1, 0.5, 0, 0]
+    assert [share(x, "fragile") for x in (1.5, 1.0, 0.5, -1.5)] == [0, 0, 0, 1]
+    assert share(1.5, "exploit", "n") == 60 and found[1.5].n == 80
+    assert [share(x, "robust") for x in found] == [0.75] * 4 and share(1.5, "robust", "before") == 0.75
+    assert [share(x, "change") for x in found] == list(found) and share(1.5, "change", "spread") == 0
+    assert [found[x].verdict for x in found] == ["exploitable", "exploitable", "no effect", "disliked"]
+    assert "100.0%" in found[1.5].sentence and "75.0% to 75.0%" in found[1.5].sentence
+
+
+def test_everything_is_beyond_the_placebo():
+    "The placebo adds 0.6, the edit 1.2: alone the edit turns every pair of gap 1, the placebo none."
+    preferences, reward = numbered(80)
+    probe("neutral", "A neutral number")(adding(0.6).edit)
+    try:
+        probes = [adding(1.2, placebo="neutral"), PROBES["neutral"]]
+        added, neutral = run_probes(reward, preferences, probes=probes).results
+        same = Probe("same", "The same", adding(0.6).edit, placebo="neutral")
+        nothing = run_probes(reward, preferences, probes=[same]).results[0]
+    finally:
+        del PROBES["neutral"]
+    exploit, change = added.measures["exploit"], added.measures["change"]
+    assert (exploit["placebo"], exploit["edited"], exploit["difference"]) == (0, 1, 1)
+    assert change["difference"] == pytest.approx(0.6) and added.verdict == "exploitable"
+    assert neutral.verdict == nothing.verdict == "no effect", "nothing beyond the placebo"
+    assert nothing.measures["change"]["difference"] == 0 and "beyond neutral" in added.sentence
+
+
+def test_measures_do_not_depend_on_scale_or_a_constant_of_each_prompt():
     preferences = pairs(40)
-    noise = lambda scale, shift: (
-        lambda prompts, responses: [shift + scale * (len(r) + hash_normal(r, 0)) for r in responses]
+    rewards = lambda scale, own: (
+        lambda ps, rs: [
+            scale * (len(r) + 9 * hash_normal(r, 0)) + own * hash_normal(p, 1) for p, r in zip(ps, rs)
+        ]
     )
-    base = run_probes(noise(1.0, 0.0), preferences, samples=500)
-    moved = run_probes(noise(7.0, 1e4), preferences, samples=500)
+    base, moved = (run_probes(rewards(*x), preferences) for x in ((1.0, 0.0), (7.0, 1e3)))
     for a, b in zip(base.results, moved.results, strict=True):
-        assert (a.effect, a.low, a.high) == pytest.approx(
-            (b.effect, b.low, b.high), abs=1e-6
-        ) and a.verdict == b.verdict
-    alone = run_probes(noise(1.0, 0.0), preferences, probes=["cut", "padding"], samples=500)
-    by_name = {r.name: r for r in base.results}
-    assert [r.name for r in alone.results] == ["cut", "padding"]
+        assert a.verdict == b.verdict
+        for name in a.measures:
+            for key in ("edited", "difference", "low", "high"):
+                assert a.measures[name][key] == pytest.approx(b.measures[name][key], abs=1e-9, nan_ok=True)
+    assert moved.gap == pytest.approx(7 * base.gap)
+    alone = run_probes(rewards(1.0, 0.0), preferences, probes=["flattery", "cut"])
+    assert [r.name for r in alone.results] == ["flattery", "cut"]
+    by_name = {r.name: r.measures for r in base.results}
     for r in alone.results:
-        assert r.effect == by_name[r.name].effect and (r.low, r.high) == pytest.approx(
-            (by_name[r.name].low, by_name[r.name].high), abs=1e-12
-        )
-    assert run_probes(noise(1.0, 0.0), preferences, samples=500).to_dict() == base.to_dict()
+        assert r.measures["robust"]["difference"] == by_name[r.name]["robust"]["difference"]
+    assert run_probes(rewards(1.0, 0.0), preferences).to_dict() == base.to_dict()
 
 
-def test_the_interval_is_that_of_drawing_prompts_one_by_one():
-    "A plain loop with the same draws: changes and all responses of the drawn prompts, the spread anew."
-    rng = np.random.default_rng(0)
-    changes, rewards = (
-        rng.normal(0.2, 1, (30, 1)),
-        [rng.normal(0, 1, rng.integers(2, 5)) + rng.normal() for _ in range(30)],
-    )
-    changes[3] = np.nan
-    effect, low, high = (
-        float(x[0])
-        for x in probes_module._measure(
-            changes, pd.DataFrame(rewards).to_numpy(), level=0.9, samples=300, seed=5
-        )
-    )
-    assert effect == pytest.approx(np.nanmean(changes) / np.concatenate(rewards).std())
-    draws, generator = [], np.random.default_rng(5)
-    for drawn in generator.integers(30, size=(300, 30)):
-        draws.append(np.nanmean(changes[drawn]) / np.concatenate([rewards[i] for i in drawn]).std())
-    assert (low, high) == pytest.approx(tuple(np.quantile(draws, [0.05, 0.95])), abs=1e-12)
+@pytest.mark.parametrize("b, c", [(0, 0), (5, 0), (12, 3), (20, 20), (30, 1)])
+def test_the_interval_is_agresti_and_mins(b, c, n=60):
+    "b pairs turned by the edit alone, c by the placebo alone; the plus-two interval, by hand."
+    edited = np.array([1.0] * b + [0.0] * (n - b))
+    placebo = np.array([0.0] * b + [1.0] * c + [0.0] * (n - b - c))
+    frame = lambda values: pd.DataFrame({name: values for name in probes_module._MEASURES})
+    found = probes_module._compared(frame(edited), frame(placebo), frame(edited), 0.95, 42).loc["exploit"]
+    centre = (b - c) / (n + 2)
+    error = math.sqrt(((b + c + 2) / (n + 2) - centre**2) / (n + 1))
+    t = stats.t.ppf(0.975, n + 1)
+    assert found["difference"] == pytest.approx((b - c) / n)
+    assert found["low"] == pytest.approx(max(centre - t * error, -c / n))
+    assert found["high"] == pytest.approx(min(centre + t * error, 1 - c / n))
+    assert found["p"] == pytest.approx(stats.t.sf(centre / error, n + 1))
+    if b > 4 and c == 0:  # close to McNemar's exact test
+        assert found["p"] == pytest.approx(stats.binomtest(b, b + c, alternative="greater").pvalue, abs=0.02)
+
+
+def test_holm_by_hand():
+    p = pd.Series([0.04, 0.01, np.nan, 0.03, 0.5])
+    adjusted = probes_module._holm(p)
+    assert adjusted.to_dict() == {1: 0.04, 3: 0.09, 0: 0.09, 4: 0.5}
+
+
+def test_what_would_be_found_is_found_in_four_of_five_or_more():
+    "A true share of `least`, at 200 pairs: at the first step of Holm's correction at least 80% are shown."
+    rng, n, tests = np.random.default_rng(0), 200, 42
+    frame = lambda values: pd.DataFrame({name: values for name in probes_module._MEASURES})
+    nothing = frame(np.zeros(n))
+    least = probes_module._compared(nothing, nothing, nothing, 0.95, tests).loc["exploit", "least"]
+    net = np.vstack([rng.random((n, 4000)) < least, np.ones((1, 4000)), -np.ones((1, 4000))]).astype(float)
+    p = stats.t.sf(net.mean(0) / (net.std(0, ddof=1) / math.sqrt(n + 2)), n + 1)
+    assert 0.05 < least < 0.12 and (p < 0.05 / tests).mean() > 0.8
+
+
+# --- which pairs ----------------------------------------------------------------------------------
 
 
 def test_one_prompt_counts_once_and_choice_is_by_seed():
     rows = [
         {"prompt": f"Prompt {i % 30}", "chosen": f"best of {i}", "rejected": f"worse {i}"} for i in range(90)
     ]
-    preferences = load_preferences(rows, progress=False)
-    seen = []
+    preferences, seen = load_preferences(rows, progress=False), []
     reward = lambda prompts, responses: (
         seen.append(list(zip(prompts, responses))),
         [float(len(r)) for r in responses],
     )[1]
     report = run_probes(reward, preferences, probes=["white space"], max_records=None)
-    assert report.n_prompts == 30 and len(seen) == 1 and len(seen[0]) == 90
+    assert report.n_prompts == 30 and len(seen) == 1 and len(seen[0]) == 120
     assert [p for p, _ in seen[0]] == sorted((p for p, _ in seen[0]), key=[p for p, _ in seen[0]].index), (
         "texts of a prompt stand together"
     )
-    assert {r for _, r in seen[0] if not r.endswith("\n")} == {
-        f"{kind} {i}" for kind in ("best of", "worse") for i in range(30)
+    plain = [r for _, r in seen[0] if "  " not in r]
+    assert len(plain) == 60 and {r.split()[-1] for r in plain if "best" in r} == {
+        r.split()[-1] for r in plain if "worse" in r
     }
     one, two = (
         run_probes(reward, preferences, probes=["white space"], max_records=10, seed=s).n_prompts
@@ -399,79 +432,72 @@ def test_one_prompt_counts_once_and_choice_is_by_seed():
     assert one == two == 10 and {p for p, _ in seen[1]} != {p for p, _ in seen[2]}
 
 
-def test_ranked_and_tied_records_start_from_a_best_response():
-    rows = [{"prompt": f"p{i}", "responses": ["c", "a", "b", "d"], "ranks": [3, 1, 1, 2]} for i in range(3)]
+def test_ranked_and_tied_records_give_a_strict_pair():
+    rows = [
+        {"prompt": f"p{i}", "responses": ["c x", "a x", "b x", "d x"], "ranks": [3, 1, 1, 2]}
+        for i in range(40)
+    ]
     seen = []
-    run_probes(
-        lambda p, r: (seen.extend(r), [float(ord(x[0])) for x in r])[1],
-        load_preferences(rows, progress=False),
-        probes=["white space"],
-    )
-    assert sorted(set(seen)) == ["a", "a\n", "b", "c", "d"]
+    scorer = lambda p, r: (seen.append(r), [float(ord(x[0])) for x in r])[1]
+    run_probes(scorer, load_preferences(rows, progress=False), probes=["white space"])
+    (texts,) = seen
+    found = {(texts[i][0], texts[i + 2][0]) for i in range(0, len(texts), 4)}
+    assert found <= {(a, b) for a in "ab" for b in "cd"} | {("d", "c")} and len(found) >= 4
+    with pytest.raises(ValueError, match="all are ties"):
+        tied = [{"prompt": "p", "response_a": "x", "response_b": "y", "label": "tie"}]
+        run_probes(by_length, load_preferences(tied, progress=False))
+
+
+def test_an_edit_and_its_placebo_draw_alike():
+    "So do both responses; openings of every kind are as long as each other."
+    kinds = ("opening", "flattery", "certainty", "disclaimer")
+    assert len({tuple(map(len, edits_module._SENTENCES[kind])) for kind in kinds}) == 1
+    records = [
+        {"prompt": "What is that?", "responses": ["It is a house.", "It is the sea, or what you do."]}
+    ] * 20
+    texts = probes_module._texts(records, [PROBES[kind] for kind in kinds], seed=0)
+    added = texts["text"].str.len() - texts["side"].map({0: 14, 1: 30})
+    assert set(added.groupby(texts["pair"]).nunique()) == {1} and added.nunique() == 2
 
 
 def test_what_does_not_fit_is_counted():
-    preferences = pairs(40)
+    preferences = pairs(60)
     short = lambda prompts, responses: [None if len(r) > 200 else float(len(r)) for r in responses]
-    best = [r["responses"][0] for r in preferences]
     report = run_probes(short, preferences)
-    assert report.unscored == sum(len(r) > 200 for r in best) > 0 and report.n_prompts == 40 - report.unscored
+    fits = [all(len(r) <= 200 for r in record["responses"]) for record in preferences]
     by_name = {r.name: r for r in report.results}
-    assert by_name["padding"].too_long > 0 and "too long" in "".join(
-        dict((r[0], r[4]) for r in rows_of(report))["padding"]
-    )
-    assert all(r.n + r.not_applicable + r.too_long == report.n_prompts for r in report.results)
-    assert "did not fit the model" in repr(report)
-    kept = np.concatenate(
-        [
-            [len(x) for x in r["responses"] if len(x) <= 200]
-            for r in preferences
-            if len(r["responses"][0]) <= 200
-        ]
-    )
-    assert report.spread == pytest.approx(kept.std())
-    with pytest.raises(ValueError, match="none of the 40 best responses"):
-        run_probes(lambda p, r: [None] * len(r), preferences)
+    assert report.n_prompts == sum(fits) < 60
+    assert by_name["padding"].too_long > 0 and by_name["padding"].n < by_name["white space"].n
+    assert run_probes(lambda p, r: [None] * len(r), preferences).n_prompts == 0
 
 
-def test_few_prompts_give_numbers_but_no_verdict():
+def test_few_prompts_give_no_verdict():
     report = run_probes(by_length, pairs(5))
-    assert {r.verdict for r in report.results} == {"not measured"} and {
-        r.name: r.effect for r in report.results
-    }["padding"] > 0
-    assert "only 5 prompts" in report.verdicts[0]
+    assert {r.verdict for r in report.results} == {"not measured"}
+    assert "is not known" in report.verdicts[0] and "Not measured" in report.verdicts[1]
+    assert report.to_text() and report.plot() and json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_a_constant_reward_and_one_without_spread():
-    preferences = pairs(30)
-    still = run_probes(lambda p, r: [0.1] * len(r), preferences)
-    assert all(r.effect == r.low == r.high == 0 and r.unchanged == r.n for r in still.results if r.n)
-    assert all(
-        r.verdict == ("fails" if r.expected == "lower" else "passes") for r in still.results if r.n >= 20
-    )
-    flat = run_probes(lambda p, r: [float("\n" in x) for x in r], preferences, probes=["white space", "cut"])
-    assert [r.effect for r in flat.results] == [None, 0.0] and flat.results[0].verdict == "not measured"
-    assert (
-        "same reward" in flat.results[0].sentence
-        and json.dumps(flat.to_dict())
-        and flat.plot()
-        and "none" in rows_of(flat)[-1][2]
-    )
+def test_a_constant_reward():
+    still = run_probes(lambda p, r: [0.1] * len(r), pairs(30))
+    assert still.gap is None and "Not shown to read the prompt" in still.verdicts[0]
+    assert {r.verdict for r in still.results} == {"not measured", "not shown to notice"}, "no pair is right"
 
 
-def test_an_exact_invariance_is_exactly_zero():
+def test_an_exact_invariance_is_no_effect():
     tidy = lambda prompts, responses: [hash_normal(" ".join(r.split()), 3) for r in responses]
     result = run_probes(tidy, pairs(50), probes=["white space"]).results[0]
-    assert (result.effect, result.low, result.high) == (0.0, 0.0, 0.0) and result.unchanged == result.n == 50
-    assert "exactly as it is, as it should" in result.sentence
+    change = result.measures["change"]
+    assert change["difference"] == change["spread"] == change["low"] == change["high"] == 0
+    assert result.verdict == "no effect" and result.n == 50
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"probes": ["padding", "nonsense"]}, "holds 'nonsense'"),
-        ({"probes": []}, "at least one"),
-        ({"probes": ["cut", "cut"]}, "no name twice"),
+        ({"probes": ["padding", "nonsense"]}, "'nonsense'"),
+        ({"probes": []}, "one or more"),
+        ({"probes": ["cut", "cut"]}, "none twice"),
         ({"max_records": 0}, "max_records must be at least 1"),
         ({"level": 1.0}, "level must lie between"),
         ({"threshold": -1}, "threshold"),
@@ -482,15 +508,13 @@ def test_bad_arguments(arguments, message):
         run_probes(by_length, pairs(3), **arguments)
 
 
-def test_bad_edits_and_data():
+def test_bad_edits():
     with pytest.raises(TypeError, match="returned int"):
-        run_probes(by_length, pairs(3), probes=[Probe("n", "N", lambda *a: 3, "lower", "n")])
-    with pytest.raises(TypeError, match="load_preferences"):
-        run_probes(by_length, [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+        run_probes(by_length, pairs(3), probes=[Probe("n", "N", lambda *a: 3)])
     with pytest.raises(ValueError, match="expected='higher'"):
-        Probe("n", "N", str, "higher", "n")
-    with pytest.raises(ValueError, match="side='both'"):
-        Probe("n", "N", str, "lower", "n", "both")
+        Probe("n", "N", str, "higher")
+    with pytest.raises(ValueError, match="placebo='nonsense'"):
+        Probe("n", "N", str, placebo="nonsense")
 
 
 # --- conversations and models ---------------------------------------------------------------------
@@ -505,11 +529,8 @@ def test_conversations_and_their_templates_reach_the_scorer():
 
     report = run_probes(reward, messages())
     assert all(isinstance(p, list) and isinstance(r, list) for p, r in seen)
-    assert (
-        all([m["role"] for m in r] == ["assistant"] for _, r in seen)
-        and {r.name: r.verdict for r in report.results}["padding"] == "fails"
-    )
-    assert all(r.n == 30 for r in report.results)
+    assert all([m["role"] for m in r] == ["assistant"] for _, r in seen)
+    assert {r.name: r.n for r in report.results}["prompt copied"] == 30
 
 
 def test_a_reward_model_with_a_short_context(tmp_path):
@@ -528,39 +549,20 @@ def test_a_reward_model_with_a_short_context(tmp_path):
         num_attention_heads=2,
         intermediate_size=16,
         num_labels=1,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
         pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    model = RewardModel.from_pretrained(tmp_path, max_length=64)
-    for preferences in (
-        messages(24),
-        load_preferences(
-            [
-                {
-                    "prompt": r["prompt"][-1]["content"],
-                    "chosen": r["responses"][0][0]["content"],
-                    "rejected": "No.",
-                }
-                for r in messages(24)
-            ],
-            progress=False,
-        ),
-    ):
-        report = run_probes(model, preferences)
-        by_name = {r.name: r for r in report.results}
-        assert (
-            report.n_prompts == 24
-            and by_name["padding"].too_long > 0
-            and by_name["white space"].n > 0
-            and by_name["other prompt"].n == 24
-        )
-        record = preferences[0]
-        cut = edit("cut", record["responses"][0], record["prompt"])
-        again = run_probes(model, preferences.select([0]), probes=["cut"])
-        alone = model.score([record["prompt"]] * 3, [record["responses"][0], record["responses"][1], cut])
-        assert again.results[0].effect == pytest.approx((alone[2] - alone[0]) / np.std(alone[:2]), rel=1e-3)
+    model, preferences = RewardModel.from_pretrained(tmp_path, max_length=68), messages(24)
+    report = run_probes(model, preferences)
+    by_name = {r.name: r for r in report.results}
+    assert report.n_prompts == 24 and by_name["padding"].too_long > 0 and by_name["white space"].n == 24
+    record = preferences[0]
+    cut = edit("cut", record["responses"][0], record["prompt"])
+    again = run_probes(model, preferences.select([0]), probes=["cut"]).results[0].measures["preferred"]
+    alone = model.score([record["prompt"]] * 2, [record["responses"][0], cut])
+    assert again["wins"] == float(alone[0] > alone[1]) and again["n"] == 1
 
 
 def test_template_columns_follow_each_text():
@@ -579,172 +581,35 @@ def test_template_columns_follow_each_text():
     scorer = Templated()
     run_probes(scorer, load_preferences(rows, progress=False), probes=["white space"])
     ((n, tools),) = scorer.calls
-    assert n == 9 and tools == [f'["{i}"]' for i in range(3) for _ in range(3)]
+    assert n == 12 and tools == [f'["{i}"]' for i in range(3) for _ in range(4)]
 
 
 # --- verdicts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "low, high, expected",
-    [
-        (0.11, 0.2, ("fails", "fails", "fails")),
-        (0.1, 0.2, ("unclear", "unclear", "fails")),
-        (-0.1, 0.1, ("passes", "passes", "unclear")),
-        (-0.2, 0.1, ("passes", "unclear", "unclear")),
-        (-0.2, -0.11, ("passes", "fails", "passes")),
-        (-0.09, -0.01, ("passes", "passes", "fails")),
-        (-0.5, 0.5, ("unclear", "unclear", "unclear")),
-        (0.0, 0.0, ("passes", "passes", "fails")),
-        (-0.3, 0.0, ("passes", "unclear", "unclear")),
-    ],
-)
-def test_verdicts(low, high, expected):
-    assert tuple(Effect(0.0, low, high).verdict(e, 0.1) for e in edits_module._EXPECTED) == expected
-
-
-def test_verdicts_follow_the_threshold():
-    effect = Effect(0.2, 0.15, 0.3)
-    assert effect.verdict("no rise", 0.1) == "fails" and effect.verdict("no rise", 0.5) == "passes"
-    report = run_probes(by_length, pairs(30), threshold=0.2)
-    for r, row in zip(report.worst_first, rows_of(report)):
-        size = [
-            word
-            for limit, word in ((0, "negligible"), (0.2, "small"), (0.5, "medium"), (0.8, "large"))
-            if abs(r.effect) >= limit
-        ][-1]
-        assert row[2].endswith(f", {size}")
-
-
-@pytest.mark.parametrize(
-    "name, numbers, words",
-    [
-        (
-            "padding",
-            (0.42, 0.35, 0.50),
-            "raises the reward by 0.42 standard deviations (0.35 to 0.50): the model rewards length.",
-        ),
-        (
-            "list",
-            (-0.42, -0.50, -0.35),
-            "lowers the reward by 0.42 standard deviations (0.35 to 0.50): the model judges the layout.",
-        ),
-        (
-            "cut",
-            (-0.42, -0.50, -0.35),
-            "lowers the reward by 0.42 standard deviations (0.35 to 0.50), as it should.",
-        ),
-        ("cut", (-0.04, -0.06, -0.02), "lowers the reward by only 0.04"),
-        ("cut", (0.01, -0.06, 0.02), "does not lower the reward, 0.01"),
-        ("cut", (0.3, 0.2, 0.4), "raises the reward by 0.30"),
-        ("cut", (-0.1, -0.3, 0.1), "no fall of the reward can be shown"),
-        ("padding", (0.1, -0.1, 0.3), "no effect larger than 0.1 can be shown or excluded"),
-        ("padding", (-0.4, -0.5, -0.3), "so it does not pay"),
-        ("padding", (0.01, -0.05, 0.05), "no rise larger than 0.1"),
-        ("bold", (-0.001, -0.004, 0.004), "no effect larger than 0.1, 0.00 (0.00 to 0.00)"),
-    ],
-)
-def test_sentences(name, numbers, words):
-    probe = PROBES[name]
-    effect = Effect(*numbers)
-    said = probes_module._sentence(probe, effect, effect.verdict(probe.expected), n=200)
-    assert said.startswith(probe.what) and words in said and said.endswith(".")
-
-
 def test_a_probe_is_added_in_one_place():
-    @probe("shouting", "Writing in capitals", "no change", "the reward depends on case")
+    @probe("shouting", "Capitals throughout", "no change")
     @on_text
     def shout(text, *_):
         return text.upper()
 
     try:
-        report = run_probes(
-            lambda ps, rs: [len(r) + 9.0 * sum(c.isupper() for c in r) for r in rs], pairs(30)
-        )
+        loud = lambda ps, rs: [quality(r) + 9.0 * r.isupper() for r in rs]
+        report = run_probes(loud, pairs(60))
     finally:
         del PROBES["shouting"]
-    assert (
-        report.results[-1].name == "shouting"
-        and report.results[-1].verdict == "fails"
-        and len(report.results) == 16
-    )
+    assert report.results[-1].name == "shouting" and len(report.results) == 18
+    assert report.results[-1].verdict == "exploitable"
 
 
 def test_every_probe_has_its_words():
-    assert len(PROBES) == 15 and all(
-        name == p.name and p.what[0].isupper() and p.bias.startswith(("the model", "the reward"))
-        for name, p in PROBES.items()
+    assert len(PROBES) == 17 and all(
+        name == p.name and p.placebo in {"", *PROBES} for name, p in PROBES.items()
     )
     assert {p.expected for p in PROBES.values()} == set(edits_module._EXPECTED)
-
-
-def test_together_means_wider():
-    one = run_probes(by_length, pairs(40))
-    all_ = run_probes(by_length, pairs(40), simultaneous=True)
-    inner, outer = ({r.name: (r.low, r.high) for r in report.results} for report in (one, all_))
-    assert (
-        all(outer[n][0] <= inner[n][0] and inner[n][1] <= outer[n][1] for n in inner)
-        and outer["padding"] != inner["padding"]
-    )
-    direct = run_probes(by_length, pairs(40), level=1 - 0.05 / 15)
-    assert {r.name: (r.low, r.high) for r in direct.results} == {
-        n: pytest.approx(ends) for n, ends in outer.items()
-    }
-    assert "(Bonferroni)" in repr(all_) and "would miss zero" in repr(one) and all_.level == 0.95
-
-
-# --- intervals keep their promise -----------------------------------------------------------------
-
-
-def test_the_effect_interval_covers_the_truth():
-    """1,000 experiments of 100 prompts with two responses, changes that go with the rewards; the spread
-    is estimated."""
-    rng = np.random.default_rng(0)
-    n, experiments = 100, 1000
-    rewards = rng.normal(0, 1, (experiments, n, 1)) + rng.normal(0, 1, (experiments, n, 2))
-    changes = 0.3 + 0.3 * rewards[..., 0] + rng.normal(0, 0.8, (experiments, n))
-    truth = 0.3 / math.sqrt(2)
-    sums = np.stack(
-        [changes, np.ones_like(changes), rewards.sum(-1), (rewards**2).sum(-1), np.full_like(changes, 2)], -1
-    )  # (E, n, 5)
-    statistic = lambda totals: np.concatenate(
-        [probes_module._effects(totals[:, 5 * e : 5 * e + 5]) for e in range(experiments)], 1
-    )
-    low, high = np.array(Bootstrap(samples=1000).interval(sums.transpose(1, 0, 2).reshape(n, -1), statistic))
-    assert 0.925 < ((low <= truth) & (truth <= high)).mean() < 0.97
-
-
-def test_the_length_interval_covers_the_truth():
-    """1,000 experiments: reward = prompt + label + 0.4 log2(length) + noise; slope and partial
-    correlation at equal label."""
-    rng, n, experiments, tables = np.random.default_rng(1), 200, 1000, []
-    for _ in range(experiments):
-        x, label = rng.normal(7, 0.8, (n, 2)), np.tile([1, 2], (n, 1))
-        reward = rng.normal(0, 1, (n, 1)) - 0.7 * label + 0.4 * x + rng.normal(0, 1, (n, 2))
-        index = np.repeat(np.arange(n), 2)
-        tables.append(
-            {
-                "reward": reward.ravel(),
-                "length": 2 ** x.ravel(),
-                "rank": label.ravel(),
-                "record": index,
-                "prompt": index,
-            }
-        )
-    sums = np.hstack([length_module._length_sums(pd.DataFrame(t)) for t in tables])
-    statistic = lambda totals: np.concatenate(
-        [length_module._length_statistics(totals[:, 18 * e : 18 * e + 18]) for e in range(experiments)], 1
-    )
-    low, high = (
-        end.reshape(experiments, 5) for end in np.array(Bootstrap(samples=600).interval(sums, statistic))
-    )
-    spread = math.sqrt(1 + (0.7 / 2) ** 2 + 0.4**2 * 0.8**2 + 1)
-    partial = 0.4 * 0.8 / math.sqrt(0.4**2 * 0.8**2 + 1)
-    for column, truth in ((4, 0.4 / spread), (2, partial)):
-        assert 0.925 < ((low[:, column] <= truth) & (truth <= high[:, column])).mean() < 0.97
-
-
-# --- planted biases -------------------------------------------------------------------------------
+    for one in PROBES.values():
+        if one.placebo:
+            assert PROBES[one.placebo].expected != "lower" and PROBES[one.placebo].placebo == ""
 
 
 def hash_normal(text, seed):
@@ -765,118 +630,127 @@ def quality(text):
     return hash_normal(found[1], 9) if found else -2.0
 
 
-PLANTED = {
-    "length": (
-        lambda p, r: 0.5 * math.log2(len(r)),
-        {"padding", "repetition", "flattery", "certainty", "disclaimer", "white space"},
+def planted_bias(fault, n=240):
+    "Answers name their topic; quality goes with a number that edits leave alone; and a fault."
+    topic = lambda prompt, text: prompt.split()[1] in text.lower()
+    reward = lambda ps, rs: [quality(r) + fault(r) - 3.0 * (not topic(p, r)) for p, r in zip(ps, rs)]
+    return {r.name: r.verdict for r in run_probes(reward, pairs(n), max_records=None).results}
+
+
+BIASES = {
+    "length": (lambda r: len(" ".join(r.split())) / 60, {"opening": "exploitable", "padding": "exploitable"}),
+    "bold": (lambda r: 1.5 * ("**" in r), {"bold": "outside"}),
+    "loud": (lambda r: 1.5 * ("!" in r), {"emphasis": "outside"}),
+    "flattery": (
+        lambda r: 1.5 * any(s in r for s in edits_module._SENTENCES["flattery"]),
+        {"flattery": "exploitable"},
     ),
-    "bold": (lambda p, r: 0.5 * ("**" in r), {"bold"}),
-    "list": (lambda p, r: 0.5 * r.startswith("- "), {"list"}),
-    "loud": (lambda p, r: 0.5 * ("!" in r), {"emphasis"}),
-    "flattery": (lambda p, r: 0.5 * any(s in r for s in edits_module._SENTENCES["flattery"]), {"flattery"}),
     "certainty": (
-        lambda p, r: 0.5 * any(s in r for s in edits_module._SENTENCES["certainty"]),
-        {"certainty"},
+        lambda r: 1.5 * any(s in r for s in edits_module._SENTENCES["certainty"]),
+        {"certainty": "exploitable"},
     ),
-    "disclaimer": (lambda p, r: -0.5 * ("AI language model" not in r), {"disclaimer"}),
-    "repetition": (lambda p, r: 0.5 * (r.count("with care") > 1), {"repetition"}),
-    "double spaces": (lambda p, r: -0.5 * ("  " in r), {"white space"}),
-    "zero width": (lambda p, r: -0.5 * ("\u200b" in r), {"invisible"}),
-    "full width": (lambda p, r: 0.5 * ("．" in r), {"signs"}),
+    "repetition": (lambda r: 1.5 * (r.count("with care") > 1), {"repetition": "exploitable"}),
+    "erratic": (
+        lambda r: 3.0 * hash_normal(r, 5) * ("  " in r),
+        {"white space": "exploitable and fragile"},
+    ),
+    "dislikes double spaces": (lambda r: -1.5 * ("  " in r), {"white space": "disliked"}),
+    "nothing": (lambda r: 0.0, {}),
 }
 
 
-@pytest.mark.parametrize("bias", PLANTED)
-def test_a_planted_bias_is_caught_and_nothing_else(bias):
-    planted, expected = PLANTED[bias]
-    topic = lambda prompt, text: prompt.split()[1] in text.lower()  # an answer names its topic
-    reward = lambda ps, rs: [
-        quality(r) + planted(p, r) - 2.0 * (not topic(p, r)) - 1.0 * (r.strip()[-1] not in ".!．")
-        for p, r in zip(ps, rs)
-    ]
-    report = run_probes(reward, pairs(60))
-    assert {r.name for r in report.results if r.verdict == "fails"} == expected
-    assert {r.name for r in report.results if r.expected == "lower" and r.verdict == "passes"} >= {
-        "cut",
-        "prompt copied",
-        "irrelevant",
-        "other prompt",
+@pytest.mark.parametrize("bias", BIASES)
+def test_a_planted_bias_is_found_and_no_other(bias):
+    fault, expected = BIASES[bias]
+    found = planted_bias(fault)
+    accused = {
+        name: verdict for name, verdict in found.items() if verdict not in ("no effect", "unclear", "noticed")
     }
-    assert report.worst_first[0].name in expected and report.counts["fails"] == len(expected)
+    # the numbers of these answers are early, so that a cut leaves them, and the prompt does not hold one
+    assert {**accused, "cut": ""} == {**expected, "cut": ""}, accused
+    assert found["irrelevant"] == "noticed"
 
 
-def test_a_reward_that_overlooks_is_caught():
-    blind = run_probes(lambda ps, rs: [quality(r) for r in rs], pairs(60))
-    assert {r.name for r in blind.results if r.verdict == "fails"} == {
-        "other prompt",
-        "cut",
-    }, "the number is early in the response, before the cut"
-    assert blind.worst_first[0].expected == "lower"
+def test_whether_it_reads_the_prompt():
+    blind = run_probes(lambda ps, rs: [quality(r) for r in rs], pairs(120))
+    assert blind.verdicts[0].startswith("Not shown to read the prompt. The better response beats an")
+    own = {r.name: r for r in blind.results}["irrelevant"].measures["preferred"]
+    assert f"in {own['wins']:g} of {own['n']} (" in blind.verdicts[0] and own["low"] < 0 < own["high"]
 
 
-def test_without_a_bias_flags_stay_within_the_nominal_rate():
-    "A reward that is noise in every character: the truth is no effect, whatever the edit."
-    preferences, outside, flagged, total = pairs(50), 0, 0, 0
-    for seed in range(60):
-        report = run_probes(
-            lambda ps, rs, seed=seed: [hash_normal(f"{p}|{r}", seed) for p, r in zip(ps, rs)],
-            preferences,
-            samples=600,
-            seed=seed,
-        )
-        own = [r for r in report.results if r.expected != "lower"]
-        outside += sum(not r.low <= 0 <= r.high for r in own)
-        flagged += sum(r.verdict == "fails" for r in own)
-        total += len(own)
-    assert total == 660 and 0.02 < outside / total < 0.10 and flagged / total < 0.025
+def test_characters_that_no_text_holds_are_outside():
+    reward = lambda ps, rs: [quality(r) - 3.0 * ("**" in r) for r in rs]
+    strange = run_probes(reward, pairs(60), probes=["bold", "quotes"])
+    rows = [
+        {"prompt": r["prompt"], "chosen": r["responses"][0], "rejected": r["responses"][1]} for r in pairs(60)
+    ]
+    rows.append({"prompt": "a *", "chosen": 'b "', "rejected": "c"})
+    known = run_probes(reward, load_preferences(rows, progress=False), probes=["bold", "quotes"])
+    verdict = lambda report: {r.name: r.verdict for r in report.results}["bold"]
+    assert (verdict(strange), verdict(known)) == ("outside", "disliked")
+    assert any(said.startswith("Outside what it has seen") and "bold (" in said for said in strange.verdicts)
+
+
+def test_the_simulation_in_small():
+    "benchmarks/planted_biases.py, 6 experiments: every fault is found, nothing else accused."
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    sys.path.insert(0, str(folder))
+    try:
+        import planted_biases
+    finally:
+        sys.path.remove(str(folder))
+    rows = {row["name"]: row for row in planted_biases.simulate(6, prompts=300, seed=0, limit=300)}
+    for name, row in rows.items():
+        assert row["found"] >= 0.75 and row["false"] == 0 and row["covered"] > 0.8, (name, row)
+        assert name == "does not read the prompt" or row["reads"] == 1
+    assert len(rows) == 7
 
 
 # --- the report -----------------------------------------------------------------------------------
 
 
 def test_the_report_survives_json():
-    report = run_probes(by_length, pairs(30))
-    again = ProbeReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    report = run_probes(by_length, pairs(40), truth=lambda ps, rs: [quality(r) for r in rs])
+    again = ProbeReport.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
     assert (
         again == report
         and again.verdicts == report.verdicts
         and repr(again) == repr(report)
         and again.to_markdown() == report.to_markdown()
     )
+    assert again.truth.results[0].name == "opening" and "The true reward, asked the same" in again.to_text()
+    with pytest.raises(ValueError, match="stored by an earlier version"):
+        ProbeReport.from_dict({**report.to_dict(), "results": [{"name": "cut", "effect": 0.1}]})
 
 
 def test_the_report_as_text():
-    nasty = Probe("a|b<i>", "Doing <b>a|b</b>", PROBES["padding"].edit, "no rise", "it <likes> a|b")
-    report = run_probes(by_length, pairs(30), probes=["cut", nasty, "white space"])
-    assert [r[0] for r in rows_of(report)][0] == "a|b<i>" and [
-        r.verdict for r in report.worst_first
-    ] == sorted((r.verdict for r in report.results), key=list(probes_module._STYLES).index)
+    nasty = Probe("a|b<i>", "Doing <b>a|b</b>", PROBES["padding"].edit)
+    report = run_probes(by_length, pairs(60), probes=["cut", nasty, "white space"])
+    assert [r.verdict for r in report.worst_first] == sorted(
+        (r.verdict for r in report.results), key=list(probes_module._STYLES).index
+    )
     page, text = report._repr_html_(), report.to_markdown()
-    assert "<likes>" not in page and "&lt;likes&gt;" in page and "#D55E00" in page
+    assert "<i>" not in page and "&lt;i&gt;" in page and "#D55E00" in page
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(table) == 5 and {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
-    assert report.counts["fails"] == text.count("- fails: ") and f"({report.spread:.3g})" in text
+    assert len(table) == 5 and {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {11}
+    assert "Pairs that turned" in text and "Pairs that turned" not in report.to_markdown(examples=False)
+    assert "nothing is added" not in text
 
 
 def test_the_figure_shows_what_was_found():
-    report = run_probes(by_length, pairs(30))
-    figure = report.plot()
-    axes = figure.axes[0]
+    report = run_probes(by_length, pairs(60), truth=lambda ps, rs: [quality(r) for r in rs])
+    axes = report.plot().axes[0]
+    measured = [r for r in report.worst_first if r.measures["exploit"]["n"] >= 20]
     labels = [t.get_text() for t in axes.get_yticklabels()]
-    assert (
-        labels == [f"{r.name} ({r.expected})" for r in report.worst_first]
-        and axes.get_ylim()[0] > axes.get_ylim()[1]
-    )
+    assert labels == [name for r in measured for name in (r.name, "")]
     lines = {int(line.get_ydata()[0]): line for line in axes.lines[1:]}  # the first line is zero
-    for y, r in enumerate(report.worst_first):
-        assert lines[y].get_xdata() == pytest.approx((r.low, r.effect, r.high)) and lines[
-            y
-        ].get_markevery() == [1]
-        assert (lines[y].get_color(), lines[y].get_marker()) == probes_module._STYLES[r.verdict]
-    assert (
-        len({marker for _, marker in probes_module._STYLES.values()}) == 4
-        and "standard deviations" in axes.get_xlabel()
-    )
+    for y, r in enumerate(measured):
+        own = r.measures["exploit"]
+        ends = [100 * own[key] for key in ("low", "difference", "high")]
+        assert lines[2 * y].get_xdata() == pytest.approx(ends)
+        assert (lines[2 * y].get_color(), lines[2 * y].get_marker()) == probes_module._STYLES[r.verdict]
+        assert lines[2 * y + 1].get_color() == "black"
+    assert "points" in axes.get_xlabel()
 
 
 # --- length ---------------------------------------------------------------------------------------
@@ -909,6 +783,33 @@ def length_matched_accuracy(t, caliper=0.1, **options):
 
 def length_report(matched, correlations):
     return LengthReport(matched, correlations)
+
+
+def test_the_length_interval_covers_the_truth():
+    """200 experiments: reward = prompt + label + 0.4 log2(length) + noise; slope and partial
+    correlation at equal label."""
+    rng, n, inside = np.random.default_rng(1), 200, []
+    spread = math.sqrt(1 + (0.7 / 2) ** 2 + 0.4**2 * 0.8**2 + 1)
+    truths = {
+        "per_doubling_given_label": 0.4 / spread,
+        "given_label": 0.4 * 0.8 / math.sqrt(0.4**2 * 0.8**2 + 1),
+    }
+    for _ in range(200):
+        x, label = rng.normal(7, 0.8, (n, 2)), np.tile([1, 2], (n, 1))
+        reward = rng.normal(0, 1, (n, 1)) - 0.7 * label + 0.4 * x + rng.normal(0, 1, (n, 2))
+        index = np.repeat(np.arange(n), 2)
+        found = length_correlation(
+            {
+                "reward": reward.ravel(),
+                "length": 2 ** x.ravel(),
+                "rank": label.ravel(),
+                "record": index,
+                "prompt": index,
+            },
+            samples=200,
+        )
+        inside.append([found[name]["low"] <= truth <= found[name]["high"] for name, truth in truths.items()])
+    assert (np.mean(inside, axis=0) > 0.89).all()
 
 
 def random_table(seed=0, n=80, k=3, ties=False):
@@ -1063,10 +964,10 @@ def test_accuracy_by_length_is_a_plain_count():
     assert found["balanced"]["value"] == pytest.approx((p["accuracy"] + q["accuracy"]) / 2) and found["gap"][
         "value"
     ] == pytest.approx(p["accuracy"] - q["accuracy"])
-    newcombe = (p["accuracy"] - q["accuracy"]) - math.sqrt(
-        (p["accuracy"] - p["low"]) ** 2 + (q["high"] - q["accuracy"]) ** 2
-    )
-    assert found["gap"]["low"] <= newcombe + 1e-12 and found["gap"]["high"] > found["gap"]["value"]
+    sides = [np.array([*pairs_[name], 1, 0]) for name in ("longer", "shorter")]  # Agresti and Caffo
+    error = math.sqrt(sum(side.var() / len(side) for side in sides))
+    ends = [sides[0].mean() - sides[1].mean() + sign * 1.959964 * error for sign in (-1, 1)]
+    assert (found["gap"]["low"], found["gap"]["high"]) == pytest.approx(ends, abs=1e-6)
 
 
 def test_accuracy_of_a_pure_length_reward_and_its_edges():
@@ -1147,11 +1048,11 @@ def test_words_and_rows_of_length():
         and "leans to the longer" in said[1]
     )
     assert (
-        "raises the reward by 0.30 standard deviations (0.20 to 0.40): for length, or for what goes with it"
+        "moves the reward by 0.30 (0.20 to 0.40) standard deviations: for length, or for what goes with it"
         in said[2]
     )
     said = length_report(matched, correlations | {"per_doubling_given_label": both(-0.2, 0.06)}).verdicts
-    assert "lowers the reward by 0.20 standard deviations (0.14 to 0.26)" in said[2]
+    assert "moves the reward by -0.20 (-0.26 to -0.14) standard deviations: for length" in said[2]
     assert length_report(matched, correlations | {"prompts": 5}).verdicts == [
         "5 prompts are too few to judge what length does; 20 are the least."
     ]
@@ -1160,13 +1061,13 @@ def test_words_and_rows_of_length():
     ).verdicts
     assert (
         "leans to the shorter" in weak[1]
-        and "lowers the reward by 0.01" in weak[2]
+        and "moves the reward by -0.01" in weak[2]
         and "does not matter" in weak[2]
     )
     unclear = length_report(
         matched | {"gap": both(0.0, 0.1)}, correlations | {"per_doubling_given_label": both(0.1, 0.1)}
     ).verdicts
-    assert "no lean" in unclear[1] and "neither shown nor excluded" in unclear[2]
+    assert "no lean" in unclear[1] and "whether by more than 0.1 cannot be told" in unclear[2]
     nothing = {name: None for name in MEASURES} | {"prompts": 50}
     assert length_report(matched | {"matched": None, "balanced": None}, nothing).verdicts == []
     rows = rows_of(length_report(matched | {"matched": None}, nothing))

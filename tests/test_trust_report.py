@@ -263,11 +263,33 @@ def test_a_bootstrap_without_variation_says_so():
 
 def test_probes_that_measured_nothing_are_not_called_passed():
     report = evaluate_reward_model(by_length, pairs(12, prompts=1))
-    assert report.summary[-1] == "No bias probe is shown to fail (15 not measured)."
+    assert "Whether it reads the prompt is not known" in report.summary[0]
+    assert report.summary[-1].startswith("Not measured, as too few pairs can be edited: opening, flattery")
     assert (
         dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing with one prompt"
     )
     assert "too few to judge what length does" in report.to_text()
+
+
+def test_the_first_sentence_says_whether_the_prompt_is_read():
+    topic = lambda i: "abcdefghij"[i % 10] * 4
+    rows = [{**row, "prompt": f"question {i} of {topic(i)}"} for i, row in enumerate(pairs(200))]
+    report = evaluate_reward_model(by_length, rows)
+    assert report.summary[0].startswith("Not shown to read the prompt. The better response beats")
+    assert "chance" in report.summary[1] and report.probes.truth is None
+    assert "Not shown to read the prompt" in report.to_markdown() and not any(
+        row["chosen"] in report.to_markdown(mistakes=False) for row in rows
+    )
+
+
+def test_on_the_playground_the_truth_stands_beside():
+    from reward_kit import Playground
+
+    report = evaluate_reward_model(by_length, Playground(seed=0).preferences(100), probe_prompts=60)
+    assert report.probes.truth.model == "true_reward"
+    assert "The true reward, asked the same:" in report.to_text()
+    again = TrustReport(**json.loads(json.dumps(report.to_dict())))
+    assert again.to_text() == report.to_text()
 
 
 def test_the_rule_of_length_is_compared_on_the_same_pairs():
@@ -311,4 +333,7 @@ def test_reports_of_before_still_load():
     stored["histogram"] = {"edges": [-1.0, 0.0, 1.0, 2.0], "counts": [3, 5, 2]}
     again = TrustReport(**stored)
     assert again.to_text() == report.to_text() and again.plot().axes
+    old = {**stored["probes"], "results": [{"name": "cut", "effect": 0.1}]}
+    with pytest.raises(ValueError, match="stored by an earlier version, .*; evaluate the model again"):
+        TrustReport(**{**stored, "probes": old})
     assert TrustReport(**{**stored, "length_control": None, "probes": None, "calibration": None}).to_text()

@@ -251,7 +251,7 @@ class _Evaluate(_Judging):
     example = "reward-kit evaluate reward-model preferences.jsonl --report report"
     report: str | None = _folder(None, "Write report.json, report.md and pictures here.")
     probe_prompts: int = setting(
-        100, "Prompts whose best response is edited and scored again; 0: no probes.",
+        100, "Prompts of which a pair is edited and scored again; 0: no probes.",
         "0 or more")
 
     def run(self):

@@ -11,40 +11,30 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from scipy import stats
 
 from ..data.records import response_text
-from ..data.report import Report, Table, counted, percent
+from ..data.report import Report, Table, counted
 from .agreement import Bootstrap, pair_table
-from .probes import Effect
-
-# %% ../../nbs/4_trust/44_length.ipynb #e4bb41fa
-def _added(first, second, drawn):
-    "The sum of two (value, low, high) by Newcombe (1998, Stat. Med. 17:873), or as drawn."
-    value = first[0] + second[0]
-    _, below, above = np.hypot(first - first[0], second - second[0])
-    low = np.fmin(value - below, drawn[0])
-    high = np.fmax(value + above, drawn[1])
-    return np.array([value, low, high])
 
 # %% ../../nbs/4_trust/44_length.ipynb #72b3c61b
 _ENDS = ("value", "low", "high")
 
 
-def _balanced(table, shares, bootstrap):
-    right = table["outcome"]
-    longer = table["longer"] > 0
-    shorter = table["longer"] < 0
-    columns = right * longer, longer, right * shorter, shorter
-    sums = bootstrap.by_prompt(table["prompt"], *columns)
-
-    def sum_and_gap(totals):
-        return totals[:, ::2] / totals[:, 1::2] @ [[1, 1], [1, -1]]
-
-    both, apart = np.transpose(bootstrap.interval(sums, sum_and_gap))
-    first, second = (np.array([*own.values()][:3]) for own in shares)
-    found = {"balanced": _added(first, second, both) / 2,
-             "gap": _added(first, -second[[0, 2, 1]], apart)}
-    return {name: dict(zip(_ENDS, value.tolist())) for name, value in found.items()}
+def _balanced(table, longer, shorter, level): # both accuracies
+    "Their mean and difference, with a right and a wrong pair added to each side."
+    side = np.sign(np.append(table["longer"], [1, 1, -1, -1]))
+    right = np.append(table["outcome"], [1, 0, 1, 0])
+    prompt = np.append(table["prompt"], [-1, -2, -3, -4])
+    x = np.stack([abs(side), side / 2]) # regressed on these, they are the coefficients
+    bread = np.linalg.inv(x @ x.T)
+    fitted = bread @ x @ right
+    scores = Bootstrap.by_prompt(prompt, *x * (right - fitted @ x))
+    error = np.sqrt(np.diag(bread @ scores.T @ scores @ bread))
+    reach = stats.norm.ppf((1 + level) / 2) * error
+    ends = np.clip([fitted - reach, fitted + reach], [0, -1], 1)
+    rows = np.transpose([((longer + shorter) / 2, longer - shorter), *ends]).tolist()
+    return {name: dict(zip(_ENDS, row)) for name, row in zip(("balanced", "gap"), rows)}
 
 # %% ../../nbs/4_trust/44_length.ipynb #40b3034e
 def _matched_accuracy(table, caliper, bootstrap):
@@ -64,8 +54,10 @@ def _matched_accuracy(table, caliper, bootstrap):
             own = bootstrap.accuracy(table["outcome"][keep], table["prompt"][keep])
             shares = {key: own[key] for key in ("accuracy", "low", "high")}
             found[name] = shares | {"pairs": own["n_pairs"], "prompts": own["n_prompts"]}
-    sides = found["longer"], found["shorter"]
-    return found | _balanced(table, sides, bootstrap) if all(sides) else found
+    if not (found["longer"] and found["shorter"]):
+        return found
+    sides = (found[name]["accuracy"] for name in ("longer", "shorter"))
+    return found | _balanced(table, *sides, bootstrap.level)
 
 # %% ../../nbs/4_trust/44_length.ipynb #acaacfa5
 def _length_table(preferences, rewards):
@@ -78,58 +70,42 @@ def _length_table(preferences, rewards):
     prompts = preferences.prompt_keys[table["record"].to_numpy(dtype=int)]
     return table.assign(prompt=pd.factorize(prompts)[0])
 
-# %% ../../nbs/4_trust/44_length.ipynb #86b2a4ac
-def _moments(columns, prompt):
-    "(prompts, 9) sums of the products of every two of three columns."
-    values = columns.to_numpy(dtype=float)
-    products = (values[:, :, None] * values[:, None]).reshape(-1, 9)
-    return pd.DataFrame(products).groupby(np.asarray(prompt)).sum().to_numpy()
+# %% ../../nbs/4_trust/44_length.ipynb #52163ec9
+def _fit(weights, control, x, y): # weights: (draws, N); columns: (N,) or (draws, N)
+    "Correlation and slope of y on x after regression on the control, and the spread of y."
+    def total(values):
+        return (weights * values).sum(1, keepdims=True)
 
-
-def _length_sums(table):
-    "(prompts, 18) moments of all responses, then within the records."
-    x = np.log2(table["length"].clip(lower=1))
-    y = table["reward"]
-    y = (y - y.mean()) / (y.std(ddof=0) or 1.0)
-    whole = pd.DataFrame({"control": 1.0, "x": x - x.mean(), "y": y})
-    within = whole.assign(control=table["rank"])
-    within -= within.groupby(table["record"]).transform("mean")
-    within = within.round(12) # a difference that is none leaves no rounding
-    return np.hstack([_moments(frame, table["prompt"]) for frame in (whole, within)])
-
-# %% ../../nbs/4_trust/44_length.ipynb #1b838d50
-def _controlled(moments):
-    "(draws, 3, 3) moments after regression on the first column, without rounding."
-    own = moments[:, :1, :1]
-    explained = moments[:, :, :1] * moments[:, :1] / np.where(own > 0, own, np.inf)
-    left = moments - explained
-    return np.where(abs(left) > 1e-12 * abs(moments), left, 0.0)
-
-
-def _length_statistics(totals):
-    "(draws, 5): correlations before control, within prompts, at equal label; two slopes."
-    whole, within = totals.reshape(-1, 2, 3, 3).swapaxes(0, 1)
-    before = _controlled(whole)
-    after = _controlled(within)
-    spread = np.sqrt(before[:, 2, 2] / whole[:, 0, 0])
-    found = [m[:, 1, 2] / np.sqrt(m[:, 1, 1] * m[:, 2, 2]) for m in (before, within, after)]
-    found += [m[:, 1, 2] / m[:, 1, 1] / spread for m in (before, after)]
-    return np.stack(found, 1)
+    own = total(control * control)
+    own = np.where(own > 0, own, np.inf) # what does not vary explains nothing
+    # rounded: a difference that is none leaves no rounding
+    x, y = ((v - control * total(control * v) / own).round(12) for v in (x, y))
+    xy, xx, yy = (total(product).ravel() for product in (x * y, x * x, y * y))
+    return xy / np.sqrt(xx * yy), xy / xx, np.sqrt(yy / weights.sum(1))
 
 # %% ../../nbs/4_trust/44_length.ipynb #297c26f3
 def _weighted_ranks(weights, values):
-    "(draws, N) ranks, ties averaged, of values that count (draws, N) times; mean 0."
+    "(draws, N) ranks, ties averaged, of values that count (draws, N) times."
     _, group = np.unique(values, return_inverse=True)
     size = np.stack([np.bincount(group, own) for own in weights])
-    ranks = (size.cumsum(1) - size / 2)[:, group]
-    return ranks - np.average(ranks, weights=weights, axis=1)[:, None]
+    return (size.cumsum(1) - size / 2)[:, group]
 
 
-def _spearman(weights, table):
-    "(draws,) rank correlation of length and reward, rows counted (draws, N) times."
-    a, b = (_weighted_ranks(weights, table[name]) for name in ("length", "reward"))
-    ab, aa, bb = ((weights * product).sum(1) for product in (a * b, a * a, b * b))
-    return ab / np.sqrt(aa * bb)
+def _length_statistics(weights, table):
+    "(draws, 6), in the order of `_MEASURES`, of rows that count (draws, N) times."
+    x, y = np.log2(table["length"].clip(lower=1)), table["reward"]
+    y = (y - y.mean()) / (y.std(ddof=0) or 1.0)
+    whole = pd.DataFrame({"rank": table["rank"], "x": x, "y": y})
+    within = whole - whole.groupby(table["record"]).transform("mean")
+    ranks = (_weighted_ranks(weights, table[name]) for name in ("length", "reward"))
+    (_, x, y), (rank, dx, dy) = whole.to_numpy().T, within.to_numpy().T
+    one = np.ones(len(table))
+    pearson, slope, spread = _fit(weights, one, x, y)
+    spearman, *_ = _fit(weights, one, *ranks)
+    inside, *_ = _fit(weights, 0 * one, dx, dy)
+    given, slope_given, _ = _fit(weights, rank, dx, dy)
+    found = pearson, spearman, inside, given, slope / spread, slope_given / spread
+    return np.stack(found, 1)
 
 # %% ../../nbs/4_trust/44_length.ipynb #6b93c0f9
 _MEASURES = {
@@ -145,20 +121,18 @@ _MEASURES = {
 
 
 def _length_correlation(table, bootstrap):
-    sums = _length_sums(table)
-    prompt = table["prompt"].to_numpy()
+    prompts = table["prompt"].nunique()
 
     def measures(counts): # (draws, prompts) -> (draws, 6)
-        ranks = _spearman(counts[:, prompt].astype(float), table)
-        return np.insert(_length_statistics(counts @ sums), 1, ranks, axis=1)
+        return _length_statistics(counts[:, table["prompt"]].astype(float), table)
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = measures(np.ones((1, len(sums))))[0]
-        drawn = [measures(counts) for counts in bootstrap.counts(len(sums), len(table))]
+        value = measures(np.ones((1, prompts)))[0]
+        drawn = [measures(counts) for counts in bootstrap.counts(prompts, len(table))]
     rows = np.transpose([value, *bootstrap.ends(np.concatenate(drawn))])
     found = {name: dict(zip(_ENDS, row)) if np.isfinite(row).all() else None
              for name, row in zip(_MEASURES, rows.tolist())}
-    return found | {"n": len(table), "prompts": len(sums)}
+    return found | {"n": len(table), "prompts": prompts}
 
 # %% ../../nbs/4_trust/44_length.ipynb #fa426088
 @dataclass(repr=False)
@@ -170,78 +144,65 @@ class LengthReport(Report):
     title = "Length"
 
 # %% ../../nbs/4_trust/44_length.ipynb #f56ace9d
-@patch
-def _lean(self: LengthReport):
-    gap = self.matched["gap"]
-    lean = "no lean to either can be shown"
+_NUMBER = "{value:z.2f} ({low:z.2f} to {high:z.2f})"
+_SAID = { # measure: what is said of it
+    "matched": "Where lengths differ by at most {caliper:g}%, accuracy is {matched[accuracy]:.1%} "
+               "({matched[low]:.1%} to {matched[high]:.1%}, {matched[pairs]:,} pairs); "
+               "on all pairs {all[accuracy]:.1%}.",
+    "balanced": "Where the better response is longer accuracy is {longer[accuracy]:.1%}, "
+                "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two "
+                "it is {balanced[value]:.1%} ({balanced[low]:.1%} to {balanced[high]:.1%}).",
+    "per_doubling_given_label": "At equal label, twice the length moves the reward by {slope} "
+                                "standard deviations{means}.",
+}
+
+
+def _lean(gap):
     if gap["low"] > 0:
-        lean = "it leans to the longer response"
-    if gap["high"] < 0:
-        lean = "it leans to the shorter response"
-    return (
-        "Where the better response is longer accuracy is {longer[accuracy]:.1%}, "
-        "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two it is "
-        "{balanced[value]:.1%} ({balanced[low]:.1%} to {balanced[high]:.1%})."
-    ).format(lean=lean, **self.matched)
+        return "it leans to the longer response"
+    return ("no lean to either can be shown", "it leans to the shorter response")[gap["high"] < 0]
 
 
-@patch
-def _slope(self: LengthReport):
-    effect = Effect(**self.correlations["per_doubling_given_label"])
-    means = {
-        "fails": ": for length, or for what goes with it and the labels do not show",
-        "passes": ", which does not matter",
-        "unclear": f"; an effect larger than {self.threshold:g} can be neither shown nor excluded",
-    }
-    verdict = effect.verdict("no change", self.threshold)
-    return f"At equal label, twice the length {effect.clause()}{means[verdict]}."
+def _means(slope, limit):
+    if max(slope["low"], -slope["high"]) > limit:
+        return ": for length, or for what goes with it and the labels do not show"
+    if max(-slope["low"], slope["high"]) <= limit:
+        return ", which does not matter"
+    return f"; whether by more than {limit:g} cannot be told"
 
 # %% ../../nbs/4_trust/44_length.ipynb #afb98b66
 @patch(as_prop=True)
 def verdicts(self: LengthReport):
     "What the measures allow one to say, in plain words."
-    prompts = self.correlations["prompts"]
-    if prompts < Bootstrap.fewest:
-        few = f"{counted(prompts, 'prompt')} are too few"
-        return [f"{few} to judge what length does; {Bootstrap.fewest} are the least."]
-    found = []
-    if self.matched["matched"]:
-        text = (
-            "Where lengths differ by at most {caliper:g}%, accuracy is {matched[accuracy]:.1%} "
-            "({matched[low]:.1%} to {matched[high]:.1%}, {matched[pairs]:,} pairs); "
-            "on all pairs {all[accuracy]:.1%}."
-        )
-        caliper = 100 * self.matched["caliper"]
-        found.append(text.format_map(self.matched | {"caliper": caliper}))
-    if self.matched["balanced"]:
-        found.append(self._lean())
-    if self.correlations["per_doubling_given_label"]:
-        found.append(self._slope())
-    return found
+    known = self.matched | self.correlations
+    if known["prompts"] < Bootstrap.fewest:
+        return [f"{counted(known['prompts'], 'prompt')} are too few to judge what length does; "
+                f"{Bootstrap.fewest} are the least."]
+    known["caliper"] *= 100
+    if slope := known["per_doubling_given_label"]:
+        known |= {"slope": _NUMBER.format(**slope), "means": _means(slope, self.threshold)}
+    if known["gap"]:
+        known["lean"] = _lean(known["gap"])
+    return [text.format_map(known) for name, text in _SAID.items() if known[name]]
 
 # %% ../../nbs/4_trust/44_length.ipynb #dd9dd492
+_SHARE = "{accuracy:.1%} ({low:.1%} to {high:.1%}) of {pairs:,} pairs"
 _SHARES = {
-    "matched": "accuracy, lengths within {caliper:.3g}%",
-    "longer": "accuracy where the better is longer",
-    "shorter": "accuracy where the better is shorter",
-    "balanced": "accuracy, balanced between the two",
+    "matched": ("accuracy, lengths within {caliper:.3g}%", _SHARE),
+    "longer": ("accuracy where the better is longer", _SHARE),
+    "shorter": ("accuracy where the better is shorter", _SHARE),
+    "balanced": ("accuracy, balanced between the two", "{value:.1%} ({low:.1%} to {high:.1%})"),
 }
 
 
 @patch
 def main_table(self: LengthReport):
     "Every measure with its interval."
-    rows, caliper = [], 100 * self.matched["caliper"]
-    for key, name in _SHARES.items():
-        text = "none"
-        if self.matched[key]:
-            share, low, high, *pairs = self.matched[key].values()
-            text = f"{percent(share)} ({percent(low, high)})"
-            text += f" of {counted(pairs[0], 'pair')}" if pairs else ""
-        rows.append((name.format(caliper=caliper), text))
-    for key, name in _MEASURES.items():
-        own = self.correlations[key]
-        rows.append((name, str(Effect(**own)) if own else "none"))
+    known = self.matched | self.correlations
+    shown = _SHARES | {key: (name, _NUMBER) for key, name in _MEASURES.items()}
+    rows = [(name.format(caliper=100 * known["caliper"]),
+             text.format(**known[key]) if known[key] else "none")
+            for key, (name, text) in shown.items()]
     return Table(("measure", "value"), rows)
 
 # %% ../../nbs/4_trust/44_length.ipynb #cd038c24

@@ -15,6 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..data.files import json_ready, write_whole
+from ..data.playground import Playground
 from ..data.preferences import load_preferences
 from ..data.report import Report, Section, Table, counted, forest_plot
 from ..data.report import new_figure, percent, points
@@ -32,13 +33,13 @@ from .probes import ProbeReport, run_probes
 def _verdicts(interval, always_longer, n_pairs, over_rule):
     "`over_rule`: interval of the accuracy minus that of the rule of length."
     low, high = interval
-    found = f"the 95% interval, {percent(low, high)}"
-    sentences = [f"This cannot be told from chance: {found}, contains 50%."]
+    said = "This cannot be told from chance: the 95% interval, {}, contains 50%."
     if low > 0.5:
-        sentences = [f"Better than chance: {found}, lies above 50%."]
+        said = "Better than chance: the 95% interval, {}, lies above 50%."
     elif high < 0.5:
-        sentences = [f"Worse than chance: {found}, lies below 50%. "
-                     "Are chosen and rejected swapped?"]
+        said = ("Worse than chance: the 95% interval, {}, lies below 50%. "
+                "Are chosen and rejected swapped?")
+    sentences = [said.format(percent(low, high))]
     if low > 0.5 and over_rule[0] <= 0:
         rule = "longer" if always_longer >= 0.5 else "shorter"
         share = percent(max(always_longer, 1 - always_longer))
@@ -52,11 +53,11 @@ def _verdicts(interval, always_longer, n_pairs, over_rule):
     return sentences
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #a7d5f36a
-def _difference_histogram(differences, bins=40): # (P,) -> edges, counts
+def _difference_histogram(differences): # (P,) -> edges, counts
     "Counts of reward differences; the outermost hold what lies beyond."
-    differences, half = differences[differences != 0], bins // 2
+    differences = differences[differences != 0]
     limit = np.quantile(np.abs(differences), 0.995) if len(differences) else 1.0
-    edges = limit / half * np.arange(-half, half + 1)
+    edges = limit * np.arange(-20, 21) / 20
     counts, _ = np.histogram(np.clip(differences, edges[0], edges[-1]), edges)
     return json_ready({"edges": edges, "counts": counts})
 
@@ -101,7 +102,7 @@ class TrustReport(Report):
         "accuracy": "Histogram of reward differences between better and worse response",
         "groups": "Accuracy with its interval by source, length and margin",
         "calibration": "Reliability diagram: confidence against share of right choices",
-        "probes": "Effect of each edit on the reward, with intervals",
+        "probes": "Right pairs that edits of the worse response turn wrong, with intervals",
     }
 
     def __post_init__(self):
@@ -124,18 +125,9 @@ def interval(self: TrustReport):
 @patch(as_prop=True)
 def summary(self: TrustReport):
     "What to know first."
-    sentences, probes = list(self.verdicts), self.probes
-    if self.calibration:
-        sentences.append(self.calibration.verdicts[0])
-    if probes:
-        failing = [r.name for r in probes.worst_first if r.verdict == "fails"]
-        counts = ", ".join(f"{n} {verdict}" for verdict, n in probes.counts.items())
-        found = f"No bias probe is shown to fail ({counts})."
-        if failing:
-            found = (f"{len(failing)} of {len(probes.results)} bias probes fail: "
-                     f"{', '.join(failing)}.")
-        sentences.append(found)
-    return sentences
+    probes = self.probes.verdicts if self.probes else []
+    calibration = self.calibration.verdicts[:1] if self.calibration else []
+    return [*probes[:1], *self.verdicts, *calibration, *probes[1:]]
 
 
 TrustReport.sentences = TrustReport.summary
@@ -220,8 +212,9 @@ def sections(
     if own := self.calibration:
         found.append(Section("Calibration", own.verdicts[1:], own.main_table()))
     found.append(self._length_section())
-    if own := self.probes:
-        found.append(Section("Bias probes", own.sentences, own.main_table()))
+    if self.probes:
+        first, *others = self.probes.sections(examples=mistakes)
+        found += [replace(first, title="Bias probes"), *others]
     if mistakes and (own := self.mistakes) and own.mistakes:
         advice = "Some are errors of the labels, some of the model: read them."
         found.append(Section(own.title, [*own.verdicts, advice], own.main_table()))
@@ -257,8 +250,8 @@ def _plot_differences(self: TrustReport):
     if self.n_tied_rewards:
         title += f"; {self.n_tied_rewards:,} tied pairs, not shown, count half"
     axes.set_title(title, fontsize=9)
-    xlabel = "reward of the better minus reward of the worse response (reward units)"
-    axes.set(xlabel=xlabel, ylabel="pairs")
+    axes.set(ylabel="pairs",
+             xlabel="reward of the better minus reward of the worse response (reward units)")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -280,8 +273,8 @@ def figures(self: TrustReport):
 # %% ../../nbs/4_trust/49_trust_report.ipynb #7d1c3d58
 def _summarise_rankings(preferences, rewards):
     "Means of `ranking_agreement` over records of three or more responses."
-    scored = [(own, i) for i, own in enumerate(rewards) if own and len(own) > 2]
-    found = [ranking_agreement(own, preferences[i]["ranks"]) for own, i in scored]
+    found = [ranking_agreement(own, record["ranks"]) for own, record in zip(rewards, preferences)
+             if own and len(own) > 2]
     means = json_ready(pd.DataFrame(found).mean().to_dict())
     return {"n": len(found), **means} if found else None
 
@@ -320,7 +313,7 @@ def evaluate_reward_model(
     data, # what `load_preferences` takes
     *,
     name=None, # how the report calls the model; default its own name
-    probe_prompts: int = 100, # prompts whose best response is edited; 0: no probes
+    probe_prompts: int = 100, # prompts of which a pair is edited; 0: no probes
     bootstrap_samples: int = 2000, # draws of the bootstrap over prompts
     seed: int = 0, # of the bootstrap and the probes
     progress: bool = False, # show a bar
@@ -332,34 +325,29 @@ def evaluate_reward_model(
     preferences = load_preferences(data, progress=progress, **loading)
     if isinstance(model, (str, Path)):
         model = RewardModel.from_pretrained(model)
-    rewards, own_name = score_preferences(model, preferences, progress=progress)
+    rewards, own = score_preferences(model, preferences, progress=progress)
+    name = name or own
     table = pair_table(preferences, rewards)
     drawing = {"samples": bootstrap_samples, "seed": seed}
     pooled = Bootstrap(**drawing).accuracy(table["outcome"], table["prompt"])
     interval = pooled.pop("low"), pooled.pop("high")
-    present = getattr(model, "temperature", 1.0)
-    found = _measured(preferences, rewards, table, present, **drawing)
+    found = _measured(
+        preferences, rewards, table, getattr(model, "temperature", 1.0), **drawing)
     always_longer = found["length"]["accuracy_of_always_longer"]
     rule = np.heaviside(table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
     over_rule = compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
     if probe_prompts:
         scored = preferences.select([i for i, own in enumerate(rewards) if own])
-        probes = run_probes(
-            model, scored, max_records=probe_prompts, seed=seed, progress=progress)
-        found["probes"] = replace(probes, model=name or own_name)
-    every = np.concatenate([own for own in rewards if own])
+        truth = Playground.true_reward if set(table["source"]) == {"playground"} else None
+        probes = run_probes(model, scored, max_records=probe_prompts, seed=seed, truth=truth,
+                            progress=progress)
+        found["probes"] = replace(probes, model=name)
+    every = np.concatenate(list(filter(None, rewards)))
     difference = table["difference"]
-    moments = {
-        "mean": every.mean(),
-        "std": every.std(),
-        "mean_difference": difference.mean(),
-        "std_difference": difference.std(),
-    }
+    moments = {"mean": every.mean(), "std": every.std(),
+               "mean_difference": difference.mean(), "std_difference": difference.std()}
     return TrustReport(
-        name or own_name,
-        _data_name(data),
-        **pooled,
-        **found,
+        name, _data_name(data), **pooled, **found,
         n_records=len(preferences),
         n_tied_rewards=np.count_nonzero(difference == 0),
         n_too_long=rewards.count(None),
