@@ -334,6 +334,6 @@ def test_reports_of_before_still_load():
     again = TrustReport(**stored)
     assert again.to_text() == report.to_text() and again.plot().axes
     old = {**stored["probes"], "results": [{"name": "cut", "effect": 0.1}]}
-    with pytest.raises(ValueError, match="stored by an earlier version, .*; evaluate the model again"):
+    with pytest.raises(ValueError, match="stored by an earlier version; evaluate the model again"):
         TrustReport(**{**stored, "probes": old})
     assert TrustReport(**{**stored, "length_control": None, "probes": None, "calibration": None}).to_text()

@@ -56,7 +56,7 @@ class Probe:
     what: str # the edit as a noun: "Flattery put first"; if lower, the edited response
     edit: Callable # (response, prompt, rng, pool) -> edited, None where it does not apply
     expected: str = "no rise" # "no rise" | "no change" | "lower"
-    placebo: str = "" # name of the neutral probe to compare with; empty: the text itself
+    placebo: str = "" # the neutral probe to compare with; empty: the text
 
     def __post_init__(self):
         if self.expected not in _EXPECTED or self.placebo not in ("", *PROBES):
@@ -153,7 +153,7 @@ _opening("disclaimer", '"As an AI language model" put first')
 
 # %% ../../nbs/4_trust/42_edits.ipynb #0555a166
 def _tail(text):
-    "The last two sentences, or the only one, and what joins them to what is before."
+    "The last two sentences with what joins them to the text."
     parts = _sentences(text)
     joint = parts[-2] if len(parts) > 1 else " "
     return joint + "".join(parts[-3:])
@@ -176,7 +176,7 @@ def _repeat(text, *_):
 
 # %% ../../nbs/4_trust/42_edits.ipynb #416183d7
 def _in_words(text, change):
-    "The longest word of each sentence changed; nothing where there is markup already."
+    "The longest word of each sentence changed; empty where there is markup."
     parts = _sentences(text)
     for i, sentence in enumerate(parts[::2]):
         word = max(_words(sentence), key=len, default="")
@@ -229,7 +229,7 @@ def _white_space(text, *_):
 @probe("invisible", "Spaces that cannot be seen", "no change")
 @on_text
 def _invisible(text, *_):
-    "A space of no width follows the first word, and every other space does not break."
+    "One space of no width; every other space does not break."
     spaces = cycle("\u00a0 ")
     spaced = re.sub(r"(?<=\S) (?=\S)", lambda _: next(spaces), text)
     return re.sub(r"(?<=\S)(?=\s|$)", "\u200b", spaced, count=1)
@@ -250,7 +250,7 @@ def _other_signs(text, *_):
 @probe("cut", "its own first 60%", "lower")
 @on_text
 def _cut(text, *_):
-    "Not at the end of a sentence; by letters with their accents where there are few words."
+    "Not at the end of a sentence; by letters where there are few words."
     parts = re.findall(r"\S+\s*", text)
     if len(parts) < 4:
         parts = regex.findall(r"\X", text) if len(text) >= 10 else []
@@ -284,7 +284,7 @@ def _shared(prompt, other):
 # %% ../../nbs/4_trust/42_edits.ipynb #8ca04a0d
 @probe("irrelevant", "an answer to another prompt, about as long,", "lower")
 def _irrelevant(response, prompt, rng, pool):
-    "Of 100 others: at most half as long again or two thirds, and not to a prompt of these words."
+    "Of 100 others, one of like length to a prompt of other words."
     length, found = max(1, len(response_text(response))), []
     for asked, other in rng.sample(pool, min(100, len(pool))):
         shared, size = _shared(prompt, asked), len(response_text(other))

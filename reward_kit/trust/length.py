@@ -26,7 +26,7 @@ def _balanced(table, longer, shorter, level): # both accuracies
     side = np.sign(np.append(table["longer"], [1, 1, -1, -1]))
     right = np.append(table["outcome"], [1, 0, 1, 0])
     prompt = np.append(table["prompt"], [-1, -2, -3, -4])
-    x = np.stack([abs(side), side / 2]) # regressed on these, they are the coefficients
+    x = np.stack([abs(side), side / 2]) # their coefficients
     bread = np.linalg.inv(x @ x.T)
     fitted = bread @ x @ right
     scores = Bootstrap.by_prompt(prompt, *x * (right - fitted @ x))
@@ -72,7 +72,7 @@ def _length_table(preferences, rewards):
 
 # %% ../../nbs/4_trust/44_length.ipynb #52163ec9
 def _fit(weights, control, x, y): # weights: (draws, N); columns: (N,) or (draws, N)
-    "Correlation and slope of y on x after regression on the control, and the spread of y."
+    "Correlation, slope and spread of y after regression on the control."
     def total(values):
         return (weights * values).sum(1, keepdims=True)
 
@@ -146,14 +146,16 @@ class LengthReport(Report):
 # %% ../../nbs/4_trust/44_length.ipynb #f56ace9d
 _NUMBER = "{value:z.2f} ({low:z.2f} to {high:z.2f})"
 _SAID = { # measure: what is said of it
-    "matched": "Where lengths differ by at most {caliper:g}%, accuracy is {matched[accuracy]:.1%} "
-               "({matched[low]:.1%} to {matched[high]:.1%}, {matched[pairs]:,} pairs); "
-               "on all pairs {all[accuracy]:.1%}.",
-    "balanced": "Where the better response is longer accuracy is {longer[accuracy]:.1%}, "
-                "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two "
-                "it is {balanced[value]:.1%} ({balanced[low]:.1%} to {balanced[high]:.1%}).",
-    "per_doubling_given_label": "At equal label, twice the length moves the reward by {slope} "
-                                "standard deviations{means}.",
+    "matched":
+    "Where lengths differ by at most {caliper:g}%, accuracy is {matched[accuracy]:.1%} "
+    "({matched[low]:.1%} to {matched[high]:.1%}, {matched[pairs]:,} pairs); "
+    "on all pairs {all[accuracy]:.1%}.",
+    "balanced":
+    "Where the better response is longer accuracy is {longer[accuracy]:.1%}, "
+    "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two "
+    "it is {balanced[value]:.1%} ({balanced[low]:.1%} to {balanced[high]:.1%}).",
+    "per_doubling_given_label":
+    "At equal label, twice the length moves the reward by {slope} standard deviations{means}.",
 }
 
 

@@ -27,7 +27,7 @@ _MEASURES = ("exploit", "fragile", "robust", "preferred", "change")
 
 
 def _outcomes(edited, original, gap):
-    "Measures of each pair, a row for each; of rewards (n, 2), the better first."
+    "A row for each pair of rewards (n, 2), the better first."
     better, worse = original.T
     best, worst = edited.T
     right = np.where(better > worse, 1.0, np.nan)
@@ -42,7 +42,7 @@ def _outcomes(edited, original, gap):
 
 # %% ../../nbs/4_trust/43_probes.ipynb #95b6d5fe
 _MOST = pd.Series([1, 1, 1, 0.5, np.nan], _MEASURES) # what a pair can differ by
-_WRONG = pd.Series([1, 1, -1, np.nan, np.nan], _MEASURES) # the sign of a fault, if tested
+_WRONG = pd.Series([1, 1, -1, np.nan, np.nan], _MEASURES) # sign of a fault
 
 
 def _compared(edited, placebo, before, level, tests):
@@ -55,15 +55,13 @@ def _compared(edited, placebo, before, level, tests):
     k = (t.ppf(1 - (1 - level) / tests) + t.ppf(0.8)) ** 2 / n
     given = {"before": before, "placebo": placebo, "edited": edited, "difference": net}
     found = pd.DataFrame({name: own[net.notna()].mean() for name, own in given.items()})
-    share = found["placebo"].where(_MOST > 0) # an edited share is no less than 0, no more than 1
+    share = found["placebo"].where(_MOST > 0) # with the edit from 0 to 1
     return found.assign(
-        low=np.fmax(mean - reach, -share),
-        high=np.fmin(mean + reach, 1 - share),
+        low=np.fmax(mean - reach, -share), high=np.fmin(mean + reach, 1 - share),
         spread=net.std(),
         least=(k + np.sqrt(k * k + 4 * k * (padded**2).mean())) / 2,
         p=np.where(net.count() < Bootstrap.fewest, np.nan, t.sf(_WRONG * mean / error)),
-        n=net.count(),
-        wins=edited[net.notna()].sum(),
+        n=net.count(), wins=edited[net.notna()].sum(),
     )
 
 # %% ../../nbs/4_trust/43_probes.ipynb #5a734b55
@@ -100,7 +98,7 @@ class _ProbeResult:
     name: str # of the probe
     what: str # the edit as a noun
     expected: str # "no rise" | "no change" | "lower"
-    placebo: str # name of the probe it is compared with; empty: the text itself
+    placebo: str # what it is compared with; empty: the text
     verdict: str # one of `_STYLES`
     measures: dict # of each measure a row of `_compared`
     too_long: int # pairs whose edited responses do not fit the model
@@ -166,19 +164,18 @@ class ProbeReport(Report):
     "What the probes of a reward model found."
     model: str # name of what was probed
     results: list # of `_ProbeResult`, in the order of the probes
-    gap: float | None # median gap between better and worse, reward units; None: all tied
-    n_prompts: int # prompts of which a pair was scored
+    gap: float | None # median gap, reward units; None: all tied
+    n_prompts: int # prompts with a scored pair
     threshold: float = 0.05 # smaller shares of pairs do not matter
     level: float = 0.95 # confidence
     seed: int = 0 # of the choice of pairs, and the edits
     truth: "ProbeReport | None" = None # of the true reward, where it is known
-    captions = {"probes": "right pairs turned wrong by editing the worse response, beyond the placebo"}
+    captions = {"probes": "right pairs turned wrong, beyond the placebo"}
 
     def __post_init__(self):
         stored = [r for r in self.results if isinstance(r, dict)]
         if any("measures" not in r for r in stored):
-            raise ValueError("these probes were stored by an earlier version, which measured "
-                             "other things; evaluate the model again")
+            raise ValueError("these probes were stored by an earlier version; evaluate the model again")
         self.results = [_ProbeResult(**r) for r in stored] or self.results
         if isinstance(self.truth, dict):
             self.truth = ProbeReport.from_dict(self.truth)
@@ -195,14 +192,14 @@ _READING = {"noticed": "Reads the prompt", "not shown to notice": "Not shown to 
             "not measured": "Whether it reads the prompt is not known"}
 
 # %% ../../nbs/4_trust/43_probes.ipynb #5851b29a
-_LISTS = { # of each verdict: what is said of the probes that have it, and how one is named
-    "outside": ("Outside what it has seen, as no text here holds these characters; right pairs "
-                "turned where the worse, and the better is edited: {}.",
+_LISTS = { # of a verdict: what is said, and how a probe is named
+    "outside": ("Outside what it has seen, as no text here holds these characters (right pairs "
+                "turned on the worse, the better): {}.",
                 "{name} ({exploit[edited]:.1%}, {fragile[edited]:.1%}{added})"),
     "disliked": ("Dislikes, which is a note and no fault: {}.",
                  "{name} ({change[difference]:.2f} median gaps{added})"),
-    "unclear": ("Neither shown nor excluded, with the share of right pairs that at least four of "
-                "five such reports would find: {}.", "{name} ({exploit[least]:.1%}{added})"),
+    "unclear": ("Neither shown nor excluded (four of five such reports would find): {}.",
+                "{name} ({exploit[least]:.1%}{added})"),
     "no effect": ("Unmoved by {}.", "{name}"),
     "noticed": ("Prefers the better response to: {}.", "{name} ({preferred[edited]:.1%})"),
     "not measured": ("Not measured, as too few pairs can be edited: {}.", "{name}"),
@@ -211,7 +208,7 @@ _LISTS = { # of each verdict: what is said of the probes that have it, and how o
 
 @patch(as_prop=True)
 def verdicts(self: ProbeReport):
-    "What the probes allow one to say: of reading, of faults, and of the rest by name."
+    "What can be said: of reading, of faults, and the rest by name."
     said, told, lists = [], [], {name: [] for name in _LISTS}
     for r in self.worst_first:
         idle = [o.name for o in self.results
@@ -245,7 +242,7 @@ _COLUMNS = {
 
 @patch
 def _beside(self: ProbeReport):
-    "Results, worst first, and below each what the true reward does."
+    "Results, worst first, each above the true reward's."
     truth = {r.name: r for r in self.truth.results} if self.truth else {}
     for r in self.worst_first:
         yield r
@@ -255,7 +252,7 @@ def _beside(self: ProbeReport):
 # %% ../../nbs/4_trust/43_probes.ipynb #c7097376
 @patch
 def main_table(self: ProbeReport):
-    "A row for each edit, worst first."
+    "A row for each edit."
     colors = {verdict: color for verdict, (color, _) in _STYLES.items()}
     return Table.of(_COLUMNS, (r.texts for r in self._beside()), colors=colors)
 
@@ -265,7 +262,7 @@ def sections(
     self: ProbeReport,
     examples: bool = True, # with texts of the data
 ):
-    "The table, what the true reward does, and a pair that each fault turned."
+    "The table, and a pair that each fault turned."
     said = ["The true reward, asked the same:", *self.truth.verdicts[1:]] if self.truth else []
     turned = [r.example for r in self.worst_first
               if examples and r.example and r.verdict in list(_STYLES)[:3]]
@@ -275,7 +272,7 @@ def sections(
 
 @patch
 def figures(self: ProbeReport): # name -> matplotlib Figure
-    "Pairs turned on the worse response, worst first; the band is what does not matter."
+    "Pairs that edits of the worse response turn, worst first."
     rows = []
     for r in self._beside():
         exploit = r.measures["exploit"]
@@ -298,7 +295,7 @@ def _pick_probes(probes):
 
 
 def _pick_pairs(preferences, most, seed):
-    "A record of two responses, the better first, of each prompt; drawn, in the order of the data."
+    "A pair of each prompt, the better first, in the order of the data."
     if most is not None and most < 1:
         raise ValueError(f"max_records must be at least 1, got {most}")
     pairs = pd.DataFrame(pair_table(preferences)).sample(frac=1, random_state=seed)
@@ -332,7 +329,7 @@ def _texts(records, edits, seed):
 
 # %% ../../nbs/4_trust/43_probes.ipynb #0c598ecd
 def _outside(texts, preferences):
-    "Edits most of whose texts hold a character, in any case, that no text of the data does."
+    "Edits that mostly write a character that no text of the data holds."
     given = (text for record in preferences for text in (record["prompt"] or "", *record["responses"]))
     seen = set(map(str.lower, chain.from_iterable(map(response_text, given))))
     strange = ~texts["text"].str.lower().map(seen.issuperset)
@@ -341,7 +338,7 @@ def _outside(texts, preferences):
 
 # %% ../../nbs/4_trust/43_probes.ipynb #68a25d2a
 def _measured(rewards, probes, level):
-    "Measures of each probe, a row for each; outcomes of each edit; the median gap."
+    "Measures of the probes, outcomes of the edits, the median gap."
     fits = rewards.where(np.isfinite(rewards))
     original = fits[""].to_numpy()
     gaps = abs(np.diff(original))
@@ -356,7 +353,7 @@ def _measured(rewards, probes, level):
 
 # %% ../../nbs/4_trust/43_probes.ipynb #230d9cfe
 def _example(name, net, table): # net: outcomes beyond the placebo
-    "A pair that an edit turned and its placebo did not, in words; or None."
+    "A pair that the edit turned, not the placebo, in words."
     for measure, side in (("exploit", 1), ("fragile", 0)):
         for pair in net.index[net[measure] == 1]:
             edited, other = table.loc[(pair, name, side)], table.loc[(pair, "", 1 - side)]
@@ -396,7 +393,7 @@ def run_probes(
     threshold=0.05, # smaller shares of pairs do not matter
     level=0.95, # confidence, between 0 and 1
     seed=0, # of the choice of pairs, and the edits
-    truth=None, # the true reward where it is known, shown beside the model's
+    truth=None, # the true reward where it is known
     progress=False, # show a bar
 ) -> ProbeReport:
     """What edits of responses do to the order of the pairs.

@@ -102,7 +102,7 @@ class TrustReport(Report):
         "accuracy": "Histogram of reward differences between better and worse response",
         "groups": "Accuracy with its interval by source, length and margin",
         "calibration": "Reliability diagram: confidence against share of right choices",
-        "probes": "Right pairs that edits of the worse response turn wrong, with intervals",
+        "probes": "Right pairs that edits turn wrong, with intervals",
     }
 
     def __post_init__(self):
