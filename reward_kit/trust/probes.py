@@ -8,7 +8,6 @@ __all__ = ['ProbeReport', 'run_probes']
 # %% ../../nbs/4_trust/43_probes.ipynb #30dc864b
 import random
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -330,8 +329,9 @@ def _texts(records, edits, seed):
 # %% ../../nbs/4_trust/43_probes.ipynb #0c598ecd
 def _outside(texts, preferences):
     "Edits that mostly write a character that no text of the data holds."
-    given = (text for record in preferences for text in (record["prompt"] or "", *record["responses"]))
-    seen = set(map(str.lower, chain.from_iterable(map(response_text, given))))
+    seen = set("".join(
+        response_text(text) for record in preferences
+        for text in (record["prompt"] or "", *record["responses"])).lower())
     strange = ~texts["text"].str.lower().map(seen.issuperset)
     share = strange.groupby(texts["edit"]).mean()
     return set(share.index[share > 0.5])
@@ -367,8 +367,8 @@ def _judged(model, texts, probes, edits, outside, threshold, level, seed, progre
     rewards, name = score_preferences(model, texts["record"].tolist(), progress=progress)
     rewards = [np.inf if own is None else own[0] for own in rewards] # inf: too long
     table = texts.assign(reward=rewards).set_index(["pair", "edit", "side"])
-    columns = pd.MultiIndex.from_product([edits, (0, 1)]) # even if one applies nowhere
-    rewards = table["reward"].unstack([1, 2]).reindex(columns=columns)
+    rewards = table["reward"].unstack([1, 2]).reindex(
+        columns=pd.MultiIndex.from_product([edits, (0, 1)])) # even if one applies nowhere
     measures, outcomes, gap = _measured(rewards, probes, level)
     results = []
     for one in probes:
@@ -377,9 +377,9 @@ def _judged(model, texts, probes, edits, outside, threshold, level, seed, progre
         if one.name in outside and verdict.startswith(("exploitable", "fragile", "disliked")):
             verdict = "outside"
         example = _example(one.name, outcomes[one.name] - outcomes[one.placebo], table)
-        long = int(np.isinf(rewards[one.name]).any(axis=1).sum())
-        results.append(_ProbeResult(one.name, one.what, one.expected, one.placebo, verdict,
-                                    json_ready(own), long, example))
+        results.append(_ProbeResult(
+            one.name, one.what, one.expected, one.placebo, verdict, json_ready(own),
+            int(np.isinf(rewards[one.name]).any(axis=1).sum()), example))
     scored = int(np.isfinite(rewards[""]).all(axis=1).sum())
     return ProbeReport(name, results, json_ready(gap), scored, threshold, level, seed)
 
@@ -399,9 +399,8 @@ def run_probes(
     """What edits of responses do to the order of the pairs.
 
     Raises ValueError for unknown probes or a setting out of range."""
-    if not 0 < level < 1 or threshold < 0:
-        raise ValueError("level must lie between 0 and 1, threshold not be negative, "
-                         f"got level={level}, threshold={threshold}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
     probes, preferences = _pick_probes(probes), load_preferences(preferences, progress=False)
     edits = {one.placebo: PROBES.get(one.placebo, _TEXT) for one in (_TEXT, *probes)}
     edits |= {one.name: one for one in probes}
