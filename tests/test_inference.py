@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from trainer_world import make_base, make_pairs
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -35,6 +36,7 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
+from reward_kit import RewardConfig, RewardTrainer
 from reward_kit.beside.averaged_weights import average_reward_models
 from reward_kit.data.files import PreferenceDataError, read_rows
 from reward_kit.data.formats import to_record
@@ -1351,14 +1353,12 @@ def test_store_normalization_errors(rm, tmp_path):
     with pytest.raises(ValueError, match="preferences gave 2 rewards without a spread"):
         _measure_scale([{"prompt": "Why?", "chosen": "So.", "rejected": "No."}], Constant())
     with pytest.raises(ValueError, match="has no stored mean and spread"):
-        RewardModel(
-            None, None, None, None, metadata=RewardMetadata(normalization={"mean": 1.0, "std": 0.0, "n": 9})
-        ).normalized([1.0])
+        RewardModel(None, None, None, None, metadata=RewardMetadata()).normalized([1.0])
 
 
 # --- averaged weights -----------------------------------------------------------------------------
 
-BASE = {"base": {"id": "toy", "revision": None}, "data_kind": "text"}
+BASE = {"base": {"id": "toy", "revision": None, "weights": "0000"}, "data_kind": "text"}
 
 
 @pytest.fixture(scope="module")
@@ -1429,9 +1429,9 @@ def test_averaged_folder(relatives, tmp_path, caplog):
         and rm.metadata.data_hash is None
     )
     assert rm.metadata.extra["average"] == {"models": ["run0", "run1", "run2"], "weights": [1 / 3] * 3}
-    assert "| run1 | 0.3333 |" in ModelCard(out).section("average") and (
-        out / "README.md"
-    ).read_text().startswith("---\nlibrary_name: transformers")
+    assert "| run1 | 0.3333 |" in ModelCard(out).text and (out / "README.md").read_text().startswith(
+        "---\nlibrary_name: transformers"
+    )
     model, tokenizer = (
         AutoModelForSequenceClassification.from_pretrained(out),
         AutoTokenizer.from_pretrained(out),
@@ -1484,8 +1484,8 @@ def change(folder, target, **fields):
     "fields, part",
     [
         (
-            {"base": {"id": "other", "revision": None}},
-            "base ({'id': 'toy', 'revision': None}, {'id': 'other', 'revision': None})",
+            {"base": {"id": "toy", "revision": None, "weights": "ffff"}},
+            "base.weights (0000, ffff)",
         ),
         ({"max_length": 77}, "encoding.max_length (256, 77)"),
         ({"separator": ""}, "encoding.separator (None, )"),
@@ -1503,6 +1503,31 @@ def test_average_names_what_differs(relatives, tmp_path, fields, part):
         and str(caught.value).count("encoding.") == ("encoding" in part)
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_bases_are_told_apart_by_their_weights_not_by_their_names(relatives, tmp_path):
+    "Two bases in folders of the same name; and what was saved before there was a hash of a base."
+    folders = []
+    for seed in (0, 0, 1):
+        base = make_base(tmp_path / str(len(folders)) / "base", seed=seed)
+        args = RewardConfig(
+            str(tmp_path / f"run{len(folders)}"), use_cpu=True, max_steps=1, disable_tqdm=True
+        )
+        RewardTrainer(base, args, train_dataset=make_pairs(4)).save_model()
+        folders.append(args.output_dir)
+    average_reward_models(folders[:2], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"paths\[1\] \(run2\) differ in base.weights"):
+        average_reward_models(folders[1:], tmp_path / "other")
+    old = change(relatives[1], tmp_path / "old", base={"id": "toy", "revision": None})
+    with pytest.raises(ValueError, match=r"paths\[1\] \(old\) has no fingerprint.*same_base=True"):
+        average_reward_models([relatives[0], old], tmp_path / "other")
+    average_reward_models([relatives[0], old], tmp_path / "other", same_base=True)
+    path = Path(old) / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["fuse_unk"] = not tokenizer["model"]["fuse_unk"]  # which no usual text shows
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="differ in tokenizer.json"):
+        average_reward_models([relatives[0], old], tmp_path / "third", same_base=True)
 
 
 def test_average_of_other_architectures(relatives, tmp_path):

@@ -159,10 +159,12 @@ def test_own_imports_are_found_in_every_form():
 
 
 # modules that may ask one beside the path from inside a function: a command that needs it, a name that is no
-# setting
+# setting, a model of a rare kind
 ASKED_LATE = {
     "tools.commands": BESIDE,
     "tools.serving": {"beside.wire_formats"},
+    "model.model_folder": {"beside.unusual_heads"},
+    "model.trainer": {"beside.unusual_heads"},
     "rl.policies": {"beside.trl_ppo"},
     "rl.ppo": {"beside.trl_ppo", "beside.faster_sampling"},
     "rl.rollouts": {"beside.faster_sampling"},

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
+from ..data.records import hash64
 from ..data.report import Table, counted
 from ..model.model_folder import ModelCard, RewardMetadata, load_reward_backbone
 from ..model.model_folder import RewardHead, resolve_model, saved_whole
-from ..scores.inference import RewardModel
 
 # %% ../../nbs/7_beside/averaged_weights.ipynb #c5565d38
 _logger = logging.getLogger(__name__)
@@ -29,25 +29,31 @@ def _title(path):
     return Path(path).resolve().name if Path(path).is_dir() else str(path)
 
 
-def _kind(path, metadata):
-    "What models must share for their weights to be averaged: base, encoding and architecture."
+def _kind(path, metadata, same_base):
+    "What models must share for their weights to be averaged: base, encoding, tokenizer and architecture."
     no_weights = "_name_or_path transformers_version dtype torch_dtype use_cache id2label label2id".split()
     encoding, config = metadata.encoding.to_dict(), AutoConfig.from_pretrained(path).to_dict()
-    kind = {"base": metadata.base}
+    tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer.to_str()
+    kind = {"base.weights": metadata.base["weights"]} if not same_base else {}
+    kind["tokenizer.json"] = hash64(tokenizer)
     kind |= {f"encoding.{name}": value for name, value in encoding.items() if name != "adjustments"}
     return kind | {f"config.{name}": value for name, value in config.items() if name not in no_weights}
 
 
-def _check_same_kind(paths):
+def _check_same_kind(paths, same_base):
     "The metadata of models that can be averaged; raises ValueError that names what a model lacks."
-    stored = [RewardModel.find_metadata(path) for path in paths]
+    stored = [RewardMetadata.load(path) for path in paths]
     for i, metadata in enumerate(stored):
+        problem = ""
         if metadata is None or metadata.encoding is None:
-            raise ValueError(
-                f"paths[{i}] ({_title(paths[i])}) has no encoding in a reward_kit.json, so it is not known "
-                "to read text as the others do; average models that reward_kit trained"
-            )
-    first, *others = (_kind(path, metadata) for path, metadata in zip(paths, stored))
+            problem = "no encoding in a reward_kit.json, so it is not known to read text as the others do; "
+            problem += "average models that reward_kit trained"
+        elif not (same_base or (metadata.base or {}).get("weights")):
+            problem = "no fingerprint of its base in its reward_kit.json; if you know that all models were "
+            problem += "trained from the same weights, pass same_base=True"
+        if problem:
+            raise ValueError(f"paths[{i}] ({_title(paths[i])}) has {problem}")
+    first, *others = (_kind(path, metadata, same_base) for path, metadata in zip(paths, stored))
     for i, kind in enumerate(others, 1):
         differing = [name for name in first | kind if first.get(name) != kind.get(name)]
         shown = [f"{name} ({str(first.get(name))[:40]}, {str(kind.get(name))[:40]})" for name in differing]
@@ -137,6 +143,7 @@ def average_reward_models(
     paths: list,  # folders or hub ids of reward models that were trained from one base and one initial head
     output_dir,  # new folder
     weights: list[float] | None = None,  # one per model, scaled to sum to 1; None = equal, as in WARM
+    same_base: bool = False,  # True: you know that they were trained from the same weights
 ) -> Path:  # the folder
     """Average the weights of reward models into one model (arXiv 2401.12187, section 3), in float32.
 
@@ -146,7 +153,7 @@ def average_reward_models(
         raise TypeError(f"paths is {str(paths)!r}; give a list of folders or hub ids")
     weights = _shares(weights, len(paths))
     paths = [resolve_model(path) for path in paths]
-    stored, titles = _check_same_kind(paths), [_title(path) for path in paths]
+    stored, titles = _check_same_kind(paths, same_base), [_title(path) for path in paths]
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem = "exists and is not empty; choose another, or remove it first"

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from operator import itemgetter
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
+from huggingface_hub.dataclasses import strict
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -33,6 +34,7 @@ _OVERFLOW = {
 }
 
 
+@strict
 @dataclass
 class RewardEncoding:
     "How text becomes token ids; `prepare_tokenizer` makes it. Raises ValueError."
@@ -60,11 +62,6 @@ class RewardEncoding:
     def to_dict(self):
         "JSON-ready fields."
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data):
-        "The encoding of what `to_dict` gave; unknown keys are ignored."
-        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
 # %% ../../nbs/2_model/22_encoding.ipynb #086f6803
 @patch
@@ -569,10 +566,8 @@ def flat_texts(
 # %% ../../nbs/2_model/22_encoding.ipynb #4fddb0c9
 @patch
 def limited(self: RewardEncoding, model, max_length):
-    "The same with another limit, if any. ValueError: the model has fewer positions."
-    if max_length is None:
-        return self
-    return replace(self, max_length=_choose_max_length(None, model, max_length))
+    "The same with another limit, if any. ValueError: more than the model's positions."
+    return replace(self, max_length=_choose_max_length(None, model, max_length or self.max_length))
 
 
 @patch

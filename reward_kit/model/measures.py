@@ -7,6 +7,7 @@ __all__ = ['Sums', 'TrainingPlan', 'TrainedModel']
 
 # %% ../../nbs/2_model/29_measures.ipynb #f96e2ce9
 import json
+import logging
 import math
 import re
 from dataclasses import dataclass, field
@@ -19,13 +20,15 @@ import humanize
 import torch
 from fastcore.basics import patch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
 
 from ..data.files import write_whole
 from ..data.report import new_figure
 from .batches import RewardCollator, bind_reward_forward
 from .loss import Judgements
-from .model_folder import ModelCard, RewardMetadata, merged_model
+from .model_folder import ModelCard, RewardMetadata
+from .model_folder import load_reward_backbone, merged_model
+
+_logger = logging.getLogger("reward_kit")
 
 # %% ../../nbs/2_model/29_measures.ipynb #90b9ecf1
 class Sums:
@@ -196,7 +199,7 @@ class TrainedModel:
         else:
             self._write_weights(self.model, folder, self.weights)
         self.tokenizer.save_pretrained(folder)
-        if self.sets:
+        if self.sets and self._scale()["std"]:
             self.metadata.normalization = self._scale()
         self._write_card(folder, name)
         self.metadata.save(folder)
@@ -209,7 +212,7 @@ class TrainedModel:
                    for name, w in (weights or model.state_dict()).items()}
         model.save_pretrained(folder, state_dict=weights)
         config = folder / "config.json"
-        write_whole(config, json.loads(config.read_text()) | {"dtype": "float32"})
+        write_whole(config, json.loads(config.read_text()) | {"dtype": "float32", "reward_kit": "1"})
 
 # %% ../../nbs/2_model/29_measures.ipynb #4fc1382e
 @patch
@@ -220,14 +223,17 @@ def _merge(self: TrainedModel, folder):
     self._write_weights(merged_model(self.model, folder, self.metadata.base["id"]), folder)
     if not self.texts:
         return
-    loaded = bind_reward_forward(
-        AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32))
-    loaded.to(next(self.model.parameters()).device)
+    loaded, _ = load_reward_backbone(folder, tokenizer=self.tokenizer)
+    bind_reward_forward(loaded).to(next(self.model.parameters()).device)
     # the trained one lies inside accelerate's wrapper of mixed precision
-    difference = self._scores(loaded) - self._scores(self.model.base_model)
-    difference = difference.abs().max().item()
+    scores, trained = self._scores(loaded), self._scores(self.model.base_model)
+    difference = (scores - trained).abs().max().item()
     self.metadata.extra["merge"] = {"max_score_difference": difference}
     self.training["merged and unmerged scores"] = f"differ by at most {difference:.1e}"
+    if difference > 0.02 * trained.std(correction=0):
+        _logger.warning("scores of the merged model, which is saved, differ by up to %.2g from those of the "
+                        "trained one, so no metrics and no scale are stored: evaluate it", difference)
+        self.sets = {}
 
 
 @patch
@@ -325,4 +331,4 @@ def _evaluation(self: TrainedModel):
             ModelCard.table(shown, ("metric", "value"))]
     spread = ("Rewards on the evaluation data: mean {mean:.4f}, standard deviation {std:.4f}, "
               "{n:,} responses.")
-    return [*paragraphs, spread.format(**self.metadata.normalization)]
+    return [*paragraphs, spread.format(**self._scale())]

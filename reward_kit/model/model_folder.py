@@ -8,13 +8,14 @@ __all__ = ['ModelLoadError', 'resolve_model', 'base_name', 'RewardHead', 'load_r
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #40df5431
 import copy
-import errno
 import json
+import math
 import os
 import re
 import shutil
 import socket
 from contextlib import contextmanager, suppress
+from functools import partial
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,10 +25,14 @@ from urllib.request import getproxies
 
 import huggingface_hub
 import torch
+import xxhash
 from fastcore.basics import patch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from transformers.utils import cached_file
 
 from ..data.files import write_whole
 from ..data.playground import playground_base
@@ -127,11 +132,12 @@ class RewardHead:
 
     @property
     def linear(self):
-        "The last linear layer, which gives the reward. ModelLoadError where there is none."
-        layers = [layer for layer in self.parts.modules() if isinstance(layer, nn.Linear)]
-        if not layers:
-            raise ModelLoadError("the model has no linear reward head")
-        return layers[-1]
+        "The last linear layer, which gives the reward."
+        return [layer for layer in self.parts.modules() if isinstance(layer, nn.Linear)][-1]
+
+    def holds(self, name):  # of a weight
+        "Whether it is the head's, or that of a pooler before it."
+        return ".pooler." in name or name.partition(".")[0] in self.parts
 
     def draw(self, seed):
         "New weights, no bias; the global random generator is left as it is."
@@ -147,27 +153,16 @@ _HUB_ARGUMENTS = """cache_dir force_download local_files_only proxies revision s
 code_revision trust_remote_code""".split()
 
 
-def _shared_arguments(path, given):
-    "What configuration, tokenizer and weights share; taken out of `given`."
-    shared = {name: given.pop(name) for name in _HUB_ARGUMENTS if name in given}
+def _read_config(name, given):
+    "The place of a model, its configuration, and what of `given` its tokenizer is given too."
+    path = resolve_model(name)
+    hub = {"trust_remote_code": False} | {key: given[key] for key in _HUB_ARGUMENTS if key in given}
     if not (os.path.isdir(path) or _hub_reachable()):
-        shared["local_files_only"] = True  # what was downloaded before still loads
-    return {"trust_remote_code": False} | shared
-
-
-def _read_config(name, path, shared, given):
-    "The configuration with the settings that are its own, and those left for the model."
-    if given.get("num_labels", 1) != 1:
-        raise ModelLoadError(f"model {name}: num_labels={given['num_labels']}, but a reward model "
-                             "gives one number; leave it out")
-    own = {key: given[key] for key in
-           given.keys() - {"num_labels", "problem_type", "quantization_config"}}
-    config, left = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **shared, **own)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelLoadError(
-            f"model {name} is an encoder-decoder: reward_kit uses decoders and encoders")
-    # the model gets its quantization_config even if the configuration has one
-    return config, {key: given[key] for key in given.keys() & {"quantization_config", *left}}
+        hub["local_files_only"] = True  # what was downloaded before still loads
+    config = AutoConfig.from_pretrained(path, **hub)
+    if config.is_encoder_decoder:
+        raise ValueError("it is an encoder-decoder, and reward_kit uses decoders and encoders")
+    return path, config, hub
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #d73d4646
 def _lacks_head(config):
@@ -175,19 +170,48 @@ def _lacks_head(config):
     architecture = (config.architectures or ["unknown"])[0]
     if not architecture.endswith("ForSequenceClassification"):
         return f"its architecture is {architecture}"
-    return f"it has {config.num_labels} labels" if config.num_labels != 1 else ""
+    return f"it has {config.num_labels} labels, not one number" if config.num_labels != 1 else ""
+
+# %% ../../nbs/2_model/26_model_folder.ipynb #479fe6dc
+_WRAPPERS = r"\b_orig_mod\. \bmodule\. \blanguage_model\.".split()  # torch.compile, DDP, models that see
 
 
-def _lacks_weights(info):
-    "The same of weights, whose head is missing or has another shape."
-    found = re.search(r"'(score|classifier)\.", f"{info['missing_keys']} {info['mismatched_keys']}")
-    return "its weights have no reward head" if found else ""
+def _load_weights(auto, path, **given):
+    "A model, and transformers' sets of names that do not fit."
+    load = partial(auto.from_pretrained, path, use_safetensors=True, ignore_mismatched_sizes=True,
+                   output_loading_info=True, **given)
+    model, info = load()
+    bare = {re.sub("|".join(_WRAPPERS), "", name) for name in info["unexpected_keys"]}
+    if bare & info["missing_keys"]:
+        model, info = load(key_mapping=dict.fromkeys(_WRAPPERS, ""))
+        del model._weight_conversions  # saving would put them back
+
+    info["mismatched_keys"] = {name for name, *_ in info["mismatched_keys"]}
+    return model, info
+
+# %% ../../nbs/2_model/26_model_folder.ipynb #8ef2cce3
+_MISFITS = {  # what transformers calls it -> what it means
+    "missing_keys": "are not saved, as if a file were lost, config.json had more layers, or names prefixes",
+    "mismatched_keys": "have another shape, as if config.json had other sizes",
+    "unexpected_keys": "are not used, as if config.json had fewer layers, or the head were another",
+}
 
 
-def _refuse(name, why):
-    if why:
-        raise ModelLoadError(f"model {name} is not a reward model ({why}): train one from it first, "
-                             "or give a trained reward model")
+def _check_fit(model, tokenizer, info, new_head=False):
+    "ValueError: weights that are not those of a model, or of its tokenizer."
+    def layers(names):
+        return re.sub(r"\d+", "0", "".join(f".{name}\n" for name in names))
+
+    own, in_head = layers(model.state_dict()), RewardHead(model).holds
+    for kind, meaning in _MISFITS.items():
+        names = [name for name in sorted(info[kind]) if (not new_head if in_head(name) else
+                 kind != "unexpected_keys" or layers([name]) in own)]  # not of another task
+        if names:
+            raise ValueError(f"its weights do not fit: {len(names)} {meaning} ({', '.join(names[:2])} ...)")
+    rows = model.get_input_embeddings().num_embeddings
+    if tokenizer.vocab_size > rows:
+        raise ValueError(f"its embeddings have {rows} tokens, its tokenizer {tokenizer.vocab_size}: "
+                         "give the tokenizer that belongs to it")
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #baf50c3e
 def load_reward_backbone(
@@ -200,23 +224,22 @@ def load_reward_backbone(
     **given,  # of `from_pretrained`: revision, trust_remote_code, attn_implementation, ...
 ):  # -> (model, tokenizer); model.reward_head_is_new says where the head came from
     "A classifier with one label, and its tokenizer, from safetensors. ModelLoadError."
-    path = resolve_model(name)
-    shared, dtype = _shared_arguments(path, given), given.pop("torch_dtype", dtype)
+    from reward_kit.beside.unusual_heads import _make_class
+
+    given = {"num_labels": 1, "problem_type": "regression", "dtype": given.pop("torch_dtype", dtype)} | given
     with ModelLoadError.around(name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config, given = _read_config(name, path, shared, given)
+        if given["num_labels"] != 1:
+            raise ValueError(f"num_labels={given['num_labels']}, but a reward is one number")
+        path, config, hub = _read_config(name, given)
         problem = _lacks_head(config)
-        if not new_head:
-            _refuse(name, problem)
-        config.num_labels, config.problem_type = 1, "regression"
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, dtype=dtype, ignore_mismatched_sizes=new_head,
-            use_safetensors=True, output_loading_info=True, **shared, **given)
-    problem = problem or _lacks_weights(info)
-    if not new_head:
-        _refuse(name, problem)
+        if problem and not new_head:
+            raise ValueError(f"it is not a reward model ({problem}): train one from it first, or give "
+                             "a trained reward model")
+        _make_class(config)  # where transformers has none
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **hub)
+        model, info = _load_weights(AutoModelForSequenceClassification, path, **given | hub)
+        _check_fit(model, tokenizer, info, problem)
     model.reward_head_is_new = bool(problem)
     if problem:
         RewardHead(model).draw(seed)
@@ -230,17 +253,15 @@ def load_policy_backbone(
     **given,  # of `from_pretrained`
 ):  # -> (model, tokenizer)
     "A causal language model and its tokenizer, from safetensors. ModelLoadError."
-    path = resolve_model(name)
-    shared = _shared_arguments(path, given)
     with ModelLoadError.around(name):
-        config, given = _read_config(name, path, shared, given)
+        path, config, hub = _read_config(name, given)
         if "SequenceClassification" in str(config.architectures):
-            raise ModelLoadError(
-                f"model {name} is a reward model, which writes no text: give it as the reward, "
-                "and a causal language model as the policy")
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, use_safetensors=True, **shared, **given)
-        return model, AutoTokenizer.from_pretrained(path, **shared)
+            raise ValueError("it is a reward model, which writes no text: give it as the reward, "
+                             "and a causal language model as the policy")
+        model, info = _load_weights(AutoModelForCausalLM, path, dtype=dtype, **given | hub)
+        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+        _check_fit(model, tokenizer, info)
+    return model, tokenizer
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #aefc19fa
 def _library_versions():
@@ -252,30 +273,38 @@ def _library_versions():
     return found
 
 
+@strict
 @dataclass
 class RewardMetadata:
-    "What `reward_kit.json` holds: all about a reward model but its weights."
+    "What `reward_kit.json` holds: all about a reward model but its weights. Wrong values are refused."
     FILE = "reward_kit.json"
+    schema_version: str = "1.0"  # major.minor; another major version is refused
     encoding: RewardEncoding | None = None  # how text becomes ids
     normalization: dict | None = None  # {mean, std, n, data_hash}, on evaluation data
     calibration: dict | None = None  # {temperature} that divides reward differences; None: 1
     loss: dict | None = None  # {name, parameters}
-    base: dict | None = None  # {id, revision}
+    base: dict | None = None  # {id, revision, weights}, the last by `weights_hash`
     data_hash: str | None = None  # `Preferences.fingerprint` of the training data
     data_kind: str | None = None  # of the training data: "text", "messages"; None: unknown
     versions: dict = field(default_factory=_library_versions)  # library -> version
-    schema_version: str = "1.0"  # major.minor; another major version is refused
     extra: dict = field(default_factory=dict)  # other keys of the file, kept
+
+    def validate_scales(self):
+        "ValueError: a number by which no reward can be scaled."
+        scale = (self.normalization or {"mean": 0, "std": 1}) | (self.calibration or {"temperature": 1})
+        for name, least in {"mean": -math.inf, "std": 0, "temperature": 0}.items():
+            value = scale.get(name)
+            if not (isinstance(value, int | float) and least < value < math.inf):
+                raise ValueError(f"{name} is {value!r}: not a finite number above {least}")
 
     def without_scale(self):
         "A copy for a model whose scores have another scale."
-        return replace(copy.deepcopy(self), normalization=None, calibration=None)
+        return replace(self, normalization=None, calibration=None)
 
     def to_dict(self):
-        "JSON-ready fields, the version first."
+        "JSON-ready fields."
         data = asdict(self)
-        extra = data.pop("extra")
-        return {"schema_version": self.schema_version} | data | extra
+        return data | data.pop("extra")
 
     def save(self, folder):
         "Writes `reward_kit.json` into a model folder, whole or not at all."
@@ -286,36 +315,39 @@ class RewardMetadata:
 def from_dict(cls: RewardMetadata, data):
     "Metadata of a dictionary. ValueError: an unknown major version."
     version = str(data.get("schema_version", "missing"))
-    if version.partition(".")[0] != cls.schema_version.partition(".")[0]:
-        raise ValueError(f"{cls.FILE}: schema version {version}, but this reward_kit reads "
-                         f"{cls.schema_version}; update reward_kit")
-    extra, known = dict(data), (f.name for f in fields(cls) if f.name != "extra")
-    about = cls(**{name: extra.pop(name) for name in known if name in data}, extra=extra)
-    if about.encoding:
-        about.encoding = RewardEncoding.from_dict(about.encoding)
-    return about
+    if not version.startswith("1."):
+        raise ValueError(f"schema version {version}, but this reward_kit reads 1; update reward_kit")
+    given = {f.name: data[f.name] for f in fields(cls)[:-1] if f.name in data}  # the last is `extra`
+    if given.get("encoding"):  # a key that is not known may change the text
+        given["encoding"] = RewardEncoding(**given["encoding"])
+    return cls(**given, extra={name: data[name] for name in data.keys() - given})
 
 
 @patch(cls_method=True)
-def load(cls: RewardMetadata, folder):  # of a model, or the file itself
-    "What a folder says about itself, or None. ValueError: damaged, or of another version."
-    path = Path(folder)
-    if path.is_dir():
-        path /= cls.FILE
-    if not path.exists():
+def load(cls: RewardMetadata, name, revision=None):  # folder or hub id
+    "What a model says about itself, or None. ValueError: damaged, or of another version."
+    try:
+        path = Path(cached_file(name, cls.FILE, revision=revision))
+    except OSError:  # loading the model itself says what else is wrong
         return None
     try:
-        data = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not valid JSON of an object: {error}") from error
-    return cls.from_dict(data)
+        return cls.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
+    except Exception as error:  # those of `strict` have the reason in their cause
+        raise ValueError(f"{path} cannot be used: {error.__cause__ or error}") from error
+
+# %% ../../nbs/2_model/26_model_folder.ipynb #9e743eaa
+@patch(cls_method=True)
+def weights_hash(cls: RewardMetadata, model):
+    "32 hexadecimal digits of every name and number; None: weights are spread over processes."
+    found = xxhash.xxh3_128()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not tensor.numel():
+            return None
+        found.update(name.encode())
+        found.update(tensor.float().cpu().numpy().tobytes())
+    return found.hexdigest()
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #a44c3a84
-def _section_pattern(name):
-    mark = f"reward_kit:{re.escape(name)}"
-    return re.compile(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->\n?", re.DOTALL)
-
-
 class ModelCard:
     "The README.md of a model folder."
 
@@ -327,19 +359,13 @@ class ModelCard:
         "The whole card, or an empty text."
         return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
 
-    def section(self, name):
-        "The Markdown of one section, or None."
-        found = _section_pattern(name).search(self.text)
-        return found and found[1].strip()
-
     def replace(self, name, *paragraphs):  # e.g. "training"; Markdown, the heading first
         "Replaces one section, or adds it at the end; the rest of the card stays."
-        markdown = "\n\n".join(paragraphs).strip()
-        section = f"<!-- reward_kit:{name} -->\n{markdown}\n<!-- /reward_kit:{name} -->\n"
-        card, found = _section_pattern(name).subn(lambda _: section, self.text, count=1)
-        if not found:
-            card = f"{card.rstrip()}\n\n{section}".lstrip()
-        return write_whole(self.path, card)
+        begin, end = f"<!-- reward_kit:{name} -->\n", f"\n<!-- /reward_kit:{name} -->\n"
+        before, found, rest = self.text.partition(begin)
+        before = before if found else f"{before.rstrip()}\n\n".lstrip()
+        section = begin + "\n\n".join(paragraphs).strip() + end
+        return write_whole(self.path, before + section + rest.partition(end)[2])
 
     @staticmethod
     def table(rows, header=("setting", "value")):
@@ -372,12 +398,11 @@ def complete(self: ModelCard):
     "Makes the head say that this is a reward model; no card: a new one."
     if not self.text:
         return self.begin(self.path.parent.resolve().name, "A reward model.", ("reward-model",))
-    card = huggingface_hub.ModelCard(self.text, ignore_metadata_errors=True)
-    data = card.data
-    data.library_name = data.library_name or "transformers"
-    data.pipeline_tag = data.pipeline_tag or "text-classification"
-    data.tags = list(dict.fromkeys([*(data.tags or []), "reward-model"]))
-    return write_whole(self.path, str(card))
+    data = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": []}
+    data |= huggingface_hub.metadata_load(self.path) or {}
+    data["tags"] = sorted({*(data["tags"] or []), "reward-model"})
+    huggingface_hub.metadata_save(self.path, data)
+    return self.path
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #d913749d
 class CheckpointError(OSError):
@@ -399,11 +424,11 @@ class CheckpointError(OSError):
 
 def _write_problem(error):
     "Why a file could not be written; None: the error is about something else."
-    said, full = str(error), getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or re.search("No space left|PytorchStreamWriter|inline_container", said):
+    said = str(error)
+    if re.search("No space left|Disk quota|PytorchStreamWriter|inline_container", said):
         return "the disk is full"
-    if isinstance(error, OSError) or re.search("Disk quota|I/O error|IoError|File too large", said):
-        return said.partition("\n")[0] or type(error).__name__
+    if isinstance(error, OSError) or re.search("I/O error|IoError|File too large", said):
+        return said.partition("\n")[0]
     return error.__context__ and _write_problem(error.__context__)
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #07477a86
@@ -447,7 +472,7 @@ def trained_by(self: RewardHead, peft_config, added=()):  # ids of added tokens
     config = copy.deepcopy(peft_config)
     config.task_type, config.inference_mode = "SEQ_CLS", False
     if hasattr(config, "modules_to_save"):
-        config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), *self.parts]))
+        config.modules_to_save = sorted({*(config.modules_to_save or []), *self.parts})
     if added:
         indices = dict(config.trainable_token_indices or {})
         indices["embed_tokens"] = [*indices.get("embed_tokens", []), *added]
@@ -471,22 +496,25 @@ def merged_model(
     base,  # name of the base, in place of a path of this machine
 ):
     "Saves the adapter; a copy on the CPU with it merged. ValueError: prompt tuning."
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ValueError("prompt tuning cannot be merged into the weights: save the adapter with "
-                         "trainer.model.save_pretrained(folder)")
     adapter = folder / "adapter"
+    for config in model.peft_config.values():
+        if config.is_prompt_learning:
+            raise ValueError("prompt tuning cannot be merged into the weights: save the adapter with "
+                             "trainer.model.save_pretrained(folder)")
+        config.base_model_name_or_path = base
     model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's template with its blanks
-    config = adapter / "adapter_config.json"
-    write_whole(config, json.loads(config.read_text()) | {"base_model_name_or_path": base})
     quantized = getattr(model.get_base_model(), "is_quantized", False)
     device = next(model.parameters()).device
     twin = copy.deepcopy(model if quantized else model.to("cpu"))  # no copy on the accelerator
-    if not quantized:
+    if quantized:  # or the sum of weights and adapter would be rounded once more
+        from peft import PeftModel
+
+        twin = PeftModel.from_pretrained(twin.unload().dequantize(torch.float32), adapter)
+    else:
         model.to(device)
     _untie_adapted(twin.get_base_model())
-    merged = twin.merge_and_unload(safe_merge=not quantized)
-    return merged.dequantize() if quantized else merged
+    return twin.float().merge_and_unload(safe_merge=True)
 
 
 def _untie_adapted(model):

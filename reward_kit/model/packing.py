@@ -103,7 +103,7 @@ def _attend_at_once(query, key, value, segments, window=None, scaling=None):
 
 # %% ../../nbs/2_model/25_packing.ipynb #fb905472
 _CPU_16_BIT_FROM = 2048  # tokens; shorter ones are faster in float32
-_UNKNOWN = ("s_aux", "position_bias", "head_mask")  # more than attention
+_UNKNOWN = {"s_aux": "sinks", "position_bias": "a bias by position", "head_mask": "a mask of its heads"}
 
 
 def _segment_attention(
@@ -111,11 +111,9 @@ def _segment_attention(
     dropout=0.0, scaling=None, sliding_window=None, softcap=None, **other
 ):
     "Queries (1, heads, T, d) by segments, to keys and values of as many heads or fewer."
-    given = [name for name in _UNKNOWN if other.get(name) is not None]
+    given = [words for name, words in _UNKNOWN.items() if other.get(name) is not None]
     if given:
-        raise NotImplementedError(
-            f"{type(module).__name__} passes {', '.join(given)} to its attention"
-        )
+        raise NotImplementedError(f"its attention has {', '.join(given)}")
     kind, tensors = query.device.type, (query, key, value)
     if torch.is_autocast_enabled(kind):  # there rotated tensors are float32, values are not
         tensors = [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
@@ -229,9 +227,9 @@ def _tried(base, groups):
         if not gap < tolerance:
             apart = f"by {gap:.2g} of their spread"
             problem = f"gives other hidden states in a packed batch ({apart})"
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:150]
-        problem = f"cannot run packed batches ({type(error).__name__}: {reason})"
+    except Exception as error:  # of its own code, where it is not ours
+        own = f"its code stops on them with a {type(error).__name__}"
+        problem = f"cannot run packed batches: {error if type(error) is NotImplementedError else own}"
     if problem:
         base.set_attn_implementation(before)
     return problem

@@ -6,20 +6,20 @@
 __all__ = ['RewardModel', 'store_normalization']
 
 # %% ../../nbs/3_scores/34_inference.ipynb #80e5d8b9
-import hashlib
 import logging
 import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import torch
 from fastcore.basics import patch
 from transformers import AutoConfig
-from transformers.utils import cached_file
 
 import reward_kit.scores.score_files  # noqa: F401  gives every TextScorer its score_file
 from ..data.preferences import load_preferences
+from ..data.records import hash64
 from ..data.report import counted
 from ..model.encoding import RewardEncoder, RewardEncoding
 from ..model.model_folder import RewardMetadata, load_reward_backbone, resolve_model
@@ -128,13 +128,9 @@ def normalized(self: RewardModel, rewards):
 # %% ../../nbs/3_scores/34_inference.ipynb #8db617c8
 @patch
 def fingerprint(self: RewardModel) -> str:  # 16 hexadecimal digits
-    "Changes where the scores change: a hash of the encoding and a sample of every weight."
-    digest = hashlib.sha256(f"{self.encoder.encoding!r} {self.encoding_note}".encode())
-    for name, weight in sorted(self.model.state_dict().items()):
-        flat = weight.reshape(-1)
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
-        digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    "Changes where the scores change: a hash of the encoding and of all weights."
+    weights = RewardMetadata.weights_hash(self.model), self.model.dtype
+    return f"{hash64(f'{self.encoder.encoding!r} {self.encoding_note} {weights}'):016x}"
 
 # %% ../../nbs/3_scores/34_inference.ipynb #2b4eaa4d
 class _GuessedEncoder(RewardEncoder):
@@ -200,20 +196,9 @@ def _cut(self: _GuessedEncoder, ids):
     head = ids[:1] if ids[0] in self.tokenizer.all_special_ids else []
     return head + ids[len(head) - self.encoding.max_length :]
 
-# %% ../../nbs/3_scores/34_inference.ipynb #2699ec5c
-@patch(cls_method=True)
-def find_metadata(cls: RewardModel, name, revision=None) -> RewardMetadata | None:
-    "The reward_kit.json of a folder or hub repository, None where there is none."
-    if Path(name).is_dir():
-        return RewardMetadata.load(name)
-    try:
-        return RewardMetadata.load(cached_file(name, "reward_kit.json", revision=revision))
-    except OSError:
-        return None  # loading the model itself says what is wrong with the repository
-
 # %% ../../nbs/3_scores/34_inference.ipynb #61b44553
 def _encoder_of(tokenizer, model, stored, given, max_length):
-    given = RewardEncoding.from_dict(given) if isinstance(given, dict) else given
+    given = RewardEncoding(**given) if isinstance(given, dict) else given
     if given:
         return RewardEncoder(tokenizer, given.applied(tokenizer, model, max_length))
     if stored:
@@ -249,17 +234,21 @@ def from_pretrained(
     Without a dtype it computes in float32; on a GPU that has bfloat16 in that, except a decoder's head.
     Raises ModelLoadError (a ValueError) for what is not there or is no reward model."""
     path = resolve_model(name)
-    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     short = Path(path).resolve().name  # of a hub id too
-    metadata = cls.find_metadata(path, revision)
+    metadata = RewardMetadata.load(path, revision)
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     device, loaded = _pick_device(device), dtype or torch.float32
-    model, tokenizer = load_reward_backbone(name, new_head=False, dtype=loaded, **hub)
+    model, tokenizer = load_reward_backbone(name, dtype=loaded, **hub)
     model.config.problem_type = AutoConfig.from_pretrained(path, **hub).problem_type  # as others see it
     if dtype is None:
         trunk = model.base_model if hasattr(model, "score") else model
         for p in trunk.parameters():  # not its buffers: rotations need float32
             p.data = p.data.to(_pick_dtype(device))
-    encoder = _encoder_of(tokenizer, model, metadata and metadata.encoding, encoding, max_length)
+    stored = metadata and metadata.encoding
+    if hasattr(model.config, "reward_kit") and not (stored or encoding):
+        raise ModelLoadError(f"model {name} has lost the encoding in its reward_kit.json: copy the file "
+                             "from where it was trained, or pass encoding=")
+    encoder = _encoder_of(tokenizer, model, stored, encoding, max_length)
     model = model.to(device)
     if encoder.guessed:
         lacks = "encoding in its reward_kit.json" if metadata else "reward_kit.json"
@@ -304,10 +293,9 @@ def _measure_scale(preferences, rm):
     prompts, responses, template = RewardEncoder.flat_texts(preferences)
     rewards = rm.score(prompts, responses, too_long="none", **template)
     rewards = [reward for reward in rewards if reward is not None]
-    found, n = torch.tensor(rewards, dtype=torch.float64), len(rewards)
-    mean, std = found.mean().item(), found.std(correction=0).item()
-    if n < 2 or not std:
+    n, std = len(rewards), pstdev(rewards or [0.0])
+    if not std:
         raise ValueError(
             f"preferences gave {counted(n, 'reward')} without a spread: give more, and "
             "different, responses")
-    return {"mean": mean, "std": std, "n": n, "data_hash": preferences.fingerprint}
+    return {"mean": fmean(rewards), "std": std, "n": n, "data_hash": preferences.fingerprint}
