@@ -176,8 +176,10 @@ def _lacks_head(config):
 _WRAPPERS = r"\b_orig_mod\. \bmodule\. \blanguage_model\.".split()  # torch.compile, DDP, models that see
 
 
-def _load_weights(auto, path, **given):
-    "A model, and transformers' sets of names that do not fit."
+def _load_weights(auto, path, tokenizer, new_head=False, **given):
+    "A model whose weights are those of its configuration and tokenizer. ValueError."
+    from reward_kit.beside.unusual_heads import RewardHead as Checked
+
     load = partial(auto.from_pretrained, path, use_safetensors=True, ignore_mismatched_sizes=True,
                    output_loading_info=True, **given)
     model, info = load()
@@ -186,32 +188,8 @@ def _load_weights(auto, path, **given):
         model, info = load(key_mapping=dict.fromkeys(_WRAPPERS, ""))
         del model._weight_conversions  # saving would put them back
 
-    info["mismatched_keys"] = {name for name, *_ in info["mismatched_keys"]}
-    return model, info
-
-# %% ../../nbs/2_model/26_model_folder.ipynb #8ef2cce3
-_MISFITS = {  # what transformers calls it -> what it means
-    "missing_keys": "are not saved, as if a file were lost, config.json had more layers, or names prefixes",
-    "mismatched_keys": "have another shape, as if config.json had other sizes",
-    "unexpected_keys": "are not used, as if config.json had fewer layers, or the head were another",
-}
-
-
-def _check_fit(model, tokenizer, info, new_head=False):
-    "ValueError: weights that are not those of a model, or of its tokenizer."
-    def layers(names):
-        return re.sub(r"\d+", "0", "".join(f".{name}\n" for name in names))
-
-    own, in_head = layers(model.state_dict()), RewardHead(model).holds
-    for kind, meaning in _MISFITS.items():
-        names = [name for name in sorted(info[kind]) if (not new_head if in_head(name) else
-                 kind != "unexpected_keys" or layers([name]) in own)]  # not of another task
-        if names:
-            raise ValueError(f"its weights do not fit: {len(names)} {meaning} ({', '.join(names[:2])} ...)")
-    rows = model.get_input_embeddings().num_embeddings
-    if tokenizer.vocab_size > rows:
-        raise ValueError(f"its embeddings have {rows} tokens, its tokenizer {tokenizer.vocab_size}: "
-                         "give the tokenizer that belongs to it")
+    Checked(model).check_fit(model, tokenizer, info, new_head)
+    return model
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #baf50c3e
 def load_reward_backbone(
@@ -224,9 +202,9 @@ def load_reward_backbone(
     **given,  # of `from_pretrained`: revision, trust_remote_code, attn_implementation, ...
 ):  # -> (model, tokenizer); model.reward_head_is_new says where the head came from
     "A classifier with one label, and its tokenizer, from safetensors. ModelLoadError."
-    from reward_kit.beside.unusual_heads import _make_class
+    from reward_kit.beside.unusual_heads import RewardHead as Checked
 
-    given = {"num_labels": 1, "problem_type": "regression", "dtype": given.pop("torch_dtype", dtype)} | given
+    given = {"num_labels": 1, "dtype": given.pop("torch_dtype", dtype)} | given
     with ModelLoadError.around(name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if given["num_labels"] != 1:
@@ -236,12 +214,12 @@ def load_reward_backbone(
         if problem and not new_head:
             raise ValueError(f"it is not a reward model ({problem}): train one from it first, or give "
                              "a trained reward model")
-        _make_class(config)  # where transformers has none
+        Checked.make_class(config)  # where transformers has none
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **hub)
-        model, info = _load_weights(AutoModelForSequenceClassification, path, **given | hub)
-        _check_fit(model, tokenizer, info, problem)
+        model = _load_weights(AutoModelForSequenceClassification, path, tokenizer, problem, **given | hub)
     model.reward_head_is_new = bool(problem)
     if problem:
+        model.config.problem_type = "regression"
         RewardHead(model).draw(seed)
     return model, tokenizer
 
@@ -258,9 +236,8 @@ def load_policy_backbone(
         if "SequenceClassification" in str(config.architectures):
             raise ValueError("it is a reward model, which writes no text: give it as the reward, "
                              "and a causal language model as the policy")
-        model, info = _load_weights(AutoModelForCausalLM, path, dtype=dtype, **given | hub)
         tokenizer = AutoTokenizer.from_pretrained(path, **hub)
-        _check_fit(model, tokenizer, info)
+        model = _load_weights(AutoModelForCausalLM, path, tokenizer, dtype=dtype, **given | hub)
     return model, tokenizer
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #aefc19fa

@@ -133,9 +133,9 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
             name, new_head=True, seed=args.seed, tokenizer=tokenizer, **trust | given)
     else:
         name = model.config.name_or_path or type(model).__name__
-        from reward_kit.beside.unusual_heads import _check_loads
+        from reward_kit.beside.unusual_heads import RewardHead as Checked
 
-        _check_loads(model)
+        Checked(model).check_loads(model)
     if tokenizer is None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust)
     self._base = {"id": base_name(name), "revision": revision,

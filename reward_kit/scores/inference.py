@@ -15,14 +15,14 @@ from statistics import fmean, pstdev
 
 import torch
 from fastcore.basics import patch
-from transformers import AutoConfig
 
 import reward_kit.scores.score_files  # noqa: F401  gives every TextScorer its score_file
 from ..data.preferences import load_preferences
 from ..data.records import hash64
 from ..data.report import counted
 from ..model.encoding import RewardEncoder, RewardEncoding
-from ..model.model_folder import RewardMetadata, load_reward_backbone, resolve_model
+from ..model.model_folder import ModelLoadError, RewardMetadata
+from ..model.model_folder import load_reward_backbone, resolve_model
 from .row_scorer import RowScorer
 from .text_scorer import TextScorer
 
@@ -236,10 +236,9 @@ def from_pretrained(
     path = resolve_model(name)
     short = Path(path).resolve().name  # of a hub id too
     metadata = RewardMetadata.load(path, revision)
-    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    device, loaded = _pick_device(device), dtype or torch.float32
-    model, tokenizer = load_reward_backbone(name, dtype=loaded, **hub)
-    model.config.problem_type = AutoConfig.from_pretrained(path, **hub).problem_type  # as others see it
+    device = _pick_device(device)
+    model, tokenizer = load_reward_backbone(name, dtype=dtype or torch.float32, revision=revision,
+                                            trust_remote_code=trust_remote_code)
     if dtype is None:
         trunk = model.base_model if hasattr(model, "score") else model
         for p in trunk.parameters():  # not its buffers: rotations need float32
