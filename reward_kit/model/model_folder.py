@@ -473,14 +473,14 @@ def merged_model(
     base,  # name of the base, in place of a path of this machine
 ):
     "Saves the adapter; a copy on the CPU with it merged. ValueError: prompt tuning."
+    if any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise ValueError("prompt tuning cannot be merged into the weights: save the adapter with "
+                         "trainer.model.save_pretrained(folder)")
     adapter = folder / "adapter"
-    for config in model.peft_config.values():
-        if config.is_prompt_learning:
-            raise ValueError("prompt tuning cannot be merged into the weights: save the adapter with "
-                             "trainer.model.save_pretrained(folder)")
-        config.base_model_name_or_path = base
     model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's template with its blanks
+    config = adapter / "adapter_config.json"
+    write_whole(config, json.loads(config.read_text()) | {"base_model_name_or_path": base})
     quantized = getattr(model.get_base_model(), "is_quantized", False)
     device = next(model.parameters()).device
     twin = copy.deepcopy(model if quantized else model.to("cpu"))  # no copy on the accelerator
