@@ -231,8 +231,9 @@ def _merge(self: TrainedModel, folder):
     self.metadata.extra["merge"] = {"max_score_difference": difference}
     self.training["merged and unmerged scores"] = f"differ by at most {difference:.1e}"
     if difference > 0.02 * trained.std(correction=0):
-        _logger.warning("scores of the merged model, which is saved, differ by up to %.2g from those of the "
-                        "trained one, so no metrics and no scale are stored: evaluate it", difference)
+        _logger.warning(
+            "scores of the saved, merged model differ by up to %.2g from the trained one's: "
+            "no metrics and no scale are stored", difference)
         self.sets = {}
 
 

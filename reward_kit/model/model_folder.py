@@ -136,7 +136,7 @@ class RewardHead:
         return [layer for layer in self.parts.modules() if isinstance(layer, nn.Linear)][-1]
 
     def holds(self, name):  # of a weight
-        "Whether it is the head's, or that of a pooler before it."
+        "Whether it is the head's, or a pooler's."
         return ".pooler." in name or name.partition(".")[0] in self.parts
 
     def draw(self, seed):
@@ -154,9 +154,10 @@ code_revision trust_remote_code""".split()
 
 
 def _read_config(name, given):
-    "The place of a model, its configuration, and what of `given` its tokenizer is given too."
+    "Path, configuration, and what a tokenizer is given too."
     path = resolve_model(name)
-    hub = {"trust_remote_code": False} | {key: given[key] for key in _HUB_ARGUMENTS if key in given}
+    hub = {key: given[key] for key in _HUB_ARGUMENTS if key in given}
+    hub = {"trust_remote_code": False} | hub
     if not (os.path.isdir(path) or _hub_reachable()):
         hub["local_files_only"] = True  # what was downloaded before still loads
     config = AutoConfig.from_pretrained(path, **hub)
@@ -170,14 +171,15 @@ def _lacks_head(config):
     architecture = (config.architectures or ["unknown"])[0]
     if not architecture.endswith("ForSequenceClassification"):
         return f"its architecture is {architecture}"
-    return f"it has {config.num_labels} labels, not one number" if config.num_labels != 1 else ""
+    n = config.num_labels
+    return f"it has {n} labels, not one number" if n != 1 else ""
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #479fe6dc
-_WRAPPERS = r"\b_orig_mod\. \bmodule\. \blanguage_model\.".split()  # torch.compile, DDP, models that see
+_WRAPPERS = r"\b_orig_mod\. \bmodule\. \blanguage_model\.".split()
 
 
 def _load_weights(auto, path, tokenizer, new_head=False, **given):
-    "A model whose weights are those of its configuration and tokenizer. ValueError."
+    "A model whose weights fit. ValueError."
     from reward_kit.beside.unusual_heads import RewardHead as Checked
 
     load = partial(auto.from_pretrained, path, use_safetensors=True, ignore_mismatched_sizes=True,
@@ -214,9 +216,10 @@ def load_reward_backbone(
         if problem and not new_head:
             raise ValueError(f"it is not a reward model ({problem}): train one from it first, or give "
                              "a trained reward model")
-        Checked.make_class(config)  # where transformers has none
+        Checked.make_class(config)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **hub)
-        model = _load_weights(AutoModelForSequenceClassification, path, tokenizer, problem, **given | hub)
+        auto = AutoModelForSequenceClassification
+        model = _load_weights(auto, path, tokenizer, problem, **given | hub)
     model.reward_head_is_new = bool(problem)
     if problem:
         model.config.problem_type = "regression"
@@ -253,22 +256,23 @@ def _library_versions():
 @strict
 @dataclass
 class RewardMetadata:
-    "What `reward_kit.json` holds: all about a reward model but its weights. Wrong values are refused."
+    "What `reward_kit.json` holds: all about a reward model but its weights."
     FILE = "reward_kit.json"
     schema_version: str = "1.0"  # major.minor; another major version is refused
     encoding: RewardEncoding | None = None  # how text becomes ids
     normalization: dict | None = None  # {mean, std, n, data_hash}, on evaluation data
     calibration: dict | None = None  # {temperature} that divides reward differences; None: 1
     loss: dict | None = None  # {name, parameters}
-    base: dict | None = None  # {id, revision, weights}, the last by `weights_hash`
+    base: dict | None = None  # {id, revision, weights: their hash}
     data_hash: str | None = None  # `Preferences.fingerprint` of the training data
     data_kind: str | None = None  # of the training data: "text", "messages"; None: unknown
     versions: dict = field(default_factory=_library_versions)  # library -> version
     extra: dict = field(default_factory=dict)  # other keys of the file, kept
 
     def validate_scales(self):
-        "ValueError: a number by which no reward can be scaled."
-        scale = (self.normalization or {"mean": 0, "std": 1}) | (self.calibration or {"temperature": 1})
+        "ValueError: no reward can be scaled by it."
+        scale = self.normalization or {"mean": 0, "std": 1}
+        scale = scale | (self.calibration or {"temperature": 1})
         for name, least in {"mean": -math.inf, "std": 0, "temperature": 0}.items():
             value = scale.get(name)
             if not (isinstance(value, int | float) and least < value < math.inf):
@@ -294,8 +298,8 @@ def from_dict(cls: RewardMetadata, data):
     version = str(data.get("schema_version", "missing"))
     if not version.startswith("1."):
         raise ValueError(f"schema version {version}, but this reward_kit reads 1; update reward_kit")
-    given = {f.name: data[f.name] for f in fields(cls)[:-1] if f.name in data}  # the last is `extra`
-    if given.get("encoding"):  # a key that is not known may change the text
+    given = {f.name: data[f.name] for f in fields(cls)[:-1] if f.name in data}
+    if given.get("encoding"):  # unknown keys may change the text
         given["encoding"] = RewardEncoding(**given["encoding"])
     return cls(**given, extra={name: data[name] for name in data.keys() - given})
 
@@ -305,17 +309,17 @@ def load(cls: RewardMetadata, name, revision=None):  # folder or hub id
     "What a model says about itself, or None. ValueError: damaged, or of another version."
     try:
         path = Path(cached_file(name, cls.FILE, revision=revision))
-    except OSError:  # loading the model itself says what else is wrong
+    except OSError:  # loading says what is wrong
         return None
     try:
         return cls.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
-    except Exception as error:  # those of `strict` have the reason in their cause
+    except Exception as error:  # `strict` has its reason there
         raise ValueError(f"{path} cannot be used: {error.__cause__ or error}") from error
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #9e743eaa
 @patch(cls_method=True)
 def weights_hash(cls: RewardMetadata, model):
-    "32 hexadecimal digits of every name and number; None: weights are spread over processes."
+    "Of every name and number, 32 digits; None: spread over processes."
     found = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
         if not tensor.numel():
@@ -335,6 +339,11 @@ class ModelCard:
     def text(self):
         "The whole card, or an empty text."
         return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+
+    def section(self, name):
+        "The Markdown of one section, or None."
+        rest = self.text.partition(f"<!-- reward_kit:{name} -->\n")[2]
+        return rest.partition(f"\n<!-- /reward_kit:{name} -->")[0] or None
 
     def replace(self, name, *paragraphs):  # e.g. "training"; Markdown, the heading first
         "Replaces one section, or adds it at the end; the rest of the card stays."
@@ -484,7 +493,7 @@ def merged_model(
     quantized = getattr(model.get_base_model(), "is_quantized", False)
     device = next(model.parameters()).device
     twin = copy.deepcopy(model if quantized else model.to("cpu"))  # no copy on the accelerator
-    if quantized:  # or the sum of weights and adapter would be rounded once more
+    if quantized:  # or the sum would be rounded once more
         from peft import PeftModel
 
         twin = PeftModel.from_pretrained(twin.unload().dequantize(torch.float32), adapter)

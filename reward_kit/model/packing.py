@@ -227,7 +227,7 @@ def _tried(base, groups):
         if not gap < tolerance:
             apart = f"by {gap:.2g} of their spread"
             problem = f"gives other hidden states in a packed batch ({apart})"
-    except Exception as error:  # of its own code, where it is not ours
+    except Exception as error:
         own = f"its code stops on them with a {type(error).__name__}"
         problem = f"cannot run packed batches: {error if type(error) is NotImplementedError else own}"
     if problem:

@@ -245,8 +245,9 @@ def from_pretrained(
             p.data = p.data.to(_pick_dtype(device))
     stored = metadata and metadata.encoding
     if hasattr(model.config, "reward_kit") and not (stored or encoding):
-        raise ModelLoadError(f"model {name} has lost the encoding in its reward_kit.json: copy the file "
-                             "from where it was trained, or pass encoding=")
+        raise ModelLoadError(
+            f"model {name} has lost the encoding in its reward_kit.json: "
+            "copy it again, or pass encoding=")
     encoder = _encoder_of(tokenizer, model, stored, encoding, max_length)
     model = model.to(device)
     if encoder.guessed:

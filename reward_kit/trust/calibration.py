@@ -457,7 +457,7 @@ def _measure_temperature(preferences, rm):
     "The temperature that fits the strictly ordered pairs, responses too long left out."
     preferences = load_preferences(preferences, progress=False)
     table = pair_table(preferences, score_preferences(rm, preferences)[0])
-    weights = np.maximum([record["weight"] for record in preferences], 1e-9)  # 0 is not allowed
+    weights = np.maximum([record["weight"] for record in preferences], 1e-9)
     fit = Predictions(
         table["difference"], groups=table["prompt"], weights=weights[table["record"]]).fit()
     return json_ready(fit) | {"data_hash": preferences.fingerprint}
