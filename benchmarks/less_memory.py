@@ -56,6 +56,8 @@ def train(way: str, seed: int, pairs: int, steps: int) -> dict:
             **settings,
         )  # fmt: skip
         trainer = RewardTrainer("playground", args, train_dataset=known, eval_dataset=held_out)
+        if short:
+            trainer.model.bfloat16()  # the trainer would not leave them so beside plain AdamW
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]

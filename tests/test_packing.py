@@ -1192,3 +1192,52 @@ def test_what_is_on_a_device_already_is_not_pinned(at, way, monkeypatch):
     monkeypatch.setattr(batches.Batch, "_each", lambda self, method, *_, **__: ways.append(method) or self)
     batch.to("cuda", non_blocking=True)
     assert ways == way
+
+
+# ---- quantised weights
+
+
+class Repacks(torch.nn.Linear):
+    "As bitsandbytes' on a CPU: after a pass in evaluation no gradient passes it any more."
+
+    support_avx512bf16_for_cpu, repacked = True, False
+
+    def forward(self, hidden):
+        if self.support_avx512bf16_for_cpu and not self.training and not hidden.requires_grad:
+            self.repacked = True
+        return super().forward(hidden)
+
+
+def make_quantized(**config):
+    model = make_model("Llama", **config)
+    for part in [*model.model.layers.modules()]:
+        for name, child in part.named_children():
+            if isinstance(child, torch.nn.Linear):
+                twin = Repacks(child.in_features, child.out_features, bias=child.bias is not None)
+                twin.load_state_dict(child.state_dict())
+                setattr(part, name, twin)
+    return model
+
+
+def repacked(model):
+    return [name for name, part in model.named_modules() if getattr(part, "repacked", False)]
+
+
+def test_trying_the_layouts_leaves_quantised_weights_as_they_are():
+    for training in (True, False):
+        model = make_quantized().train(training)
+        assert packing_problem(model) is None and not repacked(model)
+        assert {part.training for part in model.modules()} == {training}
+
+
+def test_a_quantised_model_trains_its_head_in_float32_and_is_not_repacked(tmp_path):
+    model = make_quantized(**WORDS)
+    model.is_loaded_in_4bit = True  # TRL trains the adapters of such a model in bfloat16
+    adapter = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+    args = RewardConfig(str(tmp_path), use_cpu=True, show_plan=False, report_to="none")
+    how = {"train_dataset": make_pairs(4), "processing_class": make_tokenizer(), "peft_config": adapter}
+    trainer = RewardTrainer(model, args, **how)
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32} and any("score" in name for name in trained)
+    trainer.evaluate(trainer.train_dataset)
+    assert not repacked(trainer.model)

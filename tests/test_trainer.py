@@ -2,13 +2,19 @@
 that scores the same."""
 
 import copy
+import importlib
 import json
 import math
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
+import trl
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from trainer_world import make_base, make_dataset, make_pairs, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -16,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
 )
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 import reward_kit.model.model_folder as model_folder_module
 import reward_kit.model.runs as runs_module
@@ -194,8 +201,6 @@ def test_predictions_are_in_order_and_match_the_plain_forward(base, config):
 
 
 def test_a_collator_in_trl_layout_gives_the_same_loss(base, config):
-    from trl.trainer.reward_trainer import DataCollatorForPreference
-
     ours = RewardTrainer(base, config(), train_dataset=make_dataset(8), eval_dataset=make_dataset(8, 1))
     theirs = RewardTrainer(
         base,
@@ -981,22 +986,159 @@ def test_one_process_computes_what_it_would_accumulate_at_once(base, config):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_weights_in_bfloat16_get_an_optimizer_that_keeps_small_steps(installed, monkeypatch, caplog):
+    "Or become float32, and that is said."
     monkeypatch.setattr("reward_kit.model.training_data.is_torchao_available", lambda: installed)
-    short, exact = torch.nn.Linear(4, 4).bfloat16(), torch.nn.Linear(4, 4)
-    found = {}
-    for name, model, adapted, given in (
-        ("short", short, False, {}),
-        ("exact", exact, False, {}),
-        ("adapted", short, True, {}),
-        ("given", short, False, {"optim": "adamw_torch"}),
+    found, eight_bits = {}, "bf16_stochastic_round=True"
+    for name, kind, adapted, given in (
+        ("short", torch.bfloat16, False, {}),
+        ("half", torch.float16, False, {"optim": "sgd"}),
+        ("exact", torch.float32, False, {}),
+        ("adapted", torch.bfloat16, True, {}),
+        ("given", torch.bfloat16, False, {"optim": "adamw_torch"}),
+        ("random", torch.bfloat16, False, {"optim": "adamw_torch_8bit", "optim_args": eight_bits}),
     ):
-        args = RewardConfig("out", use_cpu=True, **given)
+        model, args = torch.nn.Linear(4, 4).to(kind), RewardConfig("out", use_cpu=True, **given)
         args.complete(model, adapted)
-        found[name] = args.optim, args.optim_args
-    usual = found["exact"]
-    assert found["short"] == (("adamw_torch_8bit", "bf16_stochastic_round=True") if installed else usual)
-    assert found["adapted"] == usual and found["given"] == ("adamw_torch", None)
-    assert ("pip install torchao" in caplog.text) is not installed
+        found[name] = args.optim, args.optim_args, model.weight.dtype
+        said = {"short": not installed, "half": True, "given": True}.get(name, False)
+        remedy = "leave optim to us" if installed else "pip install torchao"
+        assert (remedy in caplog.text) is said, name
+        caplog.clear()
+    usual = RewardConfig("out", use_cpu=True).optim
+    theirs = ("adamw_torch_8bit", eight_bits, torch.bfloat16)
+    assert found["short"] == (theirs if installed else (usual, None, torch.float32))
+    assert found["half"] == ("sgd", None, torch.float32) and found["exact"] == (usual, None, torch.float32)
+    assert found["adapted"] == (usual, None, torch.bfloat16) and found["random"] == theirs
+    assert found["given"] == ("adamw_torch", None, torch.float32)
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_weights_in_bfloat16_move_at_a_small_rate(theirs, base, config, monkeypatch):
+    "Thirty steps at 1e-6, as settings of ours or of TRL's; AdamW's are smaller than a bit of most weights."
+    monkeypatch.setattr("reward_kit.model.training_data.is_torchao_available", lambda: False)
+    how = dict(max_steps=30, learning_rate=1e-6, lr_scheduler_type="constant", max_grad_norm=0)
+    args = config(model_init_kwargs={"dtype": "bfloat16"}, **how)
+    if theirs:
+        args = trl.RewardConfig(
+            args.output_dir, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
+            gradient_checkpointing=False, model_init_kwargs={"dtype": "bfloat16"}, **how,
+        )  # fmt: skip
+    trainer = RewardTrainer(base, args, train_dataset=make_dataset(64))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    assert trainer.plan().precision == "float32" and "float32" in str(trainer.plan())
+    trainer.train()
+    moved = {n: (p != before[n]).float().mean().item() for n, p in trainer.model.named_parameters()}
+    unused = {"model.embed_tokens.weight"}  # tokens that do not occur
+    assert min(share for name, share in moved.items() if name not in unused) > 0.95, moved
+    assert moved["score.weight"] == 1
+
+
+def test_the_plan_says_the_precision_of_computation_and_weights(base, config):
+    for given, precision in (({}, "float32"), ({"bf16": True, "use_cpu": True}, "bf16, weights in float32")):
+        assert RewardTrainer(base, config(**given), train_dataset=make_dataset(8))._precision() == precision
+    args = config(model_init_kwargs={"dtype": "bfloat16"})
+    trainer = RewardTrainer(base, args, train_dataset=make_dataset(8), peft_config=LoraConfig())
+    assert trainer.plan().precision == "bfloat16 and float32"
+
+
+def test_a_trained_head_that_is_frozen_on_purpose_is_accepted(base, config, tmp_path):
+    "That of a reward model, not that of a base."
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+    lora.modules_to_save = []
+    trained = RewardTrainer(base, config(max_steps=1), train_dataset=make_dataset(8))
+    trained.train()
+    trained.save_model(str(tmp_path / "first"))
+    models = {}
+    for name in (base, str(tmp_path / "first")):
+        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1)
+        models[name] = get_peft_model(model, lora)
+        models[name].base_model.model.score.requires_grad_(False)
+    new, known = models.values()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    with pytest.raises(ValueError, match="is frozen and would stay random"):
+        RewardTrainer(new, config(), train_dataset=make_dataset(8), processing_class=tokenizer)
+    args = config(max_steps=2, learning_rate=1e-2)
+    trainer = RewardTrainer(known, args, train_dataset=make_dataset(8), processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "second"))
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert torch.equal(first["score.weight"], second["score.weight"])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(first[name], second[name])
+
+
+def test_adapters_that_cannot_be_merged_are_refused_before_training(base, config):
+    from peft import PrefixTuningConfig, PromptTuningConfig
+
+    for kind in (PromptTuningConfig, PrefixTuningConfig):
+        adapter = kind(task_type="SEQ_CLS", num_virtual_tokens=2)
+        with pytest.raises(ValueError, match="cannot be merged into the weights.*use LoRA"):
+            RewardTrainer(base, config(), train_dataset=make_dataset(8), peft_config=adapter)
+
+
+# ---- streams that the constructor has not seen, collators of one's own, data of which nothing is left
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_streams_that_the_constructor_has_not_seen_are_measured(base, config, layout):
+    trainer = RewardTrainer(
+        base, config(layout=layout, per_device_eval_batch_size=3), train_dataset=make_dataset(8)
+    )
+    stream = lambda: IterableDataset.from_generator(lambda: iter(make_pairs(7, 2)))
+    expected = trainer.evaluate(make_dataset(7, 2))
+    rewards = trainer.predict(make_dataset(7, 2)).predictions
+    for found in (trainer.evaluate(stream()), trainer.evaluate({"far": stream()}, metric_key_prefix="eval")):
+        loss = next(value for name, value in found.items() if name.endswith("_loss"))
+        assert loss == pytest.approx(expected["eval_loss"], abs=1e-6)
+    assert np.allclose(trainer.predict(stream()).predictions, rewards, atol=1e-6)
+
+
+def test_where_nothing_is_left_how_many_why_and_what_to_set_is_said(base, config, tmp_path):
+    long = config(max_length=4, overflow="drop")
+    with pytest.raises(ValueError, match="nothing is left of 8 examples of the train data: .*16 dropped.*"
+                       "raise max_length, or set overflow=truncate_left"):  # fmt: skip
+        RewardTrainer(base, long, train_dataset=make_pairs(8))
+    ids = Dataset.from_list([{"chosen_ids": [5] * 9, "rejected_ids": [6]}] * 3)
+    with pytest.raises(ValueError, match="nothing is left of 3 examples of the train data: .*3 dropped"):
+        RewardTrainer(base, long, train_dataset=ids)
+
+
+# ---- Liger's kernels
+
+
+def test_ligers_kernels_leave_the_head_alone_or_are_refused_before_anything_is_loaded(
+    base, config, monkeypatch
+):
+    "A stand-in: the real ones need a GPU."
+    with pytest.raises(ValueError, match="use_liger_kernel needs a GPU and liger-kernel"):
+        RewardTrainer("no-such-model", config(use_liger_kernel=True), train_dataset=make_dataset(8))
+    calls = []
+
+    def patch_instance(model, **kernels):
+        calls.append((type(model).__name__, kernels))
+        if kernels["fused_linear_cross_entropy"]:
+            raise AttributeError(f"{type(model).__name__} has no lm_head")  # as the real one
+
+    stand_in = types.ModuleType("liger_kernel.transformers")
+    stand_in._apply_liger_kernel_to_instance = patch_instance
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", stand_in)
+    for place in ("reward_kit.model.training_data.has_triton",
+                  "reward_kit.model.training_data.is_liger_kernel_available",
+                  "transformers.integrations.liger.is_liger_kernel_available",
+                  "transformers.training_args.is_liger_kernel_available"):  # fmt: skip
+        if hasattr(importlib.import_module(place.rpartition(".")[0]), place.rpartition(".")[2]):
+            monkeypatch.setattr(place, lambda: True)
+    args = config(use_liger_kernel=True, liger_kernel_config={"rope": False}, max_steps=300, logging_steps=1)
+    args.max_steps = 301  # from 300 on layers would be compiled
+    trainer = RewardTrainer(base, args, train_dataset=make_dataset(8))
+    monkeypatch.setattr("reward_kit.model.trainer.compile_layers", lambda *_, **__: pytest.fail("compiled"))
+    trainer.plan(timed=False)
+    trainer.args.max_steps = 2
+    trainer.train()
+    off = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    assert calls == [("LlamaForSequenceClassification", {"rope": False} | off)]
+    assert trainer.evaluate(make_dataset(8))["eval_loss"] > 0
 
 
 def test_an_adapter_of_a_model_in_bfloat16_is_trained_in_float32(base, config):

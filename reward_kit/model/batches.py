@@ -10,15 +10,15 @@ __all__ = ['SEGMENT_ATTENTION', 'shared_length', 'lay_out', 'Batch', 'RewardColl
 import contextlib
 import inspect
 import math
+import os
 import threading
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from itertools import accumulate, chain, pairwise
 from types import MethodType, SimpleNamespace
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -33,26 +33,29 @@ def shared_length(
     other: Sequence[int],  # token ids
 ) -> int:  # 0 where it is below eight
     "Tokens at the start of both sequences; at least the last one of `other` is its own."
-    n = min(len(first), len(other) - 1)
-    differ = np.flatnonzero(np.asarray(first[:n]) != np.asarray(other[:n]))
-    shared = int(differ[0]) if len(differ) else n
+    shared = len(os.path.commonprefix([list(first), list(other)[:-1]]))  # of any lists
     return shared if shared >= _MIN_SHARED else 0
+
+# %% ../../nbs/2_model/24_batches.ipynb #8a8a7693
+def _padded(rows, fill, dtype=None):
+    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
 
 # %% ../../nbs/2_model/24_batches.ipynb #b6a2150b
 def _pad(groups, pad_token_id, multiple):
     sequences = list(chain(*groups))
     lengths = torch.tensor([len(ids) for ids in sequences])
-    length = math.ceil(int(lengths.max()) / multiple) * multiple
-    position = torch.arange(length).expand(len(sequences), length)
+    input_ids = _padded(sequences, pad_token_id)
+    more = -input_ids.shape[1] % multiple
+    input_ids = nn.functional.pad(input_ids, (0, more), value=pad_token_id)
+    position = torch.arange(input_ids.shape[1]).expand_as(input_ids)
     keep = position < lengths[:, None]
-    input_ids = torch.full(keep.shape, pad_token_id)
-    input_ids[keep] = torch.tensor(list(chain(*sequences)))
     inputs = {
         "input_ids": input_ids,
         "attention_mask": keep.long(),
         "position_ids": position * keep,
     }
-    return inputs, torch.arange(len(sequences)) * length + lengths - 1
+    return inputs, torch.arange(len(sequences)) * input_ids.shape[1] + lengths - 1
 
 # %% ../../nbs/2_model/24_batches.ipynb #3a6e200c
 @dataclass
@@ -180,12 +183,6 @@ def labels(self: Batch) -> dict:
     "What a loss is called with."
     return {name: self.get(name) for name in ("ranks", "mask", "targets", "margin", "weight")}
 
-# %% ../../nbs/2_model/24_batches.ipynb #8a8a7693
-def _padded(rows, fill, dtype=None):
-    width = max(map(len, rows))
-    filled = [[*row, *[fill] * (width - len(row))] for row in rows]
-    return torch.tensor(filled, dtype=dtype)
-
 # %% ../../nbs/2_model/24_batches.ipynb #91c151af
 def _labels(examples, sizes):
     def column(name, default=None):
@@ -216,10 +213,6 @@ class RewardCollator:
     pad_token_id: int  # fills padded rows; masked, so that rewards do not depend on it
     layout: str = "padded"  # or "packed", which pads where it would hardly shorten
     pad_to_multiple_of: int | None = None  # round L up, for tensor cores; padded only
-
-    def __post_init__(self):
-        if self.layout not in ("padded", "packed"):
-            raise ValueError(f"layout={self.layout!r}: choose one of padded, packed")
 
     def __call__(
         self,
@@ -306,8 +299,8 @@ def innermost_model(
 def _apply_head(head, hidden):
     "The product (..., labels) of a linear head, possibly wrapped by PEFT, in float32."
     parameters, dtype = dict(head.named_parameters()), torch.float32
-    other = {torch.float16, torch.bfloat16, torch.float64}
-    exact = {name: p.float() for name, p in parameters.items() if p.dtype in other}
+    exact = {name: p.float() for name, p in parameters.items()
+             if p.is_floating_point() and p.dtype != dtype}
     if exact and any(hasattr(p, "ds_id") for p in parameters.values()):
         # sharded by DeepSpeed, whose hooks gather the weight in its own type
         exact, dtype = {}, next(iter(parameters.values())).dtype
@@ -428,9 +421,7 @@ def _encoder_rewards(model, own_forward, inputs, index):
 # %% ../../nbs/2_model/24_batches.ipynb #f771fb6e
 def _reward_forward(self, *args, reward_index=None, **kwargs):
     "Rewards (b, K) at `reward_index`, 0 where it is -1; without it as before."
-    own_forward = self.__dict__.get("_forward_before_reward")
-    own_forward = own_forward or partial(type(self).forward, self)
-
+    own_forward = self._forward_before_reward
     if reward_index is None:
         return own_forward(*args, **kwargs)
     if args:
@@ -462,9 +453,7 @@ def bind_reward_forward(
         problem = "is an encoder-decoder: reward_kit uses decoders and encoders"
     if problem:
         raise ValueError(f"{name} {problem}")
-    current = inner.__dict__.get("forward")
-    if getattr(current, "__func__", None) is not _reward_forward:
-        if current is not None:
-            inner._forward_before_reward = current
+    if getattr(inner.forward, "__func__", None) is not _reward_forward:
+        inner._forward_before_reward = inner.forward
         inner.forward = MethodType(_reward_forward, inner)
     return model

@@ -81,6 +81,58 @@ class Sums:
             "max_reward": t.max,
         }
 
+# %% ../../nbs/2_model/29_measures.ipynb #df321e3c
+def _kept_bytes(model, forward):
+    "Bytes kept for the backward pass: activations, copies of weights."
+    shapes = {tuple(sorted(p.shape)) for p in model.parameters()}
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept = {False: {}, True: {}}  # is it a copy of weights -> {storage: bytes}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[tuple(sorted(tensor.shape)) in shapes][storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward()
+    sizes = [sum(found.values()) for found in kept.values()]
+    del loss  # until here the tensors lived
+    return sizes
+
+# %% ../../nbs/2_model/29_measures.ipynb #30d56eef
+@dataclass
+class _StepMemory:
+    "Bytes that a training step takes in one process."
+    weights: int
+    gradients: int
+    optimizer: int  # its two moments
+
+    copies: int  # in mixed precision
+    each: float  # activations of a position; 0: not known
+    layers: int
+    between: int  # of it, into a layer
+    recomputes: bool = False
+
+    def kept(self, positions):
+        "Activations."
+        between, each = self.layers * self.between, self.each
+        return positions * (between + each / self.layers if self.recomputes else each)
+
+    def parts(self, positions):
+        "What -> bytes."
+        known = {"activations": self.kept(positions)} if self.each else {}
+        others = {"gradients": self.gradients, "optimizer": self.optimizer}
+        return {"weights": self.weights + self.copies} | others | known
+
+    def peak(self, positions, parts=1):  # of a batch; of it
+        "The most at one time."
+        kept = self.copies + self.kept(positions / parts)
+        layer = positions / parts * self.each / self.layers
+        busy = layer / 3  # its gradients
+        busy += kept + self.gradients if parts > 1 else max(kept, self.gradients + layer)
+        return self.weights + self.optimizer + max(busy, self.gradients)
+
 # %% ../../nbs/2_model/29_measures.ipynb #cf32a621
 @dataclass
 class TrainingPlan:
@@ -89,39 +141,19 @@ class TrainingPlan:
     tokens: int | None  # of one epoch, padding not counted
     steps: int  # optimizer steps
     batch_size: int  # examples in an optimizer step, over all processes
-    precision: str  # "bf16", "fp16" or "float32"
+    precision: str  # of the computation, and of the weights
     learning_rate: float  # its peak
     layout: str  # of the batches, and why if it is not the packed one
     seconds: float | None  # of the run; None: not measured
     parameters: int  # of the model, head included
     trainable: int  # how many of them are trained
-    memory: dict  # what -> bytes, in one process; activations only where they are known
-
-    @classmethod
-    def of(cls, model, memory, **known):  # of `memory_of`
-        "The plan for a model."
-        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-        trainable = sum(n for n, is_trained in sizes if is_trained)
-        parameters = sum(n for n, _ in sizes)
-        return cls(parameters=parameters, trainable=trainable, memory=memory, **known)
-
-    @staticmethod
-    def memory_of(model, optim, copies=0):  # bytes, as `kept_bytes` counts them
-        "{what: bytes} for an optimizer, by the name that transformers has for it."
-        trained = [p for p in model.parameters() if p.requires_grad]
-        gradients, moments = sum(p.nbytes for p in trained), None
-        if bits := re.search("([48])_?bit", optim):
-            moments = 2 * sum(p.numel() for p in trained) * int(bits[1]) // 8
-        return {
-            "weights": sum(p.nbytes for p in model.parameters()) + copies,
-            "gradients": gradients,
-            "optimizer": 2 * gradients if moments is None else moments,
-        }
+    memory: dict  # what -> bytes, in one process
+    peak: int  # bytes at one time
 
     def __str__(self):
         total, *parts = (
             f"{name} {humanize.naturalsize(n, True)}" for name, n in
-            ({"about": sum(self.memory.values())} | self.memory).items())
+            ({"about": self.peak} | self.memory).items())
         rows = {
             "data": "a stream" if self.examples is None else
                     f"{self.examples:,} examples, {self.tokens:,} tokens an epoch",
@@ -129,37 +161,28 @@ class TrainingPlan:
                      f"learning rate {self.learning_rate:g}, {self.precision}",
             "batches": self.layout,
             "model": f"{self.parameters:,} parameters, {self.trainable:,} trained",
-            "memory": f"{total}: {', '.join(parts)}",
+            "memory": f"{total} at the peak: {', '.join(parts)}",
         }
         if self.seconds is not None:
             rows["time"] = (f"about {humanize.naturaldelta(self.seconds)} "
                             "(one micro-batch timed, without evaluation)")
         return "\n".join(f"{name:10}{text}" for name, text in rows.items())
 
-# %% ../../nbs/2_model/29_measures.ipynb #df321e3c
+# %% ../../nbs/2_model/29_measures.ipynb #9edac2e4
 @patch(cls_method=True)
-def kept_bytes(
-    cls: TrainingPlan,
-    model,  # whose weights are not counted
-    forward,  # function without arguments that computes a loss
-) -> list[int]:  # bytes of activations, bytes of copies of weights
-    "What a forward pass keeps in memory for the backward pass."
-    shapes = {tuple(sorted(p.shape)) for p in model.parameters()}
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {False: {}, True: {}}  # is it a copy of weights -> {address: bytes}
+def step_memory(cls: TrainingPlan, model, optim, forward, positions):
+    "Counted while `forward()` computes so many positions."
+    trained, config = [p for p in model.parameters() if p.requires_grad], model.config.get_text_config()
+    gradients, bits = sum(p.nbytes for p in trained), re.search("([48])_?bit", optim)
+    moments = sum(p.numel() for p in trained) * int(bits[1]) // 4 if bits else 2 * gradients
 
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            is_copy = tuple(sorted(tensor.shape)) in shapes
-            kept[is_copy][storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward()
-    sizes = [sum(found.values()) for found in kept.values()]
-    del loss  # until here the tensors lived, each at an address of its own
-    return sizes
+    try:
+        activations, copies = _kept_bytes(model, forward)
+    except RuntimeError:  # spread over processes, or no memory
+        activations, copies = 0, 0
+    weights, each = sum(p.nbytes for p in model.parameters()), activations / positions
+    shape = config.num_hidden_layers, config.hidden_size * model.dtype.itemsize
+    return _StepMemory(weights, gradients, moments, copies, each, *shape)
 
 # %% ../../nbs/2_model/29_measures.ipynb #3692636a
 def _plot_training(history):

@@ -77,7 +77,6 @@ try:
 except ImportError:  # not in this torch
     varlen_attn = None
 _KNOWN = inspect.signature(varlen_attn).parameters if varlen_attn else ()
-_GROUPED = "enable_gqa" in _KNOWN
 _ALWAYS = {"enable_gqa": True, "num_splits": 1}  # fewer heads of keys; alone as among others
 _ALWAYS = {name: value for name, value in _ALWAYS.items() if name in _KNOWN}
 
@@ -94,7 +93,7 @@ def _attend_at_once(query, key, value, segments, window=None, scaling=None):
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     seen = [tensor.index_select(0, segments.keys) for tensor in (key, value)]
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and not _GROUPED:
+    if groups > 1 and "enable_gqa" not in _ALWAYS:
         seen = [tensor.repeat_interleave(groups, 1) for tensor in seen]
     starts, longest = (segments.query_starts, segments.key_starts), segments.longest
     how = _ALWAYS | {"scale": scaling, "window_size": ((window or 0) - 1, 0)}
@@ -193,8 +192,9 @@ def _compare_layouts(base, groups):
     "How far the states of the two layouts are apart, in standard deviations."
     modes = {module: module.training for module in base.modules()}
     try:
+        for module in modes:  # or bitsandbytes repacks
+            module.training = isinstance(module, nn.Linear)
         with torch.autocast(next(base.parameters()).device.type, enabled=False):
-            base.eval()
             packed = _probe_states(base, groups, "packed")
             padded = _probe_states(base, groups, "padded")
     finally:

@@ -321,11 +321,11 @@ def of(
 
 @patch
 def free_memory(self: MicroBatches, device):
-    "Bytes that a process may still use; None: of a device that does not say."
+    "Bytes still free; None: not known."
     if device.type != "cuda":
         return None
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    torch.cuda.empty_cache()  # torch's own
+    return torch.cuda.mem_get_info(device)[0]
 
 # %% ../../nbs/2_model/27_runs.ipynb #539e085c
 def default_precision(use_cpu=False, model_type=""):  # of the settings, of the model's config

@@ -60,6 +60,7 @@ class RewardTrainer(trl.RewardTrainer):
     ):
         name = Path(getattr(model, "name_or_path", model)).name or "model"
         args = RewardConfig.of(args, f"{name}-Reward")
+        args.ready_liger()
         transformers.set_seed(args.seed)
         if str(model) == "playground":
             args.fill(Playground.TRAINING)
@@ -67,7 +68,7 @@ class RewardTrainer(trl.RewardTrainer):
         if peft_config is not None:
             peft_config = RewardHead(model).trained_by(peft_config, added)
         adapters = [*getattr(model, "peft_config", {}).values(), *filter(None, [peft_config])]
-        self._reads_by_index = not any(adapter.is_prompt_learning for adapter in adapters)
+
         args.complete(model, bool(adapters))
         self._as_trl = self._written_for_trl(data_collator)
         args.check_own(self._as_trl)
@@ -88,7 +89,7 @@ class RewardTrainer(trl.RewardTrainer):
         self.loss_is_scaled_for_ga = not self._as_trl
         self._signature_columns = "sequences lengths ranks scores margin weight origin".split()
         if adapters:
-            self._ready_adapters(model)
+            self._ready_adapters()
         self.micro_batches = MicroBatches.of(
             args, self._sharded or self._as_trl, pieces, self._print)
 
@@ -120,6 +121,7 @@ def _start_counting(self: RewardTrainer):
 
 # %% ../../nbs/2_model/30_trainer.ipynb #fa624bd1
 _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
+
 
 
 @patch
@@ -164,12 +166,14 @@ def _agree(self: RewardTrainer, model, tokenizer, args):
 
 # %% ../../nbs/2_model/30_trainer.ipynb #5116a5d9
 @patch
-def _ready_adapters(self: RewardTrainer, base):
-    spread = self._sharded or getattr(innermost_model(base), "is_quantized", False)
+def _ready_adapters(self: RewardTrainer):
+    if not hasattr(self.model.base_model, "merge_and_unload"):
+        raise ValueError("the adapter cannot be merged into the weights, and so not be saved: use LoRA")
     for p in self.model.parameters():
-        if p.requires_grad and not spread:
+        if p.requires_grad and not self._sharded:
             p.data = p.data.float()
     for module in self.model.modules():
+        module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
             dropout.p = self.model.peft_config[adapter].lora_dropout
 
@@ -190,12 +194,8 @@ def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, datas
 @patch
 def _choose_collator(self: RewardTrainer, args, model, tokenizer, own):
     "Packed where the model reads it; one decision for all."
-    args.accelerator_config.dispatch_batches = False  # batches of a stream cannot be cut by rows
-    args.accelerator_config.non_blocking = args.dataloader_pin_memory  # off on a CPU
     if self._as_trl:
         problem = f"as TRL's, for your {self._as_trl}"
-    elif not self._reads_by_index:
-        problem = "prompt tuning puts tokens of its own before the text"
     else:
         problem = packing_problem(model) if args.layout != "padded" else "as asked"
     (problem,) = broadcast_object_list([problem])
@@ -249,13 +249,8 @@ def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_i
 
 @patch
 def _rewards(self: RewardTrainer, model, batch):
-    "Model outputs whose logits are the rewards (b, K)."
-    if self._reads_by_index:
-        return model(**batch.model_inputs())
-    outputs = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    rows = batch.reward_index.clamp(min=0) // batch.input_ids.shape[1]
-    outputs.logits = outputs.logits.float().reshape(-1)[rows].masked_fill(~batch.mask, 0.0)
-    return outputs
+    "Outputs whose logits are rewards (b, K)."
+    return model(**batch.model_inputs())
 
 
 @patch
@@ -407,11 +402,13 @@ def set_initial_training_values(self: RewardTrainer, args, dataloader):
 def _compile(self: RewardTrainer, steps):
     "Layers one by one, once, where it was asked for or pays."
     args = self.args
-    asked, how = args.torch_compile, (args.torch_compile_backend, args.torch_compile_mode)
-    asked = any(how) or None if asked is None else asked
-    pays = asked is None and steps >= _COMPILED_FROM and not self._sharded
-    if (asked or pays) and not self._compiled:
-        self._compiled = compile_layers(self.model, *how, asked=bool(asked))
+    if args.torch_compile is False or self._compiled:
+        return
+    how = args.torch_compile_backend, args.torch_compile_mode
+    asked = bool(args.torch_compile or any(how))
+    other = self._sharded or args.use_liger_kernel
+    if asked or steps >= _COMPILED_FROM and not other:
+        self._compiled = compile_layers(self.model, *how, asked=asked)
         self._layout += ", layers compiled" if self._compiled else ""
 
 # %% ../../nbs/2_model/30_trainer.ipynb #0ac3d5ef
@@ -425,14 +422,16 @@ def plan(self: RewardTrainer, timed: bool = True) -> TrainingPlan:
     lengths = self.train_dataset["lengths"][:] if known else []
     tokens, seconds = np.array([sum(row) for row in lengths]), None
     with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
-        memory = self._fit(lengths)
+        batch, positions = self._largest_batch(lengths)
+        memory = self._fit(batch, positions)
         steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
         timed &= args.estimate_time and not self._sharded and not self._as_trl
         if known and timed and steps * args.gradient_accumulation_steps >= _TIMED_FROM:
             seconds = self._measure_seconds(tokens, steps)
-    return TrainingPlan.of(
-        self.model,
-        memory,
+    parts, count = self.micro_batches.count, innermost_model(self.model).num_parameters
+    return TrainingPlan(
+        memory=memory.parts(positions / parts),
+        peak=memory.peak(positions, parts),
         examples=len(lengths) or None,
         tokens=int(tokens.sum()),
         steps=steps,
@@ -441,47 +440,35 @@ def plan(self: RewardTrainer, timed: bool = True) -> TrainingPlan:
         learning_rate=args.learning_rate,
         layout=self._layout,
         seconds=seconds,
+        parameters=count(),
+        trainable=count(only_trainable=True),
     )
 
 
 @patch
 def _precision(self: RewardTrainer):
-    return self.args.mixed_precision.replace("no", "float32")
+    kinds = {str(p.dtype).removeprefix("torch.") for p in self.model.parameters()}
+    weights, mixed = " and ".join(sorted(kinds)), self.args.mixed_precision
+    return weights if mixed == "no" else f"{mixed}, weights in {weights}"
 
 # %% ../../nbs/2_model/30_trainer.ipynb #55407609
 @patch
 def _largest_batch(self: RewardTrainer, lengths):
-    "Positions of the longest batch as far as it is known, at most those of the budget."
     size = self._train_batch_size
     if not lengths:
-        return 2 * size * self.encoding.max_length
+        return self._collator([next(iter(self.train_dataset))]), 2 * size * self.encoding.max_length
     longest = np.argsort([max(row) for row in lengths], kind="stable")[-size:]
     most = max(self.micro_batches.budget or math.inf, sum(lengths[longest[-1]]))
-    return min(self._batch_of(longest).input_ids.numel(), most)
+    return self._batch_of(longest[-1:]), min(self._batch_of(longest).input_ids.numel(), most)
 
 
 @patch
-def _keeps(self: RewardTrainer, lengths):
-    "Bytes kept for the backward pass: of a position, recomputed or not; of copied weights."
-    model, config = self.model, self.model.config.get_text_config()
-    if lengths:
-        batch = self._batch_of([int(np.argmax([max(row) for row in lengths]))])
-    else:  # a stream: a pair with a beginning in common
-        n = min(64, self.encoding.max_length)
-        ids = [i % config.vocab_size for i in range(n)]
-        pair = [ids, ids[: n // 2] + ids[: n // 2]]
-        layout = getattr(self._collator, "layout", "padded")
-        batch = RewardCollator(0, layout)([{"sequences": pair}])
+def _step_memory(self: RewardTrainer, batch):
     batch = self._prepare_inputs(batch)
-    try:
-        with self.accelerator.autocast():
-            forward = lambda: self._rewards(model.train(), batch).logits
-            kept, copies = TrainingPlan.kept_bytes(model, forward)
-    except RuntimeError:  # weights that are spread over processes, or no memory even for this
-        return 0, 0, 0
-    kept, layers = kept / batch.positions(), getattr(config, "num_hidden_layers", 1)
-    between = getattr(config, "hidden_size", 0) * model.dtype.itemsize  # two layers
-    return kept, min(kept, layers * between + kept / layers), copies
+
+    forward = lambda: self._rewards(self.model.train(), batch).logits
+    with self.accelerator.autocast():
+        return TrainingPlan.step_memory(self.model, str(self.args.optim), forward, batch.positions())
 
 
 @patch
@@ -493,22 +480,18 @@ _CHECKPOINTING = {"gradient_checkpointing", "activation_checkpointing"}  # two n
 
 
 @patch
-def _fit(self: RewardTrainer, lengths):  # of the texts of each example
-    "Memory of the run, of whose batches the longest is made to fit."
-    args, cut, positions = self.args, self.micro_batches, self._largest_batch(lengths)
-    kept, recomputed, copies = self._keeps(lengths)
-    memory = TrainingPlan.memory_of(self.model, str(args.optim), copies=copies)
+def _fit(self: RewardTrainer, batch, positions):  # of `_largest_batch`
+    "Memory of the run; its longest batch is made to fit."
+    args, cut, memory = self.args, self.micro_batches, self._step_memory(batch)
+    memory.recomputes = bool(args.gradient_checkpointing)
     free, most = cut.free_memory(args.device), self._train_batch_size if cut.can_split else 1
-    if free is not None and kept and not self._sharded:
+    if free is not None and memory.each and not self._sharded:
         free = float(self.accelerator.gather(torch.tensor([free], device=args.device)).min())
-        room = max(1, 0.9 * free - memory["gradients"] - memory["optimizer"] - copies)
-        if positions * kept > most * room and not _CHECKPOINTING & args._given:
-            args.gradient_checkpointing = args.activation_checkpointing = True
-        needs = positions * (recomputed if args.gradient_checkpointing else kept)
-        cut.count = min(most, max(1, math.ceil(needs / room)))
-    each = recomputed if args.gradient_checkpointing else kept
-    known = {"activations": int(positions * each / cut.count)} if kept else {}
-    return memory | known
+        fits = lambda parts: memory.peak(positions, parts) - memory.weights <= 0.9 * free
+        if not fits(most) and not _CHECKPOINTING & args._given:
+            args.gradient_checkpointing = args.activation_checkpointing = memory.recomputes = True
+        cut.count = next(filter(fits, range(1, most + 1)), most)
+    return memory
 
 # %% ../../nbs/2_model/30_trainer.ipynb #99780965
 @patch
@@ -534,17 +517,17 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     self.checkpoints.made_with = self._made_with()
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
     if self.args.show_plan:
+        cut = self.overflow_report
         self._print(self.plan())
+        if cut and cut.truncated + cut.dropped + cut.dropped_rows:
+            self._print(f"length    {cut.summary}")
     elif self.args.device.type == "cuda":
         self.plan(timed=False)  # by which batches are made to fit
-        cut = self.overflow_report
-        if cut is not None and cut.truncated + cut.dropped + cut.dropped_rows:
-            self._print(f"length    {cut.summary}")
     self._start_counting()
     with self.stop.watching(self.args.world_size):
         result = super(RewardTrainer, self).train(checkpoint and str(checkpoint), *args, **keywords)
         self._check_finite()
-        return result
+    return result
 
 
 @patch
@@ -635,7 +618,7 @@ def _trained_model(self: RewardTrainer):
         measured,
         eval_hash="-".join(str(data.content_hash(dataset)) for dataset in self._eval_sets()),
         data_report=data.report,
-        texts=texts if self._reads_by_index else [],
+        texts=texts,
         weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,
     )
 

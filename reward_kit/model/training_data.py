@@ -21,7 +21,8 @@ from accelerate.utils import parse_flag_from_env
 from fastcore.basics import patch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
-from transformers.utils import is_torchao_available
+from torch.utils._triton import has_triton
+from transformers.utils import is_liger_kernel_available, is_torchao_available
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.formats import to_record
@@ -125,18 +126,36 @@ def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
     if self._auto_precision and self.fp16:
         if default_precision(self.use_cpu, model.config.model_type) == "no":
             self.fp16, self.mixed_precision = False, "no"
-    trained = {p.dtype for p in model.parameters() if p.requires_grad}
-    if torch.bfloat16 in trained and not adapted and "optim" not in self._given:
-        self._keep_small_steps()
+    self.accelerator_config.dispatch_batches = False  # a stream's are whole
+    self.accelerator_config.non_blocking = self.dataloader_pin_memory  # off on a CPU
+    short = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2
+             and not hasattr(p, "ds_id")]  # of DeepSpeed
+    if short and not adapted and "bf16_stochastic_round" not in (self.optim_args or ""):
+        self._keep_small_steps(short)
+
+
+
 
 
 @patch
-def _keep_small_steps(self: RewardConfig):
-    if is_torchao_available():
+def _keep_small_steps(self: RewardConfig, short):
+    if "optim" not in self._given and is_torchao_available():
         self.optim, self.optim_args = "adamw_torch_8bit", "bf16_stochastic_round=True"
-    else:
-        _logger.warning("AdamW loses most of its steps on bfloat16 weights: pip install torchao, "
-                        "load the model in float32, or choose an optim")
+        return
+    for p in short:
+        p.data = p.data.float()
+    remedy = "leave optim to us" if is_torchao_available() else "pip install torchao"
+    _logger.warning("16 bits lose most steps of %s: weights are trained in float32; "
+                    "for bfloat16, %s", self.optim.value, remedy)
+
+# %% ../../nbs/2_model/28_training_data.ipynb #500e5e60
+@patch
+def ready_liger(self: RewardConfig):
+    "Without a head's kernels. ValueError: they cannot run here."
+    if self.use_liger_kernel and not (is_liger_kernel_available() and has_triton()):
+        raise ValueError("use_liger_kernel needs a GPU and liger-kernel: leave it out")
+    self.liger_kernel_config = dict(
+        self.liger_kernel_config or {}, cross_entropy=False, fused_linear_cross_entropy=False)
 
 # %% ../../nbs/2_model/28_training_data.ipynb #8e0bf14f
 _ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
@@ -186,7 +205,10 @@ class TrainingData:
                 # only where the length is known, duplicates of the last batch are dropped
                 encoded = datasets.Dataset.from_list(list(encoded))
         if has_length(encoded) and len(encoded) == 0:
-            raise ValueError(f"nothing is left of the {name} data after encoding")
+            cut = self.overflow[name]
+            remedy = "; raise max_length, or set overflow=truncate_left" if cut.dropped else ""
+            raise ValueError(
+                f"nothing is left of {len(data):,} examples of the {name} data: {cut.summary}{remedy}")
         return encoded
 
 # %% ../../nbs/2_model/28_training_data.ipynb #22c53d9e
