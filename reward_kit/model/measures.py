@@ -114,19 +114,16 @@ class _StepMemory:
     between: int  # of it, into a layer
     recomputes: bool = False
 
-    def kept(self, positions):
-        "Activations."
+    def kept(self, positions):  # bytes
         between, each = self.layers * self.between, self.each
         return positions * (between + each / self.layers if self.recomputes else each)
 
-    def parts(self, positions):
-        "What -> bytes."
+    def parts(self, positions):  # what -> bytes
         known = {"activations": self.kept(positions)} if self.each else {}
         others = {"gradients": self.gradients, "optimizer": self.optimizer}
         return {"weights": self.weights + self.copies} | others | known
 
     def peak(self, positions, parts=1):  # of a batch; of it
-        "The most at one time."
         kept = self.copies + self.kept(positions / parts)
         layer = positions / parts * self.each / self.layers
         busy = layer / 3  # its gradients
