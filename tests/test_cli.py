@@ -781,7 +781,7 @@ def test_labels_that_could_mean_either_response_are_explained_by_options(tmp_pat
             for i in range(10)
         )
     )
-    assert "say what each means, for example --label 0=a --label 1=b" in fails(capsys, 1, "inspect", file)
+    assert '--label "0=?" --label "1=?" (' in fails(capsys, 1, "inspect", file)
     assert "--label must be VALUE=a, VALUE=b or VALUE=tie, got '0=x'" in fails(
         capsys, 2, "inspect", file, "--label", "0=x"
     )
@@ -1062,10 +1062,10 @@ def test_messages_name_options_not_python(tmp_path, capsys):
     said = fails(capsys, 1, "inspect", tmp_path / "p.jsonl")
     assert "--rejected-column ..." in said and "columns=" not in said
     (tmp_path / "q.jsonl").write_text('{"promt": "p", "chosen": "c", "rejected": "r"}\n')
-    assert "say --prompt-column promt, or --column prompt= for texts" in fails(
+    assert "say --prompt-column promt, or --prompt-column '' for texts" in fails(
         capsys, 1, "inspect", tmp_path / "q.jsonl"
     )
-    assert "1 row kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--column", "prompt=")
+    assert "1 row kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--prompt-column", "")
     assert (
         COMMANDS["score"].in_options('name them with columns={"prompt": "my question"}')
         == 'name them with --column prompt="my question"'

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import reward_kit.data.preferences as data
+from reward_kit.beside import conversation_texts  # noqa: F401
 from reward_kit.data.files import PreferenceDataError, UnusableRow
 from reward_kit.data.formats import PreferenceFormat, to_record
 from reward_kit.data.preferences import (
@@ -32,8 +33,7 @@ from reward_kit.data.preferences import (
     save_preferences,
     split_by_prompt,
 )
-from reward_kit.data.records import _parse_transcript as parse_transcript
-from reward_kit.data.records import as_messages, prompt_key, read_column
+from reward_kit.data.records import Row, as_messages, prompt_key, read_column
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 HH, DEMO = REAL / "hh-rlhf-harmless-test.jsonl.gz", REAL / "dpo-en-demo.json.gz"
@@ -633,7 +633,7 @@ def test_a_coding_is_decided_before_the_first_row_and_then_kept():
     )
     assert (
         found.report.dropped["null or unreadable label"]["examples"][0]
-        == "row 6001: found 0; say what it means with labels={'0': 'a'}"
+        == "row 6001: found 0; say what it means with labels={'0': '?'}"
     )
     with pytest.raises(PreferenceDataError, match="strict reading found null or unreadable label 4"):
         load(odd, strict=True)
@@ -789,11 +789,11 @@ def test_published_shapes_carry_scores_and_margins():
             {"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": "much"},
             "strength is not a finite number",
         ),
-        ({"prompt": "q", "responses": ["a", "b"], "choice": 2}, "null or unreadable label"),
+        ({"prompt": "q", "responses": ["a", "b"], "choice": 5}, "null or unreadable label"),
         ({"prompt": "q", "responses": "['a', 'b']", "scores": [1, 2]}, "responses is not a list"),
         (
             {"fields": {"prompt": "q", "response1": "a", "response2": "b"}, "responses": {}},
-            "null or unreadable label",
+            "missing label",
         ),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -0.5}, "negative margin"),
     ],
@@ -805,8 +805,8 @@ def test_rows_that_decide_nothing_are_broken(row, reason):
         for k, v in {
             "winner_tie": 1,
             "score_b": 2,
-            "preference_strength": 1,
-            "choice": 1,
+            "preference_strength": -1,
+            "choice": 0,
             "margin": 1,
         }.items()
         if k in row
@@ -891,14 +891,15 @@ def test_rows_of_one_response_are_grouped_by_prompt(tmp_path):
     )
     assert load(path, num_proc=2).fingerprint == found.fingerprint
     assert load(rows[:3], columns={"score": "verbosity"})[0]["ranks"] == [1, 1, 1]
-    with pytest.raises(PreferenceDataError, match="rows of one prompt must follow each other"):
+    with pytest.raises(PreferenceDataError, match="only one response to its prompt 2"):
         load([rows[0], rows[3]])
+    assert found.report.rows_read == 3002 and found.report.rows_dropped == 2
+    assert "3,000 of 3,002 rows kept in 1,000 records" in str(found.report)
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "q", "completion": "a", "label": True},
         {"prompt": "q", "data": {}, "annotations": []},
         {"prompt": "q", "response_1": "x", "response_2": "y", "remarks": "z"},
         {"prompt": "q", "text": "a"},
@@ -953,14 +954,14 @@ def test_rankings():
 
 def test_turns_begin_only_after_a_blank_line():
     text = '\n\nHuman: She wrote "Human: no"\nAssistant: this is a quote\n\nAssistant: Human: yes'
-    assert parse_transcript(text) == [
+    assert Row.parse_transcript(text) == [
         USER('She wrote "Human: no"\nAssistant: this is a quote'),
         BOT("Human: yes"),
     ]
     with pytest.raises(UnusableRow, match="not a transcript"):
-        parse_transcript("Hello\n\nHuman: a\n\nAssistant: b")
+        Row.parse_transcript("Hello\n\nHuman: a\n\nAssistant: b")
     with pytest.raises(UnusableRow, match="not a transcript"):
-        parse_transcript("")
+        Row.parse_transcript("")
 
 
 @pytest.mark.parametrize(
@@ -1002,7 +1003,8 @@ def test_a_transcript_may_begin_with_a_system_turn():
     assert found[1]["prompt"] == [{"role": "system", "content": "Be 1."}, USER("q")] and found[1][
         "responses"
     ][0] == [BOT("a")]
-    assert parse_transcript("\n\nHuman: q\n\nSystem: x\n\nAssistant: a") == [USER("q\n\nSystem: x"), BOT("a")]
+    late = Row.parse_transcript("\n\nHuman: q\n\nSystem: x\n\nAssistant: a")
+    assert late == [USER("q\n\nSystem: x"), BOT("a")]
 
 
 def test_a_transcript_as_the_prompt_of_a_ranking():
@@ -1208,7 +1210,7 @@ def test_a_system_column_without_use():
     ]
     mixed = load([row, row | {"system": "s"}])
     assert mixed[0]["prompt"] == [USER("q")] and mixed[1]["prompt"][0]["role"] == "system"
-    full = load([{"system": "s", "chosen": "a text", "rejected": "b text"}])
+    full = load([{"system": "s", "chosen": "a text", "rejected": "b text"}], columns={"prompt": None})
     assert (
         full.kind == "text"
         and full.report.notes[-1] == "the column 'system' is not used: full texts have no place for it"
@@ -1231,7 +1233,8 @@ def test_roles_in_any_case(user, bot):
 def test_the_note_about_full_texts_is_true():
     for row in CONVERSATIONAL:
         assert load([row]).report.notes == []
-    assert "full texts" in load([{"chosen": "a", "rejected": "b"}]).report.notes[0]
+    full = [{"chosen": "Name a prime. a", "rejected": "Name a prime. b"}]
+    assert "full texts" in load(full).report.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -1350,7 +1353,7 @@ def test_selecting_keeps_the_measures():
             for i in range(4)
         ]
     ).select([3, 1])
-    assert len(ranked.measures["responses"]) == 5 + 3 and len(ranked.measures["pairs"]) == 10 + 3
+    assert len(ranked.measures["responses"]) == 5 + 3 and ranked.measures["pairs"].sum() == 10 + 3
 
 
 def test_ids_and_fingerprints_depend_on_content_only(tmp_path):
@@ -1602,7 +1605,7 @@ def test_texts_without_prompt_are_split_by_their_responses():
     rows = [{"chosen": f"{i} a", "rejected": f"{i} b"} for i in range(40)] + [
         {"chosen": f"{i} b", "rejected": f"{i} a"} for i in range(40)
     ]
-    train, held = split_by_prompt(load(rows), 0.25)
+    train, held = split_by_prompt(load(rows, columns={"prompt": None}), 0.25)
     number = lambda part: {r["responses"][0].split()[0] for r in part}
     assert len(held) == 20 and not number(train) & number(held)
 
@@ -1652,7 +1655,7 @@ def test_a_common_preamble_is_not_a_prompt():
     [
         pairs(4),
         CONVERSATIONAL[:1],
-        [{"chosen": "a", "rejected": "b"}],
+        [{"chosen": "Name a prime. a", "rejected": "Name a prime. b"}],
         [{"prompt": "q", "responses": ["c", "a", "b"], "scores": [1, 2, 2]}, *pairs(2)],
         [
             {
@@ -1818,7 +1821,7 @@ def test_label_studio_other_controls_and_the_short_export():
         to_record(row)  # two questions: which one is meant?
     assert to_record(row, columns={"label": "polite"})["responses"] == ["Seven.", "Nine."]
     row["annotations"][0]["result"].append({"from_name": "pw", "value": {"selected": "left"}})
-    assert to_record(row)["responses"] == ["Nine.", "Seven."]  # the pairwise control is the preference
+    assert to_record(row, columns={"label": "pw"})["responses"] == ["Nine.", "Seven."]
     assert to_record({"id": 1, "prompt": "p", "text1": "x", "text2": "y", "pw": [{"selected": "right"}]})[
         "responses"
     ] == ["y", "x"]
@@ -1882,7 +1885,7 @@ def test_weight_and_margin_of_scored_rows_are_those_of_their_prompt():
     ]
     preferences = load_preferences(rows, progress=False)
     assert [record["weight"] for record in preferences] == [2.0]
-    assert preferences.report.dropped["rows of one prompt have different weights"]["count"] == 1
+    assert preferences.report.dropped["rows of one prompt have different weights"]["count"] == 2
 
 
 # ---------------------------------------------------------------- one truth, one reading, one registry
@@ -1932,7 +1935,8 @@ def test_a_chunk_of_nothing_but_duplicates():
 
 
 def test_a_row_is_parsed_and_flattened_once(tmp_path, monkeypatch):
-    from reward_kit.data import columns, files
+    from reward_kit.beside import published_layouts
+    from reward_kit.data import files
 
     rows = [
         {"question": {"full_text": f"q{n}"}, "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0}
@@ -1944,14 +1948,15 @@ def test_a_row_is_parsed_and_flattened_once(tmp_path, monkeypatch):
         counts["parsed"] += 1
         return decode(text)
 
-    flat = columns._Containers.flat
+    flat = published_layouts._Layout.flat
 
-    def flatten(row):
-        counts["flattened"] += flat(row) is not None
-        return flat(row)
+    def flatten(layout, row):
+        found = flat(layout, row)
+        counts["flattened"] += found is not None
+        return found
 
     monkeypatch.setattr(files, "_JSON", type("Decoder", (), {"decode": staticmethod(parse)}))
-    monkeypatch.setattr(columns._Containers, "flat", staticmethod(flatten))
+    monkeypatch.setattr(published_layouts._Layout, "flat", flatten)
     assert len(load(path)) == 50 and counts == {"parsed": 50, "flattened": 50}
 
 

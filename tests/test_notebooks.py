@@ -159,8 +159,11 @@ def test_own_imports_are_found_in_every_form():
 
 
 # modules that may ask one beside the path from inside a function: a command that needs it, a name that is no
-# setting, a model of a rare kind
+# setting, a model of a rare kind, a file or a layout of another project
 ASKED_LATE = {
+    "data.files": {"beside.other_files"},
+    "data.columns": {"beside.published_layouts"},
+    "data.preferences": {"beside.trl_pairs"},
     "tools.commands": BESIDE,
     "tools.serving": {"beside.wire_formats"},
     "model.model_folder": {"beside.unusual_heads"},

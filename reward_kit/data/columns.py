@@ -7,10 +7,9 @@ __all__ = ['Columns', 'nested_export']
 
 # %% ../../nbs/1_data/13_columns.ipynb #8756da2a
 import difflib
-import json
 import re
 from functools import partial
-from statistics import multimode
+from operator import itemgetter
 
 from fastcore.basics import patch
 
@@ -18,31 +17,34 @@ from .files import PreferenceDataError, UnusableRow
 
 # %% ../../nbs/1_data/13_columns.ipynb #f7cb418d
 _ALIASES = {
-    "prompt": "conversations messages conversation question query instruction input context history",
-    "system": "system_prompt system_message",
+    "prompt": "conversations messages conversation question query instruction contents conversation_input",
+    "system": "system_prompt system_message systeminstruction system_instruction",
+    "history": "chat_history conversation_history dialogue_history previous_turns",
     "chosen": "preferred better winner accepted positive chosen_response response_chosen chosen_text win "
-              "response_j",
+              "response_j chosen_conversations pos_resp",
     "rejected": "dispreferred worse loser declined negative rejected_response response_rejected "
-                "rejected_text lose response_k",
+                "rejected_text lose response_k rejected_conversations neg_resp",
     "responses": "completions answers candidates outputs generations summaries",
-    "scores": "ratings rewards score_list overall_score score rating reward",
+    "scores": "ratings rewards score_list overall_score score rating reward pm_score",
     "ranks": "rank ranking",
     "best": "choice best_index",
     "response": "completion answer output",
     "score": "helpfulness rating reward overall_score",
-    "label": "labels preference winner choice better_response_id preferred_response",
-    "strength": "preference_strength",
-    "winner_a": "winner_model_a",
-    "winner_b": "winner_model_b",
+    "label": "labels preference winner choice better_response_id preferred_response verdict kto_tag",
+    "strength": "preference_strength overall_preference",
     "score_chosen": "chosen_score chosen_rating",
     "score_rejected": "rejected_score rejected_rating",
     "source": "dataset subset",
+    "annotator": "annotator_id worker worker_id rater rater_id labeler labeler_id judge user_id",
 }
 _ALIASES = {name: aliases.split() for name, aliases in _ALIASES.items()}
-_LAST_RESORT = {"prompt": ["post", "article", "full_text"], "label": ["safer_response_id"]}
+_LAST_RESORT = {
+    "prompt": ["context", "input", "history", "input_text", "post", "article", "full_text"],
+    "label": ["safer_response_id"],
+}
 _WITHOUT_ALIAS = [
-    "response_a", "response_b", "score_a", "score_b", "winner_tie",
-    "text", "margin", "weight", "id", "tools", "chat_template_kwargs",
+    "response_a", "response_b", "score_a", "score_b", "rank",
+     "context", "text", "margin", "weight", "id", "tools", "chat_template_kwargs",
 ]
 
 # %% ../../nbs/1_data/13_columns.ipynb #74112d94
@@ -57,9 +59,9 @@ def _numbered(nouns):
     return [(stem + first, stem + second) for stem in stems for first, second in ("ab", "01", "12")]
 
 
-_NOUNS = "response answer completion output conversation summary generation human_ref text"
+_NOUNS = "response answer completion output conversation summary generation human_ref text candidate conv"
 _PAIRS = {
-    ("response_a", "response_b"): _numbered(_NOUNS),
+    ("response_a", "response_b"): [*_numbered(_NOUNS), ("left", "right")],
     ("score_a", "score_b"): _numbered("score rating reward"),
 }
 
@@ -87,29 +89,42 @@ def _checked(given, present, extra):
 
 # %% ../../nbs/1_data/13_columns.ipynb #cbd85655
 def _candidates(name, names, taken):
-    "The column of that name, else those of its aliases."
-    for wanted in ([name], _ALIASES.get(name, []), _LAST_RESORT.get(name, [])):
+    "The column of that name, else those of its aliases, else the first last resort."
+    last = [[alias] for alias in _LAST_RESORT.get(name, [])]
+    for wanted in ([name], _ALIASES.get(name, []), *last):
         found = [names[alias] for alias in wanted if alias in names and names[alias] not in taken]
         if found:
             return found
     return []
 
 # %% ../../nbs/1_data/13_columns.ipynb #7ef30324
+_BESIDE = "context contexts passage passages document documents background input".split()
+
+
 class Columns(dict):
     "Canonical name -> column, as the caller, the name itself or one alias say."
 
     spelled = staticmethod(_spelled)
 
+    @staticmethod
+    def is_called(column, name):
+        "Whether a column has that name or one of its aliases."
+        return _spelled(column) in (name, *_ALIASES[name])
+
     def __init__(
         self,
-        present: list[str],  # columns of the source
+        rows: list[dict],  # the first of the source, flat
         given: dict | None = None,  # canonical name -> column; None: there is none
         judged: bool = True,  # False: rows to be scored, which may be one `text`
         extra=(),  # names that formats read
     ):
+        present = list(dict.fromkeys(str(name) for row in rows for name in row))
         extra = [name for name in extra if name not in (*_ALIASES, *_WITHOUT_ALIAS)]
         super().__init__(_checked(given or {}, present, extra))
-        self.present, self.absent = present, [name for name, column in self.items() if column is None]
+        self.given = set(self.values())
+        self.present = present
+        self.absent = [name for name, column in self.items() if column is None]
+        self.filled = {name for row in rows for name, cell in row.items() if cell}
         names = {_spelled(column): column for column in reversed(present)}
         for sides, spellings in _PAIRS.items():
             for first, second in [sides, *spellings]:
@@ -118,22 +133,43 @@ class Columns(dict):
                     self.update(zip(sides, (names[first], names[second])))
         for name in self._sought(judged, extra):
             found = [] if name in self else _candidates(name, names, self.values())
-            if len(found) == 1:
+            if len(found) > 1:
+                found = [column for column in found if column in self.filled] or found
+            if len(found) == 1 or found and name == "annotator":
                 self[name] = found[0]
             elif found and name == "prompt":
                 both = " and ".join(map(repr, found))
                 advice = f"say columns={{'prompt': {found[0]!r}}}"
                 raise PreferenceDataError(f"{both} could both be the prompt; {advice}")
+        self._refuse_lost_context(names)
         for name in self.absent:
             del self[name]
 
-    def _sought(self, judged, extra):
-        if "response_a" in self:
-            yield from ("label", "strength", "winner_a", "winner_b", "winner_tie")
-        yield from ("prompt", "system", "chosen", "rejected", "score_chosen", "score_rejected", "responses")
-        yield from ("scores", "ranks", "best") if "responses" in self else ("response", "score")
-        yield from ("margin", "weight", "source", "id", "tools", "chat_template_kwargs")
-        yield from extra if judged else ("text", *extra)
+# %% ../../nbs/1_data/13_columns.ipynb #15e5da24
+@patch
+def _sought(self: Columns, judged, extra):
+    if "response_a" in self:
+        yield from ("label", "strength")
+    yield from ("prompt", "system", "history")
+    yield from ("chosen", "rejected", "score_chosen", "score_rejected", "responses")
+    yield from ("scores", "ranks", "best") if "responses" in self else ("response", "score", "rank")
+    if "response" in self:
+        yield "label"
+    yield from ("margin", "weight", "source", "id", "annotator", "tools", "chat_template_kwargs")
+    yield from extra if judged else ("text", *extra)
+
+
+@patch
+def _refuse_lost_context(self: Columns, names):
+    "A prompt without its text is another prompt."
+    free = [names[word] for word in _BESIDE if word in names and names[word] not in self.values()]
+    lost = [column for column in free if column in self.filled]
+    if lost and self.get("prompt") and "context" not in self.absent:
+        raise PreferenceDataError(
+            f"{lost[0]!r} stands beside the prompt {self['prompt']!r} and would be lost; join "
+            f"them, or say columns={{'history': {lost[0]!r}}} if it holds earlier turns, "
+            "columns={'context': None} to leave it out"
+        )
 
 # %% ../../nbs/1_data/13_columns.ipynb #ad1b28ed
 @patch
@@ -154,7 +190,23 @@ def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
         "response + score)"
     )
 
-# %% ../../nbs/1_data/13_columns.ipynb #7429c2c1
+# %% ../../nbs/1_data/13_columns.ipynb #f595de0c
+@patch
+def likely_prompt(self: Columns, rows: list[dict]) -> tuple[str | None, bool]:  # and whether it is likely
+    "The free column that is most like a prompt."
+    found = [(False, 0, None)]
+    for column in self.present:
+        cells = [cell for row in rows[:100] if isinstance(cell := row.get(column), (str, list)) and cell]
+        varied = len(set(map(str, cells))) > 1 or len(rows) == len(cells) == 1
+        if varied and column not in self.values() and not column.lower().endswith("id"):
+            names = ["prompt", *_ALIASES["prompt"]]
+            asks = difflib.get_close_matches(_spelled(column), names, 1, 0.6)
+            asks = asks or isinstance(cells[0], list) and isinstance(cells[0][0], dict)
+            found.append((bool(asks), len(str(cells)), column))
+    sure, _, column = max(found, key=itemgetter(0, 1))
+    return column, sure
+
+# %% ../../nbs/1_data/13_columns.ipynb #14de22c2
 _EXPORTS = []
 
 
@@ -163,211 +215,30 @@ def nested_export(cls: type) -> type:  # has `flat(row)`, and in `note` what suc
     _EXPORTS.append(cls)
     return cls
 
-
-def _without(row, names):
-    return {name: cell for name, cell in row.items() if name not in names}
-
-# %% ../../nbs/1_data/13_columns.ipynb #74033cb4
-def _majority(words):
-    "What most answered, a tie where two lead, None where nobody answered."
-    leading = multimode(words) or [None]
-    return leading[0] if len(leading) == 1 else "tie"
-
-# %% ../../nbs/1_data/13_columns.ipynb #23e1cd64
-@nested_export
-class _Argilla:
-    "Answers to a question, else its suggestion, become the label or the ranking."
-
-    note = "fields with answers"
-
-    @staticmethod
-    def flat(row):
-        match row:
-            case {"fields": dict(fields)}:
-                answers = _values(row.get("suggestions")) | _values(row.get("responses"))
-                rest = _without(row, ("fields", "responses", "suggestions"))
-                return fields | rest | _argilla_verdict(fields, answers)
-
-
-def _values(questions):
-    found = {}
-    for question, given in questions.items() if isinstance(questions, dict) else ():
-        answers = filter(_is_dict, given if isinstance(given, list) else [given])
-        if values := [answer.get("value") for answer in answers]:
-            found[question] = values
-    return found
-
-
-def _is_dict(value):
-    return isinstance(value, dict)
-
-
-def _argilla_verdict(fields, answers):
-    for values in answers.values():
-        if isinstance(values[0], list):
-            items = list(filter(_is_dict, values[0]))
-            named = [fields.get(item.get("value")) for item in items]
-            return {"responses": named, "ranks": [item.get("rank") for item in items]}
-        if word := _majority(value for value in values if isinstance(value, str) and value):
-            return {"label": word}
-    return {"label": None}
-
-# %% ../../nbs/1_data/13_columns.ipynb #10bf406b
-@nested_export
-class _LabelStudio:
-    "The texts in `data`, and what most selected; or `[{'selected': 'left'}]`."
-
-    note = "data with annotations"
-
-    @staticmethod
-    def flat(row):
-        match row:
-            case {"data": dict(data), "annotations": list(annotations)}:
-                answers = _task_answers(annotations)
-                answers = {control: _majority(words) for control, words in answers.items()}
-                return {"id": row.get("id"), "label": None} | data | answers
-        chosen = [name for name, cell in row.items() if _is_selection(cell)]
-        if len(chosen) == 1:
-            return _without(row, chosen) | {"label": row[chosen[0]][0]["selected"]}
-
-
-def _is_selection(cell):
-    match cell:
-        case [{"selected": _}]:
-            return True
-    return False
-
-# %% ../../nbs/1_data/13_columns.ipynb #e18fe106
-def _task_answers(annotations):
-    "Control -> answers; a pairwise control, or an only one, is called label."
-    found = {}
-    for annotation in annotations:
-        match annotation:
-            case {"result": list(items)} if not annotation.get("was_cancelled"):
-                for item in items:
-                    match item:
-                        case {"value": {"selected": str(word)}} if word:
-                            found.setdefault("label", []).append(word)
-                        case {"value": {"choices": [str(word), *_]}} if word:
-                            found.setdefault(item.get("from_name"), []).append(word)
-    return {"label": next(iter(found.values()))} if len(found) == 1 else found
-
-# %% ../../nbs/1_data/13_columns.ipynb #baeb9438
-@nested_export
-class _Containers:
-    "OpenAI's `info` and WebGPT's `question`: their keys become columns."
-
-    note = "info or question"
-
-    @staticmethod
-    def flat(row):
-        boxes = [name for name in ("info", "question") if _is_box(row.get(name))]
-        if boxes:
-            cells = {name: cell for box in boxes for name, cell in row[box].items()}
-            return cells | _without(row, boxes)
-
-
-def _is_box(cell):
-    return _is_dict(cell) and not {"role", "from"} & set(cell)
-
-# %% ../../nbs/1_data/13_columns.ipynb #cfe8ca25
-@nested_export
-class _ListsOfTexts:
-    "RewardBench 2: several chosen or rejected texts become a ranking with ties."
-
-    note = "lists of chosen and rejected texts"
-
-    @staticmethod
-    def flat(row):
-        chosen, rejected = _texts(row.get("chosen")), _texts(row.get("rejected"))
-        if chosen and rejected and None not in chosen + rejected:
-            ranks = [1] * len(chosen) + [2] * len(rejected)
-            return _without(row, ("chosen", "rejected")) | {"responses": chosen + rejected, "ranks": ranks}
-
-
-def _texts(cell):
-    "A list of texts (nulls allowed); None where the cell is something else."
-    good = isinstance(cell, list) and all(text is None or isinstance(text, str) for text in cell)
-    return cell if good and any(cell) else None
-
-# %% ../../nbs/1_data/13_columns.ipynb #09fb31e2
-_TEXT_KEYS = ("response", "answer", "text", "completion", "output", "content", "summary", "generation")
-_OF_THE_ROW = ("id", "source", "weight", "margin", "system")  # of an item: left out
-
-
-@nested_export
-class _ListOfItems:
-    "UltraFeedback, Nectar: a list of dicts becomes a list for each key."
-
-    note = "list of responses with their scores"
-
-    @staticmethod
-    def flat(row):
-        for column, items in row.items():
-            if _spelled(column) in ("responses", *_ALIASES["responses"]) and _are_dicts(items):
-                key = next((key for key in _TEXT_KEYS if key in items[0]), None)
-                if key and "role" not in items[0]:
-                    taken = {key, *_OF_THE_ROW, *row}
-                    lists = {k: [item.get(k) for item in items] for k in items[0] if k not in taken}
-                    return row | lists | {column: [item.get(key) for item in items]}
-
-
-def _are_dicts(items):
-    return isinstance(items, list) and items and all(map(_is_dict, items))
-
-# %% ../../nbs/1_data/13_columns.ipynb #f06405bf
-@nested_export
-class _ListsOfTurns:
-    "LMSYS: lists of one text for each turn become conversations."
-
-    note = "lists of turns in prompt and responses"
-
-    @staticmethod
-    def flat(row):
-        names = ("prompt", "response_a", "response_b")
-        prompt, *responses = lists = [_parsed_texts(row.get(name)) for name in names]
-        if None not in lists:
-            first, second = (_alternate(prompt, texts) for texts in responses)
-            return _without(row, ["prompt"]) | {"response_a": first, "response_b": second}
-
-
-def _parsed_texts(cell):
-    if isinstance(cell, str) and cell[:1] == "[":
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return None
-    return _texts(cell)
-
-
-def _alternate(asked, answered):
-    turns = []
-    for question, answer in zip(asked, answered):
-        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return turns
-
 # %% ../../nbs/1_data/13_columns.ipynb #dd5a160a
-def _misfit(export):
-    return UnusableRow("row is not nested as the first rows are", f"no {export.note}")
-
-
 def _flatten(exports, items):
     "(origin, flat row) of each."
     for origin, row in items:
         for export in exports:
-            if _is_dict(row):
+            if isinstance(row, dict):
                 row = export.flat(row) or _misfit(export)
         yield origin, row
+
+
+def _misfit(export):
+    return UnusableRow("row is not nested as the first rows are", f"no {export.note}")
 
 # %% ../../nbs/1_data/13_columns.ipynb #0ca9a377
 @patch(cls_method=True)
 def unnest(cls: Columns, items: list) -> tuple:  # (origin, row) of the first -> (function, items)
     "What flattens more rows as most of these are nested, and these rows, flat."
+    from reward_kit.beside import published_layouts  # noqa: F401
+
     exports = []
     for export in _EXPORTS:
         rows = [row for _, row in items]
-        flat = [export.flat(row) if _is_dict(row) else row for row in rows]
-        if 2 * sum(map(_is_dict, flat)) > sum(map(_is_dict, rows)):
+        flat = [export.flat(row) if isinstance(row, dict) else row for row in rows]
+        if 2 * sum(isinstance(row, dict) for row in flat) > sum(isinstance(row, dict) for row in rows):
             items = [(origin, row or _misfit(export)) for (origin, _), row in zip(items, flat)]
             exports.append(export)
     return partial(_flatten, exports), items

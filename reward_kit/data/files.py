@@ -40,6 +40,8 @@ class PreferenceDataError(ValueError):
 class UnusableRow(PreferenceDataError):
     "One row that cannot be used; `reason` is what such rows are counted by."
 
+    rows = 1  # it stands for
+
     def __init__(
         self,
         reason: str,  # a short phrase, the same for all rows with this fault
@@ -50,17 +52,43 @@ class UnusableRow(PreferenceDataError):
         super().__init__(": ".join(filter(None, (origin, reason, detail))))
 
 # %% ../../nbs/1_data/10_files.ipynb #9f2de30b
+def _other():
+    "What reads the files of other programs."
+    from reward_kit.beside import other_files
+
+    return other_files._readers
+
+
+_COMPRESSED = (".gz", ".bz2", ".zst", ".zip")
+
+
 def _suffix(path):
-    return Path(Path(path).name.lower().removesuffix(".gz")).suffix
+    "That of the file, before it was compressed."
+    path = Path(path)
+    if path.suffix.lower() == ".zip":
+        path = Path(_other().member(path))
+    return Path(path.stem if path.suffix.lower() in _COMPRESSED else path).suffix.lower()
 
 
 def _open(path):
-    "The bytes, decompressed; UTF-16, known by its byte order mark, becomes UTF-8."
-    stream = gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")
-    if stream.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return stream
-    with stream:
-        return io.BytesIO(stream.read().decode("utf-16").encode())
+    "The bytes, decompressed."
+    with open(path, "rb") as raw:
+        if raw.read(24) == b"version https://git-lfs.":
+            pointer = "this is a Git LFS pointer, not the file; fetch it with `git lfs pull`"
+            raise PreferenceDataError(f"{Path(path).name}: {pointer}")
+    suffix = Path(path).suffix.lower()
+    if suffix in _COMPRESSED[1:]:
+        return _other().open(path, suffix)
+    return gzip.open(path) if suffix == ".gz" else open(path, "rb")
+
+# %% ../../nbs/1_data/10_files.ipynb #1cf42e25
+def _open_text(path):
+    "The bytes of a text, in UTF-8 and with line feeds."
+    stream = _open(path)
+    start = stream.peek(1 << 12)
+    if start[:1] in b"\xff\xfe" or b"\r" in start and b"\n" not in start:
+        return _other().text(stream)
+    return stream
 
 # %% ../../nbs/1_data/10_files.ipynb #6fd74e8c
 def _decode(raw, name, line=1):
@@ -80,7 +108,11 @@ def _unique_keys(pairs):
     return row
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_unique_keys,
+    parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf,
+    parse_constant=lambda name: math.inf,
+)
 
 # %% ../../nbs/1_data/10_files.ipynb #240779c5
 def _json_row(text):
@@ -96,7 +128,7 @@ def _json_row(text):
 # %% ../../nbs/1_data/10_files.ipynb #6ac64619
 def _jsonl_rows(path, name):
     started = False
-    with _open(path) as lines:
+    with _open_text(path) as lines:
         for number, raw in enumerate(lines, 1):
             text = _decode(raw, name, number).strip()
             if not started and text in ("{", "["):
@@ -108,7 +140,7 @@ def _jsonl_rows(path, name):
 
 # %% ../../nbs/1_data/10_files.ipynb #4bf496f7
 def _load_json(path, name):
-    with _open(path) as stream:
+    with _open_text(path) as stream:
         text = _decode(stream.read(), name).strip()
     try:
         return _JSON.decode(text) if text else []
@@ -117,39 +149,11 @@ def _load_json(path, name):
     except (RecursionError, UnusableRow) as error:
         raise PreferenceDataError(f"{name}: {error}") from None
 
-# %% ../../nbs/1_data/10_files.ipynb #47925edf
-def _numbered(cells):
-    return isinstance(cells, dict) and all(map(str.isdecimal, cells))
-
-
-def _are_columns(cells):
-    "Cells under the numbers of their rows, or lists of one length."
-    if all(map(_numbered, cells)):
-        return True
-    lists = all(isinstance(cell, list) for cell in cells)
-    return lists and len(set(map(len, cells))) == 1 and not isinstance((cells[0] or [""])[0], dict)
-
-
-def _rows_of(whole):
-    "Rows of a list, a table, a list beside other facts, or one row."
-    if not isinstance(whole, dict):
-        return whole if isinstance(whole, list) else [whole]
-    cells = list(whole.values())
-    if _numbered(whole):
-        return cells
-    table = {"columns", "data"} <= set(whole) <= {"columns", "data", "index"}
-    if table or _are_columns(cells):
-        whole = whole if table else {"data": whole}
-        return pd.DataFrame(**whole, dtype=object).to_dict("records")
-    lists = [cell for cell in cells if isinstance(cell, list)]
-    is_row = len(whole) > 1 and {"chosen", "responses"} & set(whole)
-    return lists[0] if len(lists) == 1 and not is_row else [whole]
-
 # %% ../../nbs/1_data/10_files.ipynb #ac999e7e
 def _csv_rows(path, name):
     "Rows below a header, whose nameless columns at the end are left out."
     csv.field_size_limit(1 << 30)
-    with _open(path) as stream:
+    with _open_text(path) as stream:
         lines = (_decode(raw, name, number) for number, raw in enumerate(stream, 1))
         first = next(lines, "")
         delimiter = max("\t,;", key=first.count)
@@ -194,7 +198,7 @@ def _csv_row(cells, header):
 # %% ../../nbs/1_data/10_files.ipynb #f06fa1ee
 def _arrow_rows(path, name):
     with _open(path) as stream:
-        file = io.BytesIO(stream.read()) if str(path).endswith(".gz") else stream
+        file = stream if isinstance(stream, io.BufferedReader) else io.BytesIO(stream.read())
         rows = chain.from_iterable(map(pa.RecordBatch.to_pylist, _arrow_batches(file, _suffix(path))))
         yield from _with_origins(rows, f"{name} row ")
 
@@ -223,23 +227,21 @@ _SPLIT_WORDS = {
 }
 
 
-def _are_splits(whole):
-    if not isinstance(whole, dict) or len(whole) < 2:
-        return False
-    named = all(re.split("[^a-z]", key.lower())[0] in _SPLIT_WORDS for key in whole)
-    return named and all(isinstance(rows, list) for rows in whole.values())
-
-
 def _json_splits(path, name):
-    with _open(path) as stream:
+    with _open_text(path) as stream:
         lines = filter(None, map(bytes.strip, stream))
         first, second = next(lines, b"").removeprefix(codecs.BOM_UTF8), next(lines, b"")
     if second and first.startswith(b"{") and first.endswith(b"}"):
         return {"train": partial(_jsonl_rows, path, name)}
     whole = _load_json(path, name)
-    if not _are_splits(whole):
-        return {"train": partial(_with_origins, _rows_of(whole), f"{name} row ")}
-    return {key: partial(_with_origins, rows, f"{name} {key} row ") for key, rows in whole.items()}
+    splits = {"train": whole if isinstance(whole, list) else [whole]}
+    if isinstance(whole, dict):
+        splits = _other().splits(whole, _SPLIT_WORDS)
+    several = len(splits) > 1
+    return {
+        key: partial(_with_origins, rows, f"{name} {key} row " if several else f"{name} row ")
+        for key, rows in splits.items()
+    }
 
 
 def _json_rows(path, name):
@@ -250,15 +252,25 @@ def _json_rows(path, name):
     return splits["train"]()
 
 # %% ../../nbs/1_data/10_files.ipynb #6b968982
+def _sheet_rows(path, name):
+    sheets = pd.read_excel(path, sheet_name=None, dtype=str)
+    return _frame_rows(_other().sheet(sheets, name), f"{name} row ")
+
+
 _READERS = {
     **dict.fromkeys((".jsonl", ".ndjson"), _jsonl_rows),
     ".json": _json_rows,
     **dict.fromkeys((".csv", ".tsv"), _csv_rows),
     **dict.fromkeys((".parquet", ".arrow", ".feather"), _arrow_rows),
+    ".xlsx": _sheet_rows,
 }
-_READABLE = f"readable are {', '.join(_READERS)}, each also with .gz"
+_READABLE = (
+    f"readable are {', '.join(_READERS)}, each also with {', '.join(_COMPRESSED)}; "
+    "a .zip must hold one file"
+)
 _FAULTS = {  # the first that fits
-    (gzip.BadGzipFile, EOFError, zlib.error): "not a complete gzip file",
+    (gzip.BadGzipFile, EOFError, zlib.error): "not a complete {} file",
+    (ImportError,): "needs a library that is not installed",
     (UnicodeError,): "begins as UTF-16 but is not, save the file as UTF-8",
     (pa.ArrowInvalid,): "not a readable Parquet or Arrow file",
     (OSError,): "cannot be read",
@@ -272,6 +284,7 @@ def _faults_of(name):
         yield
     except tuple(chain(*_FAULTS)) as error:
         fault = next(words for kinds, words in _FAULTS.items() if isinstance(error, kinds))
+        fault = fault.format("gzip" if name.endswith(".gz") else "compressed")
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:120]
         raise PreferenceDataError(f"{name}: {fault} ({reason})") from None
 
@@ -320,17 +333,21 @@ class _Rows:
 def _choose(name, splits, split):
     if split == "*":
         return _Rows(name, partial(chain.from_iterable, splits.values()), splits=splits)
-    first, *others = splits
-    chosen = split or ("train" if others else first)
+    own = [key for key in splits if _SPLIT_WORDS.get(key.partition("_")[0]) == "train"]
+    only = own if len(own) == 1 else [*splits]
+    chosen = split or ("train" if len(only) > 1 else only[0])
     if chosen not in splits:
         fault = f"no split {chosen!r} among {', '.join(map(repr, splits))}"
         raise PreferenceDataError(f"{name}: {fault}; choose one with split=")
     return replace(splits[chosen], split=chosen, splits=splits)
 
 # %% ../../nbs/1_data/10_files.ipynb #314b8e13
+_SPLIT = re.compile(rf"(?<![a-z])({'|'.join(_SPLIT_WORDS)})(_[a-z]+)?(?![a-z])")
+
+
 def _split_of(path, base):
-    words = re.split(r"[^a-z]+", Path(path).relative_to(base).as_posix().lower())
-    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "unnamed")
+    found = _SPLIT.search(Path(path).relative_to(base).as_posix().lower())
+    return _SPLIT_WORDS[found[1]] + (found[2] or "") if found else "unnamed"
 
 
 def _file_splits(name, paths, base):
@@ -428,10 +445,10 @@ def _json_line(row):
     return (json.dumps(json_ready(row), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 # %% ../../nbs/1_data/10_files.ipynb #a758bd24
-def _frame_rows(frame):
+def _frame_rows(frame, start="row "):
     names = list(map(str, frame.columns))
     cells = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
-    return _with_origins(dict(zip(names, map(_plain_cell, row))) for row in cells)
+    return _with_origins((dict(zip(names, map(_plain_cell, row))) for row in cells), start)
 
 
 def _plain_cell(cell):

@@ -6,9 +6,10 @@
 __all__ = ['PreferenceFormat', 'preference_format', 'to_record']
 
 # %% ../../nbs/1_data/14_formats.ipynb #308cd461
-import difflib
+import os
 import re
 from collections import Counter
+from contextlib import contextmanager, suppress
 from itertools import chain
 
 from fastcore.basics import patch
@@ -18,9 +19,6 @@ from .files import PreferenceDataError, UnusableRow
 from .records import Row, as_messages, record_keys
 
 # %% ../../nbs/1_data/14_formats.ipynb #186935a6
-_COMMON = ("prompt", "system", "margin", "weight", "source", "id", "tools", "chat_template_kwargs")
-
-
 class PreferenceFormat:
     "How the rows of a source are read."
 
@@ -28,6 +26,9 @@ class PreferenceFormat:
     needs = ()  # columns of the responses
     verdicts = ((),)  # what decides between them: the first set of columns that is there
     optional = ()  # other columns that only this format reads
+    context = ("prompt", "system", "history")
+    common = (*context, "margin", "weight", "source", "id", "annotator", "tools", "chat_template_kwargs")
+    by_prompt = False  # rows mean something only together
     scored_as = ("{}",)  # columns of the scores, in a file that is scored
 
     def __init__(
@@ -36,10 +37,13 @@ class PreferenceFormat:
         transcripts: bool = False,  # whether texts are transcripts
     ):
         verdict = next((names for names in self.verdicts if set(names) <= set(columns)), ())
-        used = {*self.needs, *verdict, *self.optional, *_COMMON}
+        used = {*self.needs, *verdict, *self.optional, *self.common}
         self.columns = {name: column for name, column in columns.items() if name in used}
         self.needed = [name for name in (*self.needs, *verdict, "prompt") if name in columns]
-        self.transcripts, self.flatten, self.present = transcripts, Columns.unnest([])[0], []
+        self.transcripts = transcripts
+        self.flatten = Columns.unnest([])[0]
+        self.asides = []
+        self.present = []
 
     def __repr__(self):
         return f"{self.name}({self.columns})"
@@ -73,15 +77,33 @@ def _open(self: PreferenceFormat, cells):
     return row, responses, self.needs if len(self.needs) > 1 else ["response"] * len(responses)
 
 # %% ../../nbs/1_data/14_formats.ipynb #2117fb8a
+@contextmanager
+def _any_fault():
+    "Any other error makes its row unusable."
+    try:
+        yield
+    except PreferenceDataError:
+        raise
+    except Exception as error:
+        raise UnusableRow("row cannot be read", f"{type(error).__name__}: {error}") from error
+
+
 @patch
 def record(self: PreferenceFormat, cells: dict) -> dict:
     "One row as a record; raises `UnusableRow`. Its `id` is None where the row has none."
-    row, responses, names = self._open(cells)
-    if len(responses) < 2:
-        raise UnusableRow("fewer than two responses")
-    ranks, scores = self.judge(row, len(responses))
-    prompt, responses = row.texts(responses, names, self.transcripts)
-    return row.record(prompt, responses, ranks, scores, names) | self.more(row, ranks)
+    with _any_fault():
+        row, responses, names = self._open(cells)
+        if len(responses) < 2:
+            raise UnusableRow("fewer than two responses")
+        ranks, scores = self.judge(row, len(responses))
+        judged = list(zip(responses, ranks, scores or ranks, names))
+        rated = [each for each in judged if each[1] is not None]
+        if len(rated) < 2:
+            raise UnusableRow("null score", f"{len(rated)} of {len(judged)} responses have one")
+        responses, ranks, rating, names = map(list, zip(*rated))
+        texts = row.texts(responses, names, self.transcripts)
+        record = row.record(*texts, ranks, scores and rating, names) | self.more(row, ranks)
+        return record | {"unrated": len(judged) - len(rated)}
 
 
 @patch
@@ -92,13 +114,15 @@ def more(self: PreferenceFormat, row, ranks):
 # %% ../../nbs/1_data/14_formats.ipynb #ad0bcccd
 @patch
 def notes(self: PreferenceFormat, kind, full_texts):
-    "What a report says of how rows were read, as `kind`; `full_texts`: there is no prompt."
-    if "system" in self.columns:
-        use = "not used: full texts have no place for it"
-        if not full_texts:
-            empty = "not used, since it is empty in the first rows"
-            use = empty if kind == "text" else "the first turn of its conversation"
-        yield f"the column {self.columns['system']!r} is {use}"
+    "How rows were read, as `kind`; `full_texts`: there is no prompt."
+    yield from self.asides
+    for name, turns in ("system", "first turn"), ("history", "earlier turns"):
+        if name in self.columns:
+            use = "not used: full texts have no place for it"
+            if not full_texts:
+                empty = "not used, since it is empty in the first rows"
+                use = empty if kind == "text" else f"the {turns} of its conversation"
+            yield f"the column {self.columns[name]!r} is {use}"
 
 # %% ../../nbs/1_data/14_formats.ipynb #c59daea4
 @preference_format
@@ -139,10 +163,10 @@ def _spelling(rows, columns, names):
 # %% ../../nbs/1_data/14_formats.ipynb #608f729e
 @preference_format
 class _Ranking(PreferenceFormat):
-    "`prompt`, `responses` (two or more) and `scores`, `ranks` or `best` (counted from 0)."
+    "`prompt`, `responses` (two or more) and `scores` or `ranks`."
 
     name, needs = "ranking", ("responses",)
-    verdicts = (("scores",), ("ranks",), ("best",))
+    verdicts = (("scores",), ("ranks",))
     optional = ("ranks",)
     scored_as = ("{}s",)  # one list
 
@@ -150,64 +174,98 @@ class _Ranking(PreferenceFormat):
         return row.entries("responses")
 
     def judge(self, row, count):
-        "By ranks, else by scores, else the best before all others."
+        "By ranks, else by scores."
         scores, ranks = row.numbers("scores", count), row.numbers("ranks", count)
-        if "best" in row:
-            best = row.number("best")
-            if best not in range(count):
-                found = f"best is {best}, with {count} responses counted from 0"
-                raise UnusableRow("null or unreadable label", found)
-            ranks = [n != best for n in range(count)]
         if scores is None and ranks is None:
             raise UnusableRow("null scores" if "scores" in row else "null ranks")
-        return ranks or [-score for score in scores], scores
+        return ranks or [score if score is None else -score for score in scores], scores
+
+
+PreferenceFormat.ranking = _Ranking
+
+# %% ../../nbs/1_data/14_formats.ipynb #597440d0
+@patch
+def learn(self: PreferenceFormat, rows, labels):
+    "What codes mean."
+    if labels:
+        shown = f"labels={labels!r} was given, but this data (format {self.name!r})"
+        raise PreferenceDataError(f"{shown} has no label column; leave it out")
 
 # %% ../../nbs/1_data/14_formats.ipynb #9bf846c2
 _RANKS = {"a": [1, 2], "b": [2, 1], "tie": [1, 1]}  # what a label may mean
-_TIES = ("tie", "both", "equal", "same", "draw", "neither")
 _NOUNS = "response answer completion output conversation summary generation model option assistant candidate"
+_NOUNS = _NOUNS.replace(" ", "|")
+_CLEAR = {  # words that need no explanation, and verdicts as judges write them
+    "a": r"first|left|{own}|a|({nouns})_(a|{end})|\[*(a[_ ]*>+[_ ]*b|b[_ ]*<+[_ ]*a)\]*|\[\[a\]\]",
+    "b": r"second|right|{own}|b|({nouns})_(b|{end})|\[*(b[_ ]*>+[_ ]*a|a[_ ]*<+[_ ]*b)\]*|\[\[b\]\]",
+    "tie": r"(tie|both|equal|same|draw|neither).*|\[*[ab][_ ]*[=~≈]+[_ ]*[ab]\]*|\[\[(c|tie)\]\]",
+}
 
 
 def _word(value):
     return "" if value is None else re.sub(r"^(-?\d+)\.0+$", r"\1", Columns.spelled(value))
 
 
-def _clear_words(columns):
-    "The words that need no explanation, and the response that they mean."
-    words = {}
-    for side, others in {"a": ["first", "left"], "b": ["second", "right"]}.items():
-        own = Columns.spelled(columns[f"response_{side}"])
-        numbered = [f"{noun}_{end}" for noun in _NOUNS.split() for end in (side, own[-1])]
-        words |= dict.fromkeys([own, side, *others, *numbered], side)
-    return words
+def _clear(columns):
+    "The form of the words that mean a response by themselves."
+    found = {}
+    for side, form in _CLEAR.items():
+        own = Columns.spelled(columns.get(f"response_{side}", "?"))
+        found[side] = form.format(own=re.escape(own), end=re.escape(own[-1]), nouns=_NOUNS)
+    return found
+
+
+def _meaning(forms, word):
+    "The side whose form a word has; None for others."
+    verdict = re.search(r"\[\[[^\[\]]+\]\](?=\W*$)", word)
+    said = verdict[0] if verdict else word
+    return next((side for side, form in forms.items() if re.fullmatch(form, said)), None)
 
 # %% ../../nbs/1_data/14_formats.ipynb #5870d659
 def _numbers(seen, columns):
     "What numbers mean, given all that occur; empty where they could mean either."
-    names = ("response_a", "response_b", "label")
-    first, second, label = (Columns.spelled(columns[name]) for name in names)
-    if (first, label) == ("human_ref_a", "labels"):
-        return {"1": "a", "0": "b"}  # SHP
-    ends = first[-1] + second[-1]
+    ends = "".join(Columns.spelled(columns[name])[-1] for name in ("response_a", "response_b"))
     if ends == "01":
         return {"0": "a", "1": "b"} if seen <= {"0", "1"} else {}
     return {"1": "a", "2": "b"} if seen == {"1", "2"} or ends == "12" and seen == {"2"} else {}
 
 # %% ../../nbs/1_data/14_formats.ipynb #c2bb5f80
+def _labels(cell):
+    "The labels of a cell, each alone or with other facts."
+    for label in cell if isinstance(cell, list) else [cell]:
+        if isinstance(label, dict):
+            kept = label.get("status") not in ("draft", "discarded")
+            label = label.get("value", label.get("selected", label.get("choices"))) if kept else None
+            label = label[0] if isinstance(label, list) and label else label
+        yield label
+
+
+def _words(rows, column):
+    "How often each word of a column occurs."
+    labels = chain.from_iterable(_labels(row.get(column)) for row in rows)
+    return Counter(filter(None, map(_word, labels)))
+
+
+_NUMBER = r"-?[\d.]+|true|false"
+
+
 def _read_labels(columns, rows):
-    label, a, b = (columns[name] for name in ("label", "response_a", "response_b"))
-    seen = Counter(_word(row.get(label)) for row in rows)
-    del seen[""]
-    numbers = sorted(word for word in seen if re.fullmatch(r"-?[\d.]+|true|false", word))
+    seen = _words(rows, columns["label"])
+    numbers = sorted(word for word in seen if re.fullmatch(_NUMBER, word))
     meaning = _numbers(set(numbers), columns)
     if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
         shown = ", ".join(numbers[:6]) + (f" and {len(numbers) - 6} more" if len(numbers) > 6 else "")
-        example = dict(zip(numbers, _RANKS))
         raise PreferenceDataError(
-            f"the labels in {label!r} are {shown}, which could name either response; say what each means, "
-            f"for example labels={example} ('a' is {a!r}, 'b' is {b!r}, 'tie' neither)"
+            f"the labels in {columns['label']!r} are {shown}, which could name either response; "
+            f"say what each means, with a, b or tie in place of the '?': "
+            f"labels={dict.fromkeys(numbers, '?')} ('a' is {columns['response_a']!r}, "
+            f"'b' is {columns['response_b']!r}, 'tie' neither)"
         )
-    return _clear_words(columns) | meaning
+    return meaning
+
+
+PreferenceFormat.words, PreferenceFormat.meaning, PreferenceFormat.clear = map(
+    staticmethod, (_words, _meaning, _clear))
 
 # %% ../../nbs/1_data/14_formats.ipynb #c0371025
 def _given_labels(labels):
@@ -220,59 +278,63 @@ def _given_labels(labels):
 # %% ../../nbs/1_data/14_formats.ipynb #331c1a23
 @preference_format
 class _Labelled(PreferenceFormat):
-    "`prompt`, `response_a`, `response_b`, and what decides between them."
+    "`prompt`, `response_a`, `response_b`, and a label, or a score for each."
 
     name, needs = "labelled", ("response_a", "response_b")
-    verdicts = (("label",), ("strength",), ("winner_a", "winner_b"), ("score_a", "score_b"))
-    optional = ("winner_tie",)
+    verdicts = (("label",), ("score_a", "score_b"))
     scored_as = ("{}_a", "{}_b")
-    labels, ties = {}, _TIES  # word -> a, b or tie; what other words for a tie begin with
+    labels = {}  # word -> a, b or tie
+
+    def __init__(self, columns, transcripts=False):
+        super().__init__(columns, transcripts)
+        self.forms = _clear(columns)  # of words that `labels` does not have
+
+    def learn(self, rows, labels):
+        if "label" not in self.columns:
+            super().learn(rows, labels)
+        elif labels:
+            self.labels, self.forms = _given_labels(labels), {}
+        else:
+            self.labels = _read_labels(self.columns, rows)
 
     def judge(self, row, count):
-        "By the first verdict that the columns have."
+        "By the votes of a label, or by scores."
         if "label" in row:
-            return _RANKS[self._meaning(row["label"])], None
-        if "winner_a" in row:
-            return _RANKS[_flagged(row)], None
-        numbers = [row.number(name) for name in ("strength", "score_a", "score_b") if name in row]
-        if None in numbers:
+            return Row.majority(self._votes(row)), None
+        scores = [row.number(name) for name in ("score_a", "score_b")]
+        if None in scores:
             raise UnusableRow("null score")
-        if "strength" in row:
-            return [numbers[0], -numbers[0]], None
-        return [-score for score in numbers], numbers
+        return [-score for score in scores], scores
 
     def more(self, row, ranks):
-        "For the report, whether the first response won; the size of a strength is the margin."
+        "Whether the first response won, and the votes."
         more = {"first_won": ranks[0] < ranks[1]} if ranks[0] != ranks[1] else {}
-        if row["margin"] in (None, "") and "strength" in row:
-            more["margin"] = abs(row.number("strength"))
-        return more
+        if isinstance(row["label"], list):
+            more["votes"] = [vote[:: -1 if ranks[0] > ranks[1] else 1] for vote in self._votes(row)]
+        return more | {"annotator": row["annotator"] or row["id"]}
 
     def notes(self, kind, full_texts):
         yield from super().notes(kind, full_texts)
-        found = self.labels.items() if self.ties else ()
-        named = [f"{n} = {self.columns['response_' + side]}" for n, side in found if n.isdecimal()]
+        sides = {"a": self.columns["response_a"], "b": self.columns["response_b"]}
+        named = [f"{word} = {sides[side]}" for word, side in self.labels.items() if side in sides]
         if named:
             yield f"labels are read as {' and '.join(named)}"
 
 # %% ../../nbs/1_data/14_formats.ipynb #f9d58400
 @patch
-def _meaning(self: _Labelled, label):
+def _votes(self: _Labelled, row):
+    "The ranks that each label gives; one of a list may be missing."
+    given = list(filter(_word, _labels(row["label"]))) or [None]
+    return [_RANKS[self._meant(label)] for label in given]
+
+
+@patch
+def _meant(self: _Labelled, label):
     word = _word(label)
-    if word in self.labels:
-        return self.labels[word]
-    if word.startswith(self.ties):
-        return "tie"
-    found = f"found {label!r}; say what it means with labels={{{str(label)!r}: 'a'}}"
+    if side := self.labels.get(word) or _meaning(self.forms, word):
+        return side
+    found = f"found {label!r}; say what it means with labels={{{str(label)!r}: '?'}}"
     raise UnusableRow("null or unreadable label", found if word else "")
-
-
-def _flagged(row):
-    "The winner by one column for each outcome, of which exactly one must be set."
-    found = [side for side in _RANKS if _word(row[f"winner_{side}"]) in ("1", "true")]
-    if len(found) != 1:
-        raise UnusableRow("null or unreadable label", f"{len(found)} of the winner columns are set, not one")
-    return found[0]
 
 # %% ../../nbs/1_data/14_formats.ipynb #f17471a5
 @patch
@@ -288,76 +350,18 @@ def grouped(self: PreferenceFormat, items):
     "(origin, row) of flat rows, put together where several of them make a record."
     return items
 
-# %% ../../nbs/1_data/14_formats.ipynb #bf891314
-@preference_format
-class _Scored(PreferenceFormat):
-    "`prompt`, `response`, `score`: rows of one prompt that follow each other become a ranking."
-
-    name, needs = "scored", ("response",)
-    verdicts = (("score",),)
-
-    def __init__(self, columns, transcripts=False):
-        super().__init__(columns, transcripts)
-        self.ranking = _Ranking({name: name for name in (*columns, "responses", "scores")}, transcripts)
-
-    def read(self, row):
-        return self.ranking.record(row), ""
-
-    def grouped(self, items):
-        run = []  # (origin, row) of one prompt
-        for origin, cells in items:
-            try:
-                row = self._scored(cells)
-            except UnusableRow as error:
-                yield origin, error
-                continue
-            if run and row["prompt"] != run[0][1]["prompt"]:
-                yield _as_ranking(run)
-                run = []
-            run.append((origin, row))
-        if run:
-            yield _as_ranking(run)
-
-    def notes(self, kind, full_texts):
-        by = f"ranked by {self.columns['score']!r} and counted as one"
-        yield f"rows with one response each: those of one prompt that follow each other are {by}"
-        yield from super().notes(kind, full_texts)
-
-# %% ../../nbs/1_data/14_formats.ipynb #56a8fd71
-@patch
-def _scored(self: _Scored, cells):
-    for name in self.absent(cells):
-        raise UnusableRow(f"missing {name}")
-    row = Row(cells, self.columns)
-    if row.number("score") is None:
-        raise UnusableRow("null score")
-    return row
-
-
-def _as_ranking(run):
-    "(origin, row) of a ranking; in place of the row, why there is none."
-    (origin, first), rows = run[0], [row for _, row in run]
-    if len(rows) < 2:
-        hint = "rows of one prompt must follow each other"
-        return origin, UnusableRow("only one response to its prompt", hint)
-    for name in ("weight", "margin"):
-        if any(row[name] != first[name] for row in rows):
-            return origin, UnusableRow(f"rows of one prompt have different {name}s", "a ranking has one")
-    cells = {name: first[name] for name in _COMMON if name in first}
-    cells |= {f"{name}s": [row[name] for row in rows] for name in ("response", "score")}
-    return origin, cells
-
 # %% ../../nbs/1_data/14_formats.ipynb #de040e83
 @patch
 def texts(self: PreferenceFormat, cells: dict) -> tuple:
     "The prompt and the responses of a row, in its order."
-    row, responses, names = self._open(cells)
-    try:
-        return row.texts(responses, names, self.transcripts)
-    except UnusableRow as error:
-        if not error.reason.startswith("empty"):
-            raise
-        return row.parsed("prompt") or "", responses
+    with _any_fault():
+        row, responses, names = self._open(cells)
+        try:
+            return row.texts(responses, names, self.transcripts)
+        except UnusableRow as error:
+            if not error.reason.startswith("empty"):
+                raise
+            return row.parsed("prompt") or "", responses
 
 
 @patch
@@ -387,6 +391,9 @@ def lacking(cls: PreferenceFormat, columns: dict, judged: bool = True) -> list[s
 
 
 def _choose(columns, rows, format, judged):
+    if format not in ("auto", *_FORMATS):
+        known = ", ".join(("auto", *_FORMATS))
+        raise PreferenceDataError(f"format={format!r} is unknown; it is one of {known}")
     asked, usual = sorted(_FORMATS.values(), key=lambda cls: -len(cls.__mro__)), [_Labelled, _Pairs, _Ranking]
     if format != "auto":
         asked = usual = [_FORMATS[format]]
@@ -405,56 +412,68 @@ def _choose(columns, rows, format, judged):
         'prompt and response(s), messages, or text; name them with columns={"prompt": "question"}'
     )
 
-# %% ../../nbs/1_data/14_formats.ipynb #16e0c150
-def _refuse_lost_prompt(columns):
-    free = [name for name in columns.present if name not in columns.values()]
-    for close in difflib.get_close_matches("prompt", free, 1, 0.6):
-        raise PreferenceDataError(
-            f"no column 'prompt', but {close!r} looks like it; say columns={{'prompt': {close!r}}}, "
-            "or columns={'prompt': None} for texts without a prompt"
-        )
+# %% ../../nbs/1_data/14_formats.ipynb #1f47a8ef
+def _holds_prompt(responses):
+    "2: conversations with a question; True: texts share three words."
+    responses = [Row.parse(response, "response") for response in responses]
+    if not isinstance(responses[0], str):
+        return 2 * all(as_messages(response)[0]["role"] != "assistant" for response in responses)
+    shared = os.path.commonprefix(list(map(str.split, responses)))
+    return len(responses) > 1 and len(shared) >= 3
 
-# %% ../../nbs/1_data/14_formats.ipynb #2403c9d5
+
+@patch
+def _refuse_lost_prompt(self: PreferenceFormat, there, rows):
+    "Raises `PreferenceDataError` where a prompt may be lost."
+    grouped = self.by_prompt and self.needed[1:]
+    declared = "prompt" in there.absent and not grouped or isinstance(self, _Text)
+    if "prompt" in there or declared or self.transcripts:
+        return
+    held = []
+    for row in rows:
+        with suppress(Exception):
+            held.append(_holds_prompt(self.responses(Row(row, self.columns))))
+    likely, sure = there.likely_prompt(rows)
+    if 2 * held.count(0) < len(held) and not grouped and (not sure or min(held) == 2):
+        return
+    looks = f", but {likely!r} looks like it" if likely else ""
+    none = "" if grouped else ", or columns={'prompt': None} for texts without a prompt"
+    said = f"say columns={{'prompt': {likely or '...'!r}}}{none}"
+    raise PreferenceDataError(f"no column 'prompt'{looks}; {said}")
+
+# %% ../../nbs/1_data/14_formats.ipynb #16042e3c
 @patch(cls_method=True)
-def of_flat(cls: PreferenceFormat, rows, columns, format, labels, judged=True):
-    "The format of rows that are flat; arguments as for `detect`."
-    known = ("auto", *_FORMATS)
-    if format not in known:
-        raise PreferenceDataError(f"format={format!r} is unknown; it is one of {', '.join(known)}")
-    present = list(dict.fromkeys(str(name) for row in rows for name in row))
+def of_items(cls: PreferenceFormat, items, columns, format, labels, judged=True):
+    "The format, its first rows, flat, and what flattens more."
+    flatten, items = Columns.unnest(items)
+    exports = flatten.args[0]
+    rows = [row for _, row in items if isinstance(row, dict)]
     read = [(*cls.needs, *chain(*cls.verdicts), *cls.optional) for cls in _FORMATS.values()]
-    there = Columns(present, columns, judged, dict.fromkeys(chain(*read)))
+    there = Columns(rows, columns, judged, dict.fromkeys(chain(*read)))
+    if judged:
+        there.find_verdict(rows)
     cls = _choose(there, rows, format, judged)
     forced = cls is _Pairs and format != "auto"
-    spelling = format if forced else _spelling(rows[:1000], there, cls.needs)
+    spelling = format if forced else _spelling(rows, there, cls.needs)
     fmt = cls(there, spelling == "transcript")
     if cls is _Pairs:
         fmt.name = spelling
-    if fmt.name == "pairs" and "prompt" not in (*there, *there.absent):
-        _refuse_lost_prompt(there)
-    fmt.present, fmt.given, fmt.others = present, (columns, format, labels), {}
-    fmt._learn_labels(rows, labels, judged)
-    return fmt
-
-# %% ../../nbs/1_data/14_formats.ipynb #0f8dbd30
-@patch
-def _learn_labels(self: PreferenceFormat, rows, labels, judged):
-    labelled = judged and "label" in self.columns
-    if labels and not labelled:
-        shown = f"labels={labels!r} was given, but this data (format {self.name!r})"
-        raise PreferenceDataError(f"{shown} has no label column; leave it out")
-    if labels:
-        self.labels, self.ties = _given_labels(labels), ()
-    elif labelled:
-        self.labels = _read_labels(self.columns, rows)
+    fmt._refuse_lost_prompt(there, rows)
+    fmt.present = there.present
+    fmt.given = columns, format, labels
+    fmt.others = {}
+    if judged:
+        usual = filter(None, (getattr(export, "labels", None) for export in exports))
+        fmt.learn(rows, labels or next(usual, None))
+    fmt.asides += filter(None, (getattr(export, "aside", "") for export in exports))
+    return fmt, items, flatten
 
 
 @patch(cls_method=True)
 def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, *, judged=True):
     "The format of some rows, arguments as for `load_preferences`; `judged` False: they are to be scored."
-    flatten, items = Columns.unnest([(None, row) for row in rows])
-    fmt = cls.of_flat([row for _, row in items if isinstance(row, dict)], columns, format, labels, judged)
-    fmt.flatten = flatten
+    items = [(None, row) for row in rows]
+    fmt, _, fmt.flatten = cls.of_items(items, columns, format, labels, judged)
     return fmt
 
 # %% ../../nbs/1_data/14_formats.ipynb #7d594aab
@@ -475,7 +494,8 @@ def to_record(
         raise UnusableRow(error.reason, error.detail, origin) from None
     except PreferenceDataError as error:
         raise PreferenceDataError(f"{origin}: {error}" if origin else str(error)) from None
-    record.pop("first_won", None)
+    for name in ("first_won", "annotator", "votes", "unrated"):
+        record.pop(name, None)
     record["id"] = record["id"] or f"{record_keys(record)[0]:016x}"
     return record | {"origin": origin}
 
@@ -493,6 +513,6 @@ def read(self: PreferenceFormat, row: dict) -> tuple[dict, str]:
         except PreferenceDataError:
             self.others[names] = None
     other = self.others[names]
-    if other is None or "prompt" in absent and other.name in ("pairs", "ranking", "labelled"):
+    if other is None:
         raise UnusableRow(f"missing {absent[0]}", f"the row has {', '.join(map(str, names))}"[:200])
     return other.record(row), "" if other.name == self.name else other.name

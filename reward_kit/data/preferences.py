@@ -10,26 +10,24 @@ __all__ = ['Preferences', 'load_preferences', 'prompt_overlap', 'hold_out', 'spl
 import json
 import re
 import tempfile
-from collections import namedtuple
+from collections import Counter, namedtuple
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import chain, combinations, islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from .columns import Columns
 from .files import PreferenceDataError, UnusableRow, append_rows, read_rows
 from .files import write_whole
 from .formats import PreferenceFormat, to_record
 from .quality import DataReport
-from .records import hash64, read_column, record_keys
+from .records import Row, hash64, read_column, record_keys
 from .report import counted
 
 # %% ../../nbs/1_data/16_preferences.ipynb #6202af2f
@@ -159,35 +157,12 @@ def _store(tables, cache_dir, fingerprint):
     return datasets.Dataset(table, fingerprint=path.stem)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #3542de85
-def _ordered(ranks):
-    "Row, better and worse response (counted through) of every strictly ordered pair."
-    found, start = [], 0
-    for row, own in enumerate(ranks):
-        pairs = combinations(range(len(own)), 2)
-        found += [(row, start + i, start + j) for i, j in pairs if own[i] < own[j]]
-        start += len(own)
-    return np.reshape(np.array(found, np.int64), (-1, 3)).T
-
-
-def _pairs(table):
-    rows, better, worse = _ordered(table["ranks"].to_pylist())
-    responses = pc.list_flatten(table["responses"])
-    found = table.drop_columns(["responses", "ranks"]).take(rows)
-    if "margin" in found.column_names:
-        found = found.drop_columns("margin").append_column("margin", found["margin"].fill_null(0.0))
-    found = found.append_column("chosen", responses.take(better))
-    return found.append_column("rejected", responses.take(worse))
-
-
 @patch
 def to_pairs(self: Preferences) -> datasets.Dataset:
     "TRL's `prompt, chosen, rejected` (and `margin`, `weight`, ... where given)."
-    names = ("id", "prompt", "responses", "ranks", "weight", "margin", "source", *_TEMPLATE)
-    data = self.dataset.data
-    kept = [name for name in names if name in data.column_names and data[name].null_count < len(self)]
-    tables = self.dataset.select_columns(kept).with_format("arrow").iter(1000)
-    name = f"{hash64(f'pairs {self.fingerprint}'):016x}"
-    return _store(map(_pairs, tables), None, lambda: name)
+    from reward_kit.beside import trl_pairs
+
+    return trl_pairs._in_pairs(self, partial(_store, cache_dir=None))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #d18c361f
 _ROWS, _CHARACTERS = 1000, 1 << 22  # most of a chunk
@@ -206,8 +181,9 @@ def _take(items, rows=_ROWS, characters=_CHARACTERS):
 _SCORES = "scores disagree with the order (kept)"
 _LIFTED = "plain text turned into messages (kept)"
 _OTHER = "row in another format than the first rows (kept)"
+_UNRATED = "row with an unrated response, which is left out (kept)"
 _CONTRADICTORY = "contradictory pair, also judged the other way round (kept)"
-_Chunk = namedtuple("_Chunk", "kind read found table measures")  # found: (reason, origin, detail)
+_Chunk = namedtuple("_Chunk", "kind found table measures")  # found: (reason, origin, detail, rows)
 
 
 def _convert(fmt, tokenizer, kind, items):
@@ -217,18 +193,20 @@ def _convert(fmt, tokenizer, kind, items):
         try:
             record, other = fmt.read(row)
         except UnusableRow as error:
-            found.append((error.reason, origin, error.detail))
+            found.append((error.reason, origin, error.detail, error.rows))
             continue
         records.append(record | {"origin": origin})
         if other:
             found.append((_OTHER, origin, other))
+        if record["unrated"]:
+            found.append((_UNRATED, origin))
     if not kind:
         kind = "text" if all(isinstance(record["prompt"], str) for record in records) else "messages"
     records = [record for record in records if _fits(record, kind, found)]
     measures = DataReport.measure(records, tokenizer)
     for record, key in zip(records, measures["key"].tolist()):
         record["id"] = record["id"] or f"{key:016x}"
-    return _Chunk(kind, len(items), found, _to_table(records, kind), measures)
+    return _Chunk(kind, found, _to_table(records, kind), measures)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #5296a7e8
 def _fits(record, kind, found):
@@ -259,13 +237,13 @@ def _unseen(chunk, seen, report):
     new, origins = [], chunk.table["origin"]
     for row in chunk.found:
         report.count(*row)
-    for n, key in enumerate(chunk.measures["key"].tolist()):
+    keys, rows = chunk.measures["key"] ^ chunk.measures["voter"], chunk.measures["rows"]
+    for n, key in enumerate(keys.tolist()):
         if key in seen:
-            report.count("exact duplicate", origins[n].as_py())
+            report.count("exact duplicate", origins[n].as_py(), rows=int(rows[n]))
         else:
             seen.add(key)
             new.append(n)
-    report.rows_read += chunk.read
     new = np.array(new, int)
     return chunk._replace(table=chunk.table.take(new), measures=chunk.measures.take(new))
 
@@ -290,18 +268,24 @@ def _dicts(items):
     return [row for _, row in items if isinstance(row, dict)]
 
 
-def _open(source, given):
-    "The format that the first rows decide, and all rows, flat."
-    items = iter(source)
+def _counted(source, tally):
+    for item in source:
+        tally["rows"] += 1
+        yield item
+
+
+def _open(source, given, tally):
+    "The format that the first rows decide, and all rows, flat; `tally` counts those of the source."
+    items = _counted(source, tally)
     first = _take(items, 5 * _ROWS, 2 * _CHARACTERS)
     while not _dicts(first) and (more := _take(items)):
         first += more
     if not first:
         raise PreferenceDataError("empty, there are no rows")
-    flatten, flat = Columns.unnest(first)
-    rows = _dicts(flat)
+    if not _dicts(first):
+        return PreferenceFormat({}), iter(first)
     try:
-        fmt = PreferenceFormat.of_flat(rows, *given) if rows else PreferenceFormat({})
+        fmt, flat, flatten = PreferenceFormat.of_items(first, *given)
     except PreferenceDataError as error:
         file = re.sub(r"(?::| row )\d+$", "", first[0][0])
         if file == first[0][0] or file.startswith(source.name):
@@ -327,7 +311,7 @@ def _begin_report(source, fmt, kind):
 
 
 def _end_report(report, preferences):
-    "Add what all records show; the contradictory pairs as a part of `noted`."
+    "Add what all records show."
     measures, noted = preferences.measures, {}
     if _FULL_TEXTS in report.notes:
         measures.merge_starts(record["responses"] for record in preferences)
@@ -339,10 +323,33 @@ def _end_report(report, preferences):
     report.add(measures, preferences.__getitem__, preferences.tokenizer)
     return noted
 
+# %% ../../nbs/1_data/16_preferences.ipynb #493bcd5c
+def _count_votes(report, dataset, measures, kind):
+    "The data with one record for all votes on the same responses."
+    voted = list(measures.votes())
+    if not voted:
+        return dataset, measures
+    report.votes = DataReport.agreement(voted)
+    tables = dataset.with_format("arrow")
+    place, changed = np.arange(len(dataset)), []
+    verdict = itemgetter("ranks", "responses")
+    for (first, *others), given in voted:
+        place[others] = -1
+        record = next(_records(tables[first : first + 1]))
+        found = to_record(record | {"ranks": Row.majority(given)})
+        if verdict(found) != verdict(record):
+            place[first] = len(dataset) + len(changed)
+            changed.append(found)
+    new = datasets.Dataset(datasets.table.InMemoryTable(_to_table(changed, kind)))
+    place = place[place >= 0]
+    dataset = datasets.concatenate_datasets([dataset, new]).select(place)
+    return dataset, measures.join([DataReport.measure(changed)]).take(place)
+
 # %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
 def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=None, progress=False):
     "Read one source and report on it; `given`: columns, format and labels."
-    fmt, rows = _open(source, given)
+    tally = Counter()
+    fmt, rows = _open(source, given, tally)
     chunks = iter(lambda: _take(rows), [])
     head, *more = islice(chunks, 2)
     head, rest = _convert(fmt, tokenizer, None, head), chain(more, chunks)
@@ -357,17 +364,19 @@ def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=
         for chunk in chain([head], rest):
             chunk = _unseen(chunk, seen, report)
             parts.append(chunk.measures)
-            bar.update(chunk.read)
+            bar.update(tally["rows"] - bar.n)
             yield chunk.table
 
     def fingerprint():
+        report.rows_read = tally["rows"]
         if not len(measures.join(parts)):
             raise _refusal(report, report.dropped, strict)
         return measures.fingerprint()
 
     with bar:
         dataset = _store(tables(), cache_dir, fingerprint)
-    empty = [name for name in _TEMPLATE if dataset.data[name].null_count == len(dataset)]
+    dataset, measures = _count_votes(report, dataset, measures, head.kind)
+    empty = [name for name in _TEMPLATE if dataset.data[name].null_count == len(dataset.data)]
     preferences = Preferences(dataset.remove_columns(empty), report, measures, tokenizer)
     unusable = report.dropped | _end_report(report, preferences)
     if strict and unusable:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
 from operator import itemgetter, xor
+from statistics import fmean
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,13 +66,16 @@ def _prompt_group(record, keys):
 # %% ../../nbs/1_data/15_quality.ipynb #9f2e7457
 _CONTENT = ("scores", "margin", "weight", "source", "tools", "chat_template_kwargs")
 _LENGTHS = ("prompt", "chosen", "rejected")  # of the prompt, the best and the worst response
-_KEYS = ("key", "digest", "group", "source", "best", "worst")
+_KEYS = ("key", "digest", "asked", "group", "source", "best", "worst", "voter")
 _COLUMNS = pa.schema([
     *((name, pa.uint64()) for name in _KEYS),
     ("overlap", pa.float32()),
     ("first_won", pa.bool_()),
+    ("rows", pa.int32()),
+    ("pairs", pa.int32()),  # strictly ordered ones
     ("responses", pa.list_(pa.uint64())),
-    ("pairs", pa.list_(pa.uint64())),  # ordered; the last bit says which is better
+    ("ranks", pa.list_(pa.float32())),
+    ("votes", pa.list_(pa.float32())),  # ranks of each
 ])
 
 
@@ -79,25 +83,25 @@ def _measure(record, best, worst):
     "All but the lengths; `best` and `worst` are the words of two responses."
     key, prompt, responses = record_keys(record)
     ranks, content = record["ranks"], list(map(record.get, _CONTENT))
-    both = combinations(zip(ranks, responses), 2)
-    pairs = [_pair_key(prompt, a, b) for (rank, a), (other, b) in both if rank < other]
+    alike = sum(count**2 for count in Counter(ranks).values())
+    pairs = (len(ranks) ** 2 - alike) // 2
     return {
         "key": key,  # of the pair: prompt, responses, ranks
         "digest": hash64(f"{prompt} {responses} {ranks} {content}"),  # of all content
+        "asked": prompt,
         "group": _prompt_group(record, responses),
         "source": hash64(record["source"] or ""),
         "best": responses[0],
         "worst": responses[-1],
+        "voter": hash64(str(record.get("annotator"))),
         "overlap": _dice(best, worst) if pairs else None,
         "first_won": record.get("first_won"),
-        "responses": responses,
+        "rows": record.get("rows", 1),
         "pairs": pairs,
+        "responses": responses,
+        "ranks": ranks,
+        "votes": [rank for vote in record.get("votes") or () for rank in vote] or None,
     }
-
-
-def _pair_key(prompt, better, worse):
-    pair = sorted((better, worse))
-    return hash64(f"{prompt} {pair[0]} {pair[1]}") & ~1 | (better < worse)
 
 # %% ../../nbs/1_data/15_quality.ipynb #bf9c3b82
 class _Measures:
@@ -143,10 +147,21 @@ def fingerprint(self: _Measures):
 
 
 @patch
+def said(self: _Measures):
+    "Of every response: its row, a key of prompt and response, its rank."
+    rows = pc.list_parent_indices(self.table["responses"]).to_numpy()
+    keys = self["responses"] * np.uint64(0x9E3779B97F4A7C15) ^ self["asked"][rows]
+    return pd.DataFrame({"row": rows, "key": keys, "rank": self["ranks"]})
+
+
+@patch
 def contradicted(self: _Measures):
     "The row of each pair whose opposite is in the data too."
-    pairs, rows = self["pairs"], pc.list_parent_indices(self.table["pairs"]).to_numpy()
-    return rows[np.isin(pairs ^ np.uint64(1), pairs)]
+    said = self.said()
+    said = said[said["key"].duplicated(keep=False)]
+    pairs = said.merge(said, on="row").query("rank_x < rank_y")
+    ways = pairs["key_x"] - pairs["key_y"]  # an opposite is negative
+    return pairs["row"][ways.isin(-ways)].to_numpy()
 
 # %% ../../nbs/1_data/15_quality.ipynb #0ff880b5
 @patch
@@ -163,6 +178,36 @@ def merge_starts(self: _Measures, responses):
         if len(gathered) > len(keys) / 10 and gathered["own"].nunique() > 20:
             merged[gathered.index] = gathered["own"]
     self.table = self.table.drop_columns("group").append_column("group", pa.array(merged))
+
+# %% ../../nbs/1_data/15_quality.ipynb #3a0f3fc0
+@patch
+def votes(self: _Measures):
+    "(rows, ranks by each vote) of responses that several judged."
+    table, voters = self.table, self["voter"]
+    in_a_row = table["votes"].is_valid().to_numpy()
+    if not in_a_row.any() and (voters == voters[0]).all():
+        return
+    together = self.said().groupby("row")["key"].sum().to_numpy()
+    groups = pd.DataFrame({"key": together, "voter": voters}).groupby("key")["voter"]
+    for rows in groups.indices.values():
+        if in_a_row[rows].any() or len(np.unique(voters[rows])) > 1:
+            judged, given = table.take(rows).select(["responses", "ranks", "votes"]).to_pylist(), []
+            for row in judged:
+                ranks = np.reshape(row["votes"] or row["ranks"], (-1, len(row["ranks"])))
+                places = [row["responses"].index(response) for response in judged[0]["responses"]]
+                given += ranks[:, places].tolist()
+            yield rows.tolist(), given
+
+
+def _agreement(voted):
+    "How often two votes are the same, and beyond chance (Bennett's S)."
+    found = {"records": len(voted), "votes": sum(len(given) for _, given in voted)}
+    both = (combinations(given, 2) for _, given in voted if len(given) > 1)
+    shares = [fmean(one == other for one, other in pairs) for pairs in both]
+    if shares:
+        ends = fmean(shares), *wilson_interval(sum(shares), len(shares))
+        found |= {"agreement": percent(ends[0]), "kappa": [f"{2 * share - 1:.2f}" for share in ends]}
+    return found
 
 # %% ../../nbs/1_data/15_quality.ipynb #d423b3f1
 def _most_frequent(keys):
@@ -187,7 +232,7 @@ def _sources(measures, record_at):
 # %% ../../nbs/1_data/15_quality.ipynb #aa7607a6
 @patch
 def ordered(self: _Measures):
-    return _Measures(self.table.filter(pc.greater(pc.list_value_length(self.table["pairs"]), 0)))
+    return _Measures(self.table.filter(pc.greater(self.table["pairs"], 0)))
 
 
 def _by_gap(longer):
@@ -204,7 +249,8 @@ def statistics(self: _Measures, record_at):
     first_won = self.table["first_won"].drop_null().to_numpy()
     per_prompt = pd.Series(self["group"]).value_counts().to_numpy(float)
     return {
-        "pairs": len(self["pairs"]),
+        "records": len(self),
+        "pairs": int(self["pairs"].sum()),
         "ordered_records": len(ordered),
         "ties": len(self) - len(ordered),
         "prompts": len(per_prompt),
@@ -306,7 +352,7 @@ class DataReport(Report):
     format: str  # the format's name
     kind: str  # text or messages
     rows_read: int = 0  # rows, also those that could not be parsed
-    rows_kept: int = 0  # records
+    rows_kept: int = 0  # rows that are in the records
     dropped: dict = field(default_factory=dict)  # reason -> {"count", "examples"}
     noted: dict = field(default_factory=dict)  # the same, for rows that are kept
     columns: dict = field(default_factory=dict)  # canonical name -> the source's column
@@ -316,8 +362,9 @@ class DataReport(Report):
     lengths: dict = field(default_factory=dict)  # prompt, chosen, rejected -> {"mean", ...}
     stats: dict = field(default_factory=dict)  # the numbers behind the verdicts
     overlaps: dict = field(default_factory=dict)  # another split -> `prompt_overlap`
+    votes: dict = field(default_factory=dict)  # of several people
 
-    measure = staticmethod(_measures_of)
+    measure, agreement = staticmethod(_measures_of), staticmethod(_agreement)
 
     @property
     def title(self):
@@ -327,7 +374,7 @@ class DataReport(Report):
 # %% ../../nbs/1_data/15_quality.ipynb #5cfee888
 @patch(as_prop=True)
 def rows_dropped(self: DataReport) -> int:
-    "Rows that are not among the records."
+    "Rows that are not in the records."
     return self.rows_read - self.rows_kept
 
 
@@ -360,9 +407,9 @@ def broken(self: DataReport) -> dict:
 @patch(as_prop=True)
 def verdicts(self: DataReport) -> list[_Verdict]:
     "`practice`, `status`, `measured`, `threshold` and `why` of each."
-    s, kept, read = SimpleNamespace(**self.stats), self.rows_kept, self.rows_read
+    s, read = SimpleNamespace(**self.stats), self.rows_read
     top, broken = s.top_response, self.rows_dropped - self.duplicates
-    repeated = _share(top["count"], kept, f" say {top['text']!r}")
+    repeated = _share(top["count"], s.records, f" say {top['text']!r}")
     largest, most = next(iter(s.sources.items()), ("", 0))
     prompts = f"{s.effective_prompts:,.0f} effective of {s.prompts:,} distinct"
     overlaps = self.overlaps.items()
@@ -374,7 +421,7 @@ def verdicts(self: DataReport) -> list[_Verdict]:
         "clear preference": _share(s.near_identical, s.ordered_records),
         "length balance": _balance("longer one chosen", s.longer, s.longer + s.shorter),
         "position balance": _balance("first one chosen", s.first_won, s.labelled),
-        "source balance": _share(most, s.sources and kept, f" from {largest!r}"),
+        "source balance": _share(most, s.sources and s.records, f" from {largest!r}"),
         "no repeated response": repeated if top["count"] > 1 else (0.0, "none repeated"),
         "no duplicates": _share(self.duplicates, read),
         "no contradictions": _share(s.contradictory, s.pairs),
@@ -385,11 +432,11 @@ def verdicts(self: DataReport) -> list[_Verdict]:
 
 # %% ../../nbs/1_data/15_quality.ipynb #3a847a5e
 @patch
-def count(self: DataReport, reason, origin, detail="") -> None:
+def count(self: DataReport, reason, origin, detail="", rows=1) -> None:
     "Count a row by reason, with three examples; a reason that ends with (kept) is only noted."
     tally = self.noted if reason.endswith("(kept)") else self.dropped
     entry = tally.setdefault(reason, {"count": 0, "examples": []})
-    entry["count"] += 1
+    entry["count"] += rows
     if len(entry["examples"]) < 3:
         entry["examples"].append(f"{origin}: {detail[:120]}" if detail else origin)
 
@@ -400,7 +447,8 @@ def add(self: DataReport, measures, record_at, tokenizer=None) -> DataReport:
     ordered = measures.ordered()
     sides = zip(_LENGTHS, (measures, ordered, ordered))
     self.lengths = {name: _summary(source[name]) for name, source in sides}
-    self.rows_kept, self.stats = len(measures), measures.statistics(record_at)
+    dropped = sum(entry["count"] for entry in self.dropped.values())
+    self.rows_kept, self.stats = self.rows_read - dropped, measures.statistics(record_at)
     if tokenizer is not None:
         self.token_unit = f"tokens of {type(tokenizer).__name__}"
     return self
@@ -421,8 +469,17 @@ def sentences(self: DataReport) -> list[str]:
     rows = counted(self.rows_read, "row")
     pairs = counted(self.stats["pairs"], "strictly ordered pair")
     bad = [v for v in self.verdicts if v.status in ("warn", "fail")]
-    kept = f"{self.rows_kept:,} of {rows} kept, {pairs}"
-    return [kept, *(f"{v.practice}: {v.status}, {v.measured}; {v.why}" for v in bad)]
+    records = self.stats["records"]
+    into = "" if records == self.rows_kept else f" in {counted(records, 'record')}"
+    kept = f"{self.rows_kept:,} of {rows} kept{into}, {pairs}"
+    voted = [_AGREED.format(**self.votes)] if "kappa" in self.votes else []
+    return [kept, *voted, *(f"{v.practice}: {v.status}, {v.measured}; {v.why}" for v in bad)]
+
+
+_AGREED = (
+    "{votes:,} votes on {records:,} records, of which the majority counts: two votes "
+    "agree in {agreement} (kappa {kappa[0]}, 95% interval {kappa[1]} to {kappa[2]})"
+)
 
 
 def _facts(report):

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import unicodedata
-from itertools import groupby
+from collections import Counter
 
 import pyarrow as pa
 from fastcore.basics import patch
@@ -20,7 +20,7 @@ from .files import UnusableRow
 
 # %% ../../nbs/1_data/12_records.ipynb #d6419d38
 _ROLES = dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "function_call"), "assistant")
-_ROLES |= {"human": "user", "observation": "tool", "function": "tool"}
+_ROLES |= {"human": "user", "prompter": "user", "observation": "tool", "function": "tool"}
 
 
 def _text(value, what):
@@ -41,9 +41,21 @@ def _clean_text(value, what):
         raise UnusableRow(f"empty {what}")
     return value
 
+
+def _json_text(value, what):
+    "Arguments of a chat template, which are kept as JSON."
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        raise UnusableRow(f"{what} is not JSON") from None
+    return _text(text, what)
+
 # %% ../../nbs/1_data/12_records.ipynb #0131926f
+_SAID = ("content", "value", "parts", "text")  # where a message holds its text
+
+
 def _content(turn, what):
-    content = turn.get("content", turn.get("value"))
+    content = next((turn[key] for key in _SAID if key in turn), None)
     if isinstance(content, list):
         try:
             content = "".join(part["text"] for part in content)
@@ -57,8 +69,10 @@ def _message(turn, what):
     if not isinstance(role, str):
         needed = "a message has a role and a content (or from and value)"
         raise UnusableRow(f"{what} is not a list of messages", needed)
-    known, role = ("role", "content", "from", "value"), role.strip().lower()
+    known, role = ("role", "from", *_SAID), role.strip().lower()
     rest = {key: value for key, value in turn.items() if key not in known and value is not None}
+    if rest:
+        _json_text(rest, what)
     return {"role": _ROLES.get(role, role), "content": _content(turn, what), **rest}
 
 # %% ../../nbs/1_data/12_records.ipynb #0bbff7b8
@@ -78,11 +92,11 @@ def as_messages(
 
 # %% ../../nbs/1_data/12_records.ipynb #0118ea6a
 _MESSAGE_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*(?=(["'])\w+\1\s*:)(?s:.*?)["'](?:role|from)["']\s*:""")
-_MESSAGE_KEYS = {"role", "content"}, {"role", "tool_calls"}, {"from", "value"}
+_MESSAGE_KEYS = {"role", "content"}, {"role", "tool_calls"}, {"from", "value"}, {"role", "parts"}
 
 
 def _parsed(value, what):
-    "The cell, parsed where its text is JSON messages."
+    "The cell, parsed where its text is JSON messages, or an object with nothing but them."
     start = _MESSAGE_TEXT.match(value) if isinstance(value, str) else None
     if not start:
         return value
@@ -93,40 +107,14 @@ def _parsed(value, what):
             return value
         remedy = "write messages with json.dumps, or the table as JSON lines"
         raise UnusableRow(f"{what} is written by Python's str(), not as JSON", remedy) from None
-    turns = parsed if isinstance(parsed, list) else [parsed]
-    return parsed if all(map(_is_message, turns)) else value
+    alone = isinstance(parsed, dict) and len(parsed) == 1
+    turns = next(iter(parsed.values())) if alone else parsed
+    turns = turns if isinstance(turns, list) else [parsed]
+    return turns if all(map(_is_message, turns)) else value
 
 
 def _is_message(turn):
     return isinstance(turn, dict) and any(keys <= set(turn) for keys in _MESSAGE_KEYS)
-
-# %% ../../nbs/1_data/12_records.ipynb #ed6bb391
-_FIRST, _ROLE = r"\A\s*(?=System|Human|Assistant)", r"(System|Human|Assistant)[ \t]*:"
-_TURN = re.compile(rf"(?:{_FIRST}|\n[ \t]*\n[ \t]*(?=Human|Assistant)){_ROLE}")
-_LINE_TURN = re.compile(rf"(?:{_FIRST}|\n[ \t]*(?=Human|Assistant)){_ROLE}")
-_SYSTEM = r"(?:System[ \t]*:(?s:.*?)\n[ \t]*)?"
-_TRANSCRIPT = re.compile(rf"\s*{_SYSTEM}Human[ \t]*:(?s:.*?)\n[ \t]*Assistant[ \t]*:")
-_SPEAKERS = {"System": "system", "Human": "user", "Assistant": "assistant"}
-
-
-def _is_transcript(value):
-    "Whether a text begins with `Human:` or `System:` and has an `Assistant:` turn."
-    return isinstance(value, str) and bool(_TRANSCRIPT.match(value))
-
-# %% ../../nbs/1_data/12_records.ipynb #97d39f92
-def _parse_transcript(text):
-    text = text.replace("\r\n", "\n")
-    before, *parts = _TURN.split(text)
-    if "Assistant" not in parts[::2]:
-        before, *parts = _LINE_TURN.split(text)
-    if before.strip() or not parts:
-        raise UnusableRow("not a transcript", 'it does not begin with "Human:" or "Assistant:"')
-    turns = []
-    for speaker, said in groupby(zip(parts[::2], parts[1::2]), lambda part: part[0]):
-        contents = filter(None, (content.strip() for _, content in said))
-        turns.append({"role": _SPEAKERS[speaker], "content": "\n\n".join(contents)})
-    unfinished = len(turns) > 1 and turns[-1] == {"role": "user", "content": ""}
-    return turns[:-1] if unfinished else turns
 
 # %% ../../nbs/1_data/12_records.ipynb #7c310a15
 def _shared_turns(conversations):
@@ -170,13 +158,23 @@ def _conversations(prompt, responses):
     if not all(map(_answers, responses)):
         fault = "the prompt is not at the start of the responses"
         raise UnusableRow(fault if given else "the responses answer different prompts")
+    if not given + shared:
+        raise UnusableRow("no prompt: the conversations share no turn")
     return given + shared, responses
+
+# %% ../../nbs/1_data/12_records.ipynb #75f7bc8a
+def _majority(votes):  # lists of ranks of the same responses
+    "The ranks that most gave; where two lead, the sum of all."
+    (first, count), *others = Counter(map(tuple, votes)).most_common(2)
+    if not others or count > others[0][1]:
+        return list(first)
+    return list(map(sum, zip(*votes)))
 
 # %% ../../nbs/1_data/12_records.ipynb #d0ac1a8b
 class Row:
     "The cells of one row, by canonical column names."
 
-    is_transcript = staticmethod(_is_transcript)
+    parse, majority = staticmethod(_parsed), staticmethod(_majority)
 
     def __init__(self, cells: dict, columns: dict):  # of a source; canonical name -> its column
         self.cells, self.columns = cells, columns
@@ -202,11 +200,11 @@ def number(self: Row, name, *, negative=True):
 
 
 def _number(value, what):
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # NaN
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
         raise UnusableRow(f"{what} is not a finite number", repr(value)[:40])
@@ -232,11 +230,11 @@ def entries(self: Row, name):
 # %% ../../nbs/1_data/12_records.ipynb #9bf3876a
 @patch
 def numbers(self: Row, name, count):
-    "The numbers of a list, one for each of `count` responses; None where there is no list."
+    "A number or None for each of `count` responses; None where there is no list."
     if self[name] is None:
         return None
     values = self.entries(name)
-    if len(values) != count or None in values:
+    if len(values) != count:
         raise UnusableRow(f"{name} and responses differ in number", f"{len(values)} for {count} responses")
     return [_number(value, name.removesuffix("s")) for value in values]
 
@@ -249,18 +247,11 @@ def _read(value, name, read=str):
     return read(_clean_text(value, name))
 
 
-def _read_prompt(text):
-    if not _LINE_TURN.match(text):
-        return text
-    turns = _parse_transcript(text)
-    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
-
-
 def _prompt(row, transcripts):
     "A text or messages; None where there is no column for it."
     if "prompt" not in row:
         return None
-    prompt = _read(row["prompt"], "prompt", _read_prompt if transcripts else str)
+    prompt = _read(row["prompt"], "prompt", Row.transcript_prompt if transcripts else str)
     if not response_text(prompt).strip():
         raise UnusableRow("empty prompt")
     return prompt
@@ -281,18 +272,29 @@ def _response(value, name, read):
 @patch
 def texts(self: Row, responses, names, transcripts=False):
     "Prompt and responses (cells, and their names for a reason) as texts or messages."
-    prompt = _prompt(self, transcripts)
-    whole = transcripts and (not isinstance(prompt, list) or all(map(_is_transcript, responses)))
-    read = _parse_transcript if whole else str.strip if transcripts else str
+    prompt, read = _prompt(self, transcripts), str
+    if transcripts:
+        whole = not isinstance(prompt, list) or all(map(self.is_transcript, responses))
+        read = self.parse_transcript if whole else str.strip
     responses = [_response(*pair, read) for pair in zip(responses, names)]
     if any(isinstance(value, list) for value in (prompt, *responses)):
         prompt, responses = _conversations(prompt, responses)
-    system = self["system"]
-    if prompt and isinstance(system, str) and system.strip():
+    before = self.before() if prompt else []
+    if before:
         prompt, responses = _said("user", prompt), [_said("assistant", each) for each in responses]
-        if prompt[0]["role"] != "system":
-            prompt = _said("system", system.strip()) + prompt
+        prompt = before[prompt[0]["role"] == before[0]["role"] == "system" :] + prompt
     return prompt or "", responses
+
+
+@patch
+def before(self: Row):
+    "The turns before the prompt: what the system says, and earlier ones."
+    system = _parsed(self["system"], "system") or ""
+    if not isinstance(system, str):
+        system = response_text(as_messages(system, "system"))
+    earlier = as_messages(_parsed(self["history"], "history") or [], "history")
+    system = system.strip()
+    return (_said("system", system) if system else []) + earlier
 
 # %% ../../nbs/1_data/12_records.ipynb #6ef2dbdb
 def _refuse_equal(responses, ranks, names):
@@ -319,7 +321,7 @@ def record(self: Row, prompt, responses, ranks, scores, names):
     dense = {rank: n for n, rank in enumerate(sorted(set(ranks)), 1)}
     weight = self.number("weight", negative=False)
     record = {
-        "id": None if self["id"] is None else str(self["id"]),
+        "id": None if self["id"] is None else _text(str(self["id"]), "id"),
         "prompt": prompt,
         "responses": [responses[n] for n in order],
         "ranks": sorted(map(dense.get, ranks)),
@@ -327,19 +329,12 @@ def record(self: Row, prompt, responses, ranks, scores, names):
         "margin": self.number("margin", negative=False),
         "weight": 1.0 if weight is None else weight,
         "source": None if self["source"] is None else _clean_text(str(self["source"]), "source"),
+        "annotator": self["annotator"],
     }
     for name in ("tools", "chat_template_kwargs"):
         if self[name]:
             record[name] = _json_text(self[name], name)
     return record
-
-
-def _json_text(value, what):
-    "Arguments of a chat template, which are kept as JSON."
-    try:
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        raise UnusableRow(f"{what} is not JSON") from None
 
 # %% ../../nbs/1_data/12_records.ipynb #306ac2cb
 _dump = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode

@@ -488,11 +488,14 @@ class DataSettings(_Settings):
     format: str = setting("auto", "Force a data format instead of detecting it.")
     split: str | None = setting(None, "Split of a data set that has several.")
     prompt_column: str | None = setting(
-        None, "Column that holds the prompt.", metavar="COLUMN")
+        None, "Column that holds the prompt; '' where there is none.", metavar="COLUMN")
     chosen_column: str | None = setting(
         None, "Column that holds the chosen response.", metavar="COLUMN")
     rejected_column: str | None = setting(
         None, "Column that holds the rejected response.", metavar="COLUMN")
+    question: str | None = setting(
+        None, "Column of the label, such as a question that annotators answered.",
+        alias="label_column", metavar="COLUMN")
     column: str | None = setting(
         None, "Any other column, as scores=ratings, or scores= where there is "
         "none; may be repeated.", many=True, metavar="NAME=COLUMN")

@@ -39,8 +39,9 @@ def _pairs(option, words, pattern, form):
 # %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
 def _loading(args):
     named = {
-        "prompt": args.prompt_column, "chosen": args.chosen_column, "rejected": args.rejected_column}
-    columns = {name: column for name, column in named.items() if column}
+        "prompt": args.prompt_column, "chosen": args.chosen_column,
+        "rejected": args.rejected_column, "label": args.question}
+    columns = {name: column or None for name, column in named.items() if column is not None}
     columns |= _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
     used = [*columns.values()]
     twice = [name for name, column in columns.items() if column and used.count(column) > 1]

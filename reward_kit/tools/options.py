@@ -217,9 +217,9 @@ def in_options(cls: Command, text: str) -> str:  # a message that names Python a
     flags = {name: _flag(option.name) for name, option in cls.names().items()}
 
     def pair(kind, name, value):
-        own, value = flags.get(f"{name}_column"), cls.typed(value) if value else ""
-        if kind == "columns" and own and value: return f"{own} {value}"
-        return f"--{kind[:-1]} {name}={value}"
+        own = flags.get(f"{name}_column")
+        if kind == "columns" and own: return f"{own} {cls.typed(value or '')}"
+        return f"--{kind[:-1]} " + cls.typed(f"{name}={value or ''}")
 
     def pairs(found):
         try: values = ast.literal_eval(found[2])

@@ -1,0 +1,363 @@
+"""Files as people have them: every documented layout, and each kind of fault that was once read wrongly."""
+
+import bz2
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from reward_kit.beside import published_layouts
+from reward_kit.data.files import PreferenceDataError, UnusableRow, read_rows
+from reward_kit.data.formats import PreferenceFormat, to_record
+from reward_kit.data.preferences import load_preferences
+
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"
+Q, A, B = "Name a colour of {}.", "The sky, {}: blue.", "No idea, {}."
+
+
+def load(source, **options):
+    return load_preferences(source, progress=False, **options)
+
+
+def reasons(found):
+    return {reason: entry["count"] for reason, entry in (found.report.dropped | found.report.noted).items()}
+
+
+def many(n=12, **cells):
+    "Rows whose texts name their number; a cell may be a function of it."
+    fill = lambda cell, k: cell(k) if callable(cell) else cell.format(k) if isinstance(cell, str) else cell
+    return [{name: fill(cell, k) for name, cell in cells.items()} for k in range(n)]
+
+
+# ---------------------------------------------------------------- the table of layouts
+
+
+@pytest.mark.parametrize("layout", published_layouts._LAYOUTS, ids=lambda layout: layout.name)
+def test_each_layout_is_read_as_documented_and_saved_again(layout, tmp_path):
+    rows = layout.example if isinstance(layout.example, list) else [layout.example]
+    found = load(rows, **layout.options)
+    text = found[0]["responses"][0]
+    text = text if isinstance(text, str) else text[-1]["content"]
+    assert text in ("Seven is one.", "Yes.") and found[0]["ranks"][:2] == [1, 2] or layout.name == "RM-Bench"
+    assert found[0]["prompt"] and re.match("https?://|.made up.", layout.source)
+    assert found.report.rows_read == len(rows) == found.report.rows_kept
+    found.save(tmp_path / "a.jsonl")
+    assert load(tmp_path / "a.jsonl").fingerprint == found.fingerprint
+    scored = PreferenceFormat.detect(rows, layout.options.get("columns"), judged=False)
+    prompt, responses = scored.texts(rows[0])
+    assert prompt == found[0]["prompt"] and responses[0] in found[0]["responses"]
+
+
+def test_there_are_sixty_layouts():
+    assert len({layout.name for layout in published_layouts._LAYOUTS}) >= 60
+
+
+# ---------------------------------------------------------------- no prompt
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"the_question": Q, "response": lambda k: f"{k}", "score": lambda k: k % 3},
+        {"asked": Q, "response_a": "Yes", "response_b": "No", "label": "a"},
+        {"dialog": lambda k: [{"role": "user", "content": f"{k}?"}], "chosen": A, "rejected": B},
+        {"ask": Q, "responses": lambda k: [f"x{k}", "y"], "scores": [1, 2]},
+        {"topic": "sums", "user_query": Q, "chosen": "It is the {} there.", "rejected": "It is the {} here."},
+    ],
+)
+def test_a_file_without_a_recognised_prompt_is_refused_with_the_likeliest_column(cells):
+    name = next(name for name in cells if name in ("the_question", "asked", "dialog", "ask", "user_query"))
+    for judged in (True, False):
+        with pytest.raises(
+            PreferenceDataError, match=rf"no column 'prompt', but '{name}' looks like it; say"
+        ):
+            PreferenceFormat.detect(many(**cells), judged=judged)
+
+
+def test_texts_without_a_prompt_are_declared_or_show_it():
+    rows = many(chosen=A, rejected=B)
+    with pytest.raises(PreferenceDataError, match=r"columns=\{'prompt': None\} for texts without a prompt"):
+        load(rows)
+    assert load(rows, columns={"prompt": None})[0]["prompt"] == ""
+    full = many(chosen="What is {}? A number.", rejected="What is {}? A word.", category="{}")
+    assert "full texts" in load(full).report.notes[0]
+
+
+def test_one_prompt_that_most_rows_have_is_none():
+    rows = many(150, prompt="Go on.", response=A, score=lambda k: k)
+    with pytest.raises(
+        PreferenceDataError, match="150 of 150 rows have the same prompt, in the column 'prompt'"
+    ):
+        load(rows)
+    with pytest.raises(PreferenceDataError, match="no column 'prompt'"):
+        load(many(response=A, score=lambda k: k), columns={"prompt": None})
+
+
+def test_a_large_ranking_takes_no_memory_of_its_square():
+    rows = [{"prompt": "q", "responses": [f"a{n}" for n in range(2000)], "scores": list(range(2000))}]
+    found = load(rows)
+    assert found.report.stats["pairs"] == 2000 * 1999 // 2 and found.measures.table.nbytes < 100_000
+
+
+# ---------------------------------------------------------------- codes
+
+
+def test_best_counts_from_where_the_rows_show():
+    rows = many(prompt=Q, responses=lambda k: [A.format(k), B.format(k), "?"][:: 1 if k % 2 else -1])
+    for start in (0, 1):
+        coded = [row | {"best": row["responses"].index(A.format(k)) + start} for k, row in enumerate(rows)]
+        found = load(coded)
+        assert all(r["responses"][0].startswith("The sky") for r in found) and len(found) == 12
+        assert f"'best' counts the responses from {start}" in found.report.notes
+    silent = [row | {"best": 1} for row in rows]
+    with pytest.raises(PreferenceDataError, match=r"from 0 or from 1; .* labels=\{'\?': 'a'\}"):
+        load(silent)
+    assert load(silent, labels={"1": "a"})[1]["responses"][0] == A.format(1)
+
+
+def test_a_strength_needs_a_sign_or_its_ends():
+    rows = many(14, prompt=Q, response_1=A, response_2=B, preference_strength=lambda k: k % 7 + 1)
+    with pytest.raises(PreferenceDataError, match=r"run from 1 to 7, without a sign; .*'1': '\?', '7': '\?'"):
+        load(rows)
+    found = load(rows, labels={"1": "a", "7": "b"})
+    assert found[0]["responses"][0] == A.format(0) and found[6]["responses"][0] == B.format(6)
+    assert found[3]["ranks"] == [1, 1] and found[0]["margin"] == 3
+    assert load(rows, labels={"1": "b", "7": "a"})[0]["responses"][0] == B.format(0)
+    signed = [row | {"preference_strength": row["preference_strength"] - 4} for row in rows]
+    assert "below 0" in load(signed).report.notes[0]
+
+
+@pytest.mark.parametrize(
+    "label,side",
+    [
+        ("A>B", "a"), ("B>>A", "b"), ("A < B", "b"), ("A=B", "tie"), ("[[A]]", "a"), ("[[C]]", "tie"),
+        ("My final verdict is [[B>A]].", "b"), ("[[A>>B]]", "a"), ("both_bad", "tie"), ("Answer 2", "b"),
+    ],
+)  # fmt: skip
+def test_verdicts_as_judges_write_them(label, side):
+    record = to_record({"prompt": "q", "answer_1": "x", "answer_2": "y", "verdict": label})
+    assert record["ranks"] == ([1, 1] if side == "tie" else [1, 2])
+    assert record["responses"][0] == ("y" if side == "b" else "x")
+
+
+# ---------------------------------------------------------------- votes
+
+
+def voted(labels):
+    return [
+        {"prompt": "q", "response_a": "x", "response_b": "y", "label": label, "rater": f"r{n}"}
+        for n, label in enumerate(labels)
+    ]
+
+
+@pytest.mark.parametrize("labels,best", [("aba", "x"), ("bba", "y"), ("ab", None), ("aaa", "x")])
+def test_rows_that_differ_in_who_judged_are_votes(labels, best):
+    more = many(prompt=Q, response_a=A, response_b=B, label="a", rater="r0")
+    found = load(voted(labels) + more)
+    assert len(found) == 13 and not reasons(found) and found.report.rows_kept == 12 + len(labels)
+    assert found[0]["ranks"] == ([1, 1] if best is None else [1, 2]) and best in (
+        found[0]["responses"][0],
+        None,
+    )
+    assert found.report.votes["votes"] == len(labels) and "kappa" in str(found.report)
+    assert found.fingerprint == load(more[:0] + voted(labels) + more).fingerprint
+
+
+def test_votes_in_one_row_are_those_of_many_rows():
+    panda = {
+        "prompt": "q",
+        "response1": "x",
+        "response2": "y",
+        "annotator1": 1,
+        "annotator2": 2,
+        "annotator3": 2,
+    }
+    task = {
+        "data": {"prompt": "q", "answer1": "x", "answer2": "y"},
+        "annotations": [
+            {"result": [{"from_name": "pw", "value": {"selected": side}}]}
+            for side in ("left", "right", "right")
+        ],
+    }
+    given = [
+        {"value": side, "user_id": "u", "status": "submitted"} for side in ("answer1", "answer2", "answer2")
+    ]
+    argilla = {"prompt": "q", "answer1": "x", "answer2": "y", "pick": given}
+    rows = load(voted("abb"))
+    for row in (panda, task, argilla):
+        found = load([row])
+        assert (found[0]["responses"], found[0]["ranks"]) == (rows[0]["responses"], rows[0]["ranks"]), row
+        assert found.report.votes["votes"] == 3
+
+
+def test_two_questions_are_asked_for():
+    answer = lambda **words: [
+        {"from_name": name, "value": {"selected": word}} for name, word in words.items()
+    ]
+    rows = [
+        {"id": k, "data": {"prompt": f"q{k}", "left": "x", "right": "y"},
+         "annotations": [{"result": answer(helpful="left", harmless="right")}]}
+        for k in range(4)
+    ]  # fmt: skip
+    with pytest.raises(PreferenceDataError, match="'helpful' and 'harmless' could each be the verdict"):
+        load(rows)
+    assert load(rows, columns={"label": "harmless"})[0]["responses"] == ["y", "x"]
+
+
+# ---------------------------------------------------------------- context, and texts that are none
+
+
+def test_what_stands_before_a_prompt_belongs_to_it():
+    row = {"prompt": "And then?", "chosen": "x", "rejected": "y"}
+    for history in (
+        [["Hi", "Hello."]],
+        ["Hi", "Hello."],
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}],
+    ):
+        found = load([row | {"history": history, "system": "s"}])
+        assert [turn["content"] for turn in found[0]["prompt"]] == ["s", "Hi", "Hello.", "And then?"]
+    assert load([row | {"history": []}]).kind == "text"
+    for beside in ("context", "passage", "input"):
+        with pytest.raises(PreferenceDataError, match=f"'{beside}' stands beside the prompt 'prompt'"):
+            load([row | {beside: "It was a dark night."}])
+    assert len(load([row | {"passage": "x"}], columns={"context": None})) == 1
+    alpaca = {"instruction": "Sum up.", "input": "A text.", "chosen": "x", "rejected": "y"}
+    assert load([alpaca])[0]["prompt"] == "Sum up.\nA text."
+
+
+def test_rows_are_grouped_by_all_that_stands_before():
+    rows = [
+        {"system": s, "prompt": "Go on.", "response": f"{s}{n}", "score": n} for s in "ab" for n in (1, 2)
+    ]
+    assert len(load(rows)) == 2
+    fmt = PreferenceFormat.detect(rows, judged=False)
+    assert [fmt.texts(row)[0][0]["content"] for row in rows] == ["a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    "chosen,rejected", [("response_2", "response_1"), ("B", "A"), ("model_b", "model_a")]
+)
+def test_names_in_place_of_texts(chosen, rejected):
+    found = load(many(prompt=Q, response_1=B, response_2=A, chosen=chosen, rejected=rejected))
+    assert [r["responses"] for r in found] == [[A.format(k), B.format(k)] for k in range(12)]
+
+
+def test_conversations_as_json_text_of_an_object():
+    turns = lambda text: json.dumps(
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]}
+    )
+    assert load([{"chosen": turns("x"), "rejected": turns("y")}])[0]["prompt"] == [
+        {"role": "user", "content": "q"}
+    ]
+
+
+# ---------------------------------------------------------------- what Python stumbles over
+
+
+def test_one_bad_row_never_ends_a_file(tmp_path):
+    good = many(prompt=Q, responses=lambda k: [A.format(k), B.format(k)], scores=[2, 1])
+    bad = [
+        {"scores": ["", "3"]}, {"scores": [10**400, 1]}, {"scores": {"a": 1}}, {"scores": [[1], 2]},
+        {"id": "\ud800"}, {"responses": [{"role": "assistant"}, None]}, {"tools": "\ud800"},
+    ]  # fmt: skip
+    found = load(good + [good[0] | {"prompt": "p"} | change for change in bad])
+    assert len(found) == 12 and found.report.rows_dropped == len(bad)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(good[0]) + "\n" + json.dumps(good[1])[:-1] + f', "n": {"9" * 5000}}}\n')
+    assert len(load(path)) == 2
+
+
+def test_a_conversation_without_a_shared_turn_is_dropped():
+    turn = lambda role, text: {"role": role, "content": text}
+    end = lambda text: turn("assistant", text)
+    pair = lambda *start: {"chosen": [*start, end("x")], "rejected": [*start, end("y")]}
+    found = load([*(pair(turn("user", f"q{n}")) for n in range(3)), pair()])
+    assert reasons(found) == {"no prompt: the conversations share no turn": 1} and len(found) == 3
+
+
+def test_null_ratings_leave_their_response_out():
+    found = load(many(prompt=Q, responses=["x", "y", "z"], ratings=[5, None, 1]))
+    unrated = "row with an unrated response, which is left out (kept)"
+    assert found[0]["responses"] == ["x", "z"] and reasons(found) == {unrated: 12}
+
+
+def test_a_missing_number_of_a_table_is_none(tmp_path):
+    rows = many(prompt=Q, chosen=A, rejected=B)
+    table = pa.Table.from_pylist(rows).append_column("margin", pa.array([np.nan, *range(11)], pa.float64()))
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    assert [record["margin"] for record in load(tmp_path / "a.parquet")][:2] == [None, 0.0]
+
+
+def test_files_of_other_programs(tmp_path):
+    rows = many(prompt=Q, chosen=A, rejected=B)
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    (tmp_path / "a.jsonl.bz2").write_bytes(bz2.compress(lines))
+    (tmp_path / "a.jsonl.zst").write_bytes(pa.compress(lines, codec="zstd", asbytes=True))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl", lines)
+    table = "prompt,chosen,rejected\r" + "\r".join(
+        f'"{r["prompt"]}","{r["chosen"]}","{r["rejected"]}"' for r in rows
+    )
+    (tmp_path / "a.csv").write_text(table, newline="")
+    for path in tmp_path.iterdir():
+        assert load(path).fingerprint == load(rows).fingerprint, path
+    for name in ("b.jsonl", "b.parquet", "b.csv"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        with pytest.raises(PreferenceDataError, match=f"{name}: this is a Git LFS pointer"):
+            load(tmp_path / name)
+
+
+def test_splits_of_different_trainings_are_kept_apart(tmp_path):
+    for name in ("train_prefs", "train_sft", "test_prefs"):
+        (tmp_path / f"{name}-00000.jsonl").write_text(
+            json.dumps(many(1, prompt=name, chosen=A, rejected=B)[0])
+        )
+    with pytest.raises(PreferenceDataError, match="among 'test_prefs', 'train_prefs', 'train_sft'"):
+        read_rows(tmp_path)
+    assert list(load(tmp_path, split="train_prefs").report.overlaps) == ["test_prefs"]
+
+
+def test_good_and_bad_are_paired_by_prompt():
+    rows = many(prompt=Q, completion=A, label=True) + many(10, prompt=Q, completion=B, label=False)
+    found = load(rows)
+    assert len(found) == 10 and reasons(found) == {"only one response to its prompt": 2}
+    assert all(record["responses"][0].startswith("The sky") for record in found)
+    with pytest.raises(PreferenceDataError, match="none of 12 rows can be used: only one response"):
+        load(rows[:12])
+
+
+# ---------------------------------------------------------------- the files beside the repository
+
+RIGHT = {  # name -> rows kept and records, or what the refusal says
+    "alpaca": (40, 40), "choice_from_one": (40, 40), "chosen_by_name": (40, 40), "empty_score": (29, 29),
+    "helpsteer3": (50, 50), "history": (40, 40), "huge_integer": (31, 31), "judge_arrows": (30, 30),
+    "kto": (60, 30), "label_studio_two_questions": "columns={'label': 'helpful'}",
+    "labelled_unknown_prompt": "{'prompt': 'user_question'}", "labels_one_and_a_half": "'1': '?', '1.5': '?'",
+    "lfs_pointer": "Git LFS pointer", "ms_swift": (40, 40), "no_shared_turn": (30, 30),
+    "null": "null.json row 1",
+    "old_mac": (30, 30), "openai_dpo": (40, 40), "pairs_trajectory": "{'prompt': 'trajectory'}",
+    "post_and_null_article": (40, 40), "rating_with_null": (20, 20), "scored_by_system": (4, 2),
+    "scored_unknown_prompt": "{'prompt': 'user_question'}", "strength_likert": "run from 1 to 7",
+    "votes": (70, 21),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="the small inputs are not beside this repository")
+@pytest.mark.parametrize("name", RIGHT)
+def test_the_small_inputs(name):
+    (path,), right = CASES.glob(f"{name}.*"), RIGHT[name]
+    if isinstance(right, str):
+        with pytest.raises(PreferenceDataError, match=re.escape(right)):
+            load(path)
+        return
+    found = load(path)
+    assert (found.report.rows_kept, len(found)) == right
+
+
+def test_reasons_are_rows_that_can_be_looked_up():
+    with pytest.raises(UnusableRow, match="row cannot be read|is not text"):
+        to_record({"prompt": "q", "chosen": object(), "rejected": "b"})
