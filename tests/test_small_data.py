@@ -58,17 +58,16 @@ def rows(n=120, prompts=40, seed=0):
     return made
 
 
-def load(data):
-    return load_preferences(data, progress=False)
+def load(data, **options):
+    return load_preferences(data, progress=False, **options)
 
 
 # --- pairs ----------------------------------------------------------------------------------------
 
 
 def test_records_without_a_prompt_are_prompts_of_their_own():
-    data = load(
-        [{"chosen": "a", "rejected": "b"}, {"chosen": "b", "rejected": "a"}, {"chosen": "c", "rejected": "d"}]
-    )
+    pairs = [{"chosen": a, "rejected": b} for a, b in ("ab", "ba", "cd")]
+    data = load(pairs, columns={"prompt": None})
     keys = data.prompt_keys.tolist()
     assert keys[0] == keys[1] != keys[2]
     data = load(
@@ -128,7 +127,7 @@ def test_every_pair_is_judged_once_by_a_model_of_other_prompts():
 
 def test_records_without_a_prompt_can_be_cross_validated():
     data = [{"chosen": f"good {i} " + "x" * (i % 5), "rejected": f"bad {i}"} for i in range(30)]
-    found = cross_validate(lambda part, seed: by_length, data, folds=3)
+    found = cross_validate(lambda part, seed: by_length, data, folds=3, columns={"prompt": None})
     assert found.n_pairs == found.n_prompts == 30 and None not in found.rewards[0]
 
 

@@ -79,7 +79,7 @@ def _open(self: PreferenceFormat, cells):
 # %% ../../nbs/1_data/14_formats.ipynb #2117fb8a
 @contextmanager
 def _any_fault():
-    "Any other error makes its row unusable."
+    "Other errors make a row unusable."
     try:
         yield
     except PreferenceDataError:

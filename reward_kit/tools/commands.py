@@ -38,10 +38,10 @@ def _pairs(option, words, pattern, form):
 
 # %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
 def _loading(args):
-    named = {
-        "prompt": args.prompt_column, "chosen": args.chosen_column,
-        "rejected": args.rejected_column, "label": args.question}
-    columns = {name: column or None for name, column in named.items() if column is not None}
+    named = {f"{name}_column": name for name in ("prompt", "chosen", "rejected")}
+    named["question"] = "label"
+    given = [option for option in named if args.given.get(option) is not None]
+    columns = {named[option]: getattr(args, option) for option in given}
     columns |= _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
     used = [*columns.values()]
     twice = [name for name, column in columns.items() if column and used.count(column) > 1]
