@@ -125,7 +125,7 @@ class RewardHead:
 
     def __init__(self, model):  # *ForSequenceClassification, also inside a PeftModel
         inner = innermost_model(model)
-        self.config, base = inner.config, getattr(inner, "base_model_prefix", "")
+        self.inner, base = inner, getattr(inner, "base_model_prefix", "")
         self.parts = nn.ModuleDict({
             name: child for name, child in inner.named_children()
             if name != base and list(child.parameters())})
@@ -470,7 +470,7 @@ def trained_by(self: RewardHead, peft_config, added=()):  # ids of added tokens
 def check_is_trained(self: RewardHead):
     "ValueError: the head is frozen and never was trained."
     names = list(self.parts)
-    if _lacks_head(self.config) and not any(p.requires_grad for p in self.parts.parameters()):
+    if _lacks_head(self.inner.config) and not any(p.requires_grad for p in self.parts.parameters()):
         raise ValueError(
             f"the head {', '.join(names)} of this PeftModel is frozen and would stay random: build it "
             f"with task_type='SEQ_CLS' and modules_to_save={names}, or pass peft_config instead")
