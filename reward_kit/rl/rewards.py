@@ -137,9 +137,9 @@ class RewardMix:
 
     def __call__(self, prompts, completions, columns, rows):
         "Weighted sums (None: nothing applies), and {name: rewards}."
-        found = {}
-        for name, function, scale in zip(self.names, self.functions, self.scales):
-            found[name] = scale(_call_reward(function, prompts, completions, columns, rows))
+        found = {
+            name: scale(_call_reward(function, prompts, completions, columns, rows))
+            for name, function, scale in zip(self.names, self.functions, self.scales)}
         totals = []
         for rewards in zip(*found.values()):
             weighted = [w * r for w, r in zip(self.weights, rewards) if r is not None]

@@ -24,7 +24,7 @@ from scipy.stats.contingency import crosstab
 
 from ..data.files import PreferenceDataError, UnusableRow, append_rows, read_rows, write_whole
 from ..data.formats import PreferenceFormat, to_record
-from ..data.report import Report, Section, Table, counted, percent, wilson_interval
+from ..data.report import Report, Table, counted, percent, wilson_interval
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #b3c769a3
 _logger = logging.getLogger(__name__)
@@ -282,10 +282,10 @@ class AnnotatorAgreement(Report):
             f"(95% {percent(*self.interval)}), Cohen's kappa {kappa}"
         ]
 
-    def sections(self, **options) -> list[Section]:
+    def main_table(self) -> Table:
         "How often each pair of answers was given."
         rows = [(name, *counts) for name, counts in zip(_ANSWERS, self.table)]
-        return [Section(table=Table(("one \\ other", *_ANSWERS), rows))]
+        return Table(("one \\ other", *_ANSWERS), rows)
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #42ea20af
 def annotator_agreement(

@@ -208,10 +208,10 @@ class ResponseComparison(Report):
         rows = [(f"response {i + 1}", rank, f"{self.scores[i]:.2f}") for rank, i in ranked]
         tables = [Table(("", "rank", "reward"), rows)]
         if len(rows) > 1:
-            preferred = []
-            for i, row in enumerate(self.probabilities):
-                cells = ["" if i == j else percent(p) for j, p in enumerate(row)]
-                preferred.append((f"{i + 1} preferred to", *cells))
+            preferred = [
+                (f"{i + 1} preferred to",
+                 *("" if i == j else percent(p) for j, p in enumerate(row)))
+                for i, row in enumerate(self.probabilities)]
             tables.append(Table(("", *range(1, len(rows) + 1)), preferred))
         return [Section(table=table) for table in tables]
 

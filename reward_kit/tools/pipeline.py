@@ -279,19 +279,17 @@ def _hash(value):
 _SHOWN = ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #676c77a5
-def _log_line(logs, step, max_steps):
-    shown = [f"{name.replace('_', ' ')} {float(logs[name]):.3f}" for name in _SHOWN if name in logs]
-    head = f"step {step:>{len(str(max_steps))}}/{max_steps}"
-    return "  ".join([head, *shown]) if shown else None
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #2b8277ed
 class _LogLines(TrainerCallback):
     def __init__(self, say):
         self.say = say
 
     def on_log(self, args, state, control, logs, **kwargs):
-        line = _log_line(logs, state.global_step, state.max_steps)
-        if line and state.is_world_process_zero: self.say(line)
+        shown = [
+            f"{name.replace('_', ' ')} {float(logs[name]):.3f}"
+            for name in _SHOWN if name in logs]
+        if shown and state.is_world_process_zero:
+            last = str(state.max_steps)
+            self.say("  ".join([f"step {state.global_step:>{len(last)}}/{last}", *shown]))
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #1d3ab814
 class _Bar(ProgressCallback):
@@ -480,9 +478,6 @@ _PLAN = """PPO on {model}, judged by {rewards}: {prompts} to train on, {held_out
 {args.num_ppo_epochs} passes of {args.num_mini_batches} steps over each; \
 KL coefficient {args.kl_coef:g}, learning rate {args.learning_rate:g}"""
 _SCALED = " Scores have mean 0 and standard deviation 1 on the reward model's own evaluation set."
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #fa85d8f8
-#| export
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #ea3bbc25
 def _plan(trainer, model, rewards):

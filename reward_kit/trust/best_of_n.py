@@ -7,6 +7,7 @@ __all__ = ['best_of_n_scores', 'BestOfNCurve', 'best_of_n_curve']
 
 # %% ../../nbs/4_trust/48_best_of_n.ipynb #c10622ed
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from fastcore.basics import patch
@@ -46,6 +47,7 @@ def best_of_n_scores(
     return dict(zip(names, np.mean(rows, axis=0).tolist()))
 
 # %% ../../nbs/4_trust/48_best_of_n.ipynb #29ea6a4b
+@cache
 def _subset_weights(max_n, total): # -> (max_n, N), rows sum to 1
     "The probability that the i-th is the best of a random subset of 1 ... max_n."
     n, i = np.arange(2, max_n + 1)[:, None], np.arange(1, total + 1)
@@ -148,15 +150,14 @@ def best_of_n_curve(
 ) -> BestOfNCurve:
     "Gold and proxy reward of the best of n by proxy, for every n. Raises ValueError."
     rows = _reward_rows(proxy, gold)
-    sizes = [len(p) for p, _ in rows]
-    most = min(sizes)
+    most = min(len(p) for p, _ in rows)
     max_n = most if max_n is None else max_n
     if not 1 <= max_n <= most:
         raise ValueError(f"max_n={max_n} must be between 1 and {most}, "
                          "the smallest number of responses of a prompt")
-    weights, picked = {size: _subset_weights(max_n, size) for size in set(sizes)}, []
+    picked = []
     for p, g in rows:
-        own = weights[len(p)]
+        own = _subset_weights(max_n, len(p))
         picked.append([own @ _gold_by_proxy(p, g), own @ np.sort(p)])
     by_gold, by_proxy = np.swapaxes(picked, 0, 1)  # (Q, max_n) each
     n, mean = np.arange(1, max_n + 1), by_gold.mean(0)

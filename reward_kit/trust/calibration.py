@@ -138,11 +138,9 @@ def reference(self: Predictions): # (samples,) expected calibration errors
     "The ECE of calibrated models: outcomes are drawn from the claims."
     rng = np.random.default_rng(self.seed)
     order = np.argsort(np.argsort(self.bin, kind="stable")) # they are drawn bin by bin
-    tied, found = self.log_odds == 0, []
-    for _ in range(self.samples):
-        right = rng.random(len(order))[order] < self.confidence
-        found.append(self.ece(np.where(tied, 0.5, right)))
-    return np.array(found)
+    tied = self.log_odds == 0
+    draws = (rng.random(len(order))[order] < self.confidence for _ in range(self.samples))
+    return np.array([self.ece(np.where(tied, 0.5, right)) for right in draws])
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #1f12f625
 @patch

@@ -368,14 +368,15 @@ def compare_runs(
     named = sorted(named, key=lambda item: -item[1].mean())  # best first
     prompt, bootstrap = pairs["prompt"], Bootstrap(samples, level, seed)
     draws = bootstrap.accuracies([own for _, own in named], prompt)
-    table, comparisons = [], []
-    for (name, own), low, high in zip(named, *bootstrap.ends(draws.T)):
-        found = {"accuracy": float(own.mean()), "low": low, "high": high}
-        table.append({"name": name, "seeds": len(own), **found})
-    for ((b, better), x), ((a, worse), y) in itertools.combinations(zip(named, draws), 2):
-        found = _compare_two(worse, better, prompt, x - y, bootstrap)
-        comparisons.append({"a": a, "b": b, **found})
-    for row, p in zip(comparisons, _holm_correction([row["p"] for row in comparisons])):
+    table = [
+        {"name": name, "seeds": len(own),
+         "accuracy": float(own.mean()), "low": low, "high": high}
+        for (name, own), low, high in zip(named, *bootstrap.ends(draws.T))]
+    comparisons = [
+        {"a": a, "b": b, **_compare_two(worse, better, prompt, x - y, bootstrap)}
+        for ((b, better), x), ((a, worse), y) in itertools.combinations(zip(named, draws), 2)]
+    corrected = _holm_correction([row["p"] for row in comparisons])
+    for row, p in zip(comparisons, corrected):
         row["corrected"] = p
     return _RunComparison(table, comparisons, len(prompt), len(np.unique(prompt)),
                           pairs["n_left_out"], level, preferences.fingerprint)

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -94,9 +94,9 @@ def main_table(self: CrossValidation):
 @patch
 def figures(self: CrossValidation):
     rows = [(f"all {self.n_pairs:,} pairs", self.accuracy, *self.interval)]
-    for own in self._numbered_folds:
-        name = "seed {seed}, fold {fold}".format(**own)
-        rows.append((name, own["accuracy"], own["low"], own["high"]))
+    name = "seed {seed}, fold {fold}"
+    rows += [(name.format(**own), own["accuracy"], own["low"], own["high"])
+             for own in self._numbered_folds]
     xlabel = f"accuracy (%) with {self.confidence} intervals"
     return {"folds": forest_plot(rows, xlabel, scale=100)}
 
@@ -225,7 +225,7 @@ def _add_votes(counts, record, given):
         total += for_a, for_b, ties
 
 # %% ../../nbs/4_trust/46_labels.ipynb #0e4e0381
-def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
+def _count_votes(data, votes="votes", **reading):
     "Votes on every distinct pair, and the number of unreadable rows."
     if isinstance(data, Preferences):
         raise TypeError("annotator_ceiling needs the raw rows, as Preferences lose repeated "
@@ -234,7 +234,7 @@ def _count_votes(data, votes="votes", columns=None, format="auto", labels=None):
     readable = [row for _, row in rows if isinstance(row, dict)]
     if not readable:
         raise PreferenceDataError("no rows to count votes in")
-    form = PreferenceFormat.detect(readable[:1000], columns, format, labels)
+    form = PreferenceFormat.detect(readable[:1000], **reading)
     for origin, row in rows:
         try:
             record = to_record(row, origin=origin, format=form)
@@ -357,10 +357,11 @@ class Mistakes(Report):
         return Table.of(columns, self.mistakes, width=90)
 
 # %% ../../nbs/4_trust/46_labels.ipynb #e45089ab
-def _pair_rows(pairs, preferences, differences, temperature, order):
-    "The pairs in an order, as `Mistakes` has them."
-    rows = []
-    for i in order:
+@patch(cls_method=True)
+def _of(cls: Mistakes, pairs, preferences, temperature, most, **more):
+    "The `most` pairs whose label is the least likely."
+    rows, differences = [], pairs["difference"].mean(0)
+    for i in np.argsort(differences, kind="stable")[:most]:
         index = int(pairs["record"][i])
         record = preferences[index]
         responses = record["responses"]
@@ -373,7 +374,8 @@ def _pair_rows(pairs, preferences, differences, temperature, order):
             "probability": float(expit(differences[i] / temperature)),
             "origin": record["origin"],
         })
-    return rows
+    wrong = np.count_nonzero(differences < 0)
+    return cls(rows, len(differences), wrong, temperature, **more)
 
 # %% ../../nbs/4_trust/46_labels.ipynb #7b974959
 def most_confident_mistakes(
@@ -386,20 +388,17 @@ def most_confident_mistakes(
     "The pairs whose label the model finds least likely. Raises ValueError."
     preferences = load_preferences(preferences, progress=False)
     pairs = judged_pairs([model], preferences)
-    differences = pairs["difference"].mean(0)
     temperature = float(temperature or getattr(model, "temperature", None) or 1)
-    wrong = np.count_nonzero(differences < 0)
-    order = np.argsort(differences, kind="stable")[: min(n, wrong)]
-    rows = _pair_rows(pairs, preferences, differences, temperature, order)
-    return Mistakes(rows, len(differences), wrong, temperature)
+    wrong = np.count_nonzero(pairs["difference"].mean(0) < 0)
+    return Mistakes._of(pairs, preferences, temperature, min(n, wrong))
 
 # %% ../../nbs/4_trust/46_labels.ipynb #5d32c116
 @dataclass(repr=False)
 class _SuspectedErrors(Mistakes):
     "Labels that out-of-fold models find unlikely, the least likely first."
-    threshold: float = 0.5 # t: mean probability of the labels as they stand
-    n_suspected: int = 0 # pairs whose opposite label is at least that likely
-    order: list = field(default_factory=list) # records, the least likely label first
+    threshold: float # t: mean probability of the labels as they stand
+    n_suspected: int # pairs whose opposite label is at least that likely
+    order: list # records, the least likely label first
     title = "Labels that deserve a second look"
 
     @property
@@ -450,14 +449,8 @@ def suspected_label_errors(
     differences = pairs["difference"].mean(0)
     temperature = float(temperature or Predictions(differences).fit().temperature)
     p = expit(differences / temperature)
-    threshold, order = float(p.mean()), np.argsort(p, kind="stable")
+    threshold, order = float(p.mean()), np.argsort(differences, kind="stable")
     suspected = np.count_nonzero(1 - p >= max(threshold, 0.5))
-    return _SuspectedErrors(
-        _pair_rows(pairs, preferences, differences, temperature, order[: min(n, suspected)]),
-        n_pairs=len(p),
-        n_wrong=np.count_nonzero(p < 0.5),
-        temperature=temperature,
-        threshold=threshold,
-        n_suspected=suspected,
-        order=pairs["record"][order].tolist(),
-    )
+    return _SuspectedErrors._of(
+        pairs, preferences, temperature, min(n, suspected), threshold=threshold,
+        n_suspected=suspected, order=pairs["record"][order].tolist())
