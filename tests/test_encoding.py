@@ -691,6 +691,8 @@ def test_encode_dataset_counts_and_keeps_columns():
     )
     assert set(data.column_names) == {
         "id",
+        "chosen_ids",
+        "rejected_ids",
         "sequences",
         "lengths",
         "ranks",
@@ -755,7 +757,32 @@ def test_rankings_and_ids_of_the_same_tokens():
     text = {"prompt": "What?", "responses": ["a", "b", "a</s>"], "origin": "f.jsonl:1"}
     rows = [text | {"ranks": ranks} for ranks in ([1, 2, 3], [1, 2, 1], [2, 1, 2])]
     kept, report = encode_dataset(Dataset.from_list(rows), make_encoder())
-    assert kept["ranks"][:] == [[1, 2, 1], [2, 1, 2]] and report.reasons == {"of the same tokens": 1}
+    assert kept["ranks"][:] == [[1, 2], [2, 1]] and report.reasons == {"of the same tokens": 1}
+    assert report.repeated == 2 and "2 repeated answers merged" in report.summary
+
+
+def test_a_repeated_answer_counts_once_and_pairs_have_the_names_of_trl():
+    row = {"prompt": "What?", "origin": "f.jsonl:1", "scores": None}
+    rows = [
+        row | {"responses": ["b", "a", "b", "c"], "ranks": [2, 1, 2, 3], "scores": [2.0, 3.0, 2.0, 1.0]},
+        row | {"responses": ["b", "a"], "ranks": [2, 1]},
+        row | {"responses": ["a", "b"], "ranks": [1, 1]},
+        row | {"responses": ["a", "a"], "ranks": [1, 1]},
+        row | {"responses": ["a", "b", "a"], "ranks": [1, 2, 2]},
+    ]
+    encoder = make_encoder()
+    a, b, c = encoder.encode(["What?"] * 3, ["a", "b", "c"]).ids
+    for stream in (False, True):
+        data = Dataset.from_list(rows)
+        kept, report = encode_dataset(data.to_iterable_dataset() if stream else data, encoder)
+        kept = list(kept)
+        assert [row["sequences"] for row in kept] == [[b, a, c], [b, a], [a, b]]
+        assert kept[0]["ranks"] == [2, 1, 3] and kept[0]["scores"] == [2.0, 3.0, 1.0]
+        assert [row["lengths"] for row in kept] == [list(map(len, row["sequences"])) for row in kept]
+        assert [row["chosen_ids"] for row in kept] == [None, a, None]
+        assert [row["rejected_ids"] for row in kept] == [None, b, None]
+        assert report.repeated == 2 and report.tokens == sum(sum(row["lengths"]) for row in kept)
+        assert report.reasons == {"of the same tokens": 2}
 
 
 def test_encoding_is_cached_and_the_same_with_processes_and_iterables(tmp_path):

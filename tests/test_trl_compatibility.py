@@ -288,3 +288,42 @@ def test_a_stream_names_its_rows(base, tmp_path):
     stream = IterableDataset.from_generator(lambda: iter(broken(margin=1e300)))
     with pytest.raises(FloatingPointError, match="row 9, learning rate"):
         make(base, tmp_path / "out", data=stream).train()
+
+
+# ---- what is asked for is there, or named before anything is encoded
+
+
+def test_pairs_have_the_columns_of_trl(base, tmp_path):
+    ranking = {"prompt": "say", "responses": ["thank you", "sorry", "no"], "ranks": [1, 2, 3]}
+    pairs = [{"prompt": p["prompt"], "chosen": p["chosen"], "rejected": p["rejected"]} for p in make_pairs(3)]
+    trainer = make(base, tmp_path / "out", data=pairs)
+    theirs = make(base, tmp_path / "theirs", trl, data=Dataset.from_list(pairs))
+    for name in ("chosen_ids", "rejected_ids"):
+        assert name in trainer.train_dataset.column_names
+        found, lengths = trainer.train_dataset[name], trainer.train_dataset["lengths"]
+        assert [len(ids) for ids in found] == [both["cr".index(name[0])] for both in lengths]
+        assert trainer.train_dataset[0][name][-1] == theirs.train_dataset[0][name][-1]
+    ranked = make(base, tmp_path / "out", data=[ranking, ranking | {"prompt": "tell"}])
+    assert ranked.train_dataset["chosen_ids"][:] == ranked.train_dataset["rejected_ids"][:] == [None, None]
+    given = pairs_of_ids(4)
+    assert make(base, tmp_path / "out", data=given).train_dataset["chosen_ids"][:] == given["chosen_ids"][:]
+
+
+@pytest.mark.parametrize(
+    "settings, arguments, error",
+    [
+        ({"eos_token": "<nope>"}, {}, "eos_token '<nope>' is not in the vocabulary"),
+        ({"pad_token": "<nope>"}, {}, "pad_token '<nope>' is not in the vocabulary"),
+        ({}, {"processing_class": "gpt2"}, "processing_class must be a tokenizer, got str"),
+        ({}, {"processing_class": {"a": 1}}, "processing_class must be a tokenizer, got dict"),
+        ({}, {"processing_class": make_pairs}, "processing_class must be a tokenizer, got function"),
+    ],
+    ids=["eos", "pad", "name", "dict", "function"],
+)
+def test_a_wrong_tokenizer_or_token_is_named_before_encoding(
+    base, tmp_path, monkeypatch, settings, arguments, error
+):
+    monkeypatch.setattr(reward_kit.model.training_data.TrainingData, "encode", None)
+    with pytest.raises((TypeError, ValueError), match=error) as refused:
+        make(base, tmp_path / "out", arguments=arguments.items(), **settings)
+    assert "\n" not in str(refused.value)

@@ -10,7 +10,7 @@ import gc
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import compress, islice
+from itertools import islice
 
 import pyarrow as pa
 from datasets import Dataset
@@ -32,6 +32,7 @@ class OverflowReport(Report):
     sequences: int = 0  # responses read
     truncated: int = 0  # of them, cut on the left
     dropped: int = 0  # of them, left out
+    repeated: int = 0  # of them, merged
     rows: int = 0  # rows read
     tokens: int = 0  # tokens kept
     reasons: Counter = field(default_factory=Counter)  # why rows were left out -> how many
@@ -49,6 +50,8 @@ class OverflowReport(Report):
         text = (f"{counted(self.rows, 'row')}, {counted(self.sequences, 'sequence')}, "
                 f"{self.tokens} tokens kept; over {self.max_length} tokens: {self.truncated} cut "
                 f"({self.truncated / max(self.sequences, 1):.1%}), {self.dropped} dropped")
+        if self.repeated:
+            text += f"; {counted(self.repeated, 'repeated answer')} merged"
         if self.reasons:
             text += f"; {counted(self.dropped_rows, 'row')} left out ({', '.join(self.examples)}): "
             text += "; ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
@@ -60,7 +63,7 @@ class OverflowReport(Report):
         return [self.summary]
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #7f12ac89
-_COUNTS = ("rows", "sequences", "truncated", "dropped", "tokens")
+_COUNTS = ("rows", "sequences", "truncated", "dropped", "repeated", "tokens")
 
 
 @patch
@@ -76,33 +79,40 @@ def count(self: OverflowReport, rows):  # dictionaries with the keys of `_CHECKS
 # %% ../../nbs/2_model/23_encoded_data.ipynb #ca587554
 _TEXT = ("prompt", "responses", "tools", "chat_template_kwargs")  # columns that encoding replaces
 _GIVEN = ("chosen_ids", "rejected_ids")  # in place of text
-_ENCODED = {
+_ENCODED = dict.fromkeys(_GIVEN, pa.list_(pa.int32())) | {
     "sequences": pa.list_(pa.list_(pa.int32())), "lengths": pa.list_(pa.int64()),
     "ranks": pa.list_(pa.int64()), "scores": pa.list_(pa.float64()),
 }
 _CHECKS = {f"{name}_": pa.int64() for name in _COUNTS} | {"reason": pa.string(), "name": pa.string()}
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #5ac47ccd
-def _fault(kept, ranks, refused):
+def _fault(answers, fit, refused):
     "Why a row is left out; None: it is kept."
-    if len(kept) < min(len(refused), 2):
+    least, different = min(len(refused), 2), len({ids for ids, _ in answers})
+    if fit < least:
         return next(filter(None, refused), "too long")
-    ids = list(map(tuple, kept))
-    different, judged = len(set(ids)), len(set(zip(ids, ranks)))
-    return "of the same tokens" if len(ids) > 1 and not 1 < different == judged else None
+    return "of the same tokens" if different < max(least, len(answers)) else None
 
 
 def _encoded_row(record, sequences, cut, refused):
-    fits = [ids is not None for ids in sequences]
-    given = record.get("ranks") or range(1, len(fits) + 1)
-    kept, ranks = list(compress(sequences, fits)), list(compress(given, fits))
-    lengths, reason = list(map(len, kept)), _fault(kept, ranks, refused)
-    scores = record.get("scores") and list(compress(record["scores"], fits))
-    counts = 1, len(fits), sum(cut), len(fits) - len(kept), 0 if reason else sum(lengths)
-    return {
-        "sequences": kept, "lengths": lengths, "ranks": ranks, "scores": scores,
-        "reason": reason, "name": record["origin"], **dict(zip(_CHECKS, counts)),
+    size = len(sequences)
+    ranks = record.get("ranks") or range(1, size + 1)
+    fits = [i for i, ids in enumerate(sequences) if ids is not None]
+    answers = {(tuple(sequences[i]), ranks[i]): i for i in reversed(fits)}
+    kept, reason = sorted(answers.values()), _fault(answers, len(fits), refused)
+    given = {"sequences": sequences, "ranks": ranks,
+             "scores": record.get("scores")}
+    row = {
+        name: values and [values[i] for i in kept]
+        for name, values in given.items()
     }
+    if len(kept) == 2 == len(set(row["ranks"])):
+        better = sorted(kept, key=ranks.__getitem__)
+        row |= zip(_GIVEN, (sequences[i] for i in better))
+    lengths = list(map(len, row["sequences"]))
+    checks = (1, size, sum(cut), size - len(fits), len(fits) - len(kept),
+              0 if reason else sum(lengths), reason, record["origin"])
+    return row | {"lengths": lengths} | dict(zip(_CHECKS, checks))
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #dbc249d2
 def _rows(columns, indices):
@@ -149,7 +159,8 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
             fn_kwargs={"encoder": encoder},
             desc=desc,
             num_proc=processes if processes > 1 else None,
-            new_fingerprint=Hasher.hash([dataset._fingerprint, encoder.encoding.to_dict()]),
+            new_fingerprint=Hasher.hash(
+                [dataset._fingerprint, encoder.encoding.to_dict(), [*_ENCODED]]),
         )
     finally:
         gc.unfreeze()

@@ -20,6 +20,7 @@ import transformers
 import trl
 from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
+
 from transformers.trainer_utils import has_length
 
 from ..data.playground import Playground
@@ -67,9 +68,9 @@ class RewardTrainer(trl.RewardTrainer):
         model, tokenizer, added = self._load(model, processing_class, args, quantization_config)
         if peft_config is not None:
             peft_config = RewardHead(model).trained_by(peft_config, added)
-        adapters = [*getattr(model, "peft_config", {}).values(), *filter(None, [peft_config])]
+        adapted = peft_config is not None or hasattr(model, "peft_config")
 
-        args.complete(model, bool(adapters))
+        args.complete(model, adapted)
         self._as_trl = self._written_for_trl(data_collator)
         args.check_own(self._as_trl)
         pieces = 1 if self._as_trl else args.join_accumulated()
@@ -87,8 +88,9 @@ class RewardTrainer(trl.RewardTrainer):
                 peft_config=peft_config,
             )
         self.loss_is_scaled_for_ga = not self._as_trl
-        self._signature_columns = "sequences lengths ranks scores margin weight origin".split()
-        if adapters:
+        self._signature_columns = """chosen_ids rejected_ids sequences lengths ranks scores
+            margin weight origin""".split()
+        if adapted:
             self._ready_adapters()
         self.micro_batches = MicroBatches.of(
             args, self._sharded or self._as_trl, pieces, self._print)
@@ -127,6 +129,8 @@ _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
 @patch
 def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
     "Model and tokenizer that agree, and ids of added tokens."
+    if tokenizer and not hasattr(tokenizer, "get_vocab"):
+        raise TypeError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}")
     trust, revision = {"trust_remote_code": args.trust_remote_code}, None
     if isinstance(model, (str, os.PathLike)):
         given = {"quantization_config": quantization_config} | (args.model_init_kwargs or {})
@@ -152,13 +156,15 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
 # %% ../../nbs/2_model/30_trainer.ipynb #1aadd305
 @patch
 def _agree(self: RewardTrainer, model, tokenizer, args):
-    for token in ("eos_token", "pad_token"):
-        if getattr(args, token) is not None:
-            setattr(tokenizer, token, getattr(args, token))
+    for name in ("eos_token", "pad_token"):
+        token = getattr(args, name) or getattr(tokenizer, name)
+        if token and token not in tokenizer.get_vocab():
+            raise ValueError(f"{name} {token!r} is not in the vocabulary")
+        setattr(tokenizer, name, token)
     template, added = args.chat_template_path, []
-    if template is not None and template.endswith((".jinja", ".j2")):
+    if template and template.endswith((".jinja", ".j2")):
         tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
-    elif template is not None:  # the tokenizer whose template is wanted
+    elif template:  # of another tokenizer
         model, tokenizer, added = trl.clone_chat_template(model, tokenizer, template)
     self.encoding = prepare_tokenizer(tokenizer, innermost_model(model), max_length=args.max_length,
                                       overflow=args.overflow, separator=args.separator)
@@ -253,6 +259,9 @@ def _rewards(self: RewardTrainer, model, batch):
     return model(**batch.model_inputs())
 
 
+
+
+
 @patch
 def _get_num_items_in_batch(self: RewardTrainer, batch_samples, device):
     "Weights (2,) in loss and centering, in all processes."
@@ -341,10 +350,9 @@ def training_step(self: RewardTrainer, model, inputs, num_items_in_batch=None):
 @patch
 def _maybe_log_save_evaluate(self: RewardTrainer, tr_loss, grad_norm, *args, **keywords):
     "transformers' end of a step, if all is finite."
-    control = self.control
     if self.accelerator.scaler is None:
         self._steps.append((self.state.global_step, [], grad_norm))
-    if control.should_log or control.should_evaluate or control.should_save:
+    if any(vars(self.control).values()):
         self._check_finite()
     super(RewardTrainer, self)._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **keywords)
 
@@ -356,10 +364,9 @@ def _check_finite(self: RewardTrainer):
         finite = torch.as_tensor(numbers).isfinite()
         if finite.all():
             continue
+        what, bad = "gradient", [n for at, own, _ in self._steps if at == step for n in own]
         if names:
             what, bad = "loss", list(compress(names, ~finite.all(1)))
-        else:
-            what, bad = "gradient", [n for at, own, _ in self._steps if at == step for n in own]
         where = ", ".join([*bad[:5], f"learning rate {self.args.learning_rate:g}"])
         raise FloatingPointError(f"the {what} of step {step} is not finite ({where}); nothing was "
                                  "saved since: lower learning_rate, or look at these rows")
@@ -512,14 +519,14 @@ def _measure_seconds(self: RewardTrainer, tokens, steps):
 @patch
 def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     "Trains; True: from the newest checkpoint. TrainingInterrupted: Ctrl-C."
-    needs = "" if self._sharded else "optimizer.pt"
     self.checkpoints.refuse_foreign()
     self.checkpoints.made_with = self._made_with()
+    needs = "" if self._sharded else "optimizer.pt"
     checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
     if self.args.show_plan:
         cut = self.overflow_report
         self._print(self.plan())
-        if cut and cut.truncated + cut.dropped + cut.dropped_rows:
+        if cut and cut.truncated + cut.dropped + cut.repeated + cut.dropped_rows:
             self._print(f"length    {cut.summary}")
     elif self.args.device.type == "cuda":
         self.plan(timed=False)  # by which batches are made to fit
@@ -530,12 +537,17 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     return result
 
 
+_DECIDING = """loss_kwargs center_rewards_coefficient learning_rate head_learning_rate overflow
+seed""".split()
+
+
 @patch
 def _made_with(self: RewardTrainer):
     "What a run keeps when it goes on."
+    kept = {name: getattr(self.args, name) for name in _DECIDING}
     data = self.data.fingerprint or self.data.content_hash(self.train_dataset)
-    return self.args.deciding() | {"max_length": self.encoding.max_length, "data": data,
-                                   "batch_size": self._batch_size()}
+    return kept | {"loss": self.args.loss_type, "max_length": self.encoding.max_length,
+                   "data": data, "batch_size": self._batch_size()}
 
 
 @patch
@@ -546,9 +558,11 @@ def _save_checkpoint(self: RewardTrainer, model, trial):
         with self.args.hidden(save_total_limit=None):
             transformers.Trainer._save_checkpoint(self, model, trial)
 
-    self.checkpoints.folder = Path(self._get_output_dir(trial))
-    best = self.state.best_model_checkpoint
-    self.checkpoints.write(self.state.global_step, fill, best)
+    self.checkpoints.folder, state = Path(self._get_output_dir(trial)), self.state
+    self.checkpoints.write(state.global_step, fill, state.best_model_checkpoint)
+
+
+
 
 
 @patch
@@ -559,9 +573,9 @@ def _weights_step(self: RewardTrainer):
 
 # %% ../../nbs/2_model/30_trainer.ipynb #2ffda67f
 @patch
-def evaluate(self: RewardTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+def evaluate(self: RewardTrainer, eval_dataset=None, *args, **keywords):
     "Metrics of evaluation sets, by name."
-    metrics = super(RewardTrainer, self).evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+    metrics = super(RewardTrainer, self).evaluate(eval_dataset, *args, **keywords)
     name = eval_dataset or "eval"
     if isinstance(name, str) and self._eval_totals:
         self._evaluated[self._weights_step()][name], self._eval_totals = Sums(*self._eval_totals), []
@@ -626,9 +640,8 @@ def _trained_model(self: RewardTrainer):
 @patch
 def _eval_sets(self: RewardTrainer):
     data = self.eval_dataset
-    if isinstance(data, dict):
-        return list(data.values())
-    return [] if data is None else [data]
+    sets = data.values() if isinstance(data, dict) else [data]
+    return [each for each in sets if each is not None]
 
 # %% ../../nbs/2_model/30_trainer.ipynb #bbdd546b
 @patch

@@ -52,7 +52,11 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
             precision = default_precision(self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         if self.load_best_model_at_end and self.eval_strategy != "no":
-            self._save_when_evaluated()
+            # or the best is lost
+            if "save_strategy" not in self._given:
+                self.save_strategy = self.eval_strategy
+            if self.save_steps == RewardConfig.save_steps and self.eval_strategy == "steps":
+                self.save_steps = self.eval_steps or self.logging_steps
         with self.hidden(**self._NOT_COMPILED):
             super().__post_init__()
         if self.device.type == "cpu":
@@ -71,13 +75,6 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
             yield
         finally:
             vars(self).update(own)
-
-    def _save_when_evaluated(self):
-        "The best checkpoint can only be kept where one is saved at every evaluation."
-        if "save_strategy" not in self._given:
-            self.save_strategy = self.eval_strategy
-        if self.save_steps == RewardConfig.save_steps and self.eval_strategy == "steps":
-            self.save_steps = self.eval_steps or self.logging_steps
 
 # %% ../../nbs/2_model/28_training_data.ipynb #2334507a
 @patch(cls_method=True)
@@ -109,14 +106,6 @@ def check_own(self: RewardConfig, what):  # what was written for TRL's trainer, 
 
 
 @patch
-def deciding(self: RewardConfig) -> dict:
-    "The settings that a run keeps."
-    names = """loss_kwargs center_rewards_coefficient learning_rate head_learning_rate overflow
-    seed""".split()
-    return {"loss": self.loss_type} | {name: getattr(self, name) for name in names}
-
-
-@patch
 def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
     "Learning rate and precision, where they were left to us, by the model."
     if self.learning_rate is None:
@@ -132,9 +121,6 @@ def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
              and not hasattr(p, "ds_id")]  # of DeepSpeed
     if short and not adapted and "bf16_stochastic_round" not in (self.optim_args or ""):
         self._keep_small_steps(short)
-
-
-
 
 
 @patch
@@ -209,15 +195,15 @@ class TrainingData:
             remedy = "; raise max_length, or set overflow=truncate_left" if cut.dropped else ""
             raise ValueError(
                 f"nothing is left of {len(data):,} examples of the {name} data: {cut.summary}{remedy}")
+
         return encoded
 
 # %% ../../nbs/2_model/28_training_data.ipynb #22c53d9e
 @patch
 def _read(self: TrainingData, data, is_train):
     "Preferences, or the data itself where it need not be read."
-    if isinstance(data, datasets.IterableDataset):
-        return data
-    if isinstance(data, datasets.Dataset) and {"responses", *_IDS} & set(data.column_names):
+    columns = data.column_names if isinstance(data, datasets.Dataset) else ()
+    if isinstance(data, datasets.IterableDataset) or {"responses", *_IDS} & set(columns):
         return data
     preferences = load_preferences(data, progress=not self.args.disable_tqdm)
     if is_train:
@@ -236,7 +222,7 @@ def _kind_of(data):
 # %% ../../nbs/2_model/28_training_data.ipynb #63f10a55
 @patch
 def content_hash(self: TrainingData, dataset):  # of `encode` -> text; None for a stream
-    "16 hex digits of the token ids and ranks, equal for equal data."
+    "16 hex digits of token ids and ranks, equal for equal data."
     if not isinstance(dataset, datasets.Dataset):
         return None
     digest = hashlib.sha256()
@@ -245,18 +231,13 @@ def content_hash(self: TrainingData, dataset):  # of `encode` -> text; None for 
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/2_model/28_training_data.ipynb #93a0bdc2
-_OURS = ("sequences", "lengths", "ranks", "scores", "weight")
-
-
 def _pair(example):
-    if example.get("ranks", [1, 2]) != [1, 2] or example.get("weight", 1.0) != 1.0:
+    if not example.get("chosen_ids") or example.get("weight", 1.0) != 1.0:
         raise ValueError(
             f"{example.get('origin', 'a row')} is no pair of a better and a worse response of "
             "weight 1, as a data_collator or compute_loss of your own needs: leave it out, or write "
             "the loss with register_loss")
-    sides = dict(zip(("chosen_ids", "rejected_ids"), example["sequences"]))
-    own = {name: value for name, value in example.items() if name not in _OURS}
-    return own | sides | {"margin": example.get("margin") or 0.0}
+    return example | {"margin": example.get("margin") or 0.0}
 
 
 @patch(cls_method=True)
@@ -281,10 +262,7 @@ class _EpochSampler(LengthGroupedSampler):
         return iter(torch.cat([first, *(rest[i] for i in shuffled), *rest[full:]]).tolist())
 
 
-@patch
-def longest(self: TrainingData, dataset):  # of `encode` -> list of int
-    "Tokens of the longest response of each example."
-    return [max(lengths) for lengths in dataset["lengths"][:]]  # [:] reads the column at once
+
 
 
 @patch
@@ -296,4 +274,5 @@ def sampler(
 ):
     "Batches of like length, in an order of each epoch's own."
     seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-    return _EpochSampler(batch_size, self.longest(dataset), seed, epoch)
+    longest = list(map(max, dataset["lengths"][:]))
+    return _EpochSampler(batch_size, longest, seed, epoch)
