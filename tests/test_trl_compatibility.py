@@ -327,3 +327,13 @@ def test_a_wrong_tokenizer_or_token_is_named_before_encoding(
     with pytest.raises((TypeError, ValueError), match=error) as refused:
         make(base, tmp_path / "out", arguments=arguments.items(), **settings)
     assert "\n" not in str(refused.value)
+
+
+def test_data_without_any_weight_are_refused(base, tmp_path):
+    nothing = [row | {"weight": 0.0} for row in make_pairs(8)]
+    with pytest.raises(ValueError, match="every weight of the train data is 0"):
+        make(base, tmp_path / "out", data=nothing)
+    with pytest.raises(ValueError, match="every weight of the eval data is 0"):
+        make(base, tmp_path / "out", arguments={"eval_dataset": nothing}.items())
+    some = make_pairs(8)[:4] + nothing[4:]
+    assert len(make(base, tmp_path / "out", data=some).train_dataset) == 8

@@ -195,7 +195,9 @@ class TrainingData:
             remedy = "; raise max_length, or set overflow=truncate_left" if cut.dropped else ""
             raise ValueError(
                 f"nothing is left of {len(data):,} examples of the {name} data: {cut.summary}{remedy}")
-
+        if has_length(encoded) and "weight" in encoded.column_names:
+            if encoded.unique("weight") == [0]:
+                raise ValueError(f"every weight of the {name} data is 0")
         return encoded
 
 # %% ../../nbs/2_model/28_training_data.ipynb #22c53d9e
