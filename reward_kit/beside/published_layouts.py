@@ -170,7 +170,7 @@ class _ListOfItems:
 class _ListsOfTexts:
     "Several chosen or rejected texts become a ranking with ties."
 
-    note = "lists of chosen or rejected texts"
+    note, sparse = "lists of chosen or rejected texts", True
 
     @staticmethod
     def flat(row):
@@ -257,7 +257,7 @@ class _Winners:
 class _WinnerByName:
     "A winner that is called by the name of its model."
 
-    note = "the names of two models and a winner"
+    note, sparse = "the names of two models and a winner", True
 
     @staticmethod
     def flat(row):
@@ -288,7 +288,7 @@ class _ByName:
 class _Alpaca:
     "An instruction and its input make the prompt."
 
-    note = "an instruction and its input"
+    note, sparse = "an instruction and its input", True
     aside = "the prompt is the instruction, a line break and the input"
 
     @staticmethod
@@ -303,7 +303,7 @@ class _Alpaca:
 class _History:
     "Earlier turns as texts, or pairs of question and answer, become messages."
 
-    note = "a history"
+    note, sparse = "a history", True
 
     @staticmethod
     def flat(row):
@@ -333,8 +333,8 @@ class _Best(PreferenceFormat):
     def learn(self, rows, labels):
         column = self.columns["best"]
         seen = {str(row.get(column)).removesuffix(".0") for row in rows}
-        last = _readable(rows, lambda row: str(len(self.responses(Row(row, self.columns)))))
-        starts = [start for start, there in enumerate(("0" in seen, seen & {*last})) if there]
+        is_last = _readable(rows, lambda row: self._is_last(Row(row, self.columns)))
+        starts = [0] if "0" in seen else [1] * any(is_last)
         if labels:
             starts = [int(word) - "ab".index(side) for word, side in labels.items() if side in ("a", "b")]
         if len(set(starts)) != 1:
@@ -346,6 +346,9 @@ class _Best(PreferenceFormat):
 
     def responses(self, row):
         return row.entries("responses")
+
+    def _is_last(self, row):
+        return row.number("best") == len(self.responses(row))
 
     def judge(self, row, count):
         best = row.number("best")

@@ -210,7 +210,7 @@ def likely_prompt(self: Columns, rows: list[dict]) -> tuple[str | None, bool]:  
 _EXPORTS = []
 
 
-def nested_export(cls: type) -> type:  # has `flat(row)`, and in `note` what such a row has
+def nested_export(cls: type) -> type:  # has `flat(row)`, its `note`, `sparse` if rows may lack it
     "Register an export: rows of its shape are flattened wherever they are read."
     _EXPORTS.append(cls)
     return cls
@@ -221,11 +221,21 @@ def _flatten(exports, items):
     for origin, row in items:
         for export in exports:
             if isinstance(row, dict):
-                row = export.flat(row) or _misfit(export)
+                row = _flat(export, row) or _unflattened(export, row)
         yield origin, row
 
 
-def _misfit(export):
+def _flat(export, row):
+    "None: it is not nested so, or not in the types of the others."
+    try:
+        return export.flat(row)
+    except Exception:
+        return None
+
+
+def _unflattened(export, row):
+    if getattr(export, "sparse", False):
+        return row
     return UnusableRow("row is not nested as the first rows are", f"no {export.note}")
 
 # %% ../../nbs/1_data/13_columns.ipynb #0ca9a377
@@ -237,8 +247,8 @@ def unnest(cls: Columns, items: list) -> tuple:  # (origin, row) of the first ->
     exports = []
     for export in _EXPORTS:
         rows = [row for _, row in items]
-        flat = [export.flat(row) if isinstance(row, dict) else row for row in rows]
+        flat = [_flat(export, row) if isinstance(row, dict) else row for row in rows]
         if 2 * sum(isinstance(row, dict) for row in flat) > sum(isinstance(row, dict) for row in rows):
-            items = [(origin, row or _misfit(export)) for (origin, _), row in zip(items, flat)]
+            items = [(n, row or _unflattened(export, old)) for (n, old), row in zip(items, flat)]
             exports.append(export)
     return partial(_flatten, exports), items

@@ -336,7 +336,9 @@ def _count_votes(report, dataset, measures, kind):
     for (first, *others), given in voted:
         place[others] = -1
         record = next(_records(tables[first : first + 1]))
-        found = to_record(record | {"ranks": Row.majority(given)})
+        prompt = {"prompt": record["prompt"] or None}  # full texts have none
+        ranked = record | prompt | {"ranks": Row.majority(given)}
+        found = to_record(ranked, columns=None if record["prompt"] else prompt)
         if verdict(found) != verdict(record):
             place[first] = len(dataset) + len(changed)
             changed.append(found)

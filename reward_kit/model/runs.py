@@ -183,7 +183,7 @@ def find(
     if not (marker := _read_marker(found)):
         raise CheckpointError(f"{found} is not a complete checkpoint of reward_kit: it has no "
                               f"{_MARKER}, or files are missing")
-    changed = "; ".join(_changes(marker["made_with"], self.made_with))
+    changed = "; ".join(_changes(marker.get("made_with", self.made_with), self.made_with))
     if changed:
         raise CheckpointError(f"{found.name} is of a run with other settings ({changed}): "
                               "give those, or train anew with another output_dir")
