@@ -920,7 +920,7 @@ def test_the_same_full_texts_are_noticed():
     from reward_kit.data.preferences import load_preferences
 
     rows = [{"chosen": f"Text {i} is good.", "rejected": f"Text {i}."} for i in range(3)]
-    train = load_preferences(rows, progress=False)
+    train = load_preferences(rows, columns={"prompt": None}, progress=False)
     assert "3 of the 3 evaluation prompts" in pipeline_module._with_overlap(train.report, train, train)[1]
 
 

@@ -234,9 +234,8 @@ def _flat(export, row):
 
 
 def _unflattened(export, row):
-    if getattr(export, "sparse", False):
-        return row
-    return UnusableRow("row is not nested as the first rows are", f"no {export.note}")
+    misfit = UnusableRow("row is not nested as the first rows are", f"no {export.note}")
+    return row if getattr(export, "sparse", False) else misfit
 
 # %% ../../nbs/1_data/13_columns.ipynb #0ca9a377
 @patch(cls_method=True)

@@ -19,7 +19,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+
 from scipy import stats
 from tqdm import tqdm
 from transformers import AutoTokenizer, BitsAndBytesConfig, TrainerCallback
@@ -512,13 +512,13 @@ class _WatchPolicy(TrainerCallback):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #407a7b97
 def _answers(trainer):
-    own = [
+    answers = [
         {"row": e.row, "prompt": trainer.eval_rows[e.row]["prompt"],
          "answer": response_text(e.completion), "score": e.raw_score, "kl": e.kl,
          "tokens": len(e.response_ids)}
         for e in trainer.eval_episodes
     ]
-    return sorted(gather_object(own), key=lambda answer: answer["row"])
+    return sorted(answers, key=lambda answer: answer["row"])
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #d9239214
 def _teach(trainer, run, resumed, say):
