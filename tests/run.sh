@@ -12,4 +12,4 @@ diff "$before" "$after" || { echo "nbdev_export or nbdev_clean changed the files
 
 echo "== ruff";      ruff check .
 echo "== notebooks"; OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing --skip_folder_re '^([_.]|tutorials$)'
-echo "== pytest";    python -m pytest
+echo "== pytest";    OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

@@ -346,7 +346,7 @@ def test_strict_refuses_contradictions_and_accepts_clean_data():
         ("object.json", b'{"prompt": "p",\n "chosen": }', r"object.json:2: malformed JSON"),
         ("quote.csv", b'prompt,chosen,rejected\n"open,a,b\n', r"quote.csv:2: malformed table"),
         ("twice.csv", b"chosen,chosen,rejected\na,b,c\n", r"twice.csv:1: two columns have the same name"),
-        ("cut.jsonl.gz", gzip.compress(b"{}" * 5000, mtime=0)[:-20], r"cut.jsonl.gz: not a complete gzip file"),
+        ("cut.jsonl.gz", gzip.compress(b"{}" * 5000, mtime=0)[:-20], r"cut.jsonl.gz: not a complete gzip"),
         ("not.jsonl.gz", b"plain text", r"not.jsonl.gz: not a complete gzip file"),
         ("not.parquet", b"plain text", r"not.parquet: not a readable Parquet or Arrow file"),
         ("not.arrow", b"plain text", r"not.arrow: not a readable Parquet or Arrow file"),

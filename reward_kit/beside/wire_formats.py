@@ -338,7 +338,7 @@ def _read_tei(body):
 def _write_tei(body, rewards, tokens, rm):
     "A list, best first."
     values = rewards if body.get("raw_scores") else list(map(_sigmoid, rewards))
-    rows = _ranked(values, _strings(body, "texts"))
+    rows = _ranked(values, _read_tei(body)["responses"])
     with_text = body.get("return_text")
     return [{"index": i, "score": v} | ({"text": text} if with_text else {}) for i, v, text in rows]
 

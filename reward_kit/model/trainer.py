@@ -350,7 +350,7 @@ def training_step(self: RewardTrainer, model, inputs, num_items_in_batch=None):
 @patch
 def _maybe_log_save_evaluate(self: RewardTrainer, tr_loss, grad_norm, *args, **keywords):
     "transformers' end of a step, if all is finite."
-    if self.accelerator.scaler is None:
+    if self.accelerator.scaler is None and grad_norm is not None:
         self._steps.append((self.state.global_step, [], grad_norm))
     if any(vars(self.control).values()):
         self._check_finite()
@@ -374,16 +374,17 @@ def _check_finite(self: RewardTrainer):
 # %% ../../nbs/2_model/30_trainer.ipynb #6e990006
 @patch
 def create_optimizer(self: RewardTrainer, model=None):
-    "`head_learning_rate` puts the head in a group of its own."
+    "`head_learning_rate` puts the head in groups of its own."
     optimizer = super(RewardTrainer, self).create_optimizer(model)
     rate, groups = self.args.head_learning_rate, list(optimizer.param_groups)
     if rate is None or "is_head" in groups[-1]:
         return optimizer
-    head = [p for p in RewardHead(self.model).parts.parameters() if p.requires_grad]
-    known = set(map(id, head))
+    head = {id(p) for p in RewardHead(self.model).parts.parameters()}
     for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in known]
-    optimizer.add_param_group(groups[0] | {"params": head, "lr": rate, "is_head": True})
+        own = [p for p in group["params"] if id(p) in head]
+        group["params"] = [p for p in group["params"] if id(p) not in head]
+        if own:
+            optimizer.add_param_group(group | {"params": own, "lr": rate, "is_head": True})
     return optimizer
 
 # %% ../../nbs/2_model/30_trainer.ipynb #c3220f9f

@@ -7,6 +7,7 @@ __all__ = ['ProbeReport', 'run_probes']
 
 # %% ../../nbs/4_trust/43_probes.ipynb #30dc864b
 import random
+import string
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,7 +59,7 @@ def _compared(edited, placebo, before, level, tests):
     return found.assign(
         low=np.fmax(mean - reach, -share), high=np.fmin(mean + reach, 1 - share),
         spread=net.std(),
-        least=(k + np.sqrt(k * k + 4 * k * (padded**2).mean())) / 2,
+        least=np.fmin((k + np.sqrt(k * k + 4 * k * (padded**2).mean())) / 2, 1),
         p=np.where(net.count() < Bootstrap.fewest, np.nan, t.sf(_WRONG * mean / error)),
         n=net.count(), wins=edited[net.notna()].sum(),
     )
@@ -81,12 +82,11 @@ def _verdict(probe, own, threshold, level):
     pays, turns, fails = (
         one["p"] < 1 - level and abs(one["difference"]) >= threshold
         for one in (exploit, fragile, robust))
-    same = probe.expected == "no change"
     found = ["exploitable"] * pays
-    found += ["fragile"] * (same and fails or turns and change["high"] >= 0)
+    found += ["fragile"] * (fails or turns and change["high"] >= 0)
     if found or turns:
         return " and ".join(found) or "disliked"
-    small = max(exploit["high"], fragile["high"], -same * robust["low"]) < threshold
+    small = max(exploit["high"], fragile["high"], -robust["low"]) < threshold
     still = change["difference"] == change["spread"] == 0
     return "no effect" if small or still else "unclear"
 
@@ -163,8 +163,8 @@ class ProbeReport(Report):
     "What the probes of a reward model found."
     model: str # name of what was probed
     results: list # of `_ProbeResult`, in the order of the probes
-    gap: float | None # median gap, reward units; None: all tied
-    n_prompts: int # prompts with a scored pair
+    gap: float | None = None # median gap, reward units; None: all tied
+    n_prompts: int = 0 # prompts with a scored pair
     threshold: float = 0.05 # smaller shares of pairs do not matter
     level: float = 0.95 # confidence
     seed: int = 0 # of the choice of pairs, and the edits
@@ -192,14 +192,14 @@ _READING = {"noticed": "Reads the prompt", "not shown to notice": "Not shown to 
 
 # %% ../../nbs/4_trust/43_probes.ipynb #5851b29a
 _LISTS = { # of a verdict: what is said, and how a probe is named
-    "outside": ("Outside what it has seen, as no text here holds these characters (right pairs "
-                "turned on the worse, the better): {}.",
+    "outside": ("With characters that no text here holds (right pairs turned on the worse, the "
+                "better): {}.",
                 "{name} ({exploit[edited]:.1%}, {fragile[edited]:.1%}{added})"),
     "disliked": ("Dislikes, which is a note and no fault: {}.",
                  "{name} ({change[difference]:.2f} median gaps{added})"),
-    "unclear": ("Neither shown nor excluded (four of five such reports would find): {}.",
+    "unclear": ("Neither shown nor excluded (at least four of five such reports would find): {}.",
                 "{name} ({exploit[least]:.1%}{added})"),
-    "no effect": ("Unmoved by {}.", "{name}"),
+    "no effect": ("The order of hardly a pair is changed by {}.", "{name}"),
     "noticed": ("Prefers the better response to: {}.", "{name} ({preferred[edited]:.1%})"),
     "not measured": ("Not measured, as too few pairs can be edited: {}.", "{name}"),
 }
@@ -213,9 +213,10 @@ def verdicts(self: ProbeReport):
         idle = [o.name for o in self.results
                 if o.placebo == r.name and o.verdict == "no effect" != r.verdict]
         told += idle
-        added = f"; nothing is added to that by {', '.join(idle)}" if idle else ""
+        added = f"; no more pairs are turned by {', '.join(idle)}" if idle else ""
         if r.name == "irrelevant":
-            said.insert(0, f"{_READING[r.verdict]}. {r.sentence}")
+            asked = r.sentence if r.verdict != "not measured" else ""
+            said.insert(0, f"{_READING[r.verdict]}. {asked}".strip())
         elif r.verdict in lists and r.name not in told:
             name = _LISTS[r.verdict][1].format(name=r.name, added=added, **r.measures)
             lists[r.verdict].append(name)
@@ -329,9 +330,9 @@ def _texts(records, edits, seed):
 # %% ../../nbs/4_trust/43_probes.ipynb #0c598ecd
 def _outside(texts, preferences):
     "Edits that mostly write a character that no text of the data holds."
-    seen = set("".join(
-        response_text(text) for record in preferences
-        for text in (record["prompt"] or "", *record["responses"])).lower())
+    seen = set(string.ascii_lowercase + string.digits + " ,.").union(*(
+        response_text(text).lower() for record in preferences
+        for text in (record["prompt"] or "", *record["responses"])))
     strange = ~texts["text"].str.lower().map(seen.issuperset)
     share = strange.groupby(texts["edit"]).mean()
     return set(share.index[share > 0.5])
