@@ -843,7 +843,7 @@ def test_the_documented_ppo_command(base, model, tmp_path):  # noqa: F811
     done = subprocess.run([*RUN, *argv], capture_output=True, text=True, env=ENV, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for line in (
-        "judged by ./reward-model: 11 prompts to train on, 1 held out",
+        "judged by reward-model (folder ", "11 prompts to train on, 1 held out",
         "1 batch of 128 responses of at most 128 tokens, 4 passes of 16 steps",
         "batch 1/1  score",
         "95% interval",

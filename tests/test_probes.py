@@ -687,7 +687,7 @@ def test_characters_that_no_text_holds_are_outside():
     known = run_probes(reward, load_preferences(rows, progress=False), probes=["bold", "quotes"])
     verdict = lambda report: {r.name: r.verdict for r in report.results}["bold"]
     assert (verdict(strange), verdict(known)) == ("outside", "disliked")
-    assert any(said.startswith("With characters that no text") and "bold (" in said for said in strange.verdicts)
+    assert any(said.startswith("With characters") and "bold (" in said for said in strange.verdicts)
 
 
 def test_the_simulation_in_small():
@@ -928,6 +928,7 @@ def test_the_length_table_reads_records():
     )
     no_prompt = load_preferences(
         [{"chosen": "one two", "rejected": "three"}, {"chosen": "four", "rejected": "five six"}],
+        columns={"prompt": None},
         progress=False,
     )
     assert length_module._length_table(no_prompt, [[1.0, 0.0]] * 2)["prompt"].tolist() == [0, 0, 1, 1]

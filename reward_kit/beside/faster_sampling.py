@@ -124,7 +124,7 @@ def written_elsewhere(
     "What `way` says, or what is likely fastest where it says auto."
     if self.way == "auto":
         self.way = self.likely_fastest(policy)
-    if self.way == "dynamic":
+    if self.way == "dynamic" or not prompts:
         return None
     try:
         return self._written(policy, prompts, generator)

@@ -8,6 +8,7 @@ __all__ = ['Columns', 'nested_export']
 # %% ../../nbs/1_data/13_columns.ipynb #8756da2a
 import difflib
 import re
+from contextlib import suppress
 from functools import partial
 from operator import itemgetter
 
@@ -227,10 +228,8 @@ def _flatten(exports, items):
 
 def _flat(export, row):
     "None: it is not nested so, or not in the types of the others."
-    try:
+    with suppress(Exception):
         return export.flat(row)
-    except Exception:
-        return None
 
 
 def _unflattened(export, row):

@@ -214,6 +214,10 @@ class RewardCollator:
     layout: str = "padded"  # or "packed", which pads where it would hardly shorten
     pad_to_multiple_of: int | None = None  # round L up, for tensor cores; padded only
 
+    def __post_init__(self):
+        if self.layout not in ("padded", "packed"):
+            raise ValueError(f"layout must be padded or packed, got {self.layout!r}")
+
     def __call__(
         self,
         examples,  # rows of `encode_dataset`, or with `chosen_ids` and `rejected_ids`

@@ -226,7 +226,7 @@ def sample(
     critic=None,  # hidden states (b, h) -> values (b,); None: no values
 ):
     "Episodes, `row` the number of the prompt; alike lengths go together."
-    if prompts and self.way != "dynamic":
+    if self.way != "dynamic":
         from reward_kit.beside import faster_sampling  # noqa: F401
 
         found = self.written_elsewhere(model, prompts, generator)

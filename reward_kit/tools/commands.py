@@ -332,15 +332,6 @@ class _CompareRuns(_Judging):
             self.runs, self.data, seed=self.seed,
             model_options=self.values_of(ScoringSettings), **_loading(self)))
 
-# %% ../../nbs/6_tools/67_commands.ipynb #7332367a
-def _as_trained(model, prompt, responses):
-    if prompt is None or getattr(model.metadata, "data_kind", None) != "messages":
-        return prompt, responses
-    return (
-        [{"role": "user", "content": prompt}],
-        [[{"role": "assistant", "content": text}] for text in responses],
-    )
-
 # %% ../../nbs/6_tools/67_commands.ipynb #c95f2de5
 def _score_table(labels, scores, texts):
     from reward_kit.data.report import Section, Table
@@ -366,9 +357,8 @@ class _Compare(Command):
 
     def run(self):
         model = _load(self)
-        prompt, responses = _as_trained(model, self.prompt, [self.a, self.b])
-        a, b = model.score([prompt, prompt], responses)
-        preferred = model.compare(prompt, *responses)
+        a, b = model.score([self.prompt] * 2, [self.a, self.b])
+        preferred = model.compare(self.prompt, self.a, self.b)
         if self.json: print(json.dumps({"a": a, "b": b, "a_preferred": preferred}))
         else:
             print(_score_table("AB", (a, b), (self.a, self.b)))
@@ -415,9 +405,8 @@ class _Score(Command):
 # %% ../../nbs/6_tools/67_commands.ipynb #192d22a7
 def _score_texts(args):
     model = _load(args)
-    prompt, responses = _as_trained(model, args.prompt, args.response)
-    prompts = [] if prompt is None else [[prompt] * len(responses)]
-    scores = model.score(*prompts, responses, normalize=args.normalize)
+    prompts = [] if args.prompt is None else [[args.prompt] * len(args.response)]
+    scores = model.score(*prompts, args.response, normalize=args.normalize)
     ranked = sorted(zip(scores, args.response), key=lambda pair: -pair[0])
     if args.json:
         rows = [{"response": text, "score": score} for score, text in ranked]

@@ -480,15 +480,11 @@ KL coefficient {args.kl_coef:g}, learning rate {args.learning_rate:g}"""
 _SCALED = " Scores have mean 0 and standard deviation 1 on the reward model's own evaluation set."
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #ea3bbc25
-def _as_given(model):
-    return str(model) if isinstance(model, _PATH) else _name_of(model)
-
-
 def _plan(trainer, model, rewards):
     args = trainer.args
     text = _PLAN.format(
-        model=_as_given(model),
-        rewards=", ".join(map(_as_given, rewards)),
+        model=_name_of(model),
+        rewards=", ".join(map(_name_of, rewards)),
         prompts=counted(len(trainer.train_rows), "prompt"),
         held_out="none" if trainer.eval_rows is None else f"{len(trainer.eval_rows):,}",
         batches=counted(trainer.total_steps(), "batch", "batches"),

@@ -288,6 +288,7 @@ def _irrelevant(response, prompt, rng, pool):
     length, found = max(1, len(response_text(response))), []
     for asked, other in rng.sample(pool, min(100, len(pool))):
         shared, size = _shared(prompt, asked), len(response_text(other))
-        if other != response and shared < 0.3 and 2 / 3 <= max(1, size) / length <= 3 / 2:
-            found.append(other)
-    return rng.choice(found) if found and response_text(prompt).strip() else None
+        if other != response and shared < 0.5 and 2 / 3 <= max(1, size) / length <= 3 / 2:
+            found.append((shared, other))
+    found = sorted(found, key=lambda pair: pair[0])[: (len(found) + 1) // 2]
+    return rng.choice(found)[1] if found and response_text(prompt).strip() else None
