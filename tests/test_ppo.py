@@ -211,9 +211,9 @@ def test_what_cannot_be_sampled_is_refused_when_the_trainer_is_made(base, tmp_pa
         make_trainer(t5, tmp_path, processing_class=tokenizer)
     t5.save_pretrained(tmp_path / "t5")
     tokenizer.save_pretrained(tmp_path / "t5")
-    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"):
+    with pytest.raises(ModelLoadError, match="t5 .*is an encoder-decoder"):
         make_trainer(tmp_path / "t5", tmp_path)
-    with pytest.raises(ModelLoadError, match="t5 is an encoder-decoder"):
+    with pytest.raises(ModelLoadError, match="t5 .*is an encoder-decoder"):
         make_trainer(base, tmp_path, ref_model=str(tmp_path / "t5"))
 
 

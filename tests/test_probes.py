@@ -553,10 +553,10 @@ def test_a_reward_model_with_a_short_context(tmp_path):
     )
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    model, preferences = RewardModel.from_pretrained(tmp_path, max_length=68), messages(24)
+    model, preferences = RewardModel.from_pretrained(tmp_path, max_length=44), messages(24)
     report = run_probes(model, preferences)
     by_name = {r.name: r for r in report.results}
-    assert report.n_prompts == 24 and by_name["padding"].too_long > 0 and by_name["white space"].n == 24
+    assert report.n_prompts == 24 and by_name["repetition"].too_long > 0 and by_name["white space"].n == 24
     record = preferences[0]
     cut = edit("cut", record["responses"][0], record["prompt"])
     again = run_probes(model, preferences.select([0]), probes=["cut"]).results[0].measures["preferred"]

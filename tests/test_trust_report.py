@@ -112,7 +112,9 @@ def test_prompts_are_the_unit_of_the_bootstrap():
 
 def test_records_without_a_prompt_are_not_one_prompt():
     report = evaluate_reward_model(
-        by_length, [{"chosen": f"a longer answer {i}", "rejected": f"short {i}"} for i in range(30)]
+        by_length,
+        [{"chosen": f"a longer answer {i}", "rejected": f"short {i}"} for i in range(30)],
+        columns={"prompt": None},
     )
     assert report.n_prompts == 30 and report.accuracy == 1.0
 

@@ -193,7 +193,7 @@ def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
 
 # %% ../../nbs/1_data/13_columns.ipynb #f595de0c
 @patch
-def likely_prompt(self: Columns, rows: list[dict]) -> tuple[str | None, bool]:  # and whether it is likely
+def likely_prompt(self: Columns, rows: list[dict]) -> tuple[str | None, bool]:  # is it likely
     "The free column that is most like a prompt."
     found = [(False, 0, None)]
     for column in self.present:
@@ -211,7 +211,7 @@ def likely_prompt(self: Columns, rows: list[dict]) -> tuple[str | None, bool]:  
 _EXPORTS = []
 
 
-def nested_export(cls: type) -> type:  # has `flat(row)`, its `note`, `sparse` if rows may lack it
+def nested_export(cls: type) -> type:  # has `flat(row)` and `note`
     "Register an export: rows of its shape are flattened wherever they are read."
     _EXPORTS.append(cls)
     return cls
@@ -227,7 +227,7 @@ def _flatten(exports, items):
 
 
 def _flat(export, row):
-    "None: it is not nested so, or not in the types of the others."
+    "None: it is not nested so."
     with suppress(Exception):
         return export.flat(row)
 

@@ -471,7 +471,7 @@ def of_items(cls: PreferenceFormat, items, columns, format, labels, judged=True)
 
 @patch(cls_method=True)
 def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, *, judged=True):
-    "The format of some rows, arguments as for `load_preferences`; `judged` False: they are to be scored."
+    "The format of some rows, as for `load_preferences`; `judged` False: they are scored."
     items = [(None, row) for row in rows]
     fmt, _, fmt.flatten = cls.of_items(items, columns, format, labels, judged)
     return fmt
@@ -485,7 +485,7 @@ def to_record(
     format: str | PreferenceFormat = "auto",  # its name, or what was detected in other rows
     labels: dict | None = None,  # what the values of a label column mean: {"0": "b", "1": "a"}
 ) -> dict:
-    "One example as a record; raises `PreferenceDataError` (as `UnusableRow` where the cells are at fault)."
+    "One example as a record; `PreferenceDataError` (`UnusableRow` where cells are at fault)."
     try:
         if isinstance(format, str):
             format = PreferenceFormat.detect([example], columns, format, labels)

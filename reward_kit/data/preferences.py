@@ -336,7 +336,7 @@ def _count_votes(report, dataset, measures, kind):
     for (first, *others), given in voted:
         place[others] = -1
         record = next(_records(tables[first : first + 1]))
-        prompt = {"prompt": record["prompt"] or None}  # full texts have none
+        prompt = {"prompt": record["prompt"] or None}
         ranked = record | prompt | {"ranks": Row.majority(given)}
         found = to_record(ranked, columns=None if record["prompt"] else prompt)
         if verdict(found) != verdict(record):

@@ -40,7 +40,7 @@ def _shared_groups(rows, indices, batch_tokens):
     common = [shared_length(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
     least = 0  # tokens that this text shares with the first of its group
     for place, i in enumerate(order):
-        ahead = itertools.accumulate(common[place : place + _LOOK_AHEAD], min)  # shared with the next texts
+        ahead = itertools.accumulate(common[place : place + _LOOK_AHEAD], min)
         gain = sum(max(0, alone - least) for alone in ahead)
         own = len(rows[i]) - min(least, len(rows[i]) - 1)
         if groups and gain <= least > 0 and groups[-1][1] + own <= batch_tokens:
@@ -104,10 +104,10 @@ class RowScorer:
         if free is None:
             return 16384
         inputs = self.batch([[[self.pad_token_id] * 64]]).model_inputs()
+        forward = lambda: self.model(**inputs).logits
         with torch.enable_grad():
-            kept, _ = TrainingPlan.kept_bytes(self.model, lambda: self.model(**inputs).logits)
-        layers = getattr(self.model.config.get_text_config(), "num_hidden_layers", 1)
-        fits = int(free / 2 / max(1, kept / 64 / layers))
+            memory = TrainingPlan.step_memory(self.model, "", forward, 64)
+        fits = int(free / 2 / max(1, memory.each / memory.layers))
         return sorted((fits, *_GPU_TOKENS))[1]  # no less, no more
 
 # %% ../../nbs/3_scores/31_row_scorer.ipynb #96dd2cf7

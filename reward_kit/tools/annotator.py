@@ -138,7 +138,7 @@ _CHOICES = {"left": "a", "right": "b", "tie": "tie"}  # what is chosen -> label 
 class AnnotationSession:
     """Pairs judged one after the other, each choice kept at once; an existing log goes on where it stopped.
 
-    ValueError for records that cannot be judged, another annotator's log, or a `path` that has no log."""
+    ValueError: records that cannot be judged, another's log, a `path` without log."""
 
     def __init__(
         self,
@@ -418,7 +418,7 @@ class PreferenceAnnotator(View):
         *,
         annotator: str = "annotator",  # who judges
         seed: int = 0,  # of the sides; an existing log keeps its own
-        compare_with: str | Path | None = None,  # file of a second annotator, with whom agreement is shown
+        compare_with: str | Path | None = None,  # file of a second annotator
         markdown: bool = False,  # show Markdown as it is meant
         height: str = "22em",  # of the responses at most, as CSS; longer ones scroll
     ):

@@ -169,7 +169,7 @@ def submit(self: _Batcher, texts):
 @patch
 def _encode(self: _Batcher, job):
     try:
-        rows = [] if job.done() else _encode_request(self.rm, job.texts)  # its caller may have left
+        rows = [] if job.done() else _encode_request(self.rm, job.texts)
         job.tokens, job.rows = list(map(_count_tokens, rows)), rows
     except Exception as error:
         job.answer(error)
