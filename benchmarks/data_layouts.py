@@ -4,6 +4,7 @@ what was read from them, and with which option.
 python benchmarks/data_layouts.py
 """
 
+import argparse
 import json
 
 from reward_kit.beside import published_layouts
@@ -19,6 +20,7 @@ def read(layout):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print("| layout | documented at | rows | read as | records | option |\n|---|---|--:|---|--:|---|")
     for layout in LAYOUTS:
         found = read(layout)
