@@ -160,6 +160,7 @@ def average_reward_models(
         raise FileExistsError(f"output_dir={str(output_dir)!r} {problem}")
     with saved_whole(output) as folder:
         model, tokenizer = _average(paths, weights)
+        model.config.problem_type = "regression"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         rows = [(name, f"{weight:.4g}") for name, weight in zip(titles, weights)]
