@@ -87,7 +87,8 @@ def prepare(
             [response for _, responses in rows for response in responses],
         )
         encoded = ids(*flat)
-        texts = [rm.encoder.render(*row) for row in zip(*flat)]
+        bos, eos = rm.tokenizer.bos_token or "", rm.tokenizer.eos_token or ""  # the tokenizer adds them
+        texts = [rm.encoder.render(*row).removeprefix(bos).removesuffix(eos) for row in zip(*flat)]
         if any(encoded.cut) or None in encoded.ids or rm.tokenizer(texts)["input_ids"] != encoded.ids:
             raise RuntimeError("texts that not all sides read alike")
         (work / f"{name}.json").write_text(

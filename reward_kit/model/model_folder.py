@@ -300,8 +300,8 @@ def from_dict(cls: RewardMetadata, data):
         raise ValueError(f"schema version {version}, but this reward_kit reads 1; update reward_kit")
     given = {f.name: data[f.name] for f in fields(cls)[:-1] if f.name in data}
     if given.get("encoding"):  # unknown keys may change the text
-        kind = {"kind": data.get("data_kind")}
-        given["encoding"] = RewardEncoding(**kind | given["encoding"])
+        encoding = given["encoding"] = RewardEncoding(**given["encoding"])
+        encoding.kind = encoding.kind or data.get("data_kind")
     return cls(**given, extra={name: data[name] for name in data.keys() - given})
 
 
