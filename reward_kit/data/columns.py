@@ -221,13 +221,13 @@ def _flatten(exports, items):
     "(origin, flat row) of each."
     for origin, row in items:
         for export in exports:
-            if isinstance(row, dict):
-                row = _flat(export, row) or _unflattened(export, row)
+            row = _flat(export, row) or _unflattened(export, row)
         yield origin, row
 
 
-def _flat(export, row):
-    "None: it is not nested so."
+def _flat(export, row):  # None: it is not nested so
+    if isinstance(row, UnusableRow):
+        return row
     with suppress(Exception):
         return export.flat(row)
 
@@ -245,7 +245,7 @@ def unnest(cls: Columns, items: list) -> tuple:  # (origin, row) of the first ->
     exports = []
     for export in _EXPORTS:
         rows = [row for _, row in items]
-        flat = [_flat(export, row) if isinstance(row, dict) else row for row in rows]
+        flat = [_flat(export, row) for row in rows]
         if 2 * sum(isinstance(row, dict) for row in flat) > sum(isinstance(row, dict) for row in rows):
             items = [(n, row or _unflattened(export, old)) for (n, old), row in zip(items, flat)]
             exports.append(export)

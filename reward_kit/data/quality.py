@@ -202,7 +202,7 @@ def votes(self: _Measures):
 def _agreement(voted):
     "How often two votes are the same, and beyond chance (Bennett's S)."
     found = {"records": len(voted), "votes": sum(len(given) for _, given in voted)}
-    both = (combinations(given, 2) for _, given in voted if len(given) > 1)
+    both = (combinations(given, 2) for _, given in voted if len(given[0]) == 2 <= len(given))
     shares = [fmean(one == other for one, other in pairs) for pairs in both]
     if shares:
         ends = fmean(shares), *wilson_interval(sum(shares), len(shares))

@@ -15,8 +15,8 @@ import re
 import shutil
 import socket
 from contextlib import contextmanager, suppress
-from functools import partial
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from traceback import format_exception
@@ -31,7 +31,6 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
 from transformers.utils import cached_file
 
 from ..data.files import write_whole

@@ -341,7 +341,6 @@ def default_precision(use_cpu=False, model_type=""):  # of the settings, of the 
 _RUN_RECORD = "training_run.json"
 
 
-
 class RunRecord:
     "What the run of a folder was made with."
 

@@ -20,8 +20,8 @@ import transformers
 import trl
 from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
-
 from transformers.trainer_utils import has_length
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from ..data.playground import Playground
 from .batches import RewardCollator, bind_reward_forward, innermost_model
@@ -33,7 +33,6 @@ from .model_folder import load_reward_backbone, saved_whole
 from .packing import choose_layout, compile_layers, packing_problem
 from .runs import Checkpoints, MicroBatches, StopOnInterrupt
 from .training_data import RewardConfig, TrainingData
-from trl.trainer.reward_trainer import DataCollatorForPreference
 
 # %% ../../nbs/2_model/30_trainer.ipynb #5a0b3582
 class RewardTrainer(trl.RewardTrainer):
@@ -41,7 +40,6 @@ class RewardTrainer(trl.RewardTrainer):
     are complete, and a folder that scores the same.
 
     Attributes: `encoding`, `encoder`, `data_report`, `overflow_report`, `state.log_history`."""
-
 
     def __init__(
         self,
@@ -123,7 +121,6 @@ def _start_counting(self: RewardTrainer):
 
 # %% ../../nbs/2_model/30_trainer.ipynb #fa624bd1
 _USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
-
 
 
 @patch
@@ -257,9 +254,6 @@ def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_i
 def _rewards(self: RewardTrainer, model, batch):
     "Outputs whose logits are rewards (b, K)."
     return model(**batch.model_inputs())
-
-
-
 
 
 @patch
@@ -561,9 +555,6 @@ def _save_checkpoint(self: RewardTrainer, model, trial):
 
     self.checkpoints.folder, state = Path(self._get_output_dir(trial)), self.state
     self.checkpoints.write(state.global_step, fill, state.best_model_checkpoint)
-
-
-
 
 
 @patch

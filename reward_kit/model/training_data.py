@@ -19,15 +19,14 @@ import torch
 import trl
 from accelerate.utils import parse_flag_from_env
 from fastcore.basics import patch
+from torch.utils._triton import has_triton
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
-from torch.utils._triton import has_triton
 from transformers.utils import is_liger_kernel_available, is_torchao_available
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.formats import to_record
 from ..data.preferences import load_preferences
-
 from .encoded_data import encode_dataset
 from .loss import reward_loss
 from .runs import default_precision
@@ -262,9 +261,6 @@ class _EpochSampler(LengthGroupedSampler):
         full = max(len(order) // size - 1, 0)  # an incomplete batch stays last
         shuffled = torch.randperm(full, generator=self.generator)
         return iter(torch.cat([first, *(rest[i] for i in shuffled), *rest[full:]]).tolist())
-
-
-
 
 
 @patch

@@ -7,8 +7,6 @@ __all__ = ['PPOTrainer']
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #cc0a5a6f
 import atexit
-
-
 import math
 import sys
 import time

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from fastcore.basics import patch
-
 from torch.nn.utils.rnn import pad_sequence
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #c6687575

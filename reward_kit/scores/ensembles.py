@@ -79,7 +79,6 @@ class RewardEnsemble(TextScorer):
         self.combine, self.k = combine, k
         _combine_rewards([[]], combine, k)  # an error now, not after hours of scoring
 
-
     def __repr__(self) -> str:
         how = f"{self.combine}, k={self.k:g}" if self.combine == "lower_bound" else self.combine
         names = ", ".join(member.__name__ for member in self.members)

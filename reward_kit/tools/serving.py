@@ -318,8 +318,6 @@ class WireFormat:
             raise _RequestError(str(error)) from None
 
 
-
-
 def _read_rewards(body):
     "`prompts` and `responses` as `RewardModel.score` takes them, in lists."
     body.only("prompts", "responses", "normalize", "too_long", *_TEMPLATE_FIELDS, "model")
