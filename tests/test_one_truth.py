@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from trainer_world import make_tokenizer
 
 from reward_kit import RewardMetadata, RewardModel, load_preferences
@@ -120,3 +120,45 @@ def test_responses_that_differ_in_one_key_are_different(key, model):
     assert len(data) == 1 and data[0]["sequences"] == [by_hand(model.tokenizer, row, a) for a in answers]
     with pytest.raises(Exception, match="identical"):
         load_preferences([row | {"rejected": answers[0]}])
+
+
+# each call and each tool has keys of its own, which Arrow gives to all, as nulls
+CALLS = [
+    {"city": "Bonn", "days": [1, None]},
+    {"place": {"name": "Rome"}, "unit": "C"},
+    {"place": {"near": "Rome"}},
+]
+MIXED = [
+    {"prompt": PROMPT[:1], "rejected": GOOD}
+    | {"chosen": [AGAIN[0] | {"tool_calls": [{"function": {"name": "weather", "arguments": call}}]}]}
+    | {"tools": [{"function": {"name": "weather", "parameters": {next(iter(call)): {"type": "string"}}}}]}
+    for call in CALLS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "way", ["list", "JSON lines", "data set", "Parquet", "stream", "stream of a data set"]
+)
+def test_nulls_that_arrow_adds_are_not_read(model, tmp_path, way):
+    data, lines, table = MIXED, tmp_path / "rows.jsonl", tmp_path / "rows.parquet"
+    if way == "JSON lines":
+        lines.write_text("".join(json.dumps(row) + "\n" for row in MIXED))
+        data = str(lines)
+    elif way == "stream":
+        data = IterableDataset.from_generator(lambda: iter(MIXED))
+    elif way != "list":
+        data = Dataset.from_list(MIXED)
+        assert data[0]["chosen"][0]["tool_calls"][0]["function"]["arguments"]["unit"] is None
+        if way == "Parquet":
+            data.to_parquet(table)
+        data = {"Parquet": str(table), "stream of a data set": data.to_iterable_dataset()}.get(way, data)
+    read = data if isinstance(data, IterableDataset) else load_preferences(data)
+    encoded, _ = encode_dataset(read, model.encoder)
+    expected = [[by_hand(model.tokenizer, row, row[s]) for s in ("chosen", "rejected")] for row in MIXED]
+    assert [row["sequences"] for row in encoded] == expected
+
+
+def test_scoring_reads_a_row_of_a_data_set_as_training_does(model, seen):
+    for row, stored in zip(MIXED, Dataset.from_list(MIXED)):
+        model.score(stored["prompt"], stored["chosen"], tools=stored["tools"])
+        assert seen[-1] == by_hand(model.tokenizer, row, row["chosen"])

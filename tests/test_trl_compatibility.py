@@ -5,8 +5,10 @@ import json
 
 import pytest
 import torch
+import transformers
 import trl
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import nn
 from trainer_world import make_base, make_pairs, make_tokenizer
@@ -337,3 +339,110 @@ def test_data_without_any_weight_are_refused(base, tmp_path):
         make(base, tmp_path / "out", arguments={"eval_dataset": nothing}.items())
     some = make_pairs(8)[:4] + nothing[4:]
     assert len(make(base, tmp_path / "out", data=some).train_dataset) == 8
+
+
+# ---- what TRL expects of its own trainer, with what is documented as better here
+
+
+def unmoved(trainer):
+    "Names of weights that training does not move."
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    losses(trainer)
+    after = dict(trainer.model.named_parameters())
+    return [name for name, p in before.items() if torch.equal(p, after[name])]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    folder, tokenizer = tmp_path_factory.mktemp("mixture"), make_tokenizer()
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=4)
+    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[0])
+    config = transformers.Qwen3MoeConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **experts)
+    transformers.Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "kind, reentrant",
+    [
+        ("all", True),
+        ("all", False),
+        ("lora", True),
+        ("lora", False),
+        ("mixture", None),
+        ("mixture, lora", None),
+    ],
+    ids=str,
+)
+def test_weights_move_and_those_under_an_adapter_do_not(base, mixture, tmp_path, kind, reentrant):
+    settings, arguments = {"learning_rate": 1e-2}, {}
+    if reentrant is not None:
+        how = {"use_reentrant": reentrant}
+        settings |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": how}
+    if "lora" in kind:
+        modules = ["gate_proj", "up_proj", "down_proj", "score"] if "mixture" in kind else None
+        arguments["peft_config"] = LoraConfig(target_modules=modules)
+    model = mixture if "mixture" in kind else base
+    still = unmoved(make(model, tmp_path / "out", arguments=arguments.items(), **settings))
+    # TRL leaves a new head as it was drawn under LoRA
+    frozen = lambda name: "lora_" not in name and "modules_to_save" not in name
+    assert not [name for name in still if not (arguments and frozen(name))]
+    assert bool(still) == bool(arguments)
+
+
+def test_templates_are_read_from_a_folder_or_a_file_and_saved_as_they_render(base, tmp_path):
+    rows = [
+        {"prompt": [{"role": "user", "content": p["prompt"]}]}
+        | {side: [{"role": "assistant", "content": p[side]}] for side in ("chosen", "rejected")}
+        for p in make_pairs(8)
+    ]
+    own = "{% for m in messages %}{{ m.role }}{% if loud %}!{% endif %} {{ m.content }}\n{% endfor %}"
+    (tmp_path / "own.jinja").write_text(own)
+    other = make_tokenizer()
+    other.chat_template = own
+    other.save_pretrained(tmp_path / "other")
+    kwargs = [{"loud": bool(i % 2)} for i in range(8)]
+    data = Dataset.from_list(rows).add_column("chat_template_kwargs", kwargs)
+    for path in ("own.jinja", "other"):
+        settings = {"chat_template_path": str(tmp_path / path), "save_strategy": "steps", "save_steps": 2}
+        trainer = make(base, tmp_path / f"{path}-out", data=data, max_steps=2, **settings)
+        trainer.train()
+        saved = transformers.AutoTokenizer.from_pretrained(tmp_path / f"{path}-out" / "checkpoint-2")
+        plain = make_tokenizer()
+        for row, kept, found in zip(rows, kwargs, trainer.train_dataset["chosen_ids"]):
+            chat = row["prompt"] + row["chosen"]
+            text = plain.apply_chat_template(chat, chat_template=own, tokenize=False, **kept)
+            assert saved.apply_chat_template(chat, tokenize=False, **kept) == text + "</s>"
+            assert plain.decode(found) == text + "</s>"
+
+
+def test_logs_bear_the_names_of_evaluation_sets_and_of_own_metrics(base, tmp_path):
+    sets = {"first": make_pairs(4, 1), "second": make_pairs(4, 2)}
+    arguments = {"eval_dataset": sets, "compute_metrics": lambda prediction: {"mine": 0.25}}
+    trainer = make(base, tmp_path / "out", arguments=arguments.items(), eval_strategy="steps", eval_steps=4)
+    trainer.train()
+    *_, first, second, last = trainer.state.log_history
+    assert first["eval_first_loss"] > 0 < second["eval_second_loss"] and last["train_loss"] > 0
+    assert first["eval_first_mine"] == second["eval_second_mine"] == 0.25
+    assert trainer.evaluate(make_pairs(4, 3))["eval_loss"] > 0  # texts, which the trainer did not see
+    assert {"reward-trainer", "trl"} <= set(trainer.model.model_tags)
+
+
+def test_old_names_of_columns_of_ids_are_read(base, tmp_path):
+    old = {"chosen_ids": "chosen_input_ids", "rejected_ids": "rejected_input_ids"}
+    data = pairs_of_ids(8)
+    trainer = make(base, tmp_path / "out", data=data.rename_columns(old))
+    assert not set(old.values()) & set(trainer.train_dataset.column_names)
+    assert trainer.train_dataset["chosen_ids"][:] == data["chosen_ids"][:] and not unmoved(trainer)
+
+
+def test_two_labels_are_refused_and_float16_is_trained_in_float32(base, tmp_path, caplog):
+    two = transformers.AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=2, ignore_mismatched_sizes=True
+    )
+    with pytest.raises(ValueError, match="reward models require `num_labels=1`"):
+        make(two, tmp_path / "out")
+    half = {"model_init_kwargs": {"dtype": torch.float16}, "optim": "adamw_torch"}
+    assert not unmoved(make(base, tmp_path / "out", **half))
+    assert "16 bits lose most steps" in caplog.text

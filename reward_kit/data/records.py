@@ -18,6 +18,13 @@ from fastcore.basics import patch
 
 from .files import UnusableRow
 
+# %% ../../nbs/1_data/12_records.ipynb #886fbfef
+def _without_nulls(value):
+    "Messages or arguments, as JSON has them, without the keys that have no value."
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return list(map(_without_nulls, value)) if isinstance(value, (list, tuple)) else value
+
 # %% ../../nbs/1_data/12_records.ipynb #d6419d38
 _ROLES = dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "function_call"), "assistant")
 _ROLES |= {"human": "user", "prompter": "user", "observation": "tool", "function": "tool"}
@@ -45,7 +52,7 @@ def _clean_text(value, what):
 def _json_text(value, what):
     "Arguments of a chat template, which are kept as JSON."
     try:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = value if isinstance(value, str) else json.dumps(_without_nulls(value), ensure_ascii=False)
     except (TypeError, ValueError):
         raise UnusableRow(f"{what} is not JSON") from None
     return _text(text, what)
@@ -65,12 +72,13 @@ def _content(turn, what):
 
 
 def _message(turn, what):
+    turn = _without_nulls(turn)
     role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
     if not isinstance(role, str):
         needed = "a message has a role and a content (or from and value)"
         raise UnusableRow(f"{what} is not a list of messages", needed)
     known, role = ("role", "from", *_SAID), role.strip().lower()
-    rest = {key: value for key, value in turn.items() if key not in known and value is not None}
+    rest = {key: value for key, value in turn.items() if key not in known}
     if rest:
         _json_text(rest, what)
     return {"role": _ROLES.get(role, role), "content": _content(turn, what), **rest}
@@ -175,6 +183,7 @@ class Row:
     "The cells of one row, by canonical column names."
 
     parse, majority = staticmethod(_parsed), staticmethod(_majority)
+    without_nulls = staticmethod(_without_nulls)
 
     def __init__(self, cells: dict, columns: dict):  # of a source; canonical name -> its column
         self.cells, self.columns = cells, columns

@@ -449,7 +449,7 @@ def bind_reward_forward(
     labels = getattr(config, "num_labels", None)
     problem = ""
     if labels != 1:
-        problem = f"has {labels} labels: a reward model has num_labels=1"
+        problem = f"has {labels} labels: reward models require `num_labels=1`"
     if name.endswith("ForCausalLM") or hasattr(inner, "lm_head"):
         problem = "is a causal language model, which has no reward head: pass its name, "
         problem += "or load it with AutoModelForSequenceClassification and num_labels=1"

@@ -24,6 +24,7 @@ from huggingface_hub.dataclasses import strict
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from ..data.records import Row
 from ..data.report import counted
 
 # %% ../../nbs/2_model/22_encoding.ipynb #32adde00
@@ -334,7 +335,7 @@ def prepare_tokenizer(
 def _as_turns(value, role):
     if isinstance(value, str):
         return [{"role": role, "content": value}] if value or role == "assistant" else []
-    return [{k: item for k, item in turn.items() if item is not None} for turn in value or []]
+    return Row.without_nulls(value or [])
 
 
 def _both_turns(prompt, response=None):
@@ -491,8 +492,8 @@ def from_json(
     cls: RewardEncoder,
     value,  # argument of a chat template: JSON text, or the thing itself
 ):
-    "The thing itself."
-    return json.loads(value) if isinstance(value, str) else value
+    "The thing itself, without nulls."
+    return Row.without_nulls(json.loads(value) if isinstance(value, str) else value)
 
 
 def _for_each_row(value, n, kind, name):

@@ -340,11 +340,6 @@ class ModelCard:
         "The whole card, or an empty text."
         return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
 
-    def section(self, name):
-        "The Markdown of one section, or None."
-        rest = self.text.partition(f"<!-- reward_kit:{name} -->\n")[2]
-        return rest.partition(f"\n<!-- /reward_kit:{name} -->")[0] or None
-
     def replace(self, name, *paragraphs):  # e.g. "training"; Markdown, the heading first
         "Replaces one section, or adds it at the end; the rest of the card stays."
         begin, end = f"<!-- reward_kit:{name} -->\n", f"\n<!-- /reward_kit:{name} -->\n"

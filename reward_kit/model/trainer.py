@@ -239,7 +239,7 @@ def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_i
     "The share of the mean loss; `num_items_in_batch`: weights of all."
     if self._as_trl:
         return super(RewardTrainer, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
-    args, outputs, labels = self.args, self._rewards(model, inputs), inputs.labels()
+    args, outputs, labels = self.args, model(**inputs.model_inputs()), inputs.labels()
     rewards, loss_type = outputs.logits, LOSSES[args.loss_type]
     terms = loss_type.terms(rewards, **labels, **args.loss_kwargs or {})  # (b, 4)
     self._record(Sums.of_rows(rewards, terms, labels["ranks"], labels["mask"]), inputs.origin)
@@ -249,11 +249,6 @@ def compute_loss(self: RewardTrainer, model, inputs, return_outputs=False, num_i
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
     return (loss, outputs) if return_outputs else loss
 
-
-@patch
-def _rewards(self: RewardTrainer, model, batch):
-    "Outputs whose logits are rewards (b, K)."
-    return model(**batch.model_inputs())
 
 
 @patch
@@ -466,11 +461,11 @@ def _largest_batch(self: RewardTrainer, lengths):
 
 @patch
 def _step_memory(self: RewardTrainer, batch):
-    batch = self._prepare_inputs(batch)
+    batch, model = self._prepare_inputs(batch), self.model.train()
 
-    forward = lambda: self._rewards(self.model.train(), batch).logits
+    forward = lambda: model(**batch.model_inputs()).logits
     with self.accelerator.autocast():
-        return TrainingPlan.step_memory(self.model, str(self.args.optim), forward, batch.positions())
+        return TrainingPlan.step_memory(model, str(self.args.optim), forward, batch.positions())
 
 
 @patch
