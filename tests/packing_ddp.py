@@ -15,6 +15,7 @@ RUNS = {  # name -> settings of two processes
     "whole": {"per_device_train_batch_size": 2},
     "parts": {"per_device_train_batch_size": 2, "batch_tokens": 100},
     "accumulated": {"per_device_train_batch_size": 2, "batch_tokens": 100, "gradient_accumulation_steps": 2},
+    "compiled": {"per_device_train_batch_size": 2, "torch_compile_backend": "aot_eager"},
 }
 
 
@@ -100,4 +101,6 @@ if __name__ == "__main__":
         losses, weights, steps = train(trainer)
         rank = trainer.args.process_index
         torch.save(weights, folder / f"{name}-{rank}.pt")
-        (folder / f"{name}-{rank}.json").write_text(json.dumps({"losses": losses, "steps": steps}))
+        (folder / f"{name}-{rank}.json").write_text(
+            json.dumps({"losses": losses, "steps": steps, "compiled": trainer._compiled})
+        )

@@ -992,13 +992,14 @@ def test_two_processes_train_as_one(base, packed_run, tmp_path):
     ]
     both = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        output, _ = both.communicate(timeout=200)
+        output, _ = both.communicate(timeout=500)
     finally:
         both.terminate()  # torchrun then ends processes that wait for each other
     assert both.returncode == 0, output[-5000:]
     expected = {
         "whole": packed_run,
         "parts": packed_run,
+        "compiled": packed_run,
         "accumulated": packing_ddp.train(
             packing_ddp.make_trainer(base, tmp_path / "one", per_device_train_batch_size=8)
         ),
@@ -1012,10 +1013,11 @@ def test_two_processes_train_as_one(base, packed_run, tmp_path):
             and logs[0]["losses"] == pytest.approx(losses, abs=1e-5)
         )
         assert all(step == [False] * (len(step) - 1) + [True] for log in logs for step in log["steps"])
+        assert all(log["compiled"] == (name == "compiled") for log in logs)
         parts = [[len(step) for step in log["steps"]] for log in logs]
         assert (
             parts == [[1, 1, 1]] * 2
-            if name == "whole"
+            if name in ("whole", "compiled")
             else max(map(max, parts)) > 2
             if name == "accumulated"
             else parts[0] != parts[1]
