@@ -73,7 +73,11 @@ SIDES = {
     "trl": "TRL, grouped by hand",
     "flash-pref": "TRL with flash-pref, grouped by hand",
     "compiled": "reward_kit, torch_compile=True",
+    "liger": "reward_kit, use_liger_kernel=True",
+    "fa3": "reward_kit, torch_compile=True, FlashAttention 3",
 }  # of training, in this order
+NEEDS = {"flash-pref": "flash_pref", "liger": "liger_kernel", "fa3": "flash_attn_interface"}  # -> a module
+OURS = ("ours", "compiled", "liger", "fa3")
 SCORERS = {
     "float32": "reward_kit, float32",
     "bfloat16": "reward_kit, bfloat16",
@@ -82,7 +86,7 @@ SCORERS = {
     "pipeline-128": "transformers pipeline, bfloat16, sorted by hand, batch 128",
     "alone": "transformers, bfloat16, one by one",
 }
-COLOURS = {"ours": BLUE, "compiled": GREEN, "trl": ORANGE, "flash-pref": YELLOW}
+COLOURS = {"ours": BLUE, "compiled": GREEN, "liger": GREEN, "fa3": GREEN, "trl": ORANGE, "flash-pref": YELLOW}
 COLOURS |= {
     "float32": BLUE,
     "bfloat16": BLUE,
@@ -457,10 +461,14 @@ def make_trainer(world: World, side: str, model, rows: list[dict], settings: dic
         adapter = LoraConfig(
             r=16, lora_alpha=32, target_modules=layers, modules_to_save=["score"], task_type="SEQ_CLS"
         )
-    if side in ("ours", "compiled"):
-        trainer, own = RewardTrainer, {"show_plan": False}
-        if side == "compiled":
+    if side in OURS:
+        trainer, own = RewardTrainer, {"show_plan": False, "use_liger_kernel": side == "liger"}
+        if side in ("compiled", "fa3"):
             own |= {"torch_compile": True, "torch_compile_backend": BACKENDS[world.device]}
+        if side == "fa3":  # for the whole process, which measures nothing else
+            from torch.nn.attention import activate_flash_attention_impl
+
+            activate_flash_attention_impl("FA3")
         args = RewardConfig(**settings, **own)
     else:
         trainer = flash_pref_trainer() if side == "flash-pref" else trl.RewardTrainer
@@ -485,7 +493,7 @@ def train_once(world: World, side: str, product: float, run: dict) -> dict:
     from reward_kit.model.settings import quiet
 
     batch, lora, steps = run["batch"], run["lora"], WARM_UP + run["steps"]
-    rows, ours = world.rows(run["data"], batch * (steps + 1)), side in ("ours", "compiled")
+    rows, ours = world.rows(run["data"], batch * (steps + 1)), side in OURS
     if ours:
         random.Random(0).shuffle(rows)
     else:
@@ -548,6 +556,8 @@ def train_line(row: dict) -> str:
 
 TRAIN_NOTES = """reward_kit has its defaults: bfloat16 autocast (float32 on a CPU), packed batches, a random
 order; a run of 300 steps or more compiles its layers by itself on a GPU, these short ones only where asked.
+Liger's kernels and FlashAttention 3 (which torch offers to its own attention) are measured where they are
+installed; TRL takes no Liger kernels for a model with a head.
 TRL has its best settings for the same work: batches of pairs of similar length, made by hand and read in
 order (`train_sampling_strategy="sequential"`), the same precision, no gradient checkpointing,
 `max_length=2048`, a learning rate of 1e-5; the rest are its defaults. Both get the same pairs as texts,
@@ -912,8 +922,9 @@ def processes(args, facts: dict) -> list[tuple[str, str, dict]]:
     world = {"device": facts["device"], "vocabulary": args.vocabulary}
     product = {"product": facts["product"]}
     large = facts["free"] >= LARGE_NEEDS if args.large is None else args.large
-    sides = [side for side in SIDES if side != "flash-pref" or find_spec("flash_pref")]
-    alone = [[side] for side in sides] if facts["device"] == "cuda" else [sides]
+    on_gpu = facts["device"] == "cuda"
+    sides = [side for side in SIDES if side not in NEEDS or (on_gpu and find_spec(NEEDS[side]))]
+    alone = [[side] for side in sides] if on_gpu else [sides]
     training = world | product | {"runs": runs_of(args, large)}
     scoring = world | product | {"shape": args.model}
     scoring["texts"] = min(args.texts, 2 * facts["short"]["rows"])

@@ -173,6 +173,13 @@ def settings_of(side: str, batch: int, dtype: str, steps: int, defaults: bool) -
     }
 
 
+def multiplies_bf16() -> bool:
+    "Whether this CPU does; one that emulates it takes a hundred times as long."
+    from reward_kit.model.runs import default_precision
+
+    return default_precision(use_cpu=True, parameters=10**9) == "bf16"
+
+
 def make_trainer(
     side: str, folder: Path, out: Path, pairs: list, settings: dict, defaults: bool, callbacks: list
 ):
@@ -188,7 +195,8 @@ def make_trainer(
         {"chosen_ids": [pair[0] for pair in pairs], "rejected_ids": [pair[1] for pair in pairs]}
     )
     if side.startswith("theirs"):
-        args = trl.RewardConfig(str(out), **settings, **({} if defaults else {"max_length": None}))
+        own = {"bf16": multiplies_bf16()} if defaults else {"max_length": None}
+        args = trl.RewardConfig(str(out), **settings, **own)
         return trl.RewardTrainer(
             str(folder),
             args,
@@ -522,8 +530,9 @@ def own_defaults(args, workers: Workers) -> None:
             "TRL drops pairs with a text over 1,024 tokens; we cut texts on the left, to 2,048 (done before"
             " for both, so that both get the same ids). A pair that is left out costs no time: tokens a"
             " second are the fair comparison. The whole call begins with the constructor and holds all that"
-            " comes before the first step: loading, our plan, the first step. A default of ours that is"
-            " given above as float32 is what we choose on a CPU."
+            " comes before the first step: loading, our plan, the first step. On a CPU that multiplies"
+            " bfloat16 both compute in it; where it would be emulated we train in float32 by ourselves, and"
+            " TRL is told to (bf16=False), since its default would take a hundred times as long."
         ),
         "",
         versions_line(args.threads),

@@ -7,7 +7,7 @@ from importlib import import_module as _import_module
 _EXPORTS = {
     name: module
     for module, names in {
-        "data.report": "wilson_interval",
+        "data.report": "wilson_interval plot_history",
         "data.files": "PreferenceDataError",
         "data.columns": "nested_export",
         "data.formats": "to_record PreferenceFormat preference_format",
@@ -44,7 +44,7 @@ _EXPORTS = {
         "tools.client": "RewardClient RewardServerError",
         "tools.annotator": "PreferenceAnnotator AnnotationSession AnnotatorAgreement annotator_agreement",
         "tools.explorer": "RewardExplorer TokenInfluence ResponseComparison explain_reward compare_responses",
-        "tools.dashboards": "LiveDashboard TrainingDashboard PPODashboard plot_history",
+        "tools.dashboards": "LiveDashboard TrainingDashboard PPODashboard",
         "autotrain": "LLMTrainingParams AutoTrainProject",
         "beside.benchmark_files": "load_benchmark",
         "beside.benchmarks": "BenchmarkReport run_benchmark score_benchmark",

@@ -28,6 +28,7 @@ SMALL = {  # {data}: a file of transcripts
         " --steps 1 --texts 8 --episodes 8 --response 4 --threads 1 --output results"
     ),
     "less_memory.py": "--seeds 0 --pairs 40 --steps 2 --ways float32 'bfloat16, plain AdamW'",
+    "memory_plan.py": "--sizes 0.6B --layers 1 --vocabulary 512 --pairs 1",
     "over_optimisation.py": "--batches 1 --sizes 10 20 --held-out 4",
     "planted_biases.py": "--experiments 1 --prompts 60 --limit 60",
     "playground_accuracy.py": "--seeds 0 --pairs 60",

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -939,6 +940,27 @@ def test_gemma3_stays_in_float32_where_only_fp16_is_left(monkeypatch):
     monkeypatch.setattr(runs_module, "is_torch_bf16_gpu_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [runs_module.default_precision(model_type=t) for t in ("llama", "gemma3_text")] == ["fp16", "no"]
+
+
+def test_a_cpu_that_multiplies_bf16_trains_large_models_in_it(base, config, monkeypatch):
+    "Where the precision was left to us; the environment of a launcher counts as asked."
+    large, own = 10**7, [{"avx512_bf16": True}, {"amx_bf16": True}, {"bf16": True}, {"avx2": True}, {}]
+    found = []
+    for capabilities in own:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", partial(dict, capabilities), raising=False)
+        found.append([runs_module.default_precision(True, "", n) for n in (large, large - 1)])
+    assert found == [["bf16", "no"]] * 3 + [["no", "no"]] * 2
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(runs_module, "_WORTH_CASTING", 1000)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    trainer = RewardTrainer(base, config(max_steps=1), train_dataset=make_dataset(8))
+    assert trainer.args.bf16 and trainer.accelerator.mixed_precision == "bf16"
+    assert trainer._precision() == "bf16, weights in float32"
+    trainer.train()
+    asked = RewardTrainer(base, config(bf16=False), train_dataset=make_dataset(8))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    launched = RewardTrainer(base, config(), train_dataset=make_dataset(8))
+    assert [t._precision() for t in (asked, launched)] == ["float32", "float32"]
 
 
 def test_groups_of_equal_length_resume_by_epoch(base, config):

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..data.files import write_whole
-from ..data.report import new_figure
+from ..data.report import plot_history
 from .batches import RewardCollator, bind_reward_forward
 from .loss import Judgements
 from .model_folder import ModelCard, RewardMetadata
@@ -183,18 +183,10 @@ def step_memory(cls: TrainingPlan, model, optim, forward, positions):
 
 # %% ../../nbs/2_model/29_measures.ipynb #3692636a
 def _plot_training(history):
-    figure = new_figure(figsize=(6.4, 2.6), dpi=100)
-    labels = ("loss", "loss (nats per row)"), ("accuracy", "pairwise accuracy")
-    for axis, (name, label) in zip(figure.subplots(1, 2), labels):
-        for key, style, title in (name, "-", "training"), (f"eval_{name}", "o--", "evaluation"):
-            points = [(log["step"], log[key]) for log in history if key in log]
-            if points:
-                axis.plot(*zip(*points), style, label=title, markersize=4)
-                axis.legend(fontsize=8)
-        if name == "accuracy":
-            axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="optimizer step", ylabel=label)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+    names = {"loss": "loss (nats per row)", "accuracy": "pairwise accuracy"}
+    figure = plot_history(history, {
+        title: [(name, "training"), (f"eval_{name}", "evaluation")] for name, title in names.items()})
+    figure.axes[1].axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     return figure
 
 # %% ../../nbs/2_model/29_measures.ipynb #dec5dbd8

@@ -328,10 +328,20 @@ def free_memory(self: MicroBatches, device):
     return torch.cuda.mem_get_info(device)[0]
 
 # %% ../../nbs/2_model/27_runs.ipynb #539e085c
-def default_precision(use_cpu=False, model_type=""):  # of the settings, of the model's config
+_SHORT_PRODUCTS = "avx512_bf16", "amx_bf16", "bf16"  # as torch calls them, on x86 and on ARM
+_WORTH_CASTING = 10_000_000  # parameters
+
+
+def default_precision(
+    use_cpu=False,  # of the settings
+    model_type="",  # of the model's config
+    parameters=0,  # of the model; 0: not known yet
+):
     "Mixed precision for this machine: bf16, fp16 or no."
     if use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"):
-        return "no"
+        has = getattr(torch.cpu, "get_capabilities", dict)()
+        able = any(map(has.get, _SHORT_PRODUCTS))
+        return "bf16" if able and parameters >= _WORTH_CASTING else "no"
     if is_torch_bf16_gpu_available():
         return "bf16"
     # gemma3 overflows in fp16

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -48,8 +49,7 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
         self.check()
         self._auto_precision = self.bf16 is None and not self.fp16
         if self._auto_precision:
-            precision = default_precision(self.use_cpu)
-            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+            self._set_precision(default_precision(self.use_cpu))
         if self.load_best_model_at_end and self.eval_strategy != "no":
             # or the best is lost
             if "save_strategy" not in self._given:
@@ -64,6 +64,9 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
         reward_loss(pair, loss_type=self.loss_type, targets=pair, **(self.loss_kwargs or {}))
         if self.deepspeed and self.learning_rate is None:
             raise ValueError("DeepSpeed needs a learning_rate at once: give it, e.g. 1e-5")
+
+    def _set_precision(self, mixed):
+        self.bf16, self.fp16, self.mixed_precision = mixed == "bf16", mixed == "fp16", mixed
 
     @contextmanager
     def hidden(self, **shown):
@@ -107,13 +110,13 @@ def check_own(self: RewardConfig, what):  # what was written for TRL's trainer, 
 @patch
 def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
     "Learning rate and precision, where they were left to us, by the model."
+    parameters = sum(p.numel() for p in model.parameters())
     if self.learning_rate is None:
-        parameters = sum(p.numel() for p in model.parameters())
         full = 1e-5 if parameters <= 1.3e9 else 3e-6  # models of 1.3e9 are still called 1B
         self.learning_rate = 1e-4 if adapted else full
-    if self._auto_precision and self.fp16:
-        if default_precision(self.use_cpu, model.config.model_type) == "no":
-            self.fp16, self.mixed_precision = False, "no"
+    if self._auto_precision and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        on_cpu = self.device.type == "cpu"
+        self._set_precision(default_precision(on_cpu, model.config.model_type, parameters))
     self.accelerator_config.dispatch_batches = False  # a stream's are whole
     self.accelerator_config.non_blocking = self.dataloader_pin_memory  # off on a CPU
     short = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #c74194aa
-from ..data.report import new_figure
+from ..data.report import plot_history
 from ..model.model_folder import ModelCard
 from .ppo_math import kl_estimate
 
@@ -80,32 +80,20 @@ def line(self: PPOReport, metrics):
     return "  ".join([f"batch {state.global_step}/{state.max_steps}", *shown])
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #80fc555c
-_PANELS = (
-    ("score", "objective/scores", "eval_score"),
-    ("KL (nats a response)", "objective/kl", "eval_kl"),
-    ("response length (tokens)", "response/length", "eval_length"),
-    ("critic: explained variance", "val/explained_variance"),
-)
-_CURVES = (("training prompts", "-", "#0072B2"), ("held-out prompts", "o--", "#D55E00"))
+_PANELS = {
+    "score": ("objective/scores", "eval_score"),
+    "KL (nats a response)": ("objective/kl", "eval_kl"),
+    "response length (tokens)": ("response/length", "eval_length"),
+    "critic: explained variance": ("val/explained_variance",),
+}
+_CURVES = "training prompts", "held-out prompts"
 
 
 @patch
 def plot(self: PPOReport):
     "Score, KL, length and explained variance by batch of rollouts."
-    figure = new_figure(figsize=(6.4, 3.8), dpi=100)
-    logs = pandas.DataFrame(self.trainer.state.log_history)
-    for axis, (label, *names) in zip(figure.subplots(2, 2).flat, _PANELS):
-        for name, (title, style, color) in zip(names, _CURVES):
-            if name in logs:
-                found = logs.dropna(subset=name)
-                axis.plot(found["step"], found[name], style, markersize=4, label=title, color=color)
-        axis.set_xlabel("batch of rollouts", fontsize=8)
-        axis.set_ylabel(label, fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    if figure.axes[0].lines:
-        figure.axes[0].legend(fontsize=7)
-    return figure
+    panels = {title: [*zip(names, _CURVES)] for title, names in _PANELS.items()}
+    return plot_history(self.trainer.state.log_history, panels, "batch of rollouts", rows=2)
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #96585c4c
 _CHANGES = {
