@@ -5,6 +5,8 @@ import os
 
 import pytest
 import torch
+import transformers
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_encoding import bert_tokenizer, family, make_encoder, make_model
 from trainer_world import make_pairs
@@ -382,17 +384,47 @@ def test_a_head_that_would_not_be_loaded_is_refused_before_training_and_on_loadi
         RewardTrainer(
             model, settings(tmp_path / "out"), train_dataset=make_pairs(4), processing_class=tokenizer
         )
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS"))
+    with pytest.raises(ValueError, match=r"has the weights score.*loads score.weight alone"):
+        RewardTrainer(
+            adapted, settings(tmp_path / "out"), train_dataset=make_pairs(4), processing_class=tokenizer
+        )
+    model = adapted.unload()
+    model.score = head
     model.save_pretrained(reward)
     for new_head in (True, False):
         with pytest.raises(ModelLoadError, match=r"score\."):
             load_reward_backbone(reward, new_head=new_head)
 
 
+class Flavoured(transformers.LlamaForSequenceClassification):
+    "A class that needs more than a configuration."
+
+    def __init__(self, config, flavour):
+        super().__init__(config)
+        self.flavour = flavour
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_class_of_ones_own_is_saved_as_the_class_that_loads_it(lora, reward, tmp_path):
+    known, tokenizer = load_reward_backbone(reward)
+    model = Flavoured(known.config, "sweet")
+    model.load_state_dict(known.state_dict())
+    adapter = LoraConfig(task_type="SEQ_CLS") if lora else None
+    trainer = RewardTrainer(
+        model, settings(tmp_path / "out"), train_dataset=make_pairs(4), processing_class=tokenizer,
+        peft_config=adapter,
+    )  # fmt: skip
+    trainer.save_model(str(tmp_path / "saved"))
+    found = [RewardModel.from_pretrained(path).model for path in (tmp_path / "saved", reward)]
+    ids = torch.tensor([[5, 6, 7]])
+    assert found[0](ids).logits.item() == pytest.approx(found[1](ids).logits.item(), abs=1e-6)
+
+
 # ---- quantised weights
 
 
 def test_a_quantised_base_is_made_whole_before_its_adapter_is_added(reward, tmp_path):
-    from peft import LoraConfig, get_peft_model
 
     model, _ = load_reward_backbone(reward)
     adapted = get_peft_model(model, RewardHead(model).trained_by(LoraConfig(r=2, target_modules=["q_proj"])))
@@ -502,7 +534,6 @@ def test_metadata_round_trip(tmp_path):
     data.save(tmp_path)
     loaded = RewardMetadata.load(tmp_path)
     assert loaded == data and loaded.encoding.max_length == 77 and loaded.versions["torch"]
-    assert loaded.without_scale().normalization is None and loaded.normalization
     path = tmp_path / "reward_kit.json"
     raw = json.loads(path.read_text())
     assert list(raw)[0] == "schema_version"

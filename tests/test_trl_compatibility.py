@@ -2,6 +2,7 @@
 go wrong."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import transformers
 import trl
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from trainer_world import make_base, make_pairs, make_tokenizer
 
@@ -161,7 +162,7 @@ def test_own_collators_train_as_in_trl_and_keep_columns(base, tmp_path):
 
 
 def stopped_run(base, folder, **settings):
-    return make(base, folder, save_strategy="steps", save_steps=2, learning_rate=1e-3, **settings)
+    return make(base, folder, **{"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3} | settings)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +188,45 @@ def test_a_run_does_not_go_on_as_another(base, tmp_path_factory, changed, messag
     with pytest.raises(CheckpointError, match="of a run with other settings") as refused:
         make(base, folder, **settings).train(resume_from_checkpoint=True)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("change", ["missing", "renamed", "cut"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_checkpoint_without_a_weight_of_the_model_is_refused_by_name(base, tmp_path, lora, change):
+    arguments = {"peft_config": LoraConfig(target_modules=["q_proj"])} if lora else {}
+    run = {"max_steps": 2, "arguments": arguments.items()}
+    stopped_run(base, tmp_path / "out", **run).train()
+    (checkpoint,) = Checkpoints(tmp_path / "out").complete()
+    (path,) = checkpoint.glob("*.safetensors")
+    weights = load_file(path)
+    name = next(name for name in weights if "layers.1.self_attn.q_proj" in name)
+    weight = weights.pop(name)
+    new = {"missing": {}, "renamed": {name + "s": weight}, "cut": {name: weight[:2].contiguous()}}
+    save_file(weights | new[change], path, {"format": "pt"})
+    again = stopped_run(base, tmp_path / "out", **run | {"max_steps": 3})
+    again.checkpoints.begin(checkpoint)
+    again.checkpoints.made_with = again._made_with()
+    again.checkpoints.finish(checkpoint, 2)  # complete, as far as its list knows
+    with pytest.raises(CheckpointError, match=f"not hold the weights.*missing, unknown.*{re.escape(name)}"):
+        again.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("best", [False, True], ids=["goes on", "best"])
+def test_experts_are_read_back_from_a_checkpoint(mixture, tmp_path, best):
+    run = {"lr_scheduler_type": "constant", "max_steps": 4, "learning_rate": 1e-2}
+    whole = stopped_run(mixture, tmp_path / "out", **run)
+    whole.train()
+    folder = tmp_path / "out" / "checkpoint-2"
+    if best:
+        whole.state.best_model_checkpoint = str(folder)
+        whole._load_best_model()
+        stored, _ = load_reward_backbone(str(folder))
+    else:
+        again = stopped_run(mixture, tmp_path / "out", **run)
+        again.train(resume_from_checkpoint=str(folder))
+        stored = again.model
+    for (name, weight), other in zip(whole.model.state_dict().items(), stored.state_dict().values()):
+        torch.testing.assert_close(weight, other, msg=name)
 
 
 def test_a_longer_run_goes_on(base, tmp_path):

@@ -9,13 +9,18 @@ __all__ = []
 import copy
 import logging
 import re
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from fastcore.basics import patch
+from safetensors import safe_open
+from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from ..model.model_folder import RewardHead
+from ..data.report import counted
+from ..model.model_folder import CheckpointError, RewardHead
 
 # %% ../../nbs/7_beside/unusual_heads.ipynb #919d6857
 _logger = logging.getLogger("reward_kit")
@@ -39,17 +44,30 @@ def make_class(cls: RewardHead, config):
                     "RewardModel.from_pretrained loads what is saved", decoder.__name__)
 
 # %% ../../nbs/7_beside/unusual_heads.ipynb #2ce6cedd
+def _without_adapters(module):
+    "What PEFT has wrapped to train it or to put an adapter on it."
+    module = getattr(module, "original_module", module)
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+@patch(as_prop=True)
+def loads(self: RewardHead):
+    "The class that transformers loads a saved folder with; for a class of your own, the one it is made from."
+    classes, config = AutoModelForSequenceClassification._model_mapping, self.inner.config
+    return classes[type(config)] if type(config) in classes else type(self.inner)
+
+
 @patch
-def check_loads(self: RewardHead, model):  # whose head it is
-    "ValueError for a head that the model's class does not load again."
-    if hasattr(model, "peft_config"):  # its merged model is loaded again when it is saved
-        return
+def check_loads(self: RewardHead):
+    "ValueError for a head that the class of its model, as transformers knows it, does not load again."
     with torch.device("meta"):
-        own = type(model)(copy.deepcopy(model.config))
-    found, expected = (", ".join(RewardHead(one).parts.state_dict()) for one in (model, own))
+        own = RewardHead(self.loads(copy.deepcopy(self.inner.config))).parts
+    bare = nn.ModuleDict({name: _without_adapters(part) for name, part in self.parts.items()})
+    found, expected = (", ".join(parts.state_dict()) for parts in (bare, own))
     if found != expected:
-        raise ValueError(f"the head of this {type(model).__name__} has the weights {found}, but its class "
-                         f"loads {expected} alone: pass the model with the head of its class")
+        raise ValueError(f"the head of this {type(self.inner).__name__} has the weights {found}, but "
+                         f"{self.loads.__name__} loads {expected} alone: pass the model with the head of its "
+                         "class")
 
 # %% ../../nbs/7_beside/unusual_heads.ipynb #51801abd
 _MISFITS = {  # what transformers calls it -> what it means
@@ -71,7 +89,10 @@ def check_fit(
     def layers(names):
         return re.sub(r"\d+", "0", "".join(f".{name}\n" for name in names))
 
-    own, in_head = layers(model.state_dict()), self.holds
+    def in_head(name):
+        return ".pooler." in name or name.partition(".")[0] in self.parts
+
+    own = layers(model.state_dict())
     info["mismatched_keys"] = {name for name, *_ in info["mismatched_keys"]}
     for kind, meaning in _MISFITS.items():
         names = [name for name in sorted(info[kind]) if (not new_head if in_head(name) else
@@ -82,3 +103,36 @@ def check_fit(
     if tokenizer.vocab_size > rows:
         raise ValueError(f"its embeddings have {rows} tokens, its tokenizer {tokenizer.vocab_size}: "
                          "give the tokenizer that belongs to it")
+
+# %% ../../nbs/7_beside/unusual_heads.ipynb #8ab064c4
+@patch
+@contextmanager
+def own_names(self: RewardHead):
+    "Around the saving of a checkpoint: weights keep the names and shapes that the model has for them."
+    before = getattr(self.inner, "_weight_conversions", None)
+    self.inner._weight_conversions = []
+    try:
+        yield
+    finally:
+        self.inner._weight_conversions = before
+
+
+@patch
+def check_stored(self: RewardHead, model, folder):  # whose head it is, perhaps a PeftModel; a checkpoint
+    "CheckpointError: the checkpoint lacks weights of the model, or has others."
+    own, stored = model.state_dict(), {}
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        own = get_peft_model_state_dict(model)
+    for path in Path(folder).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            stored |= {name: file.get_slice(name).get_shape() for name in file.keys()}
+    tied = getattr(model, "all_tied_weights_keys", None) or ()  # saved once
+    sizes = {name: list(weight.shape) for name, weight in own.items() if name in stored or name not in tied}
+    odd = sorted(name for name in sizes.keys() | stored.keys() if sizes.get(name) != stored.get(name))
+    if odd:
+        raise CheckpointError(
+            f"{Path(folder).name} does not hold the weights of this model: {counted(len(odd), 'weight')} "
+            f"missing, unknown or of another shape ({', '.join(odd[:2])}{' ...' * (len(odd) > 2)}); it was "
+            "changed, or is of another model")

@@ -25,7 +25,7 @@ from ..data.files import write_whole
 from ..data.report import plot_history
 from .batches import RewardCollator, bind_reward_forward
 from .loss import Judgements
-from .model_folder import ModelCard, RewardMetadata
+from .model_folder import ModelCard, RewardHead, RewardMetadata
 from .model_folder import load_reward_backbone, merged_model
 
 _logger = logging.getLogger("reward_kit")
@@ -224,7 +224,12 @@ class TrainedModel:
                    for name, w in (weights or model.state_dict()).items()}
         model.save_pretrained(folder, state_dict=weights)
         config = folder / "config.json"
-        write_whole(config, json.loads(config.read_text()) | {"dtype": "float32", "reward_kit": "1"})
+        about = {
+            "architectures": [RewardHead(model).loads.__name__],
+            "dtype": "float32",
+            "reward_kit": "1",
+        }
+        write_whole(config, json.loads(config.read_text()) | about)
 
 # %% ../../nbs/2_model/29_measures.ipynb #4fc1382e
 @patch

@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -133,10 +133,6 @@ class RewardHead:
     def linear(self):
         "The last linear layer, which gives the reward."
         return [layer for layer in self.parts.modules() if isinstance(layer, nn.Linear)][-1]
-
-    def holds(self, name):  # of a weight
-        "Whether it is the head's, or a pooler's."
-        return ".pooler." in name or name.partition(".")[0] in self.parts
 
     def draw(self, seed):
         "New weights, no bias; the global random generator is left as it is."
@@ -276,10 +272,6 @@ class RewardMetadata:
             value = scale.get(name)
             if not (isinstance(value, int | float) and least < value < math.inf):
                 raise ValueError(f"{name} is {value!r}: not a finite number above {least}")
-
-    def without_scale(self):
-        "A copy for a model whose scores have another scale."
-        return replace(self, normalization=None, calibration=None)
 
     def to_dict(self):
         "JSON-ready fields."

@@ -138,7 +138,7 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
         name = model.config.name_or_path or type(model).__name__
         from reward_kit.beside.unusual_heads import RewardHead as Checked
 
-        Checked(model).check_loads(model)
+        Checked(model).check_loads()
     if tokenizer is None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust)
     self._base = {"id": base_name(name), "revision": revision,
@@ -545,11 +545,19 @@ def _save_checkpoint(self: RewardTrainer, model, trial):
     Checkpoints.check_weights(self.model)
 
     def fill(folder):
-        with self.args.hidden(save_total_limit=None):
+        with self.args.hidden(save_total_limit=None), RewardHead(self.model).own_names():
             transformers.Trainer._save_checkpoint(self, model, trial)
 
     self.checkpoints.folder, state = Path(self._get_output_dir(trial)), self.state
     self.checkpoints.write(state.global_step, fill, state.best_model_checkpoint)
+
+
+@patch
+def _load_from_checkpoint(self: RewardTrainer, resume_from_checkpoint, model=None):
+    "transformers' loading. CheckpointError: they are not the weights of this model."
+    if not self._sharded:
+        RewardHead(self.model).check_stored(self.model, resume_from_checkpoint)
+    super(RewardTrainer, self)._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 @patch
@@ -600,9 +608,10 @@ def _trained_model(self: RewardTrainer):
     args, data, settings = self.args, self.data, self._made_with()
     texts = [ids for row in islice(self.train_dataset, 16) for ids in row["sequences"]]
     loss = (args.loss_kwargs or {}) | {"center_rewards_coefficient": args.center_rewards_coefficient}
-    measured = self._evaluated[self._weights_step()]
-    if self._eval_sets() and not measured and args.world_size == 1 and not self.is_in_train:
+    measured, held_out = self._evaluated[self._weights_step()], self.eval_dataset
+    if held_out is not None and not measured and args.world_size == 1 and not self.is_in_train:
         self.evaluate()
+    sets = held_out.values() if isinstance(held_out, dict) else [held_out]
     about = RewardMetadata(
         encoding=self.encoding,
         loss={"name": args.loss_type, "parameters": loss},
@@ -617,18 +626,11 @@ def _trained_model(self: RewardTrainer):
         self._training_rows() | settings,
         self.state.log_history,
         measured,
-        eval_hash="-".join(str(data.content_hash(dataset)) for dataset in self._eval_sets()),
+        eval_hash="-".join(str(data.content_hash(dataset)) for dataset in sets),
         data_report=data.report,
         texts=texts,
         weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,
     )
-
-
-@patch
-def _eval_sets(self: RewardTrainer):
-    data = self.eval_dataset
-    sets = data.values() if isinstance(data, dict) else [data]
-    return [each for each in sets if each is not None]
 
 # %% ../../nbs/2_model/30_trainer.ipynb #bbdd546b
 @patch
