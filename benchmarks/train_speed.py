@@ -216,6 +216,20 @@ def make_trainer(
     return trainer
 
 
+def time_planning(trainer) -> list[float]:
+    "Seconds of each plan that a trainer of ours makes from now on; TRL's makes none."
+    seconds, plan = [], getattr(trainer, "plan", None)
+
+    def timed(*given, **named):
+        begin = perf_counter()
+        made = plan(*given, **named)
+        seconds.append(perf_counter() - begin)
+        return made
+
+    trainer.plan = timed
+    return seconds
+
+
 def train(work: Path, side: str, batches: str, batch: int, dtype: str, defaults: bool = False) -> dict:
     "One trainer in this process: seconds, positions and losses of the steps after the first, peak memory."
     import trl  # noqa: F401  so that what is imported does not count as the trainer's memory
@@ -233,6 +247,7 @@ def train(work: Path, side: str, batches: str, batch: int, dtype: str, defaults:
         defaults,
         [meter.callback()],
     )
+    planning = time_planning(trainer)
     kept = len(trainer.train_dataset)
     if kept < len(pairs):
         trainer.args.max_steps = kept // batch
@@ -250,6 +265,7 @@ def train(work: Path, side: str, batches: str, batch: int, dtype: str, defaults:
         "speed": batch * len(result["seconds"]) / sum(result["seconds"]),
         "median speed": batch / median(result["seconds"]),
         "whole speed": kept / whole,
+        "planning": sum(planning) / whole,
         "kept": kept,
         "given": len(pairs),
     }
@@ -499,6 +515,7 @@ def own_defaults(args, workers: Workers) -> None:
                 f"{ratio(found, side, 'theirs', 'token speed'):.2f}",
                 f"{middle(runs, 'whole speed'):.2f}",
                 f"{ratio(found, side, 'theirs', 'whole speed'):.2f}",
+                f"{middle(runs, 'planning'):.1%}",
                 f"{middle(runs, 'peak_gib'):.2f} ({middle(runs, 'imports_gib'):.2f})",
                 f"{one['given'] - one['kept']} of {one['given']}",
                 settings,
@@ -512,6 +529,7 @@ def own_defaults(args, workers: Workers) -> None:
         "of TRL's",
         "pairs/s of the whole call",
         "of TRL's",
+        "planning, of the whole call",
         "peak memory, GiB (before the model is read)",
         "pairs left out as too long",
         "its defaults here",
