@@ -267,7 +267,7 @@ def _lora(params):
     return {
         "r": params.lora_r,
         "lora_alpha": params.lora_alpha,
-        "lora_dropout": params.lora_dropout,
+        "lora_dropout": params.lora_dropout if params.trainer == "reward" else 0.0,
         "target_modules": params.target_modules or "all-linear",
     }
 

@@ -1128,7 +1128,7 @@ def test_the_rates_that_lora_is_given_are_said(base, reward_model, tmp_path):
         _, said = teach(base, reward_model, ["A?", "B?", "C?"], tmp_path / name, **{"config": unnamed} | more)
         assert line in said, said
     assert (
-        "| learning rate | 0.0001 |\n| critic's learning rate | 3e-06 |"
+        "| learning rate | 0.0001 |\n| critic learning rate | 3e-06 |"
         in (tmp_path / "a" / "README.md").read_text()
     )
 

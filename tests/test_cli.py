@@ -233,6 +233,10 @@ def test_config_of_llm(tmp_path, capsys):
             "Did you mean --kl-coef?",
         ),
         (
+            "ppo --model m --reward r --data d --output o --lora --lora-dropout 0.1".split(),
+            "unknown option --lora-dropout",
+        ),
+        (
             ["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--critic", "big"],
             "separate, shared, reward",
         ),

@@ -1,8 +1,10 @@
 """PPO: invariances, architectures, critics, adapters, resuming, processes, errors. The formulas are
 pinned in the chapter."""
 
+import asyncio
 import dataclasses
 import json
+import math
 import os
 import random
 import re
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +22,16 @@ import pytest
 import torch
 import transformers
 from accelerate.tracking import GeneralTracker
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from ppo_world import config, fixed_episodes, make_base, make_trainer, prompts, run_processes, vowels, weights
+from tokenizers.processors import TemplateProcessing
+from torch.utils.data import Subset, random_split
 from trainer_world import make_tokenizer
 
 import reward_kit.beside.faster_sampling  # noqa: F401, methods of Sampling
 from reward_kit import load_preferences
 from reward_kit.beside.trl_ppo import _ELSEWHERE as ELSEWHERE
+from reward_kit.data.files import PreferenceDataError
 from reward_kit.model.batches import bind_reward_forward
 from reward_kit.model.encoding import RewardEncoder, prepare_tokenizer
 from reward_kit.model.model_folder import ModelLoadError, RewardMetadata
@@ -39,6 +45,7 @@ from reward_kit.rl.ppo_report import PPOReport
 from reward_kit.rl.rewards import RewardError
 from reward_kit.rl.rollouts import Episode, EpisodeBatch, Prompts, Sampling
 from reward_kit.scores.inference import RewardModel, RowScorer
+from reward_kit.tools.pipeline import _read_prompts, train_ppo_policy
 
 
 @pytest.fixture(scope="module")
@@ -592,6 +599,7 @@ def test_no_dropout_of_any_kind_is_left(name, base, tmp_path):
     tokenizer = make_tokenizer()
     model = tiny(name)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id  # GPT-2's is beyond 320 tokens
     trainer = make_trainer(model, tmp_path, processing_class=tokenizer, num_ppo_epochs=1, num_mini_batches=1)
     episodes, _ = trainer.collect(0)
     metrics = trainer.update(episodes)
@@ -1007,7 +1015,7 @@ def test_metrics_of_rollouts_by_hand():
     trainers = (
         SimpleNamespace(kl_coef=0.5, args=SimpleNamespace(kl_estimator=kind)) for kind in ("k1", "k3")
     )
-    k1, k3 = (PPOReport(trainer).batch(sampled, episodes, [{}]) for trainer in trainers)
+    k1, k3 = (PPOReport(trainer).batch(sampled, episodes) for trainer in trainers)
     assert (
         k1["objective/kl"] == pytest.approx((0.5 + 0.0 - 1.0) / 2)
         and k1["objective/entropy"] == pytest.approx(7 / 2)
@@ -1441,7 +1449,7 @@ def test_arguments_of_trls_trainer_are_taken_or_answered(base, tmp_path):
         peft_config=None,
         **nothing,
     )
-    assert trainer.tokenizer is tokenizer and trainer.rewards.functions == [vowels]
+    assert trainer.tokenizer is tokenizer and [f.__wrapped__ for f in trainer.rewards.functions] == [vowels]
     policy = transformers.AutoModelForCausalLM.from_pretrained(base)
     for given, message in (
         ({"value_model": policy}, r"PPOTrainer has no value_model: PPOConfig\(critic"),
@@ -1597,3 +1605,307 @@ def test_a_tokenizer_without_a_pad_token_will_do(base, tmp_path):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="has no EOS token"):
         make_trainer(base, tmp_path, processing_class=tokenizer)
+
+
+# ---------------------------------------------------------------- from the right start to the right stop
+
+
+def test_prompts_of_any_row_source_are_read_or_refused(base, tmp_path):
+    texts = prompts(6)
+    frame = pandas.DataFrame({"answer": range(6), "prompt": texts})
+    assert [row["prompt"] for row in make_trainer(base, tmp_path, data=frame).train_rows] == texts
+    for part in (Subset(texts, [0, 1]), Subset(frame, [0, 1]), *random_split(texts, [3, 3])):
+        with pytest.raises(PreferenceDataError, match="data has the type Subset; give a path"):
+            make_trainer(base, tmp_path, data=part)
+        with pytest.raises(PreferenceDataError, match="data has the type Subset; give a path"):
+            train_ppo_policy(base, vowels, part, tmp_path / "policy", say=lambda line: None)
+    result = [
+        _read_prompts(data, None, None)
+        for data in (texts, tuple(texts), frame, [{"prompt": text} for text in texts])
+    ]
+    assert all([row["prompt"] for row in rows] == texts for rows in result)
+
+
+TEMPLATES = {  # what a template renders before and after each turn, and what it begins an answer with
+    "with BOS": "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}A:",
+    "without BOS": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}A:",
+    "turns end in EOS": "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}",
+}
+
+
+def adding_tokenizer(template=None, eos=False):
+    "A tokenizer that begins texts with BOS, and may end them with EOS."
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    names = ["<s>", "</s>"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=["<s>", "$A", *["</s>"] * eos],
+        special_tokens=list(zip(names, tokenizer.convert_tokens_to_ids(names))),
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_conversations_are_the_ids_of_the_chat_template(template):
+    tokenizer = adding_tokenizer(TEMPLATES[template])
+    turns = [{"role": "user", "content": "the cat"}]
+    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert Prompts.load([turns]).encode(tokenizer) == [expected]
+    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    if text.startswith("<s>"):  # rendered: no second BOS, and its EOS stays
+        assert Prompts.load([text]).encode(tokenizer) == [expected]
+
+
+STOPS = [*range(40, 80)]
+
+
+@pytest.fixture(scope="module")
+def talkative(tmp_path_factory):
+    "A base that asks for much, and stops at another token than its tokenizer's EOS too."
+    folder = tmp_path_factory.mktemp("talkative")
+    make_base(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    for p in model.parameters():
+        p.data.mul_(3)
+    stops = {"eos_token_id": STOPS, "min_new_tokens": 9, "suppress_tokens": [50]}
+    model.generation_config.update(repetition_penalty=1.8, top_k=3, do_sample=True, **stops)
+    model.save_pretrained(folder)
+    adding_tokenizer(TEMPLATES["without BOS"], eos=True).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=2, target_modules=["q_proj"])])
+@pytest.mark.parametrize("temperature", [0.7, 0.05])
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_saved_policy_writes_what_was_trained_for(
+    talkative, tmp_path, caplog, chat, temperature, peft_config
+):
+    data = [[{"role": "user", "content": text}] if chat else text for text in prompts(8)]
+    trainer = make_trainer(
+        talkative, tmp_path, data=data, temperature=temperature, response_length=24, total_episodes=8,
+        peft_config=peft_config, top_k=7, critic="shared",
+    )  # fmt: skip
+    (told,) = (r.getMessage() for r in caplog.records if "generation_config" in r.getMessage())
+    for name in ("repetition_penalty=1.8", "min_new_tokens=9", "suppress_tokens=[50]", "top_k=3"):
+        assert name in told
+    trainer.train()
+    trainer.save_model()
+    trained = []
+    for row, ids in enumerate(trainer.train_rows.ids):
+        torch.manual_seed(row)
+        trained += trainer.sampling.sample(trainer.policy.eval(), [ids])
+    assert {e.response_ids[-1] for e in trained if e.stopped} <= {*STOPS, trainer.tokenizer.eos_token_id}
+    assert any(e.stopped for e in trained)
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    write = transformers.pipeline("text-generation", str(tmp_path), dtype=torch.float32)
+    how = {"add_generation_prompt": True, "return_dict": False}
+    for row, (prompt, e) in enumerate(zip(data, trained)):
+        ids = tokenizer.apply_chat_template(prompt, **how) if chat else tokenizer(prompt)["input_ids"]
+        assert ids == e.prompt_ids == trainer.train_rows.ids[row]
+        torch.manual_seed(row)
+        written = model.generate(torch.tensor([ids]))[0, len(ids) :].tolist()
+        assert written == e.response_ids
+        torch.manual_seed(row)
+        (found,) = write(prompt, return_full_text=False)
+        assert found["generated_text"] == tokenizer.decode(e.response_ids, skip_special_tokens=True)
+
+
+def exact_kl(policy, reference, e):
+    "Of a response, from whole distributions (nats)."
+    ids, n = torch.tensor([e.prompt_ids + e.response_ids]), len(e.response_ids)
+    with torch.no_grad():
+        a, b = (m(ids).logits[0, -n - 1 : -1].double().log_softmax(-1) for m in (policy, reference))
+    return (a.gather(1, ids[0, -n:, None]) - b.gather(1, ids[0, -n:, None])).sum().item()
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_the_reference_is_the_untouched_base(base, tmp_path, bias):
+    folder = tmp_path / "biased"  # a model whose layers have biases
+    config = transformers.AutoConfig.from_pretrained(base)
+    config.attention_bias = True
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    untouched = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], bias=bias)
+    trainer = make_trainer(str(folder), tmp_path, peft_config=adapter, learning_rate=3e-2, critic="shared")
+    assert (trainer.ref_policy is None) == (bias == "none")
+    trainer.update(trainer.collect(0)[0])
+    episodes, metrics = trainer.collect(1)
+    exact = [exact_kl(trainer.policy, untouched, e) for e in episodes]
+    assert metrics["objective/kl"] == pytest.approx(sum(exact) / len(exact), abs=1e-4)
+    assert abs(metrics["objective/kl"]) > 1e-2  # it has moved
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4"])
+def test_an_adapter_that_rewrites_its_base_is_refused(base, tmp_path, init):
+    adapter = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=init)
+    with pytest.raises(ValueError, match="begins by changing its base, which is the reference: leave init"):
+        make_trainer(base, tmp_path, peft_config=adapter)
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_a_policy_of_which_nothing_is_trained_is_refused(base, tmp_path, critic):
+    own = transformers.AutoTokenizer.from_pretrained(base)
+    frozen = transformers.AutoModelForCausalLM.from_pretrained(base).requires_grad_(False)
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], inference_mode=True, task_type="CAUSAL_LM")
+    for policy in (frozen, get_peft_model(frozen, adapter)):
+        with pytest.raises(ValueError, match="nothing of the policy is trained"):
+            make_trainer(policy, tmp_path, critic=critic, processing_class=own)
+
+
+def test_tokens_outside_the_embedding_are_refused(base, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    for kind, text in (({"eos_token": "<end>"}, "the"), ({"additional_special_tokens": ["<odd>"]}, "<odd>")):
+        own = transformers.AutoTokenizer.from_pretrained(base)
+        own.add_special_tokens(kind)
+        with pytest.raises(ValueError, match=f"token {len(own) - 1} is in a prompt or ends a response"):
+            make_trainer(model, tmp_path, data=[text], processing_class=own)
+        with pytest.raises(ValueError, match="resize_token_embeddings"):
+            make_trainer(model, tmp_path, eval_dataset=[text], processing_class=own)
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_with_16_bit_weights_the_first_ratio_is_one_and_the_critic_learns(base, tmp_path, critic):
+    half = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    trainer = make_trainer(
+        half, tmp_path, critic=critic, peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+        processing_class=transformers.AutoTokenizer.from_pretrained(base), num_mini_batches=1,
+        num_ppo_epochs=1, temperature=0.3, critic_learning_rate=3e-6,
+    )  # fmt: skip
+    assert {p.dtype for p in trainer.critic.parameters()} == {torch.float32}
+    before = [p.detach().clone() for p in trainer.critic.parameters()]
+    metrics = trainer.update(trainer.collect(0)[0])
+    assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["val/ratio_var"] < 1e-9
+    if critic == "separate":
+        for _ in range(2):  # the head is zero at first, so the trunk's first gradient is too
+            trainer.update(trainer.collect(1)[0])
+        moved = [(a != b).flatten() for a, b in zip(before, trainer.critic.parameters())]
+        assert torch.cat(moved).float().mean() > 0.3  # in 16 bits next to none would
+
+
+def test_sampling_is_in_the_precision_of_the_weights(base, tmp_path):
+    data = prompts(4)
+    torch.manual_seed(0)
+    a, b = (make_trainer(base, tmp_path, bf16=bf16, data=data) for bf16 in (False, True))
+    assert [e.response_ids for e in a.sample(a.train_rows.ids)] == [
+        e.response_ids for e in b._episodes(range(4), b.train_rows)
+    ]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(base, tmp_path):
+    absent = next(name for name in ("clearml", "aim", "swanlab") if find_spec(name) is None)
+    for asked in (absent, [absent], [Notebook(), absent]):
+        with pytest.raises(ValueError, match=f"report_to=.*{absent}.*not installed"):
+            make_trainer(base, tmp_path, report_to=asked)
+
+
+@pytest.mark.parametrize(
+    "schedule, warmup, shares",
+    [
+        ("linear", 0, [1, 2 / 3, 1 / 3]),
+        ("linear", 1, [1 / 2, 1, 1 / 2]),
+        ("linear", 0.5, [1 / 3, 2 / 3, 1]),
+        ("constant_with_warmup", 2, [1 / 3, 2 / 3, 1]),
+        ("constant", 0, [1, 1, 1]),
+    ],
+)
+def test_the_first_batch_of_a_warm_up_is_trained_on(base, tmp_path, schedule, warmup, shares):
+    trainer = make_trainer(base, tmp_path, lr_scheduler_type=schedule, warmup_steps=warmup)
+    rates = [log["lr"] for log in trainer.train().log_history]
+    assert rates == pytest.approx([1e-3 * share for share in shares])
+
+
+def test_a_constant_rate_has_no_warm_up():
+    with pytest.raises(ValueError, match="a constant rate has no warm-up; choose constant_with_warmup"):
+        PPOConfig(lr_scheduler_type="constant", warmup_steps=1)
+
+
+def test_a_reward_function_cannot_change_the_data(base, tmp_path):
+    def careless(prompts, completions, topic, **columns):
+        for prompt, completion, found in zip(prompts, completions, topic):
+            prompt.append({"role": "user", "content": "more"})
+            completion[0]["content"] = "changed"
+            found.append("more")
+        return [1.0] * len(prompts)
+
+    own = adding_tokenizer(TEMPLATES["with BOS"])
+    rows = [{"prompt": [{"role": "user", "content": t}], "topic": ["t"]} for t in prompts(8)]
+    seen = []
+    watch = lambda prompts, completions, topic: [seen.append((p, t)) or 0.0 for p, t in zip(prompts, topic)]
+    trainer = make_trainer(base, tmp_path, [careless, watch], data=rows, processing_class=own)
+    episodes, _ = trainer.collect(0)
+    assert all(len(prompt) == 1 and topic == ["t"] for prompt, topic in seen) and len(seen) == 8
+    assert all(len(row["prompt"]) == 1 and row["topic"] == ["t"] for row in trainer.train_rows)
+    assert all(e.completion[0]["content"] != "changed" for e in episodes)
+
+
+def test_a_column_cannot_replace_prompts(base, tmp_path):
+    seen = []
+    judge = lambda prompts, completions, **columns: [seen.append(p) or 0.0 for p in prompts]
+    rows = [{"prompt": text, "prompts": "another", "completions": "x"} for text in prompts(8)]
+    make_trainer(base, tmp_path, judge, data=rows).collect(0)
+    assert sorted(seen) == sorted(prompts(8))
+
+
+def test_async_functions_and_their_metrics_are_as_in_trl(base, tmp_path):
+    async def patient(completions, log_metric, trainer_state, **columns):
+        log_metric("words", sum(len(text.split()) for text in completions))
+        log_metric("step", trainer_state.global_step)
+        return vowels(completions)
+
+    class Patient:
+        async def __call__(self, completions, **columns):
+            assert callable(columns["log_metric"])
+            return [0.0] * len(completions)
+
+    trainer = make_trainer(base, tmp_path, [patient, Patient()])
+
+    async def inside_a_loop():
+        return trainer.train().log_history
+
+    logs = asyncio.run(inside_a_loop())
+    assert [log["step"] for log in logs] == [1, 2, 3] and all(log["words"] >= 0 for log in logs)
+    assert all(log["rewards/Patient"] == 0 and log["rewards/patient"] != 0 for log in logs)
+
+
+def test_two_reward_models_of_one_name_have_two_metrics(base, judge, tmp_path):
+    models = [judge, judge]
+    trainer = make_trainer(base, tmp_path, models)
+    _, metrics = trainer.collect(0)
+    assert len([name for name in metrics if name.startswith("rewards/")]) == 2
+
+
+def test_a_tool_call_without_content_is_a_turn(base, tmp_path):
+    calls = "{% for c in m.tool_calls %}{{ c }}{% endfor %}"
+    template = "{% for m in messages %}{{ m.role }}{{ m.content }}" + calls + "{% endfor %}"
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "b"},
+    ]
+    trainer = make_trainer(base, tmp_path, data=[turns], processing_class=adding_tokenizer(template))
+    assert "look" in trainer.tokenizer.decode(trainer.train_rows.ids[0])
+
+
+def test_a_generation_config_that_could_not_be_saved_is_not_kept(base, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model.generation_config.update(do_sample=False, top_p=0.3)  # transformers saves no such
+    own = transformers.AutoTokenizer.from_pretrained(base)
+    trainer = make_trainer(model, tmp_path, processing_class=own, total_episodes=8, top_p=0.9)
+    trainer.train()
+    trainer.save_model()
+    saved = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert (saved.do_sample, saved.top_p, saved.top_k, saved.max_new_tokens) == (True, 0.9, 0, 8)
+
+
+def test_a_mean_of_logs_does_not_hide_what_is_no_number(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, logging_steps=3)
+    update, found = trainer.update, iter([1.0, math.nan, 2.0])
+    trainer.update = lambda *args: update(*args) | {"loss/value_avg": next(found)}
+    (log,) = trainer.train().log_history
+    assert math.isnan(log["loss/value_avg"]) and math.isfinite(log["loss/policy_avg"])
+    assert "nan" in PPOReport(trainer).line(log | {"objective/kl": math.nan})

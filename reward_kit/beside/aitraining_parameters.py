@@ -208,7 +208,10 @@ class _AdapterParams:
     peft: bool = _param(False, "Train LoRA adapters instead of all weights.", reward="`peft_config`")
     lora_r: int = _param(16, reward="lora_r")
     lora_alpha: int = _param(32, reward="lora_alpha")
-    lora_dropout: float = _param(0.05, reward="lora_dropout")
+    lora_dropout: float = _param(
+        0.05, reward="lora_dropout", ppo="none",
+        refused="dropout would make its ratios noise from the first step; leave lora_dropout out",
+    )
     target_modules: str | None = _param("all-linear", reward="target_modules")
     merge_adapter: bool = _param(
         True, "False is refused: merged weights at the top, the adapter in adapter/.",

@@ -6,15 +6,20 @@
 __all__ = ['check_setting_names', 'take_trl_names']
 
 # %% ../../nbs/7_beside/trl_ppo.ipynb #50c6ece5
+import asyncio
 import dataclasses
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 # %% ../../nbs/7_beside/trl_ppo.ipynb #57193c32
 import transformers
+from fastcore.basics import patch
 
 # %% ../../nbs/7_beside/trl_ppo.ipynb #faa21693
 from ..model.settings import nearest
 from ..rl.ppo import PPOTrainer
+from ..rl.rewards import RewardMix
+from ..scores.inference import RewardModel
 
 # %% ../../nbs/7_beside/trl_ppo.ipynb #dc9dc3bc
 _ANSWERS = {
@@ -123,3 +128,34 @@ def take_trl_names(
             raise TypeError(f"{name} is TRL's name of {names[name]}, which is given too; leave {name} out")
         ours[name] = value
     return tuple(ours.values())
+
+# %% ../../nbs/7_beside/trl_ppo.ipynb #c8398b86
+@patch
+def call_as_trl(
+    self: RewardMix,
+    state,  # transformers.TrainerState of the run
+) -> None:
+    "From now on functions may be async, and are given log_metric and trainer_state."
+    found = {"log_metric": lambda name, value: self.logged.append({name: float(value)}), "trainer_state": state}
+    self.functions = [
+        each if isinstance(each, RewardModel) else _as_in_trl(each, found)
+        for each in self.functions
+    ]
+
+
+def _as_in_trl(function, found):
+    "The function, with those of {argument: value} that it takes, awaited."
+    takes = inspect.signature(function).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in takes):
+        found = {p.name: found[p.name] for p in takes if p.name in found}
+
+    def call(**given):
+        rewards = function(**given, **found)
+        if not inspect.iscoroutine(rewards):
+            return rewards
+        with ThreadPoolExecutor(1) as thread:  # a notebook runs an event loop already, but not there
+            return thread.submit(asyncio.run, rewards).result()
+
+    call.__name__ = getattr(function, "__name__", type(function).__name__)
+    call.__wrapped__ = function  # whose signature is the one that is read
+    return call

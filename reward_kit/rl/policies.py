@@ -89,11 +89,25 @@ def _with_adapter(policy, peft_config):
 
     config = copy.deepcopy(peft_config)
     config.task_type, config.inference_mode = config.task_type or "CAUSAL_LM", False
+    first = _logprobs(policy, [1, 2, 3])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
         adapted = get_peft_model(policy, config)
     _freeze_dropout(adapted)
+    with adapted.disable_adapter():
+        moved = (_logprobs(adapted, [1, 2, 3]) - first).abs().max()
+    if moved > 1e-6:
+        raise ValueError(
+            "the adapter begins by changing its base, which is the reference: leave "
+            "init_lora_weights out of peft_config")
     return adapted
+
+
+@torch.no_grad()
+def _logprobs(policy, ids):
+    "Of all tokens, after each of a text."
+    text = torch.tensor([ids], device=policy.device)
+    return policy.eval()(text).logits.float().log_softmax(-1)
 
 # %% ../../nbs/5_rl/53_policies.ipynb #b75c6d7d
 def _trained(model):
@@ -107,6 +121,9 @@ def _check_trained(policy):
         raise ValueError(
             "the adapter adds virtual tokens, which cannot be merged into the weights "
             "that are saved: use LoRA")
+    if not _trained(policy):
+        raise ValueError(
+            "nothing of the policy is trained: is its adapter loaded with is_trainable=True?")
     inner = innermost_model(policy)
     layers = inner.get_input_embeddings(), inner.get_output_embeddings()
     tied = any(getattr(adapter, "ensure_weight_tying", False) for adapter in adapters)
@@ -149,7 +166,7 @@ def _make_critic(kind, policy, rewards=None, tokenizer=None):
         return _critic_from_reward(rewards, tokenizer)
     trunk, inner = None, innermost_model(policy)
     if kind == "separate":
-        trunk = copy.deepcopy(inner.base_model).requires_grad_(True)
+        trunk = copy.deepcopy(inner.base_model).float().requires_grad_(True)  # 16 bits lose steps
     weight = inner.get_output_embeddings().weight
     head = nn.Linear(weight.shape[1], 1)
     for p in head.parameters():
@@ -192,6 +209,9 @@ class PPOConfig(PPOSettings):
     def check(self):
         "ValueError that names the setting, what it was, and what it may be."
         super().check()
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            raise ValueError(
+                "warmup_steps: a constant rate has no warm-up; choose constant_with_warmup")
         if self.local_batch_size % self.num_mini_batches:
             raise ValueError(
                 f"num_mini_batches={self.num_mini_batches} must divide the batch of "
@@ -263,10 +283,9 @@ class _Models:
     @property
     def stop_ids(self):
         "Tokens that end a response: EOS, and what the model's settings name."
-        generation = getattr(innermost_model(self.policy), "generation_config", None)
-        more = getattr(generation, "eos_token_id", None)
-        ids = [self.tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
-        return tuple(dict.fromkeys(i for i in ids if i is not None))
+        more = innermost_model(self.policy).generation_config.eos_token_id or []
+        more = more if isinstance(more, list) else [more]
+        return tuple(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
 
     @contextmanager
     def referring(self):
@@ -295,7 +314,8 @@ def prepare_models(
     readers = policy, reference, judge and self.critic == "reward" and judge.model
     problems = filter(None, map(packing_problem, filter(None, readers)))
     layout = choose_layout(self.layout, next(problems, None))
-    if ref_model is None and not peft_config:  # an adapter that is there belongs to it
+    in_place = getattr(peft_config, "bias", "none") != "none"  # biases of the base are trained
+    if ref_model is None and (in_place or not peft_config):  # an adapter there belongs to it
         reference = copy.deepcopy(policy)
     critic = _make_critic(self.critic, policy, rewards, tokenizer)
     if peft_config:
@@ -362,14 +382,6 @@ def longest_prompt(self: _Models, response_length):
     return context and context - response_length
 
 # %% ../../nbs/5_rl/53_policies.ipynb #173902e3
-@torch.no_grad()
-def _difference(policy, other, ids):
-    "The largest difference of log-probabilities on a text."
-    text = torch.tensor([ids], device=policy.device)
-    a, b = (model.eval()(text).logits.float().log_softmax(-1) for model in (policy, other))
-    return (a - b).abs().max().item()
-
-
 @patch
 def save(self: _Models, folder, texts):
     "Policy and tokenizer; how far off an adapter is, merged (nats)."
@@ -380,7 +392,8 @@ def save(self: _Models, folder, texts):
     merged_model(self.policy, folder, self.base).save_pretrained(folder)
     saved, _ = load_policy_backbone(folder, trust_remote_code=self.trust_remote_code)
     saved.to(self.policy.device)
-    difference = max(_difference(self.policy, saved, ids) for ids in texts)
+    difference = max(
+        (_logprobs(self.policy, ids) - _logprobs(saved, ids)).abs().max().item() for ids in texts)
     if difference > 0.1:
         _logger.warning(
             "the merged policy differs from the trained one by up to %.2g nats a token: "

@@ -10,6 +10,7 @@ import atexit
 import math
 import sys
 import time
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,15 +59,13 @@ class PPOTrainer:
         callbacks=None,  # of transformers.TrainerCallback
         **others,  # TRL's names of these: reward_model, tokenizer
     ):
-        if others:
-            from reward_kit.beside.trl_ppo import take_trl_names
+        from reward_kit.beside import trl_ppo
 
-            reward, processing_class = take_trl_names(others, reward, processing_class)
+        reward, processing_class = trl_ppo.take_trl_names(others, reward, processing_class)
         self.args = args = PPOConfig.complete(args, model)
         if reward is None:
             raise TypeError(
-                "reward is missing: give a RewardModel, its path, or a function "
-                "(prompts, completions, **columns) -> numbers")
+                "reward is missing: give a RewardModel, its path, or a function of completions")
         transformers.set_seed(args.seed)
         self._prepare_processes()
         self.rewards = RewardMix(
@@ -79,16 +78,20 @@ class PPOTrainer:
         self._prepare_prompts(train_dataset, eval_dataset)
         self._prepare_sampling()
         self._prepare_run(callbacks)
+        self.rewards.call_as_trl(self.state)
         self._compile()
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #12d3122d
 @patch
 def _prepare_processes(self: PPOTrainer):
-    "ValueError where models are spread over processes."
+    "ValueError where models are spread over processes, or a tracker is not installed."
     args = self.args
+    asked = [args.report_to] if isinstance(args.report_to, str) else args.report_to
+    asked = None if asked == ["none"] else asked
     self.accelerator = accelerate.Accelerator(
-        cpu=args.use_cpu, project_dir=args.output_dir,
-        log_with=None if args.report_to == "none" else args.report_to)
+        cpu=args.use_cpu, project_dir=args.output_dir, log_with=asked)
+    if asked and len(self.accelerator.log_with) < len(asked):
+        raise ValueError(f"report_to={asked}: not installed, so nothing would be logged there")
     kind, self.device = self.accelerator.distributed_type, self.accelerator.device
     if kind in ("FSDP", "DEEPSPEED"):
         raise ValueError(
@@ -133,14 +136,17 @@ def _new_generator(self: PPOTrainer, stream):
 @patch
 def _prepare_sampling(self: PPOTrainer):
     "ValueError for a policy that cannot be sampled."
+    from reward_kit.beside import faster_sampling  # noqa: F401
+
     args, self.generator = self.args, self._new_generator(0)
     self.sampling = Sampling(
         args.response_length, args.temperature, args.top_k, args.top_p, self.models.stop_ids,
         args.local_rollout_forward_batch_size, args.cache_implementation, self.total_steps())
-    self.sampling.check(self.policy)
+    held_out = self.eval_rows.ids if self.eval_rows else []
+    self.sampling.check(self.policy, self.train_rows.ids + held_out)
+    self.sampling.lend(self.models)  # what is saved samples as the run does
+    self.tokenizer = self.models.tokenizer
     if args.use_vllm:
-        from reward_kit.beside import faster_sampling  # noqa: F401
-
         self.sampling.use_vllm(self.policy, self.accelerator, self.tokenizer, args.vllm_kwargs)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #190aaaa8
@@ -166,6 +172,7 @@ def _prepare_run(self: PPOTrainer, callbacks):
     self.control = transformers.TrainerControl()
     self.state = transformers.TrainerState(
         is_world_process_zero=main, is_local_process_zero=main)
+
     with quiet():  # it misses callbacks of transformers.Trainer
         self.callbacks = transformers.trainer_callback.CallbackHandler(
             [*(callbacks or []), self.stop], self.policy, self.tokenizer, self.optimizer, None)
@@ -211,7 +218,7 @@ def _timed(self: PPOTrainer, phase):
 @patch
 def _episodes(self: PPOTrainer, rows, data):
     "Episodes of some prompts, with completions for the reward functions."
-    with self._timed("sample"), self._autocast():
+    with self._timed("sample"):
         episodes = self.sample([data.ids[row] for row in rows])
     for row, episode in zip(rows, episodes):
         # D12: the text up to EOS, and nothing after it (the EOS trick of Z)
@@ -225,27 +232,26 @@ def _episodes(self: PPOTrainer, rows, data):
 # %% ../../nbs/5_rl/55_ppo.ipynb #9247c83c
 @patch
 def score(self: PPOTrainer, episodes, data):
-    "Sets `score` and `raw_score`; {reward function: rewards}."
+    "Sets `score` and `raw_score`."
     own, penalty = [data[e.row] for e in episodes], self.args.missing_eos_penalty or 0
     most = self.args.score_clip or math.inf
     names = sorted(set().union(*own) - {"prompt", "completion", "completions"})
     columns = {name: [row.get(name) for row in own] for name in names}
     columns["completion_ids"] = [e.response_ids for e in episodes]
-    texts = [row["prompt"] for row in own], [e.completion for e in episodes]
     with self._timed("score"):
-        totals, each = self.rewards(*texts, columns, [e.row for e in episodes])
+        prompts, completions = [row["prompt"] for row in own], [e.completion for e in episodes]
+        totals = self.rewards(prompts, completions, columns, [e.row for e in episodes])
     for e, total in zip(episodes, totals):
         e.raw_score = e.score = total
         if total is not None:
             e.score = min(max(total, -most), most)  # D13: one absurd score decides nothing
             if not e.stopped:  # D14: an answer that never ends is none (Z; N+)
                 e.score -= penalty
-    return each
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #406788bc
 @patch
 def _batches(self: PPOTrainer, episodes):
-    "Micro-batches of equal prompts, or of equal lengths where rows are padded."
+    "D19: micro-batches of equal prompts, or of equal lengths where rows are padded."
     size, packed = self.args.per_device_train_batch_size, self.models.layout == "packed"
     episodes = sorted(episodes, key=lambda e: e.prompt_ids if packed else e.length)
     for start in range(0, len(episodes), size):
@@ -257,7 +263,9 @@ def _batches(self: PPOTrainer, episodes):
 def measure(self: PPOTrainer, episodes):
     "Sets `logprobs`, `values` and `ref_logprobs`, where not known yet."
     args, found, hidden = self.args, {}, None
-    again = args.bf16 if args.recompute_logprobs is None else args.recompute_logprobs
+    again = args.recompute_logprobs
+    if again is None:
+        again = args.bf16 or self.policy.dtype.itemsize < 4
     again = again or any(e.logprobs is None for e in episodes)
     for batch in self._batches(episodes):
         with self._timed("reference"), self._autocast(), self.models.referring() as first:
@@ -275,14 +283,16 @@ def _rollout(self: PPOTrainer, rows, data, what):
     "Episodes with a score, and metrics. RewardError: there are none."
     self.policy.eval()
     self.critic.eval()
+    self.rewards.logged = []
     episodes = self._episodes(self._share(rows), data)
-    each = self.score(episodes, data) if episodes else {}  # prompts may be few
+    if episodes:  # prompts may be few
+        self.score(episodes, data)
     self.measure([e for e in episodes if e.score is not None])
-    episodes, each = gather_object(episodes), gather_object([each])
+    episodes, logged = map(gather_object, (episodes, self.rewards.logged))
     scored = [e for e in episodes if e.score is not None]
     if not scored:
         raise RewardError(f"no reward function applies to any response {what}")
-    return scored, PPOReport(self).batch(episodes, scored, each)
+    return scored, PPOReport.mean(logged) | PPOReport(self).batch(episodes, scored)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #f0c431ff
 @patch
@@ -369,7 +379,6 @@ def _backward(self: PPOTrainer, batch, tokens):
 def _optimizer_step(self: PPOTrainer, minibatch):
     "One step on the episodes of a minibatch; sums over own tokens."
     sums, tokens = Counter(), sum(len(e.response_ids) for e in minibatch)
-    minibatch = sorted(minibatch, key=lambda e: e.length)  # D19: alike lengths
     for batch in self._batches(self._share(minibatch)):
         sums.update(self._backward(batch, tokens))
     self.models.share_gradients(self.accelerator.num_processes)
@@ -498,8 +507,13 @@ def _new_scheduler(self: PPOTrainer):
     "D23: the learning rate falls to 0 over the run (Z; N+ section 7)."
     steps, warmup = self.state.max_steps, self.args.warmup_steps
     warmup = math.ceil(warmup * (1 if warmup >= 1 else steps))
-    return transformers.get_scheduler(
-        self.args.lr_scheduler_type, self.optimizer, warmup, steps)
+    late = bool(warmup)  # the rate of step 0 is 0, at which a batch would be wasted
+    scheduler = transformers.get_scheduler(
+        self.args.lr_scheduler_type, self.optimizer, warmup + late, steps + late)
+    if late:
+        with warnings.catch_warnings(action="ignore"):  # it comes before the optimizer's
+            scheduler.step()
+    return scheduler
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #88a913e5
 _UNDECISIVE = """output_dir report_to run_name disable_tqdm logging_steps eval_steps
@@ -563,10 +577,8 @@ def _step(self: PPOTrainer, step):
 @patch
 def _is_due(self: PPOTrainer, every):
     "Whether so many batches are over; below 1: such a share."
-    if not every:
-        return False
-    batches = math.ceil(every if every >= 1 else every * self.state.max_steps)
-    return self.state.global_step % batches == 0
+    batches = every and math.ceil(every if every >= 1 else every * self.state.max_steps)
+    return bool(batches) and self.state.global_step % batches == 0
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #a9653899
 @patch
@@ -589,12 +601,12 @@ def _usage(self: PPOTrainer):
 def _run(self: PPOTrainer):
     "Batch after batch of rollouts."
     args, state, pending = self.args, self.state, []
-    hidden = args.disable_tqdm or not self.is_world_process_zero()
     first, last = state.global_step, state.max_steps
+    hidden = args.disable_tqdm or not state.is_world_process_zero
     for step in tqdm(range(first, last), "PPO", last, initial=first, disable=hidden):
         pending.append(self._step(step))
         if self.control.should_log or self._is_due(args.logging_steps) or step == last - 1:
-            self._log(pandas.DataFrame(pending).mean().to_dict() | self._usage())
+            self._log(PPOReport.mean(pending) | self._usage())
             pending = []
         ends = step == last - 1 or self.control.should_training_stop
         if self.eval_rows and (ends or self.control.should_evaluate or self._is_due(args.eval_steps)):

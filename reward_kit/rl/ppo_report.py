@@ -7,6 +7,8 @@ __all__ = ['PPOReport']
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #e06a9fcd
 from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #f905ac41
 import pandas
@@ -25,8 +27,8 @@ class PPOReport:
 
     trainer: object  # PPOTrainer
 
-    def batch(self, episodes, scored, rewards):
-        "What a batch is like: its episodes, those with a score, {name: rewards}s."
+    def batch(self, episodes, scored):
+        "What a batch is like: its episodes, and those with a score."
         n, stopped = len(scored), sum(e.stopped for e in episodes)
         beta = self.trainer.kl_coef
         raw = torch.tensor([e.raw_score for e in scored], dtype=torch.float64)
@@ -36,7 +38,7 @@ class PPOReport:
         kl, penalty = (
             kl_estimate(own, ref, kind).sum().item() / n
             for kind in ("k1", self.trainer.args.kl_estimator))
-        return _mean_rewards(rewards) | {
+        return {
             "objective/scores": raw.mean().item(),  # before penalties
             "objective/scores_std": raw.std(correction=0).item(),
             "objective/kl": kl,
@@ -52,10 +54,11 @@ class PPOReport:
         }
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #cd2c0459
-def _mean_rewards(rewards):
-    "The mean of each of several reward functions."
-    table = pandas.concat(map(pandas.DataFrame, rewards)).add_prefix("rewards/")
-    return table.astype(float).mean().dropna().to_dict() if table.shape[1] > 1 else {}
+@patch(cls_method=True)
+def mean(cls: PPOReport, logs):  # {name: number}s
+    "One log of several: means over those that have the name; a NaN is to be seen."
+    names = dict.fromkeys(chain(*logs))
+    return {name: fmean(log[name] for log in logs if name in log) for name in names}
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #b05265ec
 _LOG_COLUMNS = {
@@ -108,8 +111,8 @@ _CHANGES = {
 def changes(self: PPOReport):
     "What the first tenth of the batches was like, and the last."
     logs = [log for log in self.trainer.state.log_history if "objective/scores" in log]
-    frame, n = pandas.DataFrame(logs), max(1, len(logs) // 10)
-    first, last = frame.head(n).mean(), frame.tail(n).mean()
+    n = max(1, len(logs) // 10)
+    first, last = self.mean(logs[:n]), self.mean(logs[-n:])
     return {
         title: f"{first[name]:{form}} -> {last[name]:{form}}"
         for title, (name, form) in _CHANGES.items() if logs}
@@ -131,8 +134,8 @@ further the policy has moved (KL).
 @patch
 def write_card(self: PPOReport, folder, title, difference):
     "README.md and curves; `difference`: merged to trained policy, nats."
-    trainer, args = self.trainer, self.trainer.args
-    rate, base = args.critic_learning_rate, trainer.models.base
+    trainer, base = self.trainer, self.trainer.models.base
+    named = "critic lam learning_rate critic_learning_rate warmup_steps temperature seed".split()
     settings = {
         "base": base,
         "reward": ", ".join(trainer.rewards.names),
@@ -141,12 +144,7 @@ def write_card(self: PPOReport, folder, title, difference):
         "KL coefficient": f"{trainer.kl_coef:.4g}",
         "merged and unmerged log-probabilities": (
             None if difference is None else f"differ by at most {difference:.1e} nats"),
-        "critic": args.critic,
-        "learning rate": f"{args.learning_rate:g}",
-        "critic's learning rate": rate and f"{rate:g}",
-        "temperature": args.temperature,
-        "seed": args.seed,
-    }
+    } | {name.replace("_", " "): getattr(trainer.args, name) for name in named}
     header = "on training prompts", "first batches -> last batches"
     changes = ModelCard.table(self.changes(), header)
     text = _CARD.format(settings=ModelCard.table(settings), changes=changes)

@@ -6,6 +6,7 @@
 __all__ = ['RewardError', 'RewardMix']
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #f5fa92c7
+import copy
 import inspect
 import math
 import os
@@ -29,16 +30,16 @@ def _name(function):
 
 
 def _refusal(function, what, rows):
-    few = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    few = [*map(str, rows[:5]), *["..."] * (len(rows) > 5)]
     where = "row" if len(rows) == 1 else "rows"
-    return RewardError(f"reward function {_name(function)} {what} ({where} {few})")
+    return RewardError(f"reward function {_name(function)} {what} ({where} {', '.join(few)})")
 
 # %% ../../nbs/5_rl/52_rewards.ipynb #4bc2de64
 def _number(reward, function, row):
     if reward is None:
         return None
     try:
-        number = float(reward)
+        number = math.nan if isinstance(reward, str) else float(reward)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
@@ -56,12 +57,12 @@ def _accepted(function, given):
 # %% ../../nbs/5_rl/52_rewards.ipynb #58145ee5
 def _call_reward(function, prompts, completions, columns, rows):
     "Rewards of one function, checked. RewardError."
-    given = {"prompts": prompts, "completions": completions, **columns}
+    given = copy.deepcopy({**columns, "prompts": prompts, "completions": completions})
     try:
         rewards = function(**_accepted(function, given))
     except Exception as error:
         raise _refusal(function, f"raised {type(error).__name__}: {error}", rows) from error
-    if not isinstance(rewards, Iterable):
+    if not isinstance(rewards, Iterable) or isinstance(rewards, (str, dict)):
         wrong = f"gave {type(rewards).__name__}; it must give a list of numbers"
         raise _refusal(function, wrong, rows)
     rewards = list(rewards)
@@ -125,7 +126,7 @@ class RewardMix:
         self.functions = [_load_reward(item, device) for item in items]
         self.weights = _checked_weights(weights, len(items))
         self.scales = [_scale(function, normalize) for function in self.functions]
-        self.names = []
+        self.names, self.logged = [], []  # {metric: number}s for the log
         for i, name in enumerate(map(_name, self.functions)):
             self.names.append(f"{name}_{i}" if name in self.names else name)
 
@@ -136,15 +137,17 @@ class RewardMix:
         return first if isinstance(first, RewardModel) and not others else None
 
     def __call__(self, prompts, completions, columns, rows):
-        "Weighted sums (None: nothing applies), and {name: rewards}."
-        found = {
-            name: scale(_call_reward(function, prompts, completions, columns, rows))
-            for name, function, scale in zip(self.names, self.functions, self.scales)}
+        "Weighted sums (None: nothing applies); several rewards are `logged` too."
+        found = [
+            scale(_call_reward(function, prompts, completions, columns, rows))
+            for function, scale in zip(self.functions, self.scales)]
         totals = []
-        for rewards in zip(*found.values()):
-            weighted = [w * r for w, r in zip(self.weights, rewards) if r is not None]
-            totals.append(sum(weighted) if weighted else None)
-        return totals, found
+        for rewards in zip(*found):
+            known = [each for each in zip(self.names, self.weights, rewards) if each[2] is not None]
+            totals.append(sum(w * r for _, w, r in known) if known else None)
+            if len(found) > 1:
+                self.logged.append({f"rewards/{name}": r for name, _, r in known})
+        return totals
 
     def intercept_and_slope(self):
         "(intercept, slope): a raw reward r of the first counts as intercept + slope * r."

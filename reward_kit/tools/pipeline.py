@@ -441,7 +441,7 @@ def train_ppo_policy(
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c67642d6
 def _read_prompts(data, split, column):
     "Rows with `prompt`, checked, each with its origin."
-    if not isinstance(data, (list, Preferences)): data = read_rows(data, split=split)
+    if not isinstance(data, (list, tuple, Preferences)): data = read_rows(data, split=split)
     return Prompts.load(data, column, "prompts")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
