@@ -11,7 +11,6 @@ from itertools import chain
 from statistics import fmean
 
 # %% ../../nbs/5_rl/54_ppo_report.ipynb #f905ac41
-import pandas
 import torch
 from fastcore.basics import patch
 
