@@ -136,7 +136,11 @@ def call_as_trl(
     state,  # transformers.TrainerState of the run
 ) -> None:
     "From now on functions may be async, and are given log_metric and trainer_state."
-    found = {"log_metric": lambda name, value: self.logged.append({name: float(value)}), "trainer_state": state}
+
+    def log_metric(name, value):
+        self.logged.append({name: float(value)})
+
+    found = {"log_metric": log_metric, "trainer_state": state}
     self.functions = [
         each if isinstance(each, RewardModel) else _as_in_trl(each, found)
         for each in self.functions

@@ -166,7 +166,7 @@ def _make_critic(kind, policy, rewards=None, tokenizer=None):
         return _critic_from_reward(rewards, tokenizer)
     trunk, inner = None, innermost_model(policy)
     if kind == "separate":
-        trunk = copy.deepcopy(inner.base_model).float().requires_grad_(True)  # 16 bits lose steps
+        trunk = copy.deepcopy(inner.base_model).float().requires_grad_(True)
     weight = inner.get_output_embeddings().weight
     head = nn.Linear(weight.shape[1], 1)
     for p in head.parameters():
@@ -314,8 +314,8 @@ def prepare_models(
     readers = policy, reference, judge and self.critic == "reward" and judge.model
     problems = filter(None, map(packing_problem, filter(None, readers)))
     layout = choose_layout(self.layout, next(problems, None))
-    in_place = getattr(peft_config, "bias", "none") != "none"  # biases of the base are trained
-    if ref_model is None and (in_place or not peft_config):  # an adapter there belongs to it
+    in_place = getattr(peft_config, "bias", "none") != "none"  # trains biases of the base
+    if ref_model is None and (in_place or not peft_config):
         reference = copy.deepcopy(policy)
     critic = _make_critic(self.critic, policy, rewards, tokenizer)
     if peft_config:

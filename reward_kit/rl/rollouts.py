@@ -161,7 +161,11 @@ class Sampling:
 class Unfinished:
     "Responses that are still being written, and which row is which."
 
-    def __init__(self, prompts, device):
+    def __init__(
+        self,
+        prompts,  # token ids of each
+        device,  # where they go
+    ):
         ids = [torch.tensor(row, device=device) for row in prompts]
         ids = pad_sequence(ids, batch_first=True, padding_value=-1, padding_side="left")
         self.ids, self.mask = ids.clamp(min=0), (ids >= 0).long()
@@ -299,7 +303,7 @@ class Prompts(list):
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #b431f8e8
 def _render(tokenizer, row):
-    "Token ids of a conversation by the chat template, up to the header of the answer."
+    "A conversation by the chat template, up to the header of the answer."
     if not tokenizer.chat_template:
         raise ValueError(
             "a conversation, but the policy's tokenizer has no chat template; "
@@ -315,7 +319,7 @@ def _render(tokenizer, row):
 
 
 def _encode(tokenizer, limit, row):
-    "Token ids the policy continues: those of its tokenizer, or of its chat template."
+    "Token ids that the policy continues."
     text = row["prompt"]
     if isinstance(text, str):
         plain = not text.startswith(tokenizer.bos_token or "\0")  # else a template rendered it
