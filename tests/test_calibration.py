@@ -231,6 +231,18 @@ def test_p_values_of_calibrated_models_are_uniform_and_of_others_small():
     assert 0.02 < np.mean(np.array(calm) <= 0.05) < 0.085 and np.mean(np.array(bold) <= 0.05) > 0.99
 
 
+def test_calibrated_models_are_accused_at_most_at_the_level():
+    "The over-confidence and the ECE, each at 5%, accused one calibrated model in ten."
+    rng, accused, found = np.random.default_rng(0), 0, 0
+    for i in range(300):
+        d = rng.normal(0, 1.7, 300)
+        y = (rng.random(300) < sigmoid(d)).astype(float)
+        calm, bold = (Predictions(scale * d, y, samples=200, seed=i).measure() for scale in (1, 2))
+        accused += calm["p_value"] <= 0.05
+        found += bold["p_value"] <= 0.05 and bold["overconfidence_interval"][0] > 0
+    assert 4 <= accused <= 24 and found > 280  # 24 of 300 is the upper 0.8% at 5%
+
+
 def test_rankings_hardly_raise_the_rate_of_false_alarms():
     "The six pairs of a ranking of four are not independent, which the reference takes them to be."
     rng, alarms = np.random.default_rng(2), []
@@ -549,7 +561,7 @@ def test_the_second_verdict():
     assert "only bound the temperature" in second(
         _TemperatureFit(0.5, (0.0, math.inf), 0.6, 0.5, 2, 2, separable=True)
     )
-    assert "No temperature helps" in second(None)
+    assert "No temperature below infinity helps" in second(None)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])

@@ -270,12 +270,15 @@ def test_what_is_borrowed_belongs_to_another_question_and_is_as_long():
         ("What is bread?", "B" * 31),
         ("What is tea?", "T" * 13),
     ]
-    found = {edit("irrelevant", "L" * 20, pool[0][0], pool, seed) for seed in range(60)}
-    assert found == {"R" * 25, "M" * 22}, "as long, and not the same question in other words"
-    assert edit("irrelevant", "L" * 20, pool[0][0], pool[:1] + pool[4:]) is None, (
-        "nothing between two thirds and one and a half"
-    )
-    assert edit("irrelevant", "L" * 20, "", pool) is None
+    both = Probe.swapped([*pool, ("", "E" * 20)])
+    given = {response: edit("irrelevant", response, prompt, both) for prompt, response in both}
+    assert given == {
+        "T" * 13: None, "L" * 20: None, "L" * 21: "M" * 22, "M" * 22: "L" * 21,
+        "R" * 25: "B" * 31, "B" * 31: "R" * 25,
+    }  # fmt: skip
+    far = Probe.swapped([pool[0], pool[4]])
+    assert edit("irrelevant", "L" * 20, pool[0][0], far) is None, "more than one and a half times as long"
+    assert edit("irrelevant", "L" * 20, "", both) is None
 
 
 def test_prompts_of_one_template_can_stand_in_for_each_other():
@@ -283,8 +286,34 @@ def test_prompts_of_one_template_can_stand_in_for_each_other():
         (f"Please summarise the following text in one short sentence: {t}", f"It is about {t}.")
         for t in TOPICS
     ]
-    for i, (prompt, response) in enumerate(pool):
-        assert edit("irrelevant", response, prompt, pool, seed=i) not in (None, response)
+    both = Probe.swapped(pool)
+    for prompt, response in both:
+        assert edit("irrelevant", response, prompt, both) not in (None, response)
+    assert len(both) > 0.8 * len(pool)
+
+
+def test_a_reward_that_never_reads_the_prompt_comes_out_at_one_half():
+    """Data of two languages, and rewards that like one of them, a length, or anything else: drawn one by
+    one, answers of one language stood in for many, and in 8 of 20 such a reward was said to read."""
+    german = "Das ist {} und {}, sagt man, und das ist auch gut so.".format
+    english = "That is the {} of the {}, and it is what people say.".format
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        rows = [
+            {
+                "prompt": f"{'Was' if i % 3 else 'What'} {rng.integers(1e9)} {rng.integers(1e9)}?",
+                "chosen": (german if i % 3 else english)(*rng.integers(10 ** rng.integers(1, 9, 2))),
+                "rejected": "x",
+            }
+            for i in range(60)
+        ]
+        texts = {}
+        blind = lambda ps, rs, seed=seed, texts=texts: [
+            len(r) / 40 * (seed % 3 - 1) + ("Das" in r) + texts.setdefault(r, len(texts) % 7) for r in rs
+        ]
+        found = run_probes(blind, load_preferences(rows, progress=False), probes=["irrelevant"])
+        own = found.results[0].measures["preferred"]
+        assert own["edited"] == 0.5 and own["n"] > 20 and found.results[0].verdict == "not shown to notice"
 
 
 # --- what an edit does to a pair -----------------------------------------------------------------
@@ -389,8 +418,8 @@ def test_the_interval_is_agresti_and_mins(b, c, n=60):
 
 def test_holm_by_hand():
     p = pd.Series([0.04, 0.01, np.nan, 0.03, 0.5])
-    adjusted = probes_module._holm(p)
-    assert adjusted.to_dict() == {1: 0.04, 3: 0.09, 0: 0.09, 4: 0.5}
+    adjusted = Bootstrap.holm(p)
+    assert adjusted.dropna().to_dict() == {0: 0.09, 1: 0.04, 3: 0.09, 4: 0.5} and np.isnan(adjusted[2])
 
 
 def test_what_would_be_found_is_found_in_four_of_five_or_more():
@@ -780,6 +809,21 @@ def length_matched_accuracy(t, caliper=0.1, **options):
     return length_module._matched_accuracy(pairs, caliper, Bootstrap(**OPTIONS | {"samples": 2000} | options))
 
 
+def apart(t):
+    "Spread of the rewards within their prompts."
+    t = pd.DataFrame({name: t[name] for name in ("reward", "record")})
+    return (t["reward"] - t.groupby("record")["reward"].transform("mean")).std(ddof=0)
+
+
+def test_the_unit_of_a_doubling_does_not_depend_on_what_a_prompt_adds():
+    t = random_table(k=2)
+    moved = {**t, "reward": t["reward"] + 100 * np.asarray(t["record"])}
+    found, again = (
+        length_correlation(own, samples=50)["per_doubling_given_label"]["value"] for own in (t, moved)
+    )
+    assert again == pytest.approx(found, rel=1e-6)
+
+
 def length_report(matched, correlations):
     return LengthReport(matched, correlations)
 
@@ -788,7 +832,7 @@ def test_the_length_interval_covers_the_truth():
     """200 experiments: reward = prompt + label + 0.4 log2(length) + noise; slope and partial
     correlation at equal label."""
     rng, n, inside = np.random.default_rng(1), 200, []
-    spread = math.sqrt(1 + (0.7 / 2) ** 2 + 0.4**2 * 0.8**2 + 1)
+    spread = math.sqrt((0.7 / 2) ** 2 + (0.4**2 * 0.8**2 + 1) / 2)  # of a pair around its mean
     truths = {
         "per_doubling_given_label": 0.4 / spread,
         "given_label": 0.4 * 0.8 / math.sqrt(0.4**2 * 0.8**2 + 1),
@@ -845,10 +889,10 @@ def test_correlations_are_scipys(ties):
         stats.pearsonr(residual(x, t["rank"]), residual(t["reward"], t["rank"])).statistic, abs=1e-10
     )
     assert found["per_doubling"]["value"] == pytest.approx(
-        stats.linregress(x, t["reward"]).slope / t["reward"].std(), abs=1e-10
+        stats.linregress(x, t["reward"]).slope / apart(t), abs=1e-10
     )
     full = np.linalg.lstsq(np.column_stack([dummies, x, t["rank"]]), t["reward"], rcond=None)[0]
-    assert found["per_doubling_given_label"]["value"] == pytest.approx(full[80] / t["reward"].std(), abs=1e-9)
+    assert found["per_doubling_given_label"]["value"] == pytest.approx(full[80] / apart(t), abs=1e-9)
 
 
 def test_for_pairs_the_slope_is_that_of_the_differences():
@@ -857,7 +901,7 @@ def test_for_pairs_the_slope_is_that_of_the_differences():
     x, y = np.log2(t["length"][better] / t["length"][worse]), t["reward"][better] - t["reward"][worse]
     slope = stats.linregress(x, y).slope
     assert length_correlation(t, samples=50)["per_doubling_given_label"]["value"] == pytest.approx(
-        slope / t["reward"].std(), abs=1e-10
+        slope / apart(t), abs=1e-10
     )
 
 
@@ -1048,11 +1092,11 @@ def test_words_and_rows_of_length():
         and "leans to the longer" in said[1]
     )
     assert (
-        "moves the reward by 0.30 (0.20 to 0.40) standard deviations: for length, or for what goes with it"
+        "moves the reward by 0.30 (0.20 to 0.40) of its spread within a prompt: for length, or for what"
         in said[2]
     )
     said = length_report(matched, correlations | {"per_doubling_given_label": both(-0.2, 0.06)}).verdicts
-    assert "moves the reward by -0.20 (-0.26 to -0.14) standard deviations: for length" in said[2]
+    assert "by -0.20 (-0.26 to -0.14) of its spread within a prompt: for length" in said[2]
     assert length_report(matched, correlations | {"prompts": 5}).verdicts == [
         "5 prompts are too few to judge what length does; 20 are the least."
     ]

@@ -82,15 +82,12 @@ def test_sources_and_interval():
         s["pairs"] for s in report.sources
     ) == report.n_pairs == 200
     assert sum(s["pairs"] * s["accuracy"] for s in report.sources) / 200 == pytest.approx(report.accuracy)
-    assert report.interval == (
-        min(report.wilson[0], report.bootstrap[0]),
-        max(report.wilson[1], report.bootstrap[1]),
-    )
+    assert report.interval[0] < report.wilson[0] < report.accuracy < report.wilson[1] < report.interval[1]
     assert evaluate_reward_model(by_length, pairs(200), seed=4).to_dict() == report.to_dict()
-    assert evaluate_reward_model(by_length, pairs(200), seed=6).bootstrap != report.bootstrap
+    assert evaluate_reward_model(by_length, pairs(200), seed=6).to_dict() != report.to_dict()
 
 
-def test_prompts_are_the_unit_of_the_bootstrap():
+def test_prompts_are_the_unit_of_the_interval():
     """The same pairs under one prompt each, or under few prompts that agree within: the second interval
     is wider."""
     rows = [
@@ -106,7 +103,7 @@ def test_prompts_are_the_unit_of_the_bootstrap():
         by_length, [{**row, "prompt": f"p{i % 10}"} for i, row in enumerate(rows)]
     )
     assert alone.accuracy == clustered.accuracy and clustered.n_prompts == 10
-    width = [r.bootstrap[1] - r.bootstrap[0] for r in (alone, clustered)]
+    width = [r.interval[1] - r.interval[0] for r in (alone, clustered)]
     assert width[1] > 3 * width[0]
 
 
@@ -128,7 +125,7 @@ def test_rankings_and_ties():
     assert (report.n_pairs, report.n_prompts, report.accuracy) == (10, 5, 0.0)
     assert report.rankings["n"] == 5 and report.rankings["best_first"] == 0.0
     assert report.rankings["kendall"] == pytest.approx(stats.kendalltau([2, 1, 5], [-1, -1, -2]).statistic)
-    assert "Worse than chance" in report.verdicts[0]
+    assert "cannot be told from chance" in report.verdicts[0]  # five prompts, all wrong
     only_ties = [{"prompt": "p", "response_a": "x", "response_b": "y", "label": "tie"}]
     with pytest.raises(ValueError, match="no strictly ordered pair"):
         evaluate_reward_model(by_length, only_ties)
@@ -245,7 +242,7 @@ def test_card_for_a_folder_without_one(tmp_path):
         write_model_card(tmp_path / "none", evaluate_reward_model(by_length, pairs()))
 
 
-def test_a_bootstrap_without_variation_says_so():
+def test_few_prompts_that_came_out_alike_promise_little():
     report = evaluate_reward_model(
         by_length,
         load_preferences(
@@ -256,20 +253,16 @@ def test_a_bootstrap_without_variation_says_so():
             progress=False,
         ),
     )
-    assert (
-        report.accuracy == 1
-        and dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"]
-        == "says nothing where all prompts came out alike"
-    )
+    assert report.accuracy == 1 and report.interval == pytest.approx((1 / (1 + 2.570582**2 / 6), 1))
+    assert dict(report.rows())["95% interval, whole prompts independent"] == "47.6% to 100.0%"
+    assert "cannot be told from chance" in report.verdicts[0]
 
 
 def test_probes_that_measured_nothing_are_not_called_passed():
     report = evaluate_reward_model(by_length, pairs(12, prompts=1))
     assert "Whether it reads the prompt is not known" in report.summary[0]
     assert report.summary[-1].startswith("Not measured, as too few pairs can be edited: opening, flattery")
-    assert (
-        dict(report.rows())["95% interval, prompts drawn anew (bootstrap)"] == "says nothing with one prompt"
-    )
+    assert report.interval[0] < 0.5 < report.interval[1]  # one prompt is worth one pair
     assert "too few to judge what length does" in report.to_text()
 
 

@@ -86,40 +86,55 @@ def ends(self: Bootstrap, draws): # (samples, ...) -> low (...), high (...)
 @patch
 def interval(
     self: Bootstrap,
-    sums, # (C, m) sums of m quantities in each of C prompts
-    statistic=lambda t: t[:, 0] / t[:, 1], # of totals (samples, m)
-): # low, high of a number; or of several, low (s,), high (s,)
-    "The middle part of a statistic of the draws. Raises ValueError without a prompt."
+    sums, # (C, 2) numerator and denominator in each of C prompts
+): # low, high
+    "The middle part of the ratios of the draws. Raises ValueError without a prompt."
     if len(sums) == 0:
         raise ValueError("a bootstrap needs at least one prompt")
     with np.errstate(divide="ignore", invalid="ignore"): # such draws are left out
-        return self.ends(statistic(self.totals(sums)))
+        return self.ends(np.divide(*self.totals(sums).T))
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #af76d847
-@patch(cls_method=True)
-def wider(
-    cls: Bootstrap,
-    *intervals, # (low, high) each
-): # -> lowest low end, highest high end
-    "One interval that holds all of them."
-    ends = np.concatenate(intervals).tolist()
-    return min(ends), max(ends)
-
-
 @patch
 def accuracy(
     self: Bootstrap,
     outcomes, # (P,) or (S, P): 1 right, 0 wrong, 0.5 tied; of S seeds
     prompt, # (P,) which prompt each pair belongs to
-): # -> dict of accuracy, wilson, bootstrap, low and high (the wider), n_pairs, n_prompts
-    "Accuracy with both intervals; seeds are averaged within each pair first."
+): # -> dict of accuracy, wilson (pairs independent), interval, n_pairs, n_prompts
+    "Accuracy, prompts as the unit of its interval; seeds are averaged within each pair first."
     outcomes = np.atleast_2d(outcomes).mean(0)
-    sums = self.by_prompt(prompt, outcomes, None)
-    wilson = wilson_interval(outcomes.sum(), len(outcomes), self.level)
-    drawn = self.interval(sums)
-    low, high = self.wider(wilson, drawn)
-    found = {"accuracy": float(outcomes.mean()), "wilson": wilson, "bootstrap": drawn}
-    return found | {"low": low, "high": high, "n_pairs": len(outcomes), "n_prompts": len(sums)}
+    right, pairs = self.by_prompt(prompt, outcomes, None).T
+    share, n, c = outcomes.mean(), len(outcomes), len(pairs)
+    together = effect = pairs @ pairs / n # of prompts that are right or wrong as one
+    if 0 < share < 1 < c:
+        spread = ((right - share * pairs) ** 2).sum() * c / (c - 1)
+        effect = spread / (n * share * (1 - share))
+    effect = max((c * effect + 2 * together) / (c + 2), 1)
+    middle = (1 + self.level) / 2
+    ratio = stats.norm.ppf(middle) / stats.t(c - 1).ppf(middle)
+    independent = np.fmax(n / effect * ratio**2, 1) # nan of one prompt
+    return {
+        "accuracy": float(share),
+        "wilson": wilson_interval(share * n, n, self.level),
+        "interval": wilson_interval(share * independent, independent, self.level),
+        "n_pairs": n,
+        "n_prompts": c,
+    }
+
+
+@patch
+def of_means(self: Bootstrap, values): # (C, ...) of C >= 2 prompts -> low (...), high (...)
+    "Student's interval of means over prompts, which holds with few of them, too."
+    reach = stats.t(len(values) - 1).ppf((1 + self.level) / 2) * stats.sem(values)
+    return values.mean(0) - reach, values.mean(0) + reach
+
+# %% ../../nbs/4_trust/40_agreement.ipynb #2ca5b409
+@patch(cls_method=True)
+def holm(cls: Bootstrap, p): # (M,) p-values, nan where nothing was tested -> Series, as given
+    "Holm's step-down correction for M tests."
+    p = pd.Series(p).sort_values()
+    m = p.count()
+    return (p * (m - np.arange(len(p)))).cummax().clip(upper=1).sort_index()
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #4411798b
 def _discounted_gain(rewards, gains):
@@ -276,7 +291,7 @@ def accuracy_by(
     column, # of texts; or of numbers, of which nan is left out
     groups=4, # of numbers, at most
 ): # -> list: group, pairs, accuracy, low, high; most pairs, or smallest numbers, first
-    "Accuracy of groups of pairs, with the wider interval; empty where nothing is known."
+    "Accuracy of groups of pairs, with intervals by prompt; empty where nothing is known."
     known = pd.DataFrame(self, columns=[column, "outcome", "prompt"]).dropna()
     values = group = known[column]
     sized = pd.api.types.is_numeric_dtype(values)
@@ -287,8 +302,9 @@ def accuracy_by(
     for label, own in known.groupby(group):
         found = Bootstrap().accuracy(own["outcome"], own["prompt"])
         name = _range_text(own[column]) if sized else str(label)
-        shares = {key: found[key] for key in ("accuracy", "low", "high")}
-        rows.append({"group": name, "pairs": found["n_pairs"], **shares})
+        low, high = found["interval"]
+        rows.append({"group": name, "pairs": found["n_pairs"], "accuracy": found["accuracy"],
+                     "low": low, "high": high})
     return rows if sized else sorted(rows, key=lambda row: -row["pairs"])
 
 # %% ../../nbs/4_trust/40_agreement.ipynb #2a94c7d2

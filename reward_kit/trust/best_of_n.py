@@ -72,10 +72,10 @@ class BestOfNCurve(Report):
     n: list # how many responses are chosen from
     kl: list # upper bound of the divergence from the policy that samples, nats
     gold: list # mean gold reward of the pick
-    gold_interval: list # (low, high) of it, prompts drawn anew
+    gold_interval: list # (low, high) of it, of other prompts
     proxy: list # mean proxy reward of the pick
     gain: list # gold minus gold of a random response
-    gain_interval: list # (low, high) of it, prompts drawn anew
+    gain_interval: list # (low, high) of it, of other prompts
     last_minus_peak: list # interval of gold at the largest n minus gold at the peak
     gold_std: float # standard deviation of the gold rewards of all responses
     proxy_std: float # of the proxy rewards
@@ -144,9 +144,7 @@ def best_of_n_curve(
     gold, # the same shape: rewards that judge
     max_n=None, # largest n; default: all responses
     *,
-    samples: int = 1000, # draws of the bootstrap over prompts
     level: float = 0.95, # of the intervals
-    seed: int = 0, # of the draws
 ) -> BestOfNCurve:
     "Gold and proxy reward of the best of n by proxy, for every n. Raises ValueError."
     rows = _reward_rows(proxy, gold)
@@ -155,24 +153,26 @@ def best_of_n_curve(
     if not 1 <= max_n <= most:
         raise ValueError(f"max_n={max_n} must be between 1 and {most}, "
                          "the smallest number of responses of a prompt")
+    if len(rows) < 2:
+        raise ValueError("an interval needs two prompts or more, got 1; "
+                         "best_of_n_scores takes a single one")
     picked = []
     for p, g in rows:
         own = _subset_weights(max_n, len(p))
         picked.append([own @ _gold_by_proxy(p, g), own @ np.sort(p)])
     by_gold, by_proxy = np.swapaxes(picked, 0, 1)  # (Q, max_n) each
     n, mean = np.arange(1, max_n + 1), by_gold.mean(0)
-    bootstrap = Bootstrap(samples, level, seed)
-    draws = bootstrap.totals(by_gold) / len(rows)
+    interval = Bootstrap(level=level).of_means
     every_proxy, every_gold = np.concatenate(rows, axis=1)
     return BestOfNCurve(**json_ready({
         "n": n,
         "kl": _best_of_n_kl(n),
         "gold": mean,
-        "gold_interval": np.transpose(bootstrap.ends(draws)),
+        "gold_interval": np.transpose(interval(by_gold)),
         "proxy": by_proxy.mean(0),
         "gain": mean - mean[0],
-        "gain_interval": np.transpose(bootstrap.ends(draws - draws[:, :1])),
-        "last_minus_peak": bootstrap.ends(draws[:, -1] - draws[:, np.argmax(mean)]),
+        "gain_interval": np.transpose(interval(by_gold - by_gold[:, :1])),
+        "last_minus_peak": interval(by_gold[:, -1] - by_gold[:, np.argmax(mean)]),
         "gold_std": every_gold.std(),
         "proxy_std": every_proxy.std(),
         "n_prompts": len(rows),

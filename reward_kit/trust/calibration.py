@@ -179,6 +179,8 @@ def measure(self: Predictions): # -> dict: each measure, its `_interval`, table,
     sums = self.by_prompt(1, *scores, *(member * gap))
     totals = np.vstack([sums.sum(0), self.bootstrap.totals(sums)]) # the data first
     value, drawn = np.split(totals[:, 1:] / totals[:, :1], [1])
+    beyond = min((drawn[:, 0] <= 0).sum(), (drawn[:, 0] >= 0).sum()) # of the over-confidence
+    larger = (reference >= ece - 1e-12).sum()
     found = {"confidence": self.mean(self.confidence), "accuracy": self.mean(self.right)}
     names = ("overconfidence", "brier", "log_loss")
     for name, mean, *interval in zip(names, value[0], *self.bootstrap.ends(drawn[:, :3])):
@@ -189,7 +191,7 @@ def measure(self: Predictions): # -> dict: each measure, its `_interval`, table,
         "rms": _root_mean_square_gap(sums[:, 4:], self.by_prompt(*member)),
         "reference": reference.mean(),
         "reference_high": np.quantile(reference, 0.95),
-        "p_value": (1 + (reference >= ece - 1e-12).sum()) / (1 + self.samples),
+        "p_value": min(1, 2 * (1 + min(larger, 2 * beyond)) / (1 + self.samples)),
         "histogram": np.histogram(self.confidence, np.linspace(0.5, 1, 21))[0],
         "table": self.table().to_dict("records"),
     })
@@ -318,10 +320,7 @@ class CalibrationResult(Report):
     before: dict # of `Predictions.measure`, at the present temperature; shares in 0..1
     after: dict # the same, each pair at a temperature fitted on other prompts
     gain: list # interval of the log loss before minus after
-    bins: int = 10 # at most
-    scheme: str = "equal-mass" # of the bins
     level: float = 0.95 # of the intervals
-    seed: int = 0 # of draws, simulation and folds
     title = "Calibration"
     captions = {"calibration": "how honest its probabilities are"}
 
@@ -344,20 +343,21 @@ def _honesty(self: CalibrationResult):
     error = ("the calibration error is {ece:.1%}; 19 of 20 calibrated models stay below "
              "{reference_high:.1%} on such pairs.")
     found = f"No miscalibration is shown: {means}; {error}"
-    if low > 0:
-        found = f"Over-confident: {means}, {points(low, high)} points too much."
-    elif high < 0:
-        found = f"Under-confident: {means}, {points(-high, -low)} points too little."
-    elif m["p_value"] <= 0.05:
+    if m["p_value"] <= 1 - self.level:
         found = ("Not calibrated, though neither too bold nor too timid on the whole "
                  f"({means}): {error}")
+        if low > 0:
+            found = f"Over-confident: {means}, {points(low, high)} points too much."
+        elif high < 0:
+            found = f"Under-confident: {means}, {points(-high, -low)} points too little."
     return found.format(**m)
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #53d49228
 @patch
 def _advice(self: CalibrationResult):
     if self.fit is None:
-        return "No temperature helps: the larger reward is not, on the whole, the preferred one."
+        return ("No temperature below infinity helps, which would say 50% of every pair: "
+                "the larger reward is not, on the whole, the preferred one.")
     low, high = self.fit["interval"]
     ends = f"{low:.2f} or more" if high is None else f"{low:.2f} to {high:.2f}"
     best, others = f"{self.temperature:.2f}", "on prompts that did not choose it"
@@ -444,10 +444,7 @@ def calibrate(
         before.measure(),
         after.measure(),
         list(before.bootstrap.interval(before.by_prompt(saved, 1))),
-        before.bins,
-        before.scheme,
         before.level,
-        before.seed,
     )
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #4d89813d

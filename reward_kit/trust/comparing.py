@@ -10,14 +10,12 @@ import itertools
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
-from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
-from fastcore.basics import patch
 from scipy import stats
 
 from ..data.preferences import load_preferences
@@ -46,12 +44,31 @@ def _sign_flip_p_value(sums): # (C,) of differences in each prompt, multiples of
     return float(min(1.0, probability[least : n - least + 1].sum()))
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #1150639e
-def _matched_interval(wins_a, wins_b, n, level=0.95):
-    "Interval of accuracy B minus accuracy A on n pairs (Agresti and Min 2005)."
-    total, z = n + 2, NormalDist().inv_cdf((1 + level) / 2)
-    middle = (wins_b - wins_a) / total
-    half = z * math.sqrt(wins_a + wins_b + 1 - total * middle**2) / total
-    return max(middle - half, -1.0), min(middle + half, 1.0)
+def _over_prompts_and_seeds(parts, prompt, level):
+    """Sum of accuracies: its value, low, high and two-sided p-value.
+
+    parts: outcomes (S, P) of each setting, negative for what is taken away."""
+    count = Bootstrap.by_prompt(prompt, None)
+    c, n = max(len(count), 2), count.sum()
+    value = net = between = spread = 0.0
+    for outcomes in parts:
+        share, s = outcomes.mean(1), len(outcomes)
+        effect = (Bootstrap.by_prompt(prompt, *outcomes) - share * count) / n # (C, S)
+        mean = effect.mean(1, keepdims=True)
+        value += share.mean()
+        net = net + mean
+        if s > 1:
+            apart = share.var(ddof=1) / s
+            noise = ((effect - mean) ** 2).sum() / (s - 1) / s # of pairs, in that of seeds too
+            between += apart - noise
+            spread += apart**2 / (s - 1)
+    prompts = (net**2).sum() * c / (c - 1) + 2 / n**2
+    variance = prompts + max(between, 0)
+    freedom = variance**2 / (prompts**2 / (c - 1) + spread * (between > 0))
+    t, error = stats.t(freedom), np.sqrt(variance)
+    reach = t.ppf((1 + level) / 2) * error
+    p = 2 * t.sf(abs(value) / error)
+    return value, value - reach, value + reach, p
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #1c5440f5
 def _p_text(p):
@@ -80,8 +97,7 @@ class _PairedComparison(Report):
     accuracy_a: float # tied rewards count half
     accuracy_b: float
     difference: float
-    bootstrap: tuple # interval of the difference that draws whole prompts
-    matched: tuple # interval that takes every pair as independent
+    interval: tuple # of the difference, whole prompts independent
     wins_a: float # pairs that only A got right; half where one of the two is a tie
     wins_b: float
     n_pairs: int
@@ -90,10 +106,6 @@ class _PairedComparison(Report):
     mcnemar: float # p-value of pairs that are independent
     level: float = 0.95 # of the intervals
     title = "Two models on the same pairs"
-
-    @property
-    def interval(self):
-        return Bootstrap.wider(self.bootstrap, self.matched)
 
     @property
     def verdicts(self):
@@ -120,8 +132,6 @@ def compare_models(
     *,
     names=("A", "B"), # of the models
     level: float = 0.95, # confidence, between 0 and 1
-    samples: int = 2000, # draws of the bootstrap
-    seed: int = 0, # of the draws
 ) -> _PairedComparison:
     "Which of two models is better on the same pairs. Raises ValueError."
     a, b = np.asarray(outcomes_a, float), np.asarray(outcomes_b, float)
@@ -133,52 +143,12 @@ def compare_models(
         raise ValueError("outcomes must be 1 (right), 0 (wrong) or 0.5 (tied); "
                          "leave out pairs that were not scored")
     d = b - a
-    sums = Bootstrap.by_prompt(groups, d, None)
+    sums = Bootstrap.by_prompt(groups, d)
     wins = [float(gain[gain > 0].sum()) for gain in (-d, d)]
+    difference, low, high, _ = _over_prompts_and_seeds([b[None], -a[None]], groups, level)
     return _PairedComparison(
-        *names,
-        *(float(values.mean()) for values in (a, b, d)),
-        Bootstrap(samples, level, seed).interval(sums),
-        _matched_interval(*wins, len(d), level),
-        *wins, len(d), len(sums),
-        _sign_flip_p_value(sums[:, 0]), _mcnemar_p_value(*wins), level)
-
-# %% ../../nbs/4_trust/45_comparing.ipynb #236573e8
-def _holm_correction(p_values): # (M,) -> (M,) in the same order
-    "Holm's step-down correction for M tests."
-    p = np.asarray(p_values, float)
-    order = np.argsort(p, kind="stable")
-    corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return np.minimum(corrected, 1)[np.argsort(order)].tolist()
-
-# %% ../../nbs/4_trust/45_comparing.ipynb #3d6a7798
-def _mean_over_seeds(by_seed, picks): # (B, S) accuracies, (B, S) counts of drawn seeds
-    "The mean of drawn seeds, its deviation stretched by sqrt(S / (S - 1))."
-    n, centre = by_seed.shape[1], by_seed.mean(1)
-    stretch = math.sqrt(n / max(n - 1, 1))  # one seed never deviates from its mean
-    return centre + stretch * ((by_seed * picks).sum(1) / n - centre)
-
-# %% ../../nbs/4_trust/45_comparing.ipynb #bf266645
-@patch
-def accuracies(
-    self: Bootstrap,
-    outcomes, # G arrays (S_g, P): of each setting, of each of its seeds, of each pair
-    prompt, # (P,) prompts of the pairs
-    together: bool = False, # draw the same seeds in all settings
-) -> np.ndarray: # (G, samples)
-    "Accuracies of settings over drawn prompts, the same in all, and drawn seeds."
-    sums = [self.by_prompt(prompt, *np.atleast_2d(own)) for own in outcomes]  # (C, S_g) each
-    (total,) = self.by_prompt(prompt, None).T
-    rng, draws = np.random.default_rng(self.seed), []  # of prompts and seeds
-    for counts in replace(self, seed=rng).counts(len(total)):
-        found, pairs = [], (counts @ total)[:, None]
-        for own in sums:
-            if not (together and found):
-                n = own.shape[1]
-                picks = rng.multinomial(n, np.full(n, 1 / n), size=len(counts))
-            found.append(_mean_over_seeds(counts @ own / pairs, picks))
-        draws.append(found)
-    return np.concatenate(draws, axis=1)
+        *names, float(a.mean()), float(b.mean()), difference, (low, high),
+        *wins, len(d), len(sums), _sign_flip_p_value(sums), _mcnemar_p_value(*wins), level)
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #13397b25
 _SEED = re.compile(r"(?:[-_. ]*seed|[-_. ]+s)[-_.= ]?\d+$", re.IGNORECASE)
@@ -273,31 +243,21 @@ def judged_pairs(
     return found | {"n_left_out": len(pairs["record"]) - len(found["record"])}
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #d5a9be41
-def _compare_two(a, b, prompt, draws, bootstrap): # (S_a, P), (S_b, P), (P,), (samples,)
+def _compare_two(a, b, prompt, level): # (S_a, P), (S_b, P), (P,)
     "One comparison of the outcomes of two settings."
+    difference, low, high, p = _over_prompts_and_seeds([b, -a], prompt, level)
+    test = "t over prompts and seeds"
     if len(a) == len(b) == 1:
-        pair = compare_models(*a, *b, prompt, **vars(bootstrap))
-        (low, high), p = pair.interval, pair.p_value
-        test = "sign flips of prompts, exact"
-    else:
-        low, high = bootstrap.ends(draws)
-        beyond = min((draws <= 0).sum(), (draws >= 0).sum())
-        p = min(1.0, float(2 * (1 + beyond) / (1 + len(draws))))
-        test = "bootstrap over prompts and seeds"
-    difference = float(b.mean() - a.mean())
+        p, test = compare_models(*a, *b, prompt).p_value, "sign flips of prompts, exact"
     return {"difference": difference, "low": low, "high": high, "p": p, "test": test}
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #1e1c06a5
 def _seed_sentences(settings):
-    sentences, single = [], [s["name"] for s in settings if s["seeds"] == 1]
-    if single:
-        which = "each" if len(single) == len(settings) else ", ".join(single)
-        sentences.append(f"One seed of {which}: "
-                         "differences between seeds are not in these intervals.")
-    if any(s["seeds"] in (2, 3) for s in settings):
-        sentences.append("With two or three seeds the spread between them "
-                         "is known only roughly.")
-    return sentences
+    single = [s["name"] for s in settings if s["seeds"] == 1]
+    if not single:
+        return []
+    which = "each" if len(single) == len(settings) else ", ".join(single)
+    return [f"One seed of {which}: differences between seeds are not in these intervals."]
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #dd5fa304
 @dataclass(repr=False)
@@ -347,8 +307,6 @@ def compare_runs(
     *,
     names=None, # of the runs in a list; default that of the folder
     level: float = 0.95, # confidence, between 0 and 1
-    samples: int = 4000, # draws of the bootstrap
-    seed: int = 0, # of the draws
     progress: bool = False, # show bars
     model_options: dict | None = None, # of `RewardModel.from_pretrained`, for folders
     **loading, # of `load_preferences`: columns, format, split, ...
@@ -366,16 +324,15 @@ def compare_runs(
     pairs = judged_pairs(rewards, preferences)
     named = zip(settings, np.split(pairs["outcome"], ends[:-1]))
     named = sorted(named, key=lambda item: -item[1].mean())  # best first
-    prompt, bootstrap = pairs["prompt"], Bootstrap(samples, level, seed)
-    draws = bootstrap.accuracies([own for _, own in named], prompt)
-    table = [
-        {"name": name, "seeds": len(own),
-         "accuracy": float(own.mean()), "low": low, "high": high}
-        for (name, own), low, high in zip(named, *bootstrap.ends(draws.T))]
+    prompt, table = pairs["prompt"], []
+    for name, own in named:
+        share, *ends, _ = _over_prompts_and_seeds([own], prompt, level)
+        low, high = np.clip(ends, 0, 1).tolist()
+        table.append({"name": name, "seeds": len(own), "accuracy": share, "low": low, "high": high})
     comparisons = [
-        {"a": a, "b": b, **_compare_two(worse, better, prompt, x - y, bootstrap)}
-        for ((b, better), x), ((a, worse), y) in itertools.combinations(zip(named, draws), 2)]
-    corrected = _holm_correction([row["p"] for row in comparisons])
+        {"a": a, "b": b, **_compare_two(worse, better, prompt, level)}
+        for (b, better), (a, worse) in itertools.combinations(named, 2)]
+    corrected = Bootstrap.holm([row["p"] for row in comparisons]).tolist()
     for row, p in zip(comparisons, corrected):
         row["corrected"] = p
     return _RunComparison(table, comparisons, len(prompt), len(np.unique(prompt)),

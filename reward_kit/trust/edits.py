@@ -14,6 +14,7 @@ from functools import lru_cache, wraps
 from itertools import accumulate, cycle
 
 import regex
+from fastcore.basics import patch
 
 from ..data.records import response_text
 
@@ -281,14 +282,33 @@ def _shared(prompt, other):
     own, others = _vocabulary(response_text(prompt)), _vocabulary(response_text(other))
     return len(own & others) / max(1, len(own) + len(others))
 
-# %% ../../nbs/4_trust/42_edits.ipynb #8ca04a0d
+# %% ../../nbs/4_trust/42_edits.ipynb #d1ddbf96
+@patch(cls_method=True)
+def swapped(
+    cls: Probe, pool, # of (prompt, response)
+): # -> list: of each two neighbours, 0 and 1, 2 and 3, ..., each gets the other's response
+    """Neighbours are about as long, and answer prompts of few common words; what finds no
+    neighbour is left out."""
+    def length_in_language(own):
+        prompt, response = own[0], response_text(own[1])
+        return _is_english(response, prompt), len(response)
+
+    asked = (own for own in pool if response_text(own[0] or "").strip())
+    waiting, found = sorted(asked, key=length_in_language), []
+    while waiting:
+        prompt, response = waiting.pop(0)
+        shared = [_shared(prompt, other) for other, _ in waiting[:20]] # the nearest in length
+        if min(shared, default=1) < 0.5:
+            found += [(prompt, response), waiting.pop(shared.index(min(shared)))]
+    return found
+
+# %% ../../nbs/4_trust/42_edits.ipynb #d5ac961d
 @probe("irrelevant", "an answer to another prompt, about as long,", "lower")
 def _irrelevant(response, prompt, rng, pool):
-    "Of 100 others, one of like length to a prompt of other words."
-    length, found = max(1, len(response_text(response))), []
-    for asked, other in rng.sample(pool, min(100, len(pool))):
-        shared, size = _shared(prompt, asked), len(response_text(other))
-        if other != response and shared < 0.5 and 2 / 3 <= max(1, size) / length <= 3 / 2:
-            found.append((shared, other))
-    found = sorted(found, key=lambda pair: pair[0])[: (len(found) + 1) // 2]
-    return rng.choice(found)[1] if found and response_text(prompt).strip() else None
+    "The neighbour's in a pool that is `swapped`."
+    asked = [own for own, _ in pool]
+    if prompt not in asked or len(pool) % 2:
+        return None
+    other = pool[asked.index(prompt) ^ 1][1]
+    short, long = sorted(len(response_text(text)) for text in (response, other))
+    return other if other != response and long <= 1.5 * short else None

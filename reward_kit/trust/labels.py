@@ -36,23 +36,18 @@ class CrossValidation(Report):
     "What cross-validation found; shares are in 0..1."
     accuracy: float # share of pairs that models of other prompts got right
     wilson: tuple # interval that takes every pair as independent
-    bootstrap: tuple # interval that draws whole prompts
+    interval: tuple # interval that takes whole prompts as independent
     n_pairs: int # strictly ordered pairs judged
     n_prompts: int # distinct prompts among them
     n_records: int # records in the data
     n_too_long: int # records that a model could not score
     k: int # folds
     seeds: list # one complete cross-validation each
-    folds: list # {seed, fold, trained_on, pairs, accuracy, low, high} of each model
+    folds: list # {seed, fold (from 1), trained_on, pairs, accuracy, low, high} of each model
     rewards: list # (S, n) out of fold: of each seed, of each record, K or None
     level: float = 0.95 # of the intervals
     fingerprint: str | None = None # of the data
     title = "Cross-validation by prompt"
-
-    @property
-    def interval(self):
-        "The wider of the two, end by end."
-        return Bootstrap.wider(self.wilson, self.bootstrap)
 
 # %% ../../nbs/4_trust/46_labels.ipynb #cccb10d9
 @patch(as_prop=True)
@@ -74,12 +69,6 @@ def verdicts(self: CrossValidation):
     return sentences
 
 # %% ../../nbs/4_trust/46_labels.ipynb #89818b0f
-@patch(as_prop=True)
-def _numbered_folds(self: CrossValidation):
-    "The folds, counted from 1."
-    return [own | {"fold": own["fold"] + 1} for own in self.folds]
-
-
 @patch
 def main_table(self: CrossValidation):
     columns = {
@@ -88,7 +77,7 @@ def main_table(self: CrossValidation):
         "accuracy": "{accuracy:.1%}",
         f"{self.confidence} (Wilson)": "{low:.1%} to {high:.1%}",
     }
-    return Table.of(columns, self._numbered_folds)
+    return Table.of(columns, self.folds)
 
 
 @patch
@@ -96,7 +85,7 @@ def figures(self: CrossValidation):
     rows = [(f"all {self.n_pairs:,} pairs", self.accuracy, *self.interval)]
     name = "seed {seed}, fold {fold}"
     rows += [(name.format(**own), own["accuracy"], own["low"], own["high"])
-             for own in self._numbered_folds]
+             for own in self.folds]
     xlabel = f"accuracy (%) with {self.confidence} intervals"
     return {"folds": forest_plot(rows, xlabel, scale=100)}
 
@@ -114,11 +103,6 @@ def _out_of_fold(train, preferences, k, seed, bar):
     return rewards.tolist(), fold_of
 
 
-def _fold_row(outcomes, level): # (P,)
-    n, share = len(outcomes), float(outcomes.mean())
-    low, high = wilson_interval(outcomes.sum(), n, level)
-    return {"pairs": n, "accuracy": share, "low": low, "high": high}
-
 # %% ../../nbs/4_trust/46_labels.ipynb #355fc607
 def cross_validate(
     train, # function(preferences, seed) -> what scores; see `trainer_recipe`
@@ -127,7 +111,6 @@ def cross_validate(
     folds: int = 5, # k, from 2 to the number of prompts
     seeds=(0,), # each deals the prompts anew and is given to `train`
     level: float = 0.95, # of the intervals
-    samples: int = 2000, # draws of the bootstrap
     progress: bool = False, # show a bar
     **loading, # of `load_preferences`: columns, format, split, ...
 ) -> CrossValidation:
@@ -146,13 +129,13 @@ def cross_validate(
     for seed, (_, fold_of), outcomes in zip(seeds, found, pairs["outcome"]):
         for fold in range(folds):
             own = outcomes[fold_of[pairs["record"]] == fold]
-            row = {"seed": seed, "fold": fold, "trained_on": np.count_nonzero(fold_of != fold)}
             if len(own):
-                rows.append(row | _fold_row(own, level))
-    pooled = Bootstrap(samples, level).accuracy(pairs["outcome"], pairs["prompt"])
-    del pooled["low"], pooled["high"]
+                low, high = wilson_interval(own.sum(), len(own), level)
+                rows.append({
+                    "seed": seed, "fold": fold + 1, "trained_on": np.count_nonzero(fold_of != fold),
+                    "pairs": len(own), "accuracy": float(own.mean()), "low": low, "high": high})
     return CrossValidation(
-        **pooled,
+        **Bootstrap(level=level).accuracy(pairs["outcome"], pairs["prompt"]),
         n_records=len(preferences),
         n_too_long=sum(None in own for own in zip(*rewards)),
         k=folds,
@@ -248,7 +231,7 @@ def _count_votes(data, votes="votes", **reading):
 class _AnnotatorCeiling(Report):
     "How far people agree with each other, and what that leaves for a model."
     agreement: float # how often two labels of a pair agree; every pair counts once
-    interval: tuple # of the agreement, prompts drawn anew
+    interval: tuple # of the agreement, by prompts
     ceiling: float # the most that any model can agree with single labels
     ceiling_interval: tuple # the same at the ends of the interval
     majority: float | None # how often the others predict a label; None: never three
@@ -300,8 +283,6 @@ def annotator_ceiling(
     data, # what `read_rows` takes: the raw rows, repeated ones included
     *,
     level: float = 0.95, # of the interval
-    samples: int = 2000, # draws of the bootstrap
-    seed: int = 0, # of the draws
     **reading, # votes (a column); columns, format, labels as in `load_preferences`
 ) -> _AnnotatorCeiling:
     "Agreement between labels, and the accuracy it allows. Raises PreferenceDataError."
@@ -315,12 +296,12 @@ def annotator_ceiling(
             "cannot be measured; have some pairs judged twice")
     agreement = (comb(first, 2) + comb(second, 2))[many] / comb(n[many], 2)
     prompts = np.array([prompt for prompt, *_ in counts])[many]
-    found = Bootstrap(samples, level, seed).accuracy(agreement, prompts)
+    found = Bootstrap(level=level).accuracy(agreement, prompts)
     return _AnnotatorCeiling(
         agreement=found["accuracy"],
-        interval=found["bootstrap"],
+        interval=found["interval"],
         ceiling=_ceiling(found["accuracy"]),
-        ceiling_interval=tuple(map(_ceiling, found["bootstrap"])),
+        ceiling_interval=tuple(map(_ceiling, found["interval"])),
         majority=_left_out_majority(first, second),
         n_pairs=found["n_pairs"],
         n_prompts=found["n_prompts"],

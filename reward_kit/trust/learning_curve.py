@@ -53,6 +53,7 @@ class _LearningCurve(Report):
     accuracy: list # (N,) on the held-out pairs, mean over repeats
     low: list # (N,) ends of the intervals
     high: list
+    last_step: list # interval of the accuracy at the largest size minus that at the one before
     repeats: int # orders of the prompts, each with its seed
     n_pairs: int # held out
     n_prompts: int # distinct prompts among them
@@ -82,12 +83,6 @@ class _LearningCurve(Report):
         n = self.sizes[-1]
         return self._ends(self._fitted(n + extra) - self._fitted(n))
 
-    @property
-    def limit(self):
-        "Accuracy of unlimited labels by the fit, a hint; None: no limit below 1."
-        m, g, c = self.fit
-        return m + g / c if c > 0 and m + g / c < 1 else None
-
 # %% ../../nbs/4_trust/47_learning_curve.ipynb #d2f49fbb
 @patch(as_prop=True)
 def verdicts(self: _LearningCurve):
@@ -97,13 +92,16 @@ def verdicts(self: _LearningCurve):
     gain, low, high = self.gain(extra)
     found = f"{points(gain)} points ({points(low, high)})"
     labels = f"{extra:,} more labels"
+    step = (f"the last step, from {self.sizes[-2]:,.0f} to {most:,}, "
+            f"brought {points(*self.last_step)}")
     if high < 0.01:
         sentences = [f"{labels} would hardly help: {found}."]
-    elif low < 0.0005 or high - low > 0.06:
-        sentences = [f"Whether {labels} would help cannot be told "
-                     f"from these data: {found}."]
+    elif low > 0.005 and self.last_step[0] > 0:
+        sentences = [f"{labels} would raise accuracy, by {found} if the curve goes on as fitted; {step}."]
     else:
-        sentences = [f"{labels} would raise accuracy by {found}."]
+        sentences = [f"Whether {labels} would help cannot be told from these data: the fitted "
+                     f"curve rises by {found}, but {step}, and a limit that has been reached "
+                     "would look the same."]
     if self.repeats == 1:
         sentences.append("One repeat: what another choice of records or another seed "
                          "would change is not in these intervals.")
@@ -143,11 +141,18 @@ def figures(self: _LearningCurve):
 def _curve_of_outcomes(sizes, outcomes, prompt, bootstrap=Bootstrap()):
     "The curve of outcomes (N, R, P) of N sizes, R repeats, P held-out pairs."
     outcomes = np.asarray(outcomes, float)
-    accuracy = outcomes.mean((1, 2))
-    draws = bootstrap.accuracies(outcomes, prompt, together=True).T
+    by_repeat, repeats = outcomes.mean(2), outcomes.shape[1]
+    accuracy = by_repeat.mean(1)
+    totals = bootstrap.totals(bootstrap.by_prompt(prompt, *outcomes.mean(1), None))
+    draws = totals[:, :-1] / totals[:, -1:]
+    if repeats > 1:
+        rng = np.random.default_rng(bootstrap.seed)
+        spread = np.cov(by_repeat) / repeats
+        draws += rng.multivariate_normal(np.zeros(len(sizes)), spread, len(draws))
     fit, fits = (_fit_power_law(sizes, rows) for rows in (accuracy[None], draws))
+    step = bootstrap.ends(draws[:, -1] - draws[:, -2])
     return _LearningCurve(
-        list(sizes), accuracy.tolist(), *bootstrap.ends(draws), *outcomes.shape[1:],
+        list(sizes), accuracy.tolist(), *bootstrap.ends(draws), list(step), *outcomes.shape[1:],
         len(np.unique(prompt)), fit[0].tolist(), bootstrap.level, fits)
 
 # %% ../../nbs/4_trust/47_learning_curve.ipynb #5a472778

@@ -52,8 +52,9 @@ def _matched_accuracy(table, caliper, bootstrap):
     for name, keep in kept.items():
         if keep.any():
             own = bootstrap.accuracy(table["outcome"][keep], table["prompt"][keep])
-            shares = {key: own[key] for key in ("accuracy", "low", "high")}
-            found[name] = shares | {"pairs": own["n_pairs"], "prompts": own["n_prompts"]}
+            low, high = own["interval"]
+            found[name] = {"accuracy": own["accuracy"], "low": low, "high": high,
+                           "pairs": own["n_pairs"], "prompts": own["n_prompts"]}
     if not (found["longer"] and found["shorter"]):
         return found
     sides = (found[name]["accuracy"] for name in ("longer", "shorter"))
@@ -100,11 +101,11 @@ def _length_statistics(weights, table):
     ranks = (_weighted_ranks(weights, table[name]) for name in ("length", "reward"))
     (_, x, y), (rank, dx, dy) = whole.to_numpy().T, within.to_numpy().T
     one = np.ones(len(table))
-    pearson, slope, spread = _fit(weights, one, x, y)
+    pearson, slope, _ = _fit(weights, one, x, y)
     spearman, *_ = _fit(weights, one, *ranks)
-    inside, *_ = _fit(weights, 0 * one, dx, dy)
+    inside, _, apart = _fit(weights, 0 * one, dx, dy)
     given, slope_given, _ = _fit(weights, rank, dx, dy)
-    found = pearson, spearman, inside, given, slope / spread, slope_given / spread
+    found = pearson, spearman, inside, given, slope / apart, slope_given / apart
     return np.stack(found, 1)
 
 # %% ../../nbs/4_trust/44_length.ipynb #6b93c0f9
@@ -113,9 +114,9 @@ _MEASURES = {
     "spearman": "correlation of reward and length (Spearman)",
     "within_prompt": "correlation among responses of one prompt",
     "given_label": "correlation among responses of one prompt, at equal label",
-    "per_doubling": "reward for twice the length, before control (standard deviations)",
+    "per_doubling": "reward for twice the length, before control (spreads within a prompt)",
     "per_doubling_given_label": (
-        "reward for twice the length, same prompt and equal label (standard deviations)"
+        "reward for twice the length, same prompt and equal label (spreads within a prompt)"
     ),
 }
 
@@ -140,7 +141,7 @@ class LengthReport(Report):
     "What length has to do with the reward; shares are in 0..1."
     matched: dict # accuracies of all pairs, of like length, ...; each with low and high
     correlations: dict # each measure: value, low, high; n (responses), prompts
-    threshold: float = 0.1 # of practical size, standard deviations per doubling
+    threshold: float = 0.1 # of practical size, spreads within a prompt per doubling
     title = "Length"
 
 # %% ../../nbs/4_trust/44_length.ipynb #f56ace9d
@@ -155,7 +156,8 @@ _SAID = { # measure: what is said of it
     "where it is shorter {shorter[accuracy]:.1%}: {lean}. Balanced between the two "
     "it is {balanced[value]:.1%} ({balanced[low]:.1%} to {balanced[high]:.1%}).",
     "per_doubling_given_label":
-    "At equal label, twice the length moves the reward by {slope} standard deviations{means}.",
+    "At equal label, twice the length moves the reward by {slope} of its spread within a "
+    "prompt{means}.",
 }
 
 
@@ -215,7 +217,7 @@ def measure(
     rewards, # of each record, None where not scored, as `score_preferences` gives them
     *,
     caliper=0.1, # share by which the longer response exceeds the shorter, at most
-    threshold=0.1, # of practical size, standard deviations per doubling
+    threshold=0.1, # of practical size, spreads within a prompt per doubling
     **drawing, # of `Bootstrap`: samples, level, seed
 ): # -> LengthReport
     "What length does. Raises ValueError for a caliper below 0 or without an ordered pair."

@@ -64,12 +64,6 @@ def _compared(edited, placebo, before, level, tests):
         n=net.count(), wins=edited[net.notna()].sum(),
     )
 
-# %% ../../nbs/4_trust/43_probes.ipynb #5a734b55
-def _holm(p): # a Series
-    "Adjusted p-values, in increasing order."
-    p = p.dropna().sort_values()
-    return (p * np.arange(len(p), 0, -1)).cummax()
-
 # %% ../../nbs/4_trust/43_probes.ipynb #6dfb8a37
 def _verdict(probe, own, threshold, level):
     "Of the measures of a probe, whose p-values are adjusted."
@@ -310,7 +304,7 @@ _TEXT = Probe("", "The text itself", lambda response, *_: response)
 
 def _texts(records, edits, seed):
     "A table: pair, edit (empty: none), side, record of one response, its text."
-    pool, rows = [(record["prompt"], record["responses"][0]) for record in records], []
+    rows, pool = [], Probe.swapped([(record["prompt"], record["responses"][0]) for record in records])
     for pair, record in enumerate(records):
         for side, response in enumerate(record["responses"]):
             for one in edits:
@@ -349,7 +343,7 @@ def _measured(rewards, probes, level):
     found = pd.concat({
         one.name: _compared(outcomes[one.name], outcomes[one.placebo], outcomes[""], level,
                             3 * len(probes)) for one in probes})
-    found["p"] = _holm(found["p"])
+    found["p"] = Bootstrap.holm(found["p"])
     return found, outcomes, gap
 
 # %% ../../nbs/4_trust/43_probes.ipynb #230d9cfe

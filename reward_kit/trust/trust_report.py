@@ -77,7 +77,7 @@ class TrustReport(Report):
     data: str # name of the data
     accuracy: float # share of pairs in the right order; tied rewards count half
     wilson: tuple # interval that takes every pair as independent
-    bootstrap: tuple # interval that draws whole prompts
+    interval: tuple # interval that takes whole prompts as independent
     n_pairs: int # strictly ordered pairs scored
     n_prompts: int # distinct prompts among them
     n_records: int # records in the data
@@ -116,11 +116,6 @@ def title(self: TrustReport):
     return f"Trust report of {self.model}" + (f" on {self.data}" if self.data else "")
 
 
-@patch(as_prop=True)
-def interval(self: TrustReport):
-    "The wider of the two, end by end."
-    return Bootstrap.wider(self.wilson, self.bootstrap)
-
 
 @patch(as_prop=True)
 def summary(self: TrustReport):
@@ -136,7 +131,7 @@ TrustReport.sentences = TrustReport.summary
 _ROWS = { # name of a row: its text
     "accuracy (tied rewards count half)": "{accuracy:.1%}",
     "{level} interval, pairs independent (Wilson)": "{wilson[0]:.1%} to {wilson[1]:.1%}",
-    "{level} interval, prompts drawn anew (bootstrap)": "{drawn}",
+    "{level} interval, whole prompts independent": "{interval[0]:.1%} to {interval[1]:.1%}",
     "strictly ordered pairs": "{n_pairs:,} from {prompts}",
     "pairs with tied rewards": "{n_tied_rewards:,}",
     "records left out as too long": "{n_too_long:,} of {n_records:,}",
@@ -149,13 +144,8 @@ _ROWS = { # name of a row: its text
 @patch
 def rows(self: TrustReport):
     "The measures of agreement as texts."
-    low, high = self.bootstrap
-    alike = "with one prompt" if self.n_prompts == 1 else "where all prompts came out alike"
     known = vars(self) | {
-        "level": self.confidence,
-        "drawn": percent(low, high) if low < high else f"says nothing {alike}",
-        "prompts": counted(self.n_prompts, "prompt"),
-    }
+        "level": self.confidence, "prompts": counted(self.n_prompts, "prompt")}
     rows = [(name.format(**known), text.format(**known)) for name, text in _ROWS.items()]
     if self.rankings:
         k = self.rankings
@@ -329,13 +319,12 @@ def evaluate_reward_model(
     name = name or own
     table = pair_table(preferences, rewards)
     drawing = {"samples": bootstrap_samples, "seed": seed}
-    pooled = Bootstrap(**drawing).accuracy(table["outcome"], table["prompt"])
-    interval = pooled.pop("low"), pooled.pop("high")
+    pooled = Bootstrap().accuracy(table["outcome"], table["prompt"])
     found = _measured(
         preferences, rewards, table, getattr(model, "temperature", 1.0), **drawing)
     always_longer = found["length"]["accuracy_of_always_longer"]
     rule = np.heaviside(table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
-    over_rule = compare_models(rule, table["outcome"], table["prompt"], **drawing).interval
+    over_rule = compare_models(rule, table["outcome"], table["prompt"]).interval
     if probe_prompts:
         scored = preferences.select([i for i, own in enumerate(rewards) if own])
         truth = Playground.true_reward if set(table["source"]) == {"playground"} else None
@@ -352,7 +341,7 @@ def evaluate_reward_model(
         n_tied_rewards=np.count_nonzero(difference == 0),
         n_too_long=rewards.count(None),
         rewards=json_ready(moments),
-        verdicts=_verdicts(interval, always_longer, pooled["n_pairs"], over_rule),
+        verdicts=_verdicts(pooled["interval"], always_longer, pooled["n_pairs"], over_rule),
         seed=seed,
         fingerprint=preferences.fingerprint,
     )
