@@ -9,7 +9,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from trainer_world import make_base, make_pairs, make_tokenizer
@@ -486,3 +486,41 @@ def test_two_labels_are_refused_and_float16_is_trained_in_float32(base, tmp_path
     half = {"model_init_kwargs": {"dtype": torch.float16}, "optim": "adamw_torch"}
     assert not unmoved(make(base, tmp_path / "out", **half))
     assert "16 bits lose most steps" in caplog.text
+
+
+@pytest.mark.parametrize("which", ["compute_loss", "data_collator"])
+def test_the_card_says_what_was_evaluated_with_your_own(base, tmp_path, which):
+    arguments = {"eval_dataset": make_pairs(4, 1)}
+    if which == "data_collator":
+        arguments["data_collator"] = trl.trainer.reward_trainer.DataCollatorForPreference(0)
+    cls = type("Mine", (RewardTrainer,), {"compute_loss": short} if which == "compute_loss" else {})
+    trainer = make(base, tmp_path / "out", cls=cls, arguments=arguments.items(), max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "before"))  # which evaluates, as nobody has
+    trainer.save_model(str(tmp_path / "after"))
+    for name in ("before", "after"):
+        card = (tmp_path / name / "README.md").read_text()
+        assert f"With your {which}: the run's log" in card and "Not evaluated" not in card
+
+
+@pytest.mark.parametrize("overflow", ["drop", "truncate_left"])
+def test_a_stream_of_which_nothing_is_left_says_how_many_and_what_to_set(base, tmp_path, overflow):
+    long = [{"prompt": "say", "chosen": "thank " * 90 + end, "rejected": "sorry " * 90} for end in "abc"]
+    stream = IterableDataset.from_generator(lambda: iter(long))
+    remedy = "; raise max_length" + ", or set overflow=truncate_left" * (overflow == "drop") + "$"
+    with pytest.raises(ValueError, match=f"nothing is left of 3 examples of the train data.*{remedy}"):
+        make(base, tmp_path / "out", data=stream, max_length=16, overflow=overflow)
+    trainer = make(base, tmp_path / "out", max_length=64, overflow=overflow)
+    with pytest.raises(ValueError, match=f"nothing is left of 3 examples of the eval data.*{remedy}"):
+        trainer.evaluate(stream)
+
+
+def test_models_whose_adapters_began_at_random_have_one_base(base, tmp_path):
+    hashes = set()
+    for seed in (1, 2, None):
+        torch.manual_seed(seed or 0)
+        model, _ = load_reward_backbone(base)
+        if seed:
+            model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", init_lora_weights="gaussian"))
+        hashes.add(make(model, tmp_path / "out")._base["weights"])
+    assert len(hashes) == 1

@@ -20,7 +20,7 @@ from .files import UnusableRow
 
 # %% ../../nbs/1_data/12_records.ipynb #886fbfef
 def _without_nulls(value):
-    "Messages or arguments, as JSON has them, without the keys that have no value."
+    "What JSON holds, without the keys that have no value."
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return list(map(_without_nulls, value)) if isinstance(value, (list, tuple)) else value

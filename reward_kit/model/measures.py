@@ -203,6 +203,7 @@ class TrainedModel:
     data_report: object = None  # DataReport
     texts: list = field(default_factory=list)  # token ids, to compare merged scores
     weights: dict | None = None  # gathered ones of a sharded model
+    note: str = "Not evaluated."  # where there are no sets
 
     def write(self, folder: Path, name: str) -> None:
         "Everything into a folder; `name` is what the card calls the model."
@@ -251,7 +252,7 @@ def _merge(self: TrainedModel, folder):
         _logger.warning(
             "scores of the saved, merged model differ by up to %.2g from the trained one's: "
             "no metrics and no scale are stored", difference)
-        self.sets = {}
+        self.sets, self.note = {}, "Its scores changed when it was merged."
 
 
 @patch
@@ -339,7 +340,7 @@ def _scale(self: TrainedModel):
 @patch
 def _evaluation(self: TrainedModel):
     if not self.sets:
-        return ["Not evaluated."]
+        return [self.note]
     paragraphs, loss = [], self.metadata.loss or {}
     centering = loss.get("parameters", {}).get("center_rewards_coefficient")
     for name, sums in self.sets.items():

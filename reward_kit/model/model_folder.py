@@ -205,7 +205,9 @@ def load_reward_backbone(
     with ModelLoadError.around(name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if given["num_labels"] != 1:
-            raise ValueError(f"num_labels={given['num_labels']}, but a reward is one number")
+            raise ValueError(
+                f"num_labels={given['num_labels']}, but a reward is one number"
+            )
         path, config, hub = _read_config(name, given)
         problem = _lacks_head(config)
         if problem and not new_head:
@@ -311,12 +313,14 @@ def load(cls: RewardMetadata, name, revision=None):  # folder or hub id
 # %% ../../nbs/2_model/26_model_folder.ipynb #9e743eaa
 @patch(cls_method=True)
 def weights_hash(cls: RewardMetadata, model):
-    "Of every name and number, 32 digits; None: spread over processes."
+    "Of every name and number but LoRA's, 32 digits; None: spread over processes."
     found = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
         if not tensor.numel():
             return None
-        found.update(name.encode())
+        if ".lora_" in name:
+            continue
+        found.update(name.replace(".base_layer.", ".").encode())
         found.update(tensor.float().cpu().numpy().tobytes())
     return found.hexdigest()
 
@@ -459,8 +463,10 @@ def check_is_trained(self: RewardHead):
     names = list(self.parts)
     if _lacks_head(self.inner.config) and not any(p.requires_grad for p in self.parts.parameters()):
         raise ValueError(
-            f"the head {', '.join(names)} of this PeftModel is frozen and would stay random: build it "
-            f"with task_type='SEQ_CLS' and modules_to_save={names}, or pass peft_config instead")
+            f"the head {', '.join(names)} of this PeftModel is frozen and would stay random: "
+            f"build it with task_type='SEQ_CLS' and modules_to_save={names}, "
+            "or pass peft_config instead"
+        )
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #d7d0e194
 def merged_model(
@@ -470,8 +476,10 @@ def merged_model(
 ):
     "Saves the adapter; a copy on the CPU with it merged. ValueError: prompt tuning."
     if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ValueError("prompt tuning cannot be merged into the weights: save the adapter with "
-                         "trainer.model.save_pretrained(folder)")
+        raise ValueError(
+            "prompt tuning cannot be merged into the weights: save the adapter with "
+            "trainer.model.save_pretrained(folder)"
+        )
     adapter = folder / "adapter"
     model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's template with its blanks

@@ -107,8 +107,9 @@ def check_weights(cls: Checkpoints, model):
     "FloatingPointError: those that are trained are not finite."
     for name, p in model.named_parameters():
         if p.requires_grad and not p.isfinite().all():
-            raise FloatingPointError(f"weights of {name} are not finite, so nothing is saved: "
-                                     "lower learning_rate")
+            raise FloatingPointError(
+                f"weights of {name} are not finite, so nothing is saved: lower learning_rate"
+            )
 
 
 @patch

@@ -357,8 +357,10 @@ def _check_finite(self: RewardTrainer):
         if names:
             what, bad = "loss", list(compress(names, ~finite.all(1)))
         where = ", ".join([*bad[:5], f"learning rate {self.args.learning_rate:g}"])
-        raise FloatingPointError(f"the {what} of step {step} is not finite ({where}); nothing was "
-                                 "saved since: lower learning_rate, or look at these rows")
+        raise FloatingPointError(
+            f"the {what} of step {step} is not finite ({where}); nothing was "
+            "saved since: lower learning_rate, or look at these rows"
+        )
 
 # %% ../../nbs/2_model/30_trainer.ipynb #6e990006
 @patch
@@ -536,8 +538,12 @@ def _made_with(self: RewardTrainer):
     "What a run keeps when it goes on."
     kept = {name: getattr(self.args, name) for name in _DECIDING}
     data = self.data.fingerprint or self.data.content_hash(self.train_dataset)
-    return kept | {"loss": self.args.loss_type, "max_length": self.encoding.max_length,
-                   "data": data, "batch_size": self._batch_size()}
+    return kept | {
+        "loss": self.args.loss_type,
+        "max_length": self.encoding.max_length,
+        "data": data,
+        "batch_size": self._batch_size(),
+    }
 
 
 @patch
@@ -554,7 +560,7 @@ def _save_checkpoint(self: RewardTrainer, model, trial):
 
 @patch
 def _load_from_checkpoint(self: RewardTrainer, resume_from_checkpoint, model=None):
-    "transformers' loading. CheckpointError: they are not the weights of this model."
+    "transformers' loading. CheckpointError: weights of another model."
     if not self._sharded:
         RewardHead(self.model).check_stored(self.model, resume_from_checkpoint)
     super(RewardTrainer, self)._load_from_checkpoint(resume_from_checkpoint, model)
@@ -619,7 +625,7 @@ def _trained_model(self: RewardTrainer):
         data_hash=settings["data"],
         data_kind=self.encoding.kind,
     )
-    return TrainedModel(
+    trained = TrainedModel(
         self.accelerator.unwrap_model(self.model),
         self.processing_class,
         about,
@@ -631,6 +637,9 @@ def _trained_model(self: RewardTrainer):
         texts=texts,
         weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,
     )
+    if self._as_trl and "'eval_" in str(trained.history):
+        trained.note = f"With your {self._as_trl}: the run's log has the numbers."
+    return trained
 
 # %% ../../nbs/2_model/30_trainer.ipynb #bbdd546b
 @patch

@@ -192,14 +192,19 @@ class TrainingData:
             if not has_length(encoded) and not is_train and args.world_size > 1:
                 # only where the length is known, duplicates of the last batch are dropped
                 encoded = datasets.Dataset.from_list(list(encoded))
-        if has_length(encoded) and len(encoded) == 0:
+        left = len(encoded) if has_length(encoded) else next(iter(encoded), None)
+        if not left:
             cut = self.overflow[name]
-            remedy = "; raise max_length, or set overflow=truncate_left" if cut.dropped else ""
+            remedy = "; raise max_length" if cut.dropped else ""
+            if remedy and args.overflow == "drop":
+                remedy += ", or set overflow=truncate_left"
             raise ValueError(
-                f"nothing is left of {len(data):,} examples of the {name} data: {cut.summary}{remedy}")
-        if has_length(encoded) and "weight" in encoded.column_names:
-            if encoded.unique("weight") == [0]:
-                raise ValueError(f"every weight of the {name} data is 0")
+                f"nothing is left of {cut.rows:,} examples of the {name} data: "
+                f"{cut.summary}{remedy}"
+            )
+        weighed = has_length(encoded) and "weight" in encoded.column_names
+        if weighed and encoded.unique("weight") == [0]:
+            raise ValueError(f"every weight of the {name} data is 0")
         return encoded
 
 # %% ../../nbs/2_model/28_training_data.ipynb #22c53d9e
