@@ -976,6 +976,18 @@ def test_an_adapter_is_trained_merged_and_saved(base, layout, tmp_path):
     )
 
 
+def test_a_model_is_tried_on_the_device_where_it_will_run(base, tmp_path, monkeypatch):
+    import reward_kit.model.trainer as trainer_module
+
+    done, move = [], transformers.Trainer._move_model_to_device
+    moves = lambda *args: [done.append("moved"), move(*args)][1]
+    tries = lambda model: [done.append("tried"), packing_problem(model)][1]
+    monkeypatch.setattr(transformers.Trainer, "_move_model_to_device", moves)
+    monkeypatch.setattr(trainer_module, "packing_problem", tries)
+    trainer = packing_ddp.make_trainer(base, tmp_path)
+    assert done == ["moved", "tried"] and trainer.data_collator.layout == "packed"
+
+
 def test_two_processes_train_as_one(base, packed_run, tmp_path):
     "The number of parts differs between them, and gradients are shared once a step."
     env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")

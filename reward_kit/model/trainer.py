@@ -75,7 +75,7 @@ class RewardTrainer(trl.RewardTrainer):
         self.data = TrainingData(self.encoder, args)
         train_dataset = self.data.encode(train_dataset, "train")
         self.data_report, self.overflow_report = self.data.report, self.data.overflow.get("train")
-        collator = self._choose_collator(args, model, tokenizer, data_collator)
+        collator = self._make_collator(args, tokenizer, data_collator)
         self._watch_over(args)
         callbacks = [*(callbacks or []), self.stop]
         with args.hidden(**dict.fromkeys(_USED), **args._NOT_COMPILED):  # done here
@@ -90,6 +90,7 @@ class RewardTrainer(trl.RewardTrainer):
             margin weight origin""".split()
         if adapted:
             self._ready_adapters()
+        self._choose_layout()
         self.micro_batches = MicroBatches.of(
             args, self._sharded or self._as_trl, pieces, self._print)
 
@@ -195,22 +196,27 @@ def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, datas
 
 
 @patch
-def _choose_collator(self: RewardTrainer, args, model, tokenizer, own):
-    "Packed where the model reads it; one decision for all."
+def _make_collator(self: RewardTrainer, args, tokenizer, own):
+    how = tokenizer.pad_token_id, args.pad_to_multiple_of
+    self._collator = RewardCollator(how[0], "padded", how[1])
+    if not self._as_trl:
+        return self._collator
+    return TrainingData.collator(own or DataCollatorForPreference(*how))
+
+
+@patch
+def _choose_layout(self: RewardTrainer):
+    "Packed where the model reads it, on the device where it stands; one decision for all."
+    args = self.args
     if self._as_trl:
         problem = f"as TRL's, for your {self._as_trl}"
     else:
-        problem = packing_problem(model) if args.layout != "padded" else "as asked"
+        problem = packing_problem(self.model) if args.layout != "padded" else "as asked"
     (problem,) = broadcast_object_list([problem])
-    layout = choose_layout(args.layout, problem)
+    layout = self._collator.layout = choose_layout(args.layout, problem)
     if layout == "packed" and "train_sampling_strategy" not in args._given:
         args.train_sampling_strategy = "random"
     self._layout = layout if problem is None else f"{layout} ({problem})"
-    self._collator = RewardCollator(tokenizer.pad_token_id, layout, args.pad_to_multiple_of)
-    if not self._as_trl:
-        return self._collator
-    return TrainingData.collator(
-        own or DataCollatorForPreference(tokenizer.pad_token_id, args.pad_to_multiple_of))
 
 # %% ../../nbs/2_model/30_trainer.ipynb #52044d05
 @patch

@@ -311,8 +311,9 @@ def prepare_models(
     reference = ref_model and _load_policy(ref_model, tokenizer, **options)[0]
     _check_reference(policy, reference, peft_config)
     _freeze_dropout(policy)
-    readers = policy, reference, judge and self.critic == "reward" and judge.model
-    problems = filter(None, map(packing_problem, filter(None, readers)))
+    own = [each.to(device) for each in (policy, reference) if each]  # tried where they will run
+    own += [judge.model] if judge and self.critic == "reward" else []
+    problems = filter(None, map(packing_problem, own))
     layout = choose_layout(self.layout, next(problems, None))
     in_place = getattr(peft_config, "bias", "none") != "none"  # trains biases of the base
     if ref_model is None and (in_place or not peft_config):
