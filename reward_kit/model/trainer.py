@@ -551,7 +551,7 @@ def _made_with(self: RewardTrainer):
         "batch_size": self._batch_size(),
     }
 
-
+# %% ../../nbs/2_model/30_trainer.ipynb #741c1bd9
 @patch
 def _save_checkpoint(self: RewardTrainer, model, trial):
     Checkpoints.check_weights(self.model)
