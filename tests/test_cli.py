@@ -279,10 +279,6 @@ def test_config_of_llm(tmp_path, capsys):
             ],
             "--text-column and --rejected-text-column name the same column",
         ),
-        (
-            [*TRAIN_WORDS, "--prompt-column", "p", "--chosen-column", "p"],
-            "prompt and chosen name the same column 'p'",
-        ),
         (["score", "m", "--response", "r", "--score-column", "s"], "--score-column: only with a file"),
         (
             ["ppo", "--model", "m", "--reward", "r", "--data", "d", "--output", "o", "--lora-r", "8"],
@@ -528,7 +524,7 @@ def test_the_score_column_can_be_named(model, tmp_path, capsys):
     single = json.loads(output(capsys, "score", model, "--prompt", "Q?", "--response", "A", "--json"))
     assert row["reward"] == pytest.approx(single[0]["score"], abs=1e-5)
     (tmp_path / "other.jsonl").write_text('{"frage": "Q?", "antwort": "A"}\n')
-    assert "--column prompt=question" in fails(capsys, 1, "score", model, tmp_path / "other.jsonl")
+    assert "--prompt-column question" in fails(capsys, 1, "score", model, tmp_path / "other.jsonl")
 
 
 def conversations(path, n=24):
@@ -957,7 +953,7 @@ def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
         (1, base, model, tmp_path / "none.jsonl", "no such file"),
         (1, base, model, tmp_path / "empty.jsonl", "empty.jsonl has no rows"),
         (1, base, model, tmp_path / "null.jsonl", "null.jsonl"),
-        (1, base, model, tmp_path / "blank.jsonl", ": the prompt is empty"),
+        (1, base, model, tmp_path / "blank.jsonl", ": empty prompt"),
         (1, base, model, tmp_path / "broken.jsonl", "broken.jsonl:1: "),
     ):
         assert message in fails(capsys, code, *ppo(model_, reward, prompts, out))

@@ -1935,8 +1935,9 @@ def test_a_chunk_of_nothing_but_duplicates():
 
 
 def test_a_row_is_parsed_and_flattened_once(tmp_path, monkeypatch):
+    "The first ones are flattened before, too, to see what the format is."
     from reward_kit.beside import published_layouts
-    from reward_kit.data import files
+    from reward_kit.data import files, preferences
 
     rows = [
         {"question": {"full_text": f"q{n}"}, "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0}
@@ -1957,7 +1958,8 @@ def test_a_row_is_parsed_and_flattened_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "_JSON", type("Decoder", (), {"decode": staticmethod(parse)}))
     monkeypatch.setattr(published_layouts._Layout, "flat", flatten)
-    assert len(load(path)) == 50 and counts == {"parsed": 50, "flattened": 50}
+    monkeypatch.setattr(preferences, "_ROWS", 2)
+    assert len(load(path)) == 50 and counts == {"parsed": 50, "flattened": 5 * 2 + 50}
 
 
 def test_a_format_of_your_own_takes_one_class(tmp_path):
@@ -2018,7 +2020,8 @@ def test_a_format_of_your_own_takes_one_class(tmp_path):
 )
 def test_files_to_be_scored_are_told_apart_by_the_same_formats(row, name, texts, scores):
     found = PreferenceFormat.detect([row], judged=False)
-    assert (found.name, found.texts(row), found.score_columns("s")) == (name, texts, scores)
+    assert tuple(found.texts(row).values()) == texts
+    assert (found.name, found.score_columns("s")) == (name, scores)
 
 
 def test_what_is_only_scored_teaches_nothing():

@@ -830,7 +830,7 @@ def test_bad_rows_are_written_and_counted(tmp_path):
     )
     assert (
         "null prompt" in out[1]["error"]
-        and "null response" in out[2]["error"]
+        and "missing response: the row has prompt" in out[2]["error"]
         and "does not fit in max_length=24" in out[3]["error"]
         and "response is not text: found int" in out[4]["error"]
     )

@@ -14,6 +14,9 @@ from reward_kit.beside import published_layouts
 from reward_kit.data.files import PreferenceDataError, UnusableRow, read_rows
 from reward_kit.data.formats import PreferenceFormat, to_record
 from reward_kit.data.preferences import load_preferences
+from reward_kit.rl.rollouts import Prompts
+from reward_kit.scores import score_files  # noqa: F401
+from reward_kit.scores.text_scorer import TextScorer
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"
 Q, A, B = "Name a colour of {}.", "The sky, {}: blue.", "No idea, {}."
@@ -47,9 +50,83 @@ def test_each_layout_is_read_as_documented_and_saved_again(layout, tmp_path):
     assert found.report.rows_read == len(rows) == found.report.rows_kept
     found.save(tmp_path / "a.jsonl")
     assert load(tmp_path / "a.jsonl").fingerprint == found.fingerprint
-    scored = PreferenceFormat.detect(rows, layout.options.get("columns"), judged=False)
-    prompt, responses = scored.texts(rows[0])
-    assert prompt == found[0]["prompt"] and responses[0] in found[0]["responses"]
+
+
+class Listener(TextScorer):
+    "Scores nothing, and remembers what it was given."
+
+    def encode(self, prompts, responses=None, **template):
+        empty = [None] * len(prompts)
+        self.heard = list(zip(prompts, responses or empty, template.get("tools") or empty))
+        return [[0]] * len(prompts)
+
+    def score_ids(self, rows, progress=None):
+        return [0.0] * len(rows)
+
+    def fingerprint(self):
+        return "listener"
+
+
+@pytest.mark.parametrize("layout", published_layouts._LAYOUTS, ids=lambda layout: layout.name)
+def test_each_layout_is_the_same_to_every_reader(layout, tmp_path):
+    "Training and evaluation, a file that is scored, prompts of PPO."
+    rows = layout.example if isinstance(layout.example, list) else [layout.example]
+    columns = layout.options.get("columns")
+    found = list(load(rows, **layout.options))
+    trained = [
+        [record["prompt"], response, record.get("tools")]
+        for record in found
+        for response in record["responses"]
+    ]
+    listener = Listener()
+    scored = listener.score_file(rows, tmp_path / "a.jsonl", columns=columns, score_column="given")
+    assert scored.rows == len(rows) and not scored.failed
+    order = lambda triples: sorted(json.dumps(triple) for triple in triples)
+    assert order(listener.heard) == order(trained)
+    prompts = [row["prompt"] for row in Prompts.load(rows, columns)]
+    assert len(prompts) == len(rows) and all(prompt in [r["prompt"] for r in found] for prompt in prompts)
+
+
+@pytest.mark.parametrize("cells", [
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    {"prompt": [{"role": "user", "content": "q"}], "response": "a"},
+    {"prompt": "q", "response": ""},
+    {"prompt": "q", "chosen": "a", "rejected": "a"},
+    {"prompt": "q", "response_a": "", "response_b": "b"},
+])  # fmt: skip
+def test_what_is_only_scored_has_its_context_too(cells, tmp_path):
+    "Also what training sets aside: no answer, or twice the same."
+    row = cells | {"system": "Be kind.", "functions": '[{"name": "f"}]'}
+    listener = Listener()
+    listener.score_file([row], tmp_path / "a.jsonl", columns={"tools": "functions"})
+    for prompt, response, tools in listener.heard:
+        turns = prompt if response is None else prompt + response
+        assert [turn["content"] for turn in turns[:2]] == ["Be kind.", "q"] and tools == row["functions"]
+    assert len(listener.heard) == 1 + ("prompt" in cells and "response" not in cells)
+
+
+def test_a_file_to_be_scored_has_splits_and_rows_of_other_columns(tmp_path):
+    for name in ("train", "test"):
+        pair, other = {"chosen": "a", "rejected": "b"}, {"question": name, "better": "a", "worse": "b"}
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, [pair | {"prompt": name}, other])))
+    listener = Listener()
+    assert listener.score_file(tmp_path, tmp_path / "out.jsonl", split="test").rows == 2
+    assert listener.heard == [("test", text, None) for text in "abab"]
+    with pytest.raises(PreferenceDataError, match="format='pair' is unknown"):
+        listener.score_file(tmp_path, tmp_path / "out.jsonl", split="test", format="pair")
+    mixed = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "responses": ["a", "b"]}]
+    report = listener.score_file(mixed, tmp_path / "mixed.jsonl")
+    assert report.errors == {"row in another format than the first rows: ranking": 1}
+
+
+def test_prompts_have_what_stands_before_them():
+    row = {"system": "s", "question": "q", "history": [["a", "b"]], "answer": 3}
+    (prompt,) = Prompts.load([row])
+    assert [turn["content"] for turn in prompt["prompt"]] == ["s", "a", "b", "q"] and prompt["answer"] == 3
+    assert Prompts.load([prompt])[0]["prompt"] == prompt["prompt"]
+    with pytest.raises(PreferenceDataError, match="'context' stands beside the prompt"):
+        Prompts.load([{"prompt": "q", "context": "c"}])
+    assert Prompts.load([{"prompt": "q", "context": "c"}], {"context": None})[0]["prompt"] == "q"
 
 
 def test_there_are_sixty_layouts():
@@ -167,6 +244,13 @@ def test_rows_that_differ_in_who_judged_are_votes(labels, best):
     assert found.fingerprint == load(more[:0] + voted(labels) + more).fingerprint
 
 
+def test_an_overruled_vote_takes_its_margin_along():
+    rows = [row | {"margin": margin} for row, margin in zip(voted("abb"), (3, 1, 1))]
+    found = load(rows)[0]
+    assert (found["responses"], found["ranks"], found["margin"]) == (["y", "x"], [1, 2], None)
+    assert load(rows[1:])[0]["margin"] == 1
+
+
 def test_votes_in_one_row_are_those_of_many_rows():
     panda = {
         "prompt": "q",
@@ -229,13 +313,29 @@ def test_what_stands_before_a_prompt_belongs_to_it():
     assert load([alpaca])[0]["prompt"] == "Sum up.\nA text."
 
 
+def test_a_turn_that_history_and_prompt_share_stands_once():
+    turn = lambda role, text: {"role": role, "content": text}
+    earlier = [turn("user", "Hi"), turn("assistant", "Hello.")]
+    row = {"chosen": "x", "rejected": "y"}
+    for history, prompt in (
+        ([*earlier, turn("user", "And then?")], "And then?"),
+        (earlier, [*earlier, turn("user", "And then?")]),
+        (earlier, [turn("user", "And then?")]),
+    ):
+        found = load([row | {"history": history, "prompt": prompt, "system": "s"}])
+        assert [turn["content"] for turn in found[0]["prompt"]] == ["s", "Hi", "Hello.", "And then?"]
+    plain = load([row | {"prompt": "q"}])[0]["prompt"]
+    for none in (None, "", " "):
+        assert load([row | {"prompt": "q", "system": none}])[0]["prompt"] == plain
+
+
 def test_rows_are_grouped_by_all_that_stands_before():
     rows = [
         {"system": s, "prompt": "Go on.", "response": f"{s}{n}", "score": n} for s in "ab" for n in (1, 2)
     ]
     assert len(load(rows)) == 2
     fmt = PreferenceFormat.detect(rows, judged=False)
-    assert [fmt.texts(row)[0][0]["content"] for row in rows] == ["a", "a", "b", "b"]
+    assert [fmt.texts(row)["prompt"][0]["content"] for row in rows] == ["a", "a", "b", "b"]
 
 
 @pytest.mark.parametrize(

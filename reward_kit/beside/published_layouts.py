@@ -420,13 +420,13 @@ class _Scored(PreferenceFormat):
     def rating(self, row):
         return row.number(self.by)
 
-    def read(self, row):
-        if isinstance(row, UnusableRow):
-            raise row
+    def record(self, cells):
+        if isinstance(cells, UnusableRow):
+            raise cells
         try:
-            return self.ranking.record(row) | {"rows": row["rows"]}, ""
+            return self.ranking.record(cells) | {"rows": cells["rows"], "format": self.name}
         except UnusableRow as error:
-            error.rows = row["rows"]
+            error.rows = cells["rows"]
             raise
 
     def grouped(self, items):
@@ -459,6 +459,7 @@ def _rated(self: _Scored, items):
     "(key of the prompt, origin, row, rating); the key 0 and the reason of rows that cannot be used."
     for origin, cells in items:
         try:
+            cells = self.flatten(cells)
             if absent := self.absent(cells):
                 raise UnusableRow(f"missing {absent[0]}")
             row = Row(cells, self.columns)

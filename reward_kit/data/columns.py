@@ -217,12 +217,11 @@ def nested_export(cls: type) -> type:  # has `flat(row)` and `note`
     return cls
 
 # %% ../../nbs/1_data/13_columns.ipynb #dd5a160a
-def _flatten(exports, items):
-    "(origin, flat row) of each."
-    for origin, row in items:
-        for export in exports:
-            row = _flat(export, row) or _unflattened(export, row)
-        yield origin, row
+def _flatten(exports, row):
+    "The row with one cell a column, or why there is none."
+    for export in exports:
+        row = _flat(export, row) or _unflattened(export, row)
+    return row
 
 
 def _flat(export, row):  # None: it is not nested so
@@ -238,15 +237,15 @@ def _unflattened(export, row):
 
 # %% ../../nbs/1_data/13_columns.ipynb #0ca9a377
 @patch(cls_method=True)
-def unnest(cls: Columns, items: list) -> tuple:  # (origin, row) of the first -> (function, items)
-    "What flattens more rows as most of these are nested, and these rows, flat."
+def unnest(cls: Columns, rows: list[dict]) -> tuple:  # the first -> (function, rows, exports)
+    "What flattens a row as most of these are nested, and these, flat."
     from reward_kit.beside import published_layouts  # noqa: F401
 
     exports = []
     for export in _EXPORTS:
-        rows = [row for _, row in items]
         flat = [_flat(export, row) for row in rows]
-        if 2 * sum(isinstance(row, dict) for row in flat) > sum(isinstance(row, dict) for row in rows):
-            items = [(n, row or _unflattened(export, old)) for (n, old), row in zip(items, flat)]
+        if 2 * sum(map(bool, flat)) > len(rows):
+            rows = [row or _unflattened(export, old) for row, old in zip(flat, rows)]
+            rows = [row for row in rows if isinstance(row, dict)]
             exports.append(export)
-    return partial(_flatten, exports), items
+    return partial(_flatten, exports), rows, exports

@@ -42,8 +42,7 @@ class PreferenceFormat:
         self.needed = [name for name in (*self.needs, *verdict, "prompt") if name in columns]
         self.transcripts = transcripts
         self.flatten = Columns.unnest([])[0]
-        self.asides = []
-        self.present = []
+        self.asides, self.present, self.given, self.others = [], [], (), {}
 
     def __repr__(self):
         return f"{self.name}({self.columns})"
@@ -67,14 +66,35 @@ def responses(self: PreferenceFormat, row):
 
 
 @patch
-def _open(self: PreferenceFormat, cells):
-    "The row by our names, its responses, and what each is called in a reason."
-    [(_, flat)] = self.flatten([(None, cells)])
-    if isinstance(flat, UnusableRow):
-        raise flat
-    row = Row(flat, self.columns)
+def absent(self: PreferenceFormat, cells: dict) -> list:
+    "The names of columns that this format needs and the row does not have; raises an `UnusableRow`."
+    if isinstance(cells, UnusableRow):
+        raise cells
+    return [name for name in self.needed if self.columns[name] not in cells]
+
+
+@patch
+def _read(self: PreferenceFormat, cells):
+    "The format (another one where columns are missing), and the row by our names."
+    flat = self.flatten(cells)
+    absent = self.absent(flat)
+    if not absent:
+        return self, Row(flat, self.columns)
+    names = tuple(flat)
+    if names not in self.others:
+        with suppress(PreferenceDataError):
+            self.others[names] = PreferenceFormat.detect([flat], *self.given)
+    other = self.others.setdefault(names)
+    if other is None:
+        raise UnusableRow(f"missing {absent[0]}", f"the row has {', '.join(map(str, names))}"[:200])
+    return other, Row(other.flatten(flat), other.columns)
+
+
+@patch
+def _named(self: PreferenceFormat, row):
+    "The responses, and what each is called in a reason."
     responses = self.responses(row)
-    return row, responses, self.needs if len(self.needs) > 1 else ["response"] * len(responses)
+    return responses, self.needs if len(self.needs) > 1 else ["response"] * len(responses)
 
 # %% ../../nbs/1_data/14_formats.ipynb #2117fb8a
 @contextmanager
@@ -92,18 +112,19 @@ def _any_fault():
 def record(self: PreferenceFormat, cells: dict) -> dict:
     "One row as a record; raises `UnusableRow`. Its `id` is None where the row has none."
     with _any_fault():
-        row, responses, names = self._open(cells)
+        fmt, row = self._read(cells)
+        responses, names = fmt._named(row)
         if len(responses) < 2:
             raise UnusableRow("fewer than two responses")
-        ranks, scores = self.judge(row, len(responses))
+        ranks, scores = fmt.judge(row, len(responses))
         judged = list(zip(responses, ranks, scores or ranks, names))
         rated = [each for each in judged if each[1] is not None]
         if len(rated) < 2:
             raise UnusableRow("null score", f"{len(rated)} of {len(judged)} responses have one")
         responses, ranks, rating, names = map(list, zip(*rated))
-        texts = row.texts(responses, names, self.transcripts)
-        record = row.record(*texts, ranks, scores and rating, names) | self.more(row, ranks)
-        return record | {"unrated": len(judged) - len(rated)}
+        texts = row.texts(responses, names, fmt.transcripts)
+        record = row.record(*texts, ranks, scores and rating, names) | fmt.more(row, ranks)
+        return record | {"format": fmt.name, "unrated": len(judged) - len(rated)}
 
 
 @patch
@@ -254,9 +275,8 @@ def _read_labels(columns, rows):
     numbers = sorted(word for word in seen if re.fullmatch(_NUMBER, word))
     meaning = _numbers(set(numbers), columns)
     if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
-        shown = ", ".join(numbers[:6]) + (f" and {len(numbers) - 6} more" if len(numbers) > 6 else "")
         raise PreferenceDataError(
-            f"the labels in {columns['label']!r} are {shown}, which could name either response; "
+            f"the labels in {columns['label']!r} are {', '.join(numbers)}, which could name either response; "
             f"say what each means, with a, b or tie in place of the '?': "
             f"labels={dict.fromkeys(numbers, '?')} ('a' is {columns['response_a']!r}, "
             f"'b' is {columns['response_b']!r}, 'tie' neither)"
@@ -338,30 +358,33 @@ def _meant(self: _Labelled, label):
 
 # %% ../../nbs/1_data/14_formats.ipynb #f17471a5
 @patch
-def absent(self: PreferenceFormat, cells: dict) -> list:
-    "The names of columns that this format needs and the row does not have; raises an `UnusableRow`."
-    if isinstance(cells, UnusableRow):
-        raise cells
-    return [name for name in self.needed if self.columns[name] not in cells]
-
-
-@patch
 def grouped(self: PreferenceFormat, items):
     "(origin, row) of flat rows, put together where several of them make a record."
     return items
 
 # %% ../../nbs/1_data/14_formats.ipynb #de040e83
 @patch
-def texts(self: PreferenceFormat, cells: dict) -> tuple:
-    "The prompt and the responses of a row, in its order."
+def texts(self: PreferenceFormat, cells: dict) -> dict:
+    "`prompt` (None: full texts), `responses`, and what a chat template takes."
     with _any_fault():
-        row, responses, names = self._open(cells)
-        try:
-            return row.texts(responses, names, self.transcripts)
-        except UnusableRow as error:
-            if not error.reason.startswith("empty"):
-                raise
-            return row.parsed("prompt") or "", responses
+        fmt, row = self._read(cells)
+        if fmt.scored_as != self.scored_as:
+            raise UnusableRow("row in another format than the first rows", fmt.name)
+        return dict(zip(("prompt", "responses"), fmt._texts(row))) | row.template()
+
+
+@patch
+def _texts(self: PreferenceFormat, row):
+    responses, names = self._named(row)
+    try:
+        return row.texts(responses, names, self.transcripts)
+    except UnusableRow as error:
+        if not error.reason.startswith("empty"):
+            raise
+        return row.in_context(row.parsed("prompt") or "", responses)
+
+
+
 
 
 @patch
@@ -373,13 +396,31 @@ def score_columns(self: PreferenceFormat, name: str = "score") -> list[str]:
 class _Text(PreferenceFormat):
     name, needs = "text", ("text",)
 
-    def texts(self, cells):
-        value = self._open(cells)[0].parsed(self.needs[0])
-        return None, [as_messages(value, self.name) if isinstance(value, (list, dict)) else value]
+    def _texts(self, row):
+        value = row.parsed(self.needs[0])
+        if isinstance(value, (list, dict)):
+            value, _ = row.in_context(as_messages(value, self.name), [])
+        return None, [value]
 
 
 class _Conversation(_Text):
     name, needs = "conversation", ("prompt",)
+
+    def _texts(self, row):
+        return None, [row.texts([], [], self.transcripts)[0]]
+
+
+@patch
+def prompt(self: PreferenceFormat, cells: dict) -> dict:
+    "The same, but the responses may be unusable; prompts are all that is asked for."
+    try:
+        return self.texts(cells)
+    except UnusableRow:
+        if "prompt" not in self.columns:
+            raise
+    alone = _Conversation(self.columns, self.transcripts)
+    alone.flatten = self.flatten
+    return alone.texts(cells)
 
 # %% ../../nbs/1_data/14_formats.ipynb #c6e2b999
 @patch(cls_method=True)
@@ -402,7 +443,7 @@ def _choose(columns, rows, format, judged):
             return cls
     if judged:
         raise columns.missing(min((cls.lacking(columns) for cls in usual), key=len))
-    if _spelling(rows[:1], columns, ["prompt"]) in ("messages", "sharegpt"):
+    if judged is None or _spelling(rows[:1], columns, ["prompt"]) in ("messages", "sharegpt"):
         return _Conversation
     if "text" in columns:
         return _Text
@@ -425,8 +466,8 @@ def _holds_prompt(responses):
 @patch
 def _refuse_lost_prompt(self: PreferenceFormat, there, rows):
     "Raises `PreferenceDataError` where a prompt may be lost."
-    grouped = self.by_prompt and self.needed[1:]
-    declared = "prompt" in there.absent and not grouped or isinstance(self, _Text)
+    grouped = self.by_prompt and self.needed[1:] or isinstance(self, _Conversation)
+    declared = "prompt" in there.absent and not grouped or type(self) is _Text
     if "prompt" in there or declared or self.transcripts:
         return
     held = []
@@ -443,11 +484,9 @@ def _refuse_lost_prompt(self: PreferenceFormat, there, rows):
 
 # %% ../../nbs/1_data/14_formats.ipynb #16042e3c
 @patch(cls_method=True)
-def of_items(cls: PreferenceFormat, items, columns, format, labels, judged=True):
-    "The format, its first rows, flat, and what flattens more."
-    flatten, items = Columns.unnest(items)
-    exports = flatten.args[0]
-    rows = [row for _, row in items if isinstance(row, dict)]
+def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, judged=True):
+    "The format of some rows, as for `load_preferences`; `judged` False: scored, None: prompts."
+    flatten, rows, exports = Columns.unnest(rows)
     read = [(*cls.needs, *chain(*cls.verdicts), *cls.optional) for cls in _FORMATS.values()]
     there = Columns(rows, columns, judged, dict.fromkeys(chain(*read)))
     if judged:
@@ -459,21 +498,11 @@ def of_items(cls: PreferenceFormat, items, columns, format, labels, judged=True)
     if cls is _Pairs:
         fmt.name = spelling
     fmt._refuse_lost_prompt(there, rows)
-    fmt.present = there.present
-    fmt.given = columns, format, labels
-    fmt.others = {}
+    fmt.flatten, fmt.present, fmt.given = flatten, there.present, (columns, format, labels, judged)
     if judged:
         usual = filter(None, (getattr(export, "labels", None) for export in exports))
         fmt.learn(rows, labels or next(usual, None))
     fmt.asides += filter(None, (getattr(export, "aside", "") for export in exports))
-    return fmt, items, flatten
-
-
-@patch(cls_method=True)
-def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, *, judged=True):
-    "The format of some rows, as for `load_preferences`; `judged` False: they are scored."
-    items = [(None, row) for row in rows]
-    fmt, _, fmt.flatten = cls.of_items(items, columns, format, labels, judged)
     return fmt
 
 # %% ../../nbs/1_data/14_formats.ipynb #7d594aab
@@ -494,25 +523,7 @@ def to_record(
         raise UnusableRow(error.reason, error.detail, origin) from None
     except PreferenceDataError as error:
         raise PreferenceDataError(f"{origin}: {error}" if origin else str(error)) from None
-    for name in ("first_won", "annotator", "votes", "unrated"):
+    for name in ("first_won", "annotator", "votes", "unrated", "format"):
         record.pop(name, None)
     record["id"] = record["id"] or f"{record_keys(record)[0]:016x}"
     return record | {"origin": origin}
-
-# %% ../../nbs/1_data/14_formats.ipynb #3d4694d7
-@patch
-def read(self: PreferenceFormat, row: dict) -> tuple[dict, str]:
-    "The record of a flat row, and the name of its format where that is another one."
-    absent = self.absent(row)
-    if not absent:
-        return self.record(row), ""
-    names = tuple(row)
-    if names not in self.others:
-        try:
-            self.others[names] = PreferenceFormat.detect([row], *self.given)
-        except PreferenceDataError:
-            self.others[names] = None
-    other = self.others[names]
-    if other is None:
-        raise UnusableRow(f"missing {absent[0]}", f"the row has {', '.join(map(str, names))}"[:200])
-    return other.record(row), "" if other.name == self.name else other.name

@@ -191,13 +191,13 @@ def _convert(fmt, tokenizer, kind, items):
     found, records = [], []
     for origin, row in items:
         try:
-            record, other = fmt.read(row)
+            record = fmt.record(row)
         except UnusableRow as error:
             found.append((error.reason, origin, error.detail, error.rows))
             continue
         records.append(record | {"origin": origin})
-        if other:
-            found.append((_OTHER, origin, other))
+        if record["format"] != fmt.name:
+            found.append((_OTHER, origin, record["format"]))
         if record["unrated"]:
             found.append((_UNRATED, origin))
     if not kind:
@@ -220,9 +220,8 @@ def _fits(record, kind, found):
         found.append((_SCORES, origin, f"scores {scores}"))
     if kind == "messages" and is_text:
         found.append((_LIFTED, origin, ""))
-        prompt, responses = record["prompt"], record["responses"]
-        record["prompt"] = [{"role": "user", "content": prompt}] if prompt else []
-        record["responses"] = [[{"role": "assistant", "content": text}] for text in responses]
+        record["prompt"] = Row.said("user", record["prompt"] or [])
+        record["responses"] = [Row.said("assistant", text) for text in record["responses"]]
     return True
 
 
@@ -275,7 +274,7 @@ def _counted(source, tally):
 
 
 def _open(source, given, tally):
-    "The format that the first rows decide, and all rows, flat; `tally` counts those of the source."
+    "The format that the first rows decide, and all rows; `tally` counts those of the source."
     items = _counted(source, tally)
     first = _take(items, 5 * _ROWS, 2 * _CHARACTERS)
     while not _dicts(first) and (more := _take(items)):
@@ -285,13 +284,13 @@ def _open(source, given, tally):
     if not _dicts(first):
         return PreferenceFormat({}), iter(first)
     try:
-        fmt, flat, flatten = PreferenceFormat.of_items(first, *given)
+        fmt = PreferenceFormat.detect(_dicts(first), *given)
     except PreferenceDataError as error:
         file = re.sub(r"(?::| row )\d+$", "", first[0][0])
         if file == first[0][0] or file.startswith(source.name):
             raise
         raise PreferenceDataError(f"{file}: {error}") from None
-    return fmt, fmt.grouped(chain(flat, flatten(items)))
+    return fmt, fmt.grouped(chain(first, items))
 
 # %% ../../nbs/1_data/16_preferences.ipynb #7e3f904e
 _FULL_TEXTS = (
@@ -332,16 +331,14 @@ def _count_votes(report, dataset, measures, kind):
     report.votes = DataReport.agreement(voted)
     tables = dataset.with_format("arrow")
     place, changed = np.arange(len(dataset)), []
-    verdict = itemgetter("ranks", "responses")
     for (first, *others), given in voted:
         place[others] = -1
         record = next(_records(tables[first : first + 1]))
-        prompt = {"prompt": record["prompt"] or None}
-        ranked = record | prompt | {"ranks": Row.majority(given)}
-        found = to_record(ranked, columns=None if record["prompt"] else prompt)
-        if verdict(found) != verdict(record):
+        responses, ranks = Row.ranked(record["responses"], Row.majority(given))
+        if (responses, ranks) != (record["responses"], record["ranks"]):
             place[first] = len(dataset) + len(changed)
-            changed.append(found)
+            verdict = {"responses": responses, "ranks": ranks, "scores": None, "margin": None}
+            changed.append(record | verdict)
     new = datasets.Dataset(datasets.table.InMemoryTable(_to_table(changed, kind)))
     place = place[place >= 0]
     dataset = datasets.concatenate_datasets([dataset, new]).select(place)

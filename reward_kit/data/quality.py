@@ -193,9 +193,8 @@ def votes(self: _Measures):
         if in_a_row[rows].any() or len(np.unique(voters[rows])) > 1:
             judged, given = table.take(rows).select(["responses", "ranks", "votes"]).to_pylist(), []
             for row in judged:
-                ranks = np.reshape(row["votes"] or row["ranks"], (-1, len(row["ranks"])))
                 places = [row["responses"].index(response) for response in judged[0]["responses"]]
-                given += ranks[:, places].tolist()
+                given += np.reshape(row["votes"] or row["ranks"], (-1, len(places)))[:, places].tolist()
             yield rows.tolist(), given
 
 

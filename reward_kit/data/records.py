@@ -178,11 +178,18 @@ def _majority(votes):  # lists of ranks of the same responses
         return list(first)
     return list(map(sum, zip(*votes)))
 
+
+def _ranked(responses, ranks):
+    "The best response first, and ranks that count from 1 without a gap."
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    dense = {rank: n for n, rank in enumerate(sorted(set(ranks)), 1)}
+    return [responses[n] for n in order], sorted(map(dense.get, ranks))
+
 # %% ../../nbs/1_data/12_records.ipynb #d0ac1a8b
 class Row:
     "The cells of one row, by canonical column names."
 
-    parse, majority = staticmethod(_parsed), staticmethod(_majority)
+    parse, said, majority, ranked = map(staticmethod, (_parsed, _said, _majority, _ranked))
     without_nulls = staticmethod(_without_nulls)
 
     def __init__(self, cells: dict, columns: dict):  # of a source; canonical name -> its column
@@ -288,22 +295,23 @@ def texts(self: Row, responses, names, transcripts=False):
     responses = [_response(*pair, read) for pair in zip(responses, names)]
     if any(isinstance(value, list) for value in (prompt, *responses)):
         prompt, responses = _conversations(prompt, responses)
-    before = self.before() if prompt else []
-    if before:
-        prompt, responses = _said("user", prompt), [_said("assistant", each) for each in responses]
-        prompt = before[prompt[0]["role"] == before[0]["role"] == "system" :] + prompt
-    return prompt or "", responses
+    return self.in_context(prompt or "", responses)
 
 
 @patch
-def before(self: Row):
-    "The turns before the prompt: what the system says, and earlier ones."
-    system = _parsed(self["system"], "system") or ""
-    if not isinstance(system, str):
-        system = response_text(as_messages(system, "system"))
+def in_context(self: Row, prompt, responses):
+    "The same below what the system says and earlier turns; turns that both hold stand once."
+    system = _parsed(self["system"], "system") or []
+    system = system.strip() if isinstance(system, str) else system
+    said = [turn for turn in as_messages(_said("system", system), "system") if turn["content"]]
     earlier = as_messages(_parsed(self["history"], "history") or [], "history")
-    system = system.strip()
-    return (_said("system", system) if system else []) + earlier
+    if not (prompt and said + earlier):
+        return prompt, responses
+    prompt, before = as_messages(_said("user", prompt), "prompt"), said + earlier
+    both = next((n for n in range(len(prompt), 0, -1) if before[-n:] == prompt[:n]), 0)
+    prompt = earlier + prompt[both:]
+    said = [] if prompt[0]["role"] == "system" else said
+    return said + prompt, [_said("assistant", response) for response in responses]
 
 # %% ../../nbs/1_data/12_records.ipynb #6ef2dbdb
 def _refuse_equal(responses, ranks, names):
@@ -326,24 +334,27 @@ def _compared(response):
 def record(self: Row, prompt, responses, ranks, scores, names):
     "The record of texts or messages, best response first."
     _refuse_equal(responses, ranks, names)
-    order = sorted(range(len(ranks)), key=ranks.__getitem__)
-    dense = {rank: n for n, rank in enumerate(sorted(set(ranks)), 1)}
+    ordered, dense = _ranked(responses, ranks)
     weight = self.number("weight", negative=False)
     record = {
         "id": None if self["id"] is None else _text(str(self["id"]), "id"),
         "prompt": prompt,
-        "responses": [responses[n] for n in order],
-        "ranks": sorted(map(dense.get, ranks)),
-        "scores": scores and [scores[n] for n in order],
+        "responses": ordered,
+        "ranks": dense,
+        "scores": scores and _ranked(scores, ranks)[0],
         "margin": self.number("margin", negative=False),
         "weight": 1.0 if weight is None else weight,
         "source": None if self["source"] is None else _clean_text(str(self["source"]), "source"),
         "annotator": self["annotator"],
     }
-    for name in ("tools", "chat_template_kwargs"):
-        if self[name]:
-            record[name] = _json_text(self[name], name)
-    return record
+    return record | self.template()
+
+
+@patch
+def template(self: Row):
+    "What a chat template takes beside messages, as JSON."
+    names = [name for name in ("tools", "chat_template_kwargs") if self[name]]
+    return {name: _json_text(self[name], name) for name in names}
 
 # %% ../../nbs/1_data/12_records.ipynb #306ac2cb
 _dump = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode

@@ -34,17 +34,10 @@ def _score_columns(fmt, rows, score_column):
     return names
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #bde7a760
-def _texts(fmt, row):
-    "Prompt (None: the responses are full texts), responses, and what a chat template takes."
-    found = {name: row.get(fmt.columns.get(name, name)) for name in ("tools", "chat_template_kwargs")}
-    found["prompt"], found["responses"] = fmt.texts(row)
-    return found
-
-
 def _encode(rm, fmt, rows):
     "(what the texts are encoded as, error) of each row."
     try:
-        texts = [_texts(fmt, row) for row in rows]
+        texts = list(map(fmt.texts, rows))
         prompts, responses, template = RewardEncoder.flat_texts(texts)
         pairs = (responses, None) if None in prompts else (prompts, responses)
         encoded = iter(rm.encode(*pairs, **template))
@@ -154,6 +147,8 @@ def score_file(
     out_path: str | Path,  # .jsonl; written as OUT.part until it is complete
     *,
     columns: dict[str, str] | None = None,  # canonical name -> name in the file
+    format: str = "auto",  # as in `load_preferences`
+    split: str | None = None,  # the same
     score_column: str = "score",  # pairs give chosen_score and rejected_score, lists scores
     batch_rows: int = 256,  # scored and written at a time; a kill loses at most these
     resume: bool = True,  # go on where an earlier call of the same output stopped
@@ -169,12 +164,12 @@ def score_file(
             f"the output {out.name} must be named .jsonl: each row is written with all its fields")
     if isinstance(in_path, (str, Path)) and out.resolve() == Path(in_path).resolve():
         raise ValueError("input and output are the same file")
-    source = read_rows(in_path)
+    source = read_rows(in_path, split)
     rows = source.whole()
     first = list(islice(rows, 100))
     if not first:
         raise PreferenceDataError(f"{source.name}: no rows")
-    fmt = PreferenceFormat.detect(first, columns, judged=False)
+    fmt = PreferenceFormat.detect(first, columns, format, judged=False)
     names = _score_columns(fmt, first, score_column)
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
     settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column,

@@ -53,7 +53,8 @@ def _pair_of(record, where):
             f"{where} is {type(record).__name__}; give rows like "
             '{"prompt": ..., "responses": [..., ...]}')
     plain = {"response_a": "a", "response_b": "b"} if {"a", "b"} <= record.keys() else None
-    try: prompt, responses = PreferenceFormat.detect([record], plain, judged=False).texts(record)
+    detect = PreferenceFormat.detect
+    try: prompt, responses, *_ = detect([record], plain, judged=False).texts(record).values()
     except UnusableRow as error: raise ValueError(f"{where}: {error}") from None
     except PreferenceDataError:
         raise ValueError(

@@ -37,21 +37,21 @@ def _pairs(option, words, pattern, form):
     return {left: right or None for left, right in (match.groups() for match in found)}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
-def _loading(args):
+def _reading_of(args):
+    "What finds the texts of rows."
     named = {f"{name}_column": name for name in ("prompt", "chosen", "rejected")}
     named["question"] = "label"
     given = [option for option in named if args.given.get(option) is not None]
     columns = {named[option]: getattr(args, option) for option in given}
     columns |= _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
-    used = [*columns.values()]
-    twice = [name for name, column in columns.items() if column and used.count(column) > 1]
-    if twice:
-        raise ParameterError(
-            f"{' and '.join(twice)} name the same column {columns[twice[0]]!r}")
-    labels = _pairs("--label", args.label, "(.+)=(a|b|tie)", "VALUE=a, VALUE=b or VALUE=tie")
     return {
-        "format": args.format, "split": args.split, "strict": args.strict,
-        "progress": args.progress, "columns": columns or None, "labels": labels or None}
+        "format": args.format, "split": args.split, "progress": args.progress, "columns": columns or None}
+
+
+def _loading(args):
+    "The same, and what decides between them."
+    labels = _pairs("--label", args.label, "(.+)=(a|b|tie)", "VALUE=a, VALUE=b or VALUE=tie")
+    return {**_reading_of(args), "strict": args.strict, "labels": labels or None}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #a8b2275f
 def _load(args):
@@ -204,7 +204,7 @@ class _Ppo(_Training):
     reward: str = _many("Reward model: folder or hub id; may be repeated.", required=True)
     reward_weight: float = _many("Weight of a reward; may be repeated. None: all 1.")
     prompt_column: str | None = _optional(
-        "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column")
+        "Column that holds whole prompts. None: found by its name.", alias="prompt_text_column")
     split: str | None = _optional("Split of the prompts, or file stem in a folder.")
     eval_split: str | None = _optional("Split of the held-out prompts.")
     resume: bool = setting(
@@ -373,11 +373,12 @@ class _Score(Command):
         '--response "The study of machines." --response "No idea."\n'
         "reward-kit score reward-model responses.jsonl --output scored.jsonl"
     )
-    uses = (ScoringSettings,)
+    uses = (ScoringSettings, DataSettings)
+    without = ("question", "label", "strict")
     interrupted = "run the same command again to go on where it stopped"
     model: str = _model()
     input: str | None = _optional(
-        "File of texts to score.", positional=True, metavar="[INPUT]")
+        "Texts to score: file, folder, glob or hub id.", positional=True, metavar="[INPUT]")
     output: str | None = _optional(
         "File of scored rows, continued if unfinished. None: INPUT.scored.jsonl.",
         metavar="FILE")
@@ -386,8 +387,6 @@ class _Score(Command):
     normalize: bool = setting(
         False, "On the evaluation set's scale: mean 0, standard deviation 1.")
     json: bool = _json()
-    column: str = _many(
-        "A column, such as response=answer; may be repeated.", metavar="PAIR")
     score_column: str | None = _optional(
         "Column of the output that takes the scores. None: score.", metavar="NAME")
 
@@ -396,7 +395,7 @@ class _Score(Command):
             raise ParameterError(
                 "give either a file to score, or --response (with --prompt)")
         if self.response:
-            self.only_with("a file to score", "score_column", "output", "column")
+            self.only_with("a file to score", "score_column", "output", *settings_of(DataSettings))
             _score_texts(self)
         else:
             self.only_with("--response", "prompt", "json")
@@ -417,18 +416,17 @@ def _score_texts(args):
 # %% ../../nbs/6_tools/67_commands.ipynb #ca0b5ef1
 def _score_file(args):
     source = Path(args.input)
-    if not source.is_file(): raise FileNotFoundError(f"no file {source} to score")
+    if not (source.exists() or args.output):
+        raise FileNotFoundError(f"no file {source} to score; for a glob or hub id give --output")
     output = Path(args.output or Path(args.input.removesuffix(".gz")).with_suffix(".scored.jsonl"))
     _check_writable(output.parent)
-    if output.resolve() == source.resolve():
-        raise ParameterError("--output is the file that is scored; give another name")
+
     scored = _load(args).score_file(
-        source,
+        args.input,
         output,
-        columns=_pairs("--column", args.column, "([^=]+)=(.+)", "name=column"),
         score_column=args.score_column or "score",
         normalize=args.normalize,
-        progress=args.progress,
+        **_reading_of(args),
     )
     print(scored)
     _wrote(output)
