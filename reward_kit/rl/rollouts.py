@@ -268,7 +268,9 @@ def _prompt_format(rows, columns, name):
     try:
         return PreferenceFormat.detect(rows[:1000], columns, judged=None)
     except PreferenceDataError as error:
-        raise PreferenceDataError(f"{name}: {error}") from None
+        why, lost, _ = str(error).partition("; join them")
+        whole = "; name the prompt_column if it holds whole prompts" if lost else ""
+        raise PreferenceDataError(f"{name}: {why}{whole}") from None
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #561cabfb
 class Prompts(list):
