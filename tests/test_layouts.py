@@ -124,7 +124,7 @@ def test_prompts_have_what_stands_before_them():
     (prompt,) = Prompts.load([row])
     assert [turn["content"] for turn in prompt["prompt"]] == ["s", "a", "b", "q"] and prompt["answer"] == 3
     assert Prompts.load([prompt])[0]["prompt"] == prompt["prompt"]
-    with pytest.raises(PreferenceDataError, match="'context' stands beside the prompt .* name the prompt_column"):
+    with pytest.raises(PreferenceDataError, match="'context' stands beside the prompt.*prompt_column"):
         Prompts.load([{"prompt": "q", "context": "c"}])
     assert Prompts.load([{"prompt": "q", "context": "c"}], {"context": None})[0]["prompt"] == "q"
 
