@@ -657,7 +657,7 @@ def test_rewards_are_normalised_by_the_stored_scale(base, judge, tmp_path):
         (False, lambda r: r),
     ):
         trainer = make_trainer(base, tmp_path, reward=judge, normalize_reward=given)
-        totals, _ = trainer.rewards(asked, ["on", "it"], {"completion_ids": [[1], [2]]}, [0, 1])
+        totals = trainer.rewards(asked, ["on", "it"], {"completion_ids": [[1], [2]]}, [0, 1])
         assert totals == pytest.approx([expected(r) for r in judge.score(asked, ["on", "it"])])
 
 
