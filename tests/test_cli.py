@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 from test_autotrain import base, write_pairs, write_prompts  # noqa: F401  (a fixture and helpers)
 
+from reward_kit.model.runs import RunRecord
 from reward_kit.model.settings import DataSettings, LoraSettings, PPOSettings, RewardSettings, settings_of
 from reward_kit.scores.inference import RewardModel
 from reward_kit.tools import options as command_options
 from reward_kit.tools import quickstart
 from reward_kit.tools.cli import main
-from reward_kit.tools.commands import COMMANDS
+from reward_kit.tools.commands import commands
 
+COMMANDS = commands()
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RUN = [sys.executable, "-c", "from reward_kit.tools.cli import main; raise SystemExit(main())"]
 LLM = ["llm", "--train", "--model", "playground", "--trainer", "reward"]
@@ -59,8 +61,8 @@ def fails(capsys, code, *argv):
 
 def test_help_and_import_load_nothing_heavy():
     code = (
-        "import sys, reward_kit; from reward_kit.tools.cli import COMMANDS, main\nfor c in ['--help', *([c,"
-        " '--help'] for c in COMMANDS)]: assert main(c if isinstance(c, list) else [c]) == 0\nheavy ="
+        "import sys, reward_kit; from reward_kit.tools.cli import commands, main\nfor c in ['--help', *([c,"
+        " '--help'] for c in commands())]: assert main(c if isinstance(c, list) else [c]) == 0\nheavy ="
         " {'torch', 'trl', 'transformers', 'datasets', 'pandas', 'numpy', 'matplotlib', 'yaml', 'pyarrow'} &"
         " set(sys.modules)\nassert not heavy, heavy"
     )
@@ -507,11 +509,19 @@ def test_score_a_file(model, tmp_path, capsys):
         "--column",
         "response=answer",
     )
-    scored = [json.loads(line) for line in (tmp_path / "in.scored.jsonl").read_text().splitlines()]
+    scored = [json.loads(line) for line in (tmp_path / "in.reward-model.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in scored] == [row["answer"] for row in rows] and all(
         isinstance(row["score"], float) for row in scored
     )
     assert "no file" in fails(capsys, 1, "score", model, tmp_path / "none.jsonl")
+
+
+def test_a_file_of_which_no_row_can_be_scored_is_a_failure(model, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"text": null}\n{"text": 3}\n')
+    said = fails(capsys, 1, "score", model, tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    assert "no row could be scored" in said and "out.jsonl says why beside each" in said
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows] == [None, None] and "in.jsonl:2: " in rows[1]["error"]
 
 
 def test_the_score_column_can_be_named(model, tmp_path, capsys):
@@ -519,7 +529,7 @@ def test_the_score_column_can_be_named(model, tmp_path, capsys):
     said = fails(capsys, 1, "score", model, tmp_path / "in.jsonl")
     assert "already has a column 'score'; rename it, or" in said and "name with --score-column" in said
     output(capsys, "score", model, tmp_path / "in.jsonl", "--score-column", "reward")
-    row = json.loads((tmp_path / "in.scored.jsonl").read_text())
+    row = json.loads((tmp_path / "in.reward-model.jsonl").read_text())
     assert row["score"] == 5 and isinstance(row["reward"], float)
     single = json.loads(output(capsys, "score", model, "--prompt", "Q?", "--response", "A", "--json"))
     assert row["reward"] == pytest.approx(single[0]["score"], abs=1e-5)
@@ -1113,6 +1123,14 @@ def test_a_hub_model_without_network(pairs, tmp_path, capsys, monkeypatch):
         capsys, 1, *train("some-owner/some-model", pairs, tmp_path / "out")
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_in_one_folder_is_refused(base, pairs, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "out"
+    argv = ["train", "--model", base, "--data", pairs, "--output", out, "--epochs", "1"]
+    with RunRecord.only_writer(out):
+        assert "another process is writing" in fails(capsys, 1, *argv)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(base, pairs, tmp_path):  # noqa: F811

@@ -283,7 +283,7 @@ def test_the_plan_counts_what_the_longest_batch_keeps(tmp_path, settings):
     longest = sorted(range(64), key=lambda i: max(trainer.train_dataset["lengths"][i]))[-8:]
     batch = trainer._batch_of(longest)
     with trainer.accelerator.autocast():
-        for part in trainer.micro_batches.cut(batch):
+        for part in batch.micro_batches(trainer.micro_batches.count, trainer.micro_batches.budget):
             found = {}
             size = lambda t: (t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())
             keep = lambda t, found=found, size=size: found.update([size(t)]) or t

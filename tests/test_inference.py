@@ -743,6 +743,7 @@ def test_score_file_keeps_rows_and_order(rm, tmp_path):
 
 def test_score_file_kinds_of_rows(rm, tmp_path):
     def run(rows, **options):
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
         rm.score_file(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", **options)
         return read_lines(tmp_path / "out.jsonl")
 
@@ -872,8 +873,8 @@ def test_template_refusal_is_the_fault_of_one_row(tmp_path):
 @pytest.mark.parametrize(
     "name, text, part",
     [
-        ("in.jsonl", '{"text": "a"}\n{"text": \n', "in.jsonl:2: malformed JSON: Expecting value at column "),
-        ("in.jsonl", '{"text": "a"}\n[1]\n', "in.jsonl:2: row is not a dict: found list"),
+        ("in.jsonl", '{"text": \n', "in.jsonl:1: malformed JSON: Expecting value at column "),
+        ("in.jsonl", "[1]\n[2]\n", "in.jsonl:1: row is not a dict: found list"),
         ("in.jsonl", '{"a": 1}\n', "nothing to score: the file has 'a'"),
         ("in.jsonl", '{"text": "a", "score": 1}\n', "already has a column 'score'"),
         ("in.jsonl", "", "no rows"),
@@ -896,7 +897,7 @@ def test_bad_file_arguments(rm, tmp_path):
         rm.score_file(tmp_path / "none.jsonl", tmp_path / "out.jsonl")
     with pytest.raises(ValueError, match="must be named .jsonl"):
         rm.score_file(source, tmp_path / "out.csv")
-    with pytest.raises(ValueError, match="same file"):
+    with pytest.raises(FileExistsError, match="in.jsonl exists and has no score"):
         rm.score_file(source, source)
     with pytest.raises(PreferenceDataError, match="column 'body' .for 'text'. is missing"):
         rm.score_file(source, tmp_path / "out.jsonl", columns={"text": "body"})
@@ -932,9 +933,9 @@ def test_resume_goes_on_and_refuses_what_changed(folders, tmp_path):
     with open(tmp_path / "out.jsonl.part", "a") as part:
         part.write('{"text": "row 10", "sco')  # a kill in the middle of a line
     other = RewardModel.from_pretrained(save_own(tmp_path / "other", seed=1), device="cpu")
-    with pytest.raises(ValueError, match="another model.*resume=False"):
+    with pytest.raises(ValueError, match="has model .*resume=False"):
         other.score_file(source, out)
-    with pytest.raises(ValueError, match="another score_column"):
+    with pytest.raises(ValueError, match="has score_column score -> reward"):
         rm.score_file(source, out, score_column="reward")
     write_lines(source, [{"text": "changed"}, *rows[1:]])
     with pytest.raises(ValueError, match="row 1 of out.jsonl.part is not that of the input"):
@@ -968,7 +969,7 @@ def test_resume_refuses_another_scale(rm, folders, tmp_path):
         rm.score_file(source, out, normalize=True)
     assert list(tmp_path.iterdir()) == [source]
     interrupted(one, source, out, 1, normalize=True)
-    with pytest.raises(ValueError, match="another normalize.*resume=False"):
+    with pytest.raises(ValueError, match="has normalize .*resume=False"):
         other.score_file(source, out, normalize=True)
     assert one.score_file(source, out, normalize=True).resumed_at == 5
 
@@ -1024,13 +1025,110 @@ def test_survives_kill(folders, rm, tmp_path):
     )
 
 
-def test_constant_memory(rm, tmp_path):
+def test_constant_memory(rm, tmp_path, monkeypatch):
     "Rows are read as they are needed: the first chunk is written before the last rows are looked at."
-    source = tmp_path / "in.jsonl"
-    source.write_text('{"text": "a"}\n' * 150 + "broken\n")
-    with pytest.raises(PreferenceDataError, match="in.jsonl:151"):
-        rm.score_file(source, tmp_path / "out.jsonl", batch_rows=50)
-    assert len(read_lines(tmp_path / "out.jsonl.part")) == 150
+    source, seen = tmp_path / "in.jsonl", []
+    source.write_text('{"text": "a"}\n' * 400)
+    rows = score_files._rows
+    monkeypatch.setattr(score_files, "_rows", lambda found: (seen.append(0) or row for row in rows(found)))
+    add = score_files._PartialFile.add
+    monkeypatch.setattr(
+        score_files._PartialFile, "add", lambda part, rows: seen.append(len(seen)) or add(part, rows)
+    )
+    assert rm.score_file(source, tmp_path / "out.jsonl", batch_rows=50).rows == 400
+    assert next(filter(None, seen)) < 250
+
+
+def test_odd_rows_fail_alone_and_say_where(rm, tmp_path):
+    "What is no JSON, too deep or too large for a number has no score; the rows around it have."
+    rows = ["{broken", '{"text": "b", "x": ' + '{"y": ' * 700 + "1" + "}" * 701, "[1]", '{"text": 3}']
+    text = "\n".join(['{"text": "a"}', *rows, '{"text": "c", "x": ' + "9" * 5000 + "}", '{"text": "d"}'])
+    (tmp_path / "in.jsonl").write_text(text + "\n")
+    report = rm.score_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl", batch_rows=3)
+    out = read_lines(tmp_path / "out.jsonl")
+    errors = [row.get("error", "") for row in out]
+    assert [bool(error) for error in errors] == [False, True, True, True, True, False, False]
+    assert all(error.startswith(f"in.jsonl:{n}: ") for n, error in enumerate(errors, 1) if error)
+    assert "malformed JSON" in errors[1] and "nested too deeply" in errors[2] and "found list" in errors[3]
+    assert report.failed == 4 and out[0]["score"] == pytest.approx(rm.score("a"), abs=1e-5)
+
+
+def test_a_csv_cell_of_a_megabyte_fails_alone(rm, tmp_path):
+    (tmp_path / "in.csv").write_text("prompt,response\na,b\na," + "word " * 50_000 + "\na,b\n")
+    rm.score_file(tmp_path / "in.csv", tmp_path / "out.jsonl")
+    out = read_lines(tmp_path / "out.jsonl")
+    assert [row["score"] is None for row in out] == [False, True, False]
+    assert out[1]["error"].startswith("in.csv:3: ") and "does not fit" in out[1]["error"]
+
+
+def test_a_reward_that_is_no_number_fails_alone(rm, tmp_path, monkeypatch):
+    score_ids, odd = rm.score_ids, rm.encode(["odd"], None)[0]
+
+    def sometimes(rows, progress=None):
+        if odd in rows:
+            raise FloatingPointError("the reward of 'odd' is nan")
+        return score_ids(rows)
+
+    monkeypatch.setattr(rm, "score_ids", sometimes)
+    source = write_lines(tmp_path / "in.jsonl", [{"text": t} for t in ("a", "b", "odd", "c")])
+    report = rm.score_file(source, tmp_path / "out.jsonl")
+    out = read_lines(tmp_path / "out.jsonl")
+    assert report.failed == 1 and out[2]["error"] == "in.jsonl:3: the reward of 'odd' is nan"
+    assert [row["score"] for row in out if "error" not in row] == pytest.approx(rm.score(["a", "b", "c"]))
+
+
+def test_a_rerun_gets_past_rows_that_cannot_be_read(folders, tmp_path):
+    rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join("{broken\n" if i in (2, 11) else f'{{"text": "row {i}"}}\n' for i in range(20)))
+    interrupted(rm, source, out, 2)
+    report = rm.score_file(source, out, batch_rows=5)
+    assert (report.resumed_at, report.rows, report.failed) == (10, 20, 2)
+
+
+def test_an_output_of_another_kind_is_kept(rm, tmp_path):
+    source, out = write_lines(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out.jsonl"
+    write_lines(out, [{"milk": 2}])
+    with pytest.raises(FileExistsError, match="out.jsonl exists and has no score: choose another output"):
+        rm.score_file(source, out)
+    assert read_lines(out) == [{"milk": 2}]
+    out.unlink()
+    assert rm.score_file(source, out).rows == rm.score_file(source, out).rows == 1  # its own kind is replaced
+
+
+def test_an_input_that_changes_while_it_is_read_is_noticed(rm, tmp_path, monkeypatch):
+    source, score_ids = write_lines(tmp_path / "in.jsonl", [{"text": "a"}] * 9), rm.score_ids
+
+    def meanwhile(rows, progress=None):
+        with open(source, "a") as file:
+            file.write('{"text": "late"}\n')
+        return score_ids(rows)
+
+    monkeypatch.setattr(rm, "score_ids", meanwhile)
+    with pytest.raises(ValueError, match="in.jsonl has changed while it was read: score it again"):
+        rm.score_file(source, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_one_output_has_one_writer(rm, tmp_path):
+    source, out = write_lines(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out.jsonl"
+    holder = f"""
+import sys
+from reward_kit.model.runs import RunRecord
+with RunRecord.only_writer({str(out)!r}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(FileExistsError, match="another process is writing .*out.jsonl"):
+        rm.score_file(source, out)
+    child.kill()  # whose lock must not block the next call
+    child.communicate()
+    assert (tmp_path / ".out.jsonl.lock").exists() and rm.score_file(source, out).rows == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
 # --- ensembles ------------------------------------------------------------------------------------
@@ -1672,14 +1770,3 @@ def test_on_a_gpu_layers_are_in_bfloat16_and_the_head_is_not(folders, tmp_path, 
     assert a == c and a != b and b == pytest.approx(a, abs=0.05)
     rotations = [b.dtype for n, b in short.model.named_buffers() if "inv_freq" in n]
     assert all(dtype == torch.float32 for dtype in rotations) and bool(rotations) is (kind == "llama")
-
-
-def test_a_row_that_cannot_be_read_ends_a_file_behind_what_was_scored(folders, tmp_path):
-    "Rows are read ahead; what goes wrong there waits for its turn."
-    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
-    rows = [{"prompt": f"p{i}", "response": "yes"} for i in range(300)]
-    source.write_text("\n".join([*map(json.dumps, rows), "{broken"]) + "\n")
-    rm = RewardModel.from_pretrained(folders["llama"], device="cpu")
-    with pytest.raises(PreferenceDataError, match="301"):
-        rm.score_file(source, out, batch_rows=100)
-    assert len((tmp_path / "out.jsonl.part").read_text().splitlines()) == 300 and not out.exists()

@@ -21,6 +21,7 @@ import pytest
 import requests
 import torch
 
+from reward_kit.beside.wire_formats import _bare_text as bare_text
 from reward_kit.beside.wire_formats import _sigmoid as sigmoid
 from reward_kit.data.playground import Playground, load_base
 from reward_kit.data.records import as_messages
@@ -30,10 +31,10 @@ from reward_kit.model.settings import quiet
 from reward_kit.scores import row_scorer
 from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.scores.inference import RewardModel
-from reward_kit.tools.cli import COMMANDS, main
+from reward_kit.tools.cli import main
 from reward_kit.tools.client import RewardClient, RewardServerError
+from reward_kit.tools.commands import commands
 from reward_kit.tools.serving import ServerLimits, background_server, serve, wire_formats
-from reward_kit.tools.serving import _bare_text as bare_text
 from reward_kit.tools.serving import _Batcher as Batcher
 from reward_kit.tools.serving import _error_answer as error_answer
 from reward_kit.tools.serving import _listen as listen
@@ -41,7 +42,7 @@ from reward_kit.tools.serving import _OpenRequests as OpenRequests
 from reward_kit.tools.serving import _RequestError as RequestError
 from reward_kit.tools.serving import _Texts as Texts
 
-WIRE_FORMATS = wire_formats()
+WIRE_FORMATS, COMMANDS = wire_formats(), commands()
 
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 WORLD = Playground(seed=0)
@@ -1172,7 +1173,7 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(folder, rm, nu
         out, err = process.communicate(timeout=60)
         assert (
             process.returncode == 0
-            and "Stopped; every request that was accepted has been answered." in out
+            and "Stopped; requests that got a 503 because the time was up: 0." in out
             and not err
         )
         with pytest.raises(requests.ConnectionError):
@@ -1226,7 +1227,7 @@ def test_a_process_ends_in_time_and_without_a_crash(folder, script, options, las
             got.status_code == 503 and "could not answer within 0.5 seconds" in got.json()["error"]["message"]
         )
         assert process.returncode == 0 and not err
-        assert out == "Stopped after 0.5 seconds; requests that got a 503 because the time was up: 1.\n" + (
+        assert out == "Stopped; requests that got a 503 because the time was up: 1.\n" + (
             last and last + "\n"
         )
 

@@ -8,6 +8,7 @@ __all__ = ['FOREIGN_FORMATS']
 # %% ../../nbs/7_beside/wire_formats.ipynb #0a538a9c
 import json
 import math
+import re
 import time
 import uuid
 from functools import partial
@@ -76,6 +77,21 @@ def _strings(body, name):
         if not isinstance(row, str):
             raise body.wrong(f"{name}[{i}]", row, "it must be a string")
     return [RewardModel.check_text(row, f"{name}[{i}]") for i, row in enumerate(rows)]
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #0ee3d7f9
+def _bare_text(encoder, text):
+    "A full text, perhaps rendered by a chat template, as the encoder wants it."
+    tokenizer = encoder.tokenizer
+    if encoder.guessed:
+        bos = tokenizer.bos_token
+        return re.sub(rf"\A({re.escape(bos)})+", r"\1", text) if bos else text
+    pad = [tokenizer.pad_token] if tokenizer.pad_token else []
+    for own, step in ((encoder.prefix, 1), (encoder.suffix, -1)):  # -1: backwards
+        tokens = [token[::step] for token in (*tokenizer.convert_ids_to_tokens(own), *pad)]
+        if tokens:
+            some = rf"\A(?:\s*+(?:{'|'.join(map(re.escape, tokens))}))+"
+            text = re.sub(some, "", text[::step])[::step]
+    return text
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #3f343164
 def _read_openrlhf(body):

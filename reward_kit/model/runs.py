@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ import transformers
 from accelerate.utils import parse_flag_from_env
 from accelerate.utils.memory import should_reduce_batch_size
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..data.files import write_whole
@@ -46,9 +47,6 @@ class Checkpoints:
         self.folder, self.limit, self.writes, self.wait = Path(folder), limit, writes, wait
         self.made_with = {}  # {name: value} that a run keeps
 
-    def path(self, step):  # steps done
-        "Where a checkpoint is."
-        return self.folder / f"checkpoint-{step}"
 
     def begin(self, folder):  # checkpoint-STEP
         "Makes the folder; one of the same name is no longer complete."
@@ -120,7 +118,7 @@ def write(
     best=None,  # a checkpoint that is kept whatever the limit
 ):
     "Writes a checkpoint, removes those over the limit. CheckpointError."
-    folder = self.path(step)
+    folder = self.folder / f"checkpoint-{step}"
 
     def left():
         if self.writes:
@@ -262,9 +260,6 @@ class MicroBatches:
         return should_reduce_batch_size(error) or bool(
             re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)))
 
-    def cut(self, batch):  # a `Batch`
-        "Its micro-batches."
-        return batch.micro_batches(self.count, self.budget)
 
     def compute(
         self,
@@ -289,7 +284,7 @@ class MicroBatches:
 def _try(self: MicroBatches, batch, backward, step):
     "The loss; None: memory ran out. OutOfMemoryError: nothing to split."
     try:
-        parts = self.cut(batch)
+        parts = batch.micro_batches(self.count, self.budget)
         return sum(backward(part, part is parts[-1]) for part in parts)
     except (RuntimeError, MemoryError) as error:
         if not self.is_out_of_memory(error):
@@ -354,6 +349,7 @@ _RUN_RECORD = "training_run.json"
 
 class RunRecord:
     "What the run of a folder was made with."
+    changes = staticmethod(_changes)
 
     def __init__(self, folder):  # path where the run writes
         self.folder = Path(folder)
@@ -372,7 +368,7 @@ class RunRecord:
     def start(self, settings, finished=False):  # {name: value}, JSON-ready
         "Writes the record of a run that begins, or goes on."
         record = {"schema_version": 1, "finished": finished, "settings": settings}
-        write_whole(self.folder / _RUN_RECORD, json.dumps(record, indent=1, default=str) + "\n")
+        write_whole(self.folder / _RUN_RECORD, record)
 
     def finish(self):
         "The run is done."
@@ -422,15 +418,34 @@ def check_writable(self: RunRecord):
                       "another output") from error
 
 
+@patch(cls_method=True)
+@contextmanager
+def only_writer(cls: RunRecord, path):  # file or folder
+    "Around writing an output. FileExistsError: another process is writing it."
+    path = Path(path).resolve()
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise FileExistsError(f"another process is writing {path}: choose another output") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held, so nobody else's is removed
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
 @patch
 @contextmanager
 def fresh(self: RunRecord):
-    "Around a run: a failure leaves no new folder without a model."
-    is_new = self.is_main and not self.folder.exists()
-    try:
-        yield
-    except BaseException:
-        kept = [*self.folder.glob("checkpoint-*"), *self.folder.glob("*.safetensors")]
-        if is_new and not kept:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        raise
+    "Around a run, alone in its folder: a failure leaves no new one without a model."
+    with self.only_writer(self.folder) if self.is_main else nullcontext():
+        is_new = self.is_main and not self.folder.exists()
+        try:
+            yield
+        except BaseException:
+            kept = [*self.folder.glob("checkpoint-*"), *self.folder.glob("*.safetensors")]
+            if is_new and not kept:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise

@@ -7,9 +7,12 @@ __all__ = []
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #20957d4a
 import json
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -17,10 +20,12 @@ import jinja2
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..data.files import PreferenceDataError, append_rows, json_ready, read_rows, write_whole
+from ..data.files import PreferenceDataError, UnusableRow, append_rows, json_ready
+from ..data.files import read_rows, write_whole
 from ..data.formats import PreferenceFormat
 from ..data.report import Report, Table, counted
 from ..model.encoding import RewardEncoder
+from ..model.runs import RunRecord
 from .text_scorer import TextScorer
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #47811a80
@@ -34,30 +39,52 @@ def _score_columns(fmt, rows, score_column):
     return names
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #bde7a760
-def _encode(rm, fmt, rows):
-    "(what the texts are encoded as, error) of each row."
+def _rows(source):
+    "(origin, row as JSON has it, or why there is none) of each row."
+    for origin, row in source:
+        try:
+            row = row if isinstance(row, UnusableRow) else json_ready(row)
+        except RecursionError:
+            row = UnusableRow("malformed JSON", "nested too deeply")
+        yield origin, row
+
+
+def _by_halves(work, rows):
+    "work(rows); where it fails, half by half, down to the error of a row alone."
     try:
-        texts = list(map(fmt.texts, rows))
-        prompts, responses, template = RewardEncoder.flat_texts(texts)
-        pairs = (responses, None) if None in prompts else (prompts, responses)
-        encoded = iter(rm.encode(*pairs, **template))
-    except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
+        return work(rows)
+    except (ValueError, TypeError, KeyError, FloatingPointError, jinja2.TemplateError) as error:
         if len(rows) == 1:
-            return [([], str(error).removeprefix("row 0").removeprefix(": "))]
-        half = len(rows) // 2
-        return _encode(rm, fmt, rows[:half]) + _encode(rm, fmt, rows[half:])
+            return [error]
+    half = len(rows) // 2
+    return _by_halves(work, rows[:half]) + _by_halves(work, rows[half:])
+
+
+def _encode(rm, fmt, rows):
+    "What the texts of each row are encoded as, or its error."
+    texts = list(map(fmt.texts, rows))
+    prompts, responses, template = RewardEncoder.flat_texts(texts)
+    pairs = (responses, None) if None in prompts else (prompts, responses)
+    encoded = iter(rm.encode(*pairs, **template))
     own = [list(islice(encoded, len(row["responses"]))) for row in texts]
-    return [([], rm.why_too_long()) if None in row else (row, "") for row in own]
+    return [ValueError(rm.why_too_long()) if None in row else row for row in own]
 
 
-def _score_rows(rm, fmt, encoded, names, normalize=False):
-    "What is written beside each row: its scores, or nulls and the error."
-    rewards = rm.score_ids([one for own, _ in encoded for one in own])
+def _score(rm, normalize, encoded):
+    "The scores of each row, or its error."
+    good = [own for own in encoded if isinstance(own, list)]
+    rewards = rm.score_ids(list(chain(*good)))
     rewards = iter(rm.normalized(rewards) if normalize else rewards)
-    for own, error in encoded:
-        scores = list(islice(rewards, len(own)))
-        scores = [scores] if "responses" in fmt.columns else scores
-        yield dict.fromkeys(names) | {"error": error} if error else dict(zip(names, scores))
+    return [list(islice(rewards, len(own))) if isinstance(own, list) else own for own in encoded]
+
+
+def _written(fmt, names, origin, row, scores):
+    "A row as it is written, with its scores or its error."
+    row = {} if isinstance(row, UnusableRow) else row
+    if isinstance(scores, Exception):
+        reason = str(scores).removeprefix("row 0").removeprefix(": ")
+        return row | dict.fromkeys(names) | {"error": f"{origin}: {reason}"}
+    return row | dict(zip(names, [scores] if "responses" in fmt.columns else scores))
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #920bec21
 class _PartialFile:
@@ -68,11 +95,8 @@ class _PartialFile:
         self.rows, self.size, self.errors = 0, 0, Counter()
         if resume and self.settings.exists() and self.part.exists():
             before = json.loads(self.settings.read_text(encoding="utf-8"))
-            for name, value in settings.items():
-                if before.get(name) != value:
-                    raise ValueError(
-                        f"{self.part.name} was begun with another {name} ({before.get(name)!r}, now "
-                        f"{value!r}); begin again with resume=False, or choose another output")
+            if changes := RunRecord.changes(before, settings):
+                raise ValueError(f"{self.part} has {'; '.join(changes)}: use resume=False, or another output")
             return
         self.settings.unlink(missing_ok=True)
         write_whole(self.part, "")
@@ -88,7 +112,8 @@ def skip(self: _PartialFile, rows, names):
                 done = json.loads(line)
             except ValueError:
                 break
-            if {name: done[name] for name in done if name not in names} != json_ready(next(rows, None)):
+            before = {name: done[name] for name in done if name not in names}
+            if before != next(rows, None):
                 raise ValueError(
                     f"row {self.rows + 1} of {self.part.name} is not that of the input; correct the input, "
                     "or begin again with resume=False"
@@ -101,7 +126,8 @@ def skip(self: _PartialFile, rows, names):
 def _count(self: _PartialFile, rows, size):
     self.rows, self.size = self.rows + len(rows), size
     for row in rows:
-        if error := row.get("error"):
+        if "error" in row:
+            error = row["error"].partition(": ")[2]  # where it stands is left out
             self.errors[error if error in self.errors or len(self.errors) < 20 else "other errors"] += 1
 
 
@@ -140,6 +166,24 @@ class _ScoreFileReport(Report):
         return Table(("", ""), rows) if rows else None
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #33b1cab1
+def _check_output(out, names):
+    "ValueError or FileExistsError: the scores cannot be written there."
+    if out.suffix != ".jsonl":
+        raise ValueError(
+            f"the output {out.name} must be named .jsonl: each row is written with all its fields")
+    if out.exists():
+        first = next(iter(read_rows(out)), ("", {}))[1]
+        if isinstance(first, UnusableRow) or not first.keys() >= {*names}:
+            raise FileExistsError(f"{out} exists and has no {' and '.join(names)}: choose another output")
+
+
+def _state(path):
+    "Size and time of a file or folder; None: it is neither."
+    with suppress(OSError, TypeError):
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
+
+# %% ../../nbs/3_scores/33_score_files.ipynb #4afe6c64
 @patch
 def score_file(
     self: TextScorer,
@@ -157,40 +201,37 @@ def score_file(
 ) -> _ScoreFileReport:
     """Score row by row into JSON Lines; a row that cannot be scored has a null score and an `error`.
 
-    Raises PreferenceDataError for rows that cannot be read, ValueError for a part of another call."""
-    out = Path(out_path)
-    if out.suffix != ".jsonl":
-        raise ValueError(
-            f"the output {out.name} must be named .jsonl: each row is written with all its fields")
-    if isinstance(in_path, (str, Path)) and out.resolve() == Path(in_path).resolve():
-        raise ValueError("input and output are the same file")
-    source = read_rows(in_path, split)
-    rows = source.whole()
+    PreferenceDataError: not readable; ValueError: settings or input changed; FileExistsError: the output."""
+    out, before, source = Path(out_path), _state(in_path), read_rows(in_path, split)
+    rows = _rows(source)
     first = list(islice(rows, 100))
-    if not first:
-        raise PreferenceDataError(f"{source.name}: no rows")
-    fmt = PreferenceFormat.detect(first, columns, format, judged=False)
-    names = _score_columns(fmt, first, score_column)
+    good = [row for _, row in first if isinstance(row, dict)]
+    if not good:
+        raise PreferenceDataError(": ".join(map(str, first[0])) if first else f"{source.name}: no rows")
+    fmt = PreferenceFormat.detect(good, columns, format, judged=False)
+    names = _score_columns(fmt, good, score_column)
+    _check_output(out, names)
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
     settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column,
                 "normalize": scale, "format": fmt.name}
-    part = _PartialFile(out, settings, resume)
-    rows = chain(first, rows)
-    part.skip(rows, [*names, "error"])
-    done = part.rows
-
-    def prepared():
-        while chunk := list(islice(rows, batch_rows)):
-            yield chunk, _encode(self, fmt, chunk)
-
-    bar = tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress)
-    with ThreadPoolExecutor(1) as thread, bar:
+    with RunRecord.only_writer(out), ThreadPoolExecutor(1) as thread:
+        part, rows = _PartialFile(out, settings, resume), chain(first, rows)
+        part.skip((_written(fmt, [], *found, []) for found in rows), [*names, "error"])
+        done, total = part.rows, sum(1 for _ in source) if progress else None
+        bar = tqdm(desc="Scoring rows", unit=" rows", initial=done, total=total, disable=not progress)
+        chunks = iter(lambda: list(islice(rows, batch_rows)), [])
+        ready = ((chunk, _by_halves(partial(_encode, self, fmt), [row for _, row in chunk]))
+                 for chunk in chunks)
         written = thread.submit(list)  # nothing yet
-        for chunk, encoded in self.one_ahead(prepared(), thread):
-            scored = list(_score_rows(self, fmt, encoded, names, normalize))
+        for chunk, encoded in self.one_ahead(ready, thread):
+            scores = _by_halves(partial(_score, self, normalize), encoded)
+            lines = [_written(fmt, names, *found, own) for found, own in zip(chunk, scores)]
             written.result()
-            written = thread.submit(part.add, [row | own for row, own in zip(chunk, scored)])
+            written = thread.submit(part.add, lines)
             bar.update(len(chunk))
         written.result()
-    part.finish()
+        bar.close()
+        if _state(in_path) != before:
+            raise ValueError(f"{source.name} has changed while it was read: score it again")
+        part.finish()
     return _ScoreFileReport(str(out), part.rows, part.errors.total(), done, dict(part.errors))

@@ -13,11 +13,11 @@ import warnings
 
 from .. import __version__
 from ..model.settings import ParameterError, nearest
-from .commands import COMMANDS
+from .commands import commands
 
 # %% ../../nbs/6_tools/68_command_line.ipynb #073c5f78
 def _overview():
-    rows = "\n".join(f"  {name:<14}{command.__doc__}" for name, command in COMMANDS.items())
+    rows = "\n".join(f"  {name:<14}{command.__doc__}" for name, command in commands().items())
     return f"""reward-kit {__version__}: from human preferences to a reward signal that can be trusted.
 
 usage: reward-kit COMMAND [options]
@@ -65,14 +65,14 @@ def main(
     "The `reward-kit` command."
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in words or os.environ.get("REWARD_KIT_DEBUG", "0") not in ("", "0")
-    command = COMMANDS.get(name)
+    command = commands().get(name)
     try:
         if command: _run(command, words, debug)
         elif name in ("-h", "--help", "help"): print(_overview())
         elif name == "--version": print(f"reward-kit {__version__}")
         else:
             raise ParameterError(
-                f"unknown command {name}.{nearest(name, COMMANDS)} See reward-kit --help")
+                f"unknown command {name}.{nearest(name, commands())} See reward-kit --help")
         sys.stdout.flush()
         return 0
     except SystemExit as e: return e.code or 0  # argparse after --help

@@ -100,8 +100,8 @@ def train_reward_model(
         say(f"{output} holds this very run, finished; it is evaluated and not trained again.")
         if run.is_main: evaluation = _evaluate(run.folder, held_out, progress, say)
         return TrainedRewardModel(run.folder, evaluation, report, held_out, False)
-    if run.is_main: run.prepare(settings, overwrite)
     with run.fresh(), quiet(progress=progress):
+        if run.is_main: run.prepare(settings, overwrite)
         trainer = RewardTrainer(
             model, args, train_dataset=train, eval_dataset=held_out,
             processing_class=tokenizer, peft_config=adapter)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 
 import jinja2
 import torch
@@ -48,21 +49,6 @@ def _shown(value):
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
-# %% ../../nbs/6_tools/61_serving.ipynb #0ee3d7f9
-def _bare_text(encoder, text):
-    "A full text, perhaps rendered by a chat template, as the encoder wants it."
-    tokenizer = encoder.tokenizer
-    if encoder.guessed:
-        bos = tokenizer.bos_token
-        return re.sub(rf"\A({re.escape(bos)})+", r"\1", text) if bos else text
-    pad = [tokenizer.pad_token] if tokenizer.pad_token else []
-    for own, step in ((encoder.prefix, 1), (encoder.suffix, -1)):  # -1: backwards
-        tokens = [token[::step] for token in (*tokenizer.convert_ids_to_tokens(own), *pad)]
-        if tokens:
-            some = rf"\A(?:\s*+(?:{'|'.join(map(re.escape, tokens))}))+"
-            text = re.sub(some, "", text[::step])[::step]
-    return text
-
 # %% ../../nbs/6_tools/61_serving.ipynb #de633489
 @dataclass
 class _Texts:
@@ -79,9 +65,12 @@ class _Texts:
 # %% ../../nbs/6_tools/61_serving.ipynb #dea878c3
 def _encode_request(rm, texts):
     "Token ids of each text; None: the response alone does not fit, too_long='none'."
+    from reward_kit.beside import wire_formats
+
     prompts = texts.prompts
     for member in rm.members if texts.responses is None else ():
-        prompts = [_bare_text(member.encoder, p) if isinstance(p, str) else p for p in prompts]
+        bare = partial(wire_formats._bare_text, member.encoder)
+        prompts = [bare(p) if isinstance(p, str) else p for p in prompts]
     try:
         if texts.encode: return texts.encode(rm)
         if texts.normalize: rm.normalized([])
@@ -580,14 +569,6 @@ def background_server(
             server.should_exit = True
             thread.join()
 
-# %% ../../nbs/6_tools/61_serving.ipynb #86321df7
-def _last_words(server, requests):
-    if server.force_exit: return "Stopped at once."
-    if not requests.given_up:
-        return "Stopped; every request that was accepted has been answered."
-    return (f"Stopped after {requests.seconds:g} seconds; "
-            f"requests that got a 503 because the time was up: {requests.given_up}.")
-
 # %% ../../nbs/6_tools/61_serving.ipynb #d55edb91
 def serve(
     model,  # RewardModel, RewardEnsemble, folder or hub id
@@ -610,5 +591,6 @@ def serve(
         with server.capture_signals():  # SIGTERM and Ctrl-C also before and after it runs
             say(f"Serving {rm.__name__} at {address}, its routes at {address}/docs. Ctrl-C stops it.")
             server.run(sockets=[sock])
-        say(_last_words(server, app.state.requests))
+        say("Stopped at once." if server.force_exit else
+            f"Stopped; requests that got a 503 because the time was up: {app.state.requests.given_up}.")
         return app.state.batcher.close(_LAST_SECONDS)
