@@ -1096,20 +1096,6 @@ def test_an_output_of_another_kind_is_kept(rm, tmp_path):
     assert rm.score_file(source, out).rows == rm.score_file(source, out).rows == 1  # its own kind is replaced
 
 
-def test_an_input_that_changes_while_it_is_read_is_noticed(rm, tmp_path, monkeypatch):
-    source, score_ids = write_lines(tmp_path / "in.jsonl", [{"text": "a"}] * 9), rm.score_ids
-
-    def meanwhile(rows, progress=None):
-        with open(source, "a") as file:
-            file.write('{"text": "late"}\n')
-        return score_ids(rows)
-
-    monkeypatch.setattr(rm, "score_ids", meanwhile)
-    with pytest.raises(ValueError, match="in.jsonl has changed while it was read: score it again"):
-        rm.score_file(source, tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
-
-
 def test_one_output_has_one_writer(rm, tmp_path):
     source, out = write_lines(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out.jsonl"
     holder = f"""

@@ -3,6 +3,7 @@ model in TRL's trainers."""
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import queue
@@ -21,6 +22,7 @@ import pytest
 import requests
 import torch
 
+from reward_kit.beside.network import _Network as Network
 from reward_kit.beside.wire_formats import _bare_text as bare_text
 from reward_kit.beside.wire_formats import _sigmoid as sigmoid
 from reward_kit.data.playground import Playground, load_base
@@ -36,8 +38,8 @@ from reward_kit.tools.client import RewardClient, RewardServerError
 from reward_kit.tools.commands import commands
 from reward_kit.tools.serving import ServerLimits, background_server, serve, wire_formats
 from reward_kit.tools.serving import _Batcher as Batcher
+from reward_kit.tools.serving import _bind as bind
 from reward_kit.tools.serving import _error_answer as error_answer
-from reward_kit.tools.serving import _listen as listen
 from reward_kit.tools.serving import _OpenRequests as OpenRequests
 from reward_kit.tools.serving import _RequestError as RequestError
 from reward_kit.tools.serving import _Texts as Texts
@@ -1039,15 +1041,126 @@ def test_an_ensemble_is_served(folder, rm):
         assert model["max_model_len"] == 256 and "reward-model: " in model["encoding"]
 
 
+# --- what other programs ask, and who may
+
+
+def test_predict_of_text_embeddings_inference(rm, url):
+    raw = rm.score(PROMPTS[0], RESPONSES[0])
+    (row,) = answer(url, "/predict", inputs=[PROMPTS[0], RESPONSES[0]], raw_scores=True)
+    assert row["score"] == pytest.approx(raw, abs=1e-5) and row["label"] == "LABEL_0"
+    rows = answer(url, "/", inputs=[[PROMPTS[0], RESPONSES[0]]] * 2)
+    assert [r[0]["score"] for r in rows] == pytest.approx([sigmoid(raw)] * 2, abs=1e-5)
+
+
+def test_a_gzip_is_read_and_another_coding_is_refused(rm, url):
+    body = json.dumps({"prompts": ["Why? So."]}).encode()
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    found = requests.post(f"{url}/v1/rewards", gzip.compress(body), headers=headers, timeout=60)
+    assert found.json()["rewards"] == pytest.approx([rm.score("Why? So.")], abs=1e-5)
+    for coding, sent, status, message in (
+        ("br", body, 415, "send it plain, or as gzip"),
+        ("gzip", body, 400, "the body is no gzip"),
+        ("gzip", gzip.compress(b" " * 2**26), 413, "this server takes"),
+    ):
+        found = requests.post(
+            f"{url}/v1/rewards", sent, headers=headers | {"Content-Encoding": coding}, timeout=60
+        )
+        assert found.status_code == status and message in found.json()["error"]["message"]
+
+
+def test_readiness_counts_tokens_and_models(rm, url):
+    assert requests.get(f"{url}/ready", timeout=60).json()["status"] == "ready"
+    assert requests.head(f"{url}/health", timeout=60).status_code == 200
+    assert requests.get(f"{url}/v1/models/{rm.__name__}", timeout=60).json()["id"] == rm.__name__
+    missing = requests.get(f"{url}/v1/models/none", timeout=60)
+    assert missing.status_code == 404 and missing.json()["error"]["type"] == "NotFoundError"
+    found = answer(url, "/tokenize", prompt="Why? So.", return_token_strs=True)
+    assert found["tokens"] == rm.encode(["Why? So."], None)[0] and found["count"] == len(found["token_strs"])
+    for n in range(3):
+        requests.get(f"{url}/no-such-path-{n}", timeout=60)
+    lines = requests.get(f"{url}/metrics", timeout=60).text.splitlines()
+    other = [line for line in lines if "requests_total" in line and "other" in line]
+    assert len(other) == 1
+    assert not any("no-such-path" in line for line in lines)
+
+
+def test_answers_have_schemas(url):
+    paths = requests.get(f"{url}/openapi.json", timeout=60).json()["paths"]
+    for wire in WIRE_FORMATS:
+        for path in wire.paths:
+            schema = paths[path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+            assert schema.get("properties") or schema["type"] in ("array", "number"), path
+
+
+def raw(url, sent, seconds=10):
+    "What comes back for bytes, until the server closes."
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":")[-1])), timeout=seconds) as connection:
+        connection.sendall(sent)
+        got = b""
+        while chunk := connection.recv(4096):
+            got += chunk
+        return got
+
+
+def test_half_a_head_is_closed_and_connections_are_counted(rm):
+    with background_server(rm, network=Network(max_connections=3, head_timeout_s=0.4)) as url:
+        assert raw(url, b"POST /v1/rewards HTTP/1.1\r\nHost: loc") == b""  # closed without an answer
+        first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert b"200 OK" in raw(url, first + b"GET /health HTTP/1.1\r\nHo")  # after a whole one, too
+        port = int(url.rsplit(":")[-1])
+        with contextlib.ExitStack() as held:
+            for _ in range(3):
+                held.enter_context(socket.create_connection(("127.0.0.1", port)))
+            time.sleep(0.05)
+            assert b"503 Service Unavailable" in raw(url, b"")
+        wait_until(lambda: requests.get(f"{url}/health", timeout=60).status_code == 200)
+
+
+def test_https_and_a_wrong_certificate(rm, tmp_path, folder, capsys):
+    (tmp_path / "no.pem").write_text("none")
+    assert main(["serve", str(folder), "--port", "0", "--ssl-certfile", str(tmp_path / "no.pem")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TLS cannot be used with" in line
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        + ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+        + ["-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"],
+        capture_output=True,
+    )
+    if made.returncode:
+        pytest.skip("openssl makes no certificate here")
+    files = {"ssl_certfile": str(tmp_path / "cert.pem"), "ssl_keyfile": str(tmp_path / "key.pem")}
+    with background_server(rm, network=Network(**files)) as url:
+        assert url.startswith("https://")
+        found = requests.get(f"{url}/health", verify=files["ssl_certfile"], timeout=60)
+        assert found.json()["status"] == "ok"
+
+
 # --- starting and stopping
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_what_is_written_to_a_connection_is_sent_at_once(host):
-    with listen(host, 0) as sock, socket.create_connection(sock.getsockname()):
-        connection, _ = sock.accept()
-        with connection:
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    async def serve(sock):
+        found = asyncio.get_running_loop().create_future()
+
+        def connected(reader, writer):
+            own = writer.get_extra_info("socket")
+            found.set_result(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        async with await asyncio.start_server(connected, sock=sock):
+            _, writer = await asyncio.open_connection(*sock.getsockname()[:2])
+            assert await found
+            writer.close()
+
+    with bind(host, 0) as sock:
+        asyncio.run(serve(sock))
+
+
+def test_a_port_opens_when_its_server_is_there():
+    with bind("127.0.0.1", 0) as sock:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(sock.getsockname())
 
 
 def test_special_tokens_by_the_million_are_taken_off_in_one_pass(rm):
@@ -1261,7 +1374,8 @@ def test_the_command_serves_until_it_is_stopped(folder, rm):
 
 
 def test_a_port_in_use_is_one_line(folder, capsys):
-    with listen("127.0.0.1", 0) as sock:
+    with bind("127.0.0.1", 0) as sock:
+        sock.listen()
         port = sock.getsockname()[1]
         assert main(["serve", str(folder), "--port", str(port)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -1423,7 +1537,8 @@ def test_pauses_grow_and_vary(monkeypatch):
 
 
 def test_no_answer_in_time_is_an_error():
-    with listen("127.0.0.1", 0) as sock:  # accepts connections and says nothing
+    with bind("127.0.0.1", 0) as sock:
+        sock.listen()  # accepts connections and says nothing
         client = RewardClient(
             f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=0.1, retries=1, max_pause=0.01
         )

@@ -7,14 +7,18 @@ __all__ = ['FOREIGN_FORMATS']
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #0a538a9c
 import json
+import asyncio
 import math
 import re
 import time
 import uuid
+import zlib
+from collections import Counter
 from functools import partial
 
 from ..data.report import counted
 from ..scores.inference import RewardModel
+from ..tools import serving
 from ..tools.serving import WireFormat
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #b5f006b0
@@ -92,6 +96,13 @@ def _bare_text(encoder, text):
             some = rf"\A(?:\s*+(?:{'|'.join(map(re.escape, tokens))}))+"
             text = re.sub(some, "", text[::step])[::step]
     return text
+
+
+def _bare_texts(rm, texts):
+    "The same for every member of a model; conversations stay as they are."
+    for member in rm.members:
+        texts = [_bare_text(member.encoder, t) if isinstance(t, str) else t for t in texts]
+    return texts
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #3f343164
 def _read_openrlhf(body):
@@ -361,9 +372,42 @@ def _write_tei(body, rewards, tokens, rm):
 
 _RERANKER = _told_apart((_read_rerank, _write_rerank), texts=(_read_tei, _write_tei))
 
+# %% ../../nbs/7_beside/wire_formats.ipynb #ecaaed69
+def _is_single(given):
+    "Whether `inputs` is one text, or one list of a prompt with its response."
+    return isinstance(given, str) or isinstance(given, list) and any(isinstance(x, str) for x in given)
+
+
+def _read_predict(body):
+    "`inputs`: a text, a list of a text or of a prompt with its response, or a list of such lists."
+    body.choice("raw_scores", False, True)
+    _only(body, "inputs", "raw_scores")
+    given = body.need("inputs")
+    rows = [[given] if isinstance(given, str) else given] if _is_single(given) else given
+    if not isinstance(rows, list) or not rows:
+        raise body.wrong("inputs", given, "it must be a text, or a list")
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) not in (1, 2) or not all(isinstance(x, str) for x in row):
+            raise body.wrong(f"inputs[{i}]", row, "it must be a list of a text, or of prompt and response")
+        if len(row) != len(rows[0]):
+            raise body.wrong(f"inputs[{i}]", row, f"it must have as many texts as inputs[0], {len(rows[0])}")
+        for text in row:
+            RewardModel.check_text(text, f"inputs[{i}]")
+    prompts, *responses = map(list, zip(*rows))
+    return {"prompts": prompts, "responses": responses[0] if responses else None, "name": "inputs"}
+
+
+def _write_predict(body, rewards, tokens, rm):
+    "A list of one class for each text."
+    values = rewards if body.get("raw_scores") else list(map(_sigmoid, rewards))
+    rows = [[{"score": value, "label": "LABEL_0"}] for value in values]
+    return rows[0] if _is_single(body["inputs"]) else rows
+
 # %% ../../nbs/7_beside/wire_formats.ipynb #4d3cad98
 _TEXT, _BOTH = ["What is AI? A field."], ["A field.", "No idea."]
-_ROOT = _told_apart((_read_openrlhf, _write_openrlhf), response=(_read_slime, _write_slime))
+_PREDICT = _read_predict, _write_predict
+_ROOT = _told_apart(
+    (_read_openrlhf, _write_openrlhf), response=(_read_slime, _write_slime), inputs=_PREDICT)
 FOREIGN_FORMATS = (
     WireFormat(
         "OpenRLHF and slime", ("/get_reward", "/"), *_ROOT,
@@ -380,6 +424,7 @@ FOREIGN_FORMATS = (
     WireFormat(
         "vLLM, cohere and TEI", ("/rerank", "/v1/rerank", "/v2/rerank"), *_RERANKER,
         {"query": "What is AI?", "documents": _BOTH, "top_n": 1}),
+    WireFormat("TEI", ("/predict",), *_PREDICT, {"inputs": _TEXT, "raw_scores": True}),
     WireFormat(
         "OpenAI and SGLang", ("/v1/embeddings",), _read_input, _write_embeddings,
         {"model": "any", "input": _TEXT}),
@@ -387,3 +432,162 @@ FOREIGN_FORMATS = (
         "LLaMA-Factory", ("/v1/score/evaluation",), _read_llamafactory, _write_llamafactory,
         {"model": "any", "messages": _TEXT}),
 )
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #16f4ea82
+async def _unzipped(request):
+    "The chunks of a body, unzipped where it is a gzip. _RequestError: it is something else."
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip"):
+        raise serving._RequestError(f"the body is encoded as {coding!r:.40}; send it plain, or as gzip", 415)
+    unzip = zlib.decompressobj(31) if coding == "gzip" else None
+    async for chunk in request.stream():
+        while chunk and unzip:
+            try:
+                yield unzip.decompress(chunk, 2**20)
+            except zlib.error as error:
+                raise serving._RequestError(f"the body is no gzip: {error}") from None
+            chunk = unzip.unconsumed_tail
+            await asyncio.sleep(0)  # others go on, and the time limit is kept
+        if not unzip:
+            yield chunk
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #55fc92dc
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def _schema(value, title):
+    "The JSON schema of a value."
+    if isinstance(value, dict):
+        inner = {key: _schema(item, title + key.title().replace("_", "")) for key, item in value.items()}
+        return {"type": "object", "title": title, "properties": inner}
+    if isinstance(value, list):
+        return {"type": "array", "items": _schema(value[0], f"{title}Item") if value else {}}
+    return {"type": _TYPES[type(value)]} if type(value) in _TYPES else {}
+
+
+def _described(wire, path, rm):
+    "What the documentation says of a route: an example of the body, the schema of the answer."
+    n = len(wire.texts(wire.example).prompts)
+    answer = wire.write(serving._Body(wire.example), [0.5] * n, [7] * n, rm)
+    title = "".join(word.title() for word in re.findall("[a-z0-9]+", path)) or "Root"
+    body = {"application/json": {"schema": {"type": "object"}, "example": wire.example}}
+    found = {"application/json": {"schema": _schema(answer, f"{title}Answer")}}
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": body}},
+        "responses": {200: {"description": "The rewards.", "content": found}}}
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #9acc98c8
+class _Counted:
+    "ASGI middleware: counts requests and their seconds, by route and status."
+
+    def __init__(self, app, counts):
+        self.app, self.counts = app, counts
+
+    async def __call__(self, scope, receive, send):
+        began, status = time.monotonic(), 500
+
+        async def watched(message):
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            if scope["type"] == "http":
+                labels = f'{{route="{getattr(scope.get("route"), "path", "other")}",status="{status}"}}'
+                self.counts[f"reward_kit_requests_total{labels}"] += 1
+                self.counts[f"reward_kit_request_seconds_total{labels}"] += time.monotonic() - began
+
+
+_METRICS = {
+    "reward_kit_requests_total": ("counter", "Requests answered."),
+    "reward_kit_request_seconds_total": ("counter", "Seconds until they were."),
+    "reward_kit_batches_total": ("counter", "Batches that the model has scored."),
+    "reward_kit_waiting": ("gauge", "Requests that wait for the model."),
+}
+
+
+def _exposition(counts):
+    "Counts in the text format of Prometheus."
+    lines = []
+    for name, (kind, text) in _METRICS.items():
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+        lines += [f"{key} {counts[key]:g}" for key in sorted(counts) if key.partition("{")[0] == name]
+    return "\n".join(lines) + "\n"
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #1fc9d1d8
+async def _is_answering(batcher):
+    "Scores a text. _RequestError: the model does not answer."
+    try:
+        future = batcher.submit(serving._Texts(["Is anybody there?"]))
+        await asyncio.wait_for(asyncio.wrap_future(future), 10)
+    except TimeoutError:
+        raise serving._RequestError("the model has not answered within 10 seconds", 503, 5) from None
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #8ce937a8
+async def _tokenized(body, batcher):
+    "What the model reads of a text or of messages, in the manner of vLLM."
+    rm = batcher.rm
+    _only(body, "prompt", "messages", "model", "add_special_tokens", "return_token_strs")
+    name = "messages" if "messages" in body else "prompt"
+    if rm.members != [rm]:
+        raise serving._RequestError("several models are served here, and each has tokens of its own")
+    try:
+        text = RewardModel.check_text(body.need(name), name)
+        (ids,) = await asyncio.wrap_future(batcher.encoding.submit(rm.encode, [text], None))
+    except (TypeError, ValueError) as error:
+        raise serving._RequestError(str(error)) from None
+    if ids is None:
+        raise serving._RequestError(f"{name} {rm.why_too_long()}")
+    words = rm.tokenizer.convert_ids_to_tokens(ids) if body.get("return_token_strs") else None
+    longest = rm.encoder.encoding.max_length
+    return {"count": len(ids), "max_model_len": longest, "tokens": ids, "token_strs": words}
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #29e4ed5d
+def _add_information(app, batcher):
+    "`/health`, `/ready`, `/metrics`, `/tokenize` and `/v1/models`."
+    from fastapi import Request
+    from fastapi.responses import PlainTextResponse
+
+    rm, counts = batcher.rm, Counter()
+    model = {
+        "id": rm.__name__, "object": "model", "owned_by": "reward_kit",
+        "encoding": rm.encoding_note, "max_rows": batcher.limits.max_rows,
+        "max_model_len": min(m.encoder.encoding.max_length for m in rm.members)}
+
+    async def health():
+        if batcher.closed:
+            raise serving._shutting_down()
+        return {"status": "ok", "model": rm.__name__, "waiting": len(batcher.waiting)}
+
+    async def ready():
+        await _is_answering(batcher)
+        return {"status": "ready", "model": rm.__name__}
+
+    async def metrics():
+        now = {"reward_kit_batches_total": batcher.batches, "reward_kit_waiting": len(batcher.waiting)}
+        return PlainTextResponse(_exposition(counts | now), media_type="text/plain; version=0.0.4")
+
+    async def models():
+        return {"object": "list", "data": [model]}
+
+    async def one_model(name: str):
+        if name != rm.__name__:
+            raise serving._RequestError(f"there is no model {name!r:.60}; there is {rm.__name__}", 404)
+        return model
+
+    async def tokenize(request: Request):
+        return await _tokenized(await serving._read_body(request, batcher.limits), batcher)
+
+    for path, get, text in (
+        ("/health", health, "Whether the server takes requests"),
+        ("/ready", ready, "Whether the model answers"),
+        ("/metrics", metrics, "Counts for Prometheus"),
+        ("/v1/models", models, "The model, its limits, and how it reads text"),
+        ("/v1/models/{name:path}", one_model, "The same, of one model"),
+    ):
+        app.add_api_route(path, get, summary=text)
+        app.add_api_route(path, get, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route("/tokenize", tokenize, methods=["POST"], summary="The tokens that the model reads")
+    app.add_middleware(_Counted, counts=counts)

@@ -431,7 +431,7 @@ def only_writer(cls: RunRecord, path):  # file or folder
     try:
         yield
     finally:
-        with suppress(OSError):  # while it is held, so nobody else's is removed
+        with suppress(OSError):  # while it is held
             os.unlink(lock.lock_file)
         lock.release()
 

@@ -7,10 +7,10 @@ __all__ = []
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #20957d4a
 import json
-import os
+
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -96,7 +96,8 @@ class _PartialFile:
         if resume and self.settings.exists() and self.part.exists():
             before = json.loads(self.settings.read_text(encoding="utf-8"))
             if changes := RunRecord.changes(before, settings):
-                raise ValueError(f"{self.part} has {'; '.join(changes)}: use resume=False, or another output")
+                raise ValueError(
+                    f"{self.part} has {'; '.join(changes)}: use resume=False, or another output")
             return
         self.settings.unlink(missing_ok=True)
         write_whole(self.part, "")
@@ -174,14 +175,9 @@ def _check_output(out, names):
     if out.exists():
         first = next(iter(read_rows(out)), ("", {}))[1]
         if isinstance(first, UnusableRow) or not first.keys() >= {*names}:
-            raise FileExistsError(f"{out} exists and has no {' and '.join(names)}: choose another output")
+            raise FileExistsError(
+                f"{out} exists and has no {' and '.join(names)}: choose another output")
 
-
-def _state(path):
-    "Size and time of a file or folder; None: it is neither."
-    with suppress(OSError, TypeError):
-        found = os.stat(path)
-        return found.st_size, found.st_mtime_ns
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #4afe6c64
 @patch
@@ -202,12 +198,13 @@ def score_file(
     """Score row by row into JSON Lines; a row that cannot be scored has a null score and an `error`.
 
     PreferenceDataError: not readable; ValueError: settings or input changed; FileExistsError: the output."""
-    out, before, source = Path(out_path), _state(in_path), read_rows(in_path, split)
+    out, source = Path(out_path), read_rows(in_path, split)
     rows = _rows(source)
     first = list(islice(rows, 100))
     good = [row for _, row in first if isinstance(row, dict)]
     if not good:
-        raise PreferenceDataError(": ".join(map(str, first[0])) if first else f"{source.name}: no rows")
+        raise PreferenceDataError(
+            ": ".join(map(str, first[0])) if first else f"{source.name}: no rows")
     fmt = PreferenceFormat.detect(good, columns, format, judged=False)
     names = _score_columns(fmt, good, score_column)
     _check_output(out, names)
@@ -218,7 +215,8 @@ def score_file(
         part, rows = _PartialFile(out, settings, resume), chain(first, rows)
         part.skip((_written(fmt, [], *found, []) for found in rows), [*names, "error"])
         done, total = part.rows, sum(1 for _ in source) if progress else None
-        bar = tqdm(desc="Scoring rows", unit=" rows", initial=done, total=total, disable=not progress)
+        bar = tqdm(
+            desc="Scoring rows", unit=" rows", initial=done, total=total, disable=not progress)
         chunks = iter(lambda: list(islice(rows, batch_rows)), [])
         ready = ((chunk, _by_halves(partial(_encode, self, fmt), [row for _, row in chunk]))
                  for chunk in chunks)
@@ -231,7 +229,6 @@ def score_file(
             bar.update(len(chunk))
         written.result()
         bar.close()
-        if _state(in_path) != before:
-            raise ValueError(f"{source.name} has changed while it was read: score it again")
         part.finish()
-    return _ScoreFileReport(str(out), part.rows, part.errors.total(), done, dict(part.errors))
+    return _ScoreFileReport(
+        str(out), part.rows, part.errors.total(), done, dict(part.errors))

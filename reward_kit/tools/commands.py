@@ -32,7 +32,8 @@ def _pairs(option, words, pattern, form):
     "{left: right} of words like left=right."
     found = [re.fullmatch(pattern, word, re.S) for word in words]
     if None in found:
-        raise ParameterError(f"{option} must be {form}, got {words[found.index(None)]!r}")
+        raise ParameterError(
+            f"{option} must be {form}, got {words[found.index(None)]!r}")
     return {left: right or None for left, right in (match.groups() for match in found)}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
@@ -157,7 +158,7 @@ class _Train(_Training):
 def _lora(args):
     "{LoraConfig field: value}, or None."
     if not args.lora: return args.only_with("--lora", *settings_of(LoraSettings).keys() - {"lora"})
-    values = args.values_of(LoraSettings, "lora", *args.without, "quantization")
+    values = args.values_of(LoraSettings, "lora", "quantization")
     return {"r": values.pop("lora_r"), **values}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #762e9106
@@ -198,7 +199,7 @@ class _Ppo(_Training):
         "--data p.jsonl --output ppo-model"
     )
     uses = (PPOSettings, LoraSettings)
-    without = ("quantization", "lora_dropout")  # PPO has no dropout (D10)
+    without = ("quantization",)
     reward: str = _many("Reward model: folder or hub id; may be repeated.", required=True)
     reward_weight: float = _many("Weight of a reward; may be repeated. None: all 1.")
     prompt_column: str | None = _optional(
@@ -274,7 +275,8 @@ class _Calibrate(_Judging):
 
         data = load_preferences(self.data, **_loading(self))
         kept = store_calibration(self.model, data, device=self.device).metadata.calibration
-        print(json.dumps(kept, indent=2) if self.json else _temperature(kept, self.model))
+        print(
+            json.dumps(kept, indent=2) if self.json else _temperature(kept, self.model))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #5d647e6b
 def _temperature(kept, model):
@@ -325,7 +327,8 @@ class _CompareRuns(_Judging):
         from reward_kit.trust.comparing import compare_runs
 
         if len(self.runs) < 2:
-            raise ParameterError(f"compare-runs needs two runs or more, got {len(self.runs)}")
+            raise ParameterError(
+                f"compare-runs needs two runs or more, got {len(self.runs)}")
         _show(self, compare_runs(
             self.runs, self.data, seed=self.seed,
             model_options=self.values_of(ScoringSettings), **_loading(self)))
@@ -419,7 +422,8 @@ def _score_file(args):
     if not (source.exists() or args.output):
         raise FileNotFoundError(f"no file {source} to score; for a glob or hub id give --output")
     model = base_name(args.model).rpartition("/")[2]
-    output = Path(args.output or Path(args.input.removesuffix(".gz")).with_suffix(f".{model}.jsonl"))
+    output = Path(
+        args.output or Path(args.input.removesuffix(".gz")).with_suffix(f".{model}.jsonl"))
     _check_writable(output.parent)
     scored = _load(args).score_file(
         args.input,
@@ -438,7 +442,6 @@ class _Serve(Command):
     "Serve rewards over HTTP, to OpenRLHF, verl, LLaMA-Factory, TRL and clients of vLLM or SGLang."
 
     example = "reward-kit serve ./reward-model --port 8000"
-    uses = (ServerSettings, ScoringSettings)
     without = ("batch_tokens", "progress")
     model: str = _model()
     host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets every machine in.")
@@ -447,10 +450,19 @@ class _Serve(Command):
         settings_of(ScoringSettings)["batch_tokens"].help, "above 0", metavar="TOKENS")
     access_log: bool = setting(False, "Print a line for every request.")
 
+    @classmethod
+    def options(cls):
+        from reward_kit.beside import network
+
+        cls.uses = (ServerSettings, ScoringSettings, network._Network)
+        return super().options()
+
     def run(self):
+        from reward_kit.beside import network
         from reward_kit.tools.serving import ServerLimits, serve
 
         done = serve(
+            network=network._Network(**self.given_of(network._Network)),
             limits=ServerLimits(**self.given_of(ServerSettings)),
             batch_tokens=self.max_batch_tokens,
             max_length=self.max_length,

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
 
 import jinja2
 import torch
@@ -67,13 +66,11 @@ def _encode_request(rm, texts):
     "Token ids of each text; None: the response alone does not fit, too_long='none'."
     from reward_kit.beside import wire_formats
 
-    prompts = texts.prompts
-    for member in rm.members if texts.responses is None else ():
-        bare = partial(wire_formats._bare_text, member.encoder)
-        prompts = [bare(p) if isinstance(p, str) else p for p in prompts]
+    full = texts.responses is None
     try:
         if texts.encode: return texts.encode(rm)
         if texts.normalize: rm.normalized([])
+        prompts = wire_formats._bare_texts(rm, texts.prompts) if full else texts.prompts
         rows = rm.encode(prompts, texts.responses, **texts.template)
     except (ValueError, TypeError, jinja2.TemplateError) as error:
         raise _RequestError(re.sub(r"^row (\d+):?", rf"{texts.name}[\1]", str(error))) from error
@@ -261,7 +258,8 @@ class _Body(dict):
         "These fields are read, any other is refused."
         for name in self:
             if name not in names:
-                raise ValueError(f"unknown field {name[:40]!r}; there are {', '.join(names)}")
+                raise ValueError(
+                    f"unknown field {name[:40]!r}; there are {', '.join(names)}")
 
 # %% ../../nbs/6_tools/61_serving.ipynb #ff5d9900
 _TEMPLATE_FIELDS = {"tools": (list, "a list of tools"), "chat_template_kwargs": (dict, "an object")}
@@ -284,7 +282,8 @@ def template(self: _Body, n):
                 name, value, f"it must be {words} for all texts, or a list with one or null for each")
         taken = [key for row in rows for key in row or () if key in _TAKEN]
         if taken:
-            raise ValueError(f"{name} holds {taken[0]!r}, which is not yours to choose; leave it out")
+            raise ValueError(
+                f"{name} holds {taken[0]!r}, which is not yours to choose; leave it out")
         if any(rows): found[name] = rows
     return found
 
@@ -309,8 +308,10 @@ class WireFormat:
 
 def _read_rewards(body):
     "`prompts` and `responses` as `RewardModel.score` takes them, in lists."
-    body.only("prompts", "responses", "normalize", "too_long", *_TEMPLATE_FIELDS, "model")
-    prompts, responses, _ = RewardModel.as_rows(body.need("prompts"), body.get("responses"))
+    body.only(
+        "prompts", "responses", "normalize", "too_long", *_TEMPLATE_FIELDS, "model")
+    prompts, responses, _ = RewardModel.as_rows(
+        body.need("prompts"), body.get("responses"))
     return {
         "prompts": prompts, "responses": responses, "template": body.template(len(prompts)),
         "name": "prompts" if responses is None else "responses",
@@ -334,12 +335,14 @@ def _load_optional(name):
             'pip install "reward-kit[serve]"') from None
 
 
-async def _read_body(stream, limits):
+async def _read_body(request, limits):
     "The JSON object of a request; _RequestError: it is too large, too slow, or none."
+    from reward_kit.beside import wire_formats
+
     size, chunks = 0, []
     try:
         async with asyncio.timeout(limits.body_timeout_s):
-            async for chunk in stream:  # to the end, or the caller reads no answer
+            async for chunk in wire_formats._unzipped(request):  # to the end, or the caller reads no answer
                 size += len(chunk)
                 if size <= limits.max_body_bytes: chunks.append(chunk)
     except TimeoutError:
@@ -409,9 +412,9 @@ def _error_answer(message, status, retry_after=None):
 
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:1000]
     kinds = {404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
-    kind = kinds.get(status, "BadRequestError")
     return JSONResponse(
-        {"error": {"message": message, "type": kind, "code": status}}, status,
+        {"error": {"message": message, "type": kinds.get(status, "BadRequestError"), "code": status}},
+        status,
         {"Retry-After": str(retry_after)} if retry_after else None)
 
 
@@ -440,39 +443,22 @@ def _make_endpoint(wire, batcher, requests):
     "The function that FastAPI calls for a request in this format."
     from fastapi import Request, responses
 
-    most = batcher.limits.max_rows
+    limits = batcher.limits
 
     async def score(request: Request):
         async with requests.bounded():
-            body = await _read_body(request.stream(), batcher.limits)
+            body = await _read_body(request, limits)
             texts = wire.texts(body)
             n = len(texts.prompts)
-            if n > most:
+            if n > limits.max_rows:
                 raise _RequestError(
-                    f"the request has {n} texts, this server takes {most} at a time; "
+                    f"the request has {n} texts, this server takes {limits.max_rows} at a time; "
                     "send several requests", 413)
             scores = await _wait_for_scores(batcher.submit(texts), request)
             return responses.JSONResponse(wire.write(body, *scores, batcher.rm))
 
     return score
 
-
-def _add_information(app, batcher):
-    "`GET /health` and `GET /v1/models`."
-    rm = batcher.rm
-
-    async def health():
-        if batcher.closed: raise _shutting_down()
-        return {"status": "ok", "model": rm.__name__, "waiting": len(batcher.waiting)}
-
-    async def models():
-        return {"object": "list", "data": [{
-            "id": rm.__name__, "object": "model", "owned_by": "reward_kit",
-            "encoding": rm.encoding_note, "max_rows": batcher.limits.max_rows,
-            "max_model_len": min(m.encoder.encoding.max_length for m in rm.members)}]}
-
-    app.add_api_route("/health", health, summary="Whether the server takes requests")
-    app.add_api_route("/v1/models", models, summary="The model, its limits, and how it reads text")
 
 # %% ../../nbs/6_tools/61_serving.ipynb #19a05cb2
 def wire_formats():
@@ -490,6 +476,8 @@ def make_app(
     limits=None,  # ServerLimits; None: the defaults
 ):  # -> FastAPI application; its `state` has the `batcher` and the open `requests`
     "A score server for any ASGI server; RuntimeError if FastAPI is not installed."
+    from reward_kit.beside import wire_formats
+
     batcher = _Batcher(rm, limits)
     requests = _OpenRequests(batcher.limits)
 
@@ -501,40 +489,40 @@ def make_app(
     app = _load_optional("fastapi").FastAPI(
         title="reward_kit", summary=f"Rewards of {rm.__name__}", lifespan=lifespan)
     app.state.batcher, app.state.requests = batcher, requests
-    for wire in wire_formats():
-        content = {"application/json": {"schema": {"type": "object"}, "example": wire.example}}
+    for wire in (_OWN_FORMAT, *wire_formats.FOREIGN_FORMATS):
         for path in wire.paths:
             app.add_api_route(
                 path, _make_endpoint(wire, batcher, requests), methods=["POST"], name=f"score {path}",
-                response_model=None,
-                openapi_extra={"requestBody": {"required": True, "content": content}},
-                summary=f"Rewards in the format of {wire.name}")
-    _add_information(app, batcher)
+                response_model=None, summary=f"Rewards in the format of {wire.name}",
+                **wire_formats._described(wire, path, rm))
+    wire_formats._add_information(app, batcher)
     _add_error_answers(app)
     return app
 
 # %% ../../nbs/6_tools/61_serving.ipynb #f01c4b2e
-def _listen(host, port):
-    "A socket that listens; OSError about host or port."
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bind(host, port):
+    "A socket that listens later; OSError about host or port."
     try:
-        sock = socket.create_server((host, port), family=family, backlog=2048)
+        *kind, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(*kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address[0], port))
     except (OSError, UnicodeError, OverflowError) as error:
         reason = str(getattr(error, "strerror", error)).partition(" (")[0]
         raise OSError(
             f"cannot listen on {host}, port {port}: {reason}; choose another port or host") from None
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for its connections too
     return sock
 
 
-def _address_of(sock):
+def _address_of(sock, network):
     host, port = sock.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{network.scheme if network else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 # %% ../../nbs/6_tools/61_serving.ipynb #bd7aaf4f
-def _make_server(app, access_log=False):
+def _make_server(app, host, network, access_log=False):
     "A uvicorn server that logs little and stops in bounded time."
     uvicorn, requests = _load_optional("uvicorn"), app.state.requests
+    options = network.protect(app, host) if network else {}
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets=None):
@@ -549,7 +537,7 @@ def _make_server(app, access_log=False):
     return Server(uvicorn.Config(
         app, server_header=False, backlog=2048, lifespan="on", access_log=access_log,
         log_level="info" if access_log else "warning", timeout_keep_alive=120,
-        timeout_graceful_shutdown=requests.seconds + _LAST_SECONDS))
+        timeout_graceful_shutdown=requests.seconds + _LAST_SECONDS, **options))
 
 
 @contextlib.contextmanager
@@ -557,14 +545,17 @@ def background_server(
     rm,  # RewardModel or RewardEnsemble
     limits=None,  # ServerLimits; None: the defaults
     port=0,  # 0: any free one
+    network=None,  # protects it: chapter network
 ):  # -> yields the URL
     "A server on 127.0.0.1 in a thread; on leaving, it answers what it took and stops."
-    server = _make_server(make_app(rm, limits))
-    with _listen("127.0.0.1", port) as sock:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    server = _make_server(make_app(rm, limits), "127.0.0.1", network)
+    with _bind("127.0.0.1", port) as sock:
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
+        while thread.is_alive() and not server.started: time.sleep(0.01)
         try:
-            yield _address_of(sock)
+            yield _address_of(sock, network)
         finally:
             server.should_exit = True
             thread.join()
@@ -576,20 +567,22 @@ def serve(
     port=8000,  # 0: any free one
     *,
     limits=None,  # ServerLimits; None: the defaults
+    network=None,  # protects it: chapter network
     access_log=False,  # print a line for every request
     say=print,  # called with one line for people
     **loading,  # of `RewardModel.from_pretrained`
 ) -> bool:  # False: a forward pass goes on, so leave the process with `os._exit`
     """Serve until SIGTERM or Ctrl-C; what was accepted is answered in `limits.shutdown_timeout`.
     RuntimeError: FastAPI or uvicorn is missing; OSError: the port is in use; ModelLoadError."""
-    for package in ("fastapi", "uvicorn"):
-        _load_optional(package)
-    with _listen(host, port) as sock:
+    for package in ("fastapi", "uvicorn"): _load_optional(package)
+    with _bind(host, port) as sock:
         rm = RewardModel.from_pretrained(model, **loading) if isinstance(model, str) else model
         app = make_app(rm, limits)
-        server, address = _make_server(app, access_log), _address_of(sock)
+        server, address = _make_server(
+            app, host, network, access_log), _address_of(sock, network)
         with server.capture_signals():  # SIGTERM and Ctrl-C also before and after it runs
-            say(f"Serving {rm.__name__} at {address}, its routes at {address}/docs. Ctrl-C stops it.")
+            say(
+                f"Serving {rm.__name__} at {address}, its routes at {address}/docs. Ctrl-C stops it.")
             server.run(sockets=[sock])
         say("Stopped at once." if server.force_exit else
             f"Stopped; requests that got a 503 because the time was up: {app.state.requests.given_up}.")
