@@ -1068,6 +1068,9 @@ def test_a_gzip_is_read_and_another_coding_is_refused(rm, url):
         assert found.status_code == status and message in found.json()["error"]["message"]
 
 
+COUNTED = "reward_kit_requests_total{route=\"other\",status=\"404\"}"
+
+
 def test_readiness_counts_tokens_and_models(rm, url):
     assert requests.get(f"{url}/ready", timeout=60).json()["status"] == "ready"
     assert requests.head(f"{url}/health", timeout=60).status_code == 200
@@ -1079,7 +1082,7 @@ def test_readiness_counts_tokens_and_models(rm, url):
     for n in range(3):
         requests.get(f"{url}/no-such-path-{n}", timeout=60)
     lines = requests.get(f"{url}/metrics", timeout=60).text.splitlines()
-    other = [line for line in lines if "requests_total" in line and "other" in line]
+    other = [line for line in lines if line.startswith(COUNTED)]
     assert len(other) == 1
     assert not any("no-such-path" in line for line in lines)
 

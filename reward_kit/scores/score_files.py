@@ -178,7 +178,6 @@ def _check_output(out, names):
             raise FileExistsError(
                 f"{out} exists and has no {' and '.join(names)}: choose another output")
 
-
 # %% ../../nbs/3_scores/33_score_files.ipynb #4afe6c64
 @patch
 def score_file(

@@ -459,7 +459,6 @@ def _make_endpoint(wire, batcher, requests):
 
     return score
 
-
 # %% ../../nbs/6_tools/61_serving.ipynb #19a05cb2
 def wire_formats():
     "Every format that a server speaks: our own, and those of other stacks."
@@ -580,6 +579,7 @@ def serve(
         app = make_app(rm, limits)
         server, address = _make_server(
             app, host, network, access_log), _address_of(sock, network)
+        sock.listen(2048)  # whoever reads the address may call
         with server.capture_signals():  # SIGTERM and Ctrl-C also before and after it runs
             say(
                 f"Serving {rm.__name__} at {address}, its routes at {address}/docs. Ctrl-C stops it.")
