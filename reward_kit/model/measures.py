@@ -182,12 +182,11 @@ def step_memory(cls: TrainingPlan, model, optim, forward, positions):
     return _StepMemory(weights, gradients, moments, copies, each, *shape)
 
 # %% ../../nbs/2_model/29_measures.ipynb #3692636a
-def _plot_training(history):
-    names = {"loss": "loss (nats per row)", "accuracy": "pairwise accuracy"}
-    figure = plot_history(history, {
-        title: [(name, "training"), (f"eval_{name}", "evaluation")] for name, title in names.items()})
-    figure.axes[1].axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    return figure
+_CURVES = {
+    "loss (nats per row)": [("loss", "training", "{:z.3f}"), ("eval_loss", "evaluation", "{:z.3f}")],
+    "pairwise accuracy (share)": [
+        ("accuracy", "training", "{:.2f}"), ("eval_accuracy", "evaluation", "{:.2f}")],
+}
 
 # %% ../../nbs/2_model/29_measures.ipynb #dec5dbd8
 @dataclass
@@ -203,6 +202,7 @@ class TrainedModel:
     data_report: object = None  # DataReport
     texts: list = field(default_factory=list)  # token ids, to compare merged scores
     weights: dict | None = None  # gathered ones of a sharded model
+    CURVES = _CURVES
     note: str = "Not evaluated."  # where there are no sets
 
     def write(self, folder: Path, name: str) -> None:
@@ -319,7 +319,9 @@ def _write_card(self: TrainedModel, folder, name):
         name=name, max_length=encoding.max_length,
         plain=_PLAIN.format(between=between) if encoding.kind == "text" else "")
     card.begin(name, text, ("reward-model", "reward_kit", "trl"), base=about.base["id"])
-    _plot_training(self.history).savefig(folder / "training_curve.png")
+    figure = plot_history(self.history, _CURVES)
+    figure.axes[1].axhline(0.5, color="grey", linestyle=":")
+    figure.savefig(folder / "training_curve.png")
     card.replace(
         "training", "## Training", card.table(self.training),
         "Encoding:", indent(encoding.describe(), "- "),

@@ -336,8 +336,8 @@ def default_precision(
     "Mixed precision for this machine: bf16, fp16 or no."
     if use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"):
         has = getattr(torch.cpu, "get_capabilities", dict)()
-        able = any(map(has.get, _SHORT_PRODUCTS))
-        return "bf16" if able and parameters >= _WORTH_CASTING else "no"
+        able = parameters >= _WORTH_CASTING and any(map(has.get, _SHORT_PRODUCTS))
+        return "bf16" if able else "no"
     if is_torch_bf16_gpu_available():
         return "bf16"
     # gemma3 overflows in fp16

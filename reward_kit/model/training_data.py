@@ -115,8 +115,8 @@ def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
         full = 1e-5 if parameters <= 1.3e9 else 3e-6  # models of 1.3e9 are still called 1B
         self.learning_rate = 1e-4 if adapted else full
     if self._auto_precision and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        on_cpu = self.device.type == "cpu"
-        self._set_precision(default_precision(on_cpu, model.config.model_type, parameters))
+        self._set_precision(default_precision(
+            self.device.type == "cpu", model.config.model_type, parameters))
     self.accelerator_config.dispatch_batches = False  # a stream's are whole
     self.accelerator_config.non_blocking = self.dataloader_pin_memory  # off on a CPU
     short = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2

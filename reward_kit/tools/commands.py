@@ -422,8 +422,7 @@ def _score_file(args):
     if not (source.exists() or args.output):
         raise FileNotFoundError(f"no file {source} to score; for a glob or hub id give --output")
     model = base_name(args.model).rpartition("/")[2]
-    output = Path(
-        args.output or Path(args.input.removesuffix(".gz")).with_suffix(f".{model}.jsonl"))
+    output = Path(args.output or Path(args.input.removesuffix(".gz")).with_suffix(f".{model}.jsonl"))
     _check_writable(output.parent)
     scored = _load(args).score_file(
         args.input,

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from transformers import TrainerCallback
 
 from ..data.report import plot_history
+from ..model.measures import TrainedModel
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #dc8c4717
 class LiveDashboard(TrainerCallback):
@@ -91,19 +92,10 @@ def on_train_end(self: LiveDashboard, args, state, control, **kwargs):
     if self.image is not None and self.history: self._draw(state)
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #394ea059
-def _both(key, form):
-    "A value on the training and on the evaluation set."
-    return (key, "training", form), (f"eval_{key}", "evaluation", form)
-
-
 class TrainingDashboard(LiveDashboard):
     "Loss, accuracy and learning rate of a `RewardTrainer`."
 
-    panels = {
-        "loss (nats per row)": _both("loss", "{:z.3f}"),
-        "pairwise accuracy (share)": _both("accuracy", "{:.2f}"),
-        "learning rate": (("learning_rate", "", "{:.1e}"),),
-    }
+    panels = TrainedModel.CURVES | {"learning rate": (("learning_rate", "", "{:.1e}"),)}
 
 # %% ../../nbs/6_tools/64_dashboards.ipynb #b7d98480
 class PPODashboard(LiveDashboard):

@@ -97,8 +97,7 @@ def train_reward_model(
 
     evaluation = None
     if keep_finished and not overwrite and run.is_finished(settings):
-        say(
-            f"{output} holds this very run, finished; it is evaluated and not trained again.")
+        say(f"{output} holds this very run, finished; it is evaluated and not trained again.")
         if run.is_main: evaluation = _evaluate(run.folder, held_out, progress, say)
         return TrainedRewardModel(run.folder, evaluation, report, held_out, False)
     with run.fresh(), quiet(progress=progress):
@@ -221,8 +220,7 @@ def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
             "both need at least one; give more")
     say(str(report))
     if warning: say(warning)
-    say(
-        f"Training on {counted(len(train), 'preference')}, evaluating on {len(held_out):,} {which}.")
+    say(f"Training on {counted(len(train), 'preference')}, evaluating on {len(held_out):,} {which}.")
     return train, held_out, report
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #badfb548
@@ -291,8 +289,7 @@ class _LogLines(TrainerCallback):
             for name in _SHOWN if name in logs]
         if shown and state.is_world_process_zero:
             last = str(state.max_steps)
-            self.say(
-                "  ".join([f"step {state.global_step:>{len(last)}}/{last}", *shown]))
+            self.say("  ".join([f"step {state.global_step:>{len(last)}}/{last}", *shown]))
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #1d3ab814
 class _Bar(ProgressCallback):
