@@ -310,7 +310,7 @@ reward = classify([text])[0]["score"]
 ```
 """
 
-
+# %% ../../nbs/2_model/29_measures.ipynb #920d9933
 @patch
 def _write_card(self: TrainedModel, folder, name):
     card, about, encoding = ModelCard(folder), self.metadata, self.metadata.encoding

@@ -102,7 +102,6 @@ def _out_of_fold(train, preferences, k, seed, bar):
         bar.update()
     return rewards.tolist(), fold_of
 
-
 # %% ../../nbs/4_trust/46_labels.ipynb #355fc607
 def cross_validate(
     train, # function(preferences, seed) -> what scores; see `trainer_recipe`
