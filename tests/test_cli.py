@@ -963,7 +963,7 @@ def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
         (1, base, model, tmp_path / "none.jsonl", "no such file"),
         (1, base, model, tmp_path / "empty.jsonl", "empty.jsonl has no rows"),
         (1, base, model, tmp_path / "null.jsonl", "null.jsonl"),
-        (1, base, model, tmp_path / "blank.jsonl", ": empty prompt"),
+        (1, base, model, tmp_path / "blank.jsonl", ": the prompt is empty"),
         (1, base, model, tmp_path / "broken.jsonl", "broken.jsonl:1: "),
     ):
         assert message in fails(capsys, code, *ppo(model_, reward, prompts, out))

@@ -14,7 +14,6 @@ from reward_kit.beside import published_layouts
 from reward_kit.data.files import PreferenceDataError, UnusableRow, read_rows
 from reward_kit.data.formats import PreferenceFormat, to_record
 from reward_kit.data.preferences import load_preferences
-from reward_kit.rl.rollouts import Prompts
 from reward_kit.scores import score_files  # noqa: F401
 from reward_kit.scores.text_scorer import TextScorer
 
@@ -69,7 +68,7 @@ class Listener(TextScorer):
 
 @pytest.mark.parametrize("layout", published_layouts._LAYOUTS, ids=lambda layout: layout.name)
 def test_each_layout_is_the_same_to_every_reader(layout, tmp_path):
-    "Training and evaluation, a file that is scored, prompts of PPO."
+    "Training and evaluation, and a file that is scored."
     rows = layout.example if isinstance(layout.example, list) else [layout.example]
     columns = layout.options.get("columns")
     found = list(load(rows, **layout.options))
@@ -83,8 +82,6 @@ def test_each_layout_is_the_same_to_every_reader(layout, tmp_path):
     assert scored.rows == len(rows) and not scored.failed
     order = lambda triples: sorted(json.dumps(triple) for triple in triples)
     assert order(listener.heard) == order(trained)
-    prompts = [row["prompt"] for row in Prompts.load(rows, columns)]
-    assert len(prompts) == len(rows) and all(prompt in [r["prompt"] for r in found] for prompt in prompts)
 
 
 @pytest.mark.parametrize("cells", [
@@ -117,16 +114,6 @@ def test_a_file_to_be_scored_has_splits_and_rows_of_other_columns(tmp_path):
     mixed = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "responses": ["a", "b"]}]
     report = listener.score_file(mixed, tmp_path / "mixed.jsonl")
     assert report.errors == {"row in another format than the first rows: ranking": 1}
-
-
-def test_prompts_have_what_stands_before_them():
-    row = {"system": "s", "question": "q", "history": [["a", "b"]], "answer": 3}
-    (prompt,) = Prompts.load([row])
-    assert [turn["content"] for turn in prompt["prompt"]] == ["s", "a", "b", "q"] and prompt["answer"] == 3
-    assert Prompts.load([prompt])[0]["prompt"] == prompt["prompt"]
-    with pytest.raises(PreferenceDataError, match="'context' stands beside the prompt.*prompt_column"):
-        Prompts.load([{"prompt": "q", "context": "c"}])
-    assert Prompts.load([{"prompt": "q", "context": "c"}], {"context": None})[0]["prompt"] == "q"
 
 
 def test_there_are_sixty_layouts():
@@ -324,6 +311,11 @@ def test_a_turn_that_history_and_prompt_share_stands_once():
     ):
         found = load([row | {"history": history, "prompt": prompt, "system": "s"}])
         assert [turn["content"] for turn in found[0]["prompt"]] == ["s", "Hi", "Hello.", "And then?"]
+    own = {"system": "s", "history": earlier, "prompt": [turn("system", "own"), turn("user", "q")]}
+    found = load([row | own])[0]["prompt"]
+    assert [t["content"] for t in found] == ["own", "Hi", "Hello.", "q"]
+    alone = {"system": "s", "prompt": [turn("system", "s")], "response": "x"}
+    assert PreferenceFormat.detect([alone], judged=False).texts(alone)["prompt"] == [turn("system", "s")]
     plain = load([row | {"prompt": "q"}])[0]["prompt"]
     for none in (None, "", " "):
         assert load([row | {"prompt": "q", "system": none}])[0]["prompt"] == plain

@@ -1209,7 +1209,7 @@ def test_prompts_come_from_lists_files_and_datasets(tmp_path):
     for path in (tmp_path / "p.jsonl", str(tmp_path / "p.jsonl")):
         assert Prompts.load(path) == [{**row, "origin": f"p.jsonl:{i}"} for i, row in enumerate(rows, 1)]
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?"}\n{"prompt": " "}\n')
-    with pytest.raises(ValueError, match="p.jsonl:2: empty prompt"):
+    with pytest.raises(ValueError, match="p.jsonl:2: the prompt is empty"):
         Prompts.load(tmp_path / "p.jsonl")
     frame = pandas.DataFrame(rows)
     assert Prompts.load(frame) == Prompts.load(rows)  # and not its column names
@@ -1742,7 +1742,7 @@ def test_the_reference_is_the_untouched_base(base, tmp_path, bias):
 @pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4"])
 def test_an_adapter_that_rewrites_its_base_is_refused(base, tmp_path, init):
     adapter = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=init)
-    with pytest.raises(ValueError, match="begins by changing its base, which is the reference: leave init"):
+    with pytest.raises(ValueError, match="its base, to which a saved one belongs: leave init"):
         make_trainer(base, tmp_path, peft_config=adapter)
 
 

@@ -307,6 +307,16 @@ def test_dependence_within_prompts_is_seen():
     assert "cannot be told apart" in found.verdicts[0]
 
 
+def test_differences_stay_possible_and_one_prompt_shows_nothing():
+    rng = np.random.default_rng(0)
+    a, b = (rng.random(500) < 0.7).astype(float), (rng.random(500) < 0.9).astype(float)
+    one = compare_models(a, b, np.zeros(500))
+    assert one.interval == (-1, 1) and one.difference == pytest.approx(b.mean() - a.mean())
+    assert "cannot be told apart" in one.verdicts[0]
+    few = compare_models(a[:3], a[:3])
+    assert few.interval == (-1, 1) and type(few.interval[0]) is float
+
+
 def test_sentences_name_the_better_model_first():
     a, b = np.zeros(40), np.ones(40)
     for first, second in ((a, b), (b, a)):

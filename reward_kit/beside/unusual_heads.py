@@ -124,7 +124,8 @@ def check_stored(self: RewardHead, model, folder):  # whose head it is, perhaps 
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
-        own = get_peft_model_state_dict(model)
+        own = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+        folder = next(filter(Path.is_dir, [Path(folder) / model.active_adapter]), folder)  # as PEFT saves it
     for path in Path(folder).glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             stored |= {name: file.get_slice(name).get_shape() for name in file.keys()}

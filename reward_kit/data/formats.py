@@ -275,6 +275,7 @@ def _read_labels(columns, rows):
     numbers = sorted(word for word in seen if re.fullmatch(_NUMBER, word))
     meaning = _numbers(set(numbers), columns)
     if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
+        numbers = numbers[:9]
         raise PreferenceDataError(
             f"the labels in {columns['label']!r} are {', '.join(numbers)}, which could name either response; "
             f"say what each means, with a, b or tie in place of the '?': "
@@ -384,9 +385,6 @@ def _texts(self: PreferenceFormat, row):
         return row.in_context(row.parsed("prompt") or "", responses)
 
 
-
-
-
 @patch
 def score_columns(self: PreferenceFormat, name: str = "score") -> list[str]:
     "Where the scores of a row go."
@@ -405,22 +403,6 @@ class _Text(PreferenceFormat):
 
 class _Conversation(_Text):
     name, needs = "conversation", ("prompt",)
-
-    def _texts(self, row):
-        return None, [row.texts([], [], self.transcripts)[0]]
-
-
-@patch
-def prompt(self: PreferenceFormat, cells: dict) -> dict:
-    "The same, but the responses may be unusable; prompts are all that is asked for."
-    try:
-        return self.texts(cells)
-    except UnusableRow:
-        if "prompt" not in self.columns:
-            raise
-    alone = _Conversation(self.columns, self.transcripts)
-    alone.flatten = self.flatten
-    return alone.texts(cells)
 
 # %% ../../nbs/1_data/14_formats.ipynb #c6e2b999
 @patch(cls_method=True)
@@ -443,7 +425,7 @@ def _choose(columns, rows, format, judged):
             return cls
     if judged:
         raise columns.missing(min((cls.lacking(columns) for cls in usual), key=len))
-    if judged is None or _spelling(rows[:1], columns, ["prompt"]) in ("messages", "sharegpt"):
+    if _spelling(rows[:1], columns, ["prompt"]) in ("messages", "sharegpt"):
         return _Conversation
     if "text" in columns:
         return _Text
@@ -466,8 +448,8 @@ def _holds_prompt(responses):
 @patch
 def _refuse_lost_prompt(self: PreferenceFormat, there, rows):
     "Raises `PreferenceDataError` where a prompt may be lost."
-    grouped = self.by_prompt and self.needed[1:] or isinstance(self, _Conversation)
-    declared = "prompt" in there.absent and not grouped or type(self) is _Text
+    grouped = self.by_prompt and self.needed[1:]
+    declared = "prompt" in there.absent and not grouped or isinstance(self, _Text)
     if "prompt" in there or declared or self.transcripts:
         return
     held = []
@@ -485,7 +467,7 @@ def _refuse_lost_prompt(self: PreferenceFormat, there, rows):
 # %% ../../nbs/1_data/14_formats.ipynb #16042e3c
 @patch(cls_method=True)
 def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, judged=True):
-    "The format of some rows, as for `load_preferences`; `judged` False: scored, None: prompts."
+    "The format of some rows, as for `load_preferences`; `judged` False: to be scored."
     flatten, rows, exports = Columns.unnest(rows)
     read = [(*cls.needs, *chain(*cls.verdicts), *cls.optional) for cls in _FORMATS.values()]
     there = Columns(rows, columns, judged, dict.fromkeys(chain(*read)))

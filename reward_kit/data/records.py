@@ -309,9 +309,12 @@ def in_context(self: Row, prompt, responses):
         return prompt, responses
     prompt, before = as_messages(_said("user", prompt), "prompt"), said + earlier
     both = next((n for n in range(len(prompt), 0, -1) if before[-n:] == prompt[:n]), 0)
-    prompt = earlier + prompt[both:]
-    said = [] if prompt[0]["role"] == "system" else said
-    return said + prompt, [_said("assistant", response) for response in responses]
+    own = prompt[both:]
+    lead = [turn for turn in own[:1] if turn["role"] == "system"]
+    turns = earlier + own[len(lead) :]
+    if "system" not in [turn["role"] for turn in lead + turns[:1]]:
+        lead = said
+    return lead + turns, [_said("assistant", response) for response in responses]
 
 # %% ../../nbs/1_data/12_records.ipynb #6ef2dbdb
 def _refuse_equal(responses, ranks, names):

@@ -623,7 +623,7 @@ def _trained_model(self: RewardTrainer):
     measured, held_out = self._evaluated[self._weights_step()], self.eval_dataset
     if held_out is not None and not measured and args.world_size == 1 and not self.is_in_train:
         self.evaluate()
-    sets = held_out.values() if isinstance(held_out, dict) else [held_out]
+    sets = held_out.values() if isinstance(held_out, dict) else [held_out] * (held_out is not None)
     about = RewardMetadata(
         encoding=self.encoding,
         loss={"name": args.loss_type, "parameters": loss},

@@ -98,7 +98,7 @@ def _with_adapter(policy, peft_config):
         moved = (_logprobs(adapted, [1, 2, 3]) - first).abs().max()
     if moved > 1e-6:
         raise ValueError(
-            "the adapter begins by changing its base, which is the reference: leave "
+            "the adapter begins by changing its base, to which a saved one belongs: leave "
             "init_lora_weights out of peft_config")
     return adapted
 

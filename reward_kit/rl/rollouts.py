@@ -20,10 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #c6687575
 from ..data.files import PreferenceDataError, UnusableRow, read_rows
-from ..data.formats import PreferenceFormat
 from ..data.preferences import Preferences
+from ..data.records import as_messages
 from ..model.batches import Batch, forward_at, innermost_model, lay_out
 from ..model.encoding import RewardEncoder
+
+from ..model.settings import ParameterError, nearest
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #4c90245f
 _PerToken = list[float] | None  # of each token of a response, once measured
@@ -249,28 +251,24 @@ def _for_each(rows, function):
             raise ValueError(f"{row['origin']}: {error}") from error
 
 
-def _with_prompt(fmt, row):
-    "The row with its prompt: a text, or messages that wait for an answer."
-    found = fmt.prompt(row)
-    prompt, responses = found.pop("prompt"), found.pop("responses")
-    prompt = responses[0] if prompt is None else prompt  # a conversation that has no answer yet
-    if not prompt:
-        raise ValueError("empty prompt")
-    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+def _checked_prompt(value):
+    "A text, or messages that wait for an answer."
+    messages = [] if isinstance(value, str) else as_messages(value, "the prompt")
+    if not (messages or isinstance(value, str) and value.strip()):
+        raise ValueError("the prompt is empty")
+    if messages and messages[-1]["role"] == "assistant":
         raise ValueError("the prompt ends with an assistant turn; leave the answer out")
-    return found | row | {"prompt": prompt}
+    return messages or value
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #3fe398cf
-def _prompt_format(rows, columns, name):
-    columns = dict(columns or {})
-    if "text" in rows[0] and "prompt" not in rows[0]:
-        columns.setdefault("prompt", "text")
-    try:
-        return PreferenceFormat.detect(rows[:1000], columns, judged=None)
-    except PreferenceDataError as error:
-        why, lost, _ = str(error).partition("; join them")
-        whole = "; name the prompt_column if it holds whole prompts" if lost else ""
-        raise PreferenceDataError(f"{name}: {why}{whole}") from None
+def _prompt_column(columns, asked, name):
+    for column in [asked] if asked else ["prompt", "text"]:
+        if column in columns:
+            return column
+    wanted, hint = repr(asked) if asked else "prompt or text", nearest(asked or "prompt", columns)
+    raise ParameterError(
+        f"{name} has no column {wanted}; the columns are: {', '.join(columns)}. "
+        f"Name one with prompt_column, or call it prompt.{hint}")
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #561cabfb
 class Prompts(list):
@@ -280,12 +278,10 @@ class Prompts(list):
     def load(
         cls,
         data,  # prompts, Preferences, what `read_rows` takes or gives
-        columns=None,  # of `load_preferences`, as {"prompt": "question"}
+        column=None,  # that holds the prompts; None: prompt, else text
         name="train_dataset",  # for messages about rows of a list
     ):
         "ValueError names the row without a prompt, or no rows."
-        if isinstance(data, Prompts):
-            return data
         if isinstance(data, dict):
             raise ValueError(
                 f"{name} holds several sets ({', '.join(map(str, data))}); give one of them")
@@ -301,8 +297,9 @@ class Prompts(list):
         name = name if in_memory else found.name
         if not rows:
             raise ValueError(f"{name} has no rows; give at least one prompt")
-        fmt = _prompt_format(rows, columns, name)
-        return cls(_for_each(rows, partial(_with_prompt, fmt)))
+        column = _prompt_column([key for key in rows[0] if key != "origin"], column, name)
+        return cls(_for_each(
+            rows, lambda row: row | {"prompt": _checked_prompt(row.get(column))}))
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #b431f8e8
 def _render(tokenizer, row):

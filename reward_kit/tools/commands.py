@@ -203,7 +203,7 @@ class _Ppo(_Training):
     reward: str = _many("Reward model: folder or hub id; may be repeated.", required=True)
     reward_weight: float = _many("Weight of a reward; may be repeated. None: all 1.")
     prompt_column: str | None = _optional(
-        "Column that holds whole prompts. None: found by its name.", alias="prompt_text_column")
+        "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column")
     split: str | None = _optional("Split of the prompts, or file stem in a folder.")
     eval_split: str | None = _optional("Split of the held-out prompts.")
     resume: bool = setting(
@@ -316,7 +316,7 @@ class _CompareRuns(_Judging):
     "Compare reward models on the same preferences by paired tests, seeds of a setting together."
 
     example = "reward-kit compare-runs run-a run-b --data held-out.jsonl"
-    without = ("model",)
+    without = ("model", "seed")
     runs: str = _positional(
         "Folders or hub ids of reward models; "
         "lora-seed0 and lora-seed1 are two seeds of one setting.", many=True)
@@ -330,8 +330,7 @@ class _CompareRuns(_Judging):
             raise ParameterError(
                 f"compare-runs needs two runs or more, got {len(self.runs)}")
         _show(self, compare_runs(
-            self.runs, self.data, seed=self.seed,
-            model_options=self.values_of(ScoringSettings), **_loading(self)))
+            self.runs, self.data, model_options=self.values_of(ScoringSettings), **_loading(self)))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #c95f2de5
 def _score_table(labels, scores, texts):

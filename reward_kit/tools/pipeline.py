@@ -398,7 +398,7 @@ def train_ppo_policy(
     eval_fraction: float = 0.1,  # share of the prompts held out, at most 256; 0: none
     split: str | None = None,  # split of prompts
     eval_split: str | None = None,  # split of eval_prompts
-    prompt_column: str | None = None,  # with whole prompts; None: found by its name
+    prompt_column: str | None = None,  # with the prompts; None: prompt, else text
     max_samples: int | None = None,  # use at most this many rows of prompts
     config: dict | None = None,  # {PPOConfig field: value}
     peft_config=None,  # LoraConfig, or its fields; None: all weights
@@ -417,7 +417,7 @@ def train_ppo_policy(
     adapter = _lora_config(peft_config, "CAUSAL_LM")
     tokenizer = _tokenizer(model, chat_template)
 
-    rows = Prompts(_read_prompts(prompts, split, prompt_column)[:max_samples])
+    rows = _read_prompts(prompts, split, prompt_column)[:max_samples]
     if eval_prompts is None: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
     else: held_out = _read_prompts(eval_prompts, eval_split, prompt_column)
     rewards = reward if isinstance(reward, (list, tuple)) else [reward]
@@ -440,16 +440,16 @@ def train_ppo_policy(
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c67642d6
 def _read_prompts(data, split, column):
-    "Checked rows; a column that is named is the whole prompt."
+    "Rows with `prompt`, checked, each with its origin."
     if not isinstance(data, (list, tuple, Preferences)): data = read_rows(data, split=split)
-    return Prompts.load(data, column and {"prompt": column, "context": None}, "prompts")
+    return Prompts.load(data, column, "prompts")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
     "Rows to train on and rows held out, without a shared prompt."
     if not eval_fraction: return rows, None
     held = hold_out([prompt_key(row["prompt"]) for row in rows], eval_fraction, seed=seed, most=256)
-    return Prompts(compress(rows, ~held)), Prompts(compress(rows, held))
+    return [*compress(rows, ~held)], [*compress(rows, held)]
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f8c6bc26
 def _weights_of(reward):

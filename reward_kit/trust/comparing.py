@@ -49,13 +49,15 @@ def _over_prompts_and_seeds(parts, prompt, level):
 
     parts: outcomes (S, P) of each setting, negative for what is taken away."""
     count = Bootstrap.by_prompt(prompt, None)
-    c, n = max(len(count), 2), count.sum()
-    value = net = between = spread = 0.0
+    c, n = len(count), count.sum()
+    value = float(sum(outcomes.mean() for outcomes in parts))
+    if c == 1:  # nothing can be claimed
+        return value, -1.0, 1.0, 1.0
+    net = between = spread = 0.0
     for outcomes in parts:
         share, s = outcomes.mean(1), len(outcomes)
         effect = (Bootstrap.by_prompt(prompt, *outcomes) - share * count) / n # (C, S)
         mean = effect.mean(1, keepdims=True)
-        value += share.mean()
         net = net + mean
         if s > 1:
             apart = share.var(ddof=1) / s
@@ -67,8 +69,8 @@ def _over_prompts_and_seeds(parts, prompt, level):
     freedom = variance**2 / (prompts**2 / (c - 1) + spread * (between > 0))
     t, error = stats.t(freedom), np.sqrt(variance)
     reach = t.ppf((1 + level) / 2) * error
-    p = 2 * t.sf(abs(value) / error)
-    return value, value - reach, value + reach, p
+    low, high = np.clip([value - reach, value + reach], -1, 1).tolist()
+    return value, low, high, float(2 * t.sf(abs(value) / error))
 
 # %% ../../nbs/4_trust/45_comparing.ipynb #1c5440f5
 def _p_text(p):

@@ -93,7 +93,7 @@ def verdicts(self: _LearningCurve):
     found = f"{points(gain)} points ({points(low, high)})"
     labels = f"{extra:,} more labels"
     step = (f"the last step, from {self.sizes[-2]:,.0f} to {most:,}, "
-            f"brought {points(*self.last_step)}")
+            f"brought {points(*self.last_step)} points")
     if high < 0.01:
         sentences = [f"{labels} would hardly help: {found}."]
     elif low > 0.005 and self.last_step[0] > 0:
@@ -148,11 +148,13 @@ def _curve_of_outcomes(sizes, outcomes, prompt, bootstrap=Bootstrap()):
     if repeats > 1:
         rng = np.random.default_rng(bootstrap.seed)
         spread = np.cov(by_repeat) / repeats
-        draws += rng.multivariate_normal(np.zeros(len(sizes)), spread, len(draws))
+        noise = rng.multivariate_normal(np.zeros(len(sizes)), spread, len(draws))
+        freedom = repeats - 1  # Student's t, since the spread is estimated
+        draws += noise / np.sqrt(rng.chisquare(freedom, (len(draws), 1)) / freedom)
     fit, fits = (_fit_power_law(sizes, rows) for rows in (accuracy[None], draws))
     step = bootstrap.ends(draws[:, -1] - draws[:, -2])
     return _LearningCurve(
-        list(sizes), accuracy.tolist(), *bootstrap.ends(draws), list(step), *outcomes.shape[1:],
+        list(sizes), accuracy.tolist(), *bootstrap.ends(draws.clip(0, 1)), list(step), *outcomes.shape[1:],
         len(np.unique(prompt)), fit[0].tolist(), bootstrap.level, fits)
 
 # %% ../../nbs/4_trust/47_learning_curve.ipynb #5a472778
