@@ -772,7 +772,7 @@ def test_runs_are_compared_on_the_same_pairs(model, pairs, tmp_path, capsys):
     assert "other" in text and "reward-model" in text and "p = 1" in text
     found = json.loads(output(capsys, "compare-runs", model, other, "--data", pairs, "--json"))
     assert len(found["settings"]) == 2 and found["comparisons"][0]["difference"] == 0
-    assert "needs two runs or more, got 1" in fails(capsys, 2, "compare-runs", model, "--data", pairs)
+    assert "two or more settings are needed" in fails(capsys, 1, "compare-runs", model, "--data", pairs)
     assert "--data" in fails(capsys, 2, "compare-runs", model, other)
 
 

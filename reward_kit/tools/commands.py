@@ -158,7 +158,7 @@ class _Train(_Training):
 def _lora(args):
     "{LoraConfig field: value}, or None."
     if not args.lora: return args.only_with("--lora", *settings_of(LoraSettings).keys() - {"lora"})
-    values = args.values_of(LoraSettings, "lora", "quantization")
+    values = args.values_of(LoraSettings, "lora", *args.without, "quantization")
     return {"r": values.pop("lora_r"), **values}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #762e9106
@@ -199,7 +199,7 @@ class _Ppo(_Training):
         "--data p.jsonl --output ppo-model"
     )
     uses = (PPOSettings, LoraSettings)
-    without = ("quantization",)
+    without = ("quantization", "lora_dropout")  # PPO has no dropout (D10)
     reward: str = _many("Reward model: folder or hub id; may be repeated.", required=True)
     reward_weight: float = _many("Weight of a reward; may be repeated. None: all 1.")
     prompt_column: str | None = _optional(
@@ -326,9 +326,6 @@ class _CompareRuns(_Judging):
     def run(self):
         from reward_kit.trust.comparing import compare_runs
 
-        if len(self.runs) < 2:
-            raise ParameterError(
-                f"compare-runs needs two runs or more, got {len(self.runs)}")
         _show(self, compare_runs(
             self.runs, self.data, model_options=self.values_of(ScoringSettings), **_loading(self)))
 
