@@ -69,13 +69,18 @@ def public_names() -> dict:
     return names
 
 
+def is_own(function) -> bool:
+    "Whether it is a function of this package, not one that a decorator of another puts into a class."
+    return inspect.isfunction(function) and inspect.unwrap(function).__module__.startswith("reward_kit")
+
+
 def methods(cls):
     "Name and function (or property) of each documented public method that the class itself defines."
     for name, item in vars(cls).items():
         function = getattr(item, "__func__", item)
         if (
             not name.startswith("_")
-            and (inspect.isfunction(function) or isinstance(item, property))
+            and (isinstance(item, property) or is_own(function))
             and inspect.getdoc(item)
         ):
             yield name, function

@@ -1079,7 +1079,7 @@ def test_messages_name_options_not_python(tmp_path, capsys):
     assert "1 row kept" in output(capsys, "inspect", tmp_path / "q.jsonl", "--prompt-column", "")
     assert (
         COMMANDS["score"].in_options('name them with columns={"prompt": "my question"}')
-        == 'name them with --column prompt="my question"'
+        == 'name them with --prompt-column "my question"'
     )
     assert (
         COMMANDS["llm"].in_options("columns={'chosen': 'c', 'rejected': 'r'}")

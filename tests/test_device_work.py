@@ -325,10 +325,10 @@ def test_a_plan_that_could_not_count_says_nothing_of_activations_and_cuts_nothin
     trainer = RewardTrainer(make_base(tmp_path / "base"), args, train_dataset=make_pairs(16))
     trainer.micro_batches.count = 4  # as on a GPU, where what was asked for is kept until it is known better
 
-    def fails(*_):
+    def fails(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "_rewards", fails)
+    monkeypatch.setattr(trainer.model, "forward", fails)
     monkeypatch.setattr(trainer.micro_batches, "free_memory", lambda device: 2**30)
     plan = trainer.plan(timed=False)
     assert "activations" not in plan.memory and "activations" not in str(plan)
