@@ -426,11 +426,11 @@ def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypat
             )
 
     if where == "forward":
-        rewards = trainer._rewards
+        loss = trainer.compute_loss
         monkeypatch.setattr(
             trainer,
-            "_rewards",
-            lambda model, inputs: (limit(int(inputs["mask"].sum())), rewards(model, inputs))[1],
+            "compute_loss",
+            lambda model, inputs, **how: (limit(int(inputs["mask"].sum())), loss(model, inputs, **how))[1],
         )
     else:
         backward, record, size = trainer.accelerator.backward, trainer._record, []
@@ -455,10 +455,10 @@ def test_out_of_memory_halves_and_gives_the_same_weights(base, config, monkeypat
 def test_out_of_memory_with_one_example_is_one_clear_line(base, config, monkeypatch):
     trainer = RewardTrainer(base, config(), train_dataset=make_dataset(8))
 
-    def fail(*args):
+    def fail(*args, **how):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(trainer, "_rewards", fail)
+    monkeypatch.setattr(trainer, "compute_loss", fail)
     with pytest.raises(torch.OutOfMemoryError, match="one example at a time; lower max_length"):
         trainer.train()
 
@@ -466,10 +466,10 @@ def test_out_of_memory_with_one_example_is_one_clear_line(base, config, monkeypa
 def test_other_errors_pass_through(base, config, monkeypatch):
     trainer = RewardTrainer(base, config(), train_dataset=make_dataset(8))
 
-    def fail(*args):
+    def fail(*args, **how):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(trainer, "_rewards", fail)
+    monkeypatch.setattr(trainer, "compute_loss", fail)
     with pytest.raises(RuntimeError, match="mat1"):
         trainer.train()
 
@@ -996,8 +996,11 @@ def test_one_process_computes_what_it_would_accumulate_at_once(base, config):
     "Four pieces of two pairs are one forward pass of eight."
     args = config(max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     trainer, sizes = RewardTrainer(base, args, train_dataset=make_dataset(16)), []
-    rewards = trainer._rewards
-    trainer._rewards = lambda model, batch: (sizes.append(batch.examples), rewards(model, batch))[1]
+    loss = trainer.compute_loss
+    trainer.compute_loss = lambda model, batch, **how: (
+        sizes.append(batch.examples),
+        loss(model, batch, **how),
+    )[1]
     trainer.train()
     assert sizes[-2:] == [8, 8] and trainer.state.global_step == 2
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4), "yours is left"
@@ -1020,6 +1023,7 @@ def test_weights_in_bfloat16_get_an_optimizer_that_keeps_small_steps(installed, 
         ("random", torch.bfloat16, False, {"optim": "adamw_torch_8bit", "optim_args": eight_bits}),
     ):
         model, args = torch.nn.Linear(4, 4).to(kind), RewardConfig("out", use_cpu=True, **given)
+        model.config = types.SimpleNamespace(model_type="llama")
         args.complete(model, adapted)
         found[name] = args.optim, args.optim_args, model.weight.dtype
         said = {"short": not installed, "half": True, "given": True}.get(name, False)

@@ -139,7 +139,7 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
         name = model.config.name_or_path or type(model).__name__
         from reward_kit.beside.unusual_heads import RewardHead as Checked
 
-        Checked(model).check_loads()
+        Checked(bind_reward_forward(model)).check_loads()
     if tokenizer is None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust)
     self._base = {"id": base_name(name), "revision": revision,
