@@ -283,9 +283,9 @@ class _Models:
     @property
     def stop_ids(self):
         "Tokens that end a response: EOS, and what the model's settings name."
-        more = innermost_model(self.policy).generation_config.eos_token_id or []
-        more = more if isinstance(more, list) else [more]
-        return tuple(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
+        more = innermost_model(self.policy).generation_config.eos_token_id
+        ids = [self.tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     @contextmanager
     def referring(self):

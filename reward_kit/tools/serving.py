@@ -475,7 +475,7 @@ def make_app(
     limits=None,  # ServerLimits; None: the defaults
 ):  # -> FastAPI application; its `state` has the `batcher` and the open `requests`
     "A score server for any ASGI server; RuntimeError if FastAPI is not installed."
-    from reward_kit.beside import wire_formats
+    from reward_kit.beside import wire_formats as beside
 
     batcher = _Batcher(rm, limits)
     requests = _OpenRequests(batcher.limits)
@@ -488,13 +488,13 @@ def make_app(
     app = _load_optional("fastapi").FastAPI(
         title="reward_kit", summary=f"Rewards of {rm.__name__}", lifespan=lifespan)
     app.state.batcher, app.state.requests = batcher, requests
-    for wire in (_OWN_FORMAT, *wire_formats.FOREIGN_FORMATS):
+    for wire in wire_formats():
         for path in wire.paths:
             app.add_api_route(
                 path, _make_endpoint(wire, batcher, requests), methods=["POST"], name=f"score {path}",
                 response_model=None, summary=f"Rewards in the format of {wire.name}",
-                **wire_formats._described(wire, path, rm))
-    wire_formats._add_information(app, batcher)
+                **beside._described(wire, path, rm))
+    beside._add_information(app, batcher)
     _add_error_answers(app)
     return app
 
