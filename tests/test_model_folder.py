@@ -1,5 +1,6 @@
 "Loading models, and what stands beside their weights; tiny random models, made here."
 
+import copy
 import json
 import os
 
@@ -447,12 +448,49 @@ def test_a_quantised_base_is_made_whole_before_its_adapter_is_added(reward, tmp_
     assert asked == [torch.float32] and all(torch.allclose(exact[k], merged[k], atol=1e-6) for k in exact)
 
 
-def test_qlora_keeps_its_scores(causal, tmp_path):
+class ComputesInBfloat16(torch.nn.Linear):
+    "As bitsandbytes' of 4 bits: another precision than that of its weights."
+
+    compute_dtype = torch.bfloat16
+
+    def forward(self, hidden):
+        parts = (part.to(self.compute_dtype) for part in (hidden, self.weight))
+        return torch.nn.functional.linear(*parts).to(hidden.dtype)
+
+
+@pytest.mark.parametrize("precision", ["weights", "products"])
+def test_the_rounding_of_a_training_is_not_taken_for_a_fault_of_its_merge(precision, reward, tmp_path):
+    short, tokenizer = load_reward_backbone(reward, dtype=torch.bfloat16)
+    torch.nn.init.normal_(short.score.weight)
+    short.save_pretrained(reward)
+    exact, _ = load_reward_backbone(reward)
+    model = short if precision == "weights" else copy.deepcopy(exact)
+    if precision == "products":
+        for layer in model.model.layers:
+            wide = layer.mlp.up_proj
+            layer.mlp.up_proj = ComputesInBfloat16(wide.in_features, wide.out_features, bias=False)
+            layer.mlp.up_proj.load_state_dict(wide.state_dict())
+    pairs = make_pairs(8)
+    trainer = RewardTrainer(
+        model, settings(tmp_path / "out"), train_dataset=pairs, eval_dataset=pairs,
+        processing_class=tokenizer, peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+    )  # fmt: skip
+    rounded = trainer.predict(pairs).predictions
+    trainer.save_model(str(tmp_path / "saved"))
+    about = RewardMetadata.load(tmp_path / "saved")
+    assert about.extra["merge"]["max_score_difference"] < 1e-5 and about.normalization
+    ids, saved = torch.tensor([[5, 6, 7, 8]]), RewardModel.from_pretrained(tmp_path / "saved")
+    assert saved.model(ids).logits.item() == pytest.approx(exact(ids).logits.item(), abs=1e-5)
+    assert (trainer.predict(pairs).predictions == rounded).all(), "the training goes on as before"
+
+
+@pytest.mark.parametrize("computes", [torch.float32, torch.bfloat16], ids=str)
+def test_qlora_keeps_its_scores(computes, causal, tmp_path):
     pytest.importorskip("bitsandbytes", reason="quantised weights need bitsandbytes")
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
 
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=computes)
     trainer = RewardTrainer(
         str(causal), settings(tmp_path / "out", learning_rate=1e-2), train_dataset=make_pairs(8),
         quantization_config=four_bits, peft_config=LoraConfig(r=4, target_modules="all-linear"),

@@ -238,34 +238,33 @@ def _merge(self: TrainedModel, folder):
     config = next(iter(self.model.peft_config.values()))
     size = f" r={config.r} alpha={config.lora_alpha}" if hasattr(config, "lora_alpha") else ""
     self.training["adapter"] = f"{config.peft_type.value}{size}; head trained and saved"
-    self._write_weights(merged_model(self.model, folder, self.metadata.base["id"]), folder)
+    found = []  # the trained one lies inside accelerate's wrapper of mixed precision
+    look = lambda model: found.append(self._scores(model.base_model))
+    merged = merged_model(self.model, folder, self.metadata.base["id"], look)
+    self._write_weights(merged, folder)
     if not self.texts:
         return
     loaded, _ = load_reward_backbone(folder, tokenizer=self.tokenizer)
     bind_reward_forward(loaded).to(next(self.model.parameters()).device)
-    # the trained one lies inside accelerate's wrapper of mixed precision
-    scores, trained = self._scores(loaded), self._scores(self.model.base_model)
-    difference = (scores - trained).abs().max().item()
+    (trained,) = found
+    difference = (self._scores(loaded) - trained).abs().max().item()
     self.metadata.extra["merge"] = {"max_score_difference": difference}
     self.training["merged and unmerged scores"] = f"differ by at most {difference:.1e}"
     if difference > 0.02 * trained.std(correction=0):
         _logger.warning(
             "scores of the saved, merged model differ by up to %.2g from the trained one's: "
             "no metrics and no scale are stored", difference)
-        self.sets, self.note = {}, "Its scores changed when it was merged."
+        self.sets, self.note = {}, "Its scores changed when it was merged: evaluate this folder."
 
 
 @patch
 @torch.no_grad()
 def _scores(self: TrainedModel, model):
-    "Rewards (n,) of the texts, one at a time, in evaluation mode."
-    was_training, device = model.training, next(model.parameters()).device
+    "Rewards (n,) of the texts, one at a time, by a copy of the model."
+    device = next(model.eval().parameters()).device
     collator = RewardCollator(self.tokenizer.pad_token_id)
-    model.eval()
-    scores = [model(**collator([{"sequences": [ids]}]).to(device).model_inputs()).logits.item()
-              for ids in self.texts]
-    model.train(was_training)
-    return torch.tensor(scores)
+    batches = [collator([{"sequences": [ids]}]).to(device) for ids in self.texts]
+    return torch.tensor([model(**batch.model_inputs()).logits.item() for batch in batches])
 
 # %% ../../nbs/2_model/29_measures.ipynb #74c6f622
 _INTRODUCTION = """A reward model: it gives a prompt and a response one number, higher is better.

@@ -123,8 +123,8 @@ class RewardHead:
     "The head of a model: every child with parameters that is not the base."
 
     def __init__(self, model):  # *ForSequenceClassification, also inside a PeftModel
-        inner = innermost_model(model)
-        self.inner, base = inner, getattr(inner, "base_model_prefix", "")
+        self.inner = inner = innermost_model(model)
+        base = getattr(inner, "base_model_prefix", "")
         self.parts = nn.ModuleDict({
             name: child for name, child in inner.named_children()
             if name != base and list(child.parameters())})
@@ -473,13 +473,9 @@ def merged_model(
     model,  # peft.PeftModel; left as it is
     folder,  # where the adapter goes, into adapter/
     base,  # name of the base, in place of a path of this machine
+    look=None,  # function of the model in float32, before it is merged
 ):
-    "Saves the adapter; a copy on the CPU with it merged. ValueError: prompt tuning."
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ValueError(
-            "prompt tuning cannot be merged into the weights: save the adapter with "
-            "trainer.model.save_pretrained(folder)"
-        )
+    "Saves the adapter; a copy on the CPU with it merged."
     adapter = folder / "adapter"
     model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's template with its blanks
@@ -487,7 +483,11 @@ def merged_model(
     write_whole(config, json.loads(config.read_text()) | {"base_model_name_or_path": base})
     quantized = getattr(model.get_base_model(), "is_quantized", False)
     device = next(model.parameters()).device
-    twin = copy.deepcopy(model if quantized else model.to("cpu"))  # no copy on the accelerator
+    twin = copy.deepcopy(model if quantized else model.to("cpu")).float()  # no copy on the accelerator
+    if look:
+        for part in twin.modules():
+            part.compute_dtype = torch.float32  # of bitsandbytes' layers
+        look(twin.to(device))
     if quantized:  # or the sum would be rounded once more
         from peft import PeftModel
 
@@ -495,7 +495,7 @@ def merged_model(
     else:
         model.to(device)
     _untie_adapted(twin.get_base_model())
-    return twin.float().merge_and_unload(safe_merge=True)
+    return twin.to("cpu").merge_and_unload(safe_merge=True)
 
 
 def _untie_adapted(model):
