@@ -74,7 +74,7 @@ def served(work: Path, folder: str, at_once: int, texts: int) -> dict:
         connection = HTTPConnection(address)
         for i in own:
             body = json.dumps({"prompts": rows[i][:1], "responses": rows[i][1:]})
-            connection.request("POST", "/v1/rewards", body)
+            connection.request("POST", "/v1/rewards", body, {"Content-Type": "application/json"})
             rewards[i] = json.loads(connection.getresponse().read())["rewards"][0]
 
     with server(folder) as address:

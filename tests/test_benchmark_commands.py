@@ -41,6 +41,7 @@ SMALL = {  # {data}: a file of transcripts
     "train_speed.py": f"{MODEL} --data {{data}} --pairs 4 --batch 2 --dtype fp32",
     "transcripts_accuracy.py": "{data} --train-pairs 40",
     "trust_reports.py": "--pairs 80",
+    "waiting_threads.py": "--steps 1 --rounds 1",
 }
 SAYS = {
     "over_optimisation.py": "best true",

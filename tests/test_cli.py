@@ -71,6 +71,21 @@ def test_help_and_import_load_nothing_heavy():
     assert all(f"reward-kit {name}" in done.stdout for name in COMMANDS)
 
 
+def test_the_environment_is_set_before_what_reads_it_is_imported():
+    code = (
+        "import os, sys; from reward_kit.tools import cli\n"
+        "class Command:\n"
+        "    def read(self, words):\n"
+        "        assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE' and 'torch' not in sys.modules\n"
+        "        raise SystemExit(7)\n"
+        "cli.commands = lambda: {'x': Command()}\n"
+        "assert cli.main(['x']) == 7"
+    )
+    unset = {name: value for name, value in ENV.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=unset)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_each_help_shows_every_option_and_an_example(name, capsys):
     assert main([name, "--help"]) == 0

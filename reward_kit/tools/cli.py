@@ -28,7 +28,8 @@ reward-kit COMMAND --help shows the options of a command and an example. Start w
   reward-kit quickstart"""
 
 # %% ../../nbs/6_tools/68_command_line.ipynb #d0a47d22
-_QUIET = {
+_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
@@ -39,11 +40,11 @@ _QUIET = {
 
 # %% ../../nbs/6_tools/68_command_line.ipynb #391756bd
 def _run(command, argv, debug):
+    for name, value in _ENVIRONMENT.items(): os.environ.setdefault(name, value)
     args = command.read(argv)
     if getattr(args, "progress", None) is None: args.progress = sys.stderr.isatty()
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not stop a run
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
-    for name, value in _QUIET.items(): os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         if not debug: warnings.simplefilter("ignore")
         args.run()
