@@ -1381,25 +1381,28 @@ def test_ids_and_fingerprints_depend_on_content_only(tmp_path):
 
 
 def test_large_data_moves_to_a_file_and_stays_the_same(tmp_path, monkeypatch):
-    rows = pairs(2500) + [CONVERSATIONAL[0] | {"prompt": [USER("last")]}] * 0
+    rows = pairs(2500)
     expected = load(rows)
     monkeypatch.setattr(data, "_IN_MEMORY", 1 << 16)
     found = load(rows, cache_dir=tmp_path)
-    files = [p.name for p in (tmp_path / "reward_kit").iterdir()]
-    assert files == [f"{expected.fingerprint}.arrow"] and list(found) == list(expected)
-    load(rows, cache_dir=tmp_path)
-    assert [p.name for p in (tmp_path / "reward_kit").iterdir()] == files, "no second copy"
-    with pytest.raises(PreferenceDataError):
-        load(
-            rows + [{"prompt": None, "chosen": "a", "rejected": "b"}],
-            cache_dir=tmp_path / "other",
-            strict=True,
-        )
-    with pytest.raises(PreferenceDataError):
-        load(rows + ["no row"], cache_dir=tmp_path / "other", strict=True)
-    assert not [p for p in (tmp_path / "other").rglob("*") if p.is_file() and p.suffix != ".arrow"], (
-        "no unfinished file"
+    assert len(list(tmp_path.rglob("*.arrow"))) == 1 and list(found) == list(expected)
+    assert found.fingerprint == expected.fingerprint
+    for wrong in ({"prompt": None, "chosen": "a", "rejected": "b"}, "no row"):
+        with pytest.raises(PreferenceDataError):
+            load([*rows, wrong], cache_dir=tmp_path / "other", strict=True)
+
+
+def test_large_data_leaves_nothing_behind(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", pairs(2500))
+    code = (
+        "import sys; from pathlib import Path; from reward_kit.data import preferences as data;"
+        " data._IN_MEMORY = 1 << 16; found = data.load_preferences(sys.argv[1], cache_dir=sys.argv[2]);"
+        " print(len(found), len(list(Path(sys.argv[2]).rglob('*.arrow'))))"
     )
+    command = [sys.executable, "-c", code, path, tmp_path / "cache"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["2500", "1"]
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.name != "reward_kit"]
 
 
 def test_several_processes_give_the_same(tmp_path):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pyarrow as pa
 
-from ..data.files import PreferenceDataError
+from ..data.files import PreferenceDataError, read_rows
 
 # %% ../../nbs/7_beside/other_files.ipynb #95449f7a
 def _member(path):
@@ -47,13 +47,18 @@ def _text(stream):
     return io.BytesIO(text if b"\n" in text else text.replace(b"\r", b"\n"))
 
 
-def _sheet(sheets, name):
-    "The one filled sheet of a workbook."
-    filled = {name: sheet for name, sheet in sheets.items() if len(sheet)} or sheets
+def _sheet(read, name):
+    "The rows of the one filled sheet of a workbook, which `read` gives; empty rows are none."
+    try:
+        sheets = read()
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise PreferenceDataError(f"{name}: not a readable workbook ({error})") from None
+    filled = {title: sheet for title, sheet in sheets.items() if len(sheet)} or sheets
     if len(filled) > 1:
         sheets = f"{name}: holds the sheets {', '.join(filled)}"
         raise PreferenceDataError(f"{sheets}; save the one you mean as .csv")
-    return next(iter(filled.values()))
+    rows = read_rows(next(iter(filled.values())))
+    return ((f"{name} {origin}", row) for origin, row in rows if any(row.values()))
 
 
 _readers.text, _readers.sheet = _text, _sheet

@@ -18,6 +18,7 @@ from statistics import fmean
 
 from fastcore.basics import patch
 
+from . import codes_and_votes as codes
 from . import conversation_texts as hh  # noqa: F401
 from ..data.columns import Columns, nested_export
 from ..data.files import PreferenceDataError, UnusableRow
@@ -38,6 +39,7 @@ def _at(cell, path):
 def _step(cell, key):
     if not isinstance(cell, list):
         fitting = [cell[name] for name in cell if fnmatch(name, key)] if "*" in key else []
+        fitting = [each for each in fitting if each not in (None, "")]
         return fitting or cell[key]
     if key == ":-1" or key.lstrip("-").isdigit():
         return cell[:-1] if key == ":-1" else cell[int(key)]
@@ -103,9 +105,6 @@ for layout in _LAYOUTS:
         nested_export(layout)
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #34c4a0f3
-_TEXT_KEYS = "response answer text completion output content summary generation body".split()
-
-
 def _are_dicts(items):
     return isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
 
@@ -139,9 +138,9 @@ class _Orders:
         items = [item for cell in row.values() if _are_dicts(cell) for item in cell if "id" in item]
         texts = dict(row)
         for item in items:
-            texts[str(item["id"])] = next((item[key] for key in _TEXT_KEYS if key in item), None)
+            texts[str(item["id"])] = next((item[key] for key in codes._TEXT_KEYS if key in item), None)
         for name, cell in row.items():
-            orders = [_order(answer) for answer in cell] if isinstance(cell, list) and cell else []
+            orders = [_order(answer) for answer in codes._handed_in(cell)]
             names = list(orders[0]) if orders else []
             if len(names) > 1 and all(isinstance(texts.get(each), str) for each in names):
                 votes = [list(map(order.get, names)) for order in orders if order.keys() == set(names)]
@@ -160,7 +159,7 @@ class _ListOfItems:
     def flat(row):
         for column, items in row.items():
             if Columns.is_called(column, "responses") and _are_dicts(items) and "role" not in items[0]:
-                if key := next((key for key in _TEXT_KEYS if key in items[0]), None):
+                if key := next((key for key in codes._TEXT_KEYS if key in items[0]), None):
                     taken = {key, *_ListOfItems.of_the_row, *row}
                     lists = {k: [item.get(k) for item in items] for k in items[0] if k not in taken}
                     return row | lists | {column: [item.get(key) for item in items]}
@@ -258,6 +257,7 @@ class _WinnerByName:
     "A winner that is called by the name of its model."
 
     note, sparse = "the names of two models and a winner", True
+    aside = "the winner is the name of a model"
 
     @staticmethod
     def flat(row):
@@ -272,6 +272,7 @@ class _ByName:
     "`chosen` and `rejected` name the columns of their texts."
 
     note = "names of columns in chosen and rejected"
+    aside = "chosen and rejected name the columns of their texts"
 
     @staticmethod
     def flat(row):
@@ -315,89 +316,9 @@ class _History:
                     return row | {name: [{"role": role, "content": text} for role, text in zip(roles, turns)]}
                 return row
 
-# %% ../../nbs/7_beside/published_layouts.ipynb #62458879
-def _readable(rows, read):
-    "What can be read of some rows."
-    for row in rows:
-        with suppress(PreferenceDataError):
-            yield read(row)
-
-
-@preference_format
-class _Best(PreferenceFormat):
-    "`responses` and the number of the `best`."
-
-    name, needs, verdicts, scored_as = "best", ("responses",), (("best",),), ("{}s",)
-    start = 0  # what the first response is called
-
-    def learn(self, rows, labels):
-        column = self.columns["best"]
-        seen = {str(row.get(column)).removesuffix(".0") for row in rows}
-        is_last = _readable(rows, lambda row: self._is_last(Row(row, self.columns)))
-        starts = [0] if "0" in seen else [1] * any(is_last)
-        if labels:
-            starts = [int(word) - "ab".index(side) for word, side in labels.items() if side in ("a", "b")]
-        if len(set(starts)) != 1:
-            raise PreferenceDataError(
-                f"{column!r} may count the responses from 0 or from 1; say what the first one is called, "
-                "0 or 1, in place of the '?': labels={'?': 'a'}"
-            )
-        self.start, self.asides = starts[0], [f"{column!r} counts the responses from {starts[0]}"]
-
-    def responses(self, row):
-        return row.entries("responses")
-
-    def _is_last(self, row):
-        return row.number("best") == len(self.responses(row))
-
-    def judge(self, row, count):
-        best = row.number("best")
-        if best is None or best - self.start not in range(count):
-            found = f"best is {best}, with {count} responses counted from {self.start}"
-            raise UnusableRow("null or unreadable label", found)
-        return [n != best - self.start for n in range(count)], None
-
-# %% ../../nbs/7_beside/published_layouts.ipynb #b47dbf5a
-@preference_format
-class _Strength(PreferenceFormat):
-    "`response_a`, `response_b` and how strongly one of them is preferred."
-
-    name, needs, verdicts = "strength", ("response_a", "response_b"), (("strength",),)
-    scored_as = ("{}_a", "{}_b")
-    middle, way = 0, 1  # a tie, and the sign of what prefers the second response
-
-    def learn(self, rows, labels):
-        column, (a, b) = self.columns["strength"], (self.columns[name] for name in self.needs)
-        read = _readable(rows, lambda row: Row(row, self.columns).number("strength"))
-        seen = sorted(number for number in read if number is not None) or [-1]
-        ends = {side: float(word) for word, side in (labels or {}).items()}
-        if ends.keys() >= {"a", "b"}:
-            self.middle, self.way = (ends["a"] + ends["b"]) / 2, 1 if ends["b"] > ends["a"] else -1
-        elif seen[0] >= 0 or labels:
-            low, high = f"{seen[0]:g}", f"{seen[-1]:g}"
-            raise PreferenceDataError(
-                f"the strengths in {column!r} run from {low} to {high}, without a sign; say which end "
-                f"prefers which response, with a and b in place of the '?': "
-                f"labels={dict.fromkeys((low, high), '?')} ('a' is {a!r}, 'b' is {b!r})"
-            )
-        low, high = (a, b)[:: self.way]
-        self.asides = [f"{column!r} prefers {low!r} below {self.middle:g}, {high!r} above"]
-
-    def judge(self, row, count):
-        strength = row.number("strength")
-        if strength is None:
-            raise UnusableRow("null strength")
-        strength = (strength - self.middle) * self.way
-        return [strength, -strength], None
-
-    def more(self, row, ranks):
-        "The size of a strength is the margin."
-        margin = {"margin": abs(row.number("strength") - self.middle)} if row["margin"] in (None, "") else {}
-        won = {"first_won": ranks[0] < ranks[1]} if ranks[0] != ranks[1] else {}
-        return margin | won | {"annotator": row["annotator"] or row["id"]}
-
-
-_Best.name, _Strength.name = "ranking", "labelled"  # what they are to a report
+# %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
+for shape in (codes._ManyResponses, codes._Annotators, codes._Statuses, codes._Certain, codes._Vectors):
+    nested_export(shape)
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #261e5189
 _LONG = 100  # rows of one prompt that may be most of a file
@@ -518,29 +439,104 @@ class _RankedRows(_Scored):
     def lacking(cls, columns, judged=True):
         return ["rank"] if "score" in columns or not judged else super().lacking(columns)
 
-# %% ../../nbs/7_beside/published_layouts.ipynb #32a78535
-@patch
-def find_verdict(self: Columns, rows: list[dict]) -> None:
-    "Name the column of the label, which may be a question that annotators answered."
-    if "response_a" not in self or {"strength", "score_a"} & set(self):
-        return
-    forms = PreferenceFormat.clear(self)
+# %% ../../nbs/7_beside/published_layouts.ipynb #a97d1494
+@nested_export
+class _OasstTree:
+    "A tree in a row: the messages below its prompt."
 
-    def says(column, more="$"):
-        words = PreferenceFormat.words(rows, column)
-        means = PreferenceFormat.meaning
-        return words and all(means(forms, word) or re.fullmatch(more, word) for word in words)
+    note = "a tree of messages"
 
-    if "chosen" in self and says(self["chosen"], r"-?[\d.]+|true|false"):
-        self.setdefault("label", self.pop("chosen"))
-        self.pop("rejected", None)
-    own = self.get("label")
-    free = [name for name in self.present if name == own or name not in self.values()]
-    found = [name for name in free if says(name)]
-    answered = [name for name in found if any(isinstance(row.get(name), list) for row in rows)]
-    found = answered or ([own] if own else found)
-    if len(found) > 1 and (own or "") not in self.given:
-        could = f"{' and '.join(map(repr, found))} could each be the verdict"
-        raise PreferenceDataError(f"{could}; say which one is meant, as columns={{'label': {found[0]!r}}}")
-    if found and (own or "") not in self.given:
-        self["label"] = found[0]
+    @staticmethod
+    def flat(row):
+        root = row.get("prompt")
+        return {"prompt": root["text"], "tree": [root]} if "replies" in root else None
+
+
+@nested_export
+class _OasstMessage:
+    "A message of a tree in a row."
+
+    note = "a message of a tree"
+
+    @staticmethod
+    def flat(row):
+        if {"message_id", "parent_id", "text", "role"} <= set(row):
+            return {"prompt": row["text"], "tree": row}
+
+
+def _grown(messages):
+    "(roots with their `replies`, messages without the one before) of {id: message}."
+    roots, lost = [], []
+    for message in messages.values():
+        before = message["parent_id"]
+        above = roots if before is None else messages[before]["replies"] if before in messages else lost
+        above.append(message)
+    return roots, lost
+
+
+def _rankings(message, before=()):
+    "(turns, ranked answers) of each message in a tree that has answers."
+    role = "user" if message["role"] == "prompter" else message["role"]
+    turns = [*before, {"role": role, "content": message["text"]}]
+    answers = [each for each in message.get("replies") or () if each["role"] == "assistant"]
+    if answers:
+        yield turns, answers, [each for each in answers if each.get("rank") is not None]
+    for each in message.get("replies") or ():
+        yield from _rankings(each, turns)
+
+# %% ../../nbs/7_beside/published_layouts.ipynb #4d32f194
+@preference_format
+class _Trees(PreferenceFormat):
+    "Trees of messages, or the messages of trees: every two ranked answers to a message are a ranking."
+
+    name, needs, by_prompt = "tree", ("tree",), True
+
+    def __init__(self, columns, transcripts=False):
+        super().__init__(columns, transcripts)
+        names = ("prompt", "responses", "ranks")
+        self.ranking = PreferenceFormat.ranking({name: name for name in names}, transcripts)
+
+    @classmethod
+    def lacking(cls, columns, judged=True):
+        return super().lacking(columns) if judged else ["prompt and response in each row"]
+
+    record = _Scored.record
+
+    def grouped(self, items):
+        messages, origins = {}, {}
+        for origin, cells in items:
+            cells = self.flatten(cells)
+            tree = None if isinstance(cells, UnusableRow) else cells.get("tree")
+            if isinstance(tree, dict):
+                messages[tree["message_id"]], origins[tree["message_id"]] = tree | {"replies": []}, origin
+            else:
+                yield from [(origin, cells)] if tree is None else self._of_tree(origin, tree[0])
+        roots, lost = _grown(messages)
+        for message in lost:
+            yield origins[message["message_id"]], UnusableRow("the message before this one is missing")
+        for message in roots:
+            yield from self._of_messages(origins, message)
+
+    def _of_tree(self, origin, root):
+        found = [_ranked_answers(*each) for each in _rankings(root)]
+        usable = [each for each in found if isinstance(each, dict)] or [UnusableRow(_FEW)]
+        for n, cells in enumerate(usable):
+            yield origin, cells | {"rows": int(not n)} if isinstance(cells, dict) else cells
+
+    def _of_messages(self, origins, root):
+        for turns, answers, ranked in _rankings(root):
+            cells = _ranked_answers(turns, answers, ranked)
+            if isinstance(cells, UnusableRow):
+                cells.rows = len(answers)
+            yield origins[answers[0]["message_id"]], cells
+
+
+_FEW = "fewer than two ranked answers"
+
+
+def _ranked_answers(turns, answers, ranked):
+    "The cells of a ranking; an `UnusableRow` where it has fewer than two answers."
+    if len(ranked) < 2:
+        return UnusableRow(_FEW)
+    texts, ranks = [each["text"] for each in ranked], [each["rank"] for each in ranked]
+    return {"prompt": turns, "responses": texts, "ranks": ranks, "rows": len(answers)}

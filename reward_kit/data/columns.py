@@ -99,7 +99,8 @@ def _candidates(name, names, taken):
     return []
 
 # %% ../../nbs/1_data/13_columns.ipynb #7ef30324
-_BESIDE = "context contexts passage passages document documents background input".split()
+_BESIDE = """context contexts passage passages document documents background input article articles post
+    story stories paragraph excerpt source_text reference_text""".split()
 
 
 class Columns(dict):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from statistics import mode
 
@@ -156,8 +156,10 @@ def _csv_rows(path, name):
     with _open_text(path) as stream:
         lines = (_decode(raw, name, number) for number, raw in enumerate(stream, 1))
         first = next(lines, "")
-        delimiter = max("\t,;", key=first.count)
-        table = _csv_cells(csv.reader(chain([first], lines), delimiter=delimiter, strict=True), name)
+        said = re.match("sep=(.)", first, re.I)  # for Excel
+        delimiter = said[1] if said else max("\t,;", key=first.count)
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        table = islice(_csv_cells(reader, name), bool(said), None)
         origin, header = next(table, ("", []))
         if isinstance(header, UnusableRow):
             raise PreferenceDataError(f"{origin}: the header cannot be read ({header.detail})")
@@ -253,8 +255,8 @@ def _json_rows(path, name):
 
 # %% ../../nbs/1_data/10_files.ipynb #6b968982
 def _sheet_rows(path, name):
-    sheets = pd.read_excel(path, sheet_name=None, dtype=str)
-    return _frame_rows(_other().sheet(sheets, name), f"{name} row ")
+    read = partial(pd.read_excel, path, sheet_name=None, dtype=str, keep_default_na=False)
+    return _other().sheet(read, name)
 
 
 _READERS = {

@@ -270,19 +270,19 @@ def _words(rows, column):
 _NUMBER = r"-?[\d.]+|true|false"
 
 
-def _read_labels(columns, rows):
+def _read_labels(columns, rows, forms):
     seen = _words(rows, columns["label"])
     numbers = sorted(word for word in seen if re.fullmatch(_NUMBER, word))
     meaning = _numbers(set(numbers), columns)
     if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
-        numbers = numbers[:9]
         raise PreferenceDataError(
             f"the labels in {columns['label']!r} are {', '.join(numbers)}, which could name either response; "
             f"say what each means, with a, b or tie in place of the '?': "
             f"labels={dict.fromkeys(numbers, '?')} ('a' is {columns['response_a']!r}, "
             f"'b' is {columns['response_b']!r}, 'tie' neither)"
         )
-    return meaning
+    verdicts = (word for word in seen if not word.isidentifier())
+    return meaning | {word: side for word in verdicts if (side := _meaning(forms, word))}
 
 
 PreferenceFormat.words, PreferenceFormat.meaning, PreferenceFormat.clear = map(
@@ -316,7 +316,7 @@ class _Labelled(PreferenceFormat):
         elif labels:
             self.labels, self.forms = _given_labels(labels), {}
         else:
-            self.labels = _read_labels(self.columns, rows)
+            self.labels = _read_labels(self.columns, rows, self.forms)
 
     def judge(self, row, count):
         "By the votes of a label, or by scores."
@@ -337,9 +337,10 @@ class _Labelled(PreferenceFormat):
     def notes(self, kind, full_texts):
         yield from super().notes(kind, full_texts)
         sides = {"a": self.columns["response_a"], "b": self.columns["response_b"]}
-        named = [f"{word} = {sides[side]}" for word, side in self.labels.items() if side in sides]
+        named = [
+            f"{word[-20:]} = {sides[side]}" for word, side in self.labels.items() if side in sides]
         if named:
-            yield f"labels are read as {' and '.join(named)}"
+            yield f"labels are read as {' and '.join(named[:4])}"
 
 # %% ../../nbs/1_data/14_formats.ipynb #f9d58400
 @patch

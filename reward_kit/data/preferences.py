@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
+from pandas.util import hash_array
 from tqdm.auto import tqdm
 
 from .files import PreferenceDataError, UnusableRow, append_rows, read_rows
@@ -130,7 +131,8 @@ def select(self: Preferences, indices) -> Preferences:
     return Preferences(dataset, measures=self.measures.take(indices), tokenizer=self.tokenizer)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #aa7be7ab
-_IN_MEMORY = 1 << 25
+_IN_MEMORY = 1 << 25  # bytes
+_UNTIL_EXIT = []  # folders
 
 
 def _store(tables, cache_dir, fingerprint):
@@ -147,14 +149,13 @@ def _store(tables, cache_dir, fingerprint):
     tables, held = chain(iter(held), tables), None  # an iterator lets go of its list at the end
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "reward_kit"
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        part = Path(unfinished, "part.arrow")
-        with pa.ipc.new_stream(part, table.schema) as writer:
-            for table in tables:
-                writer.write_table(table)
-        path = write_whole(folder / f"{fingerprint()}.arrow", part)
-    table = datasets.table.MemoryMappedTable.from_file(str(path))
-    return datasets.Dataset(table, fingerprint=path.stem)
+    _UNTIL_EXIT.append(tempfile.TemporaryDirectory(dir=folder))
+    path = str(Path(_UNTIL_EXIT[-1].name, "records.arrow"))
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    table = datasets.table.MemoryMappedTable.from_file(path)
+    return datasets.Dataset(table, fingerprint=fingerprint())
 
 # %% ../../nbs/1_data/16_preferences.ipynb #3542de85
 @patch
@@ -329,11 +330,11 @@ def _count_votes(report, dataset, measures, kind):
     if not voted:
         return dataset, measures
     report.votes = DataReport.agreement(voted)
-    tables = dataset.with_format("arrow")
-    place, changed = np.arange(len(dataset)), []
+    records, changed = Preferences(dataset), []
+    place = np.arange(len(dataset))
     for (first, *others), given in voted:
         place[others] = -1
-        record = next(_records(tables[first : first + 1]))
+        record = records[first]
         responses, ranks = Row.ranked(record["responses"], Row.majority(given))
         if (responses, ranks) != (record["responses"], record["ranks"]):
             place[first] = len(dataset) + len(changed)
@@ -429,11 +430,8 @@ def prompt_overlap(
 def _deal(keys, seed):
     "The number of each row's prompt in the order of the seed, and the rows of each prompt."
     mixed = np.asarray(keys, np.uint64) + np.uint64(hash64(str(seed)))
-    # splitmix64 (Steele, Lea and Flood 2014)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    return np.unique(mixed, return_inverse=True, return_counts=True)[1:]
+    order = hash_array(mixed)  # splitmix64 (Steele, Lea and Flood 2014)
+    return np.unique(order, return_inverse=True, return_counts=True)[1:]
 
 # %% ../../nbs/1_data/16_preferences.ipynb #4d6b912a
 def hold_out(

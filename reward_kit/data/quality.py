@@ -387,7 +387,7 @@ def duplicates(self: DataReport) -> int:
 def longer_is_chosen(self: DataReport) -> float | None:
     "The share of pairs of different length whose chosen response is the longer one."
     longer, shorter = self.stats["longer"], self.stats["shorter"]
-    return longer / (longer + shorter) if longer + shorter else None
+    return _share(longer, longer + shorter)[0]
 
 # %% ../../nbs/1_data/15_quality.ipynb #8ddeeccd
 _BROKEN = re.compile(
