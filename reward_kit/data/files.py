@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from statistics import mode
 
@@ -159,7 +159,9 @@ def _csv_rows(path, name):
         said = re.match("sep=(.)", first, re.I)  # for Excel
         delimiter = said[1] if said else max("\t,;", key=first.count)
         reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-        table = islice(_csv_cells(reader, name), bool(said), None)
+        table = _csv_cells(reader, name)
+        if said:
+            next(table)
         origin, header = next(table, ("", []))
         if isinstance(header, UnusableRow):
             raise PreferenceDataError(f"{origin}: the header cannot be read ({header.detail})")
