@@ -7,6 +7,7 @@ chapter explains, and shows no defaults or meanings of settings that live in dat
 processors run here between steps of our own.
 """
 
+import functools
 import inspect
 import json
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 import nbformat
 import pages
 import readme
+import yaml
 from execnb.nbio import mk_cell, read_nb, write_nb
 from fastcore.docments import docments
 from nbdev.process import NBProcessor
@@ -28,6 +30,8 @@ from nbdev.processors import FilterDefaults
 ROOT = readme.ROOT
 NOTEBOOKS = ROOT / "nbs"
 MIN_QUARTO = (1, 7)
+CHAPTER = re.compile(r"(?<!\[)\bchapter (\d\d)\b(?![^\[\]\n]*\])")
+ARXIV = re.compile(r"(?<!\[)\barXiv (\d{4}\.\d{4,5})\b(?![^\[\]\n]*\])")
 
 
 # ---------------------------------------------------------------- names
@@ -38,6 +42,12 @@ def notebooks() -> list:
     return sorted(
         p.relative_to(NOTEBOOKS) for p in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
     )
+
+
+@functools.cache
+def chapters() -> dict:
+    "Number of a chapter -> its notebook."
+    return {p.name[:2]: p.as_posix() for p in notebooks() if p.parts[0][0] in "123456"}
 
 
 def module_of(nb) -> str | None:
@@ -84,6 +94,22 @@ def methods(cls):
             and inspect.getdoc(item)
         ):
             yield name, function
+
+
+def all_methods(cls) -> dict:
+    "Public method -> (class of the package that defines it, function): its own, then what it inherits."
+    found = {}
+    for base in cls.__mro__:
+        if base.__module__.startswith("reward_kit"):
+            for name, function in methods(base):
+                found.setdefault(name, (base.__name__, function))
+    return found
+
+
+def first_sentence(item) -> str:
+    "What something is, in a sentence."
+    text = " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", text)[0]
 
 
 # ---------------------------------------------------------------- tables of parameters
@@ -216,12 +242,30 @@ def source_link(item) -> str:
     return f"{cfg['git_url']}/blob/{cfg['branch']}/{file.relative_to(ROOT).as_posix()}#L{line}"
 
 
-def describe(name: str, item, level: int = 3) -> str:
-    "The documentation of a function, a class with its methods, a method or a property, as Markdown."
+def entry(name: str) -> str:
+    "The identifier of a name's documentation; a section of the same name has another."
+    return f"api-{name}"
+
+
+def methods_table(cls, apart: set) -> str:
+    "All methods of a class, a sentence each, where some are described elsewhere or there are many."
+    found = all_methods(cls)
+    here = [n for n, (owner, _) in found.items() if owner == cls.__name__ and f"{owner}.{n}" not in apart]
+    if len(found) == len(here) < 4:
+        return ""
+    lines = ["", "| method | what it does |", "|:" + "-" * 30 + "|:" + "-" * 70 + "|"]
+    lines += [f"| `{owner}.{name}` | {escape(first_sentence(f))} |" for name, (owner, f) in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+def describe(name: str, item, level: int = 3, apart=frozenset()) -> str:
+    """The documentation of a function, a class with its methods, a method or a property, as Markdown;
+    `apart`: names that are described in places of their own."""
+    heading = f"{'#' * level} {name} {{#{entry(name)}}}"
     if isinstance(item, property):
-        return f"{'#' * level} {name}\n\n{inspect.getdoc(item)}\n"
+        return f"{heading}\n\n{inspect.getdoc(item)}\n"
     rows = parameters(item)
-    text = f"{'#' * level} {name}\n\n```python\n{call(name, rows)}\n```\n\n"
+    text = f"{heading}\n\n```python\n{call(name, rows)}\n```\n\n"
     text += f"{inspect.getdoc(item) or ''} [source]({source_link(item)}){{.source-link}}\n"
     foreign = (
         [b for b in inspect.getmro(item)[1:] if not b.__module__.startswith(("reward_kit", "builtins"))]
@@ -239,9 +283,10 @@ def describe(name: str, item, level: int = 3) -> str:
     if returned.get("docment"):
         text += f"\n**Returns** {escape(returned['docment'])}\n"
     if inspect.isclass(item):
-        text += "".join(
-            f"\n{describe(f'{name}.{method}', function, level + 1)}" for method, function in methods(item)
-        )
+        text += methods_table(item, apart)
+        own = {f"{name}.{method}": function for method, function in methods(item)}
+        here = [each for each in own.items() if each[0] not in apart]
+        text += "".join(f"\n{describe(*each, level + 1)}" for each in here)
     return text
 
 
@@ -261,48 +306,85 @@ def split_first_cell(nb) -> None:
 
 
 def page_links(path: Path) -> str:
-    "The line under a title: the notebook in Colab and in the repository."
+    """The line under a title: the notebook in the repository, and in Colab where it begins with what
+    Colab needs."""
     cfg = readme.settings()
     file = f"{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/{cfg['nbs_path']}/{path.as_posix()}"
-    up = "../" * (len(path.parts) - 1)
-    return (
-        f"::: {{.page-links}}\n[Open in Colab](https://colab.research.google.com/github/{file}) ([how to"
-        f" install there]({up}colab.qmd)) · [Notebook on GitHub](https://github.com/{file})\n:::"
-    )
+    colab = ""
+    if path.parts[0] == "tutorials":
+        colab = f"[Open in Colab](https://colab.research.google.com/github/{file}) · "
+    return f"::: {{.page-links}}\n{colab}[Notebook on GitHub](https://github.com/{file})\n:::"
 
 
 def show_exports(nb) -> None:
-    """Exported code is shown, foldable, after its documentation; cells of imports (and a logger) alone
-    stay hidden."""
+    "Exported code is shown, folded, after its documentation; imports too, since what follows needs them."
     for cell in nb.cells:
-        if cell.cell_type != "code" or not re.match(r"\s*#\|\s*export\b", cell.source):
+        if cell.cell_type == "code":
+            cell.source = re.sub(r"^\s*#\|\s*export\b", "#| exports", cell.source, count=1)
+
+
+def folded(cell) -> None:
+    "Source is closed until it is asked for, and a figure's text may hold a colon."
+    cell.source = re.sub(r"^#\| code-fold: .*\n", "#| code-fold: true\n", cell.source, flags=re.M)
+    cell.source = re.sub(r"^#\| code-summary: .*\n", "#| code-summary: Source\n", cell.source, flags=re.M)
+    alt = lambda m: m[1] + json.dumps(m[2], ensure_ascii=False)
+    cell.source = re.sub(r"^(#\| fig-alt: )(.*)$", alt, cell.source, flags=re.M)
+
+
+def html_apart(cells) -> list:
+    """HTML outputs in a cell of Markdown after their own: for an output Quarto would load scripts from
+    elsewhere."""
+    found = []
+    for cell in cells:
+        found.append(cell)
+        if cell.cell_type != "code":
             continue
-        body = re.sub(
-            r"\(.*?\)",
-            "()",
-            "\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith("#")),
-            flags=re.S,
-        )
-        if any(
-            line.strip() and not re.match(r"(?:from|import)\s|logger = ", line) for line in body.splitlines()
-        ):
-            cell.source = re.sub(r"#\|\s*export\b", "#| exports", cell.source, count=1)
+        shown = ["".join(o.data["text/html"]) for o in cell.outputs if "text/html" in o.get("data", {})]
+        if shown:
+            cell.outputs = [o for o in cell.outputs if "text/html" not in o.get("data", {})]
+            found += [mk_cell(f"```{{=html}}\n{text}\n```", "markdown") for text in shown]
+    return found
+
+
+def in_order(cells, described) -> list:
+    """nbdev puts the documentation of a cell's last name before the cell and that of the others after it;
+    here all stand before it, in the order of their code. `described`: id of a cell -> its name."""
+    found = list(cells)
+    for i, cell in enumerate(cells):
+        defined = re.findall(r"^(?:class|def) (\w+)", cell.source, re.M) if cell.cell_type == "code" else []
+        if len(defined) < 2 or not i or described.get(id(cells[i - 1])) not in defined:
+            continue
+        after = []
+        for other in cells[i + 1 :]:
+            if described.get(id(other)) not in defined:
+                break
+            after.append(other)
+        place = found.index(cells[i - 1])
+        found[place : place + 2 + len(after)] = [*after, cells[i - 1], cell]
+    return found
 
 
 def link_names(text: str, names: dict, here: str) -> str:
     """Public names between backticks become links to their documentation; headings, code blocks and
     what is a link already stay."""
 
+    up = "../" * here.count("/")
+
     def link(m):
         name = m[2].removesuffix("()")
         if m[1] or name not in names:
             return m[0]
         page = names[name][0]
-        up = "../" * here.count("/")
-        return f"[`{m[2]}`]({'' if page == here else up + page}#{anchor(name)})"
+        return f"[`{m[2]}`]({'' if page == here else up + page}#{entry(name)})"
+
+    def words(text):
+        text = re.sub(r"(\[[^\]\n]*)?`([^`\s]+)`", link, text)
+        chapter = lambda m: f"[{m[0]}]({up}{chapters()[m[1]]})" if m[1] in chapters() else m[0]
+        text = re.sub(CHAPTER, chapter, text)
+        return re.sub(ARXIV, lambda m: f"[{m[0]}](https://arxiv.org/abs/{m[1]})", text)
 
     blocks = re.split(r"(^```.*?^```|^#.*?$)", text, flags=re.S | re.M)
-    return "".join(b if i % 2 else re.sub(r"(\[[^\]\n]*)?`([^`\s]+)`", link, b) for i, b in enumerate(blocks))
+    return "".join(b if i % 2 else words(b) for i, b in enumerate(blocks))
 
 
 def anchor(heading: str) -> str:
@@ -323,9 +405,8 @@ def on_site(text: str) -> str:
         lambda m: f"{m[0]}{{fig-alt={json.dumps(m[1], ensure_ascii=False)}}}",
         text,
     )
-    return text.replace("](CHANGELOG.md)", "](changelog.qmd)").replace(
-        "](LICENSE)", f"]({pages.repository_link('LICENSE')})"
-    )
+    text = re.sub(r"\]\((CHANGELOG|CONTRIBUTING)\.md\)", lambda m: f"]({m[1].lower()}.qmd)", text)
+    return text.replace("](LICENSE)", f"]({pages.repository_link('LICENSE')})")
 
 
 def processed(path: Path, names: dict):
@@ -339,27 +420,131 @@ def processed(path: Path, names: dict):
     NBProcessor(
         nb=nb, procs=[p for p in FilterDefaults().base_procs() if p.__name__ not in skipped]
     ).process()
+    described = {}
+    apart = set(re.findall(r"^show_doc\((\w+\.\w+)", "\n".join(c.source or "" for c in nb.cells), re.M))
     for cell in nb.cells:
         if shown := re.search(r"^show_doc\(([\w.]+)\)", cell.source or "", re.M):
-            cell.cell_type, cell.source = (
-                "markdown",
-                describe(shown[1], names[shown[1]][1]) if shown[1] in names else "",
-            )
+            cell.cell_type = "markdown"
+            own = describe(shown[1], names[shown[1]][1], apart=apart) if shown[1] in names else ""
+            cell.source = own
             cell.pop("outputs", None)
             cell.pop("execution_count", None)
+            described[id(cell)] = shown[1]
         elif cell.cell_type == "code":
-            cell.source = re.sub(
-                r"^#\| code-summary: .*\n", "#| code-summary: Source\n", cell.source, flags=re.M
-            )
-            cell.source = re.sub(
-                r"^(#\| fig-alt: )(.*)$",
-                lambda m: m[1] + json.dumps(m[2], ensure_ascii=False),
-                cell.source,
-                flags=re.M,
-            )  # a colon would end the key
+            folded(cell)
         if cell.cell_type == "markdown":
             cell.source = link_names(on_site(cell.source), names, path.as_posix())
+    nb.cells = html_apart(in_order(nb.cells, described))
     return nb
+
+
+# ---------------------------------------------------------------- reference
+
+PARTS = {  # folder of chapters -> its name, and what one does with it
+    "1_data": ("Preference data", "Read, check and split preferences"),
+    "2_model": ("The model", "Train a reward model"),
+    "3_scores": ("Scores", "Score text"),
+    "4_trust": ("Trust", "Know how far to trust it"),
+    "5_rl": ("Reinforcement", "Teach a policy"),
+    "6_tools": ("Tools", "Whole runs, servers and widgets"),
+    "7_beside": ("Beside the path", "Benchmarks and other projects' ways"),
+}
+
+
+def api_page() -> str:
+    "What `reward_kit` exports, a sentence each, by part."
+    import reward_kit
+
+    names, found = public_names(), {part: [] for part in PARTS}
+    for name in reward_kit.__all__:
+        if name in names:
+            page, item = names[name]
+            found[page.split("/")[0]].append(f"| `{name}` | {escape(first_sentence(item))} |")
+            if inspect.isclass(item):
+                shown = ", ".join(f"`{owner}.{method}`" for method, (owner, _) in all_methods(item).items())
+                found[page.split("/")[0]] += [f"| | {shown} |"] * bool(shown)
+    text = "All of it can be imported from `reward_kit`; each name leads to its documentation.\n"
+    for part, rows in found.items():
+        if rows:
+            text += f"\n## {PARTS[part][1]}\n\n| name | what it is |\n|:" + "-" * 30 + "|:" + "-" * 70 + "|\n"
+            text += "\n".join(rows) + "\n"
+    return text
+
+
+DETAIL = re.compile(r"(?:#|\"+)\s*D(\d+): (.+?)\"*$")
+
+
+def ppo_details() -> str:
+    "Each numbered detail of PPO: what its comment says, with its line in the repository."
+    found = {}
+    for page in (p for p in notebooks() if p.parts[0] == "5_rl"):
+        path, function = ROOT / "reward_kit" / "rl" / f"{page.stem[3:]}.py", ""
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if defined := re.match(r"\s*(?:def|class) (\w+)", line):
+                function = defined[1]
+            if said := DETAIL.search(line):
+                link = f"[`{function}`]({pages.repository_link(f'reward_kit/rl/{path.name}')}#L{i})"
+                chapter = f"[{page.name[:2]}]({page.as_posix()})"
+                found[int(said[1])] = f"| D{said[1]} | {escape(said[2])} | {link} | {chapter} |"
+    says = (
+        "What papers leave out and programs decide. Z is Ziegler et al. (arXiv 1909.08593), N+ is Huang et"
+        " al. (arXiv 2403.17031). Each detail is a comment beside the line that does it.\n"
+    )
+    widths = "|".join(":" + "-" * n for n in (5, 60, 25, 9))
+    head = f"\n| | what is done | line | chapter |\n|{widths}|\n"
+    return says + head + "\n".join(found[number] for number in sorted(found)) + "\n"
+
+
+def formats_page() -> str:
+    "Every format, and every public layout with its example, from the two registries."
+    from reward_kit.beside.published_layouts import _LAYOUTS
+    from reward_kit.data.formats import _FORMATS
+    from reward_kit.data.preferences import load_preferences
+
+    text = (
+        "Look first: `reward-kit inspect FILE` says what was read as what, and what was left out. A file is"
+        " JSONL, JSON, CSV, TSV, Parquet, Arrow, a folder of them or a data set of the hub. What it holds is"
+        " one of these formats:\n\n| format | columns |\n|:" + "-" * 15 + "|:" + "-" * 60 + "|\n"
+    )
+    text += "".join(f"| `{name}` | {escape(cls.__doc__)} |\n" for name, cls in _FORMATS.items())
+    text += (
+        "\nYour columns may have other names (`--prompt-column`, `--label-column`, or `columns={...}` in"
+        " Python), and `--format` names the format where a file could be two. How to add one:"
+        " [Changing things](changing.ipynb#add-a-preference-format).\n\n## Layouts that people publish\n"
+    )
+    for layout in sorted(_LAYOUTS, key=lambda layout: layout.name.lower()):
+        rows = layout.example if isinstance(layout.example, list) else [layout.example]
+        found = load_preferences(rows, progress=False, **layout.options)
+        option = f", with {code(json.dumps(layout.options))}" if layout.options else ""
+        source = layout.source if "://" not in layout.source else f"<{layout.source}>"
+        example = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows[:2])
+        text += (
+            f"\n### {layout.name}\n\nRead as `{found.report.format}` ({found.kind}){option}; documented at"
+            f" {source}.\n\n```json\n{example}\n```\n"
+        )
+    return text
+
+
+def title_of(path: Path) -> str:
+    "The title of a notebook."
+    nb = nbformat.read(NOTEBOOKS / path, as_version=4)
+    return next(m[1] for c in nb.cells if (m := re.search(r"^# (.+)$", c.source, re.M)))
+
+
+def sidebar() -> dict:
+    "The pages in order: those that _quarto.yml lists before the chapters, the chapters, and the rest."
+    outline = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["reward_kit"]
+    book = []
+    for part, (name, _) in PARTS.items():
+        own = [p for p in notebooks() if p.parts[0] == part]
+        numbered = set(chapters().values())
+        entries = [
+            {"text": f"{p.name[:2]} " * (p.as_posix() in numbered) + title_of(p), "href": p.as_posix()}
+            for p in own
+        ]
+        book.append({"section": f"{part[0]} {name}", "contents": entries})
+    contents = [*outline["before"], {"section": "The book", "contents": book}, *outline["after"]]
+    return {"style": "docked", "collapse-level": 1, "contents": contents}
 
 
 # ---------------------------------------------------------------- the site
@@ -384,7 +569,18 @@ def prepare(target: Path) -> None:
             link_names(on_site(text), names, page.relative_to(target).as_posix()), encoding="utf-8"
         )
     pages.write(target, on_site, anchor)
-    (target / "_quarto.yml").write_text("metadata-files: [../_quarto.yml, site.yml]\n", encoding="utf-8")
+    reference = {
+        "api": ("API", "What can be imported from reward_kit, by task.", api_page()),
+        "ppo_details": ("The 23 details of PPO", "Where each is, and why.", ppo_details()),
+        "formats": ("Formats", "What preference files are read, with an example of each.", formats_page()),
+    }
+    for page, (title, description, text) in reference.items():
+        text = pages.front_matter(title, description) + link_names(text, names, f"{page}.qmd")
+        (target / f"{page}.qmd").write_text(text, encoding="utf-8")
+    book = target / "book.yml"
+    book.write_text(yaml.safe_dump({"website": {"sidebar": sidebar()}}, sort_keys=False), encoding="utf-8")
+    settings = "metadata-files: [../_quarto.yml, site.yml, book.yml]\n"
+    (target / "_quarto.yml").write_text(settings, encoding="utf-8")
     (target / "site.yml").write_text(
         "\n".join(
             [
@@ -396,11 +592,56 @@ def prepare(target: Path) -> None:
                 f"  repo-url: {cfg['git_url']}",
                 f"  repo-branch: {cfg['branch']}",
                 f"  repo-subdir: {cfg['nbs_path']}",
+                f"  page-footer: {{left: reward_kit {cfg['version']}, right: '[Source]({cfg['git_url']})'}}",
                 "",
             ]
         ),
         encoding="utf-8",
     )
+
+
+def as_markdown(path: Path) -> str:
+    "A prepared page as plain Markdown: prose, code and text that it printed."
+    if path.suffix == ".qmd":
+        head, text = path.read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n", 1)
+        return f"# {yaml.safe_load(head)['title']}\n{text}"
+    parts = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            parts.append(re.sub(r"^(?::::.*|```\{=html\}.*?^```)\n?", "", cell.source, flags=re.S | re.M))
+            continue
+        code = re.sub(r"^(?:#\||%%).*\n?", "", cell.source, flags=re.M)
+        parts.append(f"```python\n{code}\n```")
+        shown = "".join("".join(o.get("text", "")) for o in cell.outputs)
+        parts += [f"```\n{shown.rstrip()}\n```"] * bool(shown)
+    return "\n\n".join(parts) + "\n"
+
+
+def write_markdown(prepared: Path, out: Path) -> None:
+    "A Markdown twin beside each page, and llms.txt, which lists them (https://llmstxt.org)."
+    cfg = readme.settings()
+    lines = [f"# {cfg['title']}", "", f"> {cfg['description']}", ""]
+    for entry in sidebar()["contents"]:
+        nested = [entry] if isinstance(entry, str) else entry["contents"]
+        lines += [] if isinstance(entry, str) else ["", f"## {entry['section']}", ""]
+        for page in flat(nested):
+            text = as_markdown(prepared / page)
+            twin = re.sub(r"(^|/)\d+[a-z]*_", r"\1", page).rsplit(".", 1)[0] + ".md"
+            (out / twin).write_text(text, encoding="utf-8")
+            title = re.search(r"^# (.+)$", text, re.M)[1]
+            lines.append(f"- [{title}]({cfg['doc_host']}{cfg['doc_baseurl']}/{twin})")
+    (out / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def flat(contents):
+    "The pages of a sidebar's contents."
+    for entry in contents:
+        if isinstance(entry, str):
+            yield entry
+        elif "href" in entry:
+            yield entry["href"]
+        else:
+            yield from flat(entry["contents"])
 
 
 def quarto_version() -> tuple:
@@ -426,6 +667,7 @@ def main() -> None:
     subprocess.run(["quarto", "render", "--no-cache"], cwd=work, check=True)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(work / out.name, out)
+    write_markdown(work, out)
 
 
 if __name__ == "__main__":

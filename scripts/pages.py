@@ -58,7 +58,7 @@ def program_of(result: Path) -> Path:
 
 def benchmarks() -> str:
     "Results as their programs wrote them, each under what its program says it measures; then the notes."
-    text = front_matter("Benchmarks", "What was measured, with what, and what was tried.")
+    text = front_matter("All results", "What each benchmark wrote, and what was tried.")
     text += (
         "The tables are what the programs in `benchmarks/` wrote. Each names the machine's number of threads,"
         " the versions and what differs between the sides. Times depend on the machine; ratios were measured"
@@ -205,12 +205,19 @@ def changelog() -> str:
     )
 
 
+def contributing() -> str:
+    "CONTRIBUTING.md as a page."
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("\n", 1)[1].lstrip()
+    return front_matter("Contributing", "How a change gets in.") + text.replace("](nbs/", "](")
+
+
 def write(target: Path, on_site, anchor) -> None:
     """Write the pages, and the pictures that they show, into a folder; `on_site` and `anchor` make text
     and headings those of the site."""
-    (target / "measurements.qmd").write_text(on_site(benchmarks()), encoding="utf-8")
+    (target / "results.qmd").write_text(on_site(benchmarks()), encoding="utf-8")
     (target / "papers.qmd").write_text(papers_page(anchor), encoding="utf-8")
     (target / "changelog.qmd").write_text(changelog(), encoding="utf-8")
+    (target / "contributing.qmd").write_text(on_site(contributing()), encoding="utf-8")
     (target / "benchmarks").mkdir(exist_ok=True)
     for picture in (ROOT / "benchmarks" / "results").glob("*.png"):
         shutil.copy(picture, target / "benchmarks")

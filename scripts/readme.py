@@ -23,17 +23,12 @@ def settings() -> dict:
     return dict(parser["DEFAULT"])
 
 
-def page_url(notebook: str) -> str:
-    "The address of the page on the site that a notebook or a .qmd file becomes."
-    cfg = settings()
-    page = re.sub(r"(^|/)\d+[a-z]*_", r"\1", notebook)
-    page = re.sub(r"\.(?:ipynb|qmd)$", ".html", page)
-    return f"{cfg['doc_host']}{cfg['doc_baseurl']}/{page}"
+FILES = {"papers.qmd": "scripts/papers.yml", "results.qmd": "benchmarks/results"}  # pages without a file
 
 
 def readme_text() -> str:
-    """The index notebook as Markdown: hidden cells and directives dropped, links pointed at the site,
-    pictures at the repository."""
+    """The index notebook as Markdown: hidden cells and directives dropped, links and pictures
+    pointed at files of the repository."""
     nb = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
     nb.cells = [c for c in nb.cells if c.cell_type == "markdown" or not HIDDEN.search(c.source)]
     for cell in nb.cells:
@@ -42,9 +37,8 @@ def readme_text() -> str:
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # nbdev strips it
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = text.replace("```ipython3", "```python")
-    text = re.sub(
-        r"\]\(((?:\w+/)?\w+\.(?:ipynb|qmd))(#[^)]*)?\)", lambda m: f"]({page_url(m[1])}{m[2] or ''})", text
-    )
+    file = lambda m: f"]({FILES.get(m[1], f'nbs/{m[1]}')})"  # an anchor is one of the site alone
+    text = re.sub(r"\]\(((?:\w+/)?\w+\.(?:ipynb|qmd))(?:#[^)]*)?\)", file, text)
     text = text.replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/')
     text = re.sub(r"[ \t]+\n", "\n", text)
     return (
