@@ -18,6 +18,7 @@ COMMANDS = sorted(p.name for p in FOLDER.glob("*.py") if "__main__" in p.read_te
 MODEL = "--model tiny --vocabulary 512 --rounds 1"
 SHORT = "--prompt 8 --response 8"
 SMALL = {  # {data}: a file of transcripts
+    "architectures.py": "--types llama granite gptj",
     "data_layouts.py": "",
     "data_million_rows.py": "--rows 300 --processes 1",
     "distance_to_limit.py": (

@@ -746,6 +746,7 @@ def test_rows_that_teach_nothing_are_left_out_with_their_reason():
         assert report.reasons["too long"] == report.reasons["of the same tokens"] == 1
         assert report.examples == ["f.jsonl:2", "f.jsonl:3", "f.jsonl:4"] and "f.jsonl:2" in report.summary
         assert (report.rows, report.sequences) == (5, 10)
+        assert report.dropped == 1 and "over 64 tokens: 0 cut (0.0%), 1 dropped" in report.summary
 
 
 def test_rankings_and_ids_of_the_same_tokens():

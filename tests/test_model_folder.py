@@ -556,7 +556,9 @@ def test_every_weight_and_the_base_have_a_hash(causal, reward):
         seen.add(rm.fingerprint())
     assert before not in seen and len(seen) == len(list(rm.model.parameters()))
     hashes = [
-        RewardMetadata.weights_hash(load_reward_backbone(causal, new_head=True, seed=seed)[0].model)
+        RewardMetadata.weights_hash(
+            load_reward_backbone(causal, new_head=True, seed=seed)[0].model.state_dict()
+        )
         for seed in (0, 1)
     ]
     assert hashes[0] == hashes[1], "a head is no part of the base"

@@ -376,6 +376,21 @@ def test_regression_reads_scores(base, config):
     assert trainer.evaluate()["eval_loss"] < 0.1
 
 
+def test_single_scores_in_a_data_set_are_regressed_on(base, config):
+    scored = [
+        {"prompt": p["prompt"], "responses": [p[side]], "scores": [score]}
+        for n, p in enumerate(make_pairs(16))
+        for side, score in [(("chosen", 1.0), ("rejected", -1.0))[n % 2]]
+    ]
+    args = config(loss_type="regression", max_steps=60, learning_rate=3e-3)
+    data = Dataset.from_list(scored)
+    trainer = trained(base, args, data, eval_dataset=data)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] < 0.1 and "eval_accuracy" not in metrics
+    with pytest.raises(ValueError, match="one scored response a prompt is for regression"):
+        trained(base, config(), data)
+
+
 def test_head_learning_rate_moves_only_the_head(base, config):
     trainer = trained(base, config(learning_rate=1e-12, head_learning_rate=1e-2), make_dataset(8))
     start = RewardTrainer(base, config(), train_dataset=make_dataset(4))
@@ -401,6 +416,14 @@ def test_the_plan_changes_nothing(base, config):
 
 
 # ---- memory
+
+
+def test_activations_of_the_shape_of_a_weight_are_not_counted_as_weights(base, config):
+    ids = {"chosen_ids": [list(range(10, 42))], "rejected_ids": [list(range(50, 82))]}
+    trainer = RewardTrainer(base, config(), train_dataset=Dataset.from_dict(ids))
+    plan = trainer.plan()
+    assert trainer.model.config.intermediate_size == 64, "as many as tokens"
+    assert plan.memory["weights"] == 4 * plan.parameters
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

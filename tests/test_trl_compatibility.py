@@ -9,14 +9,14 @@ import torch
 import transformers
 import trl
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from trainer_world import make_base, make_pairs, make_tokenizer
 
 import reward_kit
 from reward_kit import RewardTrainer
-from reward_kit.model.model_folder import CheckpointError, load_reward_backbone
+from reward_kit.model.model_folder import CheckpointError, RewardHead, load_reward_backbone
 from reward_kit.model.runs import Checkpoints, RunRecord
 
 
@@ -177,6 +177,7 @@ def stopped_run(base, folder, **settings):
         ({"overflow": "drop"}, "overflow truncate_left -> drop"),
         ({"per_device_train_batch_size": 2}, "batch_size 4 -> 2"),
         ({"seed": 7}, "seed 42 -> 7"),
+        ({"separator": "\n"}, "separator None -> \n"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -515,12 +516,34 @@ def test_a_stream_of_which_nothing_is_left_says_how_many_and_what_to_set(base, t
         trainer.evaluate(stream)
 
 
-def test_models_whose_adapters_began_at_random_have_one_base(base, tmp_path):
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(init_lora_weights="gaussian", target_modules=["q_proj", "embed_tokens"]),
+        LoraConfig(use_dora=True, target_modules=["q_proj"], trainable_token_indices=[3, 4]),
+        LoHaConfig(target_modules=["q_proj"], init_weights=False),
+        LoKrConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+        VeraConfig(r=4, target_modules=["q_proj"]),
+        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        OFTConfig(oft_block_size=8, target_modules=["q_proj"]),
+    ],
+    ids=["gaussian", "dora", "loha", "lokr", "vera", "ia3", "oft"],
+)
+def test_models_whose_adapters_began_at_random_have_one_base(adapter, base, tmp_path):
     hashes = set()
     for seed in (1, 2, None):
         torch.manual_seed(seed or 0)
         model, _ = load_reward_backbone(base)
         if seed:
-            model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", init_lora_weights="gaussian"))
+            model = get_peft_model(model, RewardHead(model).trained_by(adapter))
         hashes.add(make(model, tmp_path / "out")._base["weights"])
     assert len(hashes) == 1
+
+
+def test_a_stream_is_counted_once_however_often_it_is_read(base, tmp_path):
+    rows = [*make_pairs(6), {"prompt": "say", "chosen": "thank " * 99, "rejected": "sorry"}]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    trainer = make(base, tmp_path / "out", data=stream, max_length=64, max_steps=6)
+    trainer.train()
+    assert trainer.state.epoch > 2
+    assert (trainer.overflow_report.rows, trainer.overflow_report.dropped_rows) == (7, 1)

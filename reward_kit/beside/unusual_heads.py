@@ -69,6 +69,19 @@ def check_loads(self: RewardHead):
                          f"{self.loads.__name__} loads {expected} alone: pass the model with the head of its "
                          "class")
 
+# %% ../../nbs/7_beside/unusual_heads.ipynb #5557de26
+_WRAPPED = re.compile(r"(?:token_adapter\.)?(?:base_layer|original_module)\.")  # where PEFT keeps a layer
+
+
+@patch(as_prop=True)
+def base_weights(self: RewardHead):
+    "{name: tensor} of the model without its head, as they were before an adapter of any kind was put there."
+    weights = self.inner.base_model.state_dict()
+    parts = {name: _WRAPPED.split(name) for name in weights}
+    adapted = tuple(layer for layer, *rest in parts.values() if rest)
+    return {"".join(parts[name]): weight for name, weight in weights.items()
+            if len(parts[name]) > 1 or not name.startswith(adapted)}
+
 # %% ../../nbs/7_beside/unusual_heads.ipynb #51801abd
 _MISFITS = {  # what transformers calls it -> what it means
     "missing_keys": "are not saved, as if a file were lost, config.json had more layers, or names prefixes",

@@ -100,17 +100,14 @@ def _encoded_row(record, sequences, cut, refused):
     fits = [i for i, ids in enumerate(sequences) if ids is not None]
     answers = {(tuple(sequences[i]), ranks[i]): i for i in reversed(fits)}
     kept, reason = sorted(answers.values()), _fault(answers, len(fits), refused)
-    given = {"sequences": sequences, "ranks": ranks,
-             "scores": record.get("scores")}
-    row = {
-        name: values and [values[i] for i in kept]
-        for name, values in given.items()
-    }
+    given = [("sequences", sequences), ("ranks", ranks), ("scores", record.get("scores"))]
+    row = {name: values and [values[i] for i in kept] for name, values in given}
     if len(kept) == 2 == len(set(row["ranks"])):
         better = sorted(kept, key=ranks.__getitem__)
         row |= zip(_GIVEN, (sequences[i] for i in better))
     lengths = list(map(len, row["sequences"]))
-    checks = (1, size, sum(cut), size - len(fits), len(fits) - len(kept),
+    too_long = size - len(fits) - sum(map(bool, refused))
+    checks = (1, size, sum(cut), too_long, len(fits) - len(kept),
               0 if reason else sum(lengths), reason, record["origin"])
     return row | {"lengths": lengths} | dict(zip(_CHECKS, checks))
 
@@ -149,7 +146,6 @@ def _encode_table(table, indices, encoder):
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #6ed124af
 def _encode_stored(dataset, encoder, report, num_proc, desc):
-    processes = min(num_proc or 1, len(dataset))
     gc.freeze()  # or the collector often walks through it all
     try:
         encoded = dataset.with_format("arrow").map(
@@ -158,7 +154,7 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
             with_indices=True,
             fn_kwargs={"encoder": encoder},
             desc=desc,
-            num_proc=processes if processes > 1 else None,
+            num_proc=None if num_proc == 1 else num_proc,
             new_fingerprint=Hasher.hash(
                 [dataset._fingerprint, encoder.encoding.to_dict(), [*_ENCODED]]),
         )
@@ -187,10 +183,14 @@ def _usable(rows):
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #d8c9c2ae
 def _encode_stream(dataset, encoder, report, columns):
+    begun = set()  # starts of batches; a stream is read once an epoch
+
     def encode(columns, indices):
         records = _usable(_rows(columns, indices))
         encoded = _encode_records(records, encoder)
-        report.count(encoded)
+        if indices[0] not in begun:
+            begun.add(indices[0])
+            report.count(encoded)
         kept = [record | row for record, row in zip(records, encoded) if not row["reason"]]
         return {name: [row.get(name) for row in kept] for name in _KEPT}
 

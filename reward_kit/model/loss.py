@@ -37,7 +37,8 @@ def _present(rewards, mask, least):
     if rewards.dim() != 2 or rewards.shape[1] < least:
         raise ValueError(
             f"rewards must have shape (b, K) with K >= {least}, got {tuple(rewards.shape)}; "
-            "for pairs use torch.stack([chosen, rejected], dim=1)"
+            "for pairs use torch.stack([chosen, rejected], dim=1), "
+            "one scored response a prompt is for regression"
         )
     mask = _tensor("mask", mask, rewards.shape, rewards)
     if mask is None:

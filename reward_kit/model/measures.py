@@ -84,7 +84,8 @@ class Sums:
 # %% ../../nbs/2_model/29_measures.ipynb #df321e3c
 def _kept_bytes(model, forward):
     "Bytes kept for the backward pass: activations, copies of weights."
-    shapes = {tuple(sorted(p.shape)) for p in model.parameters()}
+    shapes = {tuple(sorted(p.shape)) for p in model.parameters()
+              if torch.is_autocast_enabled(p.device.type)}  # else nothing is copied
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     kept = {False: {}, True: {}}  # is it a copy of weights -> {storage: bytes}
 

@@ -312,15 +312,13 @@ def load(cls: RewardMetadata, name, revision=None):  # folder or hub id
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #9e743eaa
 @patch(cls_method=True)
-def weights_hash(cls: RewardMetadata, model):
-    "Of every name and number but LoRA's, 32 digits; None: spread over processes."
+def weights_hash(cls: RewardMetadata, weights):  # {name: tensor}
+    "Of every name and number, 32 digits; None: spread over processes."
     found = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         if not tensor.numel():
             return None
-        if ".lora_" in name:
-            continue
-        found.update(name.replace(".base_layer.", ".").encode())
+        found.update(name.encode())
         found.update(tensor.float().cpu().numpy().tobytes())
     return found.hexdigest()
 

@@ -215,7 +215,6 @@ def _known_problem(inner, base):
         return "has weights that are spread over processes, so it cannot be tried"
     if not base._can_set_attn_implementation():
         return "computes its attention by itself"
-    return None
 
 # %% ../../nbs/2_model/25_packing.ipynb #7379d0a5
 def _tried(base, groups):

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate.utils import parse_flag_from_env
-from accelerate.utils.memory import should_reduce_batch_size
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from transformers.utils import is_torch_bf16_gpu_available
@@ -257,8 +256,9 @@ class MicroBatches:
         "Whether memory ran out, on an accelerator or in the CPU's allocator."
         if not isinstance(error, RuntimeError):
             return isinstance(error, MemoryError)
-        return should_reduce_batch_size(error) or bool(
-            re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)))
+        return bool(re.search(
+            "out of memory|can't allocate memory|ALLOC_FAILED|CUDNN_STATUS_NOT_SUPPORTED",
+            str(error)))
 
 
     def compute(

@@ -143,7 +143,7 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
     if tokenizer is None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust)
     self._base = {"id": base_name(name), "revision": revision,
-                  "weights": RewardMetadata.weights_hash(innermost_model(model).base_model)}
+                  "weights": RewardMetadata.weights_hash(RewardHead(model).base_weights)}
     model, tokenizer, added = self._agree(model, tokenizer, args)
     self.encoder = RewardEncoder(tokenizer, self.encoding)
     bind_reward_forward(model)
@@ -536,7 +536,7 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
 
 
 _DECIDING = """loss_kwargs center_rewards_coefficient learning_rate head_learning_rate overflow
-seed""".split()
+separator chat_template_path seed""".split()
 
 
 @patch

@@ -183,8 +183,7 @@ class TrainingData:
         args, is_train = self.args, name == "train"
         data = self._read(data, is_train)
         if is_train:
-            kind = _kind_of(data) or self.encoder.encoding.kind
-            self.encoder.trained_on(kind)
+            self.encoder.trained_on(_kind_of(data) or self.encoder.encoding.kind)
         with global_then_local_main_first(), quiet() if args.disable_tqdm else nullcontext():
             encoded, report = encode_dataset(
                 data, self.encoder, num_proc=args.dataset_num_proc, desc=f"Encoding {name} data")
@@ -202,8 +201,8 @@ class TrainingData:
                 f"nothing is left of {cut.rows:,} examples of the {name} data: "
                 f"{cut.summary}{remedy}"
             )
-        weighed = has_length(encoded) and "weight" in encoded.column_names
-        if weighed and encoded.unique("weight") == [0]:
+        if (has_length(encoded) and "weight" in encoded.column_names
+                and encoded.unique("weight") == [0]):
             raise ValueError(f"every weight of the {name} data is 0")
         return encoded
 

@@ -129,7 +129,7 @@ def normalized(self: RewardModel, rewards):
 @patch
 def fingerprint(self: RewardModel) -> str:  # 16 hexadecimal digits
     "Changes where the scores change: a hash of the encoding and of all weights."
-    weights = RewardMetadata.weights_hash(self.model), self.model.dtype
+    weights = RewardMetadata.weights_hash(self.model.state_dict()), self.model.dtype
     return f"{hash64(f'{self.encoder.encoding!r} {self.encoding_note} {weights}'):016x}"
 
 # %% ../../nbs/3_scores/34_inference.ipynb #2b4eaa4d

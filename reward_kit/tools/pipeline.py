@@ -347,7 +347,9 @@ def _complete_folder(folder, held_out, data_report, progress, say):
     write_model_card(folder, report)
     data_report.plot().savefig(folder / "data_report.png", bbox_inches="tight")
     ModelCard(folder).replace(
-        "data", "## Training data", data_report.title, data_report.to_markdown(),
+        "data", "## Training data", data_report.title,
+        "What was read: the examples above were trained on, others were held out or left out.",
+        data_report.to_markdown(),
         "![lengths of the responses, and how often the longer one is chosen](data_report.png)")
     return report
 
