@@ -99,10 +99,9 @@ def tried(kind, tokenizer, folder):
     known = type(config) in OWN
     try:
         model, _ = load_reward_backbone(folder / "base", new_head=True)
-        bind_reward_forward(model)
-        before = reward(model)
     except ValueError as error:
         return [f"refused: {str(error).removeprefix(f'model {folder}/base ')}", "", ""]
+    before = reward(bind_reward_forward(model))
     problem = packing_problem(model)
     batches = "packed" if problem is None else f"padded: {problem.removeprefix(type(model).__name__ + ' ')}"
     model.save_pretrained(folder / "reward")
@@ -148,7 +147,8 @@ def main(args):
     head = ["type", "where the head comes from", "batches", "the same rewards, saved and loaded"]
     lines = [text, "", *table(head, rows)]
     if left:
-        lines += ["", "Not made so small, and so not tried:", "", *table(["type", "what stopped it"], left)]
+        stopped = "Not made so small, or not computed, and so not tried to the end:"
+        lines += ["", stopped, "", *table(["type", "what stopped it"], left)]
     if kinds:
         lines += ["", f"Not tried in this run: {', '.join(kinds)}."]
     publish("\n".join([*lines, "", versions_line(torch.get_num_threads())]), args.output)

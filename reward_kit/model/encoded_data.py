@@ -100,7 +100,8 @@ def _encoded_row(record, sequences, cut, refused):
     fits = [i for i, ids in enumerate(sequences) if ids is not None]
     answers = {(tuple(sequences[i]), ranks[i]): i for i in reversed(fits)}
     kept, reason = sorted(answers.values()), _fault(answers, len(fits), refused)
-    given = [("sequences", sequences), ("ranks", ranks), ("scores", record.get("scores"))]
+    given = [("sequences", sequences), ("ranks", ranks),
+             ("scores", record.get("scores"))]
     row = {name: values and [values[i] for i in kept] for name, values in given}
     if len(kept) == 2 == len(set(row["ranks"])):
         better = sorted(kept, key=ranks.__getitem__)

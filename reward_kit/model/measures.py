@@ -239,7 +239,8 @@ def _merge(self: TrainedModel, folder):
     config = next(iter(self.model.peft_config.values()))
     size = f" r={config.r} alpha={config.lora_alpha}" if hasattr(config, "lora_alpha") else ""
     self.training["adapter"] = f"{config.peft_type.value}{size}; head trained and saved"
-    found = []  # the trained one lies inside accelerate's wrapper of mixed precision
+    found = []
+    # the trained one lies inside accelerate's wrapper of mixed precision
     look = lambda model: found.append(self._scores(model.base_model))
     merged = merged_model(self.model, folder, self.metadata.base["id"], look)
     self._write_weights(merged, folder)
@@ -255,7 +256,8 @@ def _merge(self: TrainedModel, folder):
         _logger.warning(
             "scores of the saved, merged model differ by up to %.2g from the trained one's: "
             "no metrics and no scale are stored", difference)
-        self.sets, self.note = {}, "Its scores changed when it was merged: evaluate this folder."
+        self.sets = {}
+        self.note = "Its scores changed when it was merged: evaluate this folder."
 
 
 @patch

@@ -481,7 +481,8 @@ def merged_model(
     write_whole(config, json.loads(config.read_text()) | {"base_model_name_or_path": base})
     quantized = getattr(model.get_base_model(), "is_quantized", False)
     device = next(model.parameters()).device
-    twin = copy.deepcopy(model if quantized else model.to("cpu")).float()  # no copy on the accelerator
+    # no copy on the accelerator
+    twin = copy.deepcopy(model if quantized else model.to("cpu")).float()
     if look:
         for part in twin.modules():
             part.compute_dtype = torch.float32  # of bitsandbytes' layers
