@@ -7,9 +7,9 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 export TOKENIZERS_PARALLELISM ?= false
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup quickstart test tutorials readme docs bench clean
+.PHONY: help setup quickstart test tutorials readme docs docs-check bench clean
 help:                ## what each target does
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
 
 $(STAMP): constraints.txt settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit("reward_kit needs Python 3.11 or newer; call make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -35,6 +35,9 @@ readme: $(STAMP)     ## README.md from nbs/index.ipynb
 
 docs: $(STAMP)       ## the site, with Quarto, into _docs
 	PATH="$(CURDIR)/$(BIN):$$PATH" python scripts/docs.py
+
+docs-check: $(STAMP) ## look at the built site in Chromium: length, width, contrast, requests, search
+	PATH="$(CURDIR)/$(BIN):$$PATH" python scripts/check_site.py
 
 bench: $(STAMP)      ## measure accuracy and PPO on the playground (half an hour on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/playground_accuracy.py

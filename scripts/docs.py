@@ -87,11 +87,11 @@ def is_own(function) -> bool:
 def methods(cls):
     "Name and function (or property) of each documented public method that the class itself defines."
     for name, item in vars(cls).items():
-        function = getattr(item, "__func__", item)
+        function = getattr(item, "__func__", getattr(item, "f", item))  # f: of a patched class method
         if (
             not name.startswith("_")
             and (isinstance(item, property) or is_own(function))
-            and inspect.getdoc(item)
+            and inspect.getdoc(function)
         ):
             yield name, function
 
@@ -461,8 +461,9 @@ def api_page() -> str:
             page, item = names[name]
             found[page.split("/")[0]].append(f"| `{name}` | {escape(first_sentence(item))} |")
             if inspect.isclass(item):
-                shown = ", ".join(f"`{owner}.{method}`" for method, (owner, _) in all_methods(item).items())
-                found[page.split("/")[0]] += [f"| | {shown} |"] * bool(shown)
+                listed = [(method, f"{owner}.{method}") for method, (owner, _) in all_methods(item).items()]
+                links = [f"[`{m}`]({names[full][0]}#{entry(full)})" for m, full in listed if full in names]
+                found[page.split("/")[0]] += [f"| | {', '.join(links)} |"] * bool(links)
     text = "All of it can be imported from `reward_kit`; each name leads to its documentation.\n"
     for part, rows in found.items():
         if rows:
@@ -516,11 +517,11 @@ def formats_page() -> str:
         rows = layout.example if isinstance(layout.example, list) else [layout.example]
         found = load_preferences(rows, progress=False, **layout.options)
         option = f", with {code(json.dumps(layout.options))}" if layout.options else ""
-        source = layout.source if "://" not in layout.source else f"<{layout.source}>"
+        source = f"; documented at <{layout.source}>" if "://" in layout.source else ""
         example = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows[:2])
         text += (
-            f"\n### {layout.name}\n\nRead as `{found.report.format}` ({found.kind}){option}; documented at"
-            f" {source}.\n\n```json\n{example}\n```\n"
+            f"\n### {layout.name}\n\nRead as `{found.report.format}` ({found.kind}){option}{source}.\n"
+            f"\n```json\n{example}\n```\n"
         )
     return text
 
@@ -602,18 +603,26 @@ def prepare(target: Path) -> None:
 
 def as_markdown(path: Path) -> str:
     "A prepared page as plain Markdown: prose, code and text that it printed."
+
+    def titled(text):
+        head, text = text.removeprefix("---\n").split("\n---", 1)
+        said = yaml.safe_load(head)
+        return f"# {said['title']}\n\n> {said['description']}\n{text}"
+
     if path.suffix == ".qmd":
-        head, text = path.read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n", 1)
-        return f"# {yaml.safe_load(head)['title']}\n{text}"
+        return titled(path.read_text(encoding="utf-8"))
     parts = []
     for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "markdown":
-            parts.append(re.sub(r"^(?::::.*|```\{=html\}.*?^```)\n?", "", cell.source, flags=re.S | re.M))
-            continue
-        code = re.sub(r"^(?:#\||%%).*\n?", "", cell.source, flags=re.M)
-        parts.append(f"```python\n{code}\n```")
-        shown = "".join("".join(o.get("text", "")) for o in cell.outputs)
-        parts += [f"```\n{shown.rstrip()}\n```"] * bool(shown)
+        if cell.source.startswith("---\n"):
+            parts.append(titled(cell.source))
+        elif cell.cell_type != "code":
+            html = r"^(?::::.*?$|<!--.*?-->|```\{=html\}.*?^```)\n?"
+            parts.append(re.sub(html, "", cell.source, flags=re.S | re.M))
+        else:
+            source = re.sub(r"^(?:#\||%%).*\n?", "", cell.source, flags=re.M)
+            parts.append(f"```python\n{source}\n```")
+            shown = "".join("".join(o.get("text", "")) for o in cell.get("outputs", []))
+            parts += [f"```\n{shown.rstrip()}\n```"] * bool(shown)
     return "\n\n".join(parts) + "\n"
 
 
@@ -626,7 +635,7 @@ def write_markdown(prepared: Path, out: Path) -> None:
         lines += [] if isinstance(entry, str) else ["", f"## {entry['section']}", ""]
         for page in flat(nested):
             text = as_markdown(prepared / page)
-            twin = re.sub(r"(^|/)\d+[a-z]*_", r"\1", page).rsplit(".", 1)[0] + ".md"
+            twin = re.sub(r"(^|/)\d+_(\w+)$", r"\1\2", page.rsplit(".", 1)[0]) + ".md"
             (out / twin).write_text(text, encoding="utf-8")
             title = re.search(r"^# (.+)$", text, re.M)[1]
             lines.append(f"- [{title}]({cfg['doc_host']}{cfg['doc_baseurl']}/{twin})")

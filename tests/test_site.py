@@ -259,6 +259,60 @@ def test_a_page_keeps_what_the_first_cell_says_and_shows_exported_code(docs, sit
                 assert re.search(r"^(?:def|class) \w.*$", cell.source, re.M)[0] in code, path
 
 
+def test_what_a_page_shows_can_be_copied_in_order(docs, site, tmp_path):
+    "Every name that a page's code uses is there before it, on the same page."
+    for path in docs.notebooks():
+        cells = [c.source for c in nbformat.read(site / path, as_version=4).cells if c.cell_type == "code"]
+        code = re.sub(r"^[%!].*$", "", "\n\n".join(cells), flags=re.M)
+        (tmp_path / f"{path.stem}.py").write_text(code, encoding="utf-8")
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--no-cache", tmp_path]
+    found = subprocess.run(ruff, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+def test_source_is_closed_and_nothing_loads_scripts_from_elsewhere(docs, site):
+    for path in docs.notebooks():
+        for cell in nbformat.read(site / path, as_version=4).cells:
+            assert "code-fold: show" not in cell.source, path
+            outputs = cell.get("outputs", []) if cell.cell_type == "code" else []
+            assert not [o for o in outputs if "text/html" in o.get("data", {})], path
+
+
+def test_a_class_shows_what_it_inherits(docs, site):
+    names = docs.public_names()
+    text = page_text(site / names["RewardModel"][0])
+    whole = text[text.index("{#api-RewardModel}") :]
+    for method in ("score", "compare", "rank", "best_of_n", "from_pretrained"):
+        assert re.search(rf"^\| \[`\w+\.{method}`\]\(\S*#api-\w+\.{method}\)", whole, re.M), method
+
+
+def test_every_public_name_is_on_the_page_of_the_api(docs, site):
+    import reward_kit
+
+    text, names = (site / "api.qmd").read_text(encoding="utf-8"), docs.public_names()
+    listed = set(re.findall(r"^\| \[`(\w+)`\]", text, re.M))
+    assert listed == set(reward_kit.__all__) & set(names)
+    left = set(reward_kit.__all__) - listed
+    assert left <= {"LOSSES", "PROBES", "centering_loss"}  # which are values, not functions or classes
+
+
+def test_every_detail_of_ppo_has_its_line(site):
+    text = (site / "ppo_details.qmd").read_text(encoding="utf-8")
+    assert re.findall(r"^\| D(\d+) \|", text, re.M) == [str(n) for n in range(1, 24)]
+
+
+def test_markdown_twins(docs, site, tmp_path):
+    docs_folder = tmp_path / "out"
+    for page in docs.flat(docs.sidebar()["contents"]):
+        (docs_folder / page).parent.mkdir(parents=True, exist_ok=True)
+    docs.write_markdown(site, docs_folder)
+    listed = re.findall(r"/(\w+(?:/\w+)?\.md)\)", (docs_folder / "llms.txt").read_text(encoding="utf-8"))
+    assert len(listed) == len(list(docs.flat(docs.sidebar()["contents"])))
+    assert "2_model/loss.md" in listed
+    twin = (docs_folder / "2_model/loss.md").read_text(encoding="utf-8")
+    assert "```python\ndef naive_loss" in twin and "tensor(0.2877)" in twin
+
+
 def test_tables_of_parameters_hold_type_default_and_meaning(docs):
     from reward_kit.model.encoding import RewardEncoding
     from reward_kit.model.trainer import RewardConfig
