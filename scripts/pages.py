@@ -57,8 +57,8 @@ def program_of(result: Path) -> Path:
 
 
 def benchmarks() -> str:
-    "Results as their programs wrote them, each under what its program says it measures; then the notes."
-    text = front_matter("All results", "What each benchmark wrote, and what was tried.")
+    "Results as their programs wrote them, each under what its program says it measures."
+    text = front_matter("All results", "What each benchmark wrote.")
     text += (
         "The tables are what the programs in `benchmarks/` wrote. Each names the machine's number of threads,"
         " the versions and what differs between the sides. Times depend on the machine; ratios were measured"
@@ -77,11 +77,16 @@ def benchmarks() -> str:
             f"{says} [`python"
             f" benchmarks/{program.name}`]({repository_link(f'benchmarks/{program.name}')})\n\n"
         )
-        text += demoted(
-            re.sub(r"\]\((?!\w+:)([^)]+\.png)\)", r"](benchmarks/\1)", result.read_text(encoding="utf-8")), 1
-        )
-    notes = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
-    return text + "\n" + demoted(notes, 1)
+        pictures = r"\]\((?!\w+:)([^)]+\.png)\)"
+        wrote = demoted(re.sub(pictures, r"](benchmarks/\1)", result.read_text(encoding="utf-8")), 1)
+        text += f'::: {{.callout-note collapse="true" title="What it wrote"}}\n\n{wrote}\n\n:::\n'
+    return text
+
+
+def notes() -> str:
+    "What was tried, as a page."
+    text = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8").split("\n", 1)[1].lstrip()
+    return front_matter("What was tried", "What was tried, what it gave, what was left out.") + text
 
 
 # ---------------------------------------------------------------- papers
@@ -215,6 +220,7 @@ def write(target: Path, on_site, anchor) -> None:
     """Write the pages, and the pictures that they show, into a folder; `on_site` and `anchor` make text
     and headings those of the site."""
     (target / "results.qmd").write_text(on_site(benchmarks()), encoding="utf-8")
+    (target / "notes.qmd").write_text(on_site(notes()), encoding="utf-8")
     (target / "papers.qmd").write_text(papers_page(anchor), encoding="utf-8")
     (target / "changelog.qmd").write_text(changelog(), encoding="utf-8")
     (target / "contributing.qmd").write_text(on_site(contributing()), encoding="utf-8")

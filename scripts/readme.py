@@ -23,7 +23,11 @@ def settings() -> dict:
     return dict(parser["DEFAULT"])
 
 
-FILES = {"papers.qmd": "scripts/papers.yml", "results.qmd": "benchmarks/results"}  # pages without a file
+FILES = {  # pages without a file of their own
+    "papers.qmd": "scripts/papers.yml",
+    "results.qmd": "benchmarks/results",
+    "notes.qmd": "benchmarks/NOTES.md",
+}
 
 
 def readme_text() -> str:
