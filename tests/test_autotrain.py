@@ -771,6 +771,14 @@ def checkpoints(folder):
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
+def test_a_run_whose_held_out_part_cannot_be_evaluated_does_not_begin(base, tmp_path):
+    data, said = write_pairs(tmp_path / "p.jsonl"), []
+    ties = [{"prompt": f"t{n}", "response_a": "x", "response_b": "y", "label": "tie"} for n in range(4)]
+    with pytest.raises(ValueError, match="4 held out: both need at least one, and of those .* no tie"):
+        run(base, data, tmp_path / "out", eval_data=ties, columns=None, say=said.append)
+    assert not [line for line in said if str(line).startswith("step")]
+
+
 def test_a_short_run_that_is_killed_loses_one_interval(base, tmp_path):
     data, out = write_pairs(tmp_path / "p.jsonl"), tmp_path / "out"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from test_autotrain import base, write_pairs, write_prompts  # noqa: F401  (a fixture and helpers)
 
+from reward_kit.data import preferences as preferences_module
 from reward_kit.model.runs import RunRecord
 from reward_kit.model.settings import DataSettings, LoraSettings, PPOSettings, RewardSettings, settings_of
 from reward_kit.scores.inference import RewardModel
@@ -823,6 +824,19 @@ def test_inspect_writes_a_page_and_a_picture(pairs, tmp_path, capsys):
         and (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
     )
     assert json.loads(output(capsys, "inspect", pairs, "--json"))["rows_kept"] == 30
+    again = output(capsys, "inspect", pairs, "--json", "--num-proc", 2)
+    assert json.loads(again)["rows_kept"] == 30
+    assert "--num-proc must be above 0" in fails(capsys, 2, "inspect", pairs, "--num-proc", 0)
+
+
+def test_inspect_reads_in_as_many_processes_as_asked_for(pairs, capsys, monkeypatch):
+    given = []
+    load = preferences_module.load_preferences
+    monkeypatch.setattr(
+        preferences_module, "load_preferences", lambda *data, **how: given.append(how) or load(*data, **how)
+    )
+    output(capsys, "inspect", pairs, "--num-proc", 3)
+    assert given[0]["num_proc"] == 3
 
 
 def test_llm_through_the_command(base, tmp_path, capsys, monkeypatch):  # noqa: F811
@@ -868,7 +882,8 @@ def test_the_documented_ppo_command(base, model, tmp_path):  # noqa: F811
     done = subprocess.run([*RUN, *argv], capture_output=True, text=True, env=ENV, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for line in (
-        "judged by reward-model (folder ", "11 prompts to train on, 1 held out",
+        "judged by reward-model (folder ",
+        "11 prompts to train on, 1 held out",
         "1 batch of 128 responses of at most 128 tokens, 4 passes of 16 steps",
         "batch 1/1  score",
         "95% interval",

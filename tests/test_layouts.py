@@ -1,9 +1,12 @@
 """Files as people have them: every documented layout, and each kind of fault that was once read wrongly."""
 
 import bz2
+import copy
 import json
+import math
 import re
 import zipfile
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from reward_kit.data.formats import PreferenceFormat, to_record
 from reward_kit.data.preferences import load_preferences
 from reward_kit.scores import score_files  # noqa: F401
 from reward_kit.scores.text_scorer import TextScorer
+from reward_kit.trust.agreement import score_preferences
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"
 Q, A, B = "Name a colour of {}.", "The sky, {}: blue.", "No idea, {}."
@@ -68,7 +72,7 @@ class Listener(TextScorer):
 
 @pytest.mark.parametrize("layout", published_layouts._LAYOUTS, ids=lambda layout: layout.name)
 def test_each_layout_is_the_same_to_every_reader(layout, tmp_path):
-    "Training and evaluation, and a file that is scored."
+    "Training, `evaluate` and `compare-runs`, and a file that is scored."
     rows = layout.example if isinstance(layout.example, list) else [layout.example]
     columns = layout.options.get("columns")
     found = list(load(rows, **layout.options))
@@ -78,13 +82,15 @@ def test_each_layout_is_the_same_to_every_reader(layout, tmp_path):
         for response in record["responses"]
     ]
     listener = Listener()
+    score_preferences(listener, load(rows, **layout.options))
+    order = lambda triples: sorted(json.dumps(triple) for triple in triples)
+    assert order(listener.heard) == order(trained)
     if "OASST" in layout.name:
         with pytest.raises(PreferenceDataError, match="nothing to score"):
             listener.score_file(rows, tmp_path / "a.jsonl")
         return
     scored = listener.score_file(rows, tmp_path / "a.jsonl", columns=columns, score_column="given")
     assert scored.rows == len(rows) and not scored.failed
-    order = lambda triples: sorted(json.dumps(triple) for triple in triples)
     assert order(listener.heard) == order(trained)
 
 
@@ -477,11 +483,13 @@ def test_what_a_tree_of_messages_does_not_rank_is_counted():
     rows = [
         message("y", "q", "assistant", 1), message("q", None, "prompter"), message("x", "q", "assistant", 0),
         message("r", "x", "prompter"), message("z", "r", "assistant", 0), message("lost", "?", "prompter"),
+        message("s", "t", "prompter"), message("t", "s", "prompter"), message("z", "q", "assistant", 1),
     ]  # fmt: skip
     found = load(rows)
     assert found[0]["prompt"][0]["content"] == "I am q."
     assert found[0]["responses"][0][0]["content"] == "I am x."
-    assert reasons(found) == {"fewer than two ranked answers": 1, "the message before this one is missing": 1}
+    missing = {"the message before this one is missing": 3, "row is not a message": 1}
+    assert reasons(found) == missing | {"fewer than two ranked answers": 1}
     assert found.report.rows_kept == 4 and len(found) == 1
 
 
@@ -499,6 +507,74 @@ def test_one_bad_row_never_ends_a_file(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(good[0]) + "\n" + json.dumps(good[1])[:-1] + f', "n": {"9" * 5000}}}\n')
     assert len(load(path)) == 2
+
+
+def places(cell, before=()):
+    "Where each value of a row stands."
+    inner = cell.items() if isinstance(cell, dict) else enumerate(cell) if isinstance(cell, list) else ()
+    for key, value in inner:
+        yield (*before, key)
+        yield from places(value, (*before, key))
+
+
+def with_value(row, place, value):
+    row = copy.deepcopy(row)
+    cell = row
+    for key in place[:-1]:
+        cell = cell[key]
+    cell[place[-1]] = value
+    return row
+
+
+NESTED = reduce(lambda inner, _: [inner], range(60), [])
+BROKEN = [
+    None,
+    "",
+    math.nan,
+    math.inf,
+    10**400,
+    "\ud800",
+    [],
+    {},
+    [None],
+    {"a": [None]},
+    NESTED,
+    -1,
+    True,
+    "x" * 9999,
+]
+
+
+@pytest.mark.parametrize("layout", published_layouts._LAYOUTS, ids=lambda layout: layout.name)
+def test_a_row_with_any_value_is_read_or_reported(layout):
+    "Each place of a documented example holds what nobody expects: no traceback, and no row is lost."
+    rows = layout.example if isinstance(layout.example, list) else [layout.example]
+    where = [(n, place) for n, row in enumerate(rows) for place in places(row)]
+    for number, (n, place) in enumerate(where):
+        value = BROKEN[number % len(BROKEN)]
+        broken = [*rows[:n], with_value(rows[n], place, value), *rows[n + 1 :]]
+        given = broken if number % 2 else [*rows, *broken]
+        try:
+            found = load(given, **layout.options)
+        except PreferenceDataError as error:
+            assert str(error) and "\n" not in str(error)
+            continue
+        report = found.report
+        dropped = sum(entry["count"] for entry in report.dropped.values())
+        assert report.rows_read == len(given) == report.rows_kept + dropped and report.rows_kept >= 0
+        assert str(report)
+        together = report.votes or "OASST" in layout.name  # rows that share a record
+        assert together or found.measures["rows"].sum() == report.rows_kept
+
+
+@pytest.mark.parametrize("judges", [("x", "y"), ("x", None)])
+def test_votes_on_conversations_are_counted(judges):
+    talk = lambda text: [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
+    row = {"conversation_a": talk("a"), "conversation_b": talk("b"), "turn": 1}
+    for winners in (("model_b", "model_b"), ("model_a", "model_b")):
+        found = load([row | {"judge": j, "winner": w} for j, w in zip(judges, winners)])
+        assert len(found) == 1 and found.report.votes["votes"] == 2
+        assert found[0]["ranks"] == ([1, 2] if len(set(winners)) == 1 else [1, 1])
 
 
 def test_a_conversation_without_a_shared_turn_is_dropped():

@@ -464,14 +464,24 @@ class _OasstMessage:
             return {"prompt": row["text"], "tree": row}
 
 
+def _is_message(message):
+    names = [message.get(name) for name in ("message_id", "text", "role")]
+    before = message.get("parent_id")
+    return all(isinstance(each, str) for each in names) and isinstance(before, (str, type(None)))
+
+
 def _grown(messages):
-    "(roots with their `replies`, messages without the one before) of {id: message}."
-    roots, lost = [], []
+    "(roots with their `replies`, messages that hang on none) of {id: message}."
     for message in messages.values():
-        before = message["parent_id"]
-        above = roots if before is None else messages[before]["replies"] if before in messages else lost
-        above.append(message)
-    return roots, lost
+        if message["parent_id"] in messages:
+            messages[message["parent_id"]]["replies"].append(message)
+    roots = [message for message in messages.values() if message["parent_id"] is None]
+    reached, left = set(), list(roots)
+    while left:
+        message = left.pop()
+        reached.add(message["message_id"])
+        left += message["replies"]
+    return roots, [message for name, message in messages.items() if name not in reached]
 
 
 def _rankings(message, before=()):
@@ -506,11 +516,16 @@ class _Trees(PreferenceFormat):
         messages, origins = {}, {}
         for origin, cells in items:
             cells = self.flatten(cells)
-            tree = None if isinstance(cells, UnusableRow) else cells.get("tree")
-            if isinstance(tree, dict):
-                messages[tree["message_id"]], origins[tree["message_id"]] = tree | {"replies": []}, origin
+            if isinstance(cells, UnusableRow):
+                yield origin, cells
+            elif isinstance(cells["tree"], list):
+                yield from self._of_tree(origin, *cells["tree"])
+            elif not _is_message(cells["tree"]) or cells["tree"]["message_id"] in messages:
+                known = "message_id, text and role are texts, and an id is there once"
+                yield origin, UnusableRow("row is not a message", known)
             else:
-                yield from [(origin, cells)] if tree is None else self._of_tree(origin, tree[0])
+                name = cells["tree"]["message_id"]
+                messages[name], origins[name] = cells["tree"] | {"replies": []}, origin
         roots, lost = _grown(messages)
         for message in lost:
             yield origins[message["message_id"]], UnusableRow("the message before this one is missing")
@@ -518,7 +533,11 @@ class _Trees(PreferenceFormat):
             yield from self._of_messages(origins, message)
 
     def _of_tree(self, origin, root):
-        found = [_ranked_answers(*each) for each in _rankings(root)]
+        try:
+            found = [_ranked_answers(*each) for each in _rankings(root)]
+        except Exception as error:  # of a tree in any shape
+            yield origin, UnusableRow("row cannot be read", f"{type(error).__name__}: {error}"[:120])
+            return
         usable = [each for each in found if isinstance(each, dict)] or [UnusableRow(_FEW)]
         for n, cells in enumerate(usable):
             yield origin, cells | {"rows": int(not n)} if isinstance(cells, dict) else cells

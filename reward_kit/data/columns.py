@@ -78,8 +78,7 @@ def _checked(given, present, extra):
         if actual is None:
             continue
         if actual not in present:
-            close = difflib.get_close_matches(str(actual), present, 1, 0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = PreferenceDataError.hint(actual, present)
             missing = f"column {actual!r} (for {name!r}) is missing"
             raise PreferenceDataError(f"{missing}; present are {', '.join(map(repr, present))}{hint}")
         if actual in names:

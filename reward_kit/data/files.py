@@ -36,6 +36,12 @@ import pyarrow.parquet as pq
 class PreferenceDataError(ValueError):
     "Data that cannot be used: one line that says what is wrong, where, and what to do."
 
+    @staticmethod
+    def hint(name, names):
+        "The end of an error, if one of the names is much like this one."
+        close = difflib.get_close_matches(str(name), names, 1)
+        return f"; did you mean {close[0]!r}?" if close else ""
+
 
 class UnusableRow(PreferenceDataError):
     "One row that cannot be used; `reason` is what such rows are counted by."
@@ -405,7 +411,8 @@ def _path_splits(name, split):
     if path.is_file():
         return _splits_of_file(path)
     if not any(sign in name for sign in "*?["):
-        hint = f"{_near(path)} (a hub id has the form owner/name)"
+        near = PreferenceDataError.hint(path.name, [other.name for other in path.parent.glob("*")])
+        hint = f"{near} (a hub id has the form owner/name)"
         raise PreferenceDataError(f"{name}: no such file or folder{hint}")
     found = glob.glob(str(path), recursive=True)
     base = os.path.commonpath(list(map(os.path.dirname, found))) if found else "."
@@ -421,11 +428,6 @@ def _splits_of_file(path):
         with _faults_of(path.name):
             splits = _json_splits(path, path.name)
     return {split: _Rows(path.name, read) for split, read in splits.items()}
-
-# %% ../../nbs/1_data/10_files.ipynb #a78611d0
-def _near(path):
-    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*")], 1, 0.7)
-    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 # %% ../../nbs/1_data/10_files.ipynb #31a675ac
 def json_ready(value):  # dicts, lists, numpy, dataclasses, paths, ...

@@ -150,7 +150,7 @@ def _store(tables, cache_dir, fingerprint):
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "reward_kit"
     folder.mkdir(parents=True, exist_ok=True)
     _UNTIL_EXIT.append(tempfile.TemporaryDirectory(dir=folder))
-    path = str(Path(_UNTIL_EXIT[-1].name, "records.arrow"))
+    path = f"{_UNTIL_EXIT[-1].name}/records.arrow"
     with pa.ipc.new_stream(path, table.schema) as writer:
         for table in tables:
             writer.write_table(table)
@@ -340,7 +340,7 @@ def _count_votes(report, dataset, measures, kind):
             place[first] = len(dataset) + len(changed)
             verdict = {"responses": responses, "ranks": ranks, "scores": None, "margin": None}
             changed.append(record | verdict)
-    new = datasets.Dataset(datasets.table.InMemoryTable(_to_table(changed, kind)))
+    new = _store([_to_table(changed, kind)], None, measures.fingerprint)
     place = place[place >= 0]
     dataset = datasets.concatenate_datasets([dataset, new]).select(place)
     return dataset, measures.join([DataReport.measure(changed)]).take(place)

@@ -77,7 +77,7 @@ def _message(turn, what):
     if not isinstance(role, str):
         needed = "a message has a role and a content (or from and value)"
         raise UnusableRow(f"{what} is not a list of messages", needed)
-    known, role = ("role", "from", *_SAID), role.strip().lower()
+    known, role = ("role", "from", *_SAID), _text(role, what).strip().lower()
     rest = {key: value for key, value in turn.items() if key not in known}
     if rest:
         _json_text(rest, what)

@@ -83,6 +83,7 @@ class _Inspect(Command):
     example = "reward-kit inspect preferences.jsonl --html report.html"
     uses = (DataSettings,)
     data: str = _positional(_DATA)
+    num_proc: int = setting(1, "Processes that read the rows.", "above 0")
     html: str | None = _optional("Write the report as a page.", metavar="FILE.html")
     plot: str | None = _optional("Write the picture.", metavar="FILE.png")
     json: bool = _json()
@@ -91,7 +92,7 @@ class _Inspect(Command):
         from reward_kit.data.files import write_whole
         from reward_kit.data.preferences import load_preferences
 
-        report = load_preferences(self.data, **_loading(self)).report
+        report = load_preferences(self.data, num_proc=self.num_proc, **_loading(self)).report
         _show(self, report)
         if self.html: _wrote(write_whole(self.html, _page(report, self.data)))
         if self.plot:

@@ -214,10 +214,10 @@ def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
     if max_samples: train = train.select(range(len(train))[:max_samples])
     if held_out is None: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
     else: which, (report, warning) = "given ones", _with_overlap(report, train, held_out)
-    if not (len(train) and len(held_out)):
+    if not (len(train) and held_out.measures["pairs"].any()):
         raise ValueError(
             f"{len(train):,} preferences to train on, {len(held_out):,} held out: "
-            "both need at least one; give more")
+            "both need at least one, and of those held out one must be no tie; give more")
     say(str(report))
     if warning: say(warning)
     say(f"Training on {counted(len(train), 'preference')}, evaluating on {len(held_out):,} {which}.")
