@@ -494,6 +494,17 @@ def _rankings(message, before=()):
     for each in message.get("replies") or ():
         yield from _rankings(each, turns)
 
+# %% ../../nbs/7_beside/published_layouts.ipynb #82215897
+_FEW = "fewer than two ranked answers"
+
+
+def _ranked_answers(turns, answers, ranked):
+    "The cells of a ranking; an `UnusableRow` where it has fewer than two answers."
+    if len(ranked) < 2:
+        return UnusableRow(_FEW)
+    texts, ranks = [each["text"] for each in ranked], [each["rank"] for each in ranked]
+    return {"prompt": turns, "responses": texts, "ranks": ranks, "rows": len(answers)}
+
 # %% ../../nbs/7_beside/published_layouts.ipynb #4d32f194
 @preference_format
 class _Trees(PreferenceFormat):
@@ -548,14 +559,3 @@ class _Trees(PreferenceFormat):
             if isinstance(cells, UnusableRow):
                 cells.rows = len(answers)
             yield origins[answers[0]["message_id"]], cells
-
-
-_FEW = "fewer than two ranked answers"
-
-
-def _ranked_answers(turns, answers, ranked):
-    "The cells of a ranking; an `UnusableRow` where it has fewer than two answers."
-    if len(ranked) < 2:
-        return UnusableRow(_FEW)
-    texts, ranks = [each["text"] for each in ranked], [each["rank"] for each in ranked]
-    return {"prompt": turns, "responses": texts, "ranks": ranks, "rows": len(answers)}
