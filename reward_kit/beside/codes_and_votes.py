@@ -99,6 +99,10 @@ class _Annotators:
             return rest | {"label": [row[name] for name in votes[0] if row[name] not in (None, "")]}
 
 
+def _is_labelled(row):
+    return any(Columns.is_called(name, "label") for name in row)
+
+
 def _are_answers(row, names):
     "Whether cells are short words or numbers."
     return all(cell is None or len(str(cell)) < 40 and not isinstance(cell, (list, dict))
@@ -143,10 +147,6 @@ class _Certain:
                     said = {"true": 1, "yes": 1, "false": 0, "no": 0}.get(str(cell).lower(), cell)
                     rest = {key: value for key, value in row.items() if key != name}
                     return rest | {"probability_a": abs(1 - side - float(said))}
-
-
-def _is_labelled(row):
-    return any(Columns.is_called(name, "label") for name in row)
 
 
 class _Vectors:
