@@ -125,7 +125,7 @@ def main() -> int:
         page = browser.new_context(viewport=SCREEN).new_page()
         for words, wanted in SEARCHES.items() if len(sys.argv) == 1 else ():
             found = search(page, here + "index.html", words)
-            if not re.search(rf"(^|/){re.escape(wanted)}(#|\\?|$)", found):
+            if not re.search(rf"(^|/){re.escape(wanted)}(#|\?|$)", found):
                 say(f"search {words!r}: {found}, not {wanted}")
     print(f"{len(pages)} pages, {count} findings")
     return 1 if count else 0

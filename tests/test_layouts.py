@@ -689,3 +689,78 @@ def test_the_small_inputs(name):
 def test_reasons_are_rows_that_can_be_looked_up():
     with pytest.raises(UnusableRow, match="row cannot be read|is not text"):
         to_record({"prompt": "q", "chosen": object(), "rejected": "b"})
+
+
+# ---------------------------------------------------------------- what looks like a verdict or a response
+
+ASKED, PAIR = {"prompt": "Which is prime, {}?"}, {"response_a": "Seven, {}.", "response_b": "Nine, {}."}
+OPTIONS = {"option_a": "two", "option_b": "nine", "option_c": "ten", "option_d": "one"}
+CODES = {"0": "b", "0.25": "b", "0.5": "tie", "0.75": "a", "1": "a"}
+
+
+@pytest.mark.parametrize(
+    "cells,options,better",
+    [
+        ({**PAIR, "label": "a", **OPTIONS}, {}, "Seven, 0."),
+        ({"answers": ["7", "9"], "best": 0, "text_1": "x", "text_2": "y", "text_3": "z"}, {}, "7"),
+        ({**PAIR, "decision": "a", "annotator_1": "u1", "annotator_2": "u3"}, {}, "Seven, 0."),
+        ({**PAIR, "score_a": 3, "score_b": 1, "annotator_1": "u1", "annotator_2": "u3"}, {}, "Seven, 0."),
+        ({**PAIR, "gold": "b", "judge_1": "gpt4", "judge_2": "claude"}, {}, "Nine, 0."),
+        (
+            {**PAIR, "overall_preference": lambda k: (-1, 3)[k % 2], "worker_1": 1, "worker_2": 2},
+            {},
+            "Seven, 0.",
+        ),
+        ({**PAIR, "overall": "a", "annotator_1_confidence": 1, "annotator_2_confidence": 2}, {}, "Seven, 0."),
+        ({**PAIR, "decision": "a", "prob_a": 0.1}, {}, "Seven, 0."),
+        ({"chosen": "7, {}", "rejected": "9, {}", "rejected_1_model": "x"}, {}, "7, 0"),
+        ({**PAIR, "label": lambda k: (0, 0.25, 0.5, 0.75, 1)[k % 5]}, {"labels": CODES}, "Nine, 0."),
+        ({**PAIR, "prob_b": 0.5, "prob_a": 0.4, "prob_tie": 0.1}, {}, "Nine, 0."),
+        ({**PAIR, "a_wins": 1, "b_wins": 2}, {}, None),
+        ({**PAIR, "a_is_better": False, "b_is_better": False}, {}, None),
+        ({**PAIR, "prob_a_correct": 0.9, "prob_b_correct": 0.95}, {}, None),
+        ({**PAIR, "label": [1, 0, 0]}, {"labels": {"0": "a", "1": "b"}}, None),
+    ],
+    ids=lambda value: "-".join(value)[:60] if isinstance(value, dict) else None,
+)
+def test_what_only_looks_like_a_verdict_is_none(cells, options, better):
+    rows = many(**ASKED, **cells)
+    if better is None:
+        with pytest.raises(PreferenceDataError):
+            load(rows, **options)
+        return
+    found = load(rows, **options)
+    assert (len(found), found[0]["responses"][0], found[0]["ranks"]) == (12, better, [1, 2])
+
+
+def test_counted_columns_of_rejected_texts():
+    cells = {
+        "rejected_1": "9, {}",
+        "rejected_1_model": "gpt",
+        "rejected_2": "10, {}",
+        "rejected_2_model": "x",
+    }
+    found = load(many(**ASKED, chosen="7, {}", **cells))
+    assert found[0]["responses"] == ["7, 0", "9, 0", "10, 0"] and found[0]["ranks"] == [1, 2, 2]
+    found = load(many(**ASKED, chosen="7, {}", rejected="9, {}", rejected_2="10, {}"))
+    assert found[0]["responses"] == ["7, 0", "9, 0", "10, 0"]
+
+
+def test_a_strength_beside_a_label_is_a_margin_on_the_scale_of_margins():
+    rows = lambda size: many(**ASKED, **PAIR, label="b", strength=size)
+    strong = lambda size, **options: load(rows(size), **options)[0]["margin"]
+    assert (strong(2), strong(90), strong(2, columns={"margin": None})) == (2, None, None)
+
+
+def test_a_conversation_of_any_depth_and_empty_cells_in_a_table_of_messages():
+    row = lambda k, before, rank: {
+        "message_id": f"m{k}",
+        "parent_id": before,
+        "text": f"t{k}",
+        "role": ("prompter", "assistant")[k % 2],
+        "rank": rank,
+    }
+    deep = [row(k, f"m{k - 1}" if k else None, 0 if k % 2 else None) for k in range(1500)]
+    assert len(load([*deep, row(1501, "m0", 1)])) == 1
+    table = [row(0, "", ""), row(1, "m0", "1"), row(3, "m0", "0")]
+    assert load(table)[0]["responses"][0][-1]["content"] == "t3"

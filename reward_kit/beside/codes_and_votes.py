@@ -28,7 +28,7 @@ def _handed_in(cell):
     return [each for each in answers if not isinstance(each, dict) or each.get("status") not in _NOT_GIVEN]
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #ef9a16dd
-_NOUNS = "|".join([*_TEXT_KEYS, "candidate", "option"])
+_NOUNS = "|".join([*_TEXT_KEYS, "candidate"])
 _SERIES = [list("abcdefghijkl"), *([str(n) for n in range(start, 40)] for start in (0, 1))]
 
 
@@ -43,7 +43,31 @@ def _family(row, nouns):
     counted = [ends for ends in whole if list(ends) in (series[: len(ends)] for series in _SERIES)]
     return max(counted, key=len, default={})
 
+
+def _has_responses(row):
+    "Whether other columns hold responses, by their names."
+    named = [name for name in row if not any(Columns.is_called(name, one) for one in ("label", "best"))]
+    known = ("chosen", "rejected", "responses", "response")
+    single = any(Columns.is_called(name, one) for name in named for one in known)
+    return single or len(_family(row, _NOUNS)) > 1
+
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #33c65654
+class _ManyRejected:
+    "Columns of rejected texts become a list."
+
+    note, sparse = "several columns of rejected texts", True
+    aside = "the columns of rejected texts are a list"
+
+    @staticmethod
+    def flat(row):
+        counted = r"rejected(_(response|text|answer))?_?\d+"
+        names = [name for name in row if re.fullmatch(counted, Columns.spelled(name))]
+        if names and "chosen" in row:
+            own = ["rejected"] if "rejected" in row else []
+            texts = [row[name] for name in own + names if row[name] not in (None, "")]
+            return {name: cell for name, cell in row.items() if name not in names} | {"rejected": texts}
+
+
 class _ManyResponses:
     "Columns of three or more responses become a list, and so do their scores or ranks."
 
@@ -53,7 +77,7 @@ class _ManyResponses:
     @staticmethod
     def flat(row):
         texts = _family(row, _NOUNS)
-        if len(texts) < 3 or {"chosen", "rejected", "responses"} & set(row):
+        if len(texts) < 3 or _has_responses({name: 0 for name in row if name not in texts.values()}):
             return None
         there = [end for end, name in texts.items() if row[name] not in (None, "")]
         lists, taken = {"responses": [row[texts[end]] for end in there]}, set(texts.values())
@@ -78,6 +102,29 @@ class _ManyResponses:
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #168e1f4f
 _WHO = "annotator|annotation|rater|labeler|labeller|worker|judge|vote|label|preference|choice|winner"
+_SAYS = "label|vote|choice|preference|verdict|answer|winner"
+
+
+def _verdict(texts):
+    "What tells whether a cell is a verdict on two texts: a clear word, or a number where `numbers`."
+    forms = PreferenceFormat.clear(dict(zip(("response_a", "response_b"), texts.values())))
+
+    def is_verdict(cell, numbers=False):
+        word = "" if cell is None or isinstance(cell, (list, dict)) else Columns.spelled(cell)
+        number = numbers and re.fullmatch(r"-?\d+(\.0)?", word)
+        return 0 < len(word) < 40 and bool(number or PreferenceFormat.meaning(forms, word))
+
+    return is_verdict
+
+
+def _is_judged(row, texts, apart):
+    "Whether another column than those apart holds a verdict."
+    is_verdict, known = _verdict(texts), ("label", "strength", "best", "ranks", "score")
+    others = {name: cell for name, cell in row.items() if name not in (*apart, *texts.values())}
+    return len(_family(others, "score|rating|reward")) == 2 or any(
+        is_verdict(cell) and not Columns.is_called(name, "prompt")
+        or any(Columns.is_called(name, one) for one in known)
+        for name, cell in others.items())
 
 
 class _Annotators:
@@ -88,25 +135,19 @@ class _Annotators:
 
     @staticmethod
     def flat(row):
-        stems = {}
+        stems, texts = {}, _family(row, _NOUNS)
+        if len(texts) != 2:
+            return None
         for name in row:
-            stem, counted = re.subn(r"\d+", "#", Columns.spelled(name))
-            if counted and re.search(_WHO, stem):
+            stem = re.sub(r"\d+", "#", Columns.spelled(name))
+            if re.fullmatch(rf"(.*_)?({_WHO})_?#(_({_SAYS}))?", stem):
                 stems.setdefault(stem, []).append(name)
-        votes = [names for names in stems.values() if len(names) > 1 and _are_answers(row, names)]
-        if len(votes) == 1 and not _is_labelled(row) and len(_family(row, _NOUNS)) == 2:
-            rest = {name: cell for name, cell in row.items() if name not in votes[0]}
-            return rest | {"label": [row[name] for name in votes[0] if row[name] not in (None, "")]}
-
-
-def _is_labelled(row):
-    return any(Columns.is_called(name, "label") for name in row)
-
-
-def _are_answers(row, names):
-    "Whether cells are short words or numbers."
-    return all(cell is None or len(str(cell)) < 40 and not isinstance(cell, (list, dict))
-               for cell in map(row.get, names))
+        is_verdict = _verdict(texts)
+        for names in stems.values():
+            votes = [row[name] for name in names if row[name] not in (None, "")]
+            if len(names) > 1 and all(is_verdict(vote, numbers=True) for vote in votes):
+                if not _is_judged(row, texts, names):
+                    return {name: cell for name, cell in row.items() if name not in names} | {"label": votes}
 
 
 class _Statuses:
@@ -125,7 +166,9 @@ class _Statuses:
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #d23c919b
 _FIRST, _SECOND = "a|1|first|left", "b|2|second|right"
-_CERTAIN = "(p|prob|probability|preference_probability)_(of_)?(response_|answer_)?({})(_.*)?"
+_CERTAIN = (
+    "(p|prob|probability|preference_probability)_(of_)?(response_|answer_)?({})(_(is_)?(better|preferred|wins))?"
+)
 _IS = (
     "(chosen|preferred|winner|better|best)_is_(response_|answer_)?({})"
     "|(is_)?({})_(is_)?(better|chosen|preferred|wins|won)"
@@ -140,29 +183,39 @@ class _Certain:
 
     @staticmethod
     def flat(row):
+        texts, said = _family(row, _NOUNS), {}
         for name, cell in row.items():
-            for side, ends in (1, _FIRST), (0, _SECOND):
-                form = f"{_CERTAIN}|{_IS}".replace("{}", ends)
-                if re.fullmatch(form, Columns.spelled(name)) and not _is_labelled(row):
-                    said = {"true": 1, "yes": 1, "false": 0, "no": 0}.get(str(cell).lower(), cell)
-                    rest = {key: value for key, value in row.items() if key != name}
-                    return rest | {"probability_a": abs(1 - side - float(said))}
+            for side, ends in ("a", _FIRST), ("b", _SECOND), ("tie", "tie|draw|equal"):
+                if re.fullmatch(f"{_CERTAIN}|{_IS}".replace("{}", ends), Columns.spelled(name)):
+                    number = {"true": 1, "yes": 1, "false": 0, "no": 0}.get(str(cell).lower(), cell)
+                    said[name] = side, float(number)
+        first = _of_first(**dict(said.values())) if len(dict(said.values())) == len(said) else None
+        if first is None or len(texts) != 2 or _is_judged(row, texts, said):
+            return None
+        return {name: cell for name, cell in row.items() if name not in said} | {"probability_a": first}
+
+
+def _of_first(a=None, b=None, tie=0.0):
+    "The probability of the first, a tie shared; None where they are none, or do not add up to 1."
+    if None in (a, b):
+        one = a if b is None else 1 - b
+        return one if one is not None and 0 <= one <= 1 and not tie else None
+    return a + tie / 2 if abs(a + b + tie - 1) < 1e-6 and min(a, b, tie) >= 0 else None
 
 
 class _Vectors:
     "A label of two or three numbers that add up to 1: of the first response, the second, and a tie."
 
-    note = "a vector of probabilities as its label"
+    note, sparse = "a vector of probabilities as its label", True
     aside = "labels are vectors: of the first response, the second, a tie"
 
     @staticmethod
     def flat(row):
         for name, cell in row.items():
             if Columns.is_called(name, "label") and isinstance(cell, list) and len(cell) in (2, 3):
-                a, b, tie = [*map(float, cell), 0.0][:3]
-                if abs(a + b + tie - 1) < 1e-6 and min(a, b, tie) >= 0:
-                    rest = {key: value for key, value in row.items() if key != name}
-                    return rest | {"probability_a": a + tie / 2}
+                first = _of_first(*map(float, cell))
+                if first is not None and len(_family(row, _NOUNS)) == 2:
+                    return {key: value for key, value in row.items() if key != name} | {"probability_a": first}
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #a7a8420c
 def _readable(rows, read):
@@ -259,13 +312,20 @@ class _Probability(PreferenceFormat):
     name, needs, verdicts = "probability", ("response_a", "response_b"), (("probability_a",),)
     scored_as = ("{}_a", "{}_b")
     ends = {"a": 1.0, "b": 0.0}  # what says that a response is better for sure
+    codes = None  # number -> probability, where each was told
 
     def learn(self, rows, labels):
         column, (a, b) = self.columns["probability_a"], (self.columns[name] for name in self.needs)
         given = [(side, float(word)) for word, side in (labels or {}).items() if side in ("a", "b")]
         ends = dict(given)
+        if labels and Columns.spelled(column) == "probability_a":
+            raise PreferenceDataError(
+                f"labels={labels!r} was given, but the labels of this data are probabilities, or vectors "
+                "that add up to 1; leave it out, or write votes as words: a, b and tie")
         if len(given) == len(ends) == 2:
             self.ends = ends
+        elif len(given) > 2:  # a code for each
+            self.codes = {float(word): {"a": 1.0, "b": 0.0}.get(side, 0.5) for word, side in labels.items()}
         elif labels or Columns.spelled(column) != "probability_a":
             seen = _numbers(rows, column)
             ends = {str(math.floor(min(seen))): "?", str(math.ceil(max(seen))): "?"}
@@ -278,9 +338,12 @@ class _Probability(PreferenceFormat):
 
     def _of_first(self, row):
         said = row.number("probability_a")
-        found = None if said is None else (said - self.ends["b"]) / (self.ends["a"] - self.ends["b"])
+        if self.codes:
+            found = self.codes.get(said)
+        else:
+            found = None if said is None else (said - self.ends["b"]) / (self.ends["a"] - self.ends["b"])
         if found is None or not 0 <= found <= 1:
-            raise UnusableRow("null or unreadable label", f"found {said}, not a probability")
+            raise UnusableRow("null or unreadable label", f"found {said}, which is no probability and no code")
         return found
 
     def judge(self, row, count):
@@ -343,7 +406,9 @@ def _read_strength(self: Columns, rows):
     if "response_a" in self and "label" not in self:
         return
     name = self.pop("strength", None)
+    if {"margin", "strength"} & set(self.absent):
+        return
     free = [name for name in self.present if name not in self.values() and self.is_called(name, "strength")]
     if {"chosen", "label"} & set(self) and "margin" not in self and (name := name or next(iter(free), None)):
-        if len([number for number in _numbers(rows, name) if number >= 0]) == len(rows):
+        if len([number for number in _numbers(rows, name) if 0 <= number <= 3]) == len(rows):  # as Llama 2's
             self["margin"] = name

@@ -103,6 +103,7 @@ _LAYOUTS = [_Layout(**row) for row in json.loads(_TABLE)]
 for layout in _LAYOUTS:
     if layout.columns:
         nested_export(layout)
+nested_export(codes._ManyRejected)
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #34c4a0f3
 def _are_dicts(items):
@@ -460,8 +461,9 @@ class _OasstMessage:
 
     @staticmethod
     def flat(row):
-        if {"message_id", "parent_id", "text", "role"} <= set(row):
-            return {"prompt": row["text"], "tree": row}
+        if {"message_id", "text", "role"} <= set(row) and {"parent_id", "message_tree_id"} & set(row):
+            empty = {name: None for name in ("parent_id", "rank") if row.get(name) in (None, "")}
+            return {"prompt": row["text"], "tree": row | empty}
 
 
 def _is_message(message):
@@ -484,15 +486,17 @@ def _grown(messages):
     return roots, [message for name, message in messages.items() if name not in reached]
 
 
-def _rankings(message, before=()):
-    "(turns, ranked answers) of each message in a tree that has answers."
-    role = "user" if message["role"] == "prompter" else message["role"]
-    turns = [*before, {"role": role, "content": message["text"]}]
-    answers = [each for each in message.get("replies") or () if each["role"] == "assistant"]
-    if answers:
-        yield turns, answers, [each for each in answers if each.get("rank") is not None]
-    for each in message.get("replies") or ():
-        yield from _rankings(each, turns)
+def _rankings(root):
+    "(turns, answers, ranked answers) of each message in a tree that has answers."
+    left = [(root, [])]
+    while left:
+        message, before = left.pop()
+        role = "user" if message["role"] == "prompter" else message["role"]
+        turns = [*before, {"role": role, "content": message["text"]}]
+        replies = message.get("replies") or []
+        if answers := [each for each in replies if each["role"] == "assistant"]:
+            yield turns, answers, [each for each in answers if each.get("rank") is not None]
+        left += [(each, turns) for each in reversed(replies)]
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #82215897
 _FEW = "fewer than two ranked answers"

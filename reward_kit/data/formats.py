@@ -255,8 +255,9 @@ def _labels(cell):
     "The labels of a cell, each alone or with other facts."
     for label in cell if isinstance(cell, list) else [cell]:
         if isinstance(label, dict):
-            kept = label.get("status") not in ("draft", "discarded")
-            label = label.get("value", label.get("selected", label.get("choices"))) if kept else None
+            if label.get("status") in ("draft", "discarded"):
+                continue
+            label = label.get("value", label.get("selected", label.get("choices")))
             label = label[0] if isinstance(label, list) and label else label
         yield label
 
