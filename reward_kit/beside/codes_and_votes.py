@@ -100,11 +100,7 @@ class _ManyResponses:
                 return {"ranks": [1 + (end != won) for end in there]} if won in there else {"best": cell}
         return {}
 
-# %% ../../nbs/7_beside/codes_and_votes.ipynb #168e1f4f
-_WHO = "annotator|annotation|rater|labeler|labeller|worker|judge|vote|label|preference|choice|winner"
-_SAYS = "label|vote|choice|preference|verdict|answer|winner"
-
-
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #45a1aa89
 def _verdict(texts):
     "What tells whether a cell is a verdict on two texts: a clear word, or a number where `numbers`."
     forms = PreferenceFormat.clear(dict(zip(("response_a", "response_b"), texts.values())))
@@ -125,6 +121,10 @@ def _is_judged(row, texts, apart):
         is_verdict(cell) and not Columns.is_called(name, "prompt")
         or any(Columns.is_called(name, one) for one in known)
         for name, cell in others.items())
+
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #168e1f4f
+_WHO = "annotator|annotation|rater|labeler|labeller|worker|judge|vote|label|preference|choice|winner"
+_SAYS = "label|vote|choice|preference|verdict|answer|winner"
 
 
 class _Annotators:
@@ -167,7 +167,8 @@ class _Statuses:
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #d23c919b
 _FIRST, _SECOND = "a|1|first|left", "b|2|second|right"
 _CERTAIN = (
-    "(p|prob|probability|preference_probability)_(of_)?(response_|answer_)?({})(_(is_)?(better|preferred|wins))?"
+    "(p|prob|probability|preference_probability)_(of_)?(response_|answer_)?({})"
+    "(_(is_)?(better|preferred|wins))?"
 )
 _IS = (
     "(chosen|preferred|winner|better|best)_is_(response_|answer_)?({})"
@@ -215,7 +216,8 @@ class _Vectors:
             if Columns.is_called(name, "label") and isinstance(cell, list) and len(cell) in (2, 3):
                 first = _of_first(*map(float, cell))
                 if first is not None and len(_family(row, _NOUNS)) == 2:
-                    return {key: value for key, value in row.items() if key != name} | {"probability_a": first}
+                    rest = {key: value for key, value in row.items() if key != name}
+                    return rest | {"probability_a": first}
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #a7a8420c
 def _readable(rows, read):
@@ -343,7 +345,7 @@ class _Probability(PreferenceFormat):
         else:
             found = None if said is None else (said - self.ends["b"]) / (self.ends["a"] - self.ends["b"])
         if found is None or not 0 <= found <= 1:
-            raise UnusableRow("null or unreadable label", f"found {said}, which is no probability and no code")
+            raise UnusableRow("null or unreadable label", f"found {said}, neither probability nor code")
         return found
 
     def judge(self, row, count):
