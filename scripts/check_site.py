@@ -84,14 +84,14 @@ def look(page, address: str, viewport: dict) -> list:
 
 
 def search(page, address: str, words: str) -> str:
-    "The page of the first answer."
+    "The address of the first answer."
     page.goto(address)
     page.keyboard.press("s")
+    page.wait_for_selector(".aa-Input")
     page.keyboard.type(words, delay=20)
-    page.wait_for_selector(".aa-Item a, .search-result-link", timeout=20_000)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(3000)
     first = page.query_selector(".aa-Item a, .search-result-link")
-    return first.get_attribute("href")
+    return first.get_attribute("href") if first else "nothing"
 
 
 def main() -> int:

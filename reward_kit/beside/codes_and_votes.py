@@ -9,6 +9,7 @@ __all__ = []
 import math
 import re
 from contextlib import suppress
+from functools import lru_cache
 
 from fastcore.basics import patch
 
@@ -34,8 +35,13 @@ _SERIES = [list("abcdefghijkl"), *([str(n) for n in range(start, 40)] for start 
 
 def _family(row, nouns):
     "Columns that differ at the end, which counts from a, 0 or 1: end -> column, the longest such family."
+    return _family_of(tuple(row), nouns)
+
+
+@lru_cache  # rows of a file have the same names
+def _family_of(names, nouns):
     families = {}
-    for name in row:
+    for name in names:
         if found := re.fullmatch(rf"({nouns})_?([a-z]|\d+)", Columns.spelled(name)):
             families.setdefault(found[1], {})[found[2]] = name
     whole = ({end: ends[end] for end in series[: len(ends)] if end in ends}
@@ -101,9 +107,14 @@ class _ManyResponses:
         return {}
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #45a1aa89
+@lru_cache
+def _forms(*columns):
+    return PreferenceFormat.clear(dict(zip(("response_a", "response_b"), columns)))
+
+
 def _verdict(texts):
     "What tells whether a cell is a verdict on two texts: a clear word, or a number where `numbers`."
-    forms = PreferenceFormat.clear(dict(zip(("response_a", "response_b"), texts.values())))
+    forms = _forms(*texts.values())
 
     def is_verdict(cell, numbers=False):
         word = "" if cell is None or isinstance(cell, (list, dict)) else Columns.spelled(cell)
@@ -135,19 +146,25 @@ class _Annotators:
 
     @staticmethod
     def flat(row):
-        stems, texts = {}, _family(row, _NOUNS)
-        if len(texts) != 2:
+        texts, columns = _family(row, _NOUNS), _voters(tuple(row))
+        if len(texts) != 2 or not columns:
             return None
-        for name in row:
-            stem = re.sub(r"\d+", "#", Columns.spelled(name))
-            if re.fullmatch(rf"(.*_)?({_WHO})_?#(_({_SAYS}))?", stem):
-                stems.setdefault(stem, []).append(name)
         is_verdict = _verdict(texts)
-        for names in stems.values():
+        for names in columns:
             votes = [row[name] for name in names if row[name] not in (None, "")]
-            if len(names) > 1 and all(is_verdict(vote, numbers=True) for vote in votes):
-                if not _is_judged(row, texts, names):
-                    return {name: cell for name, cell in row.items() if name not in names} | {"label": votes}
+            if all(is_verdict(vote, numbers=True) for vote in votes) and not _is_judged(row, texts, names):
+                return {name: cell for name, cell in row.items() if name not in names} | {"label": votes}
+
+
+@lru_cache
+def _voters(names):
+    "Columns of several annotators, by what is said of each."
+    stems = {}
+    for name in names:
+        stem = re.sub(r"\d+", "#", Columns.spelled(name))
+        if re.fullmatch(rf"(.*_)?({_WHO})_?#(_({_SAYS}))?", stem):
+            stems.setdefault(stem, []).append(name)
+    return [found for found in stems.values() if len(found) > 1]
 
 
 class _Statuses:
@@ -184,26 +201,36 @@ class _Certain:
 
     @staticmethod
     def flat(row):
-        texts, said = _family(row, _NOUNS), {}
+        said = {}
         for name, cell in row.items():
-            for side, ends in ("a", _FIRST), ("b", _SECOND), ("tie", "tie|draw|equal"):
-                if re.fullmatch(f"{_CERTAIN}|{_IS}".replace("{}", ends), Columns.spelled(name)):
-                    number = {"true": 1, "yes": 1, "false": 0, "no": 0}.get(str(cell).lower(), cell)
-                    said[name] = side, float(number)
-        first = _of_first(**dict(said.values())) if len(dict(said.values())) == len(said) else None
-        if first is None or len(texts) != 2 or _is_judged(row, texts, said):
+            if side := _side(name):
+                number = {"true": 1, "yes": 1, "false": 0, "no": 0}.get(str(cell).lower(), cell)
+                said[name] = side, float(number)
+        sides, texts = dict(said.values()), _family(row, _NOUNS)
+        if not sides or len(sides) < len(said) or len(texts) != 2:
+            return None
+        first = _shared(**sides)
+        if first is None or _is_judged(row, texts, said):
             return None
         return {name: cell for name, cell in row.items() if name not in said} | {"probability_a": first}
 
 
-def _of_first(a=None, b=None, tie=0.0):
+@lru_cache
+def _side(name):
+    "Whose probability a column of that name holds: a, b or tie; None for others."
+    for side, ends in ("a", _FIRST), ("b", _SECOND), ("tie", "tie|draw|equal"):
+        if re.fullmatch(f"{_CERTAIN}|{_IS}".replace("{}", ends), Columns.spelled(name)):
+            return side
+
+
+def _shared(a=None, b=None, tie=0.0):
     "The probability of the first, a tie shared; None where they are none, or do not add up to 1."
     if None in (a, b):
         one = a if b is None else 1 - b
         return one if one is not None and 0 <= one <= 1 and not tie else None
     return a + tie / 2 if abs(a + b + tie - 1) < 1e-6 and min(a, b, tie) >= 0 else None
 
-
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #52b14b79
 class _Vectors:
     "A label of two or three numbers that add up to 1: of the first response, the second, and a tie."
 
@@ -214,7 +241,7 @@ class _Vectors:
     def flat(row):
         for name, cell in row.items():
             if Columns.is_called(name, "label") and isinstance(cell, list) and len(cell) in (2, 3):
-                first = _of_first(*map(float, cell))
+                first = _shared(*map(float, cell))
                 if first is not None and len(_family(row, _NOUNS)) == 2:
                     rest = {key: value for key, value in row.items() if key != name}
                     return rest | {"probability_a": first}

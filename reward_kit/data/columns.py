@@ -179,7 +179,7 @@ def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
     likely = {}
     for name in lacking:
         taken = {*self.values(), *likely.values()}
-        free = {_spelled(name): name for name in self.present if name not in taken}
+        free = {_spelled(other): other for other in self.present if other not in taken}
         for alias in (name, *_ALIASES.get(name, [])):
             for close in difflib.get_close_matches(alias, free, 1, 0.75):
                 likely.setdefault(name, free[close])
