@@ -1,12 +1,13 @@
 """How true and proxy reward move with KL on the playground: best-of-n and PPO, reward models of 100, 500 and
 2,000 pairs, KL coefficients, ensembles.
 
-    python benchmarks/over_optimisation.py [--batches 42] [--seed 0] [--output
-        nbs/tutorials/over_optimisation.json]
+    python benchmarks/over_optimisation.py [--seeds 0 1 2 3 4 5 6 7] [--ppo-seeds 0] [--batches 42]
+        [--output nbs/tutorials/over_optimisation.json]
 
 A Bradley-Terry reward is a log-odds like the true one, so differences from the start are in the
-same unit and can be drawn in one picture. Each PPO run is one seed, without a KL penalty unless its
-name says so; each point is the mean over one response to each of 200 held-out prompts.
+same unit and can be drawn in one picture. A seed draws the prompts, the labels and the heads. Selection is
+cheap, so it has eight seeds; PPO has one, without a KL penalty unless a name says so, and each of its points
+is the mean over one response to each of 200 held-out prompts. What is already in the output is kept.
 """
 
 import argparse
@@ -137,62 +138,80 @@ def raw_mean(members: list[RewardModel]):
     return RewardEnsemble(members, combine="mean", normalize_members=False)
 
 
-def measure(batches: int, seed: int, sizes: list[int], held_out: int) -> dict:
-    """Every curve, by name; `sizes` are the pairs of the reward models, smallest first, `held_out` the
-    prompts that are judged."""
-    world, (few, *_, most) = Playground(seed=seed), sizes
+def reward_models(pairs: list, judged, sizes: list[int], folder: str, seed: int) -> dict:
+    "Name -> reward: of each number of pairs, of each member and of all members together."
+    few = sizes[0]
+    models = {f"{n} pairs": reward_model(pairs[:n], judged, f"{folder}/{n}", seed) for n in sizes}
+    members = [models[f"{few} pairs"]]
+    for k in range(1, MEMBERS):
+        members.append(reward_model(pairs[:few], judged, f"{folder}/{few}-{k}", seed + 100 * k))
+    models |= {f"{few} pairs, member {k + 1}": member for k, member in enumerate(members)}
+    lower = RewardEnsemble(members, combine="lower_bound", k=1.0, normalize_members=False)
+    return models | {
+        f"{MEMBERS} x {few} pairs, mean": raw_mean(members),
+        f"{MEMBERS} x {few} pairs, mean - sd": lower,
+    }
+
+
+def measure(seed: int, sizes: list[int], held_out: int, batches: int | None) -> tuple[dict, dict]:
+    """Curves of best-of-n, and with `batches` of PPO, by name; `sizes` are the pairs of the reward models,
+    smallest first, `held_out` the prompts that are judged."""
+    world, most = Playground(seed=seed), sizes[-1]
     prompts, rows = world.prompts(), world.preferences(round(1.3 * most))
     held_out, prompts = prompts[:held_out], prompts[held_out:]
-    pairs, judged = (
-        [rows[i] for i in range(most)],
-        load_preferences([rows[i] for i in range(most, round(1.2 * most))], progress=False),
-    )
-    samples, out = (
-        base_samples(held_out[:100]),
-        {"batches": batches, "seed": seed, "best_of_n": {}, "ppo": {}},
-    )
+    pairs = [rows[i] for i in range(most)]
+    judged = load_preferences([rows[i] for i in range(most, round(1.2 * most))], progress=False)
+    asked, ppo = held_out[:100], {}
+    samples = base_samples(asked)
     with tempfile.TemporaryDirectory() as folder:
-        models = {n: reward_model(pairs[:n], judged, f"{folder}/{n}", seed) for n in sizes}
-        others = [
-            reward_model(pairs[:few], judged, f"{folder}/{few}-{k}", seed + k) for k in range(1, MEMBERS)
-        ]
-        ensemble = [models[few], *others]
-        runs = {f"{n} pairs": (rm, 0.0) for n, rm in models.items()}
-        runs |= {f"{few} pairs, KL coefficient {c:g}": (models[few], c) for c in (0.05, 0.2)}
-        runs |= {
-            f"{MEMBERS} x {few} pairs, mean": (raw_mean(ensemble), 0.0),
-            f"{MEMBERS} x {few} pairs, mean - sd": (
-                RewardEnsemble(ensemble, combine="lower_bound", k=1.0, normalize_members=False),
-                0.0,
-            ),
-        }
-        for name, (reward, kl_coef) in runs.items():
-            if "KL" not in name:
-                out["best_of_n"][name] = selection_curve(reward.score, held_out[:100], samples)
-            out["ppo"][name] = ppo_curve(reward, prompts, held_out, batches, kl_coef, seed)
-            print(
-                name,
-                {k: round(v, 2) for k, v in out["ppo"][name][-1].items()},
-                "best true",
-                round(max(p["true"] for p in out["ppo"][name]), 2),
-                flush=True,
-            )
-    return out
+        models = reward_models(pairs, judged, sizes, folder, seed)
+        selection = {name: selection_curve(rm.score, asked, samples) for name, rm in models.items()}
+        if batches:
+            few = f"{sizes[0]} pairs"
+            runs = {name: (rm, 0.0) for name, rm in models.items() if "member" not in name}
+            runs |= {f"{few}, KL coefficient {c:g}": (models[few], c) for c in (0.05, 0.2)}
+            for name, (reward, kl_coef) in runs.items():
+                ppo[name] = ppo_curve(reward, prompts, held_out, batches, kl_coef, seed)
+    return selection, ppo
+
+
+def last(curves: dict) -> str:
+    "Of each curve the true reward at its best and at its end, a line each."
+    lines = [
+        f"{name:28} true reward: best {max(p['true'] for p in curve):.2f}, at the end {curve[-1]['true']:.2f}"
+        for name, curve in curves.items()
+    ]
+    return "\n".join(lines)
+
+
+def rounded(found: dict) -> str:
+    "As JSON, with three digits."
+    text = json.loads(json.dumps(found), parse_float=lambda number: round(float(number), 3))
+    return json.dumps(text, separators=(",", ":")).replace('"seed', '\n"seed') + "\n"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, default=42)
+    parser.add_argument("--batches", type=int, default=42, help="of a PPO run")
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[100, 500, 2000], help="pairs of the reward models"
     )
     parser.add_argument("--held-out", type=int, default=200, help="prompts that are judged")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)), help="of best of n")
+    parser.add_argument("--ppo-seeds", type=int, nargs="*", default=[0], help="those of them with PPO runs")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    found = measure(args.batches, args.seed, sorted(args.sizes), args.held_out)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        shorten = lambda value: round(value, 3) if isinstance(value, float) else value
-        text = json.loads(json.dumps(found), parse_float=lambda number: shorten(float(number)))
-        args.output.write_text(json.dumps(text, indent=1) + "\n")
+    kept = args.output and args.output.exists()
+    found = json.loads(args.output.read_text()) if kept else {"best_of_n": {}, "ppo": {}}
+    for seed in args.seeds:
+        name, batches = f"seed {seed}", args.batches if seed in args.ppo_seeds else None
+        if name in found["best_of_n"] and (not batches or name in found["ppo"]):
+            continue
+        selection, ppo = measure(seed, sorted(args.sizes), args.held_out, batches)
+        found["best_of_n"][name] = selection
+        if ppo:
+            found["ppo"][name] = ppo
+        print(f"seed {seed}, best of n\n{last(selection)}\n" + (ppo and f"PPO\n{last(ppo)}" or ""), flush=True)
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(rounded(found))

@@ -168,6 +168,7 @@ ASKED_LATE = {
     "tools.serving": {"beside.wire_formats"},
     "model.model_folder": {"beside.unusual_heads"},
     "model.trainer": {"beside.unusual_heads"},
+    "scores.inference": {"beside.models_from_elsewhere"},
     "rl.policies": {"beside.trl_ppo"},
     "rl.ppo": {"beside.trl_ppo", "beside.faster_sampling"},
     "rl.rollouts": {"beside.faster_sampling"},
