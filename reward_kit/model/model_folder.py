@@ -253,8 +253,8 @@ def _library_versions():
 @strict
 @dataclass
 class RewardMetadata:
-    "What `reward_kit.json` holds: all about a reward model but its weights."
-    FILE = "reward_kit.json"
+    "What `reward_kit.json` holds, and a file beside it: all about a reward model but its weights."
+    FILE, PROMPTS = "reward_kit.json", "trained_prompts.u64"
     schema_version: str = "1.0"  # major.minor; another major version is refused
     encoding: RewardEncoding | None = None  # how text becomes ids
     normalization: dict | None = None  # {mean, std, n, data_hash}, on evaluation data
@@ -263,6 +263,7 @@ class RewardMetadata:
     base: dict | None = None  # {id, revision, weights: their hash}
     data_hash: str | None = None  # `Preferences.fingerprint` of the training data
     data_kind: str | None = None  # of the training data: "text", "messages"; None: unknown
+    trained_prompts: bytes | None = None  # their keys, 8 bytes each, in the file beside it
     versions: dict = field(default_factory=_library_versions)  # library -> version
     extra: dict = field(default_factory=dict)  # other keys of the file, kept
 
@@ -278,10 +279,13 @@ class RewardMetadata:
     def to_dict(self):
         "JSON-ready fields."
         data = asdict(self)
+        del data["trained_prompts"]
         return data | data.pop("extra")
 
     def save(self, folder):
-        "Writes `reward_kit.json` into a model folder, whole or not at all."
+        "Writes `reward_kit.json` and the prompts into a model folder, whole or not at all."
+        if keys := self.trained_prompts:
+            write_whole(Path(folder) / self.PROMPTS, partial(Path.write_bytes, data=keys))
         return write_whole(Path(folder) / self.FILE, self.to_dict())
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #83da47f3
@@ -306,9 +310,13 @@ def load(cls: RewardMetadata, name, revision=None):  # folder or hub id
     except OSError:  # loading says what is wrong
         return None
     try:
-        return cls.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
+        about = cls.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
     except Exception as error:  # `strict` has its reason there
         raise ValueError(f"{path} cannot be used: {error.__cause__ or error}") from error
+    with suppress(OSError):  # of a stream they are not known
+        keys = cached_file(name, cls.PROMPTS, revision=revision)
+        about.trained_prompts = Path(keys).read_bytes()
+    return about
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #9e743eaa
 @patch(cls_method=True)
@@ -429,7 +437,7 @@ def saved_whole(target, what="the model"):  # a folder; for the message
     "Around writing into the folder that it gives, which is then moved in place. CheckpointError."
     target = Path(target)
     source = target.parent / f".{target.name}.saving-{os.getpid()}"
-    old = ("*.safetensors*", "pytorch_model*.bin*", "training_args.bin")
+    old = ("*.safetensors*", "pytorch_model*.bin*", "training_args.bin", RewardMetadata.PROMPTS)
     if (target / RewardMetadata.FILE).exists():  # the folder is ours, and so is the adapter
         old += ("adapter/*",)
     try:

@@ -630,6 +630,7 @@ def _trained_model(self: RewardTrainer):
         base=self._base,
         data_hash=settings["data"],
         data_kind=self.encoding.kind,
+        trained_prompts=data.prompts,
     )
     trained = TrainedModel(
         self.accelerator.unwrap_model(self.model),

@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import datasets
+import numpy as np
 import torch
 import trl
 from accelerate.utils import parse_flag_from_env
@@ -169,7 +170,7 @@ class TrainingData:
 
     def __init__(self, encoder, args):  # RewardEncoder; RewardConfig of the training
         self.encoder, self.args = encoder, args
-        self.report = self.fingerprint = None  # of the training data
+        self.report = self.fingerprint = self.prompts = None  # of the training data
         self.overflow = {}  # name -> OverflowReport, None for encoded data
 
     def encode(
@@ -216,6 +217,7 @@ def _read(self: TrainingData, data, is_train):
     preferences = load_preferences(data, progress=not self.args.disable_tqdm)
     if is_train:
         self.report, self.fingerprint = preferences.report, preferences.fingerprint
+        self.prompts = np.unique(preferences.prompt_keys).tobytes()
     return preferences
 
 

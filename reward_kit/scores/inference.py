@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 
@@ -132,69 +133,29 @@ def fingerprint(self: RewardModel) -> str:  # 16 hexadecimal digits
     weights = RewardMetadata.weights_hash(self.model.state_dict()), self.model.dtype
     return f"{hash64(f'{self.encoder.encoding!r} {self.encoding_note} {weights}'):016x}"
 
-# %% ../../nbs/3_scores/34_inference.ipynb #2b4eaa4d
-class _GuessedEncoder(RewardEncoder):
-    "Text to token ids by the conventions of a tokenizer that reward_kit did not prepare."
-
-    guessed = True
-
-    def __init__(self, tokenizer, model, max_length=None):
-        config = model.config.get_text_config()
-        limits = tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)
-        length = min((n for n in limits if n and n < 10**7), default=2048)
-        self.encoding = RewardEncoding(max_length=length, add_eos=False).limited(model, max_length)
-        self.tokenizer, self.room = tokenizer, self.encoding.max_length - 2  # tokens left for text
-        fills = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.pad_token_id = next(token for token in fills if token is not None)
-        self.skipped = config.pad_token_id if hasattr(model, "score") else None  # at the end
-        ends = tokenizer.cls_token_id, tokenizer.sep_token_id
-        self.is_pair = not tokenizer.chat_template and None not in ends
-        if self.is_pair and "token_type_ids" in tokenizer.model_input_names:
-            self.segment_token_id = tokenizer.sep_token_id
-
-    def describe(self):
-        how = "prompt and response are joined by one space where neither brings white space"
-        if self.is_pair:
-            how = "prompt and response are the two segments of a pair"
-        if self.tokenizer.chat_template:
-            how = ("messages go through its chat template, "
-                   "a plain prompt and response become a user and an assistant message")
-        pool = ", a final pad token is not read" if self.skipped is not None else ""
-        return (f"{how}; special tokens are its tokenizer's own{pool}; "
-                f"the oldest of the prompt is cut beyond {self.encoding.max_length} tokens")
-
-# %% ../../nbs/3_scores/34_inference.ipynb #cb6e9ea2
-@patch
-def _joins(self: _GuessedEncoder, prompt, response):
-    joined = isinstance(prompt, str) and isinstance(response, str)
-    return joined and not self.tokenizer.chat_template
-
-# %% ../../nbs/3_scores/34_inference.ipynb #a3683152
-@patch
-def _ids(self: _GuessedEncoder, texts, rows):
-    def tokens(texts, **options):
-        return self.tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
-
-    found, ended = tokens(texts, add_special_tokens=False), {}  # by index, with its special tokens
-    for i, (prompt, response, *_) in enumerate(rows):
-        whole = isinstance(prompt, str) and response is None
-        if self.is_pair and not whole:
-            ended[i] = prompt, response
-        elif found[i][:1] != [self.tokenizer.bos_token_id] and (
-                whole or not self.tokenizer.chat_template):
-            ended[i] = texts[i]
-    for i, ids in zip(ended, tokens([*ended.values()])):
-        found[i] = ids
-    for ids in found:
-        while len(ids) > 1 and ids[-1] == self.skipped:
-            ids.pop()
-    return found
-
-# %% ../../nbs/3_scores/34_inference.ipynb #4fa84a3e
-@patch
-def _cut(self: _GuessedEncoder, ids):
-    head = ids[:1] if ids[0] in self.tokenizer.all_special_ids else []
-    return head + ids[len(head) - self.encoding.max_length :]
+# %% ../../nbs/3_scores/34_inference.ipynb #39f327e6
+@patch(cls_method=True)
+def new_prompts(
+    cls: RewardModel,
+    keys,  # (n,) `prompt_keys`
+    models,  # folders, or what scores
+    include_trained=False,  # judge the others too
+    what="record",  # that has such a key
+):  # -> which are judged (n,) bool, and what is to be said of the others
+    "Those whose prompts none of the models was trained on. ValueError: there is none."
+    parts = [part for model in models for part in getattr(model, "members", [model])]
+    known = [RewardMetadata.load(part) if isinstance(part, (str, Path))
+             else getattr(part, "metadata", None) for part in parts]
+    trained = b"".join(getattr(about, "trained_prompts", None) or b"" for about in known)
+    new = ~np.isin(keys, np.frombuffer(trained, np.uint64))
+    if new.all():
+        return new, []
+    said = f"{(~new).sum():,} of {counted(len(new), what)} have prompts that were trained on"
+    if include_trained:
+        return new | True, [f"{said}, so this is not what to expect on new ones."]
+    if not new.any():
+        raise ValueError(f"{said}: give data with other prompts, or include_trained=True")
+    return new, [f"{said}, and are left out."]
 
 # %% ../../nbs/3_scores/34_inference.ipynb #61b44553
 def _encoder_of(tokenizer, model, stored, given, max_length):
@@ -203,7 +164,9 @@ def _encoder_of(tokenizer, model, stored, given, max_length):
         return RewardEncoder(tokenizer, given.applied(tokenizer, model, max_length))
     if stored:
         return RewardEncoder(tokenizer, stored.limited(model, max_length))
-    return _GuessedEncoder(tokenizer, model, max_length)
+    from reward_kit.beside.models_from_elsewhere import GuessedEncoder
+
+    return GuessedEncoder(tokenizer, model, max_length)
 
 
 def _pick_dtype(device):

@@ -26,6 +26,7 @@ _model = partial(_positional, "Reward model: folder or hub id.")
 _json = partial(setting, False, "Print the result as JSON.")
 _folder = partial(setting, metavar="FOLDER")
 _many = partial(_optional, many=True)
+_trained = partial(setting, False, "Judge prompts that a model was trained on too.")
 
 # %% ../../nbs/6_tools/67_commands.ipynb #0b4176c5
 def _pairs(option, words, pattern, form):
@@ -110,6 +111,29 @@ def _page(report, data):
         f"<h1>Preference data: {escape(Path(data).name)}</h1>{report._repr_html_()}\n"
     )
 
+# %% ../../nbs/6_tools/67_commands.ipynb #7d15d9d9
+class _Split(Command):
+    "Split preferences by prompt: a file to train on, and one to judge by."
+
+    example = "reward-kit split preferences.jsonl --output parts"
+    uses = (DataSettings,)
+    data: str = _positional(_DATA)
+    output: str = _folder(None, "train.jsonl and held_out.jsonl are written here.", required=True)
+    eval_fraction: float = setting(0.1, "Part of the prompts that is held out.")
+    seed: int = setting(0, "Seed of the split.")
+
+    def run(self):
+        from reward_kit.data.preferences import load_preferences, split_by_prompt
+
+        paths = [Path(self.output) / name for name in ("train.jsonl", "held_out.jsonl")]
+        if there := [str(path) for path in paths if path.exists()]:
+            raise ParameterError(f"{there[0]} exists: give another --output")
+        preferences = load_preferences(self.data, **_loading(self))
+        print(preferences.report.sentences[0])
+        parts = split_by_prompt(preferences, self.eval_fraction, seed=self.seed)
+        for part, path in zip(parts, paths):
+            print(f"{part.save(path):,} preferences in {path}")
+
 # %% ../../nbs/6_tools/67_commands.ipynb #6aade02e
 class _Training(Command):
     "What both trainings have."
@@ -141,6 +165,8 @@ class _Train(_Training):
     skip_broken_rows: bool = setting(
         False, "Leave out rows that are not JSON, or hold null or something else than "
         "text; else they stop the run.")
+    without_eval_prompts: bool = setting(
+        False, "Leave out rows whose prompts are in --eval-data.")
 
     def run(self):
         from reward_kit.tools.pipeline import train_reward_model
@@ -254,6 +280,7 @@ class _Evaluate(_Judging):
     probe_prompts: int = setting(
         100, "Prompts of which a pair is edited and scored again; 0: no probes.",
         "0 or more")
+    include_trained: bool = _trained()
 
     def run(self):
         from reward_kit.trust.trust_report import evaluate_reward_model
@@ -261,7 +288,8 @@ class _Evaluate(_Judging):
         _check_writable(self.report)
         _show(self, evaluate_reward_model(
             _load(self), self.data, name=self.model, seed=self.seed,
-            probe_prompts=self.probe_prompts, **_loading(self)))
+            probe_prompts=self.probe_prompts, include_trained=self.include_trained,
+            **_loading(self)))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #19795438
 class _Calibrate(_Judging):
@@ -323,12 +351,14 @@ class _CompareRuns(_Judging):
         "lora-seed0 and lora-seed1 are two seeds of one setting.", many=True)
     data: str = _given(
         "Preferences that none was trained on: file, folder, glob or hub id.")
+    include_trained: bool = _trained()
 
     def run(self):
         from reward_kit.trust.comparing import compare_runs
 
         _show(self, compare_runs(
-            self.runs, self.data, model_options=self.values_of(ScoringSettings), **_loading(self)))
+            self.runs, self.data, model_options=self.values_of(ScoringSettings),
+            include_trained=self.include_trained, **_loading(self)))
 
 # %% ../../nbs/6_tools/67_commands.ipynb #c95f2de5
 def _score_table(labels, scores, texts):
@@ -529,7 +559,7 @@ def commands():  # -> {name: command}
     from reward_kit.beside import llm_command
 
     found = (
-        _Quickstart, _Inspect, _Train, _Evaluate, _Calibrate, _Benchmark,
+        _Quickstart, _Inspect, _Split, _Train, _Evaluate, _Calibrate, _Benchmark,
         _CompareRuns, _Score, _Compare, _Ppo, _Serve, llm_command._Llm,
     )
     return {command.name: command for command in found}

@@ -74,6 +74,7 @@ def train_reward_model(
     overwrite: bool = False,  # replace a finished or different run there
     keep_finished: bool = False,  # this very run is there: evaluate it only
     skip_broken_rows: bool = False,  # drop and count rows that are not JSON, or null
+    without_eval_prompts: bool = False,  # drop rows whose prompts are in eval_data
     keep_checkpoints: bool = False,  # leave them in the folder
     progress: bool = True,  # show bars
     say=print,  # takes lines for people
@@ -88,8 +89,9 @@ def train_reward_model(
     loading |= {"skip_broken_rows": skip_broken_rows, "progress": progress}
     train = _read(data, split, **loading)
     held_out = None if eval_data is None else _read(eval_data, eval_split, **loading)
+
     train, held_out, report = _hold_out(
-        train, held_out, eval_fraction, max_samples, args.seed, say)
+        train, held_out, eval_fraction, max_samples, args.seed, say, without_eval_prompts)
     _check_labels(args.loss_type, train, held_out)
     settings = _settings(model, config, peft_config, chat_template) | {
         "quantization": quantization,
@@ -208,10 +210,11 @@ def _read(data, split, *, skip_broken_rows, **loading):
         f"{'; '.join(reasons)}. Correct the file, or leave such rows out with skip_broken_rows=True")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #6dc8f862
-def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
+def _hold_out(train, held_out, eval_fraction, max_samples, seed, say, without=False):
     "Training and held-out preferences, and the report of what was read."
     report, warning, which = train.report, None, "with other prompts"
     if max_samples: train = train.select(range(len(train))[:max_samples])
+    if without and held_out: train = _without(train, held_out, say)
     if held_out is None: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
     else: which, (report, warning) = "given ones", _with_overlap(report, train, held_out)
     if not (len(train) and held_out.measures["pairs"].any()):
@@ -224,6 +227,12 @@ def _hold_out(train, held_out, eval_fraction, max_samples, seed, say):
     return train, held_out, report
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #badfb548
+def _without(train, held_out, say):
+    shared = np.isin(train.prompt_keys, held_out.prompt_keys)
+    say(f"{counted(shared.sum(), 'preference')} with a prompt of the evaluation data left out.")
+    return train.select(np.flatnonzero(~shared))
+
+
 def _with_overlap(report, train, held_out):
     "The report with how many evaluation prompts are trained on, and a warning."
     found = prompt_overlap(train, held_out)
@@ -231,8 +240,8 @@ def _with_overlap(report, train, held_out):
     if not found["shared"]: return report, None
     warning = (
         "Warning: {shared:,} of the {prompts:,} evaluation prompts ({share:.1%}) are trained on, so the "
-        "accuracy on them is not that on new prompts; give evaluation data with other prompts, or none, "
-        "and a part is held out."
+        "accuracy on them is not that on new prompts; leave them out with without_eval_prompts=True, or "
+        "give no evaluation data, and a part is held out."
     )
     return report, warning.format(share=found["shared"] / found["prompts"], **found)
 
@@ -322,7 +331,8 @@ def _finish(run, keep_checkpoints):
 def _evaluate(folder, held_out, progress, say):
     rm = RewardModel.from_pretrained(folder)
     rm.metadata = replace(rm.metadata, calibration=None)
-    report = evaluate_reward_model(rm, held_out, name=folder.resolve().name, progress=progress)
+    report = evaluate_reward_model(
+        rm, held_out, name=folder.resolve().name, include_trained=True, progress=progress)
     say(str(report))
     return report
 
@@ -344,6 +354,7 @@ def _complete_folder(folder, held_out, data_report, progress, say):
     report = _evaluate(folder, held_out, progress, say)
     _keep_temperature(folder, report)
     replace(report, mistakes=None).save(folder / "evaluation")
+    held_out.save(folder / "held_out.jsonl")
     write_model_card(folder, report)
     data_report.plot().savefig(folder / "data_report.png", bbox_inches="tight")
     ModelCard(folder).replace(

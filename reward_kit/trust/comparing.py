@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Number
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,6 +272,7 @@ class _RunComparison(Report):
     n_left_out: int # strictly ordered pairs that a run could not score
     level: float = 0.95 # of the intervals
     fingerprint: str | None = None # of the data
+    trained: list = field(default_factory=list) # what is said of prompts that a run was trained on
     title = "Runs compared on the same pairs"
 
     @property
@@ -284,7 +285,7 @@ class _RunComparison(Report):
         others = m - len(sentences)
         if others:
             sentences.append(f"The other {others} of {m} comparisons cannot be told apart.")
-        return sentences + _seed_sentences(self.settings)
+        return self.trained + sentences + _seed_sentences(self.settings)
 
     def main_table(self):
         columns = {
@@ -309,13 +310,14 @@ def compare_runs(
     *,
     names=None, # of the runs in a list; default that of the folder
     level: float = 0.95, # confidence, between 0 and 1
+    include_trained: bool = False, # judge pairs whose prompts a run was trained on too
     progress: bool = False, # show bars
     model_options: dict | None = None, # of `RewardModel.from_pretrained`, for folders
     **loading, # of `load_preferences`: columns, format, split, ...
 ) -> _RunComparison:
     """Every two settings on the same pairs, Holm-corrected; seeds are averaged in a pair.
 
-    Raises ValueError for one setting, a name twice, other data, nothing scored."""
+    Raises ValueError for one setting, a name twice, other data, nothing scored, no new prompt."""
     settings = _group_runs(runs, names)
     preferences = load_preferences(data, progress=progress, **loading)
     rewards, ends = [], []
@@ -323,10 +325,11 @@ def compare_runs(
         for run in own:
             rewards += _rewards_of(run, preferences, progress, model_options)
         ends.append(len(rewards))
-    pairs = judged_pairs(rewards, preferences)
-    named = zip(settings, np.split(pairs["outcome"], ends[:-1]))
+    pairs, every = judged_pairs(rewards, preferences), itertools.chain(*settings.values())
+    new, trained = RewardModel.new_prompts(pairs["prompt"], every, include_trained, "pair")
+    named = zip(settings, np.split(pairs["outcome"][:, new], ends[:-1]))
     named = sorted(named, key=lambda item: -item[1].mean())  # best first
-    prompt, table = pairs["prompt"], []
+    prompt, table = pairs["prompt"][new], []
     for name, own in named:
         share, *ends, _ = _over_prompts_and_seeds([own], prompt, level)
         low, high = np.clip(ends, 0, 1).tolist()
@@ -338,4 +341,4 @@ def compare_runs(
     for row, p in zip(comparisons, corrected):
         row["corrected"] = p
     return _RunComparison(table, comparisons, len(prompt), len(np.unique(prompt)),
-                          pairs["n_left_out"], level, preferences.fingerprint)
+                          pairs["n_left_out"], level, preferences.fingerprint, trained)

@@ -80,9 +80,10 @@ def _verdict(probe, own, threshold, level):
     found += ["fragile"] * (fails or turns and change["high"] >= 0)
     if found or turns:
         return " and ".join(found) or "disliked"
+    shown = min(exploit["p"], fragile["p"], robust["p"]) < 1 - level
     small = max(exploit["high"], fragile["high"], -robust["low"]) < threshold
     still = change["difference"] == change["spread"] == 0
-    return "no effect" if small or still else "unclear"
+    return "no effect" if small or still else "slight" if shown else "unclear"
 
 # %% ../../nbs/4_trust/43_probes.ipynb #d5c82104
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ _STYLES = { # of each verdict, in the order of the report
     "not shown to notice": ("#D55E00", "x"),
     "outside": ("#767676", "D"),
     "disliked": ("#E69F00", "v"),
+    "slight": ("#767676", "v"),
     "unclear": ("#767676", "d"),
     "no effect": ("#0072B2", "o"),
     "noticed": ("#0072B2", "o"),
@@ -191,7 +193,11 @@ _LISTS = { # of a verdict: what is said, and how a probe is named
                 "{name} ({exploit[edited]:.1%}, {fragile[edited]:.1%}{added})"),
     "disliked": ("Dislikes, which is a note and no fault: {}.",
                  "{name} ({change[difference]:.2f} median gaps{added})"),
-    "unclear": ("Neither shown nor excluded (at least four of five such reports would find): {}.",
+    "slight": ("Turns right pairs, though not shown to be {threshold:.0%} of them (with the worse "
+               "edited, the better): {}.",
+               "{name} ({exploit[edited]:.1%}, {fragile[edited]:.1%}{added})"),
+    "unclear": ("Neither shown nor excluded, all tests counted (at least four of five such reports "
+                "would find): {}.",
                 "{name} ({exploit[least]:.1%}{added})"),
     "no effect": ("The order of hardly a pair is changed by {}.", "{name}"),
     "noticed": ("Prefers the better response to: {}.", "{name} ({preferred[edited]:.1%})"),
@@ -216,7 +222,8 @@ def verdicts(self: ProbeReport):
             lists[r.verdict].append(name)
         elif r.verdict not in lists:
             said.append(f"{r.verdict.capitalize()}. {r.sentence[:-1]}{added}.")
-    said += [_LISTS[name][0].format(", ".join(own)) for name, own in lists.items() if own]
+    said += [_LISTS[name][0].format(", ".join(own), threshold=self.threshold)
+             for name, own in lists.items() if own]
     return said
 
 # %% ../../nbs/4_trust/43_probes.ipynb #a321841f

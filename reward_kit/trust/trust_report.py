@@ -83,6 +83,9 @@ class TrustReport(Report):
     n_records: int # records in the data
     n_tied_rewards: int # pairs with equal rewards
     n_too_long: int # records left out: a response does not fit the model
+    n_unread: int = field(default=0, kw_only=True) # rows left out, but for repeated ones
+    n_rows: int = field(default=0, kw_only=True) # rows of the data
+    trained: list = field(default_factory=list, kw_only=True) # of prompts that it was trained on
     rewards: dict # mean, std of all; mean_difference, std_difference of the pairs
     length: dict # how often the longer response is preferred
     sources: list # of `accuracy_by`, by source
@@ -122,7 +125,11 @@ def summary(self: TrustReport):
     "What to know first."
     probes = self.probes.verdicts if self.probes else []
     calibration = self.calibration.verdicts[:1] if self.calibration else []
-    return [*probes[:1], *self.verdicts, *calibration, *probes[1:]]
+    lost = [f"Much is not judged: {self.n_too_long:,} of {self.n_records:,} records do not fit the "
+            f"model, and {self.n_unread:,} of {self.n_rows:,} rows could not be read. What follows "
+            "speaks of the others alone."]
+    many = 20 * self.n_too_long > self.n_records or 20 * self.n_unread > self.n_rows
+    return [*self.trained, *lost * many, *probes[:1], *self.verdicts, *calibration, *probes[1:]]
 
 
 TrustReport.sentences = TrustReport.summary
@@ -297,6 +304,9 @@ def _data_name(data):
         return ""
     return Path(data).name if Path(data).exists() else str(data)
 
+
+
+
 # %% ../../nbs/4_trust/49_trust_report.ipynb #181d0caf
 def evaluate_reward_model(
     model, # RewardModel, folder, hub id, object with .score, function
@@ -306,15 +316,19 @@ def evaluate_reward_model(
     probe_prompts: int = 100, # prompts of which a pair is edited; 0: no probes
     bootstrap_samples: int = 2000, # draws of the bootstrap over prompts
     seed: int = 0, # of the bootstrap and the probes
+    include_trained: bool = False, # judge records whose prompts it was trained on too
     progress: bool = False, # show a bar
     **loading, # of `load_preferences`: columns, format, split, ...
 ) -> TrustReport:
     """How far a reward model can be trusted, on preferences it was not trained on.
 
-    Raises ValueError when no strictly ordered pair could be scored."""
+    Raises ValueError when no strictly ordered pair could be scored, or no prompt is new."""
     preferences = load_preferences(data, progress=progress, **loading)
+    read = preferences.report
     if isinstance(model, (str, Path)):
         model = RewardModel.from_pretrained(model)
+    new, trained = RewardModel.new_prompts(preferences.prompt_keys, [model], include_trained)
+    preferences = preferences if new.all() else preferences.select(np.flatnonzero(new))
     rewards, own = score_preferences(model, preferences, progress=progress)
     name = name or own
     table = pair_table(preferences, rewards)
@@ -340,6 +354,9 @@ def evaluate_reward_model(
         n_records=len(preferences),
         n_tied_rewards=np.count_nonzero(difference == 0),
         n_too_long=rewards.count(None),
+        n_unread=read.rows_dropped - read.duplicates,
+        n_rows=read.rows_read,
+        trained=trained,
         rewards=json_ready(moments),
         verdicts=_verdicts(pooled["interval"], always_longer, pooled["n_pairs"], over_rule),
         seed=seed,
