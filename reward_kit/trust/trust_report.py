@@ -323,8 +323,7 @@ def evaluate_reward_model(
     """How far a reward model can be trusted, on preferences it was not trained on.
 
     Raises ValueError when no strictly ordered pair could be scored, or no prompt is new."""
-    preferences = load_preferences(data, progress=progress, **loading)
-    read = preferences.report
+    read = preferences = load_preferences(data, progress=progress, **loading)
     if isinstance(model, (str, Path)):
         model = RewardModel.from_pretrained(model)
     new, trained = RewardModel.new_prompts(preferences.prompt_keys, [model], include_trained)
@@ -354,8 +353,8 @@ def evaluate_reward_model(
         n_records=len(preferences),
         n_tied_rewards=np.count_nonzero(difference == 0),
         n_too_long=rewards.count(None),
-        n_unread=read.rows_dropped - read.duplicates,
-        n_rows=read.rows_read,
+        n_unread=read.report.rows_dropped - read.report.duplicates,
+        n_rows=read.report.rows_read,
         trained=trained,
         rewards=json_ready(moments),
         verdicts=_verdicts(pooled["interval"], always_longer, pooled["n_pairs"], over_rule),
