@@ -73,6 +73,15 @@ class RewardModel(TextScorer):
         return self._stored("calibration").get("temperature", 1.0)
 
     @property
+    def measured_on(self) -> str:
+        "Where the probabilities of `compare` were measured, in words."
+        said = "These probabilities were measured on no data."
+        if "n_pairs" in (about := self._stored("calibration")):
+            said = ("These probabilities were measured on {n_pairs:,} pairs of {n_prompts:,} prompts; "
+                    "on prompts of another kind they may be too bold.")
+        return said.format(**about)
+
+    @property
     def has_scale(self) -> bool:
         "Whether mean and spread of its rewards are stored."
         return bool(self._stored("normalization").get("std"))

@@ -297,13 +297,16 @@ class _Calibrate(_Judging):
 
     example = "reward-kit calibrate reward-model held-out.jsonl"
     without = ("max_length", "batch_tokens", "seed")
+    include_trained: bool = _trained()
 
     def run(self):
         from reward_kit.data.preferences import load_preferences
         from reward_kit.trust.calibration import store_calibration
 
         data = load_preferences(self.data, **_loading(self))
-        kept = store_calibration(self.model, data, device=self.device).metadata.calibration
+        kept = store_calibration(
+            self.model, data, include_trained=self.include_trained, device=self.device,
+        ).metadata.calibration
         print(
             json.dumps(kept, indent=2) if self.json else _temperature(kept, self.model))
 
@@ -316,6 +319,7 @@ def _temperature(kept, model):
         "log loss {log_loss_before:.3f} without it, {log_loss:.3f} with it. "
         "Kept in {model}: `reward-kit compare` and RewardModel.compare use it."
     ).format(low=low, high=high, model=model, percent=100 * kept["level"], **kept)
+    text = "\n".join([*kept["trained"], text])
     if not kept["separable"]: return text
     return text + "\nEvery pair was in the right order, so they only bound it; more pairs would tell."
 
@@ -387,10 +391,11 @@ class _Compare(Command):
         model = _load(self)
         a, b = model.score([self.prompt] * 2, [self.a, self.b])
         preferred = model.compare(self.prompt, self.a, self.b)
-        if self.json: print(json.dumps({"a": a, "b": b, "a_preferred": preferred}))
+        if self.json:
+            print(json.dumps({"a": a, "b": b, "a_preferred": preferred, "note": model.measured_on}))
         else:
             print(_score_table("AB", (a, b), (self.a, self.b)))
-            print(f"A is preferred with probability {preferred:.1%}.")
+            print(f"A is preferred with probability {preferred:.1%}. {model.measured_on}")
 
 # %% ../../nbs/6_tools/67_commands.ipynb #82956de6
 class _Score(Command):

@@ -340,14 +340,15 @@ def _evaluate(folder, held_out, progress, say):
 def _keep_temperature(folder, report):
     "Stores the fitted temperature where it helps; the report then says so."
     found = report.calibration
-    if not (found and found.gain[0] > 0 and found.fit and not found.fit["separable"]):
-        return
-    replace(
-        RewardMetadata.load(folder), calibration=found.fit | {"data_hash": report.fingerprint}
-    ).save(folder)
-    found.verdicts.append(
-        f"All of this is at temperature 1; {found.fit['temperature']:.2f} is now stored with the model, "
-        "and compare divides reward differences by it.")
+    if not found: return
+    kept = {"temperature": 1.0, "n_pairs": found.n_pairs, "n_prompts": found.n_prompts}
+    if found.gain[0] > 0 and found.fit and not found.fit["separable"]:
+        kept = found.fit
+        report.verdicts.append(
+            f"All of this is at temperature 1; {kept['temperature']:.2f} is now stored with the model, "
+            "and compare divides reward differences by it.")
+    kept = kept | {"data_hash": report.fingerprint}
+    replace(RewardMetadata.load(folder), calibration=kept).save(folder)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #809d8066
 def _complete_folder(folder, held_out, data_report, progress, say):

@@ -448,22 +448,25 @@ def calibrate(
     )
 
 # %% ../../nbs/4_trust/41_calibration.ipynb #4d89813d
-def _measure_temperature(preferences, rm):
+def _measure_temperature(preferences, include_trained, rm):
     "The temperature that fits the strictly ordered pairs, responses too long left out."
     preferences = load_preferences(preferences, progress=False)
+    new, said = RewardModel.new_prompts(preferences.prompt_keys, [rm], include_trained)
+    preferences = preferences.select(np.flatnonzero(new))
     table = pair_table(preferences, score_preferences(rm, preferences)[0])
     weights = np.maximum([record["weight"] for record in preferences], 1e-9)
     fit = Predictions(
         table["difference"], groups=table["prompt"], weights=weights[table["record"]]).fit()
-    return json_ready(fit) | {"data_hash": preferences.fingerprint}
+    return json_ready(fit) | {"data_hash": preferences.fingerprint, "trained": said}
 
 
 def store_calibration(
     model, # folder, whose reward_kit.json is rewritten; or a RewardModel in memory
     preferences, # what `load_preferences` takes; not the training data
     *,
+    include_trained: bool = False, # fit pairs whose prompts it was trained on too
     device=None, # for a folder; default cuda, mps or cpu, the first there is
 ) -> RewardModel: # whose `compare` uses the temperature
     "Fit a temperature and keep it. Raises ValueError for no folder, and where none fits."
-    measure = partial(_measure_temperature, preferences)
+    measure = partial(_measure_temperature, preferences, include_trained)
     return RewardModel.keep_measured(model, "calibration", measure, "temperature", device)
