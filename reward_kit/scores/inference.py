@@ -173,9 +173,9 @@ def _encoder_of(tokenizer, model, stored, given, max_length):
         return RewardEncoder(tokenizer, given.applied(tokenizer, model, max_length))
     if stored:
         return RewardEncoder(tokenizer, stored.limited(model, max_length))
-    from reward_kit.beside.models_from_elsewhere import GuessedEncoder
+    import reward_kit.beside.models_from_elsewhere  # noqa: F401  gives an encoder its guess
 
-    return GuessedEncoder(tokenizer, model, max_length)
+    return RewardEncoder.guess(tokenizer, model, max_length)
 
 
 def _pick_dtype(device):

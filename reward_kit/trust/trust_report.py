@@ -304,9 +304,6 @@ def _data_name(data):
         return ""
     return Path(data).name if Path(data).exists() else str(data)
 
-
-
-
 # %% ../../nbs/4_trust/49_trust_report.ipynb #181d0caf
 def evaluate_reward_model(
     model, # RewardModel, folder, hub id, object with .score, function
