@@ -166,7 +166,7 @@ ASKED_LATE = {
     "data.preferences": {"beside.trl_pairs"},
     "tools.commands": BESIDE,
     "tools.serving": {"beside.wire_formats"},
-    "model.model_folder": {"beside.unusual_heads"},
+    "model.model_folder": {"beside.transformers_4", "beside.unusual_heads"},
     "model.trainer": {"beside.unusual_heads"},
     "scores.inference": {"beside.models_from_elsewhere"},
     "rl.policies": {"beside.trl_ppo"},

@@ -444,6 +444,9 @@ def saved_whole(target, what="the model"):  # a folder; for the message
         with CheckpointError.around(f"{what} could not be saved to {target}"):
             source.mkdir(parents=True)
             yield source
+            import reward_kit.beside.transformers_4  # noqa: F401  whose words are added
+
+            RewardMetadata.make_readable(source)
             _move_into(source, target, old)
     finally:
         shutil.rmtree(source, ignore_errors=True)
