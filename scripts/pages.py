@@ -83,6 +83,19 @@ def benchmarks() -> str:
     return text
 
 
+def use_from() -> str:
+    "The clients that were run, with their lines, as a page."
+    wrote = (ROOT / "benchmarks" / "results" / "clients.md").read_text(encoding="utf-8")
+    link = repository_link("benchmarks/clients.py")
+    return (
+        front_matter("Use it from...", "The lines of each client and loader, as they were run.")
+        + f"Each was run with the versions named, by [`benchmarks/clients.py`]({link}), against `reward-kit serve`"
+        " or the folder itself. What vLLM, SGLang, OpenRLHF and LLaMA-Factory send and read, and which setting"
+        " names the server there, stands in [wire formats](7_beside/wire_formats.ipynb); they were not run here.\n\n"
+        + wrote
+    )
+
+
 def notes() -> str:
     "What was tried, as a page."
     text = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8").split("\n", 1)[1].lstrip()
@@ -220,6 +233,7 @@ def write(target: Path, on_site, anchor) -> None:
     """Write the pages, and the pictures that they show, into a folder; `on_site` and `anchor` make text
     and headings those of the site."""
     (target / "results.qmd").write_text(on_site(benchmarks()), encoding="utf-8")
+    (target / "use_from.qmd").write_text(on_site(use_from()), encoding="utf-8")
     (target / "notes.qmd").write_text(on_site(notes()), encoding="utf-8")
     (target / "papers.qmd").write_text(papers_page(anchor), encoding="utf-8")
     (target / "changelog.qmd").write_text(changelog(), encoding="utf-8")

@@ -19,6 +19,8 @@ MODEL = "--model tiny --vocabulary 512 --rounds 1"
 SHORT = "--prompt 8 --response 8"
 SMALL = {  # {data}: a file of transcripts
     "architectures.py": "--types llama granite gptj",
+    "claims.py": "{root}/nbs/1_data/10_files.ipynb --seeds 1 --processes 1",
+    "clients.py": "--only reward_kit transformers",
     "data_layouts.py": "",
     "data_million_rows.py": "--rows 300 --processes 1",
     "distance_to_limit.py": (
@@ -86,7 +88,7 @@ def test_help(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_run(name, tmp_path, transcripts):
-    printed = run(name, *shlex.split(SMALL[name].format(data=transcripts)), folder=tmp_path)
+    printed = run(name, *shlex.split(SMALL[name].format(data=transcripts, root=FOLDER.parent)), folder=tmp_path)
     assert SAYS.get(name, "|") in printed
 
 

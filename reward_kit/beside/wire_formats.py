@@ -378,10 +378,21 @@ def _is_single(given):
     return isinstance(given, str) or isinstance(given, list) and any(isinstance(x, str) for x in given)
 
 
+def _is_raw(body):
+    "Whether rewards are wanted, not probabilities."
+    given = body.get("parameters")
+    if given is None:
+        return body.get("raw_scores")
+    function = given.get("function_to_apply") if isinstance(given, dict) else given
+    if function not in (None, "none", "sigmoid"):
+        raise body.wrong("parameters", given, "its function_to_apply may be none or sigmoid")
+    return function != "sigmoid"
+
+
 def _read_predict(body):
     "`inputs`: a text, a list of a text or of a prompt with its response, or a list of such lists."
     body.choice("raw_scores", False, True)
-    _only(body, "inputs", "raw_scores")
+    _only(body, "inputs", "raw_scores", "parameters"), _is_raw(body)
     given = body.need("inputs")
     rows = [[given] if isinstance(given, str) else given] if _is_single(given) else given
     if not isinstance(rows, list) or not rows:
@@ -399,9 +410,10 @@ def _read_predict(body):
 
 def _write_predict(body, rewards, tokens, rm):
     "A list of one class for each text."
-    values = rewards if body.get("raw_scores") else list(map(_sigmoid, rewards))
+    values = rewards if _is_raw(body) else list(map(_sigmoid, rewards))
     rows = [[{"score": value, "label": "LABEL_0"}] for value in values]
-    return rows[0] if _is_single(body["inputs"]) else rows
+    nested = body.get("parameters") is not None  # as the pipeline answers
+    return rows[0] if _is_single(body["inputs"]) and not nested else rows
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #4d3cad98
 _TEXT, _BOTH = ["What is AI? A field."], ["A field.", "No idea."]
