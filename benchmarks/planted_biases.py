@@ -12,6 +12,8 @@ the population's share of turned pairs lies below the threshold. The table print
 
 import argparse
 import hashlib
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import NormalDist
 
@@ -108,36 +110,33 @@ def judged(rewards: pd.DataFrame, outside=frozenset()) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def simulate(experiments=500, prompts=200, seed=0, limit=None) -> list[dict]:
-    "A row for each reward: how often its fault is found, covered by its interval, and others accused."
-    texts, edits, outside = population(Playground(seed=seed), limit)
-    rows = []
-    for name, (model, planted) in MODELS.items():
-        rewards = rewards_of(model, texts, edits)
-        strange = outside if model.read is str else frozenset()
-        truth = judged(rewards, strange)
-        innocent = set(truth.index[truth["wrong"] < 0.05]) - planted
-        rng, found = np.random.default_rng(seed), []
-        for _ in range(experiments):
-            drawn = rewards.iloc[rng.integers(len(rewards), size=prompts)].reset_index(drop=True)
-            own = judged(drawn, strange)
-            accused = set(own.index[own["verdict"].str.contains("exploitable|fragile")])
-            kept = own.loc[list(planted or PROBES)]
-            size = truth.loc[kept.index, "difference"]
-            covered = (kept["low"] <= size + 1e-12) & (size <= kept["high"] + 1e-12)
-            covered = covered[kept["difference"].notna()]
-            found.append(
-                {
-                    "found": planted <= accused,
-                    "covered": covered.mean(),
-                    "false": bool(accused & innocent),
-                    "reads": own.loc["irrelevant", "verdict"] == "noticed",
-                }
-            )
-        rates = pd.DataFrame(found).astype(float).mean()
-        sizes = ", ".join(f"{one} {truth.loc[one, 'difference']:.1%}" for one in sorted(planted))
-        rows.append({"name": name, "planted": planted, "sizes": sizes or "none", "prompts": prompts, **rates})
-    return rows
+def simulate(name: str, experiments: int, prompts: int, seed: int, texts, edits, outside) -> dict:
+    "How often the fault of a reward is found, covered by its interval, and another accused."
+    model, planted = MODELS[name]
+    rewards = rewards_of(model, texts, edits)
+    strange = outside if model.read is str else frozenset()
+    truth = judged(rewards, strange)
+    innocent = set(truth.index[truth["wrong"] < 0.05]) - planted
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(experiments):
+        drawn = rewards.iloc[rng.integers(len(rewards), size=prompts)].reset_index(drop=True)
+        own = judged(drawn, strange)
+        accused = set(own.index[own["verdict"].str.contains("exploitable|fragile")])
+        kept = own.loc[list(planted or PROBES)]
+        size = truth.loc[kept.index, "difference"]
+        covered = (kept["low"] <= size + 1e-12) & (size <= kept["high"] + 1e-12)
+        covered = covered[kept["difference"].notna()]
+        found.append(
+            {
+                "found": planted <= accused,
+                "covered": covered.mean(),
+                "false": bool(accused & innocent),
+                "reads": own.loc["irrelevant", "verdict"] == "noticed",
+            }
+        )
+    rates = pd.DataFrame(found).astype(float).mean()
+    sizes = ", ".join(f"{one} {truth.loc[one, 'difference']:.1%}" for one in sorted(planted))
+    return {"name": name, "planted": planted, "sizes": sizes or "none", "prompts": prompts, **rates}
 
 
 HEAD = [
@@ -153,6 +152,14 @@ HEAD = [
 
 def main(args) -> None:
     "Prints the table."
+    drawn = population(Playground(seed=args.seed), args.limit)
+    with ProcessPoolExecutor(args.processes, get_context("fork")) as pool:
+        runs = [
+            pool.submit(simulate, name, args.experiments, prompts, args.seed, *drawn)
+            for prompts in args.prompts
+            for name in MODELS
+        ]
+        simulated = [run.result() for run in runs]
     rows = [
         [
             row["name"],
@@ -163,8 +170,7 @@ def main(args) -> None:
             f"{row['false']:.1%}",
             f"{row['reads']:.1%}",
         ]
-        for prompts in args.prompts
-        for row in simulate(args.experiments, prompts, args.seed, args.limit)
+        for row in simulated
     ]
     head = f"{args.experiments} experiments each; at most one report in twenty should accuse falsely."
     text = [head, "", *table(HEAD, rows), "", versions_line(available_threads())]
@@ -175,6 +181,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiments", type=int, default=500)
     parser.add_argument("--prompts", type=int, nargs="+", default=[100, 200])
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--limit", type=int, help="prompts of the population; default: all of the playground")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="Markdown file")
