@@ -1,0 +1,142 @@
+"A model is not praised on prompts that it was trained on, whatever asks it."
+
+import json
+
+import numpy as np
+import pytest
+
+from reward_kit import (
+    Playground,
+    RewardEnsemble,
+    RewardModel,
+    compare_runs,
+    evaluate_reward_model,
+    load_preferences,
+    save_preferences,
+)
+from reward_kit.model.model_folder import RewardMetadata
+from reward_kit.tools.commands import commands
+from reward_kit.tools.pipeline import train_reward_model
+from reward_kit.trust.calibration import store_calibration
+
+CONFIG = {"max_steps": 2, "show_plan": False, "use_cpu": True}
+QUIET = {"progress": False, "say": lambda line: None}
+WORLD = Playground(seed=0)
+
+
+def rows(start, stop):
+    preferences = WORLD.preferences(stop)
+    return load_preferences([preferences[i] for i in range(start, stop)], progress=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "Trained on 90 of 100 pairs, and on other 90."
+    folder = tmp_path_factory.mktemp("trained")
+    for name, data in (("a", rows(0, 100)), ("b", rows(400, 500))):
+        train_reward_model("playground", data, folder / name, config=CONFIG, **QUIET)
+    return folder
+
+
+def test_the_folder_knows_what_it_was_trained_on_and_keeps_what_was_held_out(trained):
+    held_out = load_preferences(trained / "a" / "held_out.jsonl", progress=False)
+    keys = np.frombuffer((trained / "a" / "trained_prompts.u64").read_bytes(), np.uint64)
+    whole = rows(0, 100)
+    assert set(keys) | set(held_out.prompt_keys) == set(whole.prompt_keys)
+    assert not set(keys) & set(held_out.prompt_keys) and len(held_out) + len(keys) <= 100
+    assert RewardMetadata.load(trained / "a").trained_prompts == keys.tobytes()
+    assert "trained_prompts" not in json.loads((trained / "a" / "reward_kit.json").read_text())
+
+
+def test_prompts_of_the_training_are_left_out_of_an_evaluation(trained):
+    report = evaluate_reward_model(trained / "a", rows(0, 200), probe_prompts=0)
+    new = ~np.isin(
+        rows(0, 200).prompt_keys, np.frombuffer(RewardMetadata.load(trained / "a").trained_prompts, np.uint64)
+    )
+    assert report.n_records == new.sum() < 200
+    assert (
+        report.summary[0]
+        == f"{200 - new.sum()} of 200 records have prompts that were trained on, and are left out."
+    )
+    every = evaluate_reward_model(trained / "a", rows(0, 200), probe_prompts=0, include_trained=True)
+    assert every.n_records == 200 and "not what to expect on new ones" in every.summary[0]
+    strangers = evaluate_reward_model(Playground.true_reward, rows(0, 200), probe_prompts=0)
+    assert strangers.n_records == 200 and "trained on" not in strangers.summary[0]
+
+
+def test_data_of_nothing_but_trained_prompts_is_refused(trained):
+    model = RewardModel.from_pretrained(trained / "a", device="cpu")
+    keys = np.frombuffer(model.metadata.trained_prompts, np.uint64)
+    whole = rows(0, 100)
+    seen = whole.select(np.flatnonzero(np.isin(whole.prompt_keys, keys)))
+    for judge in (evaluate_reward_model, store_calibration):
+        with pytest.raises(
+            ValueError, match="have prompts that were trained on: give data with other prompts"
+        ):
+            judge(model, seen)
+    ensemble = RewardEnsemble.from_pretrained([trained / "a", trained / "b"])
+    with pytest.raises(ValueError, match="trained on"):
+        evaluate_reward_model(ensemble, seen, probe_prompts=0)
+
+
+def test_runs_are_compared_on_prompts_that_are_new_to_all(trained):
+    data = load_preferences([*rows(0, 100), *rows(400, 500), *rows(700, 760)], progress=False)
+    comparison = compare_runs([trained / "a", trained / "b"], data)
+    known = b"".join(RewardMetadata.load(trained / name).trained_prompts for name in "ab")
+    new = ~np.isin(data.prompt_keys, np.frombuffer(known, np.uint64))
+    assert comparison.n_pairs == new.sum() and comparison.verdicts[0].startswith(
+        f"{(~new).sum()} of {len(data)} pairs"
+    )
+    assert compare_runs([trained / "a", trained / "b"], data, include_trained=True).n_pairs == len(data)
+
+
+def test_a_temperature_is_fitted_on_new_prompts(trained):
+    model = RewardModel.from_pretrained(trained / "a", device="cpu")
+    kept = store_calibration(model, rows(0, 200)).metadata.calibration
+    assert kept["n_pairs"] < 200 and "are left out" in kept["trained"][0]
+    assert f"{kept['n_pairs']} pairs of {kept['n_prompts']} prompts" in model.measured_on
+    assert store_calibration(model, rows(0, 200), include_trained=True).metadata.calibration["n_pairs"] == 200
+
+
+def test_commands_speak_of_trained_prompts(trained, tmp_path, capsys):
+    save_preferences(rows(0, 200), tmp_path / "data.jsonl")
+    words = [str(trained / "a"), str(tmp_path / "data.jsonl"), "--probe-prompts", "0"]
+    for extra, said in (([], "are left out"), (["--include-trained"], "not what to expect")):
+        commands()["evaluate"].read(words + extra).run()
+        assert said in capsys.readouterr().out.split("\n\n")[0]
+
+
+def test_split_writes_two_files_that_share_no_prompt(tmp_path, capsys):
+    save_preferences(rows(0, 100), tmp_path / "data.jsonl")
+    words = [str(tmp_path / "data.jsonl"), "--output", str(tmp_path / "parts"), "--eval-fraction", "0.2"]
+    commands()["split"].read(words).run()
+    train, held_out = (
+        load_preferences(tmp_path / "parts" / f"{name}.jsonl") for name in ("train", "held_out")
+    )
+    assert len(train) + len(held_out) == 100 and not set(train.prompt_keys) & set(held_out.prompt_keys)
+    assert f"{len(train)} preferences in {tmp_path / 'parts' / 'train.jsonl'}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="train.jsonl exists: give another --output"):
+        commands()["split"].read(words).run()
+
+
+def test_a_second_training_leaves_out_what_judged_the_first(trained, tmp_path):
+    held_out = trained / "a" / "held_out.jsonl"
+    said = []
+    found = train_reward_model(
+        "playground", rows(0, 100), tmp_path / "second", eval_data=held_out, without_eval_prompts=True,
+        config=CONFIG, progress=False, say=said.append)  # fmt: skip
+    kept = np.frombuffer((tmp_path / "second" / "trained_prompts.u64").read_bytes(), np.uint64)
+    assert not set(kept) & set(found.held_out.prompt_keys)
+    assert any("with a prompt of the evaluation data left out" in line for line in said)
+    assert found.data_report.rows_read == 100 and not any("Warning" in line for line in said)
+
+
+def test_a_report_that_leaves_much_out_says_so_first():
+    few = [{"prompt": f"What is {n}?", "chosen": "A number.", "rejected": "No."} for n in range(40)]
+    data = few + [{"prompt": "?", "chosen": None, "rejected": "No."}] * 4
+    report = evaluate_reward_model(lambda p, r: [float(len(x)) for x in r], data, probe_prompts=0)
+    assert report.summary[0].startswith(
+        "Much is not judged: 0 of 40 records do not fit the model, and 4 of 44 rows"
+    )
+    fewer = evaluate_reward_model(lambda p, r: [float(len(x)) for x in r], few, probe_prompts=0)
+    assert "not judged" not in " ".join(fewer.summary)
