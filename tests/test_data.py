@@ -940,6 +940,20 @@ def test_one_response_without_a_score_teaches_nothing(row):
         load([row | {"prompt": f"q {n}"} for n in range(3)])
 
 
+def test_a_row_by_itself_is_one_rating_or_nothing():
+    "As a stream has it."
+    assert to_record(RATED[3])["responses"] == ["r3"] and to_record(RATED[3])["scores"] == [1.5]
+    for row in ({"prompt": "q", "response": "r", "label": True}, {"prompt": "q", "response": "r", "rank": 1}):
+        with pytest.raises(UnusableRow, match="only one response to its prompt"):
+            to_record(row)
+    answers = [{"role": "assistant", "text": f"a{n}", "rank": n, "replies": []} for n in range(2)]
+    tree = {"role": "prompter", "text": "q", "replies": answers}
+    assert to_record({"prompt": tree})["ranks"] == [1, 2]
+    answers[0]["replies"] = [{"role": "prompter", "text": "why?", "replies": answers[1:] * 2}]
+    with pytest.raises(UnusableRow, match="row is not one ranking by itself"):
+        to_record({"prompt": tree | {"replies": [answers[0], answers[1]]}})
+
+
 def test_lists_of_one_rated_response_are_kept_where_there_are_no_others():
     alone = [{"prompt": f"q {n}", "responses": [f"r{n}"], "scores": [n]} for n in range(5)]
     assert load(alone).unpaired and load(alone)[2]["scores"] == [2]

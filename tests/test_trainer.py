@@ -391,6 +391,18 @@ def test_single_scores_in_a_data_set_are_regressed_on(base, config):
         trained(base, config(), data)
 
 
+@pytest.mark.parametrize("kind", ["list", "data set", "stream"])
+def test_one_score_a_row_is_regressed_on_wherever_it_lies(base, config, kind):
+    rows = [
+        {"prompt": p["prompt"], "response": p["chosen"], "score": n % 2} for n, p in enumerate(make_pairs(16))
+    ]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    data = {"list": rows, "data set": Dataset.from_list(rows), "stream": stream}[kind]
+    trainer = trained(base, config(loss_type="regression", max_steps=60, learning_rate=3e-3), data)
+    assert trainer.state.log_history[-2]["loss"] < 0.1
+    assert "accuracy" not in trainer.state.log_history[-2]
+
+
 def test_head_learning_rate_moves_only_the_head(base, config):
     trainer = trained(base, config(learning_rate=1e-12, head_learning_rate=1e-2), make_dataset(8))
     start = RewardTrainer(base, config(), train_dataset=make_dataset(4))

@@ -346,6 +346,11 @@ class _Scored(PreferenceFormat):
     def record(self, cells):
         if isinstance(cells, UnusableRow):
             raise cells
+        if "rows" not in cells:  # a row by itself, as in a stream
+            found = [each for _, each in self.grouped([("", cells)])]
+            if len(found) != 1:
+                raise UnusableRow("row is not one ranking by itself")
+            return self.record(*found)
         try:
             return self.ranking.record(cells) | {"rows": cells["rows"], "format": self.name}
         except UnusableRow as error:

@@ -104,7 +104,7 @@ class _RatedReport(Report):
 def _said(measures, prompts):
     "What the measures allow one to say."
     if prompts < Bootstrap.fewest:
-        return [f"{counted(prompts, 'prompt')} are too few to say how rewards and scores go together; "
+        return [f"Too few prompts, {prompts}, to say how rewards and scores go together; "
                 f"{Bootstrap.fewest} are the least."]
     own, same = measures["pearson"], measures["given_length"]
     if own is None:
