@@ -138,7 +138,8 @@ def _reward_config(output, config, quantization, progress):
     if quantization:
         from reward_kit.beside import bits_and_kernels
 
-        config["model_init_kwargs"] = (config.get("model_init_kwargs") or {}) | {
+        given = config.get("model_init_kwargs") or {}
+        config["model_init_kwargs"] = given | {
             "quantization_config": bits_and_kernels._quantized(quantization)}
     return _config(RewardConfig, output, progress, config)
 

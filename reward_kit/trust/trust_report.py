@@ -286,7 +286,8 @@ def _measured(preferences, rewards, table, temperature, seed):
     }
     if len(np.unique(table["prompt"])) >= Bootstrap.fewest:
         found["calibration"] = calibrate(
-            table["difference"], groups=table["prompt"], temperature=temperature, seed=seed)
+            table["difference"], groups=table["prompt"],
+            temperature=temperature, seed=seed)
     return found
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #3b0c6a98
@@ -318,7 +319,8 @@ def evaluate_reward_model(
     if preferences.unpaired:
         from reward_kit.beside import rated_responses
 
-        return rated_responses._rated(name, _data_name(data), preferences, rewards, seed)
+        return rated_responses._rated(
+            name, _data_name(data), preferences, rewards, seed)
     table = pair_table(preferences, rewards)
     pooled = Bootstrap().accuracy(table["outcome"], table["prompt"])
     found = _measured(
