@@ -2,11 +2,12 @@
 how its batches are laid out and why, and whether what is saved gives the reward of what was trained.
 
     python benchmarks/architectures.py [--types llama granite ...] [--minutes 10]
-        [--output benchmarks/results/architectures.md]
+        [--output benchmarks/results/architectures.md] [--merge]
 
 Each type is made with random weights and a few thousand parameters, so nothing is downloaded. A type whose
 configuration asks for more than its sizes cannot be made so, and is listed as such with what stopped it;
-types for which no time was left are named, too. The best known come first.
+types for which no time was left are named, too. The best known come first. With --merge the rows of the
+types that are tried replace theirs in the output, and the others stay as they were measured.
 """
 
 import argparse
@@ -48,6 +49,15 @@ SIZES = dict(
     sliding_window=32, expert_ffn_hidden_size=8, kv_channels=4, head_size=4, index_n_heads=2,
     index_head_dim=8,
 )  # fmt: skip
+BY_HAND = {  # what a type asks for beside its sizes
+    "gemma4_text": {"global_head_dim": 8, "num_key_value_heads": 2},
+    "gemma4": {"global_head_dim": 8, "num_key_value_heads": 2},
+    "gemma4_unified_text": {"global_head_dim": 8, "num_key_value_heads": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 32},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "mamba2": {"num_heads": 4, "head_dim": 8},
+    "longcat_flash": {"moe_topk": 2, "num_experts_per_tok": 2},  # its code for one at a time does not run
+}
 FIRST = """
 llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next gemma gemma2 gemma3_text gemma4_text
 llama4_text phi phi3 granite granitemoe granitemoehybrid lfm2 glm glm4 glm4_moe cohere cohere2 olmo2
@@ -59,17 +69,27 @@ helium zamba2 bert roberta electra
 IDS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [5, 6, 7, 8, 9, 10, 11, 12, 20, 21, 22]]
 
 
+def takes(config, name):
+    "Whether a configuration has such a size, and it can be chosen."
+    read_only = isinstance(getattr(type(config), name, None), property)
+    try:
+        return hasattr(config, name) and not read_only
+    except Exception:  # a size that differs from layer to layer
+        return True
+
+
 def sized(kind, vocabulary, layers=2):
     "A configuration of a few thousand parameters."
     known = AutoConfig.for_model(kind)
     text = known.get_text_config()
     sizes = SIZES | {"num_hidden_layers": layers}
-    given = {name: size for name, size in sizes.items() if hasattr(text, name)}
+    given = {name: size for name, size in sizes.items() if takes(text, name)}
     kinds = getattr(text, "layer_types", None)
     if kinds:  # the last of each kind that there is
         given["layer_types"] = (list(dict.fromkeys(kinds)) * 2)[-layers:]
     given |= {"vocab_size": vocabulary, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
     given |= {"is_decoder": True} if hasattr(text, "is_decoder") else {}
+    given |= BY_HAND.get(kind, {})
     if text is known:
         try:
             return type(known)(**given)
@@ -112,6 +132,15 @@ def tried(kind, tokenizer, folder):
     return [way, batches, same]
 
 
+def merged(text, rows, left):
+    "Both tables of an earlier result, with these rows in place of those of the same types."
+    old = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("| ")]
+    old = [list(map(str.strip, row)) for row in old if row[0] != " type "]
+    new = {row[0]: row for row in (*rows, *left)}
+    kept = [new.pop(row[0], row) for row in old] + [*new.values()]
+    return [row for row in kept if len(row) == 4], [row for row in kept if len(row) == 2]
+
+
 OWN = set(AutoModelForSequenceClassification._model_mapping)  # before any class is made
 
 
@@ -135,6 +164,11 @@ def main(args):
                 said = " ".join(str(error).split())[:100].replace("|", "/")
                 left.append([kind, f"{type(error).__name__}: {said}"])
                 print(*left[-1], sep="  ", flush=True)
+    again = ""
+    if args.merge:
+        count = len(rows) + len(left)
+        rows, left = merged(args.output.read_text(encoding="utf-8"), rows, left)
+        again = f" {count} of them were tried in a later run than the others."
     ways = Counter(row[1].partition(",")[0].partition(":")[0] for row in rows)
     layouts = Counter(row[2].partition(":")[0] for row in rows if row[2])
     same = sum(row[3] == "yes" for row in rows)
@@ -142,7 +176,7 @@ def main(args):
     text = (
         f"{len(rows)} of {len(rows) + len(left) + len(kinds)} types of causal language models that"
         f" transformers knows, each made with random weights: {tally(ways)}; {tally(layouts)};"
-        f" {same} give the same rewards after saving and loading."
+        f" {same} give the same rewards after saving and loading.{again}"
     )
     head = ["type", "where the head comes from", "batches", "the same rewards, saved and loaded"]
     lines = [text, "", *table(head, rows)]
@@ -159,4 +193,5 @@ if __name__ == "__main__":
     parser.add_argument("--types", nargs="+", help="as transformers calls them; default: all")
     parser.add_argument("--minutes", type=float, default=60, help="no type is begun after them")
     parser.add_argument("--output", type=Path, help="Markdown file")
+    parser.add_argument("--merge", action="store_true", help="keep the rows of other types in the output")
     main(parser.parse_args())

@@ -13,6 +13,7 @@ import pytest
 import reward_kit.autotrain as autotrain_module
 import reward_kit.tools.pipeline as pipeline_module
 from reward_kit.autotrain import AutoTrainProject, LLMTrainingParams
+from reward_kit.beside import bits_and_kernels
 from reward_kit.model.runs import RunRecord
 from reward_kit.model.settings import ParameterError, PPOSettings, RewardSettings, settings_of
 
@@ -282,7 +283,7 @@ def test_quantization_without_cuda_says_so():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(ValueError, match="CUDA"):
-        pipeline_module._quantized("int4")
+        bits_and_kernels._quantized("int4")
 
 
 def test_signature_and_secrets():

@@ -711,6 +711,36 @@ def test_regression_on_pairs_says_what_to_do(base, pairs, tmp_path, capsys):  # 
     assert not (tmp_path / "out").exists()
 
 
+def test_one_score_a_prompt_is_inspected_learned_and_evaluated(base, tmp_path, capsys):  # noqa: F811
+    "From a file of ratings to a model and a report that says what can be said."
+    from reward_kit.data.playground import Playground
+
+    world = Playground(seed=1)
+    texts = {row["prompt"]: row["responses"][0] for row in world.preferences(120)}
+    truth = world.true_reward(list(texts), list(texts.values()))
+    rows = [{"prompt": q, "response": a, "score": r} for (q, a), r in zip(texts.items(), truth)]
+    path, out = tmp_path / "one_score.jsonl", tmp_path / "out"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = output(capsys, "inspect", path)
+    assert "no comparison: every prompt has one response" in said and "--loss-type" in said
+    assert "enough pairs: fail" not in said
+    refused = fails(capsys, 1, *train(base, path, out))
+    assert "compares responses, and here every prompt has one" in refused
+    assert "--loss-type=regression" in refused
+    assert not out.exists()
+    text = output(capsys, *train(base, path, out), "--loss-type", "regression", "--eval-fraction", "0.4")
+    assert "Every prompt has one response, so nothing is compared" in text and "correlation" in text
+    report = json.loads((out / "evaluation" / "report.json").read_text())
+    assert -1 <= report["measures"]["pearson"]["value"] <= 1 and "accuracy" not in report
+    card = (out / "README.md").read_text()
+    assert "## Trust report" in card and "trust_scores.png" in card and (out / "trust_scores.png").exists()
+    found = output(capsys, "evaluate", out, path, "--report", tmp_path / "report")
+    assert "correlation of reward and score" in found and (tmp_path / "report" / "scores.png").exists()
+    shutil.copytree(out, tmp_path / "other")
+    for command in (["calibrate", out, path], ["compare-runs", out, tmp_path / "other", "--data", path]):
+        assert "every prompt has one response" in fails(capsys, 1, *command)
+
+
 def test_evaluate_writes_a_report(model, pairs, tmp_path, capsys):
     text = output(capsys, "evaluate", model, pairs, "--report", tmp_path / "report")
     assert (

@@ -891,10 +891,95 @@ def test_rows_of_one_response_are_grouped_by_prompt(tmp_path):
     )
     assert load(path, num_proc=2).fingerprint == found.fingerprint
     assert load(rows[:3], columns={"score": "verbosity"})[0]["ranks"] == [1, 1, 1]
-    with pytest.raises(PreferenceDataError, match="only one response to its prompt 2"):
-        load([rows[0], rows[3]])
     assert found.report.rows_read == 3002 and found.report.rows_dropped == 2
     assert "3,000 of 3,002 rows kept in 1,000 records" in str(found.report)
+
+
+RATED = [{"prompt": f"q {n}", "response": f"r{n}", "score": n / 2} for n in range(40)]
+
+
+def test_one_rated_response_a_prompt_is_kept_where_nothing_is_compared(tmp_path):
+    "And what it is good for is said; among comparisons it is dropped, as before."
+    path = jsonl(tmp_path / "a.jsonl", RATED)
+    found = load(path)
+    assert found.unpaired and len(found) == 40 and not found.report.dropped
+    assert found[3] | {"responses": ["r3"], "ranks": [1], "scores": [1.5], "prompt": "q 3"} == found[3]
+    stats = found.report.stats
+    assert (stats["pairs"], stats["ties"], stats["unpaired"]) == (0, 0, True) and found.select([1]).unpaired
+    said = str(found.report)
+    assert "no comparison: every prompt has one response" in said and "regression" in said
+    verdicts = {verdict.practice: verdict.status for verdict in found.report.verdicts}
+    assert verdicts["enough pairs"] == verdicts["clear preference"] == verdicts["length balance"] == "n/a"
+    assert found.report.figures() and len(found.to_pairs()) == 0
+    assert load(path, num_proc=2).fingerprint == load(RATED).fingerprint == found.fingerprint
+    train, held_out = split_by_prompt(found, 0.25)
+    assert not set(train.prompt_keys) & set(held_out.prompt_keys) and held_out.unpaired
+    found.save(tmp_path / "b.jsonl")
+    assert load(tmp_path / "b.jsonl").fingerprint == found.fingerprint
+    chat = [row | {"prompt": [USER(row["prompt"])], "response": [BOT(row["response"])]} for row in RATED]
+    assert load(chat).unpaired and load(chat)[3]["responses"] == [[BOT("r3")]]
+    twice = load([*RATED, RATED[3] | {"score": 2.5}])  # rated by two people
+    assert len(twice) == 40 and sorted(record["scores"][0] for record in twice)[4] == 2.0
+    mixed = load([*RATED, {"prompt": "q 3", "response": "other", "score": 9}])
+    assert len(mixed) == 1 and reasons(mixed) == {"only one response to its prompt": 39}
+    assert not mixed.unpaired
+    null = load([*RATED, {"prompt": "q", "response": "r", "score": None}])
+    assert len(null) == 40 and reasons(null) == {"null score": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "response": "r", "label": True},
+        {"prompt": "q", "response": "r", "rank": 1},
+        {"prompt": "q", "responses": ["r"], "ranks": [1]},
+    ],
+)
+def test_one_response_without_a_score_teaches_nothing(row):
+    with pytest.raises(PreferenceDataError, match="only one response to its prompt|fewer than two responses"):
+        load([row | {"prompt": f"q {n}"} for n in range(3)])
+
+
+def test_a_row_by_itself_is_one_rating_or_nothing():
+    "As a stream has it."
+    assert to_record(RATED[3])["responses"] == ["r3"] and to_record(RATED[3])["scores"] == [1.5]
+    for row in ({"prompt": "q", "response": "r", "label": True}, {"prompt": "q", "response": "r", "rank": 1}):
+        with pytest.raises(UnusableRow, match="only one response to its prompt"):
+            to_record(row)
+    answers = [{"role": "assistant", "text": f"a{n}", "rank": n, "replies": []} for n in range(2)]
+    tree = {"role": "prompter", "text": "q", "replies": answers}
+    assert to_record({"prompt": tree})["ranks"] == [1, 2]
+    answers[0]["replies"] = [{"role": "prompter", "text": "why?", "replies": answers[1:] * 2}]
+    with pytest.raises(UnusableRow, match="row is not one ranking by itself"):
+        to_record({"prompt": tree | {"replies": [answers[0], answers[1]]}})
+
+
+def test_lists_of_one_rated_response_are_kept_where_there_are_no_others():
+    alone = [{"prompt": f"q {n}", "responses": [f"r{n}"], "scores": [n]} for n in range(5)]
+    assert load(alone).unpaired and load(alone)[2]["scores"] == [2]
+    two = {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}
+    mixed = load([*alone, two])
+    assert len(mixed) == 1 and reasons(mixed) == {"fewer than two responses": 5}
+    null = load([*alone, {"prompt": "q", "responses": ["a"], "scores": [None]}])
+    assert len(null) == 5 and reasons(null) == {"null score": 1}
+
+
+def test_the_same_answer_twice_in_a_ranking_is_one_answer():
+    "In the data report as in a training: a pair of it counts once, and that is said."
+    row = {"responses": ["b", "a", " b", "b"], "ranks": [2, 1, 2, 2], "scores": [1, 3, 1, 1]}
+    rows = [row | {"prompt": f"q {n}"} for n in range(3)]
+    found = load(rows)
+    assert found[0]["responses"] == ["a", "b"] and found[0]["ranks"] == [1, 2]
+    assert found[0]["scores"] == [3, 1]
+    assert found.report.stats["pairs"] == 3 and len(found.to_pairs()) == 3
+    noted = found.report.noted["row with the same response twice, which counts once (kept)"]
+    assert noted["count"] == 3
+    assert to_record(rows[0])["ranks"] == [1, 2] and "repeated" not in to_record(rows[0])
+    chat = to_record(rows[0] | {"prompt": [USER("q")]})
+    assert chat["responses"] == [[BOT("a")], [BOT("b")]]
+    wrong = rows[0] | {"ranks": [1, 2, 3, 3], "scores": None}
+    with pytest.raises(UnusableRow, match="identical responses with different ranks"):
+        to_record(wrong)
 
 
 @pytest.mark.parametrize(

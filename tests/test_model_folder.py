@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -364,6 +365,54 @@ def test_a_type_without_a_class_is_trained_saved_and_scores_the_same(kind, tmp_p
         batch = trainer.data_collator([{"sequences": [ids]}])
         trained = trainer.model.eval()(**batch.model_inputs()).logits.item()
     assert rm.score("Why?", "So.") == pytest.approx(trained, abs=1e-5)
+
+
+def same_decoder(base, tokenizer, folder):
+    "What was saved is what is loaded with a head, and saved and loaded again."
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    loaded, _ = load_reward_backbone(folder / "base", new_head=True)
+    loaded.save_pretrained(folder / "reward")
+    again, _ = load_reward_backbone(folder / "reward", tokenizer=tokenizer)
+    known = base.base_model.state_dict()
+    for found in (loaded, again):
+        weights = found.base_model.state_dict()
+        assert weights.keys() == known.keys() and all(torch.equal(weights[n], known[n]) for n in known)
+    assert torch.equal(RewardHead(loaded).linear.weight, RewardHead(again).linear.weight)
+
+
+@pytest.mark.parametrize("kind", "bailing_hybrid hy_v4 inkling2_text falcon_h1 mamba2 longcat_flash".split())
+def test_types_whose_weights_have_other_names_in_files_get_a_head(kind, tmp_path, monkeypatch):
+    "The names are translated by type and class, which ours must say."
+    tokenizer = family("mistral")
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import architectures
+
+    base = AutoModelForCausalLM.from_config(architectures.sized(kind, len(tokenizer)))
+    same_decoder(base, tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_models_that_see_are_read_as_text(kind, tmp_path):
+    tokenizer, known = family("mistral"), AutoConfig.for_model(kind)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    text = dict(
+        hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=4, vocab_size=len(tokenizer), rope_parameters=rope,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    eyes = dict(
+        depth=1, embed_dim=32, hidden_size=32, num_heads=2, intermediate_size=16, out_hidden_size=32,
+        mlp_ratio=1, num_position_embeddings=16, deepstack_visual_indexes=[0], fullatt_block_indexes=[0],
+    )  # fmt: skip
+    own = type(known.vision_config)
+    eyes = {name: value for name, value in eyes.items() if hasattr(known.vision_config, name)}
+    config = type(known)(text_config=text, vision_config=own(**eyes), tie_word_embeddings=False)
+    base = transformers.AutoModelForImageTextToText.from_config(config)
+    same_decoder(base, tokenizer, tmp_path)
+    rm = RewardModel.from_pretrained(tmp_path / "reward", device="cpu")
+    first, second = rm.score_ids([[5, 6, 7, 8], [5, 6, 9]])
+    assert first != second
 
 
 # ---- heads of one's own

@@ -391,6 +391,18 @@ def test_single_scores_in_a_data_set_are_regressed_on(base, config):
         trained(base, config(), data)
 
 
+@pytest.mark.parametrize("kind", ["list", "data set", "stream"])
+def test_one_score_a_row_is_regressed_on_wherever_it_lies(base, config, kind):
+    rows = [
+        {"prompt": p["prompt"], "response": p["chosen"], "score": n % 2} for n, p in enumerate(make_pairs(16))
+    ]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    data = {"list": rows, "data set": Dataset.from_list(rows), "stream": stream}[kind]
+    trainer = trained(base, config(loss_type="regression", max_steps=60, learning_rate=3e-3), data)
+    assert trainer.state.log_history[-2]["loss"] < 0.1
+    assert "accuracy" not in trainer.state.log_history[-2]
+
+
 def test_head_learning_rate_moves_only_the_head(base, config):
     trainer = trained(base, config(learning_rate=1e-12, head_learning_rate=1e-2), make_dataset(8))
     start = RewardTrainer(base, config(), train_dataset=make_dataset(4))
@@ -1044,14 +1056,19 @@ def test_weights_in_bfloat16_get_an_optimizer_that_keeps_small_steps(installed, 
         ("adapted", torch.bfloat16, True, {}),
         ("given", torch.bfloat16, False, {"optim": "adamw_torch"}),
         ("random", torch.bfloat16, False, {"optim": "adamw_torch_8bit", "optim_args": eight_bits}),
+        ("loud", torch.bfloat16, False, {"optim": "sgd", "optim_args": eight_bits}),
+        ("float16", torch.float16, False, {}),
     ):
         model, args = torch.nn.Linear(4, 4).to(kind), RewardConfig("out", use_cpu=True, **given)
         model.config = types.SimpleNamespace(model_type="llama")
         args.complete(model, adapted)
         found[name] = args.optim, args.optim_args, model.weight.dtype
-        said = {"short": not installed, "half": True, "given": True}.get(name, False)
-        remedy = "leave optim to us" if installed else "pip install torchao"
-        assert (remedy in caplog.text) is said, name
+        mine = name in ("half", "given", "loud")
+        said = mine or name == "float16" or name == "short" and not installed
+        assert ("weights are trained in float32" in caplog.text) is said, name
+        assert ("leave optim to us" in caplog.text) is mine, name
+        assert ("pip install torchao" in caplog.text) is (said and not installed), name
+        assert ("load bfloat16" in caplog.text) is (name in ("half", "float16")), name
         caplog.clear()
     usual = RewardConfig("out", use_cpu=True).optim
     theirs = ("adamw_torch_8bit", eight_bits, torch.bfloat16)
@@ -1059,6 +1076,8 @@ def test_weights_in_bfloat16_get_an_optimizer_that_keeps_small_steps(installed, 
     assert found["half"] == ("sgd", None, torch.float32) and found["exact"] == (usual, None, torch.float32)
     assert found["adapted"] == (usual, None, torch.bfloat16) and found["random"] == theirs
     assert found["given"] == ("adamw_torch", None, torch.float32)
+    assert found["loud"] == ("sgd", eight_bits, torch.float32)
+    assert found["float16"] == (usual, None, torch.float32)
 
 
 @pytest.mark.parametrize("theirs", [False, True])
@@ -1117,12 +1136,51 @@ def test_a_trained_head_that_is_frozen_on_purpose_is_accepted(base, config, tmp_
 
 
 def test_adapters_that_cannot_be_merged_are_refused_before_training(base, config):
-    from peft import PrefixTuningConfig, PromptTuningConfig
+    import peft
 
-    for kind in (PromptTuningConfig, PrefixTuningConfig):
-        adapter = kind(task_type="SEQ_CLS", num_virtual_tokens=2)
-        with pytest.raises(ValueError, match="cannot be merged into the weights.*use LoRA"):
+    virtual, layers = {"num_virtual_tokens": 2}, {"target_modules": ["q_proj", "v_proj"]}
+    for name, given, why in (
+        ("PromptTuning", virtual, "adds virtual tokens"),
+        ("PrefixTuning", virtual, "adds virtual tokens"),
+        ("PromptEncoder", virtual, "adds virtual tokens"),
+        ("Beft", layers, "no bias"),
+        ("Lily", layers, "not supported"),
+        ("Poly", layers, "task_ids"),
+        ("Shadow", {}, "Shadow"),
+    ):
+        adapter = getattr(peft, f"{name}Config")(task_type="SEQ_CLS", **given)
+        with pytest.raises(ValueError, match=f"cannot be merged into the weights.*{why}.*use LoRA"):
             RewardTrainer(base, config(), train_dataset=make_dataset(8), peft_config=adapter)
+
+
+@pytest.mark.parametrize("name", ["LNTuning", "IA3", "AdaLora", "LoHa", "Vera", "OFT", "Miss", "VBLoRA"])
+def test_adapters_of_other_kinds_are_saved_as_they_were_trained(name, base, config, tmp_path):
+    "The folder gives the rewards of what was trained."
+    import peft
+
+    given = {
+        "IA3": {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+        "LNTuning": {},
+        "AdaLora": {"target_modules": ["q_proj"], "total_step": 20},
+        "OFT": {"target_modules": ["q_proj"], "oft_block_size": 4},
+        "VBLoRA": {"target_modules": ["q_proj"], "num_vectors": 8, "vector_length": 8},
+        "Miss": {"target_modules": ["q_proj"], "r": 8},
+    }.get(name, {"target_modules": ["q_proj", "v_proj"]})
+    adapter = getattr(peft, f"{name}Config")(task_type="SEQ_CLS", **given)
+    trainer = RewardTrainer(
+        base, config(learning_rate=1e-2, max_steps=3), train_dataset=make_dataset(8), peft_config=adapter
+    )
+    trainer.train()
+    ids = [ids for row in trainer.train_dataset for ids in row["sequences"]]
+    trainer.model.eval()
+    batches = [trainer._collator([{"sequences": [each]}]).model_inputs() for each in ids]
+    with torch.no_grad():
+        before = [trainer.model(**batch).logits.item() for batch in batches]
+    trainer.save_model(str(tmp_path / "saved"))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        after = [model(torch.tensor([each])).logits.item() for each in ids]
+    assert np.allclose(before, after, atol=1e-5) and np.std(before) > 1e-3
 
 
 # ---- streams that the constructor has not seen, collators of one's own, data of which nothing is left
@@ -1172,8 +1230,8 @@ def test_ligers_kernels_leave_the_head_alone_or_are_refused_before_anything_is_l
     stand_in._apply_liger_kernel_to_instance = patch_instance
     monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", stand_in)
-    for place in ("reward_kit.model.training_data.has_triton",
-                  "reward_kit.model.training_data.is_liger_kernel_available",
+    for place in ("reward_kit.beside.bits_and_kernels.has_triton",
+                  "reward_kit.beside.bits_and_kernels.is_liger_kernel_available",
                   "transformers.integrations.liger.is_liger_kernel_available",
                   "transformers.training_args.is_liger_kernel_available"):  # fmt: skip
         if hasattr(importlib.import_module(place.rpartition(".")[0]), place.rpartition(".")[2]):

@@ -158,6 +158,35 @@ def test_own_collators_train_as_in_trl_and_keep_columns(base, tmp_path):
     assert found[reward_kit] == pytest.approx(found[trl], abs=1e-5) and set(seen) == set(map(str, range(16)))
 
 
+@pytest.mark.parametrize("kind", ["list", "data set", "stream", "file"])
+def test_own_collators_get_the_columns_beside_texts(base, tmp_path, kind):
+    "Whatever the rows lie in, and whichever of them are left out."
+    seen, rows = [], [pair | {"teacher": str(n)} for n, pair in enumerate(make_pairs(16))]
+    rows[3] |= {"rejected": rows[3]["chosen"]}  # of no use
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {
+        "list": rows,
+        "data set": Dataset.from_list(rows),
+        "stream": IterableDataset.from_generator(lambda: iter(rows)),
+        "file": str(path),
+    }[kind]
+
+    def collate(examples):
+        seen.extend((example["teacher"], example["chosen_ids"]) for example in examples)
+        return trl.trainer.reward_trainer.DataCollatorForPreference(0)(examples)
+
+    trainer = make(
+        base, tmp_path / "out", reward_kit, data=data, arguments={"data_collator": collate}.items(),
+        remove_unused_columns=False, max_steps=4,
+    )  # fmt: skip
+    trainer.train()
+    assert {teacher for teacher, _ in seen} <= set(map(str, range(16))) - {"3"} and len(seen) > 12
+    for teacher, ids in seen:
+        text = trainer.processing_class.decode(ids)
+        assert rows[int(teacher)]["chosen"] in text
+
+
 # ---- runs that go on, and folders of others
 
 

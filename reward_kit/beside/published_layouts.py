@@ -338,6 +338,7 @@ class _Scored(PreferenceFormat):
         super().__init__(columns, transcripts)
         self.by = self.verdicts[0][0]
         self.ranking = PreferenceFormat.ranking({name: name for name in (*columns, *self.lists)}, transcripts)
+        self.ranking.least = 1
 
     def rating(self, row):
         return row.number(self.by)
@@ -345,6 +346,11 @@ class _Scored(PreferenceFormat):
     def record(self, cells):
         if isinstance(cells, UnusableRow):
             raise cells
+        if "rows" not in cells:  # a row by itself, as in a stream
+            found = [each for _, each in self.grouped([("", cells)])]
+            if len(found) != 1:
+                raise UnusableRow("row is not one ranking by itself")
+            return self.record(*found)
         try:
             return self.ranking.record(cells) | {"rows": cells["rows"], "format": self.name}
         except UnusableRow as error:
@@ -352,17 +358,20 @@ class _Scored(PreferenceFormat):
             raise
 
     def grouped(self, items):
-        apart, longest, total = {}, 0, 0  # rows of prompts that show no order yet
+        apart, longest, total, least = {}, 0, 0, 2 - (self.by == "score")
         for key, run in groupby(self._rated(items), itemgetter(0)):
             run = [each[1:] for each in run]
-            if len({number for *_, number in run}) > 1:
-                yield self._ranked(run)
-            elif key:
-                apart.setdefault(key, []).extend(run)
-            else:
+            if not key:
                 yield from ((origin, error) for origin, error, _ in run)
+            elif len({number for *_, number in run}) > 1 < len(_responses(run)):
+                least = 2
+                yield self._ranked(run)
+            else:  # no order yet
+                apart.setdefault(key, []).extend(run)
             longest, total = max(longest, len(run)), total + len(run)
-        yield from map(self._ranked, apart.values())
+        if any(len(_responses(run)) > 1 for run in apart.values()):
+            least = 2
+        yield from (self._ranked(run, least) for run in apart.values())
         if longest > _LONG and 2 * longest > total:
             raise PreferenceDataError(
                 f"{longest:,} of {total:,} rows have the same prompt, in the column "
@@ -393,18 +402,24 @@ def _rated(self: _Scored, items):
             yield 0, origin, error, 0
 
 
-@patch
-def _ranked(self: _Scored, run):
-    "(origin, row) of a ranking, or why there is none; ratings of one response are averaged."
-    (origin, first, _), ratings = run[0], {}
+def _responses(run):
+    "[(response, its ratings)] of (origin, row, rating)."
+    found = {}
     for _, row, rating in run:
-        ratings.setdefault(str(row["response"]), (row["response"], []))[1].append(rating)
-    texts, numbers = zip(*((text, fmean(rated)) for text, rated in ratings.values()))
+        found.setdefault(str(row["response"]), (row["response"], []))[1].append(rating)
+    return [*found.values()]
+
+
+@patch
+def _ranked(self: _Scored, run, least=2):
+    "(origin, row) of a ranking, or why there is none; ratings of one response are averaged."
+    origin, first, _ = run[0]
+    texts, numbers = zip(*((text, fmean(rated)) for text, rated in _responses(run)))
     cells = {name: first[name] for name in self.common if name in first and name != "annotator"}
     cells |= zip(("rows", *self.lists), (len(run), list(texts), list(numbers)))
     other = [name for name in ("weight", "margin") if any(row[name] != first[name] for _, row, _ in run)]
     reasons = [f"rows of one prompt have different {name}s" for name in other]
-    reasons += ["only one response to its prompt"] * (len(texts) < 2)
+    reasons += ["only one response to its prompt"] * (len(texts) < least)
     reasons += ["all responses to its prompt are rated alike"] * (self.alike and len({*numbers}) < 2)
     if reasons:
         cells = UnusableRow(reasons[0])

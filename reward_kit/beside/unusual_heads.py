@@ -17,6 +17,8 @@ from fastcore.basics import patch
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GenericForSequenceClassification
 
 from ..data.report import counted
@@ -36,9 +38,15 @@ def make_class(cls: RewardHead, config):
     if type(config) in classes or type(text) not in decoders:
         return
     decoder = decoders[type(text)]
-    parts = {"base_model_prefix": decoder.base_model_prefix, "config_class": type(text)}
-    name = f"{decoder.__name__.removesuffix('Model')}ForSequenceClassification"
+    parts = {"base_model_prefix": decoder.base_model_prefix, "config_class": type(text),
+             "__module__": decoder.__module__}  # else names of weights would not be converted
+    stem = decoder.__name__.removesuffix("Model")
+    name = f"{stem}ForSequenceClassification"
     made = type(name, (GenericForSequenceClassification, decoder.__base__), parts)
+    for task in ("ForConditionalGeneration", "ForCausalLM"):  # may have names of its own in files
+        sibling = f"{stem}{task}"
+        if conversions := get_checkpoint_conversion_mapping(sibling):
+            register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
     classes.register(type(config), made, exist_ok=True)
     _logger.warning("transformers has no class with a head for %s: a linear head is put on it here, and "
                     "RewardModel.from_pretrained loads what is saved", decoder.__name__)
@@ -81,6 +89,56 @@ def base_weights(self: RewardHead):
     adapted = tuple(layer for layer, *rest in parts.values() if rest)
     return {"".join(parts[name]): weight for name, weight in weights.items()
             if len(parts[name]) > 1 or not name.startswith(adapted)}
+
+# %% ../../nbs/7_beside/unusual_heads.ipynb #955313a8
+def _untie_adapted(model):
+    "The output layer gets its own weights where it shares adapted ones."
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    inner, output = bare = [
+        x.get_base_layer() if hasattr(x, "get_base_layer") else x for x in layers]
+    if output is None or bare == layers or output.weight is not inner.weight:
+        return
+    output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+@patch(cls_method=True)
+def merged(cls: RewardHead, model):  # peft.PeftModel; used up
+    "The model under an adapter, with it merged."
+    _untie_adapted(model.get_base_model())
+    found = model.merge_and_unload(safe_merge=True)
+    for name, module in [*found.named_modules()]:
+        if hasattr(module, "modules_to_save"):
+            found.set_submodule(name, module.modules_to_save[module.active_adapter])
+    return found
+
+# %% ../../nbs/7_beside/unusual_heads.ipynb #85da1fc2
+@patch(cls_method=True)
+@torch.no_grad()
+def check_merges(cls: RewardHead, model):  # peft.PeftModel, before it is trained
+    "ValueError: its adapter cannot be merged, and so not be saved."
+    adapters, inner = model.peft_config.values(), model.get_base_model()
+    kinds = {config.peft_type.value for config in adapters}
+    if kinds == {"LORA"} or getattr(inner, "is_quantized", False) or any(
+            hasattr(p, "ds_id") for p in model.parameters()):  # of DeepSpeed
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    try:
+        if any(config.is_prompt_learning for config in adapters):
+            raise ValueError("it adds virtual tokens")
+        twin = copy.deepcopy(model).eval()
+        twin(input_ids=torch.ones(1, 4, dtype=torch.long, device=next(model.parameters()).device))
+        parts = cls.merged(twin).named_modules()
+        left = [name for name, part in parts if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+        problem = left and f"{left[0]} stays wrapped"
+    except Exception as error:  # each kind has its own
+        problem = " ".join(str(error).split()) or type(error).__name__
+    if problem:
+        raise ValueError(f"the adapter {' and '.join(sorted(kinds))} cannot be merged into the weights, "
+                         f"and so not be saved ({problem[:200]}): use LoRA")
 
 # %% ../../nbs/7_beside/unusual_heads.ipynb #51801abd
 _MISFITS = {  # what transformers calls it -> what it means

@@ -29,6 +29,7 @@ class PreferenceFormat:
     context = ("prompt", "system", "history")
     common = (*context, "margin", "weight", "source", "id", "annotator", "tools", "chat_template_kwargs")
     by_prompt = False  # rows mean something only together
+    least = 2  # responses of a row
     scored_as = ("{}",)  # columns of the scores, in a file that is scored
 
     def __init__(
@@ -114,17 +115,19 @@ def record(self: PreferenceFormat, cells: dict) -> dict:
     with _any_fault():
         fmt, row = self._read(cells)
         responses, names = fmt._named(row)
-        if len(responses) < 2:
+        if len(responses) < fmt.least:
             raise UnusableRow("fewer than two responses")
         ranks, scores = fmt.judge(row, len(responses))
         judged = list(zip(responses, ranks, scores or ranks, names))
         rated = [each for each in judged if each[1] is not None]
-        if len(rated) < 2:
+        if len(rated) < fmt.least:
             raise UnusableRow("null score", f"{len(rated)} of {len(judged)} responses have one")
         responses, ranks, rating, names = map(list, zip(*rated))
         texts = row.texts(responses, names, fmt.transcripts)
         record = row.record(*texts, ranks, scores and rating, names) | fmt.more(row, ranks)
-        return record | {"format": fmt.name, "unrated": len(judged) - len(rated)}
+        repeated = len(rated) - len(record["responses"])
+        unrated = len(judged) - len(rated)
+        return record | {"format": fmt.name, "unrated": unrated, "repeated": repeated}
 
 
 @patch
@@ -200,6 +203,14 @@ class _Ranking(PreferenceFormat):
         if scores is None and ranks is None:
             raise UnusableRow("null scores" if "scores" in row else "null ranks")
         return ranks or [score if score is None else -score for score in scores], scores
+
+    def learn(self, rows, labels):
+        "Whether each response is alone with its score."
+        super().learn(rows, labels)
+        if "scores" in self.columns:
+            cells = (row.get(self.columns["responses"]) for row in rows)
+            sizes = [len(cell) for cell in cells if isinstance(cell, list)]
+            self.least = min(2, max(sizes, default=2))
 
 
 PreferenceFormat.ranking = _Ranking
@@ -507,7 +518,7 @@ def to_record(
         raise UnusableRow(error.reason, error.detail, origin) from None
     except PreferenceDataError as error:
         raise PreferenceDataError(f"{origin}: {error}" if origin else str(error)) from None
-    for name in ("first_won", "annotator", "votes", "unrated", "format"):
+    for name in ("first_won", "annotator", "votes", "unrated", "repeated", "format"):
         record.pop(name, None)
     record["id"] = record["id"] or f"{record_keys(record)[0]:016x}"
     return record | {"origin": origin}

@@ -112,6 +112,12 @@ def report(self: Preferences) -> DataReport:
 
 
 @patch(as_prop=True)
+def unpaired(self: Preferences) -> bool:
+    "Whether every prompt has one response, so that nothing is compared."
+    return 0 < len(self) == len(self.measures["responses"])
+
+
+@patch(as_prop=True)
 def fingerprint(self: Preferences) -> str:
     "A hash of the content, the same wherever the data lies."
     return self.measures.fingerprint()
@@ -183,6 +189,7 @@ _SCORES = "scores disagree with the order (kept)"
 _LIFTED = "plain text turned into messages (kept)"
 _OTHER = "row in another format than the first rows (kept)"
 _UNRATED = "row with an unrated response, which is left out (kept)"
+_REPEATED = "row with the same response twice, which counts once (kept)"
 _CONTRADICTORY = "contradictory pair, also judged the other way round (kept)"
 _Chunk = namedtuple("_Chunk", "kind found table measures")  # found: (reason, origin, detail, rows)
 
@@ -201,6 +208,8 @@ def _convert(fmt, tokenizer, kind, items):
             found.append((_OTHER, origin, record["format"]))
         if record["unrated"]:
             found.append((_UNRATED, origin))
+        if record["repeated"]:
+            found.append((_REPEATED, origin))
     if not kind:
         kind = "text" if all(isinstance(record["prompt"], str) for record in records) else "messages"
     records = [record for record in records if _fits(record, kind, found)]
@@ -525,10 +534,7 @@ def save_preferences(
         raise PreferenceDataError(f"{path}: preferences are written as .jsonl or .jsonl.gz")
     checked = _save_rows(rows, seen)
     try:
-        if append:
-            append_rows(path, checked)
-        else:
-            write_whole(path, checked)
+        (append_rows if append else write_whole)(path, checked)
     except OSError as error:
         raise PreferenceDataError(f"{path}: cannot be written ({error.strerror or error})") from None
     return len(seen)

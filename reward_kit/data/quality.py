@@ -129,8 +129,9 @@ class _Measures:
 def _measures_of(records, tokenizer=None):
     texts = []
     for record in records:
-        best, *_, worst = record["responses"]
-        texts += map(response_text, (record["prompt"], best, worst))
+        responses = record["responses"]
+        said = record["prompt"], responses[0], responses[-1]
+        texts += map(response_text, said)
     units = words = list(map(_words, texts))
     if tokenizer and texts:
         units = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -234,6 +235,9 @@ def ordered(self: _Measures):
     return _Measures(self.table.filter(pc.greater(self.table["pairs"], 0)))
 
 
+
+
+
 def _by_gap(longer):
     "(smallest, largest, pairs, longer one chosen) of five groups by difference in length."
     longer = longer[np.argsort(np.abs(longer), kind="stable")]
@@ -244,6 +248,7 @@ def _by_gap(longer):
 @patch
 def statistics(self: _Measures, record_at):
     ordered, responses = self.ordered(), self["responses"]
+    unpaired = len(responses) == len(self)  # one to a prompt
     longer = ordered["chosen"] - ordered["rejected"]
     first_won = self.table["first_won"].drop_null().to_numpy()
     per_prompt = pd.Series(self["group"]).value_counts().to_numpy(float)
@@ -251,7 +256,8 @@ def statistics(self: _Measures, record_at):
         "records": len(self),
         "pairs": int(self["pairs"].sum()),
         "ordered_records": len(ordered),
-        "ties": len(self) - len(ordered),
+        "ties": 0 if unpaired else len(self) - len(ordered),
+        "unpaired": unpaired,
         "prompts": len(per_prompt),
         "effective_prompts": float(len(self) ** 2 / (per_prompt**2).sum()),
         "responses": len(responses),
@@ -414,7 +420,7 @@ def verdicts(self: DataReport) -> list[_Verdict]:
     overlaps = self.overlaps.items()
     shared = [_share(o["shared"], o["prompts"], f" in {name!r}") for name, o in overlaps]
     numbers = {  # or None, and what it says
-        "enough pairs": (s.pairs, f"{s.pairs:,}"),
+        "enough pairs": (None if s.unpaired else s.pairs, f"{s.pairs:,}"),
         "diverse prompts": (s.effective_prompts, prompts),
         "diverse responses": _share(s.distinct_responses, s.responses),
         "clear preference": _share(s.near_identical, s.ordered_records),
@@ -469,12 +475,18 @@ def sentences(self: DataReport) -> list[str]:
     pairs = counted(self.stats["pairs"], "strictly ordered pair")
     bad = [v for v in self.verdicts if v.status in ("warn", "fail")]
     records = self.stats["records"]
+    if self.stats["unpaired"]:
+        pairs = _UNPAIRED
     into = "" if records == self.rows_kept else f" in {counted(records, 'record')}"
     kept = f"{self.rows_kept:,} of {rows} kept{into}, {pairs}"
     voted = [_AGREED.format(**self.votes)] if "kappa" in self.votes else []
     return [kept, *voted, *(f"{v.practice}: {v.status}, {v.measured}; {v.why}" for v in bad)]
 
 
+_UNPAIRED = (
+    "no comparison: every prompt has one response, whose score can be learned "
+    "with the loss regression (loss_type, --loss-type) alone"
+)
 _AGREED = (
     "{votes:,} votes on {records:,} records, of which the majority counts: two votes "
     "agree in {agreement} (kappa {kappa[0]}, 95% interval {kappa[1]} to {kappa[2]})"

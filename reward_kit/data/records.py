@@ -317,12 +317,12 @@ def in_context(self: Row, prompt, responses):
     return lead + turns, [_said("assistant", response) for response in responses]
 
 # %% ../../nbs/1_data/12_records.ipynb #6ef2dbdb
-def _refuse_equal(responses, ranks, names):
-    "Equal responses of different ranks, or nothing but equal ones, teach nothing."
+def _different(responses, ranks, names):
+    "Which to keep, equal ones once; of different ranks, or with no other, they teach nothing."
     said = list(map(_compared, responses))
-    different = len(set(said))
-    if different > 1 and len(set(zip(said, ranks))) == different:
-        return
+    first = {text: n for n, text in reversed([*enumerate(said)])}
+    if len(set(zip(said, ranks))) == len(first) >= min(len(said), 2):
+        return sorted(first.values())
     pair = f"{names[0]} is identical to {names[1]}"
     raise UnusableRow(pair if names[0] != "response" else "identical responses with different ranks")
 
@@ -336,7 +336,9 @@ def _compared(response):
 @patch
 def record(self: Row, prompt, responses, ranks, scores, names):
     "The record of texts or messages, best response first."
-    _refuse_equal(responses, ranks, names)
+    kept = _different(responses, ranks, names)
+    responses, ranks, scores = (
+        each and [each[n] for n in kept] for each in (responses, ranks, scores))
     ordered, dense = _ranked(responses, ranks)
     weight = self.number("weight", negative=False)
     record = {

@@ -170,6 +170,7 @@ def _encode_stored(dataset, encoder, report, num_proc, desc):
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #2c826d51
 _KEPT = (*_ENCODED, "margin", "weight", "origin")  # columns of an encoded stream
+_READ = (*_TEXT, "chosen", "rejected")
 
 
 def _usable(rows):
@@ -177,7 +178,7 @@ def _usable(rows):
     for row in rows:
         try:
             records.append(row if {"responses", "chosen_ids"} & row.keys()
-                           else to_record(row, origin=row.pop("origin")))
+                           else row | to_record(row, origin=row.pop("origin")))
         except UnusableRow as error:
             logging.getLogger("reward_kit").warning("a row of the stream is left out: %s", error)
     return records
@@ -193,7 +194,9 @@ def _encode_stream(dataset, encoder, report, columns):
             begun.add(indices[0])
             report.count(encoded)
         kept = [record | row for record, row in zip(records, encoded) if not row["reason"]]
-        return {name: [row.get(name) for row in kept] for name in _KEPT}
+        names = dict.fromkeys([*_KEPT, *columns])  # and your own
+        return {
+            name: [row.get(name) for row in kept] for name in names if name not in _READ}
 
     return dataset.map(encode, batched=True, with_indices=True, batch_size=100, remove_columns=columns)
 

@@ -223,11 +223,7 @@ def plackett_luce_loss(
     return stages.masked_fill(~some_below, 0).sum(1)
 
 # %% ../../nbs/2_model/21_loss.ipynb #b57ade80
-def _a_pair(above, mask):
-    return mask.sum(1) > 1
-
-
-@register_loss(counts=_a_pair)
+@register_loss(counts=lambda above, mask: mask.sum(1) > 1)
 def davidson_loss(
     rows,  # Judgements of b rows; margins hold for ordered pairs only
     tie_parameter=1.0,  # nu > 0, number or tensor; equal ones tie with probability nu / (2 + nu)

@@ -504,17 +504,6 @@ def merged_model(
         twin = PeftModel.from_pretrained(twin.unload().dequantize(torch.float32), adapter)
     else:
         model.to(device)
-    _untie_adapted(twin.get_base_model())
-    return twin.to("cpu").merge_and_unload(safe_merge=True)
+    from reward_kit.beside.unusual_heads import RewardHead as Checked
 
-
-def _untie_adapted(model):
-    "The output layer gets its own weights where it shares adapted ones."
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    inner, output = bare = [
-        x.get_base_layer() if hasattr(x, "get_base_layer") else x for x in layers]
-    if output is None or bare == layers or output.weight is not inner.weight:
-        return
-    output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
+    return Checked.merged(twin.to("cpu"))

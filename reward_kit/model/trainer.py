@@ -21,7 +21,7 @@ import trl
 from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
 from transformers.trainer_utils import has_length
-from trl.trainer.reward_trainer import DataCollatorForPreference
+
 
 from ..data.playground import Playground
 from .batches import RewardCollator, bind_reward_forward, innermost_model
@@ -57,9 +57,11 @@ class RewardTrainer(trl.RewardTrainer):
         quantization_config=None,  # with a model given by name
         peft_config=None,  # e.g. LoraConfig(); the head is trained too
     ):
+        from reward_kit.beside import bits_and_kernels, code_for_trl
+
         name = Path(getattr(model, "name_or_path", model)).name or "model"
         args = RewardConfig.of(args, f"{name}-Reward")
-        args.ready_liger()
+        bits_and_kernels._ready_liger(args)
         transformers.set_seed(args.seed)
         if str(model) == "playground":
             args.fill(Playground.TRAINING)
@@ -69,13 +71,13 @@ class RewardTrainer(trl.RewardTrainer):
         adapted = peft_config is not None or hasattr(model, "peft_config")
 
         args.complete(model, adapted)
-        self._as_trl = self._written_for_trl(data_collator)
-        args.check_own(self._as_trl)
+        self._as_trl, own = code_for_trl._take(
+            type(self), RewardTrainer, args, data_collator)
         pieces = 1 if self._as_trl else args.join_accumulated()
         self.data = TrainingData(self.encoder, args)
         train_dataset = self.data.encode(train_dataset, "train")
         self.data_report, self.overflow_report = self.data.report, self.data.overflow.get("train")
-        collator = self._make_collator(args, tokenizer, data_collator)
+        collator = self._make_collator(args, tokenizer, own)
         self._watch_over(args)
         callbacks = [*(callbacks or []), self.stop]
         with args.hidden(**dict.fromkeys(_USED), **args._NOT_COMPILED):  # done here
@@ -171,8 +173,7 @@ def _agree(self: RewardTrainer, model, tokenizer, args):
 # %% ../../nbs/2_model/30_trainer.ipynb #5116a5d9
 @patch
 def _ready_adapters(self: RewardTrainer):
-    if not hasattr(self.model.base_model, "merge_and_unload"):
-        raise ValueError("the adapter cannot be merged into the weights, and so not be saved: use LoRA")
+    RewardHead.check_merges(self.model)
     for p in self.model.parameters():
         if p.requires_grad and not self._sharded:
             p.data = p.data.float()
@@ -180,14 +181,6 @@ def _ready_adapters(self: RewardTrainer):
         module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
             dropout.p = self.model.peft_config[adapter].lora_dropout
-
-# %% ../../nbs/2_model/30_trainer.ipynb #584e083f
-@patch
-def _written_for_trl(self: RewardTrainer, collator):
-    "What you wrote for TRL's batches."
-    own = [name for name in ("_prepare_dataset", "compute_loss")
-           if getattr(type(self), name) is not getattr(RewardTrainer, name)]
-    return (own + [collator and "data_collator"])[0]
 
 # %% ../../nbs/2_model/30_trainer.ipynb #a4871f7b
 @patch
@@ -197,11 +190,9 @@ def _prepare_dataset(self: RewardTrainer, dataset, processing_class, args, datas
 
 @patch
 def _make_collator(self: RewardTrainer, args, tokenizer, own):
-    how = tokenizer.pad_token_id, args.pad_to_multiple_of
-    self._collator = RewardCollator(how[0], "padded", how[1])
-    if not self._as_trl:
-        return self._collator
-    return TrainingData.collator(own or DataCollatorForPreference(*how))
+    pad, multiple = tokenizer.pad_token_id, args.pad_to_multiple_of
+    self._collator = RewardCollator(pad, "padded", multiple)
+    return own(pad, multiple) if own else self._collator
 
 
 @patch
@@ -467,13 +458,7 @@ def _largest_batch(self: RewardTrainer, lengths):
     return self._batch_of(longest[-1:]), min(self._batch_of(longest).input_ids.numel(), most)
 
 
-@patch
-def _step_memory(self: RewardTrainer, batch):
-    batch, model = self._prepare_inputs(batch), self.model.train()
 
-    forward = lambda: model(**batch.model_inputs()).logits
-    with self.accelerator.autocast():
-        return TrainingPlan.step_memory(model, str(self.args.optim), forward, batch.positions())
 
 
 @patch
@@ -487,7 +472,12 @@ _CHECKPOINTING = {"gradient_checkpointing", "activation_checkpointing"}  # two n
 @patch
 def _fit(self: RewardTrainer, batch, positions):  # of `_largest_batch`
     "Memory of the run; its longest batch is made to fit."
-    args, cut, memory = self.args, self.micro_batches, self._step_memory(batch)
+    args, cut, model = self.args, self.micro_batches, self.model.train()
+    batch = self._prepare_inputs(batch)
+    forward = lambda: model(**batch.model_inputs()).logits
+    with self.accelerator.autocast():
+        memory = TrainingPlan.step_memory(
+            model, str(args.optim), forward, batch.positions())
     memory.recomputes = bool(args.gradient_checkpointing)
     free, most = cut.free_memory(args.device), self._train_batch_size if cut.can_split else 1
     if free is not None and memory.each and not self._sharded:

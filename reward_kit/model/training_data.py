@@ -21,10 +21,9 @@ import torch
 import trl
 from accelerate.utils import parse_flag_from_env
 from fastcore.basics import patch
-from torch.utils._triton import has_triton
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
-from transformers.utils import is_liger_kernel_available, is_torchao_available
+from transformers.utils import is_torchao_available
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.formats import to_record
@@ -96,18 +95,7 @@ def of(cls: RewardConfig, args, output_dir):  # ours, TRL's or None; for None
         ours.max_length = None
     return ours
 
-
-@patch
-def check_own(self: RewardConfig, what):  # what was written for TRL's trainer, or None
-    "ValueError: it cannot be used."
-    if what == "_prepare_dataset":
-        raise ValueError("a _prepare_dataset of your own is not called: give texts, or token ids "
-                         "as chosen_ids and rejected_ids")
-    if what and (self.loss_kwargs or self.loss_type != "bradley_terry"):
-        raise ValueError(f"a {what} of your own gets TRL's loss, not loss_type="
-                         f"{self.loss_type!r}: leave one out")
-
-
+# %% ../../nbs/2_model/28_training_data.ipynb #1164bf2a
 @patch
 def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
     "Learning rate and precision, where they were left to us, by the model."
@@ -122,29 +110,33 @@ def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
     self.accelerator_config.non_blocking = self.dataloader_pin_memory  # off on a CPU
     short = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2
              and not hasattr(p, "ds_id")]  # of DeepSpeed
-    if short and not adapted and "bf16_stochastic_round" not in (self.optim_args or ""):
+    if short and not adapted:
         self._keep_small_steps(short)
+
+# %% ../../nbs/2_model/28_training_data.ipynb #f1da30b1
+_ROUNDING = ("adamw_torch_8bit", "adamw_torch_4bit")  # of torchao
+_AT_RANDOM = "bf16_stochastic_round"
 
 
 @patch
 def _keep_small_steps(self: RewardConfig, short):
-    if "optim" not in self._given and is_torchao_available():
-        self.optim, self.optim_args = "adamw_torch_8bit", "bf16_stochastic_round=True"
+    theirs, lacks = "optim" in self._given, not is_torchao_available()
+    other = any(p.dtype != torch.bfloat16 for p in short)
+    if not (theirs or lacks or other):
+        self.optim, self.optim_args = _ROUNDING[0], f"{_AT_RANDOM}=True"
+    rounds = self.optim in _ROUNDING and _AT_RANDOM in (self.optim_args or "")
+    if rounds and not other:
         return
     for p in short:
         p.data = p.data.float()
-    remedy = "leave optim to us" if is_torchao_available() else "pip install torchao"
-    _logger.warning("16 bits lose most steps of %s: weights are trained in float32; "
-                    "for bfloat16, %s", self.optim.value, remedy)
-
-# %% ../../nbs/2_model/28_training_data.ipynb #500e5e60
-@patch
-def ready_liger(self: RewardConfig):
-    "Without a head's kernels. ValueError: they cannot run here."
-    if self.use_liger_kernel and not (is_liger_kernel_available() and has_triton()):
-        raise ValueError("use_liger_kernel needs a GPU and liger-kernel: leave it out")
-    self.liger_kernel_config = dict(
-        self.liger_kernel_config or {}, cross_entropy=False, fused_linear_cross_entropy=False)
+    remedies = {
+        "load bfloat16": other,
+        "leave optim to us": theirs,
+        "pip install torchao": lacks,
+    }
+    _logger.warning(
+        "16 bits lose most steps of %s: weights are trained in float32; to keep 16 bits, %s",
+        self.optim.value, " and ".join(filter(remedies.get, remedies)))
 
 # %% ../../nbs/2_model/28_training_data.ipynb #8e0bf14f
 _ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
@@ -218,7 +210,11 @@ def _read(self: TrainingData, data, is_train):
     if is_train:
         self.report, self.fingerprint = preferences.report, preferences.fingerprint
         self.prompts = np.unique(preferences.prompt_keys).tobytes()
-    return preferences
+    if self.args.remove_unused_columns or preferences is data:
+        return preferences
+    from reward_kit.beside import code_for_trl
+
+    return code_for_trl._with_own_columns(preferences, data)
 
 
 def _kind_of(data):
@@ -239,21 +235,6 @@ def content_hash(self: TrainingData, dataset):  # of `encode` -> text; None for 
     for rows in dataset.select_columns(["sequences", "ranks"]).iter(1000):
         digest.update(json.dumps([rows["sequences"], rows["ranks"]]).encode())
     return digest.hexdigest()[:16]
-
-# %% ../../nbs/2_model/28_training_data.ipynb #93a0bdc2
-def _pair(example):
-    if not example.get("chosen_ids") or example.get("weight", 1.0) != 1.0:
-        raise ValueError(
-            f"{example.get('origin', 'a row')} is no pair of a better and a worse response of "
-            "weight 1, as a data_collator or compute_loss of your own needs: leave it out, or write "
-            "the loss with register_loss")
-    return example | {"margin": example.get("margin") or 0.0}
-
-
-@patch(cls_method=True)
-def collator(cls: TrainingData, own):  # function of a list of {chosen_ids, rejected_ids, ...}
-    "A collator around one for TRL."
-    return lambda examples: own([_pair(example) for example in examples])
 
 # %% ../../nbs/2_model/28_training_data.ipynb #c749ed0b
 class _EpochSampler(LengthGroupedSampler):

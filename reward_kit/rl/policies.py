@@ -116,11 +116,11 @@ def _trained(model):
 
 def _check_trained(policy):
     "ValueError for weights that could not be trained, or not be saved."
-    adapters = list(getattr(policy, "peft_config", {}).values())
-    if any(adapter.is_prompt_learning for adapter in adapters):
-        raise ValueError(
-            "the adapter adds virtual tokens, which cannot be merged into the weights "
-            "that are saved: use LoRA")
+    adapters = getattr(policy, "peft_config", {}).values()
+    if adapters:
+        from reward_kit.beside.unusual_heads import RewardHead
+
+        RewardHead.check_merges(policy)
     if not _trained(policy):
         raise ValueError(
             "nothing of the policy is trained: is its adapter loaded with is_trainable=True?")

@@ -6,8 +6,6 @@
 __all__ = ['RewardEnsemble']
 
 # %% ../../nbs/3_scores/35_ensembles.ipynb #8104f3fd
-import hashlib
-import json
 import logging
 import math
 import os
@@ -16,6 +14,7 @@ from functools import partial
 import numpy as np
 from fastcore.basics import patch
 
+from ..data.records import hash64
 from .inference import RewardModel
 from .text_scorer import TextScorer
 
@@ -193,5 +192,4 @@ def disagreement(
 def fingerprint(self: RewardEnsemble) -> str:  # 16 hexadecimal digits
     "Changes where the scores change."
     members = [member.fingerprint() for member in self.members]
-    how = [members, self._scales, self.combine, self.k]
-    return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
+    return f"{hash64([members, self._scales, self.combine, self.k]):016x}"

@@ -169,7 +169,7 @@ def compare(
     self: TextScorer,
     prompts,  # string | conversation | list of these
     a,  # a response to each, or several to one
-    b,  # another response to each
+    b=None,  # another response to each
 ):  # -> float or list
     "Probability that response A is preferred to B. ValueError: not as many of A as of B."
     (rows, a, single), (_, b, one) = self.as_rows(prompts, a), self.as_rows(prompts, b)

@@ -12,7 +12,6 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import chain, compress
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +21,7 @@ import torch
 
 from scipy import stats
 from tqdm import tqdm
-from transformers import AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .. import __version__
@@ -139,20 +138,12 @@ def _reward_config(output, config, quantization, progress):
         raise ValueError("fp16 needs a GPU, and this run is on the CPU; leave it out")
     if on_cpu and config.get("bf16"): config["use_cpu"] = True
     if quantization:
-        config["model_init_kwargs"] = (config.get("model_init_kwargs") or {}) | {
-            "quantization_config": _quantized(quantization)}
-    return _config(RewardConfig, output, progress, config)
+        from reward_kit.beside import bits_and_kernels
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #d152053a
-def _quantized(name):
-    if not torch.cuda.is_available():
-        raise ValueError(f"quantization={name} needs a CUDA device; leave it out")
-    if find_spec("bitsandbytes") is None:
-        raise ValueError(f"quantization={name} needs bitsandbytes; pip install it")
-    if name == "int8": return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16)
+        given = config.get("model_init_kwargs") or {}
+        config["model_init_kwargs"] = given | {
+            "quantization_config": bits_and_kernels._quantized(quantization)}
+    return _config(RewardConfig, output, progress, config)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #e57b5979
 def _lora_config(peft_config, task_type):
@@ -166,25 +157,6 @@ def _lora_config(peft_config, task_type):
         values["target_modules"] = modules.replace(",", " ").split()
     return LoraConfig(**values)
 
-# %% ../../nbs/6_tools/60_pipeline.ipynb #b6fffde5
-_CHAT_TEMPLATES = {
-    "chatml": (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "zephyr": (
-        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-    ),
-}
-
-# %% ../../nbs/6_tools/60_pipeline.ipynb #914beaf5
-def _template(name):
-    if name in _CHAT_TEMPLATES: return _CHAT_TEMPLATES[name]
-    if os.path.isfile(name): return Path(name).read_text(encoding="utf-8")
-    raise ParameterError(
-        f"chat_template must be tokenizer, chatml, zephyr or a file, got {name!r}")
-
 # %% ../../nbs/6_tools/60_pipeline.ipynb #8dcbdd4b
 _PATH = (str, os.PathLike)  # of a model: a folder or a hub id
 
@@ -192,7 +164,9 @@ _PATH = (str, os.PathLike)  # of a model: a folder or a hub id
 def _tokenizer(model, chat_template):
     folder = resolve_model(model) if isinstance(model, _PATH) else None
     if chat_template in (None, "tokenizer", "none"): return None
-    template = _template(chat_template)
+    from reward_kit.beside import conversation_texts
+
+    template = conversation_texts._template(chat_template)
     with ModelLoadError.around(model): tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = template
     return tokenizer
@@ -217,7 +191,7 @@ def _hold_out(train, held_out, eval_fraction, max_samples, seed, say, without=Fa
     if without and held_out: train = _without(train, held_out, say)
     if held_out is None: train, held_out = split_by_prompt(train, eval_fraction, seed=seed)
     else: which, (report, warning) = "given ones", _with_overlap(report, train, held_out)
-    if not (len(train) and held_out.measures["pairs"].any()):
+    if not (len(train) and (held_out.unpaired or held_out.measures["pairs"].any())):
         raise ValueError(
             f"{len(train):,} preferences to train on, {len(held_out):,} held out: "
             "both need at least one, and of those held out one must be no tie; give more")
@@ -247,6 +221,10 @@ def _with_overlap(report, train, held_out):
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #2b9aeaff
 def _check_labels(loss_type, *sets):
+    if LOSSES[loss_type].least > 1 and any(data.unpaired for data in sets):
+        raise ValueError(
+            f"loss_type={loss_type} compares responses, and here every prompt has one: "
+            "choose loss_type=regression, which learns their scores")
     for column in LOSSES[loss_type].needs:
         for record in chain(*sets):
             if record.get(column) is None:
@@ -256,15 +234,13 @@ def _check_labels(loss_type, *sets):
                     "loss_type")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c045a80d
-_NOT_DECISIVE = {
-    "output_dir", "report_to", "logging_steps", "disable_tqdm", "save_total_limit",
-    "per_device_eval_batch_size", "run_name",
-}
+_NOT_DECISIVE = """output_dir report_to logging_steps disable_tqdm save_total_limit
+per_device_eval_batch_size run_name""".split()
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #e4aadc33
 def _settings(model, config, peft_config, chat_template):
     adapter = peft_config if isinstance(peft_config, dict | None) else peft_config.to_dict()
-    decisive = (config or {}).keys() - _NOT_DECISIVE
+    decisive = (config or {}).keys() - {*_NOT_DECISIVE}
     return {
         "model": _name_of(model),
         "chat_template": chat_template,

@@ -269,6 +269,8 @@ def pair_table(
     rows = [row for index, record in enumerate(preferences) for row in _pairs_of(index, record)]
     found = f"no strictly ordered pair in {counted(len(preferences), 'record')}"
     if not rows:
+        if preferences.unpaired:
+            raise ValueError(f"{found}: every prompt has one response")
         raise ValueError(f"{found}: all are ties")
     table = pd.DataFrame(rows, columns=_COLUMNS)
     pairs = _Pairs(prompt=preferences.prompt_keys[table["record"].to_numpy(dtype=int)])

@@ -200,8 +200,7 @@ def measure(self: Predictions): # -> dict: each measure, its `_interval`, table,
 def true_calibration_error(
     predicted, # (P,) the model's probability that the first response is preferred
     true_probability, # (P,) the same, in truth
-    bins=10, # at most
-    scheme="equal-mass", # or "equal-width"
+    bins=10, # of equal mass, at most
 ): # -> dict of mean_absolute, root_mean_square, binned (the ECE of endless labels)
     "How far probabilities are from the truth. Raises ValueError for what is none."
     p, q = (np.asarray(given, float).reshape(-1) for given in (predicted, true_probability))
@@ -209,7 +208,7 @@ def true_calibration_error(
         raise ValueError("predicted and true_probability must be numbers in 0..1, "
                          f"one for each pair, got {len(p)} and {len(q)}")
     error = p - q
-    which = _bin_numbers(np.maximum(p, 1 - p), bins, scheme)
+    which = _bin_numbers(np.maximum(p, 1 - p), bins, "equal-mass")
     gaps = np.bincount(which, np.sign(p - 0.5) * error) # of the preferred response
     return {
         "mean_absolute": float(np.abs(error).mean()),

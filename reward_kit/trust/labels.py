@@ -394,7 +394,6 @@ def precision_at(
     self: _SuspectedErrors,
     is_error, # (n,) for every record whether its label is an error
     ks=(20, 50, 100), # how many of the first
-    level: float = 0.95, # of the intervals
 ): # -> [{k, errors, precision, low, high, base (share among all)}]
     "How many of the first k are errors."
     if len(is_error) <= max(self.order):
@@ -403,7 +402,7 @@ def precision_at(
     for k in ks:
         if k <= len(hits):
             errors, base = np.count_nonzero(hits[:k]), float(hits.mean())
-            low, high = wilson_interval(errors, k, level)
+            low, high = wilson_interval(errors, k)
             rows.append({"k": k, "errors": errors, "precision": errors / k,
                          "low": low, "high": high, "base": base})
     return rows

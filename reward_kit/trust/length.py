@@ -217,7 +217,6 @@ def measure(
     rewards, # of each record, None where not scored, as `score_preferences` gives them
     *,
     caliper=0.1, # share by which the longer response exceeds the shorter, at most
-    threshold=0.1, # of practical size, spreads within a prompt per doubling
     **drawing, # of `Bootstrap`: samples, level, seed
 ): # -> LengthReport
     "What length does. Raises ValueError for a caliper below 0 or without an ordered pair."
@@ -226,4 +225,4 @@ def measure(
     bootstrap = Bootstrap(**drawing)
     matched = _matched_accuracy(pair_table(preferences, rewards), caliper, bootstrap)
     correlations = _length_correlation(_length_table(preferences, rewards), bootstrap)
-    return cls(matched, correlations, threshold)
+    return cls(matched, correlations)

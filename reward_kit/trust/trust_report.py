@@ -276,11 +276,11 @@ def _summarise_rankings(preferences, rewards):
     return {"n": len(found), **means} if found else None
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #d331b2b6
-def _measured(preferences, rewards, table, temperature, **drawing):
+def _measured(preferences, rewards, table, temperature, seed):
     "What follows from the rewards alone."
     found = {
         "length": table.longer_preferred(),
-        "length_control": LengthReport.measure(preferences, rewards, **drawing),
+        "length_control": LengthReport.measure(preferences, rewards, seed=seed),
         "sources": [{"source": row.pop("group"), **row} for row in table.accuracy_by("source")],
         "rankings": _summarise_rankings(preferences, rewards),
         "histogram": _difference_histogram(table["difference"]),
@@ -292,9 +292,9 @@ def _measured(preferences, rewards, table, temperature, **drawing):
         "mistakes": most_confident_mistakes(rewards, preferences, temperature=temperature),
     }
     if len(np.unique(table["prompt"])) >= Bootstrap.fewest:
-        drawing["samples"] = min(drawing["samples"], 1000)
         found["calibration"] = calibrate(
-            table["difference"], groups=table["prompt"], temperature=temperature, **drawing)
+            table["difference"], groups=table["prompt"],
+            temperature=temperature, seed=seed)
     return found
 
 # %% ../../nbs/4_trust/49_trust_report.ipynb #3b0c6a98
@@ -311,7 +311,6 @@ def evaluate_reward_model(
     *,
     name=None, # how the report calls the model; default its own name
     probe_prompts: int = 100, # prompts of which a pair is edited; 0: no probes
-    bootstrap_samples: int = 2000, # draws of the bootstrap over prompts
     seed: int = 0, # of the bootstrap and the probes
     include_trained: bool = False, # judge records whose prompts it was trained on too
     progress: bool = False, # show a bar
@@ -327,11 +326,15 @@ def evaluate_reward_model(
     preferences = preferences if new.all() else preferences.select(np.flatnonzero(new))
     rewards, own = score_preferences(model, preferences, progress=progress)
     name = name or own
+    if preferences.unpaired:
+        from reward_kit.beside import rated_responses
+
+        return rated_responses._rated(
+            name, _data_name(data), preferences, rewards, seed)
     table = pair_table(preferences, rewards)
-    drawing = {"samples": bootstrap_samples, "seed": seed}
     pooled = Bootstrap().accuracy(table["outcome"], table["prompt"])
     found = _measured(
-        preferences, rewards, table, getattr(model, "temperature", 1.0), **drawing)
+        preferences, rewards, table, getattr(model, "temperature", 1.0), seed)
     always_longer = found["length"]["accuracy_of_always_longer"]
     rule = np.heaviside(table["longer"] if always_longer >= 0.5 else -table["longer"], 0.5)
     over_rule = compare_models(rule, table["outcome"], table["prompt"]).interval
