@@ -20,8 +20,9 @@ def _old_rotation(config):
     rope = config.get("rope_parameters") or {}
     kinds = "full_attention", "sliding_attention"
     found, local = ((rope.get(kind) or {} for kind in kinds) if kinds[0] in rope else (rope, {}))
-    scaling = {key: value for key, value in found.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    old = {key: found[key] for key in ("rope_theta", "partial_rotary_factor") if key in found}
+    own = "rope_theta", "partial_rotary_factor"  # which version 4 has beside the scaling
+    scaling = {key: value for key, value in found.items() if key not in own}
+    old = {key: found[key] for key in own if key in found}
     if "rope_theta" in local:
         old["rope_local_base_freq"] = local["rope_theta"]
     return old if scaling.get("rope_type", "default") == "default" else old | {"rope_scaling": scaling}
