@@ -165,11 +165,13 @@ ASKED_LATE = {
     "data.columns": {"beside.published_layouts"},
     "data.preferences": {"beside.trl_pairs"},
     "tools.commands": BESIDE,
+    "tools.pipeline": {"beside.many_processes"},
     "tools.serving": {"beside.wire_formats"},
     "model.model_folder": {"beside.unusual_heads"},
-    "model.trainer": {"beside.unusual_heads"},
+    "model.training_data": {"beside.many_processes"},
+    "model.trainer": {"beside.unusual_heads", "beside.many_processes"},
     "rl.policies": {"beside.trl_ppo"},
-    "rl.ppo": {"beside.trl_ppo", "beside.faster_sampling"},
+    "rl.ppo": {"beside.trl_ppo", "beside.faster_sampling", "beside.many_processes"},
     "rl.rollouts": {"beside.faster_sampling"},
 }
 

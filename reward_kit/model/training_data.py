@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import datasets
 import torch
 import trl
-from accelerate.utils import parse_flag_from_env
 from fastcore.basics import patch
 from torch.utils._triton import has_triton
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -46,6 +45,9 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
     _NOT_COMPILED = dict(torch_compile=False, torch_compile_backend=None, torch_compile_mode=None)
 
     def __post_init__(self):
+        from reward_kit.beside import many_processes
+
+        many_processes._begin(self)
         self.check()
         self._auto_precision = self.bf16 is None and not self.fp16
         if self._auto_precision:
@@ -119,15 +121,14 @@ def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
             self.device.type == "cpu", model.config.model_type, parameters))
     self.accelerator_config.dispatch_batches = False  # a stream's are whole
     self.accelerator_config.non_blocking = self.dataloader_pin_memory  # off on a CPU
-    short = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2
-             and not hasattr(p, "ds_id")]  # of DeepSpeed
+    short = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2]
     if short and not adapted and "bf16_stochastic_round" not in (self.optim_args or ""):
         self._keep_small_steps(short)
 
 
 @patch
 def _keep_small_steps(self: RewardConfig, short):
-    if "optim" not in self._given and is_torchao_available():
+    if "optim" not in self._given and is_torchao_available() and not self.deepspeed_plugin:
         self.optim, self.optim_args = "adamw_torch_8bit", "bf16_stochastic_round=True"
         return
     for p in short:
@@ -146,15 +147,13 @@ def ready_liger(self: RewardConfig):
         self.liger_kernel_config or {}, cross_entropy=False, fused_linear_cross_entropy=False)
 
 # %% ../../nbs/2_model/28_training_data.ipynb #8e0bf14f
-_ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
-
-
 @patch
 def join_accumulated(self: RewardConfig) -> int:  # the pieces that were asked for
     "Makes one batch of what would be accumulated, where one process does it all."
-    pieces = self.gradient_accumulation_steps
-    engine = self.deepspeed or self.fsdp or any(map(parse_flag_from_env, _ENGINES))
-    if engine or self.world_size > 1 or self.dataloader_drop_last:  # which drops less than a piece
+    from reward_kit.beside import many_processes
+
+    pieces = self.gradient_accumulation_steps  # of which the last may be dropped
+    if many_processes._engine(self) or self.world_size > 1 or self.dataloader_drop_last:
         return 1
     self.per_device_train_batch_size *= pieces
     self.gradient_accumulation_steps = 1
