@@ -2,7 +2,9 @@
 adapters, checkpoints."""
 
 import json
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -276,3 +278,26 @@ def test_ppo_is_refused_where_weights_are_spread(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="PPO holds whole models"):
         PPOTrainer("playground", len, PPOConfig(str(tmp_path), use_cpu=True), train_dataset=["a"])
+
+
+# ---------------------------------------------------------------- a model in another process
+
+QUESTION = "What do bees make honey from, and where do they keep it in winter, when nothing blooms?"
+ASKED = (QUESTION, ["From nectar.", "No idea."])
+
+
+def ask(model, answers):
+    answers.put((model.rank(*ASKED), model.model.config._attn_implementation))
+
+
+def test_a_model_survives_pickle_and_a_spawned_process(world):
+    model = RewardModel.from_pretrained(world / "one" / "full")
+    expected = model.rank(*ASKED)
+    assert pickle.loads(pickle.dumps(model)).rank(*ASKED) == expected
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=ask, args=(model, answers))
+    process.start()
+    found, attention = answers.get(timeout=120)
+    process.join()
+    assert found == expected and attention == model.model.config._attn_implementation
