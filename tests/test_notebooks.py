@@ -165,15 +165,17 @@ ASKED_LATE = {
     "data.columns": {"beside.published_layouts"},
     "data.preferences": {"beside.trl_pairs"},
     "tools.commands": BESIDE,
+    "tools.pipeline": {"beside.bits_and_kernels", "beside.conversation_texts", "beside.many_processes"},
     "tools.serving": {"beside.wire_formats"},
-    "tools.pipeline": {"beside.bits_and_kernels", "beside.conversation_texts"},
     "trust.trust_report": {"beside.rated_responses"},
     "model.model_folder": {"beside.transformers_4", "beside.unusual_heads"},
-    "model.trainer": {"beside.unusual_heads", "beside.bits_and_kernels", "beside.code_for_trl"},
-    "model.training_data": {"beside.code_for_trl"},
+    "model.trainer": {
+        "beside.unusual_heads", "beside.bits_and_kernels", "beside.code_for_trl", "beside.many_processes",
+    },  # fmt: skip
+    "model.training_data": {"beside.code_for_trl", "beside.many_processes"},
     "scores.inference": {"beside.models_from_elsewhere"},
     "rl.policies": {"beside.trl_ppo", "beside.unusual_heads"},
-    "rl.ppo": {"beside.trl_ppo", "beside.faster_sampling"},
+    "rl.ppo": {"beside.trl_ppo", "beside.faster_sampling", "beside.many_processes"},
     "rl.rollouts": {"beside.faster_sampling"},
 }
 

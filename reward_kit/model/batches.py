@@ -15,9 +15,9 @@ import threading
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, chain, pairwise
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
 from fastcore.basics import patch
@@ -457,7 +457,7 @@ def bind_reward_forward(
         problem = "is an encoder-decoder: reward_kit uses decoders and encoders"
     if problem:
         raise ValueError(f"{name} {problem}")
-    if getattr(inner.forward, "__func__", None) is not _reward_forward:
+    if getattr(inner.forward, "func", None) is not _reward_forward:
         inner._forward_before_reward = inner.forward
-        inner.forward = MethodType(_reward_forward, inner)
+        inner.forward = partial(_reward_forward, inner)  # it can be pickled
     return model

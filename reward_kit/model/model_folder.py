@@ -321,13 +321,10 @@ def load(cls: RewardMetadata, name, revision=None):  # folder or hub id
 # %% ../../nbs/2_model/26_model_folder.ipynb #9e743eaa
 @patch(cls_method=True)
 def weights_hash(cls: RewardMetadata, weights):  # {name: tensor}
-    "Of every name and number, 32 digits; None: spread over processes."
+    "Of every name and number, 32 digits."
     found = xxhash.xxh3_128()
     for name, tensor in sorted(weights.items()):
-        if not tensor.numel():
-            return None
-        found.update(name.encode())
-        found.update(tensor.float().cpu().numpy().tobytes())
+        found.update(name.encode() + tensor.float().cpu().numpy().tobytes())
     return found.hexdigest()
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #a44c3a84

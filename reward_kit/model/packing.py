@@ -211,8 +211,6 @@ def _known_problem(inner, base):
         return "takes no position_ids"
     if getattr(inner, "_is_stateful", False):
         return "has layers that carry a state from token to token"
-    if any(hasattr(p, "ds_id") for p in inner.parameters()):
-        return "has weights that are spread over processes, so it cannot be tried"
     if not base._can_set_attn_implementation():
         return "computes its attention by itself"
 

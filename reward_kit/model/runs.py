@@ -103,7 +103,7 @@ def _delete(self: Checkpoints, folders):
 def check_weights(cls: Checkpoints, model):
     "FloatingPointError: those that are trained are not finite."
     for name, p in model.named_parameters():
-        if p.requires_grad and not p.isfinite().all():
+        if p.requires_grad and not getattr(p, "ds_tensor", p).isfinite().all():  # ZeRO-3's own part
             raise FloatingPointError(
                 f"weights of {name} are not finite, so nothing is saved: lower learning_rate"
             )
@@ -166,22 +166,19 @@ def find(
     needs="",  # a file without which a run cannot go on
 ):  # -> a folder; None: from the beginning
     "The checkpoint to go on from. CheckpointError: it cannot be resumed."
-    if not resume:
-        return None
     if resume is True:
-        removed = self.writes and self.remove(unfinished_only=True)
-        self.wait()  # nobody looks before that
-        if removed:
+        if removed := self.remove(unfinished_only=True):
             log(f"Removed unfinished {', '.join(removed)}.")
         resume = self.newest()
-    if resume is None:
-        log(f"No complete checkpoint in {self.folder}: training starts from the beginning.")
+        if not resume:
+            log(f"No complete checkpoint in {self.folder}: training starts from the beginning.")
+    if not resume:
         return None
     found = Path(resume)
     if not (marker := _read_marker(found)):
         raise CheckpointError(f"{found} is not a complete checkpoint of reward_kit: it has no "
                               f"{_MARKER}, or files are missing")
-    changed = "; ".join(_changes(marker.get("made_with", self.made_with), self.made_with))
+    changed = "; ".join(_changes(marker["made_with"], self.made_with))
     if changed:
         raise CheckpointError(f"{found.name} is of a run with other settings ({changed}): "
                               "give those, or train anew with another output_dir")
@@ -367,8 +364,8 @@ class RunRecord:
 
     def start(self, settings, finished=False):  # {name: value}, JSON-ready
         "Writes the record of a run that begins, or goes on."
-        record = {"schema_version": 1, "finished": finished, "settings": settings}
-        write_whole(self.folder / _RUN_RECORD, record)
+        write_whole(self.folder / _RUN_RECORD, {
+            "schema_version": 1, "finished": finished, "settings": settings})
 
     def finish(self):
         "The run is done."

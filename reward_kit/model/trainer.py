@@ -57,10 +57,10 @@ class RewardTrainer(trl.RewardTrainer):
         quantization_config=None,  # with a model given by name
         peft_config=None,  # e.g. LoraConfig(); the head is trained too
     ):
-        from reward_kit.beside import bits_and_kernels, code_for_trl
+        from reward_kit.beside import bits_and_kernels, code_for_trl, many_processes
 
         name = Path(getattr(model, "name_or_path", model)).name or "model"
-        args = RewardConfig.of(args, f"{name}-Reward")
+        args, model = many_processes._check(RewardConfig.of(args, f"{name}-Reward"), model)
         bits_and_kernels._ready_liger(args)
         transformers.set_seed(args.seed)
         if str(model) == "playground":
@@ -69,7 +69,6 @@ class RewardTrainer(trl.RewardTrainer):
         if peft_config is not None:
             peft_config = RewardHead(model).trained_by(peft_config, added)
         adapted = peft_config is not None or hasattr(model, "peft_config")
-
         args.complete(model, adapted)
         self._as_trl, own = code_for_trl._take(
             type(self), RewardTrainer, args, data_collator)
@@ -95,6 +94,7 @@ class RewardTrainer(trl.RewardTrainer):
         self._choose_layout()
         self.micro_batches = MicroBatches.of(
             args, self._sharded or self._as_trl, pieces, self._print)
+        many_processes._ready(self)
 
 # %% ../../nbs/2_model/30_trainer.ipynb #869329c4
 @patch
@@ -507,10 +507,12 @@ def _measure_seconds(self: RewardTrainer, tokens, steps):
 @patch
 def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     "Trains; True: from the newest checkpoint. TrainingInterrupted: Ctrl-C."
+    from reward_kit.beside import many_processes
+
     self.checkpoints.refuse_foreign()
     self.checkpoints.made_with = self._made_with()
     needs = "" if self._sharded else "optimizer.pt"
-    checkpoint = self.checkpoints.find(resume_from_checkpoint, self._print, needs)
+    checkpoint = many_processes._agree(self, resume_from_checkpoint, self._print, needs)
     if self.args.show_plan:
         cut = self.overflow_report
         self._print(self.plan())
@@ -522,6 +524,7 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     with self.stop.watching(self.args.world_size):
         result = super(RewardTrainer, self).train(checkpoint and str(checkpoint), *args, **keywords)
         self._check_finite()
+    many_processes._measure(self)
     return result
 
 
@@ -539,6 +542,7 @@ def _made_with(self: RewardTrainer):
         "max_length": self.encoding.max_length,
         "data": data,
         "batch_size": self._batch_size(),
+        "processes": self.args.world_size,
     }
 
 # %% ../../nbs/2_model/30_trainer.ipynb #741c1bd9
@@ -607,6 +611,8 @@ def save_model(self: RewardTrainer, output_dir=None, _internal_call=False):
 # %% ../../nbs/2_model/30_trainer.ipynb #6213ac59
 @patch
 def _trained_model(self: RewardTrainer):
+    from reward_kit.beside import many_processes
+
     args, data, settings = self.args, self.data, self._made_with()
     texts = [ids for row in islice(self.train_dataset, 16) for ids in row["sequences"]]
     loss = (args.loss_kwargs or {}) | {"center_rewards_coefficient": args.center_rewards_coefficient}
@@ -622,8 +628,9 @@ def _trained_model(self: RewardTrainer):
         data_kind=self.encoding.kind,
         trained_prompts=data.prompts,
     )
+    model, weights = many_processes._gathered(self)
     trained = TrainedModel(
-        self.accelerator.unwrap_model(self.model),
+        model,
         self.processing_class,
         about,
         self._training_rows() | settings,
@@ -632,7 +639,7 @@ def _trained_model(self: RewardTrainer):
         eval_hash="-".join(str(data.content_hash(dataset)) for dataset in sets),
         data_report=data.report,
         texts=texts,
-        weights=self.accelerator.get_state_dict(self.model_wrapped) if self._sharded else None,
+        weights=weights,
     )
     if self._as_trl and "'eval_" in str(trained.history):
         trained.note = f"With your {self._as_trl}: the run's log has the numbers."

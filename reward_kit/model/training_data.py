@@ -19,7 +19,6 @@ import datasets
 import numpy as np
 import torch
 import trl
-from accelerate.utils import parse_flag_from_env
 from fastcore.basics import patch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
@@ -46,6 +45,9 @@ class RewardConfig(RewardSettings, trl.RewardConfig):
     _NOT_COMPILED = dict(torch_compile=False, torch_compile_backend=None, torch_compile_mode=None)
 
     def __post_init__(self):
+        from reward_kit.beside import many_processes
+
+        many_processes._begin(self)
         self.check()
         self._auto_precision = self.bf16 is None and not self.fp16
         if self._auto_precision:
@@ -108,8 +110,7 @@ def complete(self: RewardConfig, model, adapted):  # whether LoRA is trained
             self.device.type == "cpu", model.config.model_type, parameters))
     self.accelerator_config.dispatch_batches = False  # a stream's are whole
     self.accelerator_config.non_blocking = self.dataloader_pin_memory  # off on a CPU
-    short = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2
-             and not hasattr(p, "ds_id")]  # of DeepSpeed
+    short = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2]
     if short and not adapted:
         self._keep_small_steps(short)
 
@@ -122,7 +123,7 @@ _AT_RANDOM = "bf16_stochastic_round"
 def _keep_small_steps(self: RewardConfig, short):
     theirs, lacks = "optim" in self._given, not is_torchao_available()
     other = any(p.dtype != torch.bfloat16 for p in short)
-    if not (theirs or lacks or other):
+    if not (theirs or lacks or other or self.deepspeed_plugin):
         self.optim, self.optim_args = _ROUNDING[0], f"{_AT_RANDOM}=True"
     rounds = self.optim in _ROUNDING and _AT_RANDOM in (self.optim_args or "")
     if rounds and not other:
@@ -139,15 +140,13 @@ def _keep_small_steps(self: RewardConfig, short):
         self.optim.value, " and ".join(filter(remedies.get, remedies)))
 
 # %% ../../nbs/2_model/28_training_data.ipynb #8e0bf14f
-_ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
-
-
 @patch
 def join_accumulated(self: RewardConfig) -> int:  # the pieces that were asked for
     "Makes one batch of what would be accumulated, where one process does it all."
-    pieces = self.gradient_accumulation_steps
-    engine = self.deepspeed or self.fsdp or any(map(parse_flag_from_env, _ENGINES))
-    if engine or self.world_size > 1 or self.dataloader_drop_last:  # which drops less than a piece
+    from reward_kit.beside import many_processes
+
+    pieces = self.gradient_accumulation_steps  # of which the last may be dropped
+    if many_processes._engine(self) or self.world_size > 1 or self.dataloader_drop_last:
         return 1
     self.per_device_train_batch_size *= pieces
     self.gradient_accumulation_steps = 1

@@ -85,18 +85,18 @@ class PPOTrainer:
 @patch
 def _prepare_processes(self: PPOTrainer):
     "ValueError where models are spread over processes, or a tracker is not installed."
+    from reward_kit.beside import many_processes
+
     args = self.args
     asked = [args.report_to] if isinstance(args.report_to, str) else args.report_to
     asked = None if asked == ["none"] else asked
+    many_processes._begin(args)
     self.accelerator = accelerate.Accelerator(
         cpu=args.use_cpu, project_dir=args.output_dir, log_with=asked)
     if asked and len(self.accelerator.log_with) < len(asked):
         raise ValueError(f"report_to={asked}: not installed, so nothing would be logged there")
-    kind, self.device = self.accelerator.distributed_type, self.accelerator.device
-    if kind in ("FSDP", "DEEPSPEED"):
-        raise ValueError(
-            "PPOTrainer holds whole models in each process and cannot run under "
-            f"{kind}; launch it with plain data parallelism")
+    many_processes._check(args)
+    self.device = self.accelerator.device
     if self.accelerator.num_processes > 1:  # callers may still gather
         atexit.register(accelerate.PartialState().destroy_process_group)
 
@@ -622,8 +622,10 @@ def _run(self: PPOTrainer):
 def train(self: PPOTrainer, resume_from_checkpoint=None):
     """The run; True: from its newest complete checkpoint, a folder: from this one.
     CheckpointError: the checkpoint is of another run. TrainingInterrupted: Ctrl-C."""
+    from reward_kit.beside import many_processes
+
     state, self.checkpoints.made_with = self.state, self._deciding_settings()
-    checkpoint = self.checkpoints.find(resume_from_checkpoint, self.accelerator.print)
+    checkpoint = many_processes._agree(self, resume_from_checkpoint, self.accelerator.print)
     state.max_steps, state.global_step = self.total_steps(), 0
     state.log_history = [log for log in state.log_history if not log["step"]]
     self.scheduler = self._new_scheduler()

@@ -42,6 +42,7 @@ def _run(command, argv, debug):
     for name, value in _ENVIRONMENT.items(): os.environ.setdefault(name, value)
     args = command.read(argv)
     if getattr(args, "progress", None) is None: args.progress = sys.stderr.isatty()
+    if int(os.environ.get("RANK", 0)): sys.stdout = open(os.devnull, "w")  # process 0 speaks
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not stop a run
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
     with warnings.catch_warnings():
@@ -89,3 +90,6 @@ def main(
             if command: line += f" (reward-kit {command.name} --help)"
     print(f"reward-kit: {line}", file=sys.stderr)
     return code
+
+# %% ../../nbs/6_tools/68_command_line.ipynb #5d1c60ab
+if __name__ == "__main__" and __spec__: sys.exit(main())

@@ -80,6 +80,8 @@ def train_reward_model(
     **loading,  # columns, format, strict, ... of `load_preferences`
 ) -> TrainedRewardModel:
     "Preferences in, evaluated reward-model folder out."
+    from reward_kit.beside import many_processes
+
     run, say = _start(output, say, eval_fraction, "in (0, 1)", max_samples)
     args = _reward_config(output, config, quantization, progress)
     adapter = _lora_config(peft_config, "SEQ_CLS")
@@ -93,7 +95,7 @@ def train_reward_model(
         train, held_out, eval_fraction, max_samples, args.seed, say, without_eval_prompts)
     _check_labels(args.loss_type, train, held_out)
     settings = _settings(model, config, peft_config, chat_template) | {
-        "quantization": quantization,
+        "quantization": quantization, "processes": args.world_size,
         "data": train.fingerprint, "evaluation data": held_out.fingerprint}
 
     evaluation = None
@@ -111,7 +113,8 @@ def train_reward_model(
         trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model(str(run.folder))
         if run.is_main:
-            evaluation = _complete_folder(run.folder, held_out, report, progress, say)
+            if trainer._sharded: many_processes._leave_report(run.folder, held_out, say)
+            else: evaluation = _complete_folder(run.folder, held_out, report, progress, say)
             _finish(run, keep_checkpoints)
     return TrainedRewardModel(run.folder, evaluation, report, held_out, resumed)
 
@@ -291,7 +294,6 @@ def _say_logs(trainer, say):
 def _begin(trainer, run, settings, overwrite, say):
     "Opens the record. True: there is a checkpoint to go on from."
     if overwrite and run.is_main: Checkpoints(run.folder).remove()
-    trainer.accelerator.wait_for_everyone()
     newest = Checkpoints(run.folder).newest()
     say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}." if newest
         else f"Starting a new run in {run.folder}.")
