@@ -1144,6 +1144,7 @@ def test_adapters_that_cannot_be_merged_are_refused_before_training(base, config
         ("PrefixTuning", virtual, "adds virtual tokens"),
         ("PromptEncoder", virtual, "adds virtual tokens"),
         ("Beft", layers, "no bias"),
+        ("AdaptionPrompt", {"adapter_len": 2, "adapter_layers": 1}, "no merge"),
         ("Lily", layers, "not supported"),
         ("Poly", layers, "task_ids"),
         ("Shadow", {}, "Shadow"),

@@ -343,20 +343,6 @@ class _Scored(PreferenceFormat):
     def rating(self, row):
         return row.number(self.by)
 
-    def record(self, cells):
-        if isinstance(cells, UnusableRow):
-            raise cells
-        if "rows" not in cells:  # a row by itself, as in a stream
-            found = [each for _, each in self.grouped([("", cells)])]
-            if len(found) != 1:
-                raise UnusableRow("row is not one ranking by itself")
-            return self.record(*found)
-        try:
-            return self.ranking.record(cells) | {"rows": cells["rows"], "format": self.name}
-        except UnusableRow as error:
-            error.rows = cells["rows"]
-            raise
-
     def grouped(self, items):
         apart, longest, total, least = {}, 0, 0, 2 - (self.by == "score")
         for key, run in groupby(self._rated(items), itemgetter(0)):
@@ -383,6 +369,22 @@ class _Scored(PreferenceFormat):
         by = f"ranked together by {self.columns[self.by]!r}"
         yield f"rows with one response each: those of one prompt are {by}"
         yield from super().notes(kind, full_texts)
+
+# %% ../../nbs/7_beside/published_layouts.ipynb #37897367
+@patch
+def record(self: _Scored, cells):
+    if isinstance(cells, UnusableRow):
+        raise cells
+    if "rows" not in cells:  # a row by itself, as in a stream
+        found = [each for _, each in self.grouped([("", cells)])]
+        if len(found) != 1:
+            raise UnusableRow("row is not one ranking by itself")
+        return self.record(*found)
+    try:
+        return self.ranking.record(cells) | {"rows": cells["rows"], "format": self.name}
+    except UnusableRow as error:
+        error.rows = cells["rows"]
+        raise
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #a0dcf70e
 @patch

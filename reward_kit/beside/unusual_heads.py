@@ -129,6 +129,8 @@ def check_merges(cls: RewardHead, model):  # peft.PeftModel, before it is traine
     try:
         if any(config.is_prompt_learning for config in adapters):
             raise ValueError("it adds virtual tokens")
+        if not hasattr(model.base_model, "merge_and_unload"):
+            raise ValueError("PEFT has no merge for it")
         twin = copy.deepcopy(model).eval()
         twin(input_ids=torch.ones(1, 4, dtype=torch.long, device=next(model.parameters()).device))
         parts = cls.merged(twin).named_modules()

@@ -70,8 +70,7 @@ class RewardTrainer(trl.RewardTrainer):
             peft_config = RewardHead(model).trained_by(peft_config, added)
         adapted = peft_config is not None or hasattr(model, "peft_config")
         args.complete(model, adapted)
-        self._as_trl, own = code_for_trl._take(
-            type(self), RewardTrainer, args, data_collator)
+        self._as_trl, own = code_for_trl._take(type(self), RewardTrainer, args, data_collator)
         pieces = 1 if self._as_trl else args.join_accumulated()
         self.data = TrainingData(self.encoder, args)
         train_dataset = self.data.encode(train_dataset, "train")
