@@ -1,6 +1,7 @@
 """Which claims of the chapters and tutorials hold with other seeds?
 
-    python benchmarks/claims.py [NOTEBOOK ...] [--seeds 1 2 3 4 5 6 7 8] [--output benchmarks/results/claims.md]
+    python benchmarks/claims.py [NOTEBOOK ...] [--seeds 1 2 3 4 5 6 7 8]
+        [--output benchmarks/results/claims.md]
 
 Every notebook is run again with another number wherever its examples name a seed, and every assertion is
 looked at by itself. One that ends in "# in this run" speaks of the stored output alone: it is not asked
@@ -63,7 +64,10 @@ class OtherSeeds(ast.NodeTransformer):
         lines = self.source.splitlines()[node.lineno - 1 : node.end_lineno]
         if any(PINNED in line for line in lines):
             return ast.Pass()
-        noted = f"try:\n    pass\nexcept Exception as _e:\n    _note({text!r}, False)\nelse:\n    _note({text!r}, True)"
+        noted = (
+            f"try:\n    pass\nexcept Exception as _e:\n    _note({text!r}, False)\n"
+            f"else:\n    _note({text!r}, True)"
+        )
         attempt = ast.parse(noted).body[0]
         attempt.body = [node]
         return attempt
@@ -153,7 +157,10 @@ def main(args) -> None:
     text = [head, ""]
     if failed:
         text += [*table(["notebook", "claim", "failed with"], failed), ""]
-    text += [*table(["notebook", "assertions", "held with every seed", "failed", "runs with errors"], rows), ""]
+    text += [
+        *table(["notebook", "assertions", "held with every seed", "failed", "runs with errors"], rows),
+        "",
+    ]
     publish("\n".join([*text, versions_line(1)]), args.output, None, "")
 
 

@@ -1,7 +1,8 @@
-"""A reward model asked by other people's clients and loaders: the lines that were run, and how far the rewards
-are from `RewardModel.score`.
+"""A reward model asked by other people's clients and loaders: the lines that were run, and how far
+the rewards are from `RewardModel.score`.
 
-    python benchmarks/clients.py [--reward-model FOLDER] [--only NAME ...] [--output benchmarks/results/clients.md]
+    python benchmarks/clients.py [--reward-model FOLDER] [--only NAME ...]
+        [--output benchmarks/results/clients.md]
 
 Those that are installed are run, against `reward-kit serve` on the loopback address or the folder itself;
 the others are listed as not run. Light ones: pip install openai cohere sentence-transformers requests
@@ -149,7 +150,7 @@ def make_model(folder: Path) -> str:
 
 
 def elsewhere(client: Client, code: str, *words: str) -> str:
-    "What another Python prints; \"\" where there is none."
+    'What another Python prints; "" where there is none.'
     python = os.environ.get(client.python)
     command = [python, "-c", f"import json, sys\n{code}", *words]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -160,7 +161,8 @@ def elsewhere(client: Client, code: str, *words: str) -> str:
 def versions(client: Client) -> str | None:
     "Of its packages; None where one is not installed."
     if client.python:
-        code = "from importlib.metadata import version\nprint(', '.join(n + ' ' + version(n) for n in sys.argv[1:]))"
+        listed = "print(', '.join(f'{name} {version(name)}' for name in sys.argv[1:]))"
+        code = f"from importlib.metadata import version\n{listed}"
         return elsewhere(client, code, *client.packages, "transformers") or None
     with contextlib.suppress(metadata.PackageNotFoundError):
         return ", ".join(f"{name} {metadata.version(name)}" for name in client.packages) or "-"
@@ -172,7 +174,9 @@ def run(client: Client, url: str, folder: str, expected: list[float]) -> str:
     given = {"URL": url, "folder": folder, "prompt": PROMPT, "responses": RESPONSES}
     try:
         if client.python:
-            code = "folder, prompt, *responses = sys.argv[1:]\n" + client.lines + "\nprint(json.dumps(rewards))"
+            code = (
+                "folder, prompt, *responses = sys.argv[1:]\n" + client.lines + "\nprint(json.dumps(rewards))"
+            )
             given["rewards"] = json.loads(elsewhere(client, code, folder, PROMPT, *RESPONSES))
         else:
             exec(client.lines, given)
@@ -199,7 +203,9 @@ def main(args) -> None:
                 result = "not installed" if version is None else run(client, url, folder, expected)
                 rows.append([client.name, version or "", result, client.note])
                 pages += [f"## {client.name}", "", "```python", client.lines, "```", ""]
-    head = "Rewards of two responses, asked through each; `URL` is the server's address, `folder` the model's."
+    head = (
+        "Rewards of two responses, asked through each; `URL` is the server's address, `folder` the model's."
+    )
     columns = ["client", "version", "largest difference from RewardModel.score", "note"]
     text = [head, "", *table(columns, rows), "", *pages, versions_line(1)]
     publish("\n".join(text), args.output, None, "")
@@ -207,7 +213,9 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reward-model", type=Path, help="a folder; default: one is trained on the playground")
+    parser.add_argument(
+        "--reward-model", type=Path, help="a folder; default: one is trained on the playground"
+    )
     parser.add_argument("--only", nargs="+", help="names of clients")
     parser.add_argument("--output", type=Path, help="Markdown file")
     main(parser.parse_args())

@@ -211,7 +211,9 @@ if __name__ == "__main__":
         found["best_of_n"][name] = selection
         if ppo:
             found["ppo"][name] = ppo
-        print(f"seed {seed}, best of n\n{last(selection)}\n" + (ppo and f"PPO\n{last(ppo)}" or ""), flush=True)
+        print(
+            f"seed {seed}, best of n\n{last(selection)}\n" + (ppo and f"PPO\n{last(ppo)}" or ""), flush=True
+        )
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             args.output.write_text(rounded(found))

@@ -88,7 +88,8 @@ def test_help(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_run(name, tmp_path, transcripts):
-    printed = run(name, *shlex.split(SMALL[name].format(data=transcripts, root=FOLDER.parent)), folder=tmp_path)
+    words = SMALL[name].format(data=transcripts, root=FOLDER.parent)
+    printed = run(name, *shlex.split(words), folder=tmp_path)
     assert SAYS.get(name, "|") in printed
 
 

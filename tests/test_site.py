@@ -18,7 +18,8 @@ from nbdev.doclinks import _nbpath2html
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = {
-    f"{name}.qmd" for name in "results use_from notes papers changelog contributing api ppo_details formats".split()
+    f"{name}.qmd"
+    for name in "results use_from notes papers changelog contributing api ppo_details formats".split()
 }
 LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)")
