@@ -22,6 +22,7 @@ import pytest
 import requests
 import torch
 
+from reward_kit.beside.client import RewardClient, RewardServerError
 from reward_kit.beside.network import _Network as Network
 from reward_kit.beside.wire_formats import _bare_text as bare_text
 from reward_kit.beside.wire_formats import _sigmoid as sigmoid
@@ -34,7 +35,6 @@ from reward_kit.scores import row_scorer
 from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.cli import main
-from reward_kit.tools.client import RewardClient, RewardServerError
 from reward_kit.tools.commands import commands
 from reward_kit.tools.serving import ServerLimits, background_server, serve, wire_formats
 from reward_kit.tools.serving import _Batcher as Batcher
@@ -1068,7 +1068,7 @@ def test_a_gzip_is_read_and_another_coding_is_refused(rm, url):
         assert found.status_code == status and message in found.json()["error"]["message"]
 
 
-COUNTED = "reward_kit_requests_total{route=\"other\",status=\"404\"}"
+COUNTED = 'reward_kit_requests_total{route="other",status="404"}'
 
 
 def test_readiness_counts_tokens_and_models(rm, url):
