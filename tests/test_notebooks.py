@@ -166,6 +166,7 @@ ASKED_LATE = {
     "data.preferences": {"beside.trl_pairs"},
     "tools.commands": BESIDE,
     "tools.serving": {"beside.wire_formats"},
+    "beside.network": {"beside.wire_formats"},
     "model.model_folder": {"beside.unusual_heads"},
     "model.trainer": {"beside.unusual_heads"},
     "rl.policies": {"beside.trl_ppo"},

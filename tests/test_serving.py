@@ -25,6 +25,7 @@ import torch
 from reward_kit.beside.client import RewardClient, RewardServerError
 from reward_kit.beside.network import _Network as Network
 from reward_kit.beside.wire_formats import _bare_text as bare_text
+from reward_kit.beside.wire_formats import _error_answer as error_answer
 from reward_kit.beside.wire_formats import _sigmoid as sigmoid
 from reward_kit.data.playground import Playground, load_base
 from reward_kit.data.records import as_messages
@@ -39,7 +40,6 @@ from reward_kit.tools.commands import commands
 from reward_kit.tools.serving import ServerLimits, background_server, serve, wire_formats
 from reward_kit.tools.serving import _Batcher as Batcher
 from reward_kit.tools.serving import _bind as bind
-from reward_kit.tools.serving import _error_answer as error_answer
 from reward_kit.tools.serving import _OpenRequests as OpenRequests
 from reward_kit.tools.serving import _RequestError as RequestError
 from reward_kit.tools.serving import _Texts as Texts
