@@ -1,4 +1,5 @@
 "From human preferences to a reward signal that can be trusted."
+
 __version__ = "0.1.0"
 
 from importlib import import_module as _import_module
@@ -41,7 +42,6 @@ _EXPORTS = {
         "rl.ppo": "PPOTrainer",
         "tools.pipeline": "train_reward_model train_ppo_policy TrainedRewardModel TrainedPolicy",
         "tools.serving": "ServerLimits make_app serve background_server wire_formats",
-        "tools.client": "RewardClient RewardServerError",
         "tools.annotator": "PreferenceAnnotator AnnotationSession AnnotatorAgreement annotator_agreement",
         "tools.explorer": "RewardExplorer TokenInfluence ResponseComparison explain_reward compare_responses",
         "tools.dashboards": "LiveDashboard TrainingDashboard PPODashboard",
@@ -49,6 +49,7 @@ _EXPORTS = {
         "beside.benchmark_files": "load_benchmark",
         "beside.benchmarks": "BenchmarkReport run_benchmark score_benchmark",
         "beside.averaged_weights": "average_reward_models",
+        "beside.client": "RewardClient RewardServerError",
     }.items()
     for name in names.split()
 }

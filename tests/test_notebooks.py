@@ -167,6 +167,7 @@ ASKED_LATE = {
     "tools.commands": BESIDE,
     "tools.pipeline": {"beside.bits_and_kernels", "beside.conversation_texts", "beside.many_processes"},
     "tools.serving": {"beside.wire_formats"},
+    "beside.network": {"beside.wire_formats"},
     "trust.trust_report": {"beside.rated_responses"},
     "model.model_folder": {"beside.transformers_4", "beside.unusual_heads"},
     "model.trainer": {

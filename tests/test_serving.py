@@ -22,8 +22,10 @@ import pytest
 import requests
 import torch
 
+from reward_kit.beside.client import RewardClient, RewardServerError
 from reward_kit.beside.network import _Network as Network
 from reward_kit.beside.wire_formats import _bare_text as bare_text
+from reward_kit.beside.wire_formats import _error_answer as error_answer
 from reward_kit.beside.wire_formats import _sigmoid as sigmoid
 from reward_kit.data.playground import Playground, load_base
 from reward_kit.data.records import as_messages
@@ -34,12 +36,10 @@ from reward_kit.scores import row_scorer
 from reward_kit.scores.ensembles import RewardEnsemble
 from reward_kit.scores.inference import RewardModel
 from reward_kit.tools.cli import main
-from reward_kit.tools.client import RewardClient, RewardServerError
 from reward_kit.tools.commands import commands
 from reward_kit.tools.serving import ServerLimits, background_server, serve, wire_formats
 from reward_kit.tools.serving import _Batcher as Batcher
 from reward_kit.tools.serving import _bind as bind
-from reward_kit.tools.serving import _error_answer as error_answer
 from reward_kit.tools.serving import _OpenRequests as OpenRequests
 from reward_kit.tools.serving import _RequestError as RequestError
 from reward_kit.tools.serving import _Texts as Texts
@@ -1068,7 +1068,7 @@ def test_a_gzip_is_read_and_another_coding_is_refused(rm, url):
         assert found.status_code == status and message in found.json()["error"]["message"]
 
 
-COUNTED = "reward_kit_requests_total{route=\"other\",status=\"404\"}"
+COUNTED = 'reward_kit_requests_total{route="other",status="404"}'
 
 
 def test_readiness_counts_tokens_and_models(rm, url):

@@ -65,10 +65,10 @@ class _Guard:
         self.hosts = {name.strip().lower() for name in names} - {""}
 
     async def __call__(self, scope, receive, send):
-        from reward_kit.tools import serving
+        from reward_kit.beside import wire_formats
 
         problem = scope["type"] == "http" and self.problem(scope)
-        await (serving._error_answer(*problem) if problem else self.app)(scope, receive, send)
+        await (wire_formats._error_answer(*problem) if problem else self.app)(scope, receive, send)
 
     def problem(self, scope):
         "(message, status) of a request that is refused; None: it may pass."

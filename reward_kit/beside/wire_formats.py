@@ -16,6 +16,8 @@ import zlib
 from collections import Counter
 from functools import partial
 
+import torch
+
 from ..data.report import counted
 from ..scores.inference import RewardModel
 from ..tools import serving
@@ -487,6 +489,39 @@ def _described(wire, path, rm):
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
         "responses": {200: {"description": "The rewards.", "content": found}}}
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #766c57bc
+def _error_answer(message, status, retry_after=None):
+    "An error as an answer: at most 1,000 characters of any message, on one line."
+    from fastapi.responses import JSONResponse
+
+    message = " ".join(message.encode("utf-8", "replace").decode().split())[:1000]
+    kinds = {404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
+    return JSONResponse(
+        {"error": {"message": message, "type": kinds.get(status, "BadRequestError"), "code": status}},
+        status,
+        {"Retry-After": str(retry_after)} if retry_after else None)
+
+
+def _add_error_answers(app, refusal):  # the error of a request that is refused, with its status
+    "Every error as one JSON object with one reason."
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+
+    async def answer(request, error):
+        if isinstance(error, refusal):
+            return _error_answer(str(error), error.status, error.retry_after)
+        if isinstance(error, HTTPException):
+            return _error_answer(
+                f"{request.method} {request.url.path} is not served; there are POST /v1/rewards, "
+                "GET /health and /v1/models, and others that GET /docs shows", error.status_code)
+        return _error_answer(f"{type(error).__name__}: {error}", 500)
+
+    for kind in (
+        refusal, HTTPException,
+        FloatingPointError, torch.OutOfMemoryError, ClientDisconnect, Exception,
+    ):
+        app.add_exception_handler(kind, answer)
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #9acc98c8
 class _Counted:

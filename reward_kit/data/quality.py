@@ -39,9 +39,7 @@ def _words(text):
 
 def _dice(a, b):
     "2 |A and B| / (|A| + |B|) of two multisets of words."
-    first, second = Counter(a), Counter(b)
-    common = first.keys() & second.keys()
-    return 2 * sum(map(min, map(first.get, common), map(second.get, common))) / max(len(a) + len(b), 1)
+    return 2 * (Counter(a) & Counter(b)).total() / max(len(a) + len(b), 1)
 
 # %% ../../nbs/1_data/15_quality.ipynb #20c542bf
 _SHARED_START = 3

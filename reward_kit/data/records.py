@@ -11,7 +11,7 @@ import json
 import math
 import re
 import unicodedata
-from collections import Counter
+from statistics import multimode
 
 import pyarrow as pa
 from fastcore.basics import patch
@@ -173,10 +173,8 @@ def _conversations(prompt, responses):
 # %% ../../nbs/1_data/12_records.ipynb #75f7bc8a
 def _majority(votes):  # lists of ranks of the same responses
     "The ranks that most gave; where two lead, the sum of all."
-    (first, count), *others = Counter(map(tuple, votes)).most_common(2)
-    if not others or count > others[0][1]:
-        return list(first)
-    return list(map(sum, zip(*votes)))
+    first, *others = multimode(map(tuple, votes))
+    return list(map(sum, zip(*votes))) if others else list(first)
 
 
 def _ranked(responses, ranks):

@@ -6,7 +6,6 @@
 __all__ = ['AnnotationSession', 'AnnotatorAgreement', 'annotator_agreement', 'View', 'PreferenceAnnotator']
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #7cdf9a30
-import hashlib
 import html
 import json
 import logging
@@ -24,6 +23,7 @@ from scipy.stats.contingency import crosstab
 
 from ..data.files import PreferenceDataError, UnusableRow, append_rows, read_rows, write_whole
 from ..data.formats import PreferenceFormat, to_record
+from ..data.records import hash64
 from ..data.report import Report, Table, counted, percent, wilson_interval
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #b3c769a3
@@ -38,7 +38,7 @@ def _text_key(text):
 def _pair_id(prompt, responses):
     "A hash of a prompt and both responses, whatever their order: 16 hexadecimal digits."
     text = json.dumps([_text_key(prompt), *sorted(map(_text_key, responses))])
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return hash64(text).to_bytes(8, "little").hex()
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #93fb6d58
 def _row(prompt, left, right, label):
@@ -240,9 +240,10 @@ def progress(self: AnnotationSession) -> dict[str, int]:
 # %% ../../nbs/6_tools/62_annotator.ipynb #1dc380fd
 @patch
 def __repr__(self: AnnotationSession) -> str:
-    p = self.progress()
-    skipped = f", {p['skipped']:,} skipped" if p["skipped"] else ""
-    return f"{p['labelled']:,} of {p['pairs']:,} judged{skipped}, {p['left']:,} to go"
+    counts = self.progress()
+    skipped = ", {skipped:,} skipped" if counts["skipped"] else ""
+    text = "{labelled:,} of {pairs:,} judged" + skipped + ", {left:,} to go"
+    return text.format(**counts)
 
 # %% ../../nbs/6_tools/62_annotator.ipynb #7569ac4f
 _ANSWERS = ("first", "second", "tie")  # responses in the order of their texts

@@ -22,7 +22,6 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wa
 from dataclasses import dataclass, field
 
 import jinja2
-import torch
 from fastcore.basics import patch
 
 from ..model.encoding import RewardEncoder
@@ -405,39 +404,6 @@ class _OpenRequests:
         for limit in self.open:
             limit.reschedule(self.end)
 
-# %% ../../nbs/6_tools/61_serving.ipynb #766c57bc
-def _error_answer(message, status, retry_after=None):
-    "An error as an answer: at most 1,000 characters of any message, on one line."
-    from fastapi.responses import JSONResponse
-
-    message = " ".join(message.encode("utf-8", "replace").decode().split())[:1000]
-    kinds = {404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
-    return JSONResponse(
-        {"error": {"message": message, "type": kinds.get(status, "BadRequestError"), "code": status}},
-        status,
-        {"Retry-After": str(retry_after)} if retry_after else None)
-
-
-def _add_error_answers(app):
-    "Every error as one JSON object with one reason."
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect
-
-    async def answer(request, error):
-        if isinstance(error, _RequestError):
-            return _error_answer(str(error), error.status, error.retry_after)
-        if isinstance(error, HTTPException):
-            return _error_answer(
-                f"{request.method} {request.url.path} is not served; there are POST /v1/rewards, "
-                "GET /health and /v1/models, and others that GET /docs shows", error.status_code)
-        return _error_answer(f"{type(error).__name__}: {error}", 500)
-
-    for kind in (
-        _RequestError, HTTPException,
-        FloatingPointError, torch.OutOfMemoryError, ClientDisconnect, Exception,
-    ):
-        app.add_exception_handler(kind, answer)
-
 # %% ../../nbs/6_tools/61_serving.ipynb #f72fa010
 def _make_endpoint(wire, batcher, requests):
     "The function that FastAPI calls for a request in this format."
@@ -495,7 +461,7 @@ def make_app(
                 response_model=None, summary=f"Rewards in the format of {wire.name}",
                 **beside._described(wire, path, rm))
     beside._add_information(app, batcher)
-    _add_error_answers(app)
+    beside._add_error_answers(app, _RequestError)
     return app
 
 # %% ../../nbs/6_tools/61_serving.ipynb #f01c4b2e
