@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #20957d4a
 import json
+import re
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 import jinja2
+import pyarrow as pa
+import pyarrow.parquet
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
@@ -140,9 +143,40 @@ def add(self: _PartialFile, rows):
 
 @patch
 def finish(self: _PartialFile):
-    "Give the file its name."
-    write_whole(self.out, self.part)
+    "Give the file its name. ValueError: Parquet has no type for a column."
+    if self.out.suffix == ".parquet":
+        write_whole(self.out, self._write_parquet)
+        self.part.unlink()
+    else:
+        write_whole(self.out, self.part)
     self.settings.unlink(missing_ok=True)
+
+# %% ../../nbs/3_scores/33_score_files.ipynb #d6f097bb
+@patch
+def _tables(self: _PartialFile, schema=None):
+    "Its rows, some thousand at a time."
+    with open(self.part, encoding="utf-8") as lines:
+        rows = map(json.loads, lines)
+        while chunk := list(islice(rows, 5000)):
+            names = dict.fromkeys(chain(*chunk) if schema is None else schema.names)
+            columns = {name: [row.get(name) for row in chunk] for name in names}
+            yield pa.table(columns, schema)
+
+
+@patch
+def _write_parquet(self: _PartialFile, path):
+    "Twice through the rows: for the types of all, and to write them."
+    try:
+        schema = pa.unify_schemas(
+            [table.schema for table in self._tables()],
+            promote_options="permissive")
+        with pa.parquet.ParquetWriter(path, schema) as file:
+            for table in self._tables(schema):
+                file.write_table(table)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(
+            f"{self.part} is whole, but cannot be Parquet ({error}): "
+            "give an output named .jsonl") from None
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #f7ab7245
 @dataclass(repr=False)
@@ -167,11 +201,21 @@ class _ScoreFileReport(Report):
         return Table(("", ""), rows) if rows else None
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #33b1cab1
+def _numbers(shard):
+    "i and n of 'i/n'. ValueError: something else."
+    found = re.fullmatch(r"(\d+)/(\d+)", shard or "0/1")
+    i, n = map(int, found.groups()) if found else (0, 0)
+    if not i < n:
+        raise ValueError(f"shard is {shard!r}; give i/n, part i of n, from 0/n on")
+    return i, n
+
+
 def _check_output(out, names):
     "ValueError or FileExistsError: the scores cannot be written there."
-    if out.suffix != ".jsonl":
+    if out.suffix not in (".jsonl", ".parquet"):
         raise ValueError(
-            f"the output {out.name} must be named .jsonl: each row is written with all its fields")
+            f"the output {out.name} must be named .jsonl or .parquet: "
+            "each row is written with all its fields")
     if out.exists():
         first = next(iter(read_rows(out)), ("", {}))[1]
         if isinstance(first, UnusableRow) or not first.keys() >= {*names}:
@@ -183,22 +227,24 @@ def _check_output(out, names):
 def score_file(
     self: TextScorer,
     in_path,  # a file of rows, or whatever else `read_rows` takes; iterated in another thread
-    out_path: str | Path,  # .jsonl; written as OUT.part until it is complete
+    out_path: str | Path,  # .jsonl or .parquet; written as OUT.part until it is complete
     *,
     columns: dict[str, str] | None = None,  # canonical name -> name in the file
     format: str = "auto",  # as in `load_preferences`
     split: str | None = None,  # the same
+    shard: str | None = None,  # "i/n": every n-th row, from row i on; None: all
     score_column: str = "score",  # pairs give chosen_score and rejected_score, lists scores
     batch_rows: int = 256,  # scored and written at a time; a kill loses at most these
     resume: bool = True,  # go on where an earlier call of the same output stopped
     normalize: bool = False,  # on the scale of the evaluation set
     progress: bool = False,  # show a bar
 ) -> _ScoreFileReport:
-    """Score row by row into JSON Lines; a row that cannot be scored has a null score and an `error`.
+    """Score row by row; a row that cannot be scored has a null score and an `error`.
 
     PreferenceDataError: not readable; ValueError: settings or input changed; FileExistsError: the output."""
     out, source = Path(out_path), read_rows(in_path, split)
-    rows = _rows(source)
+    i, n = _numbers(shard)
+    rows = islice(_rows(source), i, None, n)
     first = list(islice(rows, 100))
     good = [row for _, row in first if isinstance(row, dict)]
     if not good:
@@ -209,11 +255,13 @@ def score_file(
     _check_output(out, names)
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
     settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column,
-                "normalize": scale, "format": fmt.name}
+                "normalize": scale, "format": fmt.name, "shard": f"{i}/{n}"}
     with RunRecord.only_writer(out), ThreadPoolExecutor(1) as thread:
         part, rows = _PartialFile(out, settings, resume), chain(first, rows)
         part.skip((_written(fmt, [], *found, []) for found in rows), [*names, "error"])
-        done, total = part.rows, sum(1 for _ in source) if progress else None
+        done, total = part.rows, None
+        if progress:
+            total = sum(1 for _ in islice(source, i, None, n))
         bar = tqdm(
             desc="Scoring rows", unit=" rows", initial=done, total=total, disable=not progress)
         chunks = iter(lambda: list(islice(rows, batch_rows)), [])

@@ -413,7 +413,7 @@ class _Score(Command):
     input: str | None = _optional(
         "Texts to score: file, folder, glob or hub id.", positional=True, metavar="[INPUT]")
     output: str | None = _optional(
-        "File of scored rows, continued if unfinished. None: INPUT.MODEL.jsonl.",
+        "File of scored rows, .jsonl or .parquet, continued if unfinished. None: INPUT.MODEL.jsonl.",
         metavar="FILE")
     prompt: str | None = _optional("The prompt of --response.")
     response: str = _many("A response to score; may be repeated.")
@@ -422,13 +422,16 @@ class _Score(Command):
     json: bool = _json()
     score_column: str | None = _optional(
         "Column of the output that takes the scores. None: score.", metavar="NAME")
+    shard: str | None = _optional(
+        "Part i of n of the rows, 0/n to n-1/n, as for a job array.", metavar="I/N")
 
     def run(self):
         if bool(self.input) == bool(self.response):
             raise ParameterError(
                 "give either a file to score, or --response (with --prompt)")
         if self.response:
-            self.only_with("a file to score", "score_column", "output", *settings_of(DataSettings))
+            self.only_with(
+                "a file to score", "score_column", "output", "shard", *settings_of(DataSettings))
             _score_texts(self)
         else:
             self.only_with("--response", "prompt", "json")
@@ -454,12 +457,14 @@ def _score_file(args):
     if not (source.exists() or args.output):
         raise FileNotFoundError(f"no file {source} to score; for a glob or hub id give --output")
     model = base_name(args.model).rpartition("/")[2]
+    if args.shard: model += f".{args.shard.replace('/', '-of-')}"
     output = Path(args.output or Path(args.input.removesuffix(".gz")).with_suffix(f".{model}.jsonl"))
     _check_writable(output.parent)
     scored = _load(args).score_file(
         args.input,
         output,
         score_column=args.score_column or "score",
+        shard=args.shard,
         normalize=args.normalize,
         **_reading_of(args),
     )
