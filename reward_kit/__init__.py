@@ -1,5 +1,4 @@
 "From human preferences to a reward signal that can be trusted."
-
 __version__ = "0.1.0"
 
 from importlib import import_module as _import_module

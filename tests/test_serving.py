@@ -1068,7 +1068,7 @@ def test_a_gzip_is_read_and_another_coding_is_refused(rm, url):
         assert found.status_code == status and message in found.json()["error"]["message"]
 
 
-COUNTED = 'reward_kit_requests_total{route="other",status="404"}'
+COUNTED = "reward_kit_requests_total{route=\"other\",status=\"404\"}"
 
 
 def test_readiness_counts_tokens_and_models(rm, url):

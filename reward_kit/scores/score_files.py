@@ -37,8 +37,9 @@ def _score_columns(fmt, rows, score_column):
     names = fmt.score_columns(score_column)
     taken = sorted(set().union(*rows) & {*names, "error"})
     if taken:
-        raise PreferenceDataError(f"the file already has a column {taken[0]!r}; rename it, or (not 'error') "
-                                  "choose another name with score_column")
+        raise PreferenceDataError(
+            f"the file already has a column {taken[0]!r}; rename it, or (not 'error') "
+            "choose another name with score_column")
     return names
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #bde7a760
@@ -78,7 +79,10 @@ def _score(rm, normalize, encoded):
     good = [own for own in encoded if isinstance(own, list)]
     rewards = rm.score_ids(list(chain(*good)))
     rewards = iter(rm.normalized(rewards) if normalize else rewards)
-    return [list(islice(rewards, len(own))) if isinstance(own, list) else own for own in encoded]
+    return [
+        list(islice(rewards, len(own))) if isinstance(own, list) else own
+        for own in encoded
+    ]
 
 
 def _written(fmt, names, origin, row, scores):
@@ -132,7 +136,9 @@ def _count(self: _PartialFile, rows, size):
     for row in rows:
         if "error" in row:
             error = row["error"].partition(": ")[2]  # where it stands is left out
-            self.errors[error if error in self.errors or len(self.errors) < 20 else "other errors"] += 1
+            if error not in self.errors and len(self.errors) >= 20:
+                error = "other errors"
+            self.errors[error] += 1
 
 
 @patch
@@ -254,8 +260,9 @@ def score_file(
     names = _score_columns(fmt, good, score_column)
     _check_output(out, names)
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
-    settings = {"model": self.fingerprint(), "columns": columns or {}, "score_column": score_column,
-                "normalize": scale, "format": fmt.name, "shard": f"{i}/{n}"}
+    settings = {
+        "model": self.fingerprint(), "columns": columns or {}, "format": fmt.name,
+        "score_column": score_column, "normalize": scale, "shard": f"{i}/{n}"}
     with RunRecord.only_writer(out), ThreadPoolExecutor(1) as thread:
         part, rows = _PartialFile(out, settings, resume), chain(first, rows)
         part.skip((_written(fmt, [], *found, []) for found in rows), [*names, "error"])
