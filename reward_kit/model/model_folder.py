@@ -441,9 +441,9 @@ def saved_whole(target, what="the model"):  # a folder; for the message
         with CheckpointError.around(f"{what} could not be saved to {target}"):
             source.mkdir(parents=True)
             yield source
-            import reward_kit.beside.transformers_4  # noqa: F401  whose words are added
+            from reward_kit.beside.transformers_4 import RewardMetadata as Readable
 
-            RewardMetadata.make_readable(source)
+            Readable.make_readable(source)  # by version 4 of transformers too
             _move_into(source, target, old)
     finally:
         shutil.rmtree(source, ignore_errors=True)
