@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..data.files import UnusableRow
 from ..data.report import Report, counted
 from ..data.records import read_column
-from ..data.formats import to_record
+from ..data.formats import PreferenceFormat, to_record
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #a093588d
 @dataclass(repr=False)
@@ -173,22 +173,28 @@ _KEPT = (*_ENCODED, "margin", "weight", "origin")  # columns of an encoded strea
 _READ = (*_TEXT, "chosen", "rejected")
 
 
-def _usable(rows):
+_READY = {"responses", "chosen_ids"}  # a row that has one of these is a record
+
+
+def _usable(rows, fmt):
     records = []
     for row in rows:
         try:
-            records.append(row if {"responses", "chosen_ids"} & row.keys()
-                           else row | to_record(row, origin=row.pop("origin")))
+            records.append(
+                row if _READY & row.keys()
+                else row | to_record(row, origin=row.pop("origin"), format=fmt))
         except UnusableRow as error:
             logging.getLogger("reward_kit").warning("a row of the stream is left out: %s", error)
     return records
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #d8c9c2ae
 def _encode_stream(dataset, encoder, report, columns):
+    rows = list(islice(dataset, 100))  # what they are holds for those to come
+    fmt = "auto" if _READY & rows[0].keys() else PreferenceFormat.detect(rows)
     begun = set()  # starts of batches; a stream is read once an epoch
 
     def encode(columns, indices):
-        records = _usable(_rows(columns, indices))
+        records = _usable(_rows(columns, indices), fmt)
         encoded = _encode_records(records, encoder)
         if indices[0] not in begun:
             begun.add(indices[0])
