@@ -700,9 +700,11 @@ def test_create_returns_the_process_id_and_leaves_a_folder(documented):
         "data_report.png",
     } <= names
     assert not [name for name in names if name.startswith("checkpoint-")]
-    assert [p.name for p in documented["folder"].iterdir() if p.name != "preferences.jsonl"] == [
-        "reward-model"
-    ]
+    assert {p.name for p in documented["folder"].iterdir()} == {
+        "preferences.jsonl",
+        "reward-model",
+        "reward-model.held_out.jsonl",
+    }
     card = (documented["folder"] / "reward-model" / "README.md").read_text()
     assert "95% interval" in card and "preferences.jsonl" in card and "data_report.png" in card
     rows = [

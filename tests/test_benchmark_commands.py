@@ -47,7 +47,7 @@ SMALL = {  # {data}: a file of transcripts
     "waiting_threads.py": "--steps 1 --rounds 1",
 }
 SAYS = {
-    "over_optimisation.py": "best true",
+    "over_optimisation.py": "true reward: best",
     "transcripts_accuracy.py": "95% interval",
 }  # the others print a table
 BESIDE_ANOTHER_TRL = {

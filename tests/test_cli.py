@@ -753,7 +753,8 @@ def test_evaluate_writes_a_report(model, pairs, tmp_path, capsys):
 
 
 def test_evaluate_without_probes(model, pairs, capsys):
-    report = json.loads(output(capsys, "evaluate", model, pairs, "--json", "--probe-prompts", "0"))
+    words = [pairs, "--json", "--probe-prompts", "0", "--include-trained"]
+    report = json.loads(output(capsys, "evaluate", model, *words))
     assert (
         report["probes"] is None
         and report["calibration"]["n_pairs"] == report["n_pairs"]
@@ -775,11 +776,12 @@ def test_calibrate_keeps_a_temperature_that_compare_uses(model, tmp_path, capsys
             row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     data = tmp_path / "held-out.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept = json.loads(output(capsys, "calibrate", copy, data, "--json"))
+    kept = json.loads(output(capsys, "calibrate", copy, data, "--json", "--include-trained"))
     assert (
         json.loads((copy / "reward_kit.json").read_text())["calibration"] == kept and kept["n_prompts"] == 40
     )
-    assert f"Temperature {kept['temperature']:.3f}" in output(capsys, "calibrate", copy, data)
+    again = output(capsys, "calibrate", copy, data, "--include-trained")
+    assert f"Temperature {kept['temperature']:.3f}" in again
     rm = RewardModel.from_pretrained(copy)
     a, b = rm.score(["question 1?"] * 2, ["Good answer 1", "no"])
     assert rm.compare("question 1?", "Good answer 1", "no") == pytest.approx(

@@ -19,6 +19,7 @@ import reward_kit.trust.agreement as agreement_module
 import reward_kit.trust.edits as edits_module
 import reward_kit.trust.length as length_module
 import reward_kit.trust.probes as probes_module
+from reward_kit.data.playground import Playground
 from reward_kit.data.preferences import load_preferences
 from reward_kit.data.report import wilson_interval
 from reward_kit.trust.agreement import Bootstrap, _Pairs, pair_table, score_preferences
@@ -727,7 +728,8 @@ def test_the_simulation_in_small():
         import planted_biases
     finally:
         sys.path.remove(str(folder))
-    rows = {row["name"]: row for row in planted_biases.simulate(6, prompts=300, seed=0, limit=300)}
+    drawn = planted_biases.population(Playground(seed=0), 300)
+    rows = {name: planted_biases.simulate(name, 6, 300, 0, *drawn) for name in planted_biases.MODELS}
     for name, row in rows.items():
         assert row["found"] >= 0.75 and row["false"] == 0 and row["covered"] > 0.8, (name, row)
         assert name == "does not read the prompt" or row["reads"] == 1

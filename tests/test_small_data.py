@@ -404,6 +404,8 @@ def test_folders_are_named_and_grouped(monkeypatch):
     class Loads:
         "In place of a reward model: its folder, and with what it was loaded."
 
+        new_prompts = comparing.RewardModel.new_prompts
+
         @staticmethod
         def from_pretrained(name, **options):
             return loaded.append(options) or name

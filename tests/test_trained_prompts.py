@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 
 
 def test_the_folder_knows_what_it_was_trained_on_and_keeps_what_was_held_out(trained):
-    held_out = load_preferences(trained / "a" / "held_out.jsonl", progress=False)
+    held_out = load_preferences(trained / "a.held_out.jsonl", progress=False)
     keys = np.frombuffer((trained / "a" / "trained_prompts.u64").read_bytes(), np.uint64)
     whole = rows(0, 100)
     assert set(keys) | set(held_out.prompt_keys) == set(whole.prompt_keys)
@@ -120,7 +120,7 @@ def test_split_writes_two_files_that_share_no_prompt(tmp_path, capsys):
 
 
 def test_a_second_training_leaves_out_what_judged_the_first(trained, tmp_path):
-    held_out = trained / "a" / "held_out.jsonl"
+    held_out = trained / "a.held_out.jsonl"
     said = []
     found = train_reward_model(
         "playground", rows(0, 100), tmp_path / "second", eval_data=held_out, without_eval_prompts=True,

@@ -261,7 +261,7 @@ def _measure(trainer) -> None:  # RewardTrainer that has been trained
 
 def _leave_report(folder, held_out, say) -> None:  # of the model; Preferences; takes lines
     "Keeps what was held out, and says how to get the trust report."
-    data, report = folder / "held_out.jsonl", folder / "evaluation"
+    data, report = folder.with_name(f"{folder.name}.held_out.jsonl"), folder / "evaluation"
     save_preferences(held_out, data)
     say("The weights of this run are spread over processes, so its trust report is left to one process:\n"
         f"  reward-kit evaluate {folder} {data} --report {report}")

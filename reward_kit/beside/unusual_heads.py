@@ -22,6 +22,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.modeling_layers import GenericForSequenceClassification
 
 from ..data.report import counted
+from ..model.batches import innermost_model
 from ..model.model_folder import CheckpointError, RewardHead
 
 # %% ../../nbs/7_beside/unusual_heads.ipynb #919d6857
@@ -118,7 +119,7 @@ def merged(cls: RewardHead, model):  # peft.PeftModel; used up
 @torch.no_grad()
 def check_merges(cls: RewardHead, model):  # peft.PeftModel, before it is trained
     "ValueError: its adapter cannot be merged, and so not be saved."
-    adapters, inner = model.peft_config.values(), model.get_base_model()
+    adapters, inner = model.peft_config.values(), innermost_model(model)
     kinds = {config.peft_type.value for config in adapters}
     if kinds == {"LORA"} or getattr(inner, "is_quantized", False) or any(
             hasattr(p, "ds_id") for p in model.parameters()):  # of DeepSpeed

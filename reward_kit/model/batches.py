@@ -425,6 +425,7 @@ def _encoder_rewards(model, own_forward, inputs, index):
 # %% ../../nbs/2_model/24_batches.ipynb #f771fb6e
 def _reward_forward(self, *args, reward_index=None, **kwargs):
     "Rewards (b, K) at `reward_index`, 0 where it is -1; without it as before."
+    args = args[bool(args) and args[0] is self:]  # accelerate binds it once more
     own_forward = self._forward_before_reward
     if reward_index is None:
         return own_forward(*args, **kwargs)

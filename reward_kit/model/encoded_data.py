@@ -176,7 +176,7 @@ _READ = (*_TEXT, "chosen", "rejected")
 _READY = {"responses", "chosen_ids"}  # a row that has one of these is a record
 
 
-def _usable(rows, fmt):
+def _usable(rows, fmt="auto"):
     records = []
     for row in rows:
         try:

@@ -331,7 +331,8 @@ def _complete_folder(folder, held_out, data_report, progress, say):
     report = _evaluate(folder, held_out, progress, say)
     _keep_temperature(folder, report)
     replace(report, mistakes=None).save(folder / "evaluation")
-    held_out.save(folder / "held_out.jsonl")
+    beside = f"{folder.name}.held_out.jsonl"  # texts are not to be published
+    held_out.save(folder.with_name(beside))
     write_model_card(folder, report)
     data_report.plot().savefig(folder / "data_report.png", bbox_inches="tight")
     ModelCard(folder).replace(

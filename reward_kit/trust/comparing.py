@@ -333,7 +333,10 @@ def compare_runs(
     for name, own in named:
         share, *ends, _ = _over_prompts_and_seeds([own], prompt, level)
         low, high = np.clip(ends, 0, 1).tolist()
-        table.append({"name": name, "seeds": len(own), "accuracy": share, "low": low, "high": high})
+        table.append({
+            "name": name, "seeds": len(own),
+            "accuracy": share, "low": low, "high": high,
+        })
     comparisons = [
         {"a": a, "b": b, **_compare_two(worse, better, prompt, level)}
         for (b, better), (a, worse) in itertools.combinations(named, 2)]

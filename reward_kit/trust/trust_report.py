@@ -125,9 +125,11 @@ def summary(self: TrustReport):
     "What to know first."
     probes = self.probes.verdicts if self.probes else []
     calibration = self.calibration.verdicts[:1] if self.calibration else []
-    lost = [f"Much is not judged: {self.n_too_long:,} of {self.n_records:,} records do not fit the "
-            f"model, and {self.n_unread:,} of {self.n_rows:,} rows could not be read. What follows "
-            "speaks of the others alone."]
+    lost = [
+        f"Much is not judged: {self.n_too_long:,} of {self.n_records:,} records "
+        f"do not fit the model, and {self.n_unread:,} of {self.n_rows:,} rows "
+        "could not be read. What follows speaks of the others alone."
+    ]
     many = 20 * self.n_too_long > self.n_records or 20 * self.n_unread > self.n_rows
     return [*self.trained, *lost * many, *probes[:1], *self.verdicts, *calibration, *probes[1:]]
 
