@@ -536,6 +536,7 @@ _FILES = {
     "reward-model": "the reward model, a standard Hugging Face folder",
     "reward-model/README.md": "its card, with pictures of data, training and trust",
     "reward-model/evaluation/report.md": "the whole trust report",
+    "reward-model.held_out.jsonl": "the pairs that it was judged by",
     "ppo-model": "the policy that PPO trained with it",
     "ppo-model/README.md": "its card, with score, KL and length by batch",
     "ppo-model/held_out.jsonl": "what it answered before and after",
