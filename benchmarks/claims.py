@@ -6,8 +6,7 @@
 Every notebook is run again with another number wherever its examples name a seed, and every assertion is
 looked at by itself. One that ends in "# in this run" speaks of the stored output alone: it is not asked
 here, but it must hold with the seeds as they stand, which `make test` and `make tutorials` see to. The table
-lists the notebooks, and every claim that failed with a seed. All of them take about ten minutes a seed on
-two cores.
+lists the notebooks, and every claim that failed with a seed.
 """
 
 import argparse

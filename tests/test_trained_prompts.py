@@ -140,3 +140,24 @@ def test_a_report_that_leaves_much_out_says_so_first():
     )
     fewer = evaluate_reward_model(lambda p, r: [float(len(x)) for x in r], few, probe_prompts=0)
     assert "not judged" not in " ".join(fewer.summary)
+
+
+def test_ratings_of_trained_prompts_are_left_out_and_said(trained):
+    model = RewardModel.from_pretrained(trained / "a", device="cpu")
+    model.metadata.trained_prompts = load_preferences(ratings(30), progress=False).prompt_keys.tobytes()
+    report = evaluate_reward_model(model, ratings(60))
+    assert report.verdicts[0] == "30 of 60 records have prompts that were trained on, and are left out."
+    assert (
+        report.n_responses == 30
+        and "trained on" not in evaluate_reward_model(len_of, ratings(60)).verdicts[0]
+    )
+
+
+def ratings(n):
+    return [
+        {"prompt": f"What is {i}?", "response": "A number. " * (1 + i % 7), "score": i % 5} for i in range(n)
+    ]
+
+
+def len_of(prompts, responses):
+    return [float(len(response)) for response in responses]

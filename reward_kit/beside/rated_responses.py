@@ -83,6 +83,7 @@ class _RatedReport(Report):
     level: float = 0.95  # of the intervals
     seed: int = 0  # of the bootstrap
     fingerprint: str | None = None  # of the data
+    trained: tuple | list = ()  # what is said of prompts that the model was trained on
     mistakes: None = None  # of pairs
     calibration = None
     captions = {"scores": "Reward of each response against the score that people gave it"}
@@ -121,7 +122,8 @@ def _said(measures, prompts):
     return found
 
 
-_RatedReport.verdicts = property(lambda self: [_NOT_COMPARED, *_said(self.measures, self.n_prompts)])
+_RatedReport.verdicts = property(
+    lambda self: [*self.trained, _NOT_COMPARED, *_said(self.measures, self.n_prompts)])
 
 # %% ../../nbs/7_beside/rated_responses.ipynb #13129a08
 def _figures(report):
@@ -136,7 +138,7 @@ def _figures(report):
 _RatedReport.figures = _figures
 
 
-def _rated(model, data, preferences, rewards, seed=0):  # names; rewards of each record or None
+def _rated(model, data, preferences, rewards, seed=0, trained=()):  # names; rewards of each record or None
     "The report. ValueError: no response could be scored."
     kept = [n for n, own in enumerate(rewards) if own]
     if not kept:
@@ -151,4 +153,4 @@ def _rated(model, data, preferences, rewards, seed=0):  # names; rewards of each
         model, data, len(kept), len(np.unique(prompt)), len(rewards) - len(kept),
         _measured(own, scores, lengths, prompt, bootstrap),
         json_ready(np.stack([scores, own], 1)[::step]),
-        bootstrap.level, bootstrap.seed, preferences.fingerprint)
+        bootstrap.level, bootstrap.seed, preferences.fingerprint, trained)

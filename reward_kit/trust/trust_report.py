@@ -332,7 +332,7 @@ def evaluate_reward_model(
         from reward_kit.beside import rated_responses
 
         return rated_responses._rated(
-            name, _data_name(data), preferences, rewards, seed)
+            name, _data_name(data), preferences, rewards, seed, trained)
     table = pair_table(preferences, rewards)
     pooled = Bootstrap().accuracy(table["outcome"], table["prompt"])
     found = _measured(
