@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/7_beside/many_processes.ipynb #1ef1df50
+import atexit
 import copy
 import json
 import os
@@ -127,6 +128,8 @@ def _check(args, model=None):  # RewardConfig or PPOConfig, whose processes stan
     if found != there:
         raise ValueError(f"{there} processes were started, and this one sees {found}: each would train by "
                          "itself. Start them with torchrun or accelerate launch")
+    if found > 1:  # callers may still gather; threads of the group that outlive it abort a process at its end
+        atexit.register(PartialState().destroy_process_group)
     unset_hf_deepspeed_config()  # from now on a model is loaded whole
     return args, _whole(model)
 

@@ -6,7 +6,6 @@
 __all__ = ['PPOTrainer']
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #cc0a5a6f
-import atexit
 import math
 import sys
 import time
@@ -97,8 +96,6 @@ def _prepare_processes(self: PPOTrainer):
         raise ValueError(f"report_to={asked}: not installed, so nothing would be logged there")
     many_processes._check(args)
     self.device = self.accelerator.device
-    if self.accelerator.num_processes > 1:  # callers may still gather
-        atexit.register(accelerate.PartialState().destroy_process_group)
 
 # %% ../../nbs/5_rl/55_ppo.ipynb #230bfa3e
 @patch
