@@ -1,5 +1,6 @@
 "The tutorial's programs that score Parquet files: with `datasets.map`, and with Ray Data where it is there."
 
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ ROWS = [
 ]
 ON_RAY = """
 import ray, runpy, sys
-ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -72,10 +73,30 @@ def test_the_parts_of_a_job_array_are_the_whole(world, tmp_path):
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_ray_data_scores_all_rows_and_goes_on(world, tmp_path):
     folder, expected = world
-    words = (PROGRAMS / "score_ray.py", folder / "model", folder / "in", tmp_path / "out", 2)
+    here = os.path.relpath(folder, tmp_path)
+    words = (PROGRAMS / "score_ray.py", f"{here}/model", f"{here}/in", "out", 2)
     call("-c", ON_RAY, *words, cwd=tmp_path)
     files = sorted((tmp_path / "out").glob("*.parquet"))
     check(pd.concat(map(pd.read_parquet, files)), expected)
     call("-c", ON_RAY, *words, cwd=tmp_path)  # nothing is left to do
     after = pd.concat(map(pd.read_parquet, sorted((tmp_path / "out").glob("*.parquet"))))
     check(after[after["id"].notna()], expected)
+
+
+def test_the_parts_of_the_command_are_neighbouring_rows(world, tmp_path):
+    "Rows of one prompt stay together, all parts read the file alike, and none is asked for nothing."
+    folder, expected = world
+    rows = [{"prompt": row["prompt"], "response": row["response"]} for row in ROWS for _ in range(3)]
+    (tmp_path / "in.jsonl").write_text("".join(map("{}\n".format, map(json.dumps, rows))))
+    model = RewardModel.from_pretrained(folder / "model", device="cpu")
+    found = []
+    for number in range(4):
+        out = tmp_path / f"{number}.jsonl"
+        report = model.score_file(tmp_path / "in.jsonl", out, shard=f"{number}/4")
+        assert report.rows == [30, 31, 31, 31][number]
+        found += map(json.loads, out.read_text().splitlines())
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in rows]
+    assert [row["score"] for row in found] == pytest.approx([s for s in expected for _ in range(3)], abs=1e-5)
+    (tmp_path / "in.jsonl").write_text("".join(map("{}\n".format, map(json.dumps, rows[:3]))))
+    with pytest.raises(ValueError, match="in.jsonl: part 0/4 of 3 rows has none"):
+        model.score_file(tmp_path / "in.jsonl", tmp_path / "none.jsonl", shard="0/4")

@@ -238,7 +238,7 @@ def score_file(
     columns: dict[str, str] | None = None,  # canonical name -> name in the file
     format: str = "auto",  # as in `load_preferences`
     split: str | None = None,  # the same
-    shard: str | None = None,  # "i/n": every n-th row, from row i on; None: all
+    shard: str | None = None,  # "i/n": one of n equal parts, from 0/n on; None: all
     score_column: str = "score",  # pairs give chosen_score and rejected_score, lists scores
     batch_rows: int = 256,  # scored and written at a time; a kill loses at most these
     resume: bool = True,  # go on where an earlier call of the same output stopped
@@ -250,7 +250,7 @@ def score_file(
     PreferenceDataError: not readable; ValueError: settings or input changed; FileExistsError: the output."""
     out, source = Path(out_path), read_rows(in_path, split)
     i, n = _numbers(shard)
-    rows = islice(_rows(source), i, None, n)
+    rows = _rows(source)
     first = list(islice(rows, 100))
     good = [row for _, row in first if isinstance(row, dict)]
     if not good:
@@ -260,17 +260,20 @@ def score_file(
     names = _score_columns(fmt, good, score_column)
     _check_output(out, names)
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
+    total = sum(1 for _ in source) if n > 1 or progress else None
+    start, stop = (total * i // n, total * (i + 1) // n) if n > 1 else (0, None)
+    if start == stop:
+        raise PreferenceDataError(f"{source.name}: part {i}/{n} of {total:,} rows has none")
     settings = {
         "model": self.fingerprint(), "columns": columns or {}, "format": fmt.name,
-        "score_column": score_column, "normalize": scale, "shard": f"{i}/{n}"}
+        "score_column": score_column, "normalize": scale, "rows": [start, stop]}
     with RunRecord.only_writer(out), ThreadPoolExecutor(1) as thread:
-        part, rows = _PartialFile(out, settings, resume), chain(first, rows)
+        part = _PartialFile(out, settings, resume)
+        rows = islice(chain(first, rows), start, stop)
         part.skip((_written(fmt, [], *found, []) for found in rows), [*names, "error"])
-        done, total = part.rows, None
-        if progress:
-            total = sum(1 for _ in islice(source, i, None, n))
-        bar = tqdm(
-            desc="Scoring rows", unit=" rows", initial=done, total=total, disable=not progress)
+        done = part.rows
+        bar = tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress,
+                   total=total and (stop or total) - start)
         chunks = iter(lambda: list(islice(rows, batch_rows)), [])
         ready = ((chunk, _by_halves(partial(_encode, self, fmt), [row for _, row in chunk]))
                  for chunk in chunks)

@@ -3,11 +3,13 @@
     python score_ray.py MODEL INPUT OUTPUT ACTORS
 
 INPUT is a file or a folder with columns id, prompt and response; OUTPUT gets them with a column score. Each
-actor holds one model and a processor (on GPUs give it `num_gpus=1`); reading and writing need some beside.
-A job that was killed goes on with the rows that have no score yet when it is started again; the folder
-OUTPUT.done, which all machines must see, holds the ids of the others.
+actor holds one model. There may be as many as processors, and none is counted for them, else nothing would be
+left to read and write with (on GPUs give them `num_gpus=1`). A job that was killed goes
+on with the rows that have no score yet when it is started again; the folder OUTPUT.done, which all machines
+must see, holds the ids of the others.
 """
 
+import os
 import sys
 
 import ray
@@ -29,16 +31,25 @@ class Scorer:
         return batch
 
 
+def everywhere(path):
+    "The same for all processes, wherever they run: an address as it is, a path from the root."
+    return path if "://" in path else os.path.abspath(path)
+
+
 def main(model, source, target, actors):
+    model = everywhere(model) if os.path.isdir(model) else model  # else of a hub
+    source, target = everywhere(source), everywhere(target)
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=f"{target}.done", delete_checkpoint_on_success=False
     )
-    ray.data.read_parquet(source).map_batches(
+    rows = ray.data.read_parquet(source).repartition(target_num_rows_per_block=2048)  # what a kill loses
+    rows.map_batches(
         Scorer,
         fn_constructor_args=[model],
         batch_size=512,
-        num_cpus=1,
+        num_cpus=0,
+        scheduling_strategy="SPREAD",
         compute=ray.data.ActorPoolStrategy(size=int(actors)),
     ).write_parquet(target)
 
