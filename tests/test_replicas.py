@@ -1,10 +1,14 @@
 "The score server as replicas: manifests ask for what the application has; Ray Serve, where it is installed."
 
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import pytest
 import yaml
 from trainer_world import make_base
 
-from reward_kit import RewardMetadata, RewardModel, load_reward_backbone, prepare_tokenizer
+from reward_kit import RewardClient, RewardMetadata, RewardModel, load_reward_backbone, prepare_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -92,3 +96,28 @@ def test_ray_serve_takes_the_factory(model, tmp_path):
     assert found, done.stdout[-2000:] + done.stderr[-3000:]
     expected = RewardModel.from_pretrained(model, device="cpu").score("thank you", "sorry")
     assert [float(reward) for reward in found.groups()] == pytest.approx([expected] * 2, abs=1e-5)
+
+
+@pytest.mark.skipif(find_spec("gunicorn") is None, reason="gunicorn is not installed")
+def test_gunicorn_takes_the_factory(model, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"REWARD_KIT_MODEL": model, "REWARD_KIT_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    words = f"-w 2 -k uvicorn.workers.UvicornWorker -b 127.0.0.1:{port} reward_kit.beside.replicas:app()"
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "gunicorn", *words.split()], env=env, stderr=log)
+    try:
+        for _ in range(300):
+            time.sleep(0.2)
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready") as answer:
+                    assert answer.status == 200
+                    break
+        found = RewardClient(f"http://127.0.0.1:{port}").score("thank you", "sorry")
+    finally:
+        server.terminate()
+        ended = server.wait(60)
+    expected = RewardModel.from_pretrained(model, device="cpu").score("thank you", "sorry")
+    assert found == pytest.approx(expected, abs=1e-5) and ended == 0, (tmp_path / "log").read_text()
