@@ -1,14 +1,19 @@
 "A model is not praised on prompts that it was trained on, whatever asks it."
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from reward_kit import (
     Playground,
+    RewardConfig,
     RewardEnsemble,
     RewardModel,
+    RewardTrainer,
+    average_reward_models,
     compare_runs,
     evaluate_reward_model,
     load_preferences,
@@ -161,3 +166,86 @@ def ratings(n):
 
 def len_of(prompts, responses):
     return [float(len(response)) for response in responses]
+
+
+def keys_of(folder):
+    return set(np.fromfile(folder / "trained_prompts.u64", np.uint64).tolist())
+
+
+@pytest.fixture(scope="module")
+def second(trained):
+    "Trained further from the first, on other pairs."
+    said = []
+    train_reward_model(
+        trained / "a", rows(200, 260), trained / "second", config=CONFIG | {"show_plan": True},
+        progress=False, say=said.append)  # fmt: skip
+    return trained / "second"
+
+
+def test_prompts_of_the_base_count_as_trained_on(trained, second):
+    own = set(rows(200, 260).prompt_keys.tolist())
+    assert keys_of(trained / "a") < keys_of(second) <= keys_of(trained / "a") | own
+    assert f"{len(keys_of(trained / 'a')):,} that the base was trained on count" in (
+        second / "README.md"
+    ).read_text(encoding="utf-8")
+    assert "trained on count" not in (trained / "a" / "README.md").read_text(encoding="utf-8")
+    data = rows(0, 100)
+    seen = np.isin(data.prompt_keys, [*keys_of(trained / "a")]).sum()
+    report = evaluate_reward_model(second, data, probe_prompts=0)
+    assert report.n_records == 100 - seen and f"{seen} of 100 records" in report.summary[0]
+
+
+@pytest.mark.parametrize("how", ["object", "lora", "stream", "ids"])
+def test_prompts_are_inherited_however_the_base_is_given(trained, tmp_path, how, capsys):
+    from peft import LoraConfig
+    from transformers import AutoModelForSequenceClassification
+
+    base, data = trained / "a", rows(200, 210)
+    given = {"model": str(base), "train_dataset": data}
+    if how == "object":
+        given["model"] = AutoModelForSequenceClassification.from_pretrained(base)
+    if how == "lora":
+        given["peft_config"] = LoraConfig(r=2)
+    if how == "stream":
+        given["train_dataset"] = data.to_pairs().to_iterable_dataset()
+    if how == "ids":
+        given["train_dataset"] = Dataset.from_list([{"chosen_ids": [5, 6, 7], "rejected_ids": [5, 8]}] * 2)
+    trainer = RewardTrainer(args=RewardConfig(str(tmp_path / "run"), max_steps=1, use_cpu=True), **given)
+    trainer.train()
+    assert "count as trained on" in capsys.readouterr().out
+    trainer.save_model(tmp_path / "model")
+    assert keys_of(base) <= keys_of(tmp_path / "model")
+
+
+def test_averages_and_ensembles_know_what_the_bases_of_their_members_were_trained_on(
+    trained, second, tmp_path
+):
+    train_reward_model(trained / "a", rows(300, 330), trained / "third", config=CONFIG, **QUIET)
+    average = average_reward_models([second, trained / "third"], tmp_path / "average")
+    assert keys_of(average) == keys_of(second) | keys_of(trained / "third")
+    ensemble = RewardEnsemble.from_pretrained([second, trained / "third"])
+    for judge in (average, ensemble):
+        report = evaluate_reward_model(judge, rows(0, 100), probe_prompts=0)
+        assert report.n_records == (~np.isin(rows(0, 100).prompt_keys, [*keys_of(trained / "a")])).sum()
+
+
+def test_a_pipeline_that_trains_further_says_what_its_base_had_seen(trained, tmp_path):
+    found = train_reward_model(
+        trained / "a", rows(0, 100), tmp_path / "again", config=CONFIG | {"seed": 3}, **QUIET)  # fmt: skip
+    seen = np.isin(found.held_out.prompt_keys, [*keys_of(trained / "a")]).sum()
+    assert seen and f"{seen} of {len(found.held_out)} records have prompts that were trained on" in str(
+        found.evaluation
+    )
+
+
+def test_torn_prompts_are_named_with_their_file(trained, tmp_path):
+    shutil.copytree(trained / "a", tmp_path / "torn")
+    (tmp_path / "torn" / "trained_prompts.u64").write_bytes(b"12345")
+    for ask in (
+        lambda: evaluate_reward_model(tmp_path / "torn", rows(0, 10), probe_prompts=0),
+        lambda: RewardTrainer(
+            str(tmp_path / "torn"), RewardConfig(str(tmp_path / "run")), train_dataset=rows(0, 10)
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"torn.trained_prompts.u64 cannot be used: "):
+            ask()

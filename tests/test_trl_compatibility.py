@@ -3,13 +3,23 @@ go wrong."""
 
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
 import trl
 from datasets import Dataset, IterableDataset
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    VeraConfig,
+    XLoraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 from trainer_world import make_base, make_pairs, make_tokenizer
@@ -576,3 +586,64 @@ def test_a_stream_is_counted_once_however_often_it_is_read(base, tmp_path):
     trainer.train()
     assert trainer.state.epoch > 2
     assert (trainer.overflow_report.rows, trainer.overflow_report.dropped_rows) == (7, 1)
+
+
+def mine(model, inputs, return_outputs=False, num_items_in_batch=None):
+    chosen, rejected = model(**inputs).logits.squeeze(-1).chunk(2)
+    loss = -nn.functional.logsigmoid(chosen - rejected).mean()
+    return (loss, {}) if return_outputs else loss
+
+
+@pytest.mark.parametrize("name", ["compute_loss", "data_collator"])
+def test_what_is_put_on_a_finished_trainer_is_refused(base, tmp_path, name):
+    trainer = make(base, tmp_path / "out", max_steps=1)
+    value = mine if name == "compute_loss" else trl.trainer.reward_trainer.DataCollatorForPreference(0)
+    setattr(trainer, name, value)
+    with pytest.raises(ValueError, match=f"^{name} was put on the trainer after it was made.*subclass"):
+        trainer.train()
+
+
+def test_a_loss_around_the_trainer_s_own_may_be_put_on_it(base, tmp_path):
+    found = []
+    for spied in (False, True):
+        trainer = make(base, tmp_path / f"{spied}", max_steps=2, logging_steps=1, eval_strategy="steps",
+                       arguments={"eval_dataset": make_pairs(4, 1)}.items())  # fmt: skip
+        if spied:
+            trainer.compute_loss = spy = Mock(side_effect=trainer.compute_loss)
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == found[1] and spy.call_count >= 3
+
+
+def test_a_loss_put_in_place_of_the_class_s_own_gets_trl_s_batches(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(RewardTrainer, "compute_loss", lambda self, *given, **named: mine(*given, **named))
+    trainer = make(base, tmp_path / "out", max_steps=2, logging_steps=1)
+    assert "as TRL's, for your compute_loss" in str(trainer.plan())
+    trainer.train()
+    found = losses(trainer)
+    monkeypatch.undo()
+    theirs = type("Mine", (RewardTrainer,), {"compute_loss": short})
+    other = make(base, tmp_path / "other", cls=theirs, max_steps=2, logging_steps=1)
+    other.train()
+    assert found == pytest.approx(losses(other), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "adapter, error, said",
+    [
+        (XLoraConfig(hidden_size=8, adapters={}), ValueError, "XLORA cannot be merged.*: use LoRA$"),
+        ({"r": 8}, TypeError, "peft_config must be one of PEFT's, as LoraConfig.., got dict$"),
+        ("lora", TypeError, "got str$"),
+    ],
+)
+def test_no_adapter_to_train_with_is_one_line_before_the_training(base, tmp_path, adapter, error, said):
+    with pytest.raises(error, match=said) as found:
+        make(base, tmp_path / "out", arguments={"peft_config": adapter}.items())
+    assert "\n" not in str(found.value)
+
+
+def test_a_model_of_no_folder_has_seen_nothing(base, tmp_path):
+    model, tokenizer = load_reward_backbone(base)
+    model.config._name_or_path = model.name_or_path = ""
+    trainer = make(model, tmp_path / "out", arguments={"processing_class": tokenizer}.items())
+    assert len(trainer._seen) == 0

@@ -115,7 +115,7 @@ def _metadata(stored, titles, weights):
         values = [getattr(metadata, name) for metadata in stored]
         shared[name] = values[0] if all(value == values[0] for value in values) else None
     made_of = {"average": {"models": titles, "weights": weights}}
-    shared["trained_prompts"] = b"".join(metadata.trained_prompts or b"" for metadata in stored) or None
+    shared["trained_prompts"] = RewardMetadata.all_prompts(stored).tobytes() or None
     no_scale = dict(normalization=None, calibration=None)
     return replace(stored[0], **shared | no_scale, versions=RewardMetadata().versions, extra=made_of)
 

@@ -15,7 +15,8 @@ from ..data.files import read_rows
 def _take(cls, ours, args, collator):  # class of the trainer, RewardTrainer, RewardConfig
     "(what you wrote, what makes its collator of pad token and multiple); ValueError: it cannot be used."
     names = "_prepare_dataset", "compute_loss"
-    own = [name for name in names if getattr(cls, name) is not getattr(ours, name)]
+    own = [name for name in names if getattr(cls, name) is not getattr(ours, name)
+           or getattr(ours, name).__module__ != ours.__module__]  # put in its place
     own += ["data_collator"] if collator else []
     if not own:
         return None, None
@@ -27,6 +28,29 @@ def _take(cls, ours, args, collator):  # class of the trainer, RewardTrainer, Re
         raise ValueError(f"a {what} of your own gets TRL's loss, not loss_type="
                          f"{args.loss_type!r}: leave one out")
     return what, lambda *how: _collator(collator or DataCollatorForPreference(*how))
+
+
+_LATE = ("{} was put on the trainer after it was made, and does not know its batches: write compute_loss "
+         "into a subclass of RewardTrainer, and give data_collator to the constructor")
+
+
+def _watch_late(trainer):  # RewardTrainer, before it trains
+    "ValueError, at once or in the first step: something of yours reads batches that it does not know."
+    if trainer._as_trl:
+        return
+    if trainer.data_collator is not trainer._collator:
+        raise ValueError(_LATE.format("data_collator"))
+    own = vars(trainer).get("compute_loss")
+
+    def watched(*given, **named):
+        seen = len(trainer._steps) + len(trainer._eval_totals)
+        found = own(*given, **named)
+        if seen == len(trainer._steps) + len(trainer._eval_totals):  # not around the trainer's own
+            raise ValueError(_LATE.format("compute_loss"))
+        return found
+
+    if own:
+        trainer.compute_loss = watched
 
 # %% ../../nbs/7_beside/code_for_trl.ipynb #a94e447a
 def _pair(example):

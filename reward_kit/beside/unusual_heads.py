@@ -67,8 +67,10 @@ def loads(self: RewardHead):
 
 
 @patch
-def check_loads(self: RewardHead):
-    "ValueError for a head that the class of its model, as transformers knows it, does not load again."
+def check_loads(self: RewardHead, model):  # whose head it is, perhaps a PeftModel
+    "ValueError for a head that the class of its model does not load again, or that stays random."
+    if hasattr(model, "peft_config"):
+        self.check_is_trained()
     with torch.device("meta"):
         own = RewardHead(self.loads(copy.deepcopy(self.inner.config))).parts
     bare = nn.ModuleDict({name: _without_adapters(part) for name, part in self.parts.items()})
@@ -90,6 +92,40 @@ def base_weights(self: RewardHead):
     adapted = tuple(layer for layer, *rest in parts.values() if rest)
     return {"".join(parts[name]): weight for name, weight in weights.items()
             if len(parts[name]) > 1 or not name.startswith(adapted)}
+
+# %% ../../nbs/7_beside/unusual_heads.ipynb #a17e0c52
+@patch
+def trained_by(self: RewardHead, peft_config, added=()):  # PEFT's, or None; ids of added tokens
+    "A copy that trains the head and the embeddings of added tokens too. TypeError, ValueError."
+    if peft_config is None:
+        return None
+    if not hasattr(peft_config, "peft_type"):
+        kind = type(peft_config).__name__
+        raise TypeError(f"peft_config must be one of PEFT's, as LoraConfig(), got {kind}")
+    config = copy.deepcopy(peft_config)
+    if config.peft_type == "XLORA":
+        raise ValueError("the adapter XLORA cannot be merged into the weights, and so not be saved (it mixes "
+                         "adapters anew for each token): use LoRA")
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = sorted({*(config.modules_to_save or []), *self.parts})
+    if added:
+        indices = dict(config.trainable_token_indices or {})
+        indices["embed_tokens"] = [*indices.get("embed_tokens", []), *added]
+        config.trainable_token_indices = indices
+    return config
+
+
+@patch
+def check_is_trained(self: RewardHead):
+    "ValueError: the head is frozen and never was trained."
+    names = list(self.parts)
+    if self.lacking(self.inner.config) and not any(p.requires_grad for p in self.parts.parameters()):
+        raise ValueError(
+            f"the head {', '.join(names)} of this PeftModel is frozen and would stay random: "
+            f"build it with task_type='SEQ_CLS' and modules_to_save={names}, "
+            "or pass peft_config instead"
+        )
 
 # %% ../../nbs/7_beside/unusual_heads.ipynb #955313a8
 def _untie_adapted(model):
@@ -142,6 +178,19 @@ def check_merges(cls: RewardHead, model):  # peft.PeftModel, before it is traine
     if problem:
         raise ValueError(f"the adapter {' and '.join(sorted(kinds))} cannot be merged into the weights, "
                          f"and so not be saved ({problem[:200]}): use LoRA")
+
+# %% ../../nbs/7_beside/unusual_heads.ipynb #a17e0c71
+@patch(cls_method=True)
+def ready_adapters(cls: RewardHead, model, sharded=False):  # peft.PeftModel; whether over devices
+    "An adapter and a head beside it are trained in float32, with the dropout asked for. ValueError."
+    cls.check_merges(model)
+    for p in model.parameters():
+        if p.requires_grad and not sharded:
+            p.data = p.data.float()
+    for module in model.modules():
+        module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack
+        for adapter, dropout in getattr(module, "lora_dropout", {}).items():
+            dropout.p = model.peft_config[adapter].lora_dropout
 
 # %% ../../nbs/7_beside/unusual_heads.ipynb #51801abd
 _MISFITS = {  # what transformers calls it -> what it means

@@ -49,6 +49,10 @@ class PreferenceFormat:
         return f"{self.name}({self.columns})"
 
 # %% ../../nbs/1_data/14_formats.ipynb #ef7bc090
+class _Undecided(PreferenceDataError):
+    "Rows that do not tell how they are to be read."
+
+
 _FORMATS = {}  # name -> class
 
 
@@ -287,7 +291,7 @@ def _read_labels(columns, rows, forms):
     numbers = sorted(word for word in seen if re.fullmatch(_NUMBER, word))
     meaning = _numbers(set(numbers), columns)
     if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
-        raise PreferenceDataError(
+        raise _Undecided(
             f"the labels in {columns['label']!r} are {', '.join(numbers)}, which could name either response; "
             f"say what each means, with a, b or tie in place of the '?': "
             f"labels={dict.fromkeys(numbers, '?')} ('a' is {columns['response_a']!r}, "
@@ -475,7 +479,7 @@ def _refuse_lost_prompt(self: PreferenceFormat, there, rows):
     looks = f", but {likely!r} looks like it" if likely else ""
     none = "" if grouped else ", or columns={'prompt': None} for texts without a prompt"
     said = f"say columns={{'prompt': {likely or '...'!r}}}{none}"
-    raise PreferenceDataError(f"no column 'prompt'{looks}; {said}")
+    raise _Undecided(f"no column 'prompt'{looks}; {said}")
 
 # %% ../../nbs/1_data/14_formats.ipynb #16042e3c
 @patch(cls_method=True)
@@ -499,6 +503,21 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
         fmt.learn(rows, labels or next(usual, None))
     fmt.asides += filter(None, (getattr(export, "aside", "") for export in exports))
     return fmt
+
+# %% ../../nbs/1_data/14_formats.ipynb #a17e0c62
+@patch(cls_method=True)
+def detect_like(cls: PreferenceFormat, rows, like=None, *given):  # rows, the format of others
+    "As `detect`; where rows alone do not tell, `like`, if it reads them all."
+    try:
+        return cls.detect(rows, *given)
+    except _Undecided:
+        with suppress(Exception):
+            if all(
+                like.record(row) and set(like.flatten(row)).issubset(like.present)
+                for row in rows
+            ):
+                return like
+        raise
 
 # %% ../../nbs/1_data/14_formats.ipynb #7d594aab
 def to_record(

@@ -67,8 +67,10 @@ class Preferences:
         report=None,  # a `DataReport`; None: made when asked for
         measures=None,  # what it is made from; None: computed
         tokenizer=None,  # counts its lengths; None: words and punctuation marks
+        fmt=None,  # the `PreferenceFormat` that read them
     ):
         self.dataset, self.tokenizer, self._report, self._measures = dataset, tokenizer, report, measures
+        self.fmt = fmt
         self._tables = dataset.with_format("arrow")
         self.kind = "text" if isinstance(dataset.features["prompt"], datasets.Value) else "messages"
 
@@ -134,7 +136,7 @@ def select(self: Preferences, indices) -> Preferences:
     "The records at some row numbers, in any order."
     indices = np.fromiter(indices, np.int64)
     dataset = self.dataset.select(indices)
-    return Preferences(dataset, measures=self.measures.take(indices), tokenizer=self.tokenizer)
+    return Preferences(dataset, None, self.measures.take(indices), self.tokenizer, self.fmt)
 
 # %% ../../nbs/1_data/16_preferences.ipynb #aa7be7ab
 _IN_MEMORY = 1 << 25  # bytes
@@ -294,7 +296,7 @@ def _open(source, given, tally):
     if not _dicts(first):
         return PreferenceFormat({}), iter(first)
     try:
-        fmt = PreferenceFormat.detect(_dicts(first), *given)
+        fmt = PreferenceFormat.detect_like(_dicts(first), *given)
     except PreferenceDataError as error:
         file = re.sub(r"(?::| row )\d+$", "", first[0][0])
         if file == first[0][0] or file.startswith(source.name):
@@ -356,7 +358,7 @@ def _count_votes(report, dataset, measures, kind):
 
 # %% ../../nbs/1_data/16_preferences.ipynb #1f40914e
 def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=None, progress=False):
-    "Read one source and report on it; `given`: columns, format and labels."
+    "Read one source and report on it; `given`: format of others, columns, format and labels."
     tally = Counter()
     fmt, rows = _open(source, given, tally)
     chunks = iter(lambda: _take(rows), [])
@@ -386,7 +388,7 @@ def _load(source, given, *, strict=False, num_proc=1, cache_dir=None, tokenizer=
         dataset = _store(tables(), cache_dir, fingerprint)
     dataset, measures = _count_votes(report, dataset, measures, head.kind)
     empty = [name for name in _TEMPLATE if dataset.data[name].null_count == len(dataset.data)]
-    preferences = Preferences(dataset.remove_columns(empty), report, measures, tokenizer)
+    preferences = Preferences(dataset.remove_columns(empty), report, measures, tokenizer, fmt)
     unusable = report.dropped | _end_report(report, preferences)
     if strict and unusable:
         raise _refusal(report, unusable, strict)
@@ -399,6 +401,7 @@ def load_preferences(
     columns: dict | None = None,  # canonical name -> the source's column, as {"chosen": "better"}
     format: str = "auto",  # pairs, messages, transcript, sharegpt, ranking, labelled or scored
     labels: dict | None = None,  # what labels mean, as {"0": "b", "1": "a", "2": "tie"}
+    like: PreferenceFormat | None = None,  # `fmt` of others, for rows that do not tell
     split: str | None = None,  # which split; where there are several, "train" is the default
     strict: bool = False,  # an unusable or contradictory row is an error
     num_proc: int | None = None,  # processes that read rows
@@ -411,7 +414,7 @@ def load_preferences(
     if isinstance(data, Preferences):
         return data
     source = read_rows(data, split, revision=revision, cache_dir=cache_dir)
-    load = partial(_load, given=(columns, format, labels), num_proc=num_proc, cache_dir=cache_dir)
+    load = partial(_load, given=(like, columns, format, labels), num_proc=num_proc, cache_dir=cache_dir)
     try:
         preferences = load(source, strict=strict, tokenizer=tokenizer, progress=progress)
     except PreferenceDataError as error:

@@ -176,7 +176,8 @@ _READ = (*_TEXT, "chosen", "rejected")
 _READY = {"responses", "chosen_ids"}  # a row that has one of these is a record
 
 
-def _usable(rows, fmt="auto"):
+def _usable(rows, fmt):  # of `of_stream`
+    "Records; what is none is left out, and said."
     records = []
     for row in rows:
         try:
@@ -188,9 +189,16 @@ def _usable(rows, fmt="auto"):
     return records
 
 # %% ../../nbs/2_model/23_encoded_data.ipynb #d8c9c2ae
-def _encode_stream(dataset, encoder, report, columns):
-    rows = list(islice(dataset, 100))  # what they are holds for those to come
-    fmt = "auto" if _READY & rows[0].keys() else PreferenceFormat.detect(rows)
+@patch(cls_method=True)
+def of_stream(cls: PreferenceFormat, dataset, like=None):  # None: its rows are records
+    "What the first rows are, which holds for those to come."
+    rows = list(islice(dataset, 100))
+    if rows and not {*_READY, "sequences", "chosen_input_ids"} & rows[0].keys():
+        return cls.detect_like(rows, like)
+
+
+def _encode_stream(dataset, encoder, report, columns, like=None):
+    fmt = PreferenceFormat.of_stream(dataset, like)
     begun = set()  # starts of batches; a stream is read once an epoch
 
     def encode(columns, indices):
@@ -212,6 +220,7 @@ def encode_dataset(
     encoder,  # RewardEncoder, whose encoding is part of the key of the cache
     *,
     num_proc: int | None = None,  # processes; not for streams
+    like=None,  # format of other data, which decides where first rows of a stream do not
     desc: str | None = None,  # title of the progress bar
 ):  # -> (data set with `sequences`, `lengths`, `ranks`, ...; OverflowReport or None)
     "Encode every response of every record. Raises ValueError for no rows."
@@ -227,4 +236,4 @@ def encode_dataset(
     report = OverflowReport(encoder.encoding.max_length, encoder.encoding.overflow)
     if isinstance(dataset, Dataset):
         return _encode_stored(dataset, encoder, report, num_proc, desc), report
-    return _encode_stream(dataset, encoder, report, list(first)), report
+    return _encode_stream(dataset, encoder, report, list(first), like), report

@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 from urllib.request import getproxies
 
 import huggingface_hub
+import numpy as np
 import torch
 import xxhash
 from fastcore.basics import patch
@@ -169,6 +170,9 @@ def _lacks_head(config):
     n = config.num_labels
     return f"it has {n} labels, not one number" if n != 1 else ""
 
+
+RewardHead.lacking = staticmethod(_lacks_head)
+
 # %% ../../nbs/2_model/26_model_folder.ipynb #479fe6dc
 _WRAPPERS = r"\b_orig_mod\. \bmodule\. \blanguage_model\.".split()
 
@@ -311,12 +315,20 @@ def load(cls: RewardMetadata, name, revision=None):  # folder or hub id
         return None
     try:
         about = cls.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
+        with suppress(OSError):  # of a stream they are not known
+            path = Path(cached_file(name, cls.PROMPTS, revision=revision))
+            about.trained_prompts = path.read_bytes()
+        cls.all_prompts([about])
     except Exception as error:  # `strict` has its reason there
         raise ValueError(f"{path} cannot be used: {error.__cause__ or error}") from error
-    with suppress(OSError):  # of a stream they are not known
-        keys = cached_file(name, cls.PROMPTS, revision=revision)
-        about.trained_prompts = Path(keys).read_bytes()
     return about
+
+
+@patch(cls_method=True)
+def all_prompts(cls: RewardMetadata, known):  # of models; of some nothing may be known
+    "The keys of every prompt that one of them was trained on, sorted."
+    keys = (getattr(about, "trained_prompts", None) or b"" for about in known)
+    return np.unique(np.frombuffer(b"".join(keys), np.uint64))
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #9e743eaa
 @patch(cls_method=True)
@@ -447,32 +459,6 @@ def saved_whole(target, what="the model"):  # a folder; for the message
             _move_into(source, target, old)
     finally:
         shutil.rmtree(source, ignore_errors=True)
-
-# %% ../../nbs/2_model/26_model_folder.ipynb #e1bc809b
-@patch
-def trained_by(self: RewardHead, peft_config, added=()):  # ids of added tokens
-    "A copy that trains the head and the embeddings of added tokens too."
-    config = copy.deepcopy(peft_config)
-    config.task_type, config.inference_mode = "SEQ_CLS", False
-    if hasattr(config, "modules_to_save"):
-        config.modules_to_save = sorted({*(config.modules_to_save or []), *self.parts})
-    if added:
-        indices = dict(config.trainable_token_indices or {})
-        indices["embed_tokens"] = [*indices.get("embed_tokens", []), *added]
-        config.trainable_token_indices = indices
-    return config
-
-
-@patch
-def check_is_trained(self: RewardHead):
-    "ValueError: the head is frozen and never was trained."
-    names = list(self.parts)
-    if _lacks_head(self.inner.config) and not any(p.requires_grad for p in self.parts.parameters()):
-        raise ValueError(
-            f"the head {', '.join(names)} of this PeftModel is frozen and would stay random: "
-            f"build it with task_type='SEQ_CLS' and modules_to_save={names}, "
-            "or pass peft_config instead"
-        )
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #d7d0e194
 def merged_model(

@@ -66,13 +66,12 @@ class RewardTrainer(trl.RewardTrainer):
         if str(model) == "playground":
             args.fill(Playground.TRAINING)
         model, tokenizer, added = self._load(model, processing_class, args, quantization_config)
-        if peft_config is not None:
-            peft_config = RewardHead(model).trained_by(peft_config, added)
+        peft_config = RewardHead(model).trained_by(peft_config, added)
         adapted = peft_config is not None or hasattr(model, "peft_config")
         args.complete(model, adapted)
         self._as_trl, own = code_for_trl._take(type(self), RewardTrainer, args, data_collator)
         pieces = 1 if self._as_trl else args.join_accumulated()
-        self.data = TrainingData(self.encoder, args)
+        self.data = TrainingData(self.encoder, args, self._seen)
         train_dataset = self.data.encode(train_dataset, "train")
         self.data_report, self.overflow_report = self.data.report, self.data.overflow.get("train")
         collator = self._make_collator(args, tokenizer, own)
@@ -89,7 +88,7 @@ class RewardTrainer(trl.RewardTrainer):
         self._signature_columns = """chosen_ids rejected_ids sequences lengths ranks scores
             margin weight origin""".split()
         if adapted:
-            self._ready_adapters()
+            RewardHead.ready_adapters(self.model, self._sharded)
         self._choose_layout()
         self.micro_batches = MicroBatches.of(
             args, self._sharded or self._as_trl, pieces, self._print)
@@ -140,16 +139,20 @@ def _load(self: RewardTrainer, model, tokenizer, args, quantization_config):
         name = model.config.name_or_path or type(model).__name__
         from reward_kit.beside.unusual_heads import RewardHead as Checked
 
-        Checked(bind_reward_forward(model)).check_loads()
+        Checked(bind_reward_forward(model)).check_loads(model)
     if tokenizer is None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust)
     self._base = {"id": base_name(name), "revision": revision,
                   "weights": RewardMetadata.weights_hash(RewardHead(model).base_weights)}
+    known = [RewardMetadata.load(model.config.name_or_path, revision)]
+    self._seen = RewardMetadata.all_prompts(known)  # before this training
+    n = len(self._seen)
+    self._inherited = (
+        f"{n:,} that the base was trained on count as trained on too" if n else None
+    )
     model, tokenizer, added = self._agree(model, tokenizer, args)
     self.encoder = RewardEncoder(tokenizer, self.encoding)
     bind_reward_forward(model)
-    if hasattr(model, "peft_config"):
-        RewardHead(model).check_is_trained()
     return model, tokenizer, added
 
 # %% ../../nbs/2_model/30_trainer.ipynb #1aadd305
@@ -168,18 +171,6 @@ def _agree(self: RewardTrainer, model, tokenizer, args):
     self.encoding = prepare_tokenizer(tokenizer, innermost_model(model), max_length=args.max_length,
                                       overflow=args.overflow, separator=args.separator)
     return model, tokenizer, added
-
-# %% ../../nbs/2_model/30_trainer.ipynb #5116a5d9
-@patch
-def _ready_adapters(self: RewardTrainer):
-    RewardHead.check_merges(self.model)
-    for p in self.model.parameters():
-        if p.requires_grad and not self._sharded:
-            p.data = p.data.float()
-    for module in self.model.modules():
-        module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack
-        for adapter, dropout in getattr(module, "lora_dropout", {}).items():
-            dropout.p = self.model.peft_config[adapter].lora_dropout
 
 # %% ../../nbs/2_model/30_trainer.ipynb #a4871f7b
 @patch
@@ -506,8 +497,9 @@ def _measure_seconds(self: RewardTrainer, tokens, steps):
 @patch
 def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
     "Trains; True: from the newest checkpoint. TrainingInterrupted: Ctrl-C."
-    from reward_kit.beside import many_processes
+    from reward_kit.beside import code_for_trl, many_processes
 
+    code_for_trl._watch_late(self)
     self.checkpoints.refuse_foreign()
     self.checkpoints.made_with = self._made_with()
     needs = "" if self._sharded else "optimizer.pt"
@@ -517,6 +509,8 @@ def train(self: RewardTrainer, resume_from_checkpoint=None, *args, **keywords):
         self._print(self.plan())
         if cut and cut.truncated + cut.dropped + cut.repeated + cut.dropped_rows:
             self._print(f"length    {cut.summary}")
+        if self._inherited:
+            self._print(f"prompts   {self._inherited}")
     elif self.args.device.type == "cuda":
         self.plan(timed=False)  # by which batches are made to fit
     self._start_counting()
@@ -625,7 +619,7 @@ def _trained_model(self: RewardTrainer):
         base=self._base,
         data_hash=settings["data"],
         data_kind=self.encoding.kind,
-        trained_prompts=data.prompts,
+        trained_prompts=data.prompts.tobytes() or None,
     )
     model, weights = many_processes._gathered(self)
     trained = TrainedModel(
@@ -654,6 +648,7 @@ def _training_rows(self: RewardTrainer):
     cut, known = self.overflow_report, has_length(self.train_dataset)
     return {
         "base model": self._base["id"],
+        "prompts": self._inherited,
         "examples": f"{len(self.train_dataset):,}" if known else "a stream",
         "length": cut and cut.summary,
         "steps": f"{self._weights_step()} of {self.state.max_steps}",

@@ -12,8 +12,9 @@ import hashlib
 import json
 import logging
 import os
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -25,7 +26,8 @@ from transformers.trainer_utils import has_length
 from transformers.utils import is_torchao_available
 from trl.trainer.utils import global_then_local_main_first
 
-from ..data.formats import to_record
+from ..data.files import UnusableRow
+from ..data.formats import PreferenceFormat
 from ..data.preferences import load_preferences
 from .encoded_data import encode_dataset
 from .loss import reward_loss
@@ -159,9 +161,10 @@ _IDS = {"sequences", "chosen_ids", "chosen_input_ids"}
 class TrainingData:
     "Encodes whatever a trainer is given, and remembers what was found."
 
-    def __init__(self, encoder, args):  # RewardEncoder; RewardConfig of the training
+    def __init__(self, encoder, args, seen=()):  # RewardEncoder; RewardConfig; keys of prompts
         self.encoder, self.args = encoder, args
-        self.report = self.fingerprint = self.prompts = None  # of the training data
+        self.report = self.fingerprint = self.fmt = None  # of the training data
+        self.prompts = np.array(seen, np.uint64)  # also those that the base was trained on
         self.overflow = {}  # name -> OverflowReport, None for encoded data
 
     def encode(
@@ -175,10 +178,11 @@ class TrainingData:
         args, is_train = self.args, name == "train"
         data = self._read(data, is_train)
         if is_train:
-            self.encoder.trained_on(_kind_of(data) or self.encoder.encoding.kind)
+            self.encoder.trained_on(_kind_of(data, self.fmt) or self.encoder.encoding.kind)
         with global_then_local_main_first(), quiet() if args.disable_tqdm else nullcontext():
             encoded, report = encode_dataset(
-                data, self.encoder, num_proc=args.dataset_num_proc, desc=f"Encoding {name} data")
+                data, self.encoder, num_proc=args.dataset_num_proc, desc=f"Encoding {name} data",
+                like=self.fmt)
             self.overflow[name] = report or self.overflow.get(name)
             if not has_length(encoded) and not is_train and args.world_size > 1:
                 # only where the length is known, duplicates of the last batch are dropped
@@ -204,11 +208,13 @@ def _read(self: TrainingData, data, is_train):
     "Preferences, or the data itself where it need not be read."
     columns = data.column_names if isinstance(data, datasets.Dataset) else ()
     if isinstance(data, datasets.IterableDataset) or {"responses", *_IDS} & set(columns):
+        self.fmt = self.fmt or PreferenceFormat.of_stream(data)
         return data
-    preferences = load_preferences(data, progress=not self.args.disable_tqdm)
+    preferences = load_preferences(data, like=self.fmt, progress=not self.args.disable_tqdm)
     if is_train:
         self.report, self.fingerprint = preferences.report, preferences.fingerprint
-        self.prompts = np.unique(preferences.prompt_keys).tobytes()
+        self.fmt = preferences.fmt
+        self.prompts = np.union1d(self.prompts, preferences.prompt_keys)
     if self.args.remove_unused_columns or preferences is data:
         return preferences
     from reward_kit.beside import code_for_trl
@@ -216,13 +222,12 @@ def _read(self: TrainingData, data, is_train):
     return code_for_trl._with_own_columns(preferences, data)
 
 
-def _kind_of(data):
+def _kind_of(data, fmt):
     "'text' or 'messages'; None for token ids."
-    row = next(iter(data), _IDS)
-    if _IDS & set(row):
-        return None
-    record = row if "responses" in row else to_record(row)
-    return "text" if isinstance(record["responses"][0], str) else "messages"
+    for row in islice(data, 100):
+        with suppress(UnusableRow, AttributeError):  # ids have no format
+            record = row if "responses" in row else fmt.record(row)
+            return "text" if isinstance(record["responses"][0], str) else "messages"
 
 # %% ../../nbs/2_model/28_training_data.ipynb #63f10a55
 @patch

@@ -153,12 +153,13 @@ def new_prompts(
 ):  # -> which are judged (n,) bool, and what is to be said of the others
     "Those whose prompts none of the models was trained on. ValueError: there is none."
     parts = [part for model in models for part in getattr(model, "members", [model])]
-    folders = [part for part in parts
-               if isinstance(part, (str, Path)) and Path(part).suffix != ".json"]  # stored rewards
-    known = [getattr(part, "metadata", None) for part in parts]
-    known += map(RewardMetadata.load, folders)
-    trained = b"".join(getattr(about, "trained_prompts", None) or b"" for about in known)
-    new = ~np.isin(keys, np.frombuffer(trained, np.uint64))
+    known = [
+        RewardMetadata.load(part)
+        if isinstance(part, (str, Path)) and Path(part).suffix != ".json"  # rewards
+        else getattr(part, "metadata", None)
+        for part in parts
+    ]
+    new = ~np.isin(keys, RewardMetadata.all_prompts(known))
     if new.all():
         return new, []
     said = f"{(~new).sum():,} of {counted(len(new), what)} have prompts that were trained on"

@@ -88,7 +88,7 @@ def train_reward_model(
     tokenizer = _tokenizer(model, chat_template)
     loading |= {"skip_broken_rows": skip_broken_rows, "progress": progress}
     train = _read(data, split, **loading)
-    held_out = None if eval_data is None else _read(eval_data, eval_split, **loading)
+    held_out = None if eval_data is None else _read(eval_data, eval_split, like=train.fmt, **loading)
     train, held_out, report = _hold_out(
         train, held_out, eval_fraction, max_samples, args.seed, say, without_eval_prompts)
     _check_labels(args.loss_type, train, held_out)
