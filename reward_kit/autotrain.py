@@ -355,6 +355,18 @@ def _reward_arguments(params):
     }
 
 # %% ../nbs/7_beside/autotrain.ipynb #f5c45c58
+def _prompt_column(data, split):
+    "The documented order: `prompt`, else `text`. ParameterError: neither is there."
+    from reward_kit.data.files import read_rows
+
+    first = next((row for _, row in read_rows(data, split) if isinstance(row, dict)), {"prompt": ""})
+    for column in ("prompt", "text"):
+        if column in first:
+            return column
+    raise ParameterError(f"{data} has no column prompt or text; the columns are: {', '.join(first)}. "
+                         "Name one with prompt_text_column")
+
+
 def _ppo_arguments(params):
     "Keyword arguments of `train_ppo_policy`."
     return _arguments(params) | _data(params, "prompts", "eval_prompts") | {
@@ -406,7 +418,10 @@ class AutoTrainProject:
 
         train = train_ppo_policy if self.params.trainer == "ppo" else train_reward_model
         with _hub_token(self.params.token):
-            self.result = train(**self.arguments, progress=progress, say=say)
+            given = self.arguments
+            if self.params.trainer == "ppo" and not given["prompt_column"]:
+                given["prompt_column"] = _prompt_column(given["prompts"], given["split"])
+            self.result = train(**given, progress=progress, say=say)
             if self.params.push_to_hub and RunRecord(self.path).is_main:
                 say(f"Pushed to {_push(self.path, self.params)}")
         return os.getpid()

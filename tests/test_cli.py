@@ -1008,7 +1008,7 @@ def test_ppo_through_the_command(base, model, tmp_path, capsys, monkeypatch):  #
 
 def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
     data, out = write_prompts(tmp_path / "p.jsonl", 4), tmp_path / "out"
-    write_prompts(tmp_path / "q.jsonl", 4, "question")
+    write_prompts(tmp_path / "q.jsonl", 4, "the_question")
     for name, text in (
         ("empty", ""),
         ("null", '{"prompt": null}\n'),
@@ -1021,26 +1021,27 @@ def test_bad_input_of_ppo(base, model, pairs, tmp_path, capsys):  # noqa: F811
         (1, base, base, data, "not a reward model"),
         (1, model, model, data, "is a reward model, which writes no text"),
         (1, tmp_path / "none", model, data, "does not exist"),
-        (2, base, model, tmp_path / "q.jsonl", "no column prompt or text; the columns are: question"),
+        (1, base, model, tmp_path / "q.jsonl", "looks like it; say --prompt-column the_question"),
         (1, base, model, tmp_path / "none.jsonl", "no such file"),
         (1, base, model, tmp_path / "empty.jsonl", "empty.jsonl has no rows"),
         (1, base, model, tmp_path / "null.jsonl", "null.jsonl"),
-        (1, base, model, tmp_path / "blank.jsonl", ": the prompt is empty"),
+        (1, base, model, tmp_path / "blank.jsonl", "blank.jsonl:2: empty prompt"),
         (1, base, model, tmp_path / "broken.jsonl", "broken.jsonl:1: "),
     ):
         assert message in fails(capsys, code, *ppo(model_, reward, prompts, out))
     (tmp_path / "file").write_text("")
     assert "is a file" in fails(capsys, 1, *ppo(base, model, data, tmp_path / "file" / "out"))
     assert (
-        "--column" not in fails(capsys, 2, *ppo(base, model, data, out, "--prompt-text-column", "question"))
+        "column 'question' (for 'prompt') is missing"
+        in fails(capsys, 1, *ppo(base, model, data, out, "--prompt-text-column", "question"))
         and not out.exists()
     )
     assert "gamma must be between 0 and 1" in fails(capsys, 2, *ppo(base, model, data, out, "--gamma", "2"))
     llm = ["llm", "--train", "--model", base, "--data-path", data, "--project-name", out, "--trainer", "ppo"]
     assert "--rl-reward-model-path" in fails(capsys, 2, *llm)
     assert "does not exist" in fails(capsys, 1, *llm, "--rl-reward-model-path", tmp_path / "none")
-    assert "no column 'question'" in fails(
-        capsys, 2, *llm, "--rl-reward-model-path", model, "--prompt-text-column", "question"
+    assert "column 'question' (for 'prompt') is missing" in fails(
+        capsys, 1, *llm, "--rl-reward-model-path", model, "--prompt-text-column", "question"
     )
     assert not out.exists()
 

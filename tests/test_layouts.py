@@ -14,11 +14,15 @@ import pyarrow as pa
 import pytest
 
 from reward_kit.beside import published_layouts
+from reward_kit.beside.benchmark_files import load_benchmark
 from reward_kit.data.files import PreferenceDataError, UnusableRow, read_rows
 from reward_kit.data.formats import PreferenceFormat, to_record
 from reward_kit.data.preferences import load_preferences
+from reward_kit.model.encoding import RewardEncoder
+from reward_kit.rl.rollouts import Prompts
 from reward_kit.scores import score_files  # noqa: F401
 from reward_kit.scores.text_scorer import TextScorer
+from reward_kit.tools import serving
 from reward_kit.trust.agreement import score_preferences
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"
@@ -70,9 +74,18 @@ class Listener(TextScorer):
         return "listener"
 
 
+def serve(listener, records):
+    "Let a listener hear what a request with these records asks for."
+    prompts, responses, given = RewardEncoder.flat_texts(records)
+    body = json.loads(json.dumps({"prompts": prompts, "responses": responses, **given}))
+    texts = serving._OWN_FORMAT.texts(body)
+    tools = [tools and json.dumps(tools) for tools in texts.template.get("tools", [None] * len(prompts))]
+    listener.encode(texts.prompts, texts.responses, tools=tools)
+
+
 @pytest.mark.parametrize("layout", published_layouts._LAYOUTS, ids=lambda layout: layout.name)
 def test_each_layout_is_the_same_to_every_reader(layout, tmp_path):
-    "Training, `evaluate` and `compare-runs`, and a file that is scored."
+    "Training, `evaluate` and `compare-runs`, a file that is scored, prompts of PPO, requests, benchmarks."
     rows = layout.example if isinstance(layout.example, list) else [layout.example]
     columns = layout.options.get("columns")
     found = list(load(rows, **layout.options))
@@ -85,10 +98,22 @@ def test_each_layout_is_the_same_to_every_reader(layout, tmp_path):
     score_preferences(listener, load(rows, **layout.options))
     order = lambda triples: sorted(json.dumps(triple) for triple in triples)
     assert order(listener.heard) == order(trained)
+    serve(listener, found)
+    assert order(listener.heard) == order(trained)
     if "OASST" in layout.name:
         with pytest.raises(PreferenceDataError, match="nothing to score"):
             listener.score_file(rows, tmp_path / "a.jsonl")
+        with pytest.raises(PreferenceDataError, match="nothing to answer"):
+            Prompts.load(rows)
         return
+    prompts = Prompts.load(rows, columns)
+    assert len(prompts) == len(rows)
+    assert {json.dumps(row["prompt"]) for row in prompts} == {
+        json.dumps(record["prompt"]) for record in found
+    }
+    if layout.name in ("RewardBench", "RewardBench 2", "RM-Bench"):
+        benchmark = [[prompt, response, None] for prompt, response in zip(*load_benchmark(rows).texts())]
+        assert order(benchmark) == order(trained)
     scored = listener.score_file(rows, tmp_path / "a.jsonl", columns=columns, score_column="given")
     assert scored.rows == len(rows) and not scored.failed
     assert order(listener.heard) == order(trained)
@@ -124,6 +149,57 @@ def test_a_file_to_be_scored_has_splits_and_rows_of_other_columns(tmp_path):
     mixed = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "responses": ["a", "b"]}]
     report = listener.score_file(mixed, tmp_path / "mixed.jsonl")
     assert report.errors == {"row in another format than the first rows: ranking": 1}
+
+
+@pytest.mark.parametrize("cells,said", [
+    ({"question": "q"}, ["q"]),
+    ({"text": "q"}, ["q"]),
+    ({"text": "no", "query": "q"}, ["q"]),
+    ({"instruction": "q", "input": "r", "output": "a", "text": "no"}, ["q\nr"]),
+    ({"system_prompt": "s", "question": "q", "history": [["h", "i"]]}, ["s", "h", "i", "q"]),
+    ({"messages": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}]}, ["s", "q"]),
+    ({"prompt": '[{"role": "user", "content": "q"}]', "system": "s"}, ["s", "q"]),
+    ({"prompt": "\n\nHuman: q\n\nAssistant:"}, ["q"]),
+    ({"question": "q", "chosen": None, "rejected": 7}, ["q"]),
+    ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, ["q"]),
+])  # fmt: skip
+def test_prompts_to_be_answered_are_read_as_those_of_training(cells, said, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(cells))
+    (row,) = Prompts.load(path)
+    turns = row["prompt"] if isinstance(row["prompt"], list) else [{"content": row["prompt"]}]
+    assert [turn["content"] for turn in turns] == said
+    assert set(cells) <= set(row)
+    assert Prompts.load(Prompts.load(path)) == [row]
+
+
+def test_prompts_that_may_be_others_are_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for cells, message in (
+        ({"user_question": "q"}, r"a.jsonl: no column 'prompt', but 'user_question' looks like it; say"),
+        ({"prompt": "q", "context": "c"}, "a.jsonl: 'context' stands beside the prompt 'prompt'"),
+        ({"text": "q", "context": "c"}, "a.jsonl: 'context' stands beside the prompt 'text'"),
+        ({"query": "q", "instruction": "c"}, "could both be the prompt"),
+        ({"prompt": " "}, "a.jsonl:1: empty prompt"),
+        ({"chosen": "What is this? A", "rejected": "What is this? B"}, "a.jsonl:1: the row has no prompt"),
+    ):
+        path.write_text(json.dumps(cells))
+        with pytest.raises(ValueError, match=message):
+            Prompts.load(path)
+    path.write_text(json.dumps({"prompt": "q", "context": "c", "role": "s", "functions": "[]"}))
+    given = {"context": None, "system": "role", "tools": "functions"}
+    (row,) = Prompts.load(path, given)
+    assert [turn["content"] for turn in row["prompt"]] == ["s", "q"] and row["tools"] == "[]"
+    transcript = "\n\nHuman: q\n\nAssistant:"
+    assert Prompts.load([transcript])[0]["prompt"] == transcript  # as it stands
+
+
+def test_a_benchmark_has_the_names_and_the_context_of_training():
+    row = {"question": "q", "system": "s", "better": "a", "worse": "b", "subset": "alpacaeval-easy"}
+    (found,) = load_benchmark([row]).rows
+    assert [turn["content"] for turn in found["prompt"]] == ["s", "q"] and found["responses"] == ["a", "b"]
+    with pytest.raises(PreferenceDataError, match="'context' stands beside the prompt"):
+        load_benchmark([row | {"context": "c"}])
 
 
 def test_there_are_sixty_layouts():
@@ -764,3 +840,170 @@ def test_a_conversation_of_any_depth_and_empty_cells_in_a_table_of_messages():
     assert len(load([*deep, row(1501, "m0", 1)])) == 1
     table = [row(0, "", ""), row(1, "m0", "1"), row(3, "m0", "0")]
     assert load(table)[0]["responses"][0][-1]["content"] == "t3"
+
+
+# ---------------------------------------------------------------- what the caller says, what would be lost
+
+SWIFT = {"query": Q, "response": A, "rejected_response": B}
+SCALED = {**TWO, "label": "b", "grade_a": 5, "grade_b": 1, "pref": -2}
+LISTED = {
+    "prompt": Q,
+    "responses": lambda k: [A.format(k), B.format(k)],
+    "scores": [1, 5],
+    "order": [1, 2],
+    "pick": 0,
+}
+MANY = {"prompt": Q, "response_1": A, "response_2": "x {}", "response_3": B, "mark": "a"}
+
+
+@pytest.mark.parametrize("cells,columns,labels", [
+    (SWIFT, {"prompt": "query", "chosen": "response", "rejected": "rejected_response"}, None),
+    ({"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": 1}, {"prompt": "history"}, None),
+    ({"instruction": Q, "response1": A, "response2": B, "annotator1": 1, "annotator2": 2, "annotator3": 2},
+     {"label": "annotator1"}, {"1": "a", "2": "b"}),
+    ({**TWO, "rater_1": "b", "rater_2": "a", "rater_3": "b"}, {"label": "rater_2"}, None),
+    (MANY, {"response_a": "response_1", "response_b": "response_3", "label": "mark"}, None),
+    ({"prompt": Q, "chosen": A, "rejected_1": "x", "rejected_2": B}, {"rejected": "rejected_2"}, None),
+    ({"prompt": Q, "chosen": lambda k: [A.format(k)], "rejected": lambda k: [B.format(k)]},
+     {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}, None),
+    ({"instruction": "x", "input": Q, "chosen": A, "rejected": B}, {"prompt": "input"}, None),
+    (SCALED, {"score_a": "grade_a", "score_b": "grade_b"}, None),
+    (SCALED, {"strength": "pref"}, None),
+    ({**TWO, "chosen": "x", "rejected": "y", "mark": "a"},
+     {"response_a": "response_a", "label": "mark"}, None),
+    ({"prompt": Q, "response_a": "x", "response_b": "y", "label": "b", "fine": A, "poor": B},
+     {"chosen": "fine", "rejected": "poor"}, None),
+    (LISTED, {"ranks": "order"}, None),
+    (LISTED, {"best": "pick"}, {"0": "a"}),
+    ({**LISTED, "ranks": [2, 1], "stars": [5, 1]}, {"scores": "stars"}, None),
+])  # fmt: skip
+def test_a_column_that_the_caller_names_is_meant_in_every_layout(cells, columns, labels):
+    found = load(many(**cells), columns=columns, labels=labels)
+    assert [record["prompt"] for record in found] == [Q.format(k) for k in range(12)]
+    assert [record["responses"] for record in found] == [[A.format(k), B.format(k)] for k in range(12)]
+    assert {tuple(record["ranks"]) for record in found} == {(1, 2)}
+
+
+def test_what_a_layout_reads_alike_may_be_named():
+    turns = lambda k: [
+        {"role": "user", "content": Q.format(k)},
+        {"role": "assistant", "content": A.format(k)},
+    ]
+    for columns in ({"prompt": "messages"}, {"prompt": "messages", "rejected": "rejected_response"}):
+        found = load(many(messages=turns, rejected_response=B), columns=columns)
+        assert [record["responses"][0][0]["content"] for record in found] == [A.format(k) for k in range(12)]
+
+
+@pytest.mark.parametrize("beside", [
+    {"retrieved_context": "It was a dark night."}, {"image": "cat.png"}, {"images": [{"bytes": "x"}]},
+    {"persona": "You are a pirate."}, {"dialog": [{"role": "user", "content": "Hi"}]},
+    {"earlier_messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]},
+    {"code": "print(1, 2)"},
+])  # fmt: skip
+def test_nothing_that_belongs_to_a_prompt_is_lost(beside):
+    rows = many(prompt=Q, chosen=A, rejected=B, **beside)
+    for judged in (True, False, None):
+        with pytest.raises(PreferenceDataError, match=f"'{next(iter(beside))}' stands beside the prompt"):
+            PreferenceFormat.detect(rows, judged=judged)
+    assert len(load(rows, columns={"context": None})) == 12
+    plain = {
+        "document_id": "d 7",
+        "code": "en",
+        "table": None,
+        "context_length": 7,
+        "messages": lambda k: [
+            {"role": "user", "content": Q.format(k)},
+            {"role": "assistant", "content": A.format(k)},
+        ],
+    }
+    assert len(load(many(prompt=Q, chosen=A, rejected=B, **plain))) == 12
+
+
+@pytest.mark.parametrize("cells", [
+    {"prompt": Q, "y_w": A, "y_l": B},
+    {"user_prompt": Q, "chosen_answer": A, "rejected_answer": B},
+    {"prompt": Q, "chosen": lambda k: {"text": A.format(k), "score": 5},
+     "rejected": lambda k: {"text": B.format(k), "score": 1}},
+    {"prompt": Q, "responses": lambda k: {"x": A.format(k), "y": B.format(k)}, "scores": {"x": 5, "y": 1}},
+    {"prompt": Q, "responses": lambda k: {"x": B.format(k), "y": A.format(k)}, "winner": "y"},
+    {"row_idx": 0, "row": lambda k: {"prompt": Q.format(k), "chosen": A.format(k), "rejected": B.format(k)}},
+    {"input": lambda k: {"prompt": Q.format(k)},
+     "output": lambda k: {"chosen": A.format(k), "rejected": B.format(k)}},
+    {**TWO, "votes_a": 5, "votes_b": 2},
+    {**TWO, "label": "Response A is better"},
+    {**TWO, "winner": A},
+    {"prompt": Q, "response_1": B, "response_2": A, "better_response": A},
+    {"prompt": Q, "response_1": B, "response_2": A, "response_3": "x", "winner": A},
+    {"prompt": Q, "responses": lambda k: [A.format(k), B.format(k)], "best": "A"},
+    {"prompt": Q, "responses": lambda k: [B.format(k), A.format(k)], "best": A},
+    {**TWO, "overall_preference": "response_a"},
+    {**TWO, "label": '["a", "b", "a"]'},
+    {**TWO, "votes": [{"rater": 1, "label": "a"}, {"rater": 2, "label": "a"}]},
+    {**TWO, "votes": {"a": 3, "b": 1}},
+])  # fmt: skip
+def test_more_ways_to_write_a_pair(cells, tmp_path):
+    found = load(many(**cells))
+    assert len(found) == 12
+    assert [record["responses"][0] for record in found] == [A.format(k) for k in range(12)]
+    assert [record["prompt"] for record in found] == [Q.format(k) for k in range(12)]
+    assert {record["ranks"][0] < record["ranks"][-1] for record in found} == {True}
+    listener = Listener()
+    listener.score_file(many(**cells), tmp_path / "a.jsonl", score_column="given")
+    assert {text for _, text, _ in listener.heard} == {
+        text for record in found for text in record["responses"]
+    }
+
+
+@pytest.mark.parametrize("name,good,bad", [
+    ("label", "desirable", "undesirable"), ("label", "Good", "bad"), ("thumbs_up", 1, 0),
+    ("is_chosen", True, False), ("label", "thumbs up", "thumbs down"),
+])  # fmt: skip
+def test_good_and_bad_have_many_words(name, good, bad):
+    rows = many(prompt=Q, completion=A, **{name: good}) + many(prompt=Q, completion=B, **{name: bad})
+    assert [record["responses"] for record in load(rows)] == [[A.format(k), B.format(k)] for k in range(12)]
+
+
+def test_a_label_is_no_text_of_a_response():
+    "Also where a response says what a label would."
+    found = load([{"prompt": "q", "response_a": "b", "response_b": "a", "label": "b"}])
+    assert found[0]["responses"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("start,said", [
+    (b"PAR1\x15\x04\x15\xff", "this is a Parquet file; name it .parquet"),
+    (b"\x1f\x8b\x08\x00", "compressed by gzip; let its name end with .gz"),
+    (b"\x89PNG\r\n", "this is a picture"), (b"PK\x03\x04\xff", "this is a workbook or an archive"),
+    (b"caf\xe9", "not UTF-8; save it as UTF-8"),
+])  # fmt: skip
+def test_a_file_of_another_kind_is_named(start, said, tmp_path):
+    for name in ("a.jsonl", "a.csv", "a.json"):
+        (tmp_path / name).write_bytes(start)
+        with pytest.raises(
+            PreferenceDataError, match=re.escape(f"{name}:1: {said}" if "UTF" in said else said)
+        ):
+            load(tmp_path / name)
+
+
+def test_tables_with_bars_and_utf16_without_a_mark(tmp_path):
+    rows = many(prompt=Q, chosen=A, rejected=B)
+    lines = ["|".join(rows[0]), *("|".join(row.values()) for row in rows)]
+    for n, encoding in enumerate(("utf-8", "utf-16-le", "utf-16-be")):
+        (tmp_path / f"{n}.csv").write_bytes("\n".join(lines).encode(encoding))
+        assert load(tmp_path / f"{n}.csv").fingerprint == load(rows).fingerprint
+    (tmp_path / "a.json").write_text(json.dumps({f"id{n}": row for n, row in enumerate(rows)}))
+    assert load(tmp_path / "a.json").fingerprint == load(rows).fingerprint
+
+
+def test_an_alpaca_row_in_capitals():
+    found = load(many(Instruction="Sum up.", Input=Q, Chosen=A, Rejected=B))
+    assert found[1]["prompt"] == "Sum up.\n" + Q.format(1)
+
+
+def test_json_named_as_a_table_and_rows_without_a_score(tmp_path):
+    (tmp_path / "a.csv").write_text("\n".join(map(json.dumps, many(prompt=Q, chosen=A, rejected=B))))
+    with pytest.raises(PreferenceDataError, match="a.csv:1: this is JSON, not a table; name it .jsonl"):
+        load(tmp_path / "a.csv")
+    with pytest.raises(
+        PreferenceDataError, match=r"no column for 'score'; .* say columns=\{'score': '\.\.\.'\}"
+    ):
+        load(many(prompt=Q, response=A, toxicity=0.1))

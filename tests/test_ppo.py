@@ -1209,7 +1209,7 @@ def test_prompts_come_from_lists_files_and_datasets(tmp_path):
     for path in (tmp_path / "p.jsonl", str(tmp_path / "p.jsonl")):
         assert Prompts.load(path) == [{**row, "origin": f"p.jsonl:{i}"} for i, row in enumerate(rows, 1)]
     (tmp_path / "p.jsonl").write_text('{"prompt": "a?"}\n{"prompt": " "}\n')
-    with pytest.raises(ValueError, match="p.jsonl:2: the prompt is empty"):
+    with pytest.raises(ValueError, match="p.jsonl:2: empty prompt"):
         Prompts.load(tmp_path / "p.jsonl")
     frame = pandas.DataFrame(rows)
     assert Prompts.load(frame) == Prompts.load(rows)  # and not its column names

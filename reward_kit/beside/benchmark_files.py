@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.columns import Columns
 from ..data.files import PreferenceDataError, UnusableRow, read_rows
 from ..data.records import Row, as_messages
 from ..data.report import counted
@@ -192,12 +193,11 @@ def _texts(row, column, count=None) -> list[str]:
 def _prompt(row, column):
     "A prompt: a text, or messages that end with the user's turn."
     value = Row(row, {column: column}).parsed(column)
-    if not isinstance(value, list):
-        return _text(row, column)
-    value = as_messages(value, column)
-    if not value or value[-1]["role"] != "user":
+    value = as_messages(value, column) if isinstance(value, list) else _text(row, column)
+    if value == [] or isinstance(value, list) and value[-1]["role"] != "user":
         raise UnusableRow(f"{column} does not end with a user message", counted(len(value), "message"))
-    return value
+    before = {name: name for name in ("system", "history") if name in row}
+    return Row(row, before).in_context(value, [])[0]
 
 # %% ../../nbs/7_beside/benchmark_files.ipynb #a00ac9cd
 def _pair_row(row):
@@ -355,6 +355,21 @@ def _benchmark_notes(kind, rows) -> list[str]:
         notes.append(f"Subsets that the authors do not have: {', '.join(other)}; {shown}.")
     return notes
 
+# %% ../../nbs/7_beside/benchmark_files.ipynb #c0a1b2e7
+def _by_our_names(items: list, name: str) -> list:
+    "The same rows; a column that training would find stands under our name too."
+    from reward_kit.beside import lost_texts  # noqa: F401
+
+    try:
+        rows = [row for *_, row in items[:1000]]
+        found = Columns(rows, judged=False)
+        found.refuse_lost_context(rows)
+    except PreferenceDataError as error:
+        raise PreferenceDataError(f"{name}: {error}") from None
+    ours = {own: found[own] for own in ("prompt", "chosen", "rejected", "system", "history") if own in found}
+    return [(source, origin, row | {own: row[column] for own, column in ours.items() if column in row})
+            for source, origin, row in items]
+
 # %% ../../nbs/7_beside/benchmark_files.ipynb #6892b2a9
 def _check_ties(rows):
     "A row of Ties stands for itself: its id occurs once."
@@ -383,6 +398,7 @@ def load_benchmark(
     name, items = _items(data, split, revision=revision, cache_dir=cache_dir)
     if not items:
         raise PreferenceDataError(f"{name}: empty, there are no rows")
+    items = _by_our_names(items, name)
     kind = kind or _benchmark_kind(items[0][2], name)
     rows = _checked_rows(kind, items)
     _check_ties(rows)

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #3fdee53c
+import json
 import math
 import re
 from contextlib import suppress
@@ -68,7 +69,7 @@ class _ManyRejected:
     def flat(row):
         counted = r"rejected(_(response|text|answer))?_?\d+"
         names = [name for name in row if re.fullmatch(counted, Columns.spelled(name))]
-        if names and "chosen" in row:
+        if names and any(Columns.is_called(name, "chosen") for name in row):
             own = ["rejected"] if "rejected" in row else []
             texts = [row[name] for name in own + names if row[name] not in (None, "")]
             return {name: cell for name, cell in row.items() if name not in names} | {"rejected": texts}
@@ -93,7 +94,7 @@ class _ManyResponses:
                 lists[name] = [row[numbers[end]] for end in there]
                 taken |= set(numbers.values())
         rest = {name: cell for name, cell in row.items() if name not in taken}
-        return rest | lists | _ManyResponses.best(rest, texts, there)
+        return rest | lists | _ManyResponses.best(rest, texts, dict(zip(there, lists["responses"])))
 
     @staticmethod
     def best(row, texts, there):
@@ -102,9 +103,74 @@ class _ManyResponses:
         own |= {end: end for end in there if not end.isdigit()}
         for name, cell in row.items():
             if Columns.is_called(name, "label") or Columns.is_called(name, "best"):
-                won = own.get(Columns.spelled(cell))
+                won = own.get(Columns.spelled(cell), next((end for end in there if there[end] == cell), None))
                 return {"ranks": [1 + (end != won) for end in there]} if won in there else {"best": cell}
         return {}
+
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #c0a1b2d8
+def _sides(row):
+    "Column -> chosen or rejected, of those that are called so."
+    sides = "chosen", "rejected"
+    return {name: side for name in row for side in sides if Columns.is_called(name, side)}
+
+
+def _is_no_box(cell):
+    return not isinstance(cell, dict) or bool({"role", "from"} & set(cell))
+
+
+class _Sides:
+    "Objects with a text in chosen and rejected: their texts, and their scores."
+
+    note = "objects with a text in chosen and rejected"
+    aside = "the texts in chosen and rejected stand in objects"
+
+    @staticmethod
+    def flat(row):
+        sides = _sides(row)
+        cells = [row[name] for name in sides]
+        if len(cells) != 2 or any(_is_no_box(cell) for cell in cells):
+            return None
+        key = next(key for key in _TEXT_KEYS if all(isinstance(cell.get(key), str) for cell in cells))
+        found = row | {name: row[name][key] for name in sides}
+        for score in "score", "rating", "reward":
+            if all(score in cell for cell in cells):
+                found |= {f"score_{side}": row[name][score] for name, side in sides.items()}
+        return found
+
+
+class _ByModel:
+    "Responses under the names of their models become a list, and so does what else is named so."
+
+    note = "responses under the names of their models"
+    aside = "responses stand under the names of their models"
+
+    @staticmethod
+    def flat(row):
+        for name, cell in row.items():
+            if Columns.is_called(name, "responses") and isinstance(cell, dict) and len(cell) > 1:
+                if all(isinstance(text, str) for text in cell.values()):
+                    lists = {other: list(map(own.get, cell)) for other, own in row.items()
+                             if isinstance(own, dict) and own.keys() == cell.keys()}
+                    for other, own in row.items():
+                        if Columns.is_called(other, "label") and isinstance(own, str) and own in cell:
+                            lists["ranks"] = [1 + (model != own) for model in cell]
+                    return row | lists
+
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #c0a1b2f1
+class _Boxes:
+    "Objects in a row that has no responses of its own, but they have."
+
+    note = "its columns in objects"
+    aside = "the columns stand in objects"
+
+    @staticmethod
+    def flat(row):
+        boxes = [name for name, cell in row.items() if isinstance(cell, dict)]
+        rest = {name: cell for name, cell in row.items() if name not in boxes}
+        inner = {key: cell for name in boxes for key, cell in row[name].items()}
+        if not _has_responses(rest) and _has_responses(inner):
+            if len(inner) == sum(len(row[name]) for name in boxes):
+                return rest | inner
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #45a1aa89
 @lru_cache
@@ -180,6 +246,29 @@ class _Statuses:
             if isinstance(cell, list) and isinstance(statuses, list) and len(cell) == len(statuses):
                 given[name] = [each for each, status in zip(cell, statuses) if status not in _NOT_GIVEN]
         return row | given if given else None
+
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #c0a1b2e1
+class _Listed:
+    "Votes in a cell: JSON text of a list, objects with a label each, or numbers of votes under the sides."
+
+    note, sparse = "votes in a list", True
+
+    @staticmethod
+    def flat(row):
+        texts, found = _family(row, _NOUNS), {}
+        is_verdict = _verdict(texts) if len(texts) == 2 else None
+        for name, cell in row.items() if is_verdict else ():
+            if isinstance(cell, str) and re.match(r"\s*[\[{]", cell):
+                with suppress(ValueError):
+                    cell = json.loads(cell)
+            if isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell):
+                key = next((key for key in cell[0] if Columns.is_called(key, "label")), None)
+                cell = [each.get(key) for each in cell]
+            elif isinstance(cell, dict) and all(isinstance(n, int) and 0 <= n < 100 for n in cell.values()):
+                cell = [side for side, count in cell.items() for _ in range(count)]
+            if isinstance(cell, list) and cell and all(map(is_verdict, cell)):
+                found[name] = cell
+        return row | found if found else None
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #d23c919b
 _FIRST, _SECOND = "a|1|first|left", "b|2|second|right"
@@ -264,6 +353,8 @@ class _Best(PreferenceFormat):
     def learn(self, rows, labels):
         column = self.columns["best"]
         seen = {str(row.get(column)).removesuffix(".0") for row in rows}
+        if all(isinstance(row.get(column), str) and not row[column].strip().isdigit() for row in rows):
+            return  # letters, or the text once more
         is_last = _readable(rows, lambda row: self._is_last(Row(row, self.columns)))
         starts = [0] if "0" in seen else [1] * any(is_last)
         if labels:
@@ -281,8 +372,15 @@ class _Best(PreferenceFormat):
     def _is_last(self, row):
         return row.number("best") == len(self.responses(row))
 
+    def _best(self, row):
+        said, texts = row["best"], self.responses(row)
+        if texts.count(said) == 1:
+            return texts.index(said) + self.start
+        letter = isinstance(said, str) and re.fullmatch("[a-z]", said.strip().lower())
+        return ord(letter[0]) - ord("a") + self.start if letter else row.number("best")
+
     def judge(self, row, count):
-        best = row.number("best")
+        best = self._best(row)
         if best is None or best - self.start not in range(count):
             found = f"best is {best}, with {count} responses counted from {self.start}"
             raise UnusableRow("null or unreadable label", found)
@@ -393,7 +491,7 @@ _Best.name, _Strength.name, _Probability.name = "ranking", "labelled", "labelled
 def find_verdict(self: Columns, rows: list[dict]) -> None:
     "Name the column of the label, which may be a question that annotators answered."
     self._read_strength(rows)
-    if "response_a" not in self or {"strength", "score_a", "probability_a"} & set(self):
+    if "response_a" not in self or {"score_a", "probability_a"} & set(self):
         return
     forms = PreferenceFormat.clear(self)
 
@@ -402,6 +500,10 @@ def find_verdict(self: Columns, rows: list[dict]) -> None:
         means = PreferenceFormat.meaning
         return words and all(means(forms, word) or re.fullmatch(more, word) for word in words)
 
+    if "strength" in self and says(self["strength"]):  # words
+        self["label"] = self.pop("strength")
+    if "strength" in self:
+        return
     if "chosen" in self and says(self["chosen"], r"-?[\d.]+|true|false"):
         self.setdefault("label", self.pop("chosen"))
         self.pop("rejected", None)
@@ -432,7 +534,8 @@ def _is_scale(numbers):
 @patch
 def _read_strength(self: Columns, rows):
     "Beside a verdict, how strong it is becomes the margin, if it has no sign; else it is not used."
-    if "response_a" in self and "label" not in self:
+    said = {name for name in ("label", "strength") if self.get(name) in self.given}
+    if "response_a" in self and "label" not in self or said == {"strength"}:
         return
     name = self.pop("strength", None)
     if {"margin", "strength"} & set(self.absent):

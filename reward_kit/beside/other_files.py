@@ -39,11 +39,13 @@ _readers = SimpleNamespace(member=_member, open=_open)  # what the reader of row
 
 # %% ../../nbs/7_beside/other_files.ipynb #c8910041
 def _text(stream):
-    "A text in UTF-8 with line feeds; UTF-16 is known by its byte order mark."
+    "A text in UTF-8 with line feeds; UTF-16 is known by its byte order mark, or by its zeros."
     with stream:
         text = stream.read()
     if text[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         text = text.decode("utf-16").encode()
+    elif b"\0" in text[:2]:
+        text = text.decode("utf-16-be" if text[:1] == b"\0" else "utf-16-le").encode()
     return io.BytesIO(text if b"\n" in text else text.replace(b"\r", b"\n"))
 
 
@@ -61,7 +63,25 @@ def _sheet(read, name):
     return ((f"{name} {origin}", row) for origin, row in rows if any(row.values()))
 
 
-_readers.text, _readers.sheet = _text, _sheet
+_MARKS = {  # how files of other kinds begin
+    b"PAR1": "a Parquet file; name it .parquet",
+    b"ARROW1": "an Arrow file; name it .arrow",
+    b"\x1f\x8b": "compressed by gzip; let its name end with .gz",
+    b"BZh": "compressed by bzip2; let its name end with .bz2",
+    b"(\xb5/\xfd": "compressed by Zstandard; let its name end with .zst",
+    b"PK\3\4": "a workbook or an archive; name it .xlsx or .zip",
+    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"%PDF": "a PDF",
+    b"SQLite": "a database", b"\x80\4": "a pickle",
+}
+
+
+def _why(start):
+    "Why bytes are not UTF-8."
+    kinds = (f"this is {kind}" for mark, kind in _MARKS.items() if start.startswith(mark))
+    return next(kinds, "not UTF-8; save it as UTF-8, for example with iconv -f LATIN1 -t UTF-8")
+
+
+_readers.text, _readers.sheet, _readers.why = _text, _sheet, _why
 
 # %% ../../nbs/7_beside/other_files.ipynb #946f675d
 def _numbered(cells):
@@ -76,10 +96,17 @@ def _are_columns(cells):
     return lists and len(set(map(len, cells))) == 1 and not isinstance((cells[0] or [""])[0], dict)
 
 
+def _under_ids(whole):
+    "Whether objects with the same keys stand under names that are no columns."
+    columns = {"prompt", "chosen", "rejected", "responses", "messages", "input", "output"} & set(whole)
+    cells = [set(cell) if isinstance(cell, dict) else set() for cell in whole.values()]
+    return len(cells) > 1 and not columns and cells.count(cells[0]) == len(cells) and len(cells[0]) > 1
+
+
 def _rows(whole):
     "Rows of a list, a table, a list beside other facts, or one row."
     cells = list(whole.values())
-    if _numbered(whole):
+    if _numbered(whole) or _under_ids(whole):
         return cells
     table = {"columns", "data"} <= set(whole) <= {"columns", "data", "index"}
     if table or _are_columns(cells):

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from . import codes_and_votes as codes
 from . import conversation_texts as hh  # noqa: F401
+from . import lost_texts  # noqa: F401
 from ..data.columns import Columns, nested_export
 from ..data.files import PreferenceDataError, UnusableRow
 from ..data.formats import PreferenceFormat, preference_format
@@ -174,11 +175,12 @@ class _ListsOfTexts:
 
     @staticmethod
     def flat(row):
-        sides = [row.get("chosen"), row.get("rejected")]
+        names = {side: name for name, side in codes._sides(row).items()}
+        sides = [row.get(names.get(side)) for side in ("chosen", "rejected")]
         lists = [_texts([side] if isinstance(side, str) else side) for side in sides]
         if None not in lists and sides != [side for side in sides if isinstance(side, str)]:
             ranks = [rank for rank, texts in enumerate(lists, 1) for _ in texts]
-            rest = {name: cell for name, cell in row.items() if name not in ("chosen", "rejected")}
+            rest = {name: cell for name, cell in row.items() if name not in names.values()}
             return rest | {"responses": sum(lists, []), "ranks": ranks}
 
 
@@ -264,8 +266,31 @@ class _WinnerByName:
     def flat(row):
         models = [name for name in row if re.fullmatch(r"(model|generator)_?[ab0-2]", Columns.spelled(name))]
         names = [row[name] for name in models]
-        if len(set(map(str, names))) == 2 and row.get("winner") in names:
-            return row | {"winner": "ab"[names.index(row["winner"])]}
+        for name, cell in row.items():
+            if len(set(map(str, names))) == 2 and cell in names and Columns.is_called(name, "label"):
+                return row | {name: "ab"[names.index(cell)]}
+
+# %% ../../nbs/7_beside/published_layouts.ipynb #c0a1b2e4
+@nested_export
+class _WinnerByText:
+    "The better text once more, in place of a label."
+
+    note, sparse = "the better text once more", True
+    aside = "the winner is the text of a response"
+
+    @staticmethod
+    def flat(row):
+        family = codes._family(row, codes._NOUNS)
+        texts = [row[name] for name in family.values()]
+        if len(texts) != 2 or any(Columns.is_called(name, "rejected") for name in row):
+            return None
+        is_verdict = codes._verdict(family)
+        for name, cell in row.items():
+            called = any(Columns.is_called(name, each) for each in ("label", "best", "chosen"))
+            rest = {other: own for other, own in row.items() if other != name}
+            judged = any(Columns.is_called(other, "label") for other in rest)
+            if called and not judged and texts.count(cell) == 1 and not is_verdict(cell, numbers=True):
+                return rest | {"label": "ab"[texts.index(cell)]}
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #f84688d3
 @nested_export
@@ -295,10 +320,12 @@ class _Alpaca:
 
     @staticmethod
     def flat(row):
-        if {"instruction", "input"} <= set(row):
-            rest = {name: cell for name, cell in row.items() if name != "input"}
-            said = [row["instruction"], row["input"]]
-            return rest | {"instruction": "\n".join(said) if all(said) else said[0]}
+        names = {Columns.spelled(name): name for name in row}
+        if {"instruction", "input"} <= set(names):
+            first, second = names["instruction"], names["input"]
+            said = row[first], row[second]
+            joined = {first: "\n".join(said) if all(said) else said[0]}
+            return {name: cell for name, cell in row.items() if name != second} | joined
 
 
 @nested_export
@@ -318,8 +345,9 @@ class _History:
                 return row
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
-for shape in (codes._ManyResponses, codes._Annotators, codes._Statuses, codes._Certain, codes._Vectors):
-    nested_export(shape)
+_SHAPES = """_Sides _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors _Boxes""".split()
+for shape in _SHAPES:
+    nested_export(getattr(codes, shape))
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #261e5189
 _LONG = 100  # rows of one prompt that may be most of a file
@@ -429,6 +457,10 @@ def _ranked(self: _Scored, run, least=2):
     return origin, cells
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #6108b0d5
+_GOOD = dict.fromkeys("true desirable good positive thumbs_up like liked accepted chosen".split(), 1)
+_GOOD |= dict.fromkeys("false undesirable bad negative thumbs_down dislike disliked rejected".split(), 0)
+
+
 @preference_format
 class _Kto(_Scored):
     "`prompt`, `response` and a `label` that is true or false."
@@ -440,7 +472,10 @@ class _Kto(_Scored):
         return ["label"] if {"score", "response_a"} & set(columns) or not judged else super().lacking(columns)
 
     def rating(self, row):
-        good = {"true": 1, "false": 0}.get(str(row["label"]).lower())
+        good = _GOOD.get(Columns.spelled(row["label"]))
+        asks = Columns.spelled(self.columns["label"]).rpartition("_")[2]
+        if asks in _GOOD or asks == "up" or asks == "preferred":  # a column that says what 1 means
+            good = {"1": 1, "0": 0, "1.0": 1, "0.0": 0}.get(str(row["label"]), good)
         if good is None:
             hint = "true is good; if a higher number is better, say columns={'score': 'label'}"
             raise UnusableRow("null or unreadable label", f"found {row['label']!r}: {hint}")

@@ -10,7 +10,6 @@ import difflib
 import re
 from contextlib import suppress
 from functools import partial
-from operator import itemgetter
 
 from fastcore.basics import patch
 
@@ -18,29 +17,45 @@ from .files import PreferenceDataError, UnusableRow
 
 # %% ../../nbs/1_data/13_columns.ipynb #f7cb418d
 _ALIASES = {
-    "prompt": "conversations messages conversation question query instruction contents conversation_input",
+    "prompt": "conversations messages conversation question query instruction "
+              "contents conversation_input user_prompt input_prompt prompt_text "
+              "question_text user_message",
     "system": "system_prompt system_message systeminstruction system_instruction",
     "history": "chat_history conversation_history dialogue_history previous_turns",
-    "chosen": "preferred better winner accepted positive chosen_response response_chosen chosen_text win "
-              "response_j chosen_conversations pos_resp",
-    "rejected": "dispreferred worse loser declined negative rejected_response response_rejected "
-                "rejected_text lose response_k rejected_conversations neg_resp",
+    "chosen": "preferred better winner accepted positive chosen_response "
+              "response_chosen chosen_text win response_j chosen_conversations "
+              "pos_resp preferred_response better_response winning_response "
+              "accepted_response positive_response winner_response chosen_answer "
+              "preferred_answer better_answer chosen_completion chosen_output "
+              "output_chosen answer_chosen y_w yw response_w",
+    "rejected": "dispreferred worse loser declined negative rejected_response "
+                "response_rejected rejected_text lose response_k "
+                "rejected_conversations neg_resp dispreferred_response worse_response "
+                "losing_response negative_response loser_response rejected_answer "
+                "dispreferred_answer non_preferred_response worse_answer "
+                "rejected_completion rejected_output output_rejected answer_rejected "
+                "y_l yl response_l",
     "responses": "completions answers candidates outputs generations summaries",
-    "scores": "ratings rewards score_list overall_score score rating reward pm_score",
+    "scores": "ratings rewards score_list overall_score score rating reward "
+              "pm_score overall_rating",
     "ranks": "rank ranking",
     "best": "choice best_index",
     "response": "completion answer output",
-    "score": "helpfulness rating reward overall_score",
-    "label": "labels preference winner choice better_response_id preferred_response verdict kto_tag",
+    "score": "helpfulness rating reward overall_score overall_rating",
+    "label": "labels preference winner choice better_response_id "
+             "preferred_response verdict kto_tag thumbs_up is_chosen is_preferred "
+             "is_good is_desirable desirable liked",
     "strength": "preference_strength overall_preference",
     "score_chosen": "chosen_score chosen_rating",
     "score_rejected": "rejected_score rejected_rating",
     "source": "dataset subset",
-    "annotator": "annotator_id worker worker_id rater rater_id labeler labeler_id judge user_id",
+    "annotator": "annotator_id worker worker_id rater rater_id labeler labeler_id "
+                 "judge user_id",
 }
 _ALIASES = {name: aliases.split() for name, aliases in _ALIASES.items()}
 _LAST_RESORT = {
-    "prompt": ["context", "input", "history", "input_text", "post", "article", "full_text"],
+    "prompt": [
+        "context", "input", "history", "input_text", "post", "article", "full_text"],
     "label": ["safer_response_id"],
 }
 _WITHOUT_ALIAS = [
@@ -63,7 +78,7 @@ def _numbered(nouns):
 _NOUNS = "response answer completion output conversation summary generation human_ref text candidate conv"
 _PAIRS = {
     ("response_a", "response_b"): [*_numbered(_NOUNS), ("left", "right")],
-    ("score_a", "score_b"): _numbered("score rating reward"),
+    ("score_a", "score_b"): _numbered("score rating reward votes upvotes wins"),
 }
 
 # %% ../../nbs/1_data/13_columns.ipynb #993b4f5c
@@ -88,9 +103,9 @@ def _checked(given, present, extra):
     return columns
 
 # %% ../../nbs/1_data/13_columns.ipynb #cbd85655
-def _candidates(name, names, taken):
+def _candidates(name, names, taken, more=()):
     "The column of that name, else those of its aliases, else the first last resort."
-    last = [[alias] for alias in _LAST_RESORT.get(name, [])]
+    last = [[alias] for alias in (*more, *_LAST_RESORT.get(name, []))]
     for wanted in ([name], _ALIASES.get(name, []), *last):
         found = [names[alias] for alias in wanted if alias in names and names[alias] not in taken]
         if found:
@@ -98,10 +113,6 @@ def _candidates(name, names, taken):
     return []
 
 # %% ../../nbs/1_data/13_columns.ipynb #7ef30324
-_BESIDE = """context contexts passage passages document documents background input article articles post
-    story stories paragraph excerpt source_text reference_text""".split()
-
-
 class Columns(dict):
     "Canonical name -> column, as the caller, the name itself or one alias say."
 
@@ -116,7 +127,7 @@ class Columns(dict):
         self,
         rows: list[dict],  # the first of the source, flat
         given: dict | None = None,  # canonical name -> column; None: there is none
-        judged: bool = True,  # False: rows to be scored, which may be one `text`
+        judged: bool | None = True,  # False: to be scored, may be one `text`; None: only prompts
         extra=(),  # names that formats read
     ):
         present = list(dict.fromkeys(str(name) for row in rows for name in row))
@@ -129,11 +140,14 @@ class Columns(dict):
         names = {_spelled(column): column for column in reversed(present)}
         for sides, spellings in _PAIRS.items():
             for first, second in [sides, *spellings]:
-                there = first in names and second in names and names[first] not in self.values()
-                if there and sides[0] not in self:
-                    self.update(zip(sides, (names[first], names[second])))
+                pair = dict(zip(sides, (names.get(first), names.get(second))))
+                others = {column for name, column in self.items() if pair.get(name) != column}
+                free = not others & {*pair.values()}
+                if free and None not in pair.values() and pair | self == self | pair:
+                    self.update(pair)
         for name in self._sought(judged, extra):
-            found = [] if name in self else _candidates(name, names, self.values())
+            text = ["text"] if (name, judged) == ("prompt", None) else []
+            found = [] if name in self else _candidates(name, names, self.values(), text)
             if len(found) > 1:
                 found = [column for column in found if column in self.filled] or found
             if len(found) == 1 or found and name == "annotator":
@@ -142,7 +156,6 @@ class Columns(dict):
                 both = " and ".join(map(repr, found))
                 advice = f"say columns={{'prompt': {found[0]!r}}}"
                 raise PreferenceDataError(f"{both} could both be the prompt; {advice}")
-        self._refuse_lost_context(names)
         for name in self.absent:
             del self[name]
 
@@ -158,19 +171,6 @@ def _sought(self: Columns, judged, extra):
         yield "label"
     yield from ("margin", "weight", "source", "id", "annotator", "tools", "chat_template_kwargs")
     yield from extra if judged else ("text", *extra)
-
-
-@patch
-def _refuse_lost_context(self: Columns, names):
-    "A prompt without its text is another prompt."
-    free = [names[word] for word in _BESIDE if word in names and names[word] not in self.values()]
-    lost = [column for column in free if column in self.filled]
-    if lost and self.get("prompt") and "context" not in self.absent:
-        raise PreferenceDataError(
-            f"{lost[0]!r} stands beside the prompt {self['prompt']!r} and would be lost; join "
-            f"them, or say columns={{'history': {lost[0]!r}}} if it holds earlier turns, "
-            "columns={'context': None} to leave it out"
-        )
 
 # %% ../../nbs/1_data/13_columns.ipynb #ad1b28ed
 @patch
@@ -190,22 +190,6 @@ def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
         "prompt + chosen + rejected, responses + scores or ranks, response_a + response_b + label, "
         "response + score)"
     )
-
-# %% ../../nbs/1_data/13_columns.ipynb #f595de0c
-@patch
-def likely_prompt(self: Columns, rows: list[dict]) -> tuple[str | None, bool]:  # is it likely
-    "The free column that is most like a prompt."
-    found = [(False, 0, None)]
-    for column in self.present:
-        cells = [cell for row in rows[:100] if isinstance(cell := row.get(column), (str, list)) and cell]
-        varied = len(set(map(str, cells))) > 1 or len(rows) == len(cells) == 1
-        if varied and column not in self.values() and not column.lower().endswith("id"):
-            names = ["prompt", *_ALIASES["prompt"]]
-            asks = difflib.get_close_matches(_spelled(column), names, 1, 0.6)
-            asks = asks or isinstance(cells[0], list) and isinstance(cells[0][0], dict)
-            found.append((bool(asks), len(str(cells)), column))
-    sure, _, column = max(found, key=itemgetter(0, 1))
-    return column, sure
 
 # %% ../../nbs/1_data/13_columns.ipynb #14de22c2
 _EXPORTS = []
@@ -237,15 +221,16 @@ def _unflattened(export, row):
 
 # %% ../../nbs/1_data/13_columns.ipynb #0ca9a377
 @patch(cls_method=True)
-def unnest(cls: Columns, rows: list[dict]) -> tuple:  # the first -> (function, rows, exports)
-    "What flattens a row as most of these are nested, and these, flat."
-    from reward_kit.beside import published_layouts  # noqa: F401
+def unnest(cls: Columns, rows: list[dict], given=None) -> tuple:  # the first; the caller's columns
+    "What flattens a row as most of these are nested; these, flat; the exports; the columns then."
+    from reward_kit.beside import lost_texts, published_layouts  # noqa: F401
 
-    exports = []
+    exports, given = [], dict(given or {})
     for export in _EXPORTS:
-        flat = [_flat(export, row) for row in rows]
-        if 2 * sum(map(bool, flat)) > len(rows):
-            rows = [row or _unflattened(export, old) for row, old in zip(flat, rows)]
-            rows = [row for row in rows if isinstance(row, dict)]
+        some = rows[:: 1 + len(rows) // 100]
+        flat = [_flat(export, row) for row in some]
+        if 2 * sum(map(bool, flat)) > len(some) and lost_texts._leaves(export, some, flat, given):
+            flat = map(partial(_flatten, [export]), rows)
+            rows = [row for row in flat if isinstance(row, dict)]
             exports.append(export)
-    return partial(_flatten, exports), rows, exports
+    return partial(_flatten, exports), rows, exports, given

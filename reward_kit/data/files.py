@@ -92,7 +92,8 @@ def _open_text(path):
     "The bytes of a text, in UTF-8 and with line feeds."
     stream = _open(path)
     start = stream.peek(1 << 12)
-    if start[:1] in b"\xff\xfe" or b"\r" in start and b"\n" not in start:
+    utf16 = start[:1] in b"\xff\xfe" or b"\0" in start[:4]
+    if utf16 or b"\r" in start and b"\n" not in start:
         return _other().text(stream)
     return stream
 
@@ -102,8 +103,7 @@ def _decode(raw, name, line=1):
         return raw.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         line += error.object.count(b"\n", 0, error.start)
-        reason = "not UTF-8; save it as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
-        raise PreferenceDataError(f"{name}:{line}: {reason}") from None
+        raise PreferenceDataError(f"{name}:{line}: {_other().why(raw)}") from None
 
 # %% ../../nbs/1_data/10_files.ipynb #541b7f34
 def _unique_keys(pairs):
@@ -163,7 +163,7 @@ def _csv_rows(path, name):
         lines = (_decode(raw, name, number) for number, raw in enumerate(stream, 1))
         first = next(lines, "")
         said = re.match("sep=(.)", first, re.I)  # for Excel
-        delimiter = said[1] if said else max("\t,;", key=first.count)
+        delimiter = said[1] if said else max("\t,;|", key=first.count)
         reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         table = _csv_cells(reader, name)
         if said:
@@ -171,6 +171,9 @@ def _csv_rows(path, name):
         origin, header = next(table, ("", []))
         if isinstance(header, UnusableRow):
             raise PreferenceDataError(f"{origin}: the header cannot be read ({header.detail})")
+        if first.startswith(("{", "[{")):
+            remedy = "name it .jsonl or .json"
+            raise PreferenceDataError(f"{origin}: this is JSON, not a table; {remedy}")
         while header and not header[-1].strip():
             header.pop()
         if len(set(header)) < len(header):

@@ -6,7 +6,6 @@
 __all__ = ['PreferenceFormat', 'preference_format', 'to_record']
 
 # %% ../../nbs/1_data/14_formats.ipynb #308cd461
-import os
 import re
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -49,10 +48,6 @@ class PreferenceFormat:
         return f"{self.name}({self.columns})"
 
 # %% ../../nbs/1_data/14_formats.ipynb #ef7bc090
-class _Undecided(PreferenceDataError):
-    "Rows that do not tell how they are to be read."
-
-
 _FORMATS = {}  # name -> class
 
 
@@ -231,9 +226,10 @@ def learn(self: PreferenceFormat, rows, labels):
 _RANKS = {"a": [1, 2], "b": [2, 1], "tie": [1, 1]}  # what a label may mean
 _NOUNS = "response answer completion output conversation summary generation model option assistant candidate"
 _NOUNS = _NOUNS.replace(" ", "|")
+_WON = "(_(is_)?(better|preferred|wins|won))?"
 _CLEAR = {  # words that need no explanation, and verdicts as judges write them
-    "a": r"first|left|{own}|a|({nouns})_(a|{end})|\[*(a[_ ]*>+[_ ]*b|b[_ ]*<+[_ ]*a)\]*|\[\[a\]\]",
-    "b": r"second|right|{own}|b|({nouns})_(b|{end})|\[*(b[_ ]*>+[_ ]*a|a[_ ]*<+[_ ]*b)\]*|\[\[b\]\]",
+    "a": r"(first|left|{own}|a|({nouns})_(a|{end})){won}|\[*(a[_ ]*>+[_ ]*b|b[_ ]*<+[_ ]*a)\]*|\[\[a\]\]",
+    "b": r"(second|right|{own}|b|({nouns})_(b|{end})){won}|\[*(b[_ ]*>+[_ ]*a|a[_ ]*<+[_ ]*b)\]*|\[\[b\]\]",
     "tie": r"(tie|both|equal|same|draw|neither).*|\[*[ab][_ ]*[=~≈]+[_ ]*[ab]\]*|\[\[(c|tie)\]\]",
 }
 
@@ -247,7 +243,7 @@ def _clear(columns):
     found = {}
     for side, form in _CLEAR.items():
         own = Columns.spelled(columns.get(f"response_{side}", "?"))
-        found[side] = form.format(own=re.escape(own), end=re.escape(own[-1]), nouns=_NOUNS)
+        found[side] = form.format(own=re.escape(own), end=re.escape(own[-1]), nouns=_NOUNS, won=_WON)
     return found
 
 
@@ -291,7 +287,7 @@ def _read_labels(columns, rows, forms):
     numbers = sorted(word for word in seen if re.fullmatch(_NUMBER, word))
     meaning = _numbers(set(numbers), columns)
     if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
-        raise _Undecided(
+        raise PreferenceDataError(
             f"the labels in {columns['label']!r} are {', '.join(numbers)}, which could name either response; "
             f"say what each means, with a, b or tie in place of the '?': "
             f"labels={dict.fromkeys(numbers, '?')} ('a' is {columns['response_a']!r}, "
@@ -421,6 +417,13 @@ class _Text(PreferenceFormat):
 class _Conversation(_Text):
     name, needs = "conversation", ("prompt",)
 
+
+class _Prompt(PreferenceFormat):
+    name, needs = "prompt", ("prompt",)
+
+    def _texts(self, row):
+        return row.texts([], [], self.transcripts)
+
 # %% ../../nbs/1_data/14_formats.ipynb #c6e2b999
 @patch(cls_method=True)
 def lacking(cls: PreferenceFormat, columns: dict, judged: bool = True) -> list[str]:
@@ -430,16 +433,32 @@ def lacking(cls: PreferenceFormat, columns: dict, judged: bool = True) -> list[s
     return [name for name in wanted if name not in columns]
 
 
+def _needs_responses(cls, columns, rows):
+    "Whether only the responses tell what the prompt is, or that it is part of a conversation."
+    if "prompt" not in columns:
+        return True
+    whole = []
+    for row in rows:
+        with suppress(Exception):
+            cell = Row(row, columns).parsed("prompt")
+            turns = as_messages([] if isinstance(cell, str) else cell)
+            whole.append(Row.is_transcript(cell) or [turn["role"] for turn in turns[-1:]] == ["user"])
+    return 2 * sum(whole) < len(rows) and _spelling(rows, columns, cls.needs) != "pairs"
+
+
 def _choose(columns, rows, format, judged):
     if format not in ("auto", *_FORMATS):
         known = ", ".join(("auto", *_FORMATS))
         raise PreferenceDataError(f"format={format!r} is unknown; it is one of {known}")
     asked, usual = sorted(_FORMATS.values(), key=lambda cls: -len(cls.__mro__)), [_Labelled, _Pairs, _Ranking]
+    usual += [cls for cls in asked if cls.name == "scored"]
     if format != "auto":
         asked = usual = [_FORMATS[format]]
-    for cls in asked:
-        if not cls.lacking(columns, judged):
-            return cls
+    found = next((cls for cls in asked if not cls.lacking(columns, judged)), None)
+    if judged is None and "tree" not in columns:
+        return found if found and _needs_responses(found, columns, rows) else _Prompt
+    if found:
+        return found
     if judged:
         raise columns.missing(min((cls.lacking(columns) for cls in usual), key=len))
     if _spelling(rows[:1], columns, ["prompt"]) in ("messages", "sharegpt"):
@@ -448,55 +467,26 @@ def _choose(columns, rows, format, judged):
         return _Text
     present = ", ".join(map(repr, columns.present))
     raise PreferenceDataError(
-        f"nothing to score: the file has {present}; it needs chosen and rejected, "
-        'prompt and response(s), messages, or text; name them with columns={"prompt": "question"}'
+        f"nothing to {'score' if judged is False else 'answer'}: the file has {present}; it needs "
+        "chosen and rejected, prompt and response(s), messages, or text; "
+        'name them with columns={"prompt": "question"}'
     )
-
-# %% ../../nbs/1_data/14_formats.ipynb #1f47a8ef
-def _holds_prompt(responses):
-    "2: conversations with a question; True: texts share three words."
-    responses = [Row.parse(response, "response") for response in responses]
-    if not isinstance(responses[0], str):
-        return 2 * all(as_messages(response)[0]["role"] != "assistant" for response in responses)
-    shared = os.path.commonprefix(list(map(str.split, responses)))
-    return len(responses) > 1 and len(shared) >= 3
-
-
-@patch
-def _refuse_lost_prompt(self: PreferenceFormat, there, rows):
-    "Raises `PreferenceDataError` where a prompt may be lost."
-    grouped = self.by_prompt and self.needed[1:]
-    declared = "prompt" in there.absent and not grouped or isinstance(self, _Text)
-    if "prompt" in there or declared or self.transcripts:
-        return
-    held = []
-    for row in rows:
-        with suppress(Exception):
-            held.append(_holds_prompt(self.responses(Row(row, self.columns))))
-    likely, sure = there.likely_prompt(rows)
-    if 2 * held.count(0) < len(held) and not grouped and (not sure or min(held) == 2):
-        return
-    looks = f", but {likely!r} looks like it" if likely else ""
-    none = "" if grouped else ", or columns={'prompt': None} for texts without a prompt"
-    said = f"say columns={{'prompt': {likely or '...'!r}}}{none}"
-    raise _Undecided(f"no column 'prompt'{looks}; {said}")
 
 # %% ../../nbs/1_data/14_formats.ipynb #16042e3c
 @patch(cls_method=True)
 def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None, judged=True):
-    "The format of some rows, as for `load_preferences`; `judged` False: to be scored."
-    flatten, rows, exports = Columns.unnest(rows)
+    "As for `load_preferences`; `judged` False: to be scored, None: prompts to be answered."
+    flatten, rows, exports, columns = Columns.unnest(rows, columns)
     read = [(*cls.needs, *chain(*cls.verdicts), *cls.optional) for cls in _FORMATS.values()]
     there = Columns(rows, columns, judged, dict.fromkeys(chain(*read)))
-    if judged:
-        there.find_verdict(rows)
+    there.heed(rows, judged)
     cls = _choose(there, rows, format, judged)
     forced = cls is _Pairs and format != "auto"
     spelling = format if forced else _spelling(rows, there, cls.needs)
     fmt = cls(there, spelling == "transcript")
     if cls is _Pairs:
         fmt.name = spelling
-    fmt._refuse_lost_prompt(there, rows)
+    there.refuse_lost_prompt(rows, fmt)
     fmt.flatten, fmt.present, fmt.given = flatten, there.present, (columns, format, labels, judged)
     if judged:
         usual = filter(None, (getattr(export, "labels", None) for export in exports))
@@ -510,7 +500,7 @@ def detect_like(cls: PreferenceFormat, rows, like=None, *given):  # rows, the fo
     "As `detect`; where rows alone do not tell, `like`, if it reads them all."
     try:
         return cls.detect(rows, *given)
-    except _Undecided:
+    except PreferenceDataError:
         with suppress(Exception):
             if all(
                 like.record(row) and set(like.flatten(row)).issubset(like.present)

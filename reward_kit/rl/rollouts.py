@@ -20,12 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #c6687575
 from ..data.files import PreferenceDataError, UnusableRow, read_rows
+from ..data.formats import PreferenceFormat
 from ..data.preferences import Preferences
-from ..data.records import as_messages
 from ..model.batches import Batch, forward_at, innermost_model, lay_out
 from ..model.encoding import RewardEncoder
-
-from ..model.settings import ParameterError, nearest
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #4c90245f
 _PerToken = list[float] | None  # of each token of a response, once measured
@@ -251,24 +249,15 @@ def _for_each(rows, function):
             raise ValueError(f"{row['origin']}: {error}") from error
 
 
-def _checked_prompt(value):
-    "A text, or messages that wait for an answer."
-    messages = [] if isinstance(value, str) else as_messages(value, "the prompt")
-    if not (messages or isinstance(value, str) and value.strip()):
-        raise ValueError("the prompt is empty")
-    if messages and messages[-1]["role"] == "assistant":
+def _asked(fmt, row):
+    "The row, and what it asks: a text, or messages that wait for an answer."
+    found = fmt.texts(row)
+    prompt, _ = found.pop("prompt"), found.pop("responses")
+    if not prompt:
+        raise ValueError("the row has no prompt of its own")
+    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
         raise ValueError("the prompt ends with an assistant turn; leave the answer out")
-    return messages or value
-
-# %% ../../nbs/5_rl/51_rollouts.ipynb #3fe398cf
-def _prompt_column(columns, asked, name):
-    for column in [asked] if asked else ["prompt", "text"]:
-        if column in columns:
-            return column
-    wanted, hint = repr(asked) if asked else "prompt or text", nearest(asked or "prompt", columns)
-    raise ParameterError(
-        f"{name} has no column {wanted}; the columns are: {', '.join(columns)}. "
-        f"Name one with prompt_column, or call it prompt.{hint}")
+    return found | row | {"prompt": prompt}
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #561cabfb
 class Prompts(list):
@@ -277,29 +266,37 @@ class Prompts(list):
     @classmethod
     def load(
         cls,
-        data,  # prompts, Preferences, what `read_rows` takes or gives
-        column=None,  # that holds the prompts; None: prompt, else text
+        data,  # prompts as they stand, or what `load_preferences` takes
+        columns=None,  # canonical name -> column, as there
         name="train_dataset",  # for messages about rows of a list
     ):
         "ValueError names the row without a prompt, or no rows."
+        if isinstance(data, cls):
+            return data
         if isinstance(data, dict):
             raise ValueError(
                 f"{name} holds several sets ({', '.join(map(str, data))}); give one of them")
-        if isinstance(data, (list, tuple)):
+        listed = isinstance(data, (list, tuple))
+        bare = listed and not any(isinstance(row, dict) for row in data)
+        if listed:
             data = [row if isinstance(row, dict) else {"prompt": row} for row in data]
         data = data.dataset if isinstance(data, Preferences) else data
-        found, rows = data if hasattr(data, "whole") else read_rows(data), []
+        found = data if hasattr(data, "whole") else read_rows(data)
         in_memory = not isinstance(data, (str, os.PathLike)) and found is not data
+        name, rows = name if in_memory else found.name, []
         for i, (origin, row) in enumerate(found):
             if isinstance(row, UnusableRow):
                 raise PreferenceDataError(f"{origin}: {row}")
-            rows.append({"origin": f"{name}, row {i}" if in_memory else origin} | row)
-        name = name if in_memory else found.name
+            rows.append((f"{name}, row {i}" if in_memory else origin, row))
         if not rows:
             raise ValueError(f"{name} has no rows; give at least one prompt")
-        column = _prompt_column([key for key in rows[0] if key != "origin"], column, name)
-        return cls(_for_each(
-            rows, lambda row: row | {"prompt": _checked_prompt(row.get(column))}))
+        first = [{"prompt": "?"}] if bare else [row for _, row in rows[:5000]]
+        try:
+            fmt = PreferenceFormat.detect(first, columns, judged=None)
+        except PreferenceDataError as error:
+            raise PreferenceDataError(f"{name}: {error}") from None
+        rows = [{"origin": origin} | row for origin, row in rows]
+        return cls(_for_each(rows, partial(_asked, fmt)))
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #b431f8e8
 def _render(tokenizer, row):
@@ -307,7 +304,7 @@ def _render(tokenizer, row):
     if not tokenizer.chat_template:
         raise ValueError(
             "a conversation, but the policy's tokenizer has no chat template; "
-            "give prompts as strings, or a tokenizer with a template")
+            "name one with chat_template, or give prompts as texts")
     try:
         more = RewardEncoder.from_json(row.get("chat_template_kwargs")) or {}
         return tokenizer.apply_chat_template(

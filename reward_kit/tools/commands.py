@@ -38,13 +38,17 @@ def _pairs(option, words, pattern, form):
     return {left: right or None for left, right in (match.groups() for match in found)}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #8abea0b4
+def _columns(args):
+    return _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
+
+
 def _reading_of(args):
     "What finds the texts of rows."
     named = {f"{name}_column": name for name in ("prompt", "chosen", "rejected")}
     named["question"] = "label"
     given = [option for option in named if args.given.get(option) is not None]
     columns = {named[option]: getattr(args, option) for option in given}
-    columns |= _pairs("--column", args.column, "([^=]+)=(.*)", "name=column")
+    columns |= _columns(args)
     return {
         "format": args.format, "split": args.split, "progress": args.progress, "columns": columns or None}
 
@@ -230,7 +234,8 @@ class _Ppo(_Training):
     reward: str = _many("Reward model: folder or hub id; may be repeated.", required=True)
     reward_weight: float = _many("Weight of a reward; may be repeated. None: all 1.")
     prompt_column: str | None = _optional(
-        "Column that holds the prompts. None: prompt, else text.", alias="prompt_text_column")
+        "Column that holds the prompts. None: found by its name.", alias="prompt_text_column")
+    column: str = _many("Any other column, as system=role; system= where there is none.")
     split: str | None = _optional("Split of the prompts, or file stem in a folder.")
     eval_split: str | None = _optional("Split of the held-out prompts.")
     resume: bool = setting(
@@ -247,7 +252,8 @@ class _Ppo(_Training):
             config=self.given_of(PPOSettings),
             peft_config=_lora(self),
             progress=self.progress,
-            **self.own("data", "eval_data", "reward_weight"),
+            columns=_columns(self),
+            **self.own("data", "eval_data", "reward_weight", "column"),
         )
         print("\n" + _policy_steps(self.output, result.chat))
 

@@ -389,7 +389,8 @@ def train_ppo_policy(
     eval_fraction: float = 0.1,  # share of the prompts held out, at most 256; 0: none
     split: str | None = None,  # split of prompts
     eval_split: str | None = None,  # split of eval_prompts
-    prompt_column: str | None = None,  # with the prompts; None: prompt, else text
+    prompt_column: str | None = None,  # with the prompts; None: by its name, as in training
+    columns: dict | None = None,  # canonical name -> column, as in `load_preferences`
     max_samples: int | None = None,  # use at most this many rows of prompts
     config: dict | None = None,  # {PPOConfig field: value}
     peft_config=None,  # LoraConfig, or its fields; None: all weights
@@ -408,9 +409,10 @@ def train_ppo_policy(
     adapter = _lora_config(peft_config, "CAUSAL_LM")
     tokenizer = _tokenizer(model, chat_template)
 
-    rows = _read_prompts(prompts, split, prompt_column)[:max_samples]
+    if prompt_column: columns = {**(columns or {}), "prompt": prompt_column}
+    rows = Prompts(_read_prompts(prompts, split, columns)[:max_samples])
     if eval_prompts is None: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
-    else: held_out = _read_prompts(eval_prompts, eval_split, prompt_column)
+    else: held_out = _read_prompts(eval_prompts, eval_split, columns)
     rewards = reward if isinstance(reward, (list, tuple)) else [reward]
     settings = _settings(model, config, peft_config, chat_template) | {
         "training": "ppo", "reward": ", ".join(map(_weights_of, rewards)),
@@ -430,17 +432,17 @@ def train_ppo_policy(
     return result
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c67642d6
-def _read_prompts(data, split, column):
+def _read_prompts(data, split, columns):
     "Rows with `prompt`, checked, each with its origin."
     if not isinstance(data, (list, tuple, Preferences)): data = read_rows(data, split=split)
-    return Prompts.load(data, column, "prompts")
+    return Prompts.load(data, columns, "prompts")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
     "Rows to train on and rows held out, without a shared prompt."
     if not eval_fraction: return rows, None
     held = hold_out([prompt_key(row["prompt"]) for row in rows], eval_fraction, seed=seed, most=256)
-    return [*compress(rows, ~held)], [*compress(rows, held)]
+    return Prompts(compress(rows, ~held)), Prompts(compress(rows, held))
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f8c6bc26
 def _weights_of(reward):
