@@ -207,13 +207,17 @@ class _ScoreFileReport(Report):
         return Table(("", ""), rows) if rows else None
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #33b1cab1
-def _numbers(shard):
-    "i and n of 'i/n'. ValueError: something else."
+def _part(shard, source, counted):
+    "Its first row, the one behind its last, how many if `counted`. ValueError: no such part of 'i/n'."
     found = re.fullmatch(r"(\d+)/(\d+)", shard or "0/1")
     i, n = map(int, found.groups()) if found else (0, 0)
     if not i < n:
         raise ValueError(f"shard is {shard!r}; give i/n, part i of n, from 0/n on")
-    return i, n
+    total = sum(1 for _ in source) if n > 1 or counted else None
+    start, stop = (total * i // n, total * (i + 1) // n) if n > 1 else (0, None)
+    if start == stop:
+        raise PreferenceDataError(f"{source.name}: part {i}/{n} of {total:,} rows has none")
+    return start, stop, total and (stop or total) - start
 
 
 def _check_output(out, names):
@@ -249,7 +253,7 @@ def score_file(
 
     PreferenceDataError: not readable; ValueError: settings or input changed; FileExistsError: the output."""
     out, source = Path(out_path), read_rows(in_path, split)
-    i, n = _numbers(shard)
+    start, stop, total = _part(shard, source, progress)
     rows = _rows(source)
     first = list(islice(rows, 100))
     good = [row for _, row in first if isinstance(row, dict)]
@@ -260,10 +264,6 @@ def score_file(
     names = _score_columns(fmt, good, score_column)
     _check_output(out, names)
     scale = normalize and self.normalized([0.0, 1.0])  # an error before anything is written
-    total = sum(1 for _ in source) if n > 1 or progress else None
-    start, stop = (total * i // n, total * (i + 1) // n) if n > 1 else (0, None)
-    if start == stop:
-        raise PreferenceDataError(f"{source.name}: part {i}/{n} of {total:,} rows has none")
     settings = {
         "model": self.fingerprint(), "columns": columns or {}, "format": fmt.name,
         "score_column": score_column, "normalize": scale, "rows": [start, stop]}
@@ -272,8 +272,8 @@ def score_file(
         rows = islice(chain(first, rows), start, stop)
         part.skip((_written(fmt, [], *found, []) for found in rows), [*names, "error"])
         done = part.rows
-        bar = tqdm(desc="Scoring rows", unit=" rows", initial=done, disable=not progress,
-                   total=total and (stop or total) - start)
+        bar = tqdm(
+            desc="Scoring rows", unit=" rows", initial=done, total=total, disable=not progress)
         chunks = iter(lambda: list(islice(rows, batch_rows)), [])
         ready = ((chunk, _by_halves(partial(_encode, self, fmt), [row for _, row in chunk]))
                  for chunk in chunks)
