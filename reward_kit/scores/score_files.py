@@ -248,9 +248,11 @@ def score_file(
     """Score row by row; a row that cannot be scored has a null score and an `error`.
 
     PreferenceDataError: not readable; ValueError: settings or input changed; FileExistsError: the output."""
+    from reward_kit.beside import killed_runs
+
     out, source = Path(out_path), read_rows(in_path, split)
     i, n = _numbers(shard)
-    rows = islice(_rows(source), i, None, n)
+    rows = islice(_rows(killed_runs._unchanged(source, in_path)), i, None, n)
     first = list(islice(rows, 100))
     good = [row for _, row in first if isinstance(row, dict)]
     if not good:
@@ -266,9 +268,8 @@ def score_file(
     with RunRecord.only_writer(out), ThreadPoolExecutor(1) as thread:
         part, rows = _PartialFile(out, settings, resume), chain(first, rows)
         part.skip((_written(fmt, [], *found, []) for found in rows), [*names, "error"])
-        done, total = part.rows, None
-        if progress:
-            total = sum(1 for _ in islice(source, i, None, n))
+        done = part.rows
+        total = sum(1 for _ in islice(source, i, None, n)) if progress else None
         bar = tqdm(
             desc="Scoring rows", unit=" rows", initial=done, total=total, disable=not progress)
         chunks = iter(lambda: list(islice(rows, batch_rows)), [])
