@@ -298,3 +298,11 @@ def test_a_full_disk_says_where_and_what_to_do_and_a_rerun_goes_on(rm, tmp_path,
     monkeypatch.undo()
     report, found = scored(rm, path, batch_rows=3)
     assert len(found) == 9 and report.failed == 0 and report.resumed_at in (3, 6)
+
+
+def test_what_a_killed_call_left_of_its_output_goes_with_the_next(rm, tmp_path):  # noqa: F811
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n")
+    (tmp_path / f".out.jsonl.part.json.{2**22 + 1}-abcd1234").mkdir()
+    scored(rm, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]

@@ -75,6 +75,14 @@ def test_two_writers_of_one_path_in_one_process_leave_each_other_alone(tmp_path)
     assert path.read_text() == "outer\nouter\n" and hidden(tmp_path) == []
 
 
+def test_what_this_process_is_writing_is_left_alone_by_a_relative_name_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with killed_runs._beside(Path("notes.txt")) as part:
+        part.write_text("half")
+        killed_runs._sweep("notes.txt")
+        assert part.read_text() == "half"
+
+
 @pytest.mark.parametrize("number", [DEAD, os.getpid()], ids=["dead", "a container's own number"])
 def test_what_a_kill_left_of_a_folder_does_not_block_the_next_save(tmp_path, number):
     target = tmp_path / "model"

@@ -18,7 +18,7 @@ import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# %% ../../nbs/7_beside/killed_runs.ipynb #615e0f0a
+# %% ../../nbs/7_beside/killed_runs.ipynb #17ce86d7
 _being_written = set()  # by this process
 
 
@@ -37,9 +37,9 @@ def _is_running(number):
 
 def _sweep(path):
     "Removes what killed processes were writing beside a file or folder."
-    path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
-        found = re.match(r"(\d+)-", left.name[len(path.name) + 2 :])
+    path = Path(path).absolute()
+    for left in path.parent.glob(f".{glob.escape(path.name)}*.*-*"):  # also of NAME.part
+        found = re.search(r"\.(\d+)-\w+(\.\w+)?$", left.name)
         if not found or left in _being_written:
             continue
         if int(found[1]) == os.getpid() or not _is_running(int(found[1])):
@@ -85,7 +85,7 @@ def _remove(folder, mark):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../../nbs/7_beside/killed_runs.ipynb #94888f36
+# %% ../../nbs/7_beside/killed_runs.ipynb #77022ab8
 def _state(data):
     "{file: its size, time and identity} of a path, a folder or a glob; of anything else nothing."
     if not isinstance(data, (str, Path)):
@@ -103,9 +103,11 @@ def _state(data):
     return found
 
 
-def _unchanged(rows, data):
+def _unchanged(rows, data, out=None):
     "The rows of an input. ValueError after the last one: its files have changed meanwhile."
     before = _state(data)
+    if out:  # what a killed call left of it
+        _sweep(out)
     yield from rows
     now = _state(data)
     changed = sorted(name for name in before if now.get(name) != before[name])

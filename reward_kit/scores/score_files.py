@@ -252,7 +252,7 @@ def score_file(
 
     out, source = Path(out_path), read_rows(in_path, split)
     i, n = _numbers(shard)
-    rows = islice(_rows(killed_runs._unchanged(source, in_path)), i, None, n)
+    rows = islice(_rows(killed_runs._unchanged(source, in_path, out)), i, None, n)
     first = list(islice(rows, 100))
     good = [row for _, row in first if isinstance(row, dict)]
     if not good:
