@@ -105,6 +105,15 @@ def test_a_kill_before_the_record_has_its_name_does_not_block_the_run(tmp_path):
     assert list(folder.iterdir()) == []
 
 
+def test_a_kill_while_a_model_is_moved_in_place_leaves_the_folder_ours(tmp_path):
+    RunRecord(tmp_path).start({"seed": 0}, saved=False)
+    (tmp_path / "model.safetensors").write_text("new")  # reward_kit.json comes last
+    Checkpoints(tmp_path).refuse_foreign()
+    (tmp_path / "training_run.json").unlink()
+    with pytest.raises(CheckpointError, match="another program wrote"):
+        Checkpoints(tmp_path).refuse_foreign()
+
+
 def test_a_kill_while_a_checkpoint_is_removed_leaves_it_ours(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     for step in (2, 4):
@@ -342,7 +351,7 @@ def test_a_report_that_failed_is_made_from_the_saved_weights(base, rows, tmp_pat
     weights = (out / "model.safetensors").read_bytes()
     monkeypatch.setattr(RewardTrainer, "train", None)
     found, said = learn(base, rows, out, config=config)
-    assert "holds the model of this very run; its report is made now" in said and found.evaluation
+    assert "The model of this very run is there; its report is made now" in said and found.evaluation
     assert (out / "evaluation" / "report.md").exists() and (out / "model.safetensors").read_bytes() == weights
     assert RunRecord(out).read()["finished"]
     with pytest.raises(FileExistsError, match="this very run, finished"):

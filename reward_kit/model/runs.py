@@ -145,7 +145,8 @@ def write(
 def refuse_foreign(self: Checkpoints):
     "CheckpointError: it holds weights of another program."
     for folder in (self.folder, *self.folder.glob("checkpoint-*")):
-        is_ours = any((folder / name).exists() for name in (RewardMetadata.FILE, _OURS))
+        marks = RewardMetadata.FILE, _OURS, _RUN_RECORD  # a kill may leave one alone
+        is_ours = any((folder / name).exists() for name in marks)
         if any(folder.glob("*.safetensors")) and not is_ours:
             raise CheckpointError(f"{folder} holds weights that another program wrote: "
                                   "choose another output_dir")

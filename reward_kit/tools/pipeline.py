@@ -306,7 +306,7 @@ def _learn(trainer, run, settings, overwrite, say):
     from reward_kit.beside import killed_runs
 
     if run.is_finished(settings, "saved"):
-        say(f"{run.folder} holds the model of this very run; its report is made now.")
+        say("The model of this very run is there; its report is made now.")
         return True
     resumed = _begin(trainer, run, settings, overwrite, say)
     trainer.train(resume_from_checkpoint=resumed)
