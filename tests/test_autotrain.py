@@ -836,7 +836,7 @@ def test_a_run_stopped_in_its_evaluation_resumes_and_can_keep_its_checkpoints(ba
     monkeypatch.undo()
     (out / "checkpoint-of-mine").mkdir()
     result, said = run(base, data, out, keep_checkpoints=True)
-    assert result.resumed and "Resuming from checkpoint-" in said and len(checkpoints(out)) == 3
+    assert result.resumed and "its report is made now" in said and len(checkpoints(out)) == 3
     assert checkpoints(out)[-1] == "checkpoint-of-mine"
     result, said = run(base, data, out, overwrite=True)
     assert not result.resumed and "Starting a new run" in said and "checkpoint-6" not in checkpoints(out)

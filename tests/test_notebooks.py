@@ -161,21 +161,37 @@ def test_own_imports_are_found_in_every_form():
 # modules that may ask one beside the path from inside a function: a command that needs it, a name that is no
 # setting, a model of a rare kind, a file or a layout of another project
 ASKED_LATE = {
-    "data.files": {"beside.other_files"},
+    "data.files": {"beside.other_files", "beside.killed_runs"},
     "data.columns": {"beside.lost_texts", "beside.published_layouts"},
     "data.preferences": {"beside.trl_pairs"},
     "tools.commands": BESIDE,
-    "tools.pipeline": {"beside.bits_and_kernels", "beside.conversation_texts", "beside.many_processes"},
-    "tools.serving": {"beside.wire_formats"},
+    "tools.pipeline": {
+        "beside.bits_and_kernels",
+        "beside.conversation_texts",
+        "beside.killed_runs",
+        "beside.many_processes",
+    },  # fmt: skip
+    "tools.cli": {"beside.killed_runs"},
+    "model.runs": {"beside.killed_runs"},
+    "tools.serving": {"beside.network", "beside.wire_formats"},
     "beside.network": {"beside.wire_formats"},
     "beside.benchmark_files": {"beside.lost_texts"},
     "trust.trust_report": {"beside.rated_responses"},
-    "model.model_folder": {"beside.transformers_4", "beside.unusual_heads"},
+    "model.model_folder": {
+        "beside.bounded_templates",
+        "beside.killed_runs",
+        "beside.transformers_4",
+        "beside.unusual_heads",
+    },  # fmt: skip
     "model.trainer": {
-        "beside.unusual_heads", "beside.bits_and_kernels", "beside.code_for_trl", "beside.many_processes",
+        "beside.unusual_heads",
+        "beside.bits_and_kernels",
+        "beside.code_for_trl",
+        "beside.many_processes",
     },  # fmt: skip
     "model.training_data": {"beside.code_for_trl", "beside.many_processes"},
     "scores.inference": {"beside.models_from_elsewhere"},
+    "scores.score_files": {"beside.killed_runs"},
     "rl.policies": {"beside.trl_ppo", "beside.unusual_heads"},
     "rl.ppo": {"beside.trl_ppo", "beside.faster_sampling", "beside.many_processes"},
     "rl.rollouts": {"beside.faster_sampling"},

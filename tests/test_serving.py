@@ -1566,6 +1566,45 @@ def test_wrong_settings_of_the_client(arguments, message):
         RewardClient(arguments[0], **(arguments[1:] or ({},))[0])
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "null", '"good"', "true", "[1]", "{}"])
+def test_a_reward_that_is_no_finite_number_is_refused(value):
+    with answering(200, f'{{"rewards": [0.5, {value}]}}'.encode()) as url:
+        with pytest.raises(RewardServerError, match="rewards that are no finite numbers"):
+            RewardClient(url, retries=0).score(["a", "b"])
+        if value == "null":  # a text that does not fit has none, where that was allowed
+            assert RewardClient(url, retries=0).score(["a", "b"], too_long="none") == [0.5, None]
+
+
+def test_an_answer_that_drips_in_ends_with_the_time_limit():
+    with answering(200, b'{"rewards": [0.5]}' + b" " * 400, pause=0.05) as url:
+        with pytest.raises(RewardServerError, match="does not come to an end in time"):
+            RewardClient(url, retries=0, timeout=0.3).score(["a"])
+
+
+@contextlib.contextmanager
+def answering(status, body, pause=0):
+    "A server that answers everything in this way, byte after byte where there is a pause."
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for piece in [bytes([byte]) for byte in body] if pause else [body]:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    time.sleep(pause)
+
+        def log_message(self, *_): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def test_what_is_no_text_is_an_error_before_anything_is_sent():
     with scripted() as (url, seen):
         with pytest.raises(TypeError, match=r"prompts\[1\] is None"):

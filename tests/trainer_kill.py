@@ -2,7 +2,6 @@
 scenario."""
 
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from trainer_world import make_dataset
 from transformers import TrainerCallback
 
+from reward_kit.beside import killed_runs
 from reward_kit.model.runs import Checkpoints, TrainingInterrupted
 from reward_kit.model.trainer import RewardConfig, RewardTrainer
 
@@ -71,7 +71,7 @@ def break_at(scenario, trainer):
     if scenario == "after_marker":
         Checkpoints.finish = lambda *args: (finish(*args), here() and kill())
     if scenario == "rotation":
-        shutil.rmtree = lambda folder, **kwargs: ((Path(folder) / "optimizer.pt").unlink(), kill())
+        killed_runs._remove = lambda folder, mark: ((folder / "optimizer.pt").unlink(), kill())
 
 
 def scenario(name, base, folder):

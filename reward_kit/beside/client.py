@@ -6,7 +6,9 @@
 __all__ = ['RewardServerError', 'RewardClient']
 
 # %% ../../nbs/7_beside/client.ipynb #3a2e9a60
+import math
 import random
+import time
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -41,13 +43,34 @@ def _make_session(url, retries, max_pause):
     return session
 
 # %% ../../nbs/7_beside/client.ipynb #82dfaf45
-def _read_answer(answer, n):
+def _read_body(answer, end):
+    "Reads an answer to its end. OSError: it drips in until the time is up."
+    chunks = []
+    while chunk := answer.raw.read1(2**20, decode_content=True):
+        chunks.append(chunk)
+        if time.monotonic() > end:
+            answer.close()
+            raise OSError("the answer does not come to an end in time")
+    answer._content, answer._content_consumed = b"".join(chunks), True
+
+
+def _is_reward(value, may_lack):
+    "Whether it is a finite number, or a null where a text may have none."
+    if value is None:
+        return may_lack
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def _read_answer(answer, n, may_lack=False):
     "The n rewards in an answer; RewardServerError that says what it is instead."
     found = None
-    with suppress(ValueError):  # no JSON
+    with suppress(ValueError, RecursionError):  # no JSON
         found = answer.json()
     match answer.status_code, found:
         case 200, {"rewards": [*rewards]} if len(rewards) == n:
+            if not all(_is_reward(reward, may_lack) for reward in rewards):
+                raise RewardServerError(
+                    f"{answer.url} answers with rewards that are no finite numbers: {str(rewards)[:80]}")
             return rewards
         case 200, _:
             raise RewardServerError(
@@ -109,14 +132,17 @@ class RewardClient:
 @patch
 def _post(self: RewardClient, body, n):
     "The rewards of one request."
+    from urllib3.exceptions import HTTPError
+
     try:
         answer = self.session.post(
-            f"{self.url}/v1/rewards", json=body, allow_redirects=False,
+            f"{self.url}/v1/rewards", json=body, allow_redirects=False, stream=True,
             timeout=(min(self.timeout, 10), self.timeout))
-    except OSError as error:  # what requests raises
+        _read_body(answer, time.monotonic() + self.timeout)
+    except (OSError, HTTPError) as error:  # what requests and urllib3 raise
         cause = error.args[0] if error.args else error
         reason = str(getattr(cause, "reason", error)).rsplit(": ", 1)[-1]
         raise RewardServerError(
             f"no answer from the reward server at {self.url} after {self.retries + 1} tries: "
             f"{reason}; is it running (reward-kit serve MODEL)?") from error
-    return _read_answer(answer, n)
+    return _read_answer(answer, n, body["too_long"] == "none")

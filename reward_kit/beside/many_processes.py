@@ -130,6 +130,9 @@ def _check(args, model=None):  # RewardConfig or PPOConfig, whose processes stan
                          "itself. Start them with torchrun or accelerate launch")
     if found > 1:  # callers may still gather; threads of the group that outlive it abort a process at its end
         atexit.register(PartialState().destroy_process_group)
+    if found > 1 and getattr(args, "enable_jit_checkpoint", False):
+        raise ValueError("enable_jit_checkpoint: SIGTERM is heard in a run of one process; in several leave "
+                         "it out, and a run goes on from its checkpoints, every save_steps")
     unset_hf_deepspeed_config()  # from now on a model is loaded whole
     return args, _whole(model)
 
@@ -214,10 +217,12 @@ def _all(trainer, decide):
 
 def _put(sign):
     sign.parent.mkdir(parents=True, exist_ok=True)
+    for left in sign.parent.glob(".seen-*"):  # by a run that was killed
+        left.unlink(missing_ok=True)
     sign.touch()
     return sign.name
 
-
+# %% ../../nbs/7_beside/many_processes.ipynb #9d33ab10
 def _check_folder(trainer, checkpoint):
     "CheckpointError in the main process: not all see what it sees."
     folder = Path(trainer.args.output_dir)

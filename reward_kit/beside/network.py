@@ -125,17 +125,86 @@ def _bounded_protocol(most, seconds):
                 self.loop.call_later(seconds, self.look, False)
 
         def look(self, waited):
-            "Close a connection that waits for a head as it did the last time."
+            "Close a connection that waits for its caller as it did the last time."
             if self.transport.is_closing():
                 return
             begun = self.cycle is None or self.conn.trailing_data[0]
             waits = self.conn.their_state is h11.IDLE and bool(begun)
+            waits = waits or self.flow.write_paused  # for a caller that does not read
             if waits and waited:
-                self.transport.close()
+                (self.transport.abort if self.flow.write_paused else self.transport.close)()
             else:
                 self.loop.call_later(seconds, self.look, waits)
 
     return Bounded
+
+# %% ../../nbs/7_beside/network.ipynb #2bd6b107
+_TOGETHER = 8  # bodies of the largest size
+
+
+class _Bodies:
+    "What is held of all requests."
+
+    def __init__(self, limits):  # ServerLimits
+        self.each, self.most, self.held = limits.max_body_bytes, _TOGETHER * limits.max_body_bytes, 0
+
+
+class _Held:
+    "What is held of one request."
+
+    def __init__(self, bodies):
+        self.bodies, self.size = bodies, 0
+
+    def __call__(self, chunk):
+        "The chunk, counted. _RequestError: there is no room for it."
+        more = min(len(chunk), self.bodies.each - self.size)
+        self.size += more
+        self.bodies.held += more
+        if self.bodies.held > self.bodies.most:
+            from reward_kit.tools import serving
+
+            raise serving._RequestError(
+                f"the server holds {self.bodies.held:,} bytes of requests already; send it later", 503, 1)
+        return chunk
+
+    def release(self):
+        "The request is answered."
+        self.bodies.held -= self.size
+
+# %% ../../nbs/7_beside/network.ipynb #24334178
+def _characters(value):
+    "Of all texts in a value; a number counts as one."
+    found, todo = 0, [value]
+    while todo:  # no recursion: it may be nested deeply
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo += [*value, *value.values()]
+        elif isinstance(value, list):
+            todo += value
+        else:
+            found += len(value) if isinstance(value, str) else 1
+    return found
+
+
+def _check_sizes(texts, limits):  # _Texts, ServerLimits
+    "_RequestError: too many texts, or one that is too long to be tokenised here."
+    from reward_kit.tools import serving
+
+    columns, known = [texts.prompts, texts.responses or [], *texts.template.values()], {}
+    n = len(texts.prompts)
+    if n > limits.max_rows:
+        raise serving._RequestError(
+            f"the request has {n} texts, this server takes {limits.max_rows} at a time; "
+            "send several requests", 413)
+    for i in range(n):
+        row = [column[i] for column in columns if column]
+        for value in row:  # tools are often the same for all
+            known[id(value)] = known.get(id(value)) or _characters(value)
+        size = sum(known[id(value)] for value in row)
+        if size > limits.max_text_chars:
+            raise serving._RequestError(
+                f"{texts.name}[{i}] has {size:,} characters, this server takes "
+                f"{limits.max_text_chars:,} in a text; shorten it", 413)
 
 # %% ../../nbs/7_beside/network.ipynb #5f9302ad
 @patch(as_prop=True)

@@ -226,6 +226,10 @@ def check_fit(
     if tokenizer.vocab_size > rows:
         raise ValueError(f"its embeddings have {rows} tokens, its tokenizer {tokenizer.vocab_size}: "
                          "give the tokenizer that belongs to it")
+    here = [p for p in model.parameters() if p.numel() and not p.is_meta]
+    if here and not any(p.any() for p in here):
+        raise ValueError("all its weights are zero, so every text has the same reward: train it again, or "
+                         "take the folder from where it came")
 
 # %% ../../nbs/7_beside/unusual_heads.ipynb #8ab064c4
 @patch

@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 
+from . import network
 from ..data.report import counted
 from ..scores.inference import RewardModel
 from ..tools import serving
@@ -454,16 +455,17 @@ async def _unzipped(request):
     if coding not in ("identity", "gzip"):
         raise serving._RequestError(f"the body is encoded as {coding!r:.40}; send it plain, or as gzip", 415)
     unzip = zlib.decompressobj(31) if coding == "gzip" else None
+    hold = getattr(request, "scope", {}).get("reward_kit.hold", bytes)
     async for chunk in request.stream():
         while chunk and unzip:
             try:
-                yield unzip.decompress(chunk, 2**20)
+                yield hold(unzip.decompress(chunk, 2**20))
             except zlib.error as error:
                 raise serving._RequestError(f"the body is no gzip: {error}") from None
             chunk = unzip.unconsumed_tail
             await asyncio.sleep(0)  # others go on, and the time limit is kept
         if not unzip:
-            yield chunk
+            yield hold(chunk)
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #55fc92dc
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -525,13 +527,14 @@ def _add_error_answers(app, refusal):  # the error of a request that is refused,
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #9acc98c8
 class _Counted:
-    "ASGI middleware: counts requests and their seconds, by route and status."
+    "ASGI middleware: counts requests and their seconds, by route and status, and the bytes held."
 
-    def __init__(self, app, counts):
-        self.app, self.counts = app, counts
+    def __init__(self, app, counts, bodies):
+        self.app, self.counts, self.bodies = app, counts, bodies
 
     async def __call__(self, scope, receive, send):
         began, status = time.monotonic(), 500
+        held = scope["reward_kit.hold"] = network._Held(self.bodies)
 
         async def watched(message):
             nonlocal status
@@ -541,6 +544,7 @@ class _Counted:
         try:
             await self.app(scope, receive, watched)
         finally:
+            held.release()
             if scope["type"] == "http":
                 labels = f'{{route="{getattr(scope.get("route"), "path", "other")}",status="{status}"}}'
                 self.counts[f"reward_kit_requests_total{labels}"] += 1
@@ -580,6 +584,7 @@ async def _tokenized(body, batcher):
     name = "messages" if "messages" in body else "prompt"
     if rm.members != [rm]:
         raise serving._RequestError("several models are served here, and each has tokens of its own")
+    network._check_sizes(serving._Texts([body.get(name)], name=name), batcher.limits)
     try:
         text = RewardModel.check_text(body.need(name), name)
         (ids,) = await asyncio.wrap_future(batcher.encoding.submit(rm.encode, [text], None))
@@ -637,4 +642,4 @@ def _add_information(app, batcher):
         app.add_api_route(path, get, summary=text)
         app.add_api_route(path, get, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/tokenize", tokenize, methods=["POST"], summary="The tokens that the model reads")
-    app.add_middleware(_Counted, counts=counts)
+    app.add_middleware(_Counted, counts=counts, bodies=network._Bodies(batcher.limits))

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
@@ -553,14 +552,11 @@ def write_whole(
     if isinstance(content, Path):
         _take_name(content, path)
         return path
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    part = Path(part)
-    try:
+    from reward_kit.beside import killed_runs
+
+    with killed_runs._beside(path) as part:
         content(part) if callable(content) else _fill(part, content)
         _take_name(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 # %% ../../nbs/1_data/10_files.ipynb #55cdb0ab
@@ -571,8 +567,10 @@ def append_rows(
     size: int | None = None,  # bytes the file must have now; None: any
 ) -> int:  # bytes it has afterwards
     "Add rows to a file, on the disk when this returns; `RuntimeError` for another size."
+    from reward_kit.beside import killed_runs
+
     path, data = Path(path), b"".join(map(_json_line, rows))
-    with open(path, "ab+") as file:
+    with killed_runs._named(path), open(path, "ab+") as file:
         if os.name == "posix":
             import fcntl
 

@@ -371,7 +371,7 @@ def hash64(value: str | list) -> int:  # a text, or messages
 
 # %% ../../nbs/1_data/12_records.ipynb #7e3bd2de
 def record_keys(record: dict) -> tuple[int, int, list[int]]:  # of the pair, the prompt, the responses
-    "Hashes of a record; that of the pair counts who is ranked before whom, and which tools there are."
+    "Hashes of a record; that of the pair counts the order of its responses, and the tools."
     prompt, *responses = map(hash64, [record["prompt"], *record["responses"]])
     ranked = sorted(zip(record["ranks"], responses, strict=True))
     return hash64(f"{prompt} {ranked} {record.get('tools')}"), prompt, responses

@@ -218,7 +218,7 @@ def plackett_luce_loss(
     "-log P of picking each from itself and those strictly below: Plackett (1975)."
     some_below = rows.above.any(2)
     lower = (-rows.differences()).masked_fill(~rows.above, -torch.inf)
-    lower = lower.masked_fill(~some_below[:, :, None], 0)  # no row of -inf alone, whose gradient is 0/0
+    lower = lower.masked_fill(~some_below[:, :, None], 0)  # a row of -inf has gradient 0/0
     stages = -F.logsigmoid(-lower.logsumexp(2))  # log(1 + sum of exp)
     return stages.masked_fill(~some_below, 0).sum(1)
 

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
 import socket
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -179,6 +178,7 @@ _WRAPPERS = r"\b_orig_mod\. \bmodule\. \blanguage_model\.".split()
 
 def _load_weights(auto, path, tokenizer, new_head=False, **given):
     "A model whose weights fit. ValueError."
+    import reward_kit.beside.bounded_templates  # noqa: F401
     from reward_kit.beside.unusual_heads import RewardHead as Checked
 
     load = partial(auto.from_pretrained, path, use_safetensors=True, ignore_mismatched_sizes=True,
@@ -424,6 +424,14 @@ def _write_problem(error):
     return error.__context__ and _write_problem(error.__context__)
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #07477a86
+_REPLACED = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    RewardMetadata.PROMPTS,
+)
+
+
 def _move_into(source, target, old):
     "Move the files of a folder; others in their place that match `old` go."
     last = target / RewardMetadata.FILE
@@ -444,21 +452,17 @@ def _move_into(source, target, old):
 @contextmanager
 def saved_whole(target, what="the model"):  # a folder; for the message
     "Around writing into the folder that it gives, which is then moved in place. CheckpointError."
-    target = Path(target)
-    source = target.parent / f".{target.name}.saving-{os.getpid()}"
-    old = ("*.safetensors*", "pytorch_model*.bin*", "training_args.bin", RewardMetadata.PROMPTS)
-    if (target / RewardMetadata.FILE).exists():  # the folder is ours, and so is the adapter
-        old += ("adapter/*",)
-    try:
-        with CheckpointError.around(f"{what} could not be saved to {target}"):
-            source.mkdir(parents=True)
-            yield source
-            from reward_kit.beside.transformers_4 import RewardMetadata as Readable
+    from reward_kit.beside import killed_runs
+    from reward_kit.beside.transformers_4 import RewardMetadata as Readable
 
+    target, old = Path(target), _REPLACED
+    if (target / RewardMetadata.FILE).exists():  # it is ours
+        old += ("adapter/*", "evaluation/*", "training_args.bin")
+    with CheckpointError.around(f"{what} could not be saved to {target}"):
+        with killed_runs._beside(target, is_folder=True) as source:
+            yield source
             Readable.make_readable(source)  # by version 4 of transformers too
             _move_into(source, target, old)
-    finally:
-        shutil.rmtree(source, ignore_errors=True)
 
 # %% ../../nbs/2_model/26_model_folder.ipynb #d7d0e194
 def merged_model(

@@ -9,13 +9,12 @@ __all__ = ['Checkpoints', 'TrainingInterrupted', 'StopOnInterrupt', 'MicroBatche
 import json
 import os
 import re
-import shutil
 import signal
 import tempfile
 import threading
 import time
 
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -93,9 +92,11 @@ def remove(self: Checkpoints, unfinished_only=False):  # -> their names
 
 @patch
 def _delete(self: Checkpoints, folders):
+    from reward_kit.beside import killed_runs
+
     for folder in folders:
         self.begin(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        killed_runs._remove(folder, _OURS)
     return [folder.name for folder in folders]
 
 # %% ../../nbs/2_model/27_runs.ipynb #96345fd7
@@ -121,7 +122,7 @@ def write(
 
     def left():
         if self.writes:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._delete([folder])
         last = self.newest()
         return (f"; {last.name} is complete: make room and continue with resume_from_checkpoint=True"
                 if last else "; there is no earlier one")
@@ -144,7 +145,8 @@ def write(
 def refuse_foreign(self: Checkpoints):
     "CheckpointError: it holds weights of another program."
     for folder in (self.folder, *self.folder.glob("checkpoint-*")):
-        is_ours = any((folder / name).exists() for name in (RewardMetadata.FILE, _OURS))
+        marks = RewardMetadata.FILE, _OURS, _RUN_RECORD  # a kill may leave one alone
+        is_ours = any((folder / name).exists() for name in marks)
         if any(folder.glob("*.safetensors")) and not is_ours:
             raise CheckpointError(f"{folder} holds weights that another program wrote: "
                                   "choose another output_dir")
@@ -188,14 +190,14 @@ def find(
 
 # %% ../../nbs/2_model/27_runs.ipynb #4514cbee
 class TrainingInterrupted(KeyboardInterrupt):
-    "Training was stopped by Ctrl-C; the message says how to go on."
+    "Ended by Ctrl-C or SIGTERM, its `number`; says how to go on."
 
 
 class StopOnInterrupt(transformers.TrainerCallback):
-    "Ends a run at the next step after Ctrl-C."
+    "Ends a run at the next step after Ctrl-C or SIGTERM."
 
     def __init__(self, checkpoints, log=print):  # of the run; takes the lines for people
-        self.checkpoints, self.log, self.asked = checkpoints, log, False
+        self.checkpoints, self.log, self.asked = checkpoints, log, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         "The state says at the end how far the run came."
@@ -207,22 +209,25 @@ class StopOnInterrupt(transformers.TrainerCallback):
             control.should_training_stop, control.should_save = True, args.save_strategy != "no"
 
     def handle(self, number, frame):
-        "Called by the system for Ctrl-C."
+        "Called by the system for a signal."
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = number
         self.log("\nStopping after this step (Ctrl-C again to stop at once).")
 
 # %% ../../nbs/2_model/27_runs.ipynb #4ed1f6c7
 @patch
 @contextmanager
 def watching(self: StopOnInterrupt, processes=1):  # of the run
-    "Around the training: Ctrl-C ends it after the step. TrainingInterrupted."
+    "Around training: both end it after the step. TrainingInterrupted."
     if threading.current_thread() is not threading.main_thread() or processes > 1:
         yield
         return
-    self.asked, self.state = False, None
-    before = signal.signal(signal.SIGINT, self.handle)
+    self.asked, self.state = 0, None
+    before = {
+        number: signal.signal(number, self.handle)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
         if self.asked and self.state.global_step < self.state.max_steps:
@@ -231,9 +236,12 @@ def watching(self: StopOnInterrupt, processes=1):  # of the run
         last, step = self.checkpoints.newest(), self.state.global_step if self.state else 0
         rest = (f"continue from {last} with train(resume_from_checkpoint=True)"
                 if last else "no checkpoint was saved")
-        raise TrainingInterrupted(f"Training stopped at step {step}; {rest}.") from None
+        stopped = TrainingInterrupted(f"Training stopped at step {step}; {rest}.")
+        stopped.number = self.asked
+        raise stopped from None
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 # %% ../../nbs/2_model/27_runs.ipynb #9d319758
 class MicroBatches:
@@ -362,19 +370,25 @@ class RunRecord:
             record = json.loads((self.folder / _RUN_RECORD).read_text(encoding="utf-8"))
             return record | {"settings": dict(record["settings"])}
 
-    def start(self, settings, finished=False):  # {name: value}, JSON-ready
-        "Writes the record of a run that begins, or goes on."
+    def start(self, settings, finished=False, **more):  # {name: value}, JSON-ready
+        "Writes the record of a run; `saved`: its model is in place."
         write_whole(self.folder / _RUN_RECORD, {
-            "schema_version": 1, "finished": finished, "settings": settings})
+            "schema_version": 1,
+            "finished": finished,
+            **more,
+            "settings": settings,
+        })
 
     def finish(self):
         "The run is done."
         self.start(self.read()["settings"], finished=True)
 
-    def is_finished(self, settings):  # {name: value}
-        "Whether the folder holds the run with these settings, finished."
+    def is_finished(self, settings, how="finished"):  # {name: value}; or "saved"
+        "Whether the folder holds the run with these settings, so far."
         record = self.read()
-        return bool(record) and record["finished"] and not _changes(record["settings"], settings)
+        if not (record and record.get(how)):
+            return False
+        return not _changes(record["settings"], settings)
 
 # %% ../../nbs/2_model/27_runs.ipynb #860d2d9f
 @patch
@@ -390,13 +404,13 @@ def prepare(
     if not record and not (folder / RewardMetadata.FILE).exists():
         raise FileExistsError(
             f"the output {folder} holds other files; choose another output, or empty it")
+    changes = record and _changes(record["settings"], settings)
+    if record and not (changes or record["finished"]):
+        return "resume"
     if overwrite:
         return "fresh"
-    changes = record and _changes(record["settings"], settings)
     if changes:
         what = f"a run with other settings ({'; '.join(changes[:3])})"
-    elif record and not record["finished"]:
-        return "resume"
     else:
         what = "this very run, finished" if record else "a reward model"
     raise FileExistsError(f"the output {folder} holds {what}; "
@@ -434,15 +448,8 @@ def only_writer(cls: RunRecord, path):  # file or folder
 
 
 @patch
-@contextmanager
 def fresh(self: RunRecord):
-    "Around a run, alone in its folder: a failure leaves no new one without a model."
-    with self.only_writer(self.folder) if self.is_main else nullcontext():
-        is_new = self.is_main and not self.folder.exists()
-        try:
-            yield
-        except BaseException:
-            kept = [*self.folder.glob("checkpoint-*"), *self.folder.glob("*.safetensors")]
-            if is_new and not kept:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
+    "Around a run, alone in its folder: a failure leaves what was there, or nothing."
+    from reward_kit.beside import killed_runs
+
+    return killed_runs._alone(self)

@@ -529,6 +529,7 @@ class ServerSettings(_Settings):
     max_wait_ms: float = setting(
         5.0, "Milliseconds that a batch waits for more requests.", "0 or more")
     max_rows: int = setting(1024, "Most texts of one request.", "above 0")
+    max_text_chars: int = setting(1_000_000, "Most characters of one text.", "above 0")
     max_queue: int = setting(
         1024, "Most requests that wait; further ones get 503.", "above 0")
     max_body_bytes: int = setting(32 * 2**20, "Largest request.", "above 0")

@@ -121,7 +121,7 @@ def _start_counting(self: RewardTrainer):
     self._evaluated = defaultdict(dict)  # step -> {evaluation set: Sums}
 
 # %% ../../nbs/2_model/30_trainer.ipynb #fa624bd1
-_USED = ("model_init_kwargs", "chat_template_path", "pad_token")  # by `_load`
+_USED = ("model_init_kwargs", "chat_template_path", "pad_token", "enable_jit_checkpoint")
 
 
 @patch

@@ -208,7 +208,7 @@ class _ScoreFileReport(Report):
 
 # %% ../../nbs/3_scores/33_score_files.ipynb #33b1cab1
 def _part(shard, source, counted):
-    "Its first row, the one behind its last, how many if `counted`. ValueError: no such part of 'i/n'."
+    "Its first row, its end, and if `counted` its size. ValueError: no such part."
     found = re.fullmatch(r"(\d+)/(\d+)", shard or "0/1")
     i, n = map(int, found.groups()) if found else (0, 0)
     if not i < n:
@@ -236,25 +236,27 @@ def _check_output(out, names):
 @patch
 def score_file(
     self: TextScorer,
-    in_path,  # a file of rows, or whatever else `read_rows` takes; iterated in another thread
-    out_path: str | Path,  # .jsonl or .parquet; written as OUT.part until it is complete
+    in_path,  # what `read_rows` takes; iterated in another thread
+    out_path: str | Path,  # .jsonl or .parquet; OUT.part until it is complete
     *,
     columns: dict[str, str] | None = None,  # canonical name -> name in the file
     format: str = "auto",  # as in `load_preferences`
     split: str | None = None,  # the same
     shard: str | None = None,  # "i/n": one of n equal parts, from 0/n on; None: all
     score_column: str = "score",  # pairs give chosen_score and rejected_score, lists scores
-    batch_rows: int = 256,  # scored and written at a time; a kill loses at most these
-    resume: bool = True,  # go on where an earlier call of the same output stopped
+    batch_rows: int = 256,  # written at a time; a kill loses at most these
+    resume: bool = True,  # go on where an earlier call stopped
     normalize: bool = False,  # on the scale of the evaluation set
     progress: bool = False,  # show a bar
 ) -> _ScoreFileReport:
     """Score row by row; a row that cannot be scored has a null score and an `error`.
 
     PreferenceDataError: not readable; ValueError: settings or input changed; FileExistsError: the output."""
+    from reward_kit.beside import killed_runs
+
     out, source = Path(out_path), read_rows(in_path, split)
     start, stop, total = _part(shard, source, progress)
-    rows = _rows(source)
+    rows = _rows(killed_runs._unchanged(source, in_path, out))
     first = list(islice(rows, 100))
     good = [row for _, row in first if isinstance(row, dict)]
     if not good:

@@ -62,13 +62,16 @@ def _error_line(error, command):
 # %% ../../nbs/6_tools/68_command_line.ipynb #e9f6c359
 def main(
     argv: list | None = None,  # the words after reward-kit; None: those of the command line
-) -> int:  # exit code: 0 fine, 1 it could not be done, 2 called wrongly, 130 interrupted
+) -> int:  # exit code: 0 fine, 1 it could not be done, 2 called wrongly, 130 or 143 interrupted
     "The `reward-kit` command."
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in words or os.environ.get("REWARD_KIT_DEBUG", "0") not in ("", "0")
     command = commands().get(name)
     try:
-        if command: _run(command, words, debug)
+        if command:
+            from reward_kit.beside import killed_runs
+
+            with killed_runs._heard(): _run(command, words, debug)
         elif name in ("-h", "--help", "help"): print(_overview())
         elif name == "--version": print(f"reward-kit {__version__}")
         else:
@@ -80,8 +83,9 @@ def main(
     except BrokenPipeError:  # the reader of our output has left (`| head`): not an error worth a line
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        code, line = 130, f"interrupted; {command.interrupted if command else 'run it again'}"
+    except KeyboardInterrupt as e:
+        code = 128 + (getattr(e, "number", 0) or 2)  # of Ctrl-C
+        line = f"interrupted; {command.interrupted if command else 'run it again'}"
     except Exception as e:
         if debug: traceback.print_exc()
         code, line = 1, f"error: {_error_line(e, command)}"

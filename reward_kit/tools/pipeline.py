@@ -12,6 +12,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, compress
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +33,8 @@ from ..data.quality import DataReport
 from ..data.records import prompt_key, response_text
 from ..data.report import counted
 from ..model.loss import LOSSES
-from ..model.model_folder import ModelCard, ModelLoadError, RewardMetadata, resolve_model
+from ..model.model_folder import CheckpointError, ModelCard, ModelLoadError
+from ..model.model_folder import RewardMetadata, resolve_model
 from ..model.runs import Checkpoints, RunRecord
 from ..model.settings import ParameterError, quiet
 from ..model.trainer import RewardConfig, RewardTrainer
@@ -107,12 +109,10 @@ def train_reward_model(
             model, args, train_dataset=train, eval_dataset=held_out,
             processing_class=tokenizer, peft_config=adapter)
         _say_logs(trainer, say)
-        resumed = _begin(trainer, run, settings, overwrite, say)
-        trainer.train(resume_from_checkpoint=resumed)
-        trainer.save_model(str(run.folder))
+        resumed = _learn(trainer, run, settings, overwrite, say)
         if run.is_main:
             if trainer._sharded: many_processes._leave_report(run.folder, held_out, say)
-            else: evaluation = _complete_folder(run.folder, held_out, report, progress, say)
+            else: evaluation = _complete_folder(run, held_out, report, progress, say)
             _finish(run, keep_checkpoints)
     return TrainedRewardModel(run.folder, evaluation, report, held_out, resumed)
 
@@ -291,7 +291,9 @@ def _say_logs(trainer, say):
 # %% ../../nbs/6_tools/60_pipeline.ipynb #7069c6d8
 def _begin(trainer, run, settings, overwrite, say):
     "Opens the record. True: there is a checkpoint to go on from."
-    if overwrite and run.is_main: Checkpoints(run.folder).remove()
+    from reward_kit.beside import killed_runs
+
+    if overwrite and run.is_main: killed_runs._set_aside(run, settings)
     newest = Checkpoints(run.folder).newest()
     say(f"Resuming from {newest.name}, the newest checkpoint in {run.folder}." if newest
         else f"Starting a new run in {run.folder}.")
@@ -299,6 +301,19 @@ def _begin(trainer, run, settings, overwrite, say):
     return newest is not None
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c19f9db1
+def _learn(trainer, run, settings, overwrite, say):
+    "Trains and saves, unless only the report failed. True: it goes on."
+    from reward_kit.beside import killed_runs
+
+    if run.is_finished(settings, "saved"):
+        say("The model of this very run is there; its report is made now.")
+        return True
+    resumed = _begin(trainer, run, settings, overwrite, say)
+    trainer.train(resume_from_checkpoint=resumed)
+    with killed_runs._saving(run, settings): trainer.save_model(str(run.folder))
+    return resumed
+
+
 def _finish(run, keep_checkpoints):
     run.finish()
     if not keep_checkpoints: Checkpoints(run.folder).remove()
@@ -327,20 +342,30 @@ def _keep_temperature(folder, report):
     replace(RewardMetadata.load(folder), calibration=kept).save(folder)
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #809d8066
-def _complete_folder(folder, held_out, data_report, progress, say):
-    report = _evaluate(folder, held_out, progress, say)
+def _complete_folder(run, held_out, data_report, progress, say):
+    report = _evaluate(run.folder, held_out, progress, say)
+    with CheckpointError.around(
+        f"the report of {run.folder} could not be written",
+        lambda: "; the model is whole: make room and run this again, "
+        "and only its report is made",
+    ):
+        _write_reports(run.folder, report, held_out, data_report)
+    return report
+
+
+def _write_reports(folder, report, held_out, data_report):
     _keep_temperature(folder, report)
     replace(report, mistakes=None).save(folder / "evaluation")
     beside = f"{folder.name}.held_out.jsonl"  # texts are not to be published
     held_out.save(folder.with_name(beside))
     write_model_card(folder, report)
-    data_report.plot().savefig(folder / "data_report.png", bbox_inches="tight")
+    picture = partial(data_report.plot().savefig, bbox_inches="tight")
+    write_whole(folder / "data_report.png", picture)
     ModelCard(folder).replace(
         "data", "## Training data", data_report.title,
         "What was read: the examples above were trained on, others were held out or left out.",
         data_report.to_markdown(),
         "![lengths of the responses, and how often the longer one is chosen](data_report.png)")
-    return report
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #8cb5fed0
 @dataclass
@@ -402,6 +427,8 @@ def train_ppo_policy(
     say=print,  # takes lines for people
 ) -> TrainedPolicy:
     "Prompts and a reward in, trained policy folder out."
+    from reward_kit.beside import killed_runs
+
     run, say = _start(output, say, eval_fraction, "in [0, 1)", max_samples)
     config = dict(config or {})
     if reward_weights is not None: config["reward_weights"] = list(reward_weights)
@@ -427,7 +454,7 @@ def train_ppo_policy(
         resumed = _begin(trainer, run, settings, overwrite, say)
         result = _teach(trainer, run, resumed, say)
         if run.is_main:
-            _save_policy(trainer, result, say)
+            with killed_runs._saving(run, settings): _save_policy(trainer, result, say)
             _finish(run, keep_checkpoints)
     return result
 

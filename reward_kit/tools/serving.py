@@ -408,6 +408,7 @@ class _OpenRequests:
 def _make_endpoint(wire, batcher, requests):
     "The function that FastAPI calls for a request in this format."
     from fastapi import Request, responses
+    from reward_kit.beside import network
 
     limits = batcher.limits
 
@@ -415,11 +416,7 @@ def _make_endpoint(wire, batcher, requests):
         async with requests.bounded():
             body = await _read_body(request, limits)
             texts = wire.texts(body)
-            n = len(texts.prompts)
-            if n > limits.max_rows:
-                raise _RequestError(
-                    f"the request has {n} texts, this server takes {limits.max_rows} at a time; "
-                    "send several requests", 413)
+            network._check_sizes(texts, limits)
             scores = await _wait_for_scores(batcher.submit(texts), request)
             return responses.JSONResponse(wire.write(body, *scores, batcher.rm))
 
