@@ -43,7 +43,7 @@ def main(model, source, target, actors):
     context.checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=f"{target}.done", delete_checkpoint_on_success=False
     )
-    rows = ray.data.read_parquet(source).repartition(target_num_rows_per_block=2048)  # what a kill loses
+    rows = ray.data.read_parquet(source).repartition(target_num_rows_per_block=512)  # what a kill loses
     rows.map_batches(
         Scorer,
         fn_constructor_args=[model],
