@@ -30,6 +30,7 @@ from .model_folder import CheckpointError, RewardMetadata
 # %% ../../nbs/2_model/27_runs.ipynb #2ad512f5
 _MARKER = "reward_kit_checkpoint.json"  # written last: this checkpoint is complete
 _OURS = ".reward_kit"  # written first: this folder is ours
+_RUN_RECORD = "training_run.json"
 
 
 class Checkpoints:
@@ -349,9 +350,6 @@ def default_precision(
     return "fp16" if torch.cuda.is_available() and not model_type.startswith("gemma3") else "no"
 
 # %% ../../nbs/2_model/27_runs.ipynb #1b2ac3b8
-_RUN_RECORD = "training_run.json"
-
-
 class RunRecord:
     "What the run of a folder was made with."
     changes = staticmethod(_changes)
