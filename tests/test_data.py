@@ -2136,3 +2136,94 @@ def test_hold_out_is_the_rule_of_every_split():
     assert len(np.unique(found.prompt_keys[hold_out(found.prompt_keys, 0.5, most=3)])) == 3
     with pytest.raises(PreferenceDataError, match="1 record with one prompt"):
         hold_out([7], 0.5)
+
+
+# ---------------------------------------------------------------- what is beside a verdict is none
+
+
+SIDES = {"prompt": "Q {}?", "response_a": "good {}", "response_b": "bad {}", "winner": "model_a"}
+
+
+def rows_with(extra, row=SIDES, n=12):
+    return [{k: v.format(i) if isinstance(v, str) else v for k, v in (row | extra).items()} for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"latency": {"model_a": 2, "model_b": 9}},
+        {"n_errors": {"a": 0, "b": 3}},
+        {"evaluation_order": ["model_b", "model_a"]},
+        {"evaluation_order": '["model_b", "model_a"]'},
+        {"swapped_verdicts": ["B", "B"]},
+    ],
+)
+def test_a_cell_that_names_the_sides_is_no_vote_beside_a_label(extra):
+    found = load_preferences(rows_with(extra), progress=False)[0]
+    assert found["responses"][found["ranks"].index(1)] == "good 0"
+
+
+def test_ranks_under_the_sides_are_no_votes():
+    rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with({"ranks": {"a": 1, "b": 2}})]
+    with pytest.raises(PreferenceDataError, match="no column for 'label'"):
+        load_preferences(rows, progress=False)
+
+
+@pytest.mark.parametrize("judged", [{"scores": [1, 5]}, {"ratings": [1, 5]}, {"ranks": [2, 1]}])
+def test_a_list_of_candidates_that_something_judges_is_no_pair(judged):
+    row = {"prompt": "Q {}?", "output": ["bad", "good"]}
+    with pytest.raises(PreferenceDataError, match="no column for"):
+        load_preferences(rows_with(judged, row), progress=False)
+    found = load_preferences(rows_with(judged, row), columns={"responses": "output"}, progress=False)
+    assert found[0]["responses"][found[0]["ranks"].index(min(found[0]["ranks"]))] == "good"
+
+
+def test_earlier_turns_beside_their_last_are_refused():
+    turns = [("user", "I have a dog."), ("assistant", "OK."), ("user", "And {}?")]
+    rows = [
+        {
+            "messages": [{"role": role, "content": text.format(i)} for role, text in turns],
+            "prompt": f"And {i}?",
+            "chosen": "g",
+            "rejected": "b",
+        }
+        for i in range(12)
+    ]
+    with pytest.raises(PreferenceDataError, match="'messages' stands beside the prompt"):
+        load_preferences(rows, progress=False)
+
+
+def test_a_passage_beside_conversations_is_refused():
+    def talk(i, answer):
+        return [{"role": "user", "content": f"Q {i}"}, {"role": "assistant", "content": answer}]
+
+    rows = [{"chosen": talk(i, "g"), "rejected": talk(i, "b"), "passage": "A long one."} for i in range(12)]
+    with pytest.raises(PreferenceDataError, match="'passage' stands beside the texts"):
+        load_preferences(rows, progress=False)
+    load_preferences(rows, columns={"context": None}, progress=False)
+
+
+def test_an_answer_in_a_box_is_not_put_behind_a_conversation():
+    from reward_kit.data.formats import PreferenceFormat
+
+    talk = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "5"}]
+    rows = [{"messages": talk, "metadata": {"answer": "4"}}] * 12
+    texts = PreferenceFormat.detect(rows, judged=False).texts(rows[0])
+    assert "4" not in str(texts["responses"]) and "5" in str(texts["responses"])
+
+
+def test_a_column_that_appears_late_is_read():
+    from reward_kit.data.formats import PreferenceFormat
+
+    rows = [{"prompt": f"Q {i}?", "response": "A."} for i in range(12)]
+    fmt = PreferenceFormat.detect(rows, judged=False)
+    late = fmt.texts(rows[0] | {"system": "Be brief."})
+    assert "Be brief." in str(late["prompt"]) and "Be brief." not in str(fmt.texts(rows[0])["prompt"])
+
+
+def test_evaluation_data_are_read_as_the_caller_said_of_the_training_data():
+    rows = rows_with({"better": "a", "safer": "b", "label": "a"})
+    rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows]
+    trained = load_preferences(rows, columns={"label": "safer"}, progress=False)
+    found = load_preferences(rows[:3], like=trained.fmt, progress=False)
+    assert found[0]["responses"][found[0]["ranks"].index(1)] == "bad 0"

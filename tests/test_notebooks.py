@@ -163,7 +163,8 @@ def test_own_imports_are_found_in_every_form():
 ASKED_LATE = {
     "data.files": {"beside.other_files", "beside.killed_runs"},
     "data.columns": {"beside.lost_texts", "beside.published_layouts"},
-    "data.preferences": {"beside.trl_pairs"},
+    "data.preferences": {"beside.lost_texts", "beside.trl_pairs"},
+    "model.encoded_data": {"beside.lost_texts"},
     "tools.commands": BESIDE,
     "tools.pipeline": {
         "beside.bits_and_kernels",

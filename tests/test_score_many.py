@@ -100,3 +100,20 @@ def test_the_parts_of_the_command_are_neighbouring_rows(world, tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(map("{}\n".format, map(json.dumps, rows[:3]))))
     with pytest.raises(ValueError, match="in.jsonl: part 0/4 of 3 rows has none"):
         model.score_file(tmp_path / "in.jsonl", tmp_path / "none.jsonl", shard="0/4")
+
+
+def test_a_part_notices_an_input_that_changes(world, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [json.dumps({"prompt": row["prompt"], "response": row["response"]}) + "\n" for row in ROWS] * 4
+    source.write_text("".join(lines))
+    model = RewardModel.from_pretrained(world[0] / "model", device="cpu")
+    whole = model.one_ahead
+
+    def meanwhile(*given):
+        source.write_text("".join(lines + lines[:1]))
+        yield from whole(*given)
+
+    model.one_ahead = meanwhile
+    with pytest.raises(ValueError, match="in.jsonl was changed while it was read"):
+        model.score_file(source, out, shard="0/2", batch_rows=8)
+    assert not out.exists()

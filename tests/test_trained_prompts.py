@@ -249,3 +249,25 @@ def test_torn_prompts_are_named_with_their_file(trained, tmp_path):
     ):
         with pytest.raises(ValueError, match=r"torn.trained_prompts.u64 cannot be used: "):
             ask()
+
+
+def test_records_as_a_data_set_are_remembered_as_trained_on(tmp_path):
+    preferences = Playground(seed=3).preferences(24)
+    args = RewardConfig(str(tmp_path / "m"), max_steps=1, use_cpu=True, report_to="none", show_plan=False)
+    trainer = RewardTrainer("playground", args, train_dataset=preferences.dataset)
+    assert set(trainer.data.prompts) == set(preferences.prompt_keys)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"scores": [1.0, 5.0]}, {"ratings": [1.0, 5.0]}, {"chosen": "good", "rejected": "bad"}],
+)
+def test_a_data_set_with_a_column_responses_is_read(tmp_path, more):
+    "It trained the first response as the better one, whatever stood beside."
+    rows = [{"prompt": f"Q {i}?", "responses": ["bad", "good"]} | more for i in range(8)]
+    args = RewardConfig(str(tmp_path / "m"), max_steps=1, use_cpu=True, report_to="none", show_plan=False)
+    for data in (Dataset.from_list(rows), Dataset.from_list(rows).to_iterable_dataset()):
+        trainer = RewardTrainer("playground", args, train_dataset=data)
+        row = next(iter(trainer.train_dataset))
+        best = row["sequences"][list(row["ranks"]).index(min(row["ranks"]))]
+        assert "good" in trainer.processing_class.decode(best)

@@ -168,7 +168,8 @@ class _Boxes:
         boxes = [name for name, cell in row.items() if isinstance(cell, dict)]
         rest = {name: cell for name, cell in row.items() if name not in boxes}
         inner = {key: cell for name in boxes for key, cell in row[name].items()}
-        if not _has_responses(rest) and _has_responses(inner):
+        whole = {"messages", "conversations", "text"} & set(rest)
+        if not whole and not _has_responses(rest) and _has_responses(inner):
             if len(inner) == sum(len(row[name]) for name in boxes):
                 return rest | inner
 
@@ -248,6 +249,9 @@ class _Statuses:
         return row | given if given else None
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #c0a1b2e1
+_VOTED = "vote|annotation|judg|verdict|preference|label|choice"  # what a column of votes is called
+
+
 class _Listed:
     "Votes in a cell: JSON text of a list, objects with a label each, or numbers of votes under the sides."
 
@@ -258,6 +262,8 @@ class _Listed:
         texts, found = _family(row, _NOUNS), {}
         is_verdict = _verdict(texts) if len(texts) == 2 else None
         for name, cell in row.items() if is_verdict else ():
+            if not (Columns.is_called(name, "label") or re.search(_VOTED, Columns.spelled(name))):
+                continue
             if isinstance(cell, str) and re.match(r"\s*[\[{]", cell):
                 with suppress(ValueError):
                     cell = json.loads(cell)
@@ -511,7 +517,8 @@ def find_verdict(self: Columns, rows: list[dict]) -> None:
     free = [name for name in self.present if name == own or name not in self.values()]
     found = [name for name in free if says(name)]
     answered = [name for name in found if any(isinstance(row.get(name), list) for row in rows)]
-    found = answered or ([own] if own else found)
+    alone = own and own not in answered and (own in found or not answered)
+    found = [own] if alone else answered or found
     if len(found) > 1 and (own or "") not in self.given:
         could = f"{' and '.join(map(repr, found))} could each be the verdict"
         raise PreferenceDataError(f"{could}; say which one is meant, as columns={{'label': {found[0]!r}}}")

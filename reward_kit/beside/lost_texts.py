@@ -17,6 +17,7 @@ from . import codes_and_votes  # noqa: F401
 from ..data import columns, formats
 from ..data.columns import Columns
 from ..data.files import PreferenceDataError, UnusableRow
+from ..data.formats import PreferenceFormat
 from ..data.records import Row, as_messages, response_text
 
 # %% ../../nbs/7_beside/lost_texts.ipynb #10570005
@@ -91,7 +92,8 @@ def _are_earlier_turns(cells, prompts):
         except UnusableRow:
             return False
         users = [turn["content"] for turn in turns if turn["role"] == "user"]
-        apart += bool(users) and not any(asked in said or said.strip() in asked for said in users)
+        holds = [k for k, said in enumerate(users) if asked in said or said.strip() in asked]
+        apart += bool(users) and (not holds or holds[0] > 0)
     return 2 * apart > len(cells)
 
 
@@ -99,13 +101,16 @@ def _are_earlier_turns(cells, prompts):
 def refuse_lost_context(self: Columns, rows):
     "PreferenceDataError: a column belongs to the prompt, and nobody says how."
     rows = rows[:200]
-    for column in self.present if self.get("prompt") and "context" not in self.absent else ():
+    prompt = self.get("prompt")
+    for column in self.present if "context" not in self.absent else ():
         if column in self.values():
             continue
         cells = [row.get(column) for row in rows]
-        if _is_context(column, cells) or _are_earlier_turns(cells, [row.get(self["prompt"]) for row in rows]):
+        lost = prompt and _are_earlier_turns(cells, [row.get(prompt) for row in rows])
+        if lost or _is_context(column, cells) and (prompt or Columns.spelled(column) in _CONTEXT):
+            beside = f"the prompt {prompt!r}" if prompt else "the texts"
             raise PreferenceDataError(
-                f"{column!r} stands beside the prompt {self['prompt']!r} and would be lost; join "
+                f"{column!r} stands beside {beside} and would be lost; join "
                 f"them, or say columns={{'history': {column!r}}} if it holds earlier turns, "
                 "columns={'context': None} to leave it out"
             )
@@ -137,3 +142,22 @@ def heed(self: Columns, rows, judged):
         kept = said.union(*(names for names, count in named.items() if count == most))
         for name in set().union(*known) - kept - {"prompt"}:
             self.pop(name, None)
+
+# %% ../../nbs/7_beside/lost_texts.ipynb #a17e0c62
+@patch(cls_method=True)
+def detect_like(cls: PreferenceFormat, rows, like=None, columns=None, format="auto", labels=None):
+    "As `detect`; `like` where its caller named columns, or rows do not tell, if it reads them all."
+
+    def fits():
+        with suppress(Exception):
+            return all(like.record(row) and set(like.flatten(row)) <= set(like.present) for row in rows)
+
+    said = like and not (columns or labels) and (like.given[0] or like.given[2])
+    if said and fits():
+        return like
+    try:
+        return cls.detect(rows, columns, format, labels)
+    except PreferenceDataError:
+        if fits():
+            return like
+        raise

@@ -63,6 +63,9 @@ def _first_of(row, paths):
     return next((cell for cell in found if cell is not None), found[0])
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #ee12a2e3
+_JUDGED = {"scores", "score", "ranks", "rank", "ratings", "rating", "best", "label"}
+
+
 @dataclass
 class _Layout:
     "A documented layout. One with `columns` is read by them, others by the names of their columns."
@@ -87,7 +90,9 @@ class _Layout:
 
     def flat(self, row):
         "The row with one cell a column; None for a row of another shape."
-        found = {}
+        found, (listed, _, first) = {}, self.columns.get("chosen", "").rpartition(".")
+        if first == "0" and (len(row[listed]) != 2 or _JUDGED & set(map(Columns.spelled, row))):
+            return None  # candidates that something else judges
         for name, paths in self.columns.items():
             try:
                 cell = _first_of(row, paths)

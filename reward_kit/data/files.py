@@ -313,7 +313,7 @@ def _file_rows(paths, base=None):
 class _Rows:
     "Rows to iterate over as `(origin, row)`; a broken row is an `UnusableRow`."
 
-    name: str  # of the file, folder or hub id, or the type of what was given
+    name: str  # of the file, folder or hub id, or a type
     read: Callable  # begins a new iteration
     total: int | None = None  # number of rows, where it is known beforehand
     split: str | None = None  # the one that was chosen; None: all
@@ -491,7 +491,7 @@ def _hub_splits(name, revision, cache_dir):
 
 # %% ../../nbs/1_data/10_files.ipynb #ef75e5cd
 def read_rows(
-    data,  # path, glob, folder, hub id `owner/name`, Dataset, DatasetDict, DataFrame, or list of dicts
+    data,  # path, glob, folder, hub id `owner/name`, Dataset, DatasetDict, DataFrame, list of dicts
     split: str | None = None,  # None: "train", if there are several; "*": all
     *,
     revision: str | None = None,  # of data on the hub

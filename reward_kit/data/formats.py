@@ -23,7 +23,7 @@ class PreferenceFormat:
 
     name = ""  # what `format=` calls it
     needs = ()  # columns of the responses
-    verdicts = ((),)  # what decides between them: the first set of columns that is there
+    verdicts = ((),)  # what decides: the first set of columns that is there
     optional = ()  # other columns that only this format reads
     context = ("prompt", "system", "history")
     common = (*context, "margin", "weight", "source", "id", "annotator", "tools", "chat_template_kwargs")
@@ -78,13 +78,16 @@ def _read(self: PreferenceFormat, cells):
     "The format (another one where columns are missing), and the row by our names."
     flat = self.flatten(cells)
     absent = self.absent(flat)
-    if not absent:
+    late = self.present and set(flat) - {*self.present, "origin"}
+    if not (absent or late):
         return self, Row(flat, self.columns)
     names = tuple(flat)
     if names not in self.others:
         with suppress(PreferenceDataError):
             self.others[names] = PreferenceFormat.detect([flat], *self.given)
     other = self.others.setdefault(names)
+    if other is None and not absent:
+        return self, Row(flat, self.columns)
     if other is None:
         raise UnusableRow(f"missing {absent[0]}", f"the row has {', '.join(map(str, names))}"[:200])
     return other, Row(other.flatten(flat), other.columns)
@@ -227,7 +230,7 @@ _RANKS = {"a": [1, 2], "b": [2, 1], "tie": [1, 1]}  # what a label may mean
 _NOUNS = "response answer completion output conversation summary generation model option assistant candidate"
 _NOUNS = _NOUNS.replace(" ", "|")
 _WON = "(_(is_)?(better|preferred|wins|won))?"
-_CLEAR = {  # words that need no explanation, and verdicts as judges write them
+_CLEAR = {  # words that explain themselves, verdicts as judges write them
     "a": r"(first|left|{own}|a|({nouns})_(a|{end})){won}|\[*(a[_ ]*>+[_ ]*b|b[_ ]*<+[_ ]*a)\]*|\[\[a\]\]",
     "b": r"(second|right|{own}|b|({nouns})_(b|{end})){won}|\[*(b[_ ]*>+[_ ]*a|a[_ ]*<+[_ ]*b)\]*|\[\[b\]\]",
     "tie": r"(tie|both|equal|same|draw|neither).*|\[*[ab][_ ]*[=~≈]+[_ ]*[ab]\]*|\[\[(c|tie)\]\]",
@@ -493,21 +496,6 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
         fmt.learn(rows, labels or next(usual, None))
     fmt.asides += filter(None, (getattr(export, "aside", "") for export in exports))
     return fmt
-
-# %% ../../nbs/1_data/14_formats.ipynb #a17e0c62
-@patch(cls_method=True)
-def detect_like(cls: PreferenceFormat, rows, like=None, *given):  # rows, the format of others
-    "As `detect`; where rows alone do not tell, `like`, if it reads them all."
-    try:
-        return cls.detect(rows, *given)
-    except PreferenceDataError:
-        with suppress(Exception):
-            if all(
-                like.record(row) and set(like.flatten(row)).issubset(like.present)
-                for row in rows
-            ):
-                return like
-        raise
 
 # %% ../../nbs/1_data/14_formats.ipynb #7d594aab
 def to_record(

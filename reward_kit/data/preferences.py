@@ -295,6 +295,8 @@ def _open(source, given, tally):
         raise PreferenceDataError("empty, there are no rows")
     if not _dicts(first):
         return PreferenceFormat({}), iter(first)
+    from reward_kit.beside import lost_texts  # noqa: F401
+
     try:
         fmt = PreferenceFormat.detect_like(_dicts(first), *given)
     except PreferenceDataError as error:
@@ -407,10 +409,10 @@ def load_preferences(
     num_proc: int | None = None,  # processes that read rows
     revision: str | None = None,  # of a hub data set
     cache_dir: str | None = None,  # of large data and hub data; default: that of `datasets`
-    tokenizer=None,  # counts the report's lengths; None: words and punctuation marks
-    progress: bool = True,  # a progress bar after one second, in terminals and notebooks
+    tokenizer=None,  # counts lengths; None: words and punctuation
+    progress: bool = True,  # a bar after one second, in terminals and notebooks
 ) -> Preferences:
-    "Read preferences in any common form; `PreferenceDataError` says what is wrong, and where."
+    "Read preferences in any common form. `PreferenceDataError`: what is wrong, and where."
     if isinstance(data, Preferences):
         return data
     source = read_rows(data, split, revision=revision, cache_dir=cache_dir)
@@ -432,7 +434,7 @@ def load_preferences(
 def prompt_overlap(
     a: Preferences,  # for example the training data
     b: Preferences,  # for example the evaluation data
-) -> dict:  # `shared` of `prompts` distinct prompts of b, and the `records` that have one
+) -> dict:  # `shared` of b's `prompts`, and the `records` that have one
     "How many prompts of `b` are in `a` too, by `prompt_keys`."
     ours, theirs = a.prompt_keys, b.prompt_keys
     shared = theirs[np.isin(theirs, ours)]
@@ -448,7 +450,7 @@ def _deal(keys, seed):
 # %% ../../nbs/1_data/16_preferences.ipynb #4d6b912a
 def hold_out(
     keys,  # (n,) uint64: the prompt key of each row
-    eval_fraction: float,  # share of rows, in (0, 1); met about, for prompts stay whole
+    eval_fraction: float,  # share of rows, in (0, 1), about: prompts stay whole
     *,
     seed: int = 0,  # another seed deals the prompts out in another order
     most: int | None = None,  # hold out at most so many prompts
@@ -472,7 +474,7 @@ def hold_out(
 # %% ../../nbs/1_data/16_preferences.ipynb #ae929b56
 def split_by_prompt(
     preferences: Preferences,  # what to split
-    eval_fraction: float = 0.1,  # share of records in the evaluation part, in (0, 1); met about
+    eval_fraction: float = 0.1,  # share of records to evaluate on, in (0, 1), about
     *,
     seed: int = 0,  # another seed deals the prompts out in another order
 ) -> tuple[Preferences, Preferences]:  # train, eval

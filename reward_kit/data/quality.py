@@ -272,7 +272,7 @@ def statistics(self: _Measures, record_at):
     }
 
 # %% ../../nbs/1_data/15_quality.ipynb #371daf27
-_PRACTICES = {  # name -> where ok ends, where fail begins, what is measured, why
+_PRACTICES = {  # name -> where ok ends, fail begins, what is measured, why
     "enough pairs": (
         1000, 200, "strictly ordered pairs",
         "below about 1,000 pairs, an accuracy measured on a tenth is uncertain by 10 points either way"),

@@ -173,7 +173,7 @@ _KEPT = (*_ENCODED, "margin", "weight", "origin")  # columns of an encoded strea
 _READ = (*_TEXT, "chosen", "rejected")
 
 
-_READY = {"responses", "chosen_ids"}  # a row that has one of these is a record
+_READY = {"ranks", "chosen_ids"}  # a row that has one of these is a record
 
 
 def _usable(rows, fmt):  # of `of_stream`
@@ -194,6 +194,8 @@ def of_stream(cls: PreferenceFormat, dataset, like=None):  # None: its rows are 
     "What the first rows are, which holds for those to come."
     rows = list(islice(dataset, 100))
     if rows and not {*_READY, "sequences", "chosen_input_ids"} & rows[0].keys():
+        from reward_kit.beside import lost_texts  # noqa: F401
+
         return cls.detect_like(rows, like)
 
 

@@ -28,7 +28,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from ..data.files import UnusableRow
 from ..data.formats import PreferenceFormat
-from ..data.preferences import load_preferences
+from ..data.preferences import Preferences, load_preferences
 from .encoded_data import encode_dataset
 from .loss import reward_loss
 from .runs import default_precision
@@ -207,8 +207,11 @@ class TrainingData:
 def _read(self: TrainingData, data, is_train):
     "Preferences, or the data itself where it need not be read."
     columns = data.column_names if isinstance(data, datasets.Dataset) else ()
-    if isinstance(data, datasets.IterableDataset) or {"responses", *_IDS} & set(columns):
+    records = {"responses", "ranks", "origin"} <= set(columns)
+    if isinstance(data, datasets.IterableDataset) or _IDS & set(columns) or records:
         self.fmt = self.fmt or PreferenceFormat.of_stream(data)
+        if is_train and records:
+            self.prompts = np.union1d(self.prompts, Preferences(data).prompt_keys)
         return data
     preferences = load_preferences(data, like=self.fmt, progress=not self.args.disable_tqdm)
     if is_train:
@@ -226,7 +229,8 @@ def _kind_of(data, fmt):
     "'text' or 'messages'; None for token ids."
     for row in islice(data, 100):
         with suppress(UnusableRow, AttributeError):  # ids have no format
-            record = row if "responses" in row else fmt.record(row)
+            known = {"responses", "ranks"} <= row.keys()
+            record = row if known else fmt.record(row)
             return "text" if isinstance(record["responses"][0], str) else "messages"
 
 # %% ../../nbs/2_model/28_training_data.ipynb #63f10a55

@@ -218,7 +218,7 @@ def _episodes(self: PPOTrainer, rows, data):
     with self._timed("sample"):
         episodes = self.sample([data.ids[row] for row in rows])
     for row, episode in zip(rows, episodes):
-        # D12: the text up to EOS, and nothing after it (the EOS trick of Z)
+        # D12: the text up to EOS (the EOS trick of Z)
         ids = episode.response_ids[:-1] if episode.stopped else episode.response_ids
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         if not isinstance(data[row]["prompt"], str):
@@ -408,7 +408,7 @@ def update(self: PPOTrainer, episodes, step=0):
     self.critic.train()
     with self._timed("update"):
         for epoch in range(args.num_ppo_epochs):
-            # D18: a fresh shuffle in each pass, the same in all processes
+            # D18: a fresh shuffle each pass, the same in all processes
             generator = torch.Generator().manual_seed(args.seed + 1_000_003 * step + epoch)
             order = torch.randperm(len(episodes), generator=generator)
             for chosen in order.tensor_split(minibatches):

@@ -257,6 +257,10 @@ def _asked(fmt, row):
         raise ValueError("the row has no prompt of its own")
     if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
         raise ValueError("the prompt ends with an assistant turn; leave the answer out")
+    written = row.get(fmt.columns.get("prompt"))
+    joined = {"system", "history"} & set(fmt.columns)
+    if isinstance(written, str) > isinstance(prompt, str) and not joined:
+        found["transcript"] = written
     return found | row | {"prompt": prompt}
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #561cabfb
@@ -317,6 +321,8 @@ def _render(tokenizer, row):
 
 def _encode(tokenizer, limit, row):
     "Token ids that the policy continues."
+    if not tokenizer.chat_template:
+        row["prompt"] = row.get("transcript") or row["prompt"]
     text = row["prompt"]
     if isinstance(text, str):
         plain = not text.startswith(tokenizer.bos_token or "\0")  # else a template rendered it

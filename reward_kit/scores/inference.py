@@ -150,7 +150,7 @@ def new_prompts(
     models,  # folders, or what scores
     include_trained=False,  # judge the others too
     what="record",  # that has such a key
-):  # -> which are judged (n,) bool, and what is to be said of the others
+):  # -> which are judged (n,) bool, what to say of others
     "Those whose prompts none of the models was trained on. ValueError: there is none."
     parts = [part for model in models for part in getattr(model, "members", [model])]
     known = [
@@ -252,7 +252,7 @@ def keep_measured(cls: RewardModel, model, name, measure, what, device=None):
 
 # %% ../../nbs/3_scores/34_inference.ipynb #e304063f
 def store_normalization(
-    model,  # a folder, whose reward_kit.json is rewritten; or a RewardModel, changed in memory
+    model,  # a folder, which is rewritten; or a RewardModel, changed in memory
     preferences,  # what `load_preferences` takes; not the training data
     *,
     device=None,  # where a folder is loaded; default as in `from_pretrained`

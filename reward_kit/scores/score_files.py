@@ -9,7 +9,7 @@ __all__ = []
 import json
 import re
 
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 
 from dataclasses import dataclass, field
@@ -236,7 +236,7 @@ def _check_output(out, names):
 @patch
 def score_file(
     self: TextScorer,
-    in_path,  # what `read_rows` takes; iterated in another thread
+    in_path,  # what `read_rows` takes, in another thread
     out_path: str | Path,  # .jsonl or .parquet; OUT.part until it is complete
     *,
     columns: dict[str, str] | None = None,  # canonical name -> name in the file
@@ -256,8 +256,8 @@ def score_file(
 
     out, source = Path(out_path), read_rows(in_path, split)
     start, stop, total = _part(shard, source, progress)
-    rows = _rows(killed_runs._unchanged(source, in_path, out))
-    first = list(islice(rows, 100))
+    whole = _rows(killed_runs._unchanged(source, in_path, out))
+    first = list(islice(whole, 100))
     good = [row for _, row in first if isinstance(row, dict)]
     if not good:
         raise PreferenceDataError(
@@ -271,7 +271,7 @@ def score_file(
         "score_column": score_column, "normalize": scale, "rows": [start, stop]}
     with RunRecord.only_writer(out), ThreadPoolExecutor(1) as thread:
         part = _PartialFile(out, settings, resume)
-        rows = islice(chain(first, rows), start, stop)
+        rows = islice(chain(first, whole), start, stop)
         part.skip((_written(fmt, [], *found, []) for found in rows), [*names, "error"])
         done = part.rows
         bar = tqdm(
@@ -288,6 +288,7 @@ def score_file(
             bar.update(len(chunk))
         written.result()
         bar.close()
+        deque(whole, 0)  # a change is noticed at its end
         part.finish()
     return _ScoreFileReport(
         str(out), part.rows, part.errors.total(), done, dict(part.errors))

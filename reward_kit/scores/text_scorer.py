@@ -27,7 +27,7 @@ class TextScorer:
     A subclass brings `encode(prompts, responses, **template)`, with None for what does not fit;
     `why_too_long()`; `score_ids(encoded, progress)`; and `normalized(rewards)`."""
 
-    temperature = 1.0  # what a difference of rewards is divided by before the sigmoid
+    temperature = 1.0  # what differences are divided by before the sigmoid
 
 # %% ../../nbs/3_scores/32_text_scorer.ipynb #ee61cdfa
 def _is_conversation(value):
@@ -81,7 +81,7 @@ def as_rows(
     cls: TextScorer,
     prompts,  # string | conversation | list of these
     responses=None,  # the same; None: prompts are full texts
-):  # -> prompts (list), responses (list or None), whether a single text was given
+):  # -> prompts, responses (lists, or None), whether it was a single text
     "Lists of equal length. TypeError: what is no text. ValueError: unequal lengths."
     rows, single = _checked(prompts, "prompts")
     if responses is None:
@@ -254,7 +254,7 @@ def __call__(
     self: TextScorer,
     prompts,  # list of strings or conversations
     completions=None,  # the same
-    **columns,  # whatever the trainer hands over; tools and chat_template_kwargs are used
+    **columns,  # what the trainer hands over; tools and chat_template_kwargs count
 ) -> list[float | None]:
     "Rewards as TRL's trainers ask for them; None for a completion that alone does not fit."
     return self.score(prompts, completions, too_long="none", tools=columns.get("tools"),
