@@ -2227,3 +2227,13 @@ def test_evaluation_data_are_read_as_the_caller_said_of_the_training_data():
     trained = load_preferences(rows, columns={"label": "safer"}, progress=False)
     found = load_preferences(rows[:3], like=trained.fmt, progress=False)
     assert found[0]["responses"][found[0]["ranks"].index(1)] == "bad 0"
+
+
+def test_columns_that_mean_nothing_to_us_make_no_row_another_kind():
+    rows = [{"prompt": f"Q {i}?", "chosen": "g", "rejected": "b"} for i in range(12)]
+    fmt = PreferenceFormat.detect(rows)
+    for i in range(50):
+        fmt.record(rows[0] | {f"note_{i}": "x"})
+    assert not fmt.others
+    fmt.record(rows[0] | {"system": "Be brief."})
+    assert len(fmt.others) == 1

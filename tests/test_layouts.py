@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from transformers import AutoTokenizer
 
+from reward_kit import playground_base
 from reward_kit.beside import published_layouts
 from reward_kit.beside.benchmark_files import load_benchmark
 from reward_kit.data.files import PreferenceDataError, UnusableRow, read_rows
@@ -1007,3 +1009,18 @@ def test_json_named_as_a_table_and_rows_without_a_score(tmp_path):
         PreferenceDataError, match=r"no column for 'score'; .* say columns=\{'score': '\.\.\.'\}"
     ):
         load(many(prompt=Q, response=A, toxicity=0.1))
+
+
+def test_a_policy_without_a_template_continues_a_transcript_and_no_other_text(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(playground_base())
+    tokenizer.chat_template = None
+    path, transcript = tmp_path / "a.jsonl", "\n\nHuman: q\n\nAssistant:"
+    path.write_text(json.dumps({"prompt": transcript}))
+    found = Prompts.load(path)
+    (ids,) = found.encode(tokenizer)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == transcript == found[0]["prompt"]
+    messages = json.dumps([{"role": "user", "content": "q"}])  # as a table has them
+    for cells in ({"prompt": messages}, {"prompt": transcript, "system": "s"}):
+        path.write_text(json.dumps(cells))
+        with pytest.raises(ValueError, match="a.jsonl:1: a conversation, but .* no chat template"):
+            Prompts.load(path).encode(tokenizer)

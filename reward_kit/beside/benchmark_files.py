@@ -365,7 +365,8 @@ def _by_our_names(items: list, name: str) -> list:
         found = Columns(rows, judged=False)
         found.refuse_lost_context(rows)
     except PreferenceDataError as error:
-        raise PreferenceDataError(f"{name}: {error}") from None
+        what, _, _ = str(error).partition("; join them")
+        raise PreferenceDataError(f"{name}: {what}; join them in the file, or take the column out") from None
     ours = {own: found[own] for own in ("prompt", "chosen", "rejected", "system", "history") if own in found}
     return [(source, origin, row | {own: row[column] for own, column in ours.items() if column in row})
             for source, origin, row in items]

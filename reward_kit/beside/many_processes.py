@@ -128,11 +128,12 @@ def _check(args, model=None):  # RewardConfig or PPOConfig, whose processes stan
     if found != there:
         raise ValueError(f"{there} processes were started, and this one sees {found}: each would train by "
                          "itself. Start them with torchrun or accelerate launch")
-    if found > 1:  # callers may still gather; threads of the group that outlive it abort a process at its end
+    if found > 1:
+        if getattr(args, "enable_jit_checkpoint", False):
+            raise ValueError("enable_jit_checkpoint: SIGTERM is heard in a run of one process; in several "
+                             "leave it out, and a run goes on from its checkpoints, every save_steps")
+        # callers may still gather; threads of the group that outlive a process abort it at its end
         atexit.register(PartialState().destroy_process_group)
-    if found > 1 and getattr(args, "enable_jit_checkpoint", False):
-        raise ValueError("enable_jit_checkpoint: SIGTERM is heard in a run of one process; in several leave "
-                         "it out, and a run goes on from its checkpoints, every save_steps")
     unset_hf_deepspeed_config()  # from now on a model is loaded whole
     return args, _whole(model)
 

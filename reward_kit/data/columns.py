@@ -121,7 +121,7 @@ class Columns(dict):
     @staticmethod
     def is_called(column, name):
         "Whether a column has that name or one of its aliases."
-        return _spelled(column) in (name, *_ALIASES[name])
+        return _spelled(column) in (name, *_ALIASES.get(name, ()))
 
     def __init__(
         self,

@@ -78,7 +78,8 @@ def _read(self: PreferenceFormat, cells):
     "The format (another one where columns are missing), and the row by our names."
     flat = self.flatten(cells)
     absent = self.absent(flat)
-    late = self.present and set(flat) - {*self.present, "origin"}
+    new = set(flat).difference(self.present) if self.present else ()
+    late = any(Columns.is_called(name, ours) for name in new for ours in self.common[1:])
     if not (absent or late):
         return self, Row(flat, self.columns)
     names = tuple(flat)

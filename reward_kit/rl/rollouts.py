@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..data.files import PreferenceDataError, UnusableRow, read_rows
 from ..data.formats import PreferenceFormat
 from ..data.preferences import Preferences
+from ..data.records import Row
 from ..model.batches import Batch, forward_at, innermost_model, lay_out
 from ..model.encoding import RewardEncoder
 
@@ -259,7 +260,7 @@ def _asked(fmt, row):
         raise ValueError("the prompt ends with an assistant turn; leave the answer out")
     written = row.get(fmt.columns.get("prompt"))
     joined = {"system", "history"} & set(fmt.columns)
-    if isinstance(written, str) > isinstance(prompt, str) and not joined:
+    if Row.is_transcript(written) and not joined:
         found["transcript"] = written
     return found | row | {"prompt": prompt}
 

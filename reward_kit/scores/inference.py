@@ -252,7 +252,7 @@ def keep_measured(cls: RewardModel, model, name, measure, what, device=None):
 
 # %% ../../nbs/3_scores/34_inference.ipynb #e304063f
 def store_normalization(
-    model,  # a folder, which is rewritten; or a RewardModel, changed in memory
+    model,  # a folder, whose reward_kit.json changes, or a RewardModel
     preferences,  # what `load_preferences` takes; not the training data
     *,
     device=None,  # where a folder is loaded; default as in `from_pretrained`
