@@ -6,15 +6,17 @@
 __all__ = []
 
 # %% ../../nbs/7_beside/conversation_texts.ipynb #bf65ec94
+import json
 import os
 import re
-from itertools import groupby
+from contextlib import suppress
+from itertools import cycle, groupby
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from ..data.files import UnusableRow
-from ..data.records import Row
+from ..data.records import Row, as_messages
 from ..model.settings import ParameterError
 
 # %% ../../nbs/7_beside/conversation_texts.ipynb #0bf1ef23
@@ -56,6 +58,25 @@ def transcript_prompt(cls: Row, text):
         return text
     turns = cls.parse_transcript(text)
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+
+# %% ../../nbs/7_beside/conversation_texts.ipynb #f4636836
+@patch
+def earlier(self: Row):
+    "The turns before the prompt."
+    cell = self.parsed("history")
+    if self.is_transcript(cell):
+        return self.parse_transcript(cell)
+    if isinstance(cell, str):
+        with suppress(ValueError):
+            cell = json.loads(cell)
+    turns = cell if isinstance(cell, list) else []
+    texts = [text for turn in turns for text in (turn if isinstance(turn, list) else [turn])]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return as_messages("" if isinstance(cell, str) and not cell.strip() else cell, "history")
+    if len(texts) % 2:
+        raise UnusableRow("history has an odd number of texts", "write messages with role and content")
+    roles = cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, texts)]
 
 # %% ../../nbs/7_beside/conversation_texts.ipynb #a56618f4
 _TEMPLATES = {

@@ -7,7 +7,9 @@ __all__ = []
 
 # %% ../../nbs/7_beside/lost_texts.ipynb #10570003
 import difflib
+import math
 import os
+import re
 from contextlib import suppress
 from operator import itemgetter
 
@@ -70,21 +72,23 @@ def refuse_lost_prompt(self: Columns, rows, fmt):
 _CONTEXT = """context contexts passage passages document documents background input article articles post
     story stories paragraph excerpt source_text reference_text image images video videos audio""".split()
 _PERHAPS = """persona sys preamble facts knowledge evidence abstract snippet code schema table dialogue dialog
-    transcript turns memory""".split()  # if there are some words
+    transcript turns memory history utterances utterance docs doc""".split()  # if there are some words
+_BEFORE = "previous prior earlier preceding retrieved".split()  # how such a name begins
 
 
 def _is_context(column, cells):
     "Whether cells belong to the prompt, by their name."
     name = Columns.spelled(column)
     likely = {name, name.rpartition("_")[2]} & {*_CONTEXT, *_PERHAPS}
-    return name in _CONTEXT and any(cells) or likely and any(
-        len(cell.split()) > 1 if isinstance(cell, str) else isinstance(cell, (list, dict)) and cell
+    least = 1 if likely else 3 if name.partition("_")[0] in _BEFORE else math.inf
+    return name in _CONTEXT and any(cells) or least < math.inf and any(
+        len(cell.split()) > least if isinstance(cell, str) else isinstance(cell, (list, dict)) and cell
         for cell in cells)
 
 
 def _are_earlier_turns(cells, prompts):
     "Whether they are messages to which the prompt does not belong."
-    apart = 0
+    apart = filled = 0
     for cell, prompt in zip(cells, prompts):
         try:
             turns, asked = as_messages(Row.parse(cell, "turns")), Row.parse(prompt, "prompt")
@@ -93,27 +97,73 @@ def _are_earlier_turns(cells, prompts):
             return False
         users = [turn["content"] for turn in turns if turn["role"] == "user"]
         holds = [k for k, said in enumerate(users) if asked in said or said.strip() in asked]
+        filled += bool(users)
         apart += bool(users) and (not holds or holds[0] > 0)
-    return 2 * apart > len(cells)
+    return 2 * apart > filled
+
+# %% ../../nbs/7_beside/lost_texts.ipynb #f5058b85
+_MARKS = set("system user human assistant prompt question answer response im_start im_end begin_of_text eot_id "
+             "start_header_id end_header_id inst sys s start_of_turn end_of_turn model q a".split())
+
+
+def _texts(cell):
+    "The texts in a cell, with one space between words."
+    if isinstance(cell, (list, tuple, dict)):
+        return [text for each in (cell.values() if isinstance(cell, dict) else cell) for text in _texts(each)]
+    return [" ".join(cell.split())] if isinstance(cell, str) else []
+
+
+@patch
+def _asks_more(self: Columns, column, rows):
+    "Whether a column that is called as prompts are says more than the row's own texts."
+    names, more = [*columns._ALIASES["prompt"], *columns._LAST_RESORT["prompt"], "prompt"], []
+    for row in rows if self.spelled(column) in names else ():
+        parsed = {name: Row.parse(cell, name) if isinstance(cell, str) else cell for name, cell in row.items()}
+        own = [text for name in set(self.values()) for text in _texts(parsed.get(name))]
+        left = [text for text in _texts(parsed[column]) if not any(text in other for other in own)]
+        for other in sorted(own, key=len, reverse=True):
+            left = [text.replace(other, " ") if other else text for text in left]
+        words = re.findall(r"\w+", " ".join(left).lower())
+        if _texts(parsed[column]):
+            more.append(len([word for word in words if word not in _MARKS]) > 1)
+    return 2 * sum(more) > len(more)
+
+
+def _remedy(column, rows):
+    text = all(isinstance(Row.parse(row.get(column) or "", column), str) for row in rows)
+    name, what = ("system", "is a system message") if text else ("history", "holds earlier turns")
+    return (f"join them, or say columns={{{name!r}: {column!r}}} if it {what}, "
+            "columns={'context': None} to leave it out")
 
 
 @patch
 def refuse_lost_context(self: Columns, rows):
     "PreferenceDataError: a column belongs to the prompt, and nobody says how."
-    rows = rows[:200]
     prompt = self.get("prompt")
-    for column in self.present if "context" not in self.absent else ():
-        if column in self.values():
-            continue
-        cells = [row.get(column) for row in rows]
-        lost = prompt and _are_earlier_turns(cells, [row.get(prompt) for row in rows])
-        if lost or _is_context(column, cells) and (prompt or Columns.spelled(column) in _CONTEXT):
+    free = [name for name in self.present if name not in self.values()]
+    for column in free if "context" not in self.absent else ():
+        lost = _is_context(column, [row.get(column) for row in rows])
+        lost = lost and (prompt or Columns.spelled(column) in _CONTEXT)
+        if prompt and not lost:
+            some = [row for row in rows if row.get(column) and row.get(prompt)][:200]
+            cells, asked = ([row[name] for row in some] for name in (column, prompt))
+            lost = _are_earlier_turns(cells, asked) or self._asks_more(column, some)
+        if lost:
             beside = f"the prompt {prompt!r}" if prompt else "the texts"
             raise PreferenceDataError(
-                f"{column!r} stands beside {beside} and would be lost; join "
-                f"them, or say columns={{'history': {column!r}}} if it holds earlier turns, "
-                "columns={'context': None} to leave it out"
-            )
+                f"{column!r} stands beside {beside} and would be lost; {_remedy(column, rows)}")
+
+# %% ../../nbs/7_beside/lost_texts.ipynb #046f433e
+@patch(cls_method=True)
+def are_late(cls: Columns, fmt, flat):
+    "Whether a row has columns that we read and the first rows had not; `UnusableRow`: what asks more."
+    if not fmt.present or fmt.present.keys() >= flat.keys():
+        return False
+    new = [name for name in flat if name not in fmt.present and flat[name] not in (None, "", [], {})]
+    for name in new if "context" not in (fmt.given[0] or {}) and "prompt" in fmt.columns else ():
+        if _is_context(name, [flat[name]]):
+            raise UnusableRow(f"{name!r} would be lost", _remedy(name, [flat]))
+    return any(cls.is_called(name, ours) for name in new for ours in fmt.common[1:])
 
 # %% ../../nbs/7_beside/lost_texts.ipynb #1057000e
 def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
@@ -150,7 +200,7 @@ def detect_like(cls: PreferenceFormat, rows, like=None, columns=None, format="au
 
     def fits():
         with suppress(Exception):
-            return all(like.record(row) and set(like.flatten(row)) <= set(like.present) for row in rows)
+            return all(like.record(row) and not Columns.are_late(like, like.flatten(row)) for row in rows)
 
     said = like and not (columns or labels) and (like.given[0] or like.given[2])
     if said and fits():

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.resources import files
-from itertools import chain, cycle, groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from statistics import fmean
 
@@ -73,13 +73,14 @@ class _Layout:
     name: str
     source: str  # the page that documents it
     example: dict | list  # a made-up row, or rows
-    columns: dict = field(default_factory=dict)  # canonical name -> path; name? where it may be absent
+    columns: dict = field(default_factory=dict)  # canonical name -> path; name? if it may be absent; "": not used
     labels: dict | None = None  # what its labels mean
     options: dict = field(default_factory=dict)  # what the caller must say
 
     def __post_init__(self):
         self.used = {path.split(".")[0] for paths in self.columns.values() for path in paths.split("|")}
         self.used -= {name for name in self.columns if name in self.used}
+        self.columns.pop("", None)
         self.note = f"the cells of {self.name}: {', '.join(self.columns.values())}"
 
     @property
@@ -331,23 +332,6 @@ class _Alpaca:
             said = row[first], row[second]
             joined = {first: "\n".join(said) if all(said) else said[0]}
             return {name: cell for name, cell in row.items() if name != second} | joined
-
-
-@nested_export
-class _History:
-    "Earlier turns as texts, or pairs of question and answer, become messages."
-
-    note, sparse = "a history", True
-
-    @staticmethod
-    def flat(row):
-        for name, cell in row.items():
-            if Columns.is_called(name, "history") and isinstance(cell, list):
-                turns = list(chain.from_iterable(turn if isinstance(turn, list) else [turn] for turn in cell))
-                if all(isinstance(text, str) for text in turns) and len(turns) % 2 == 0:
-                    roles = cycle(("user", "assistant"))
-                    return row | {name: [{"role": role, "content": text} for role, text in zip(roles, turns)]}
-                return row
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
 _SHAPES = """_Sides _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors _Boxes""".split()

@@ -78,9 +78,7 @@ def _read(self: PreferenceFormat, cells):
     "The format (another one where columns are missing), and the row by our names."
     flat = self.flatten(cells)
     absent = self.absent(flat)
-    new = set(flat).difference(self.present) if self.present else ()
-    late = any(Columns.is_called(name, ours) for name in new for ours in self.common[1:])
-    if not (absent or late):
+    if not (absent or Columns.are_late(self, flat)):
         return self, Row(flat, self.columns)
     names = tuple(flat)
     if names not in self.others:
@@ -491,7 +489,8 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
     if cls is _Pairs:
         fmt.name = spelling
     there.refuse_lost_prompt(rows, fmt)
-    fmt.flatten, fmt.present, fmt.given = flatten, there.present, (columns, format, labels, judged)
+    fmt.flatten, fmt.given = flatten, (columns, format, labels, judged)
+    fmt.present = dict.fromkeys(name for name in there.present if name in there.filled.union(there.values()))
     if judged:
         usual = filter(None, (getattr(export, "labels", None) for export in exports))
         fmt.learn(rows, labels or next(usual, None))

@@ -302,7 +302,7 @@ def in_context(self: Row, prompt, responses):
     system = _parsed(self["system"], "system") or []
     system = system.strip() if isinstance(system, str) else system
     said = [turn for turn in as_messages(_said("system", system), "system") if turn["content"]]
-    earlier = as_messages(_parsed(self["history"], "history") or [], "history")
+    earlier = self.earlier() if self["history"] else []
     if not (prompt and said + earlier):
         return prompt, responses
     prompt, before = as_messages(_said("user", prompt), "prompt"), said + earlier
