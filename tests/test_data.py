@@ -2172,10 +2172,9 @@ def test_ranks_under_the_sides_are_no_votes():
 @pytest.mark.parametrize("judged", [{"scores": [1, 5]}, {"ratings": [1, 5]}, {"ranks": [2, 1]}])
 def test_a_list_of_candidates_that_something_judges_is_no_pair(judged):
     row = {"prompt": "Q {}?", "output": ["bad", "good"]}
-    with pytest.raises(PreferenceDataError, match="no column for"):
-        load_preferences(rows_with(judged, row), progress=False)
-    found = load_preferences(rows_with(judged, row), columns={"responses": "output"}, progress=False)
-    assert found[0]["responses"][found[0]["ranks"].index(min(found[0]["ranks"]))] == "good"
+    for columns in (None, {"responses": "output"}):
+        found = load_preferences(rows_with(judged, row), columns=columns, progress=False)
+        assert found[0]["responses"][found[0]["ranks"].index(min(found[0]["ranks"]))] == "good"
 
 
 def test_earlier_turns_beside_their_last_are_refused():
@@ -2237,3 +2236,147 @@ def test_columns_that_mean_nothing_to_us_make_no_row_another_kind():
     assert not fmt.others
     fmt.record(rows[0] | {"system": "Be brief."})
     assert len(fmt.others) == 1
+
+
+# ---------------------------------------------------------------- what belongs to a prompt
+
+
+ASKED = {"prompt": "How do I do thing {}?", "chosen": "good {}", "rejected": "bad {}"}
+
+
+@pytest.mark.parametrize("name", ["context", "knowledge", "retrieved_docs", "passage"])
+def test_a_passage_that_begins_late_is_found(name):
+    rows = rows_with({name: ""}, ASKED, 400)
+    rows[300][name] = "A passage that the question is about."
+    with pytest.raises(PreferenceDataError, match=f"'{name}' stands beside the prompt"):
+        load_preferences(rows, progress=False)
+    fmt = load_preferences(rows[:300], progress=False).fmt
+    for late in (rows[300], {k: v for k, v in rows[300].items() if k != name} | {"background": "Long ago."}):
+        with pytest.raises(PreferenceDataError, match="would be lost"):
+            fmt.record(late)
+    found = load_preferences(rows, columns={"context": None}, progress=False)
+    assert len(found) == 400
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"dialog_history": ["Hi {}", "Hello, what is it?"]},
+        {"previous_utterances": ["Hi", "Hello"]},
+        {"retrieved_docs": ["One", "Two"]},
+        {"instruction": "Answer like pirate {}."},
+        {"question": "Is it true?"},
+        {"query": [{"role": "user", "content": "And what else is there?"}]},
+    ],
+)
+def test_what_asks_more_beside_a_prompt_is_not_dropped(beside):
+    with pytest.raises(PreferenceDataError, match="stands beside the prompt"):
+        load_preferences(rows_with(beside, ASKED), progress=False)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"question": "How do I do thing {}?"},
+        {"question": "Human: how do I do thing {}?".replace("how", "How")},
+        {"instruction": ""},
+        {"query": "{}"},
+        {
+            "messages": [
+                {"role": "user", "content": "How do I do thing 0?"},
+                {"role": "assistant", "content": "good 0"},
+            ]
+        },
+    ],
+)
+def test_what_says_the_prompt_once_more_is_no_other_prompt(beside):
+    assert len(load_preferences(rows_with(beside, ASKED, 1), progress=False)) == 1
+
+
+HISTORIES = [
+    [["earlier q", "earlier a"]],
+    ["earlier q", "earlier a"],
+    '[["earlier q", "earlier a"]]',
+    "Human: earlier q\n\nAssistant: earlier a",
+    [{"role": "user", "content": "earlier q"}, {"role": "assistant", "content": "earlier a"}],
+]
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("name", ["history", "earlier"])
+def test_earlier_turns_are_read_where_most_rows_have_none(history, name):
+    rows = rows_with({name: None}, ASKED)
+    for row in rows[::5]:
+        row[name] = history
+    columns = None if name == "history" else {"history": name}
+    found = load_preferences(rows, columns=columns, progress=False)
+    assert len(found) == len(rows)
+    assert [turn["content"] for turn in found[5]["prompt"]] == ["earlier q", "earlier a", ASKED["prompt"].format(5)]
+
+
+def test_nobody_guesses_who_spoke_first():
+    with pytest.raises(PreferenceDataError, match="odd number of texts"):
+        load_preferences(rows_with({"history": ["one"]}, ASKED), progress=False)
+
+
+# ---------------------------------------------------------------- verdicts on lists
+
+
+THREE = {"prompt": "Q {}?", "responses": ["one {}", "two", "three"]}
+
+
+def rows_of_three(extra):
+    return [row | {"responses": [f"one {i}", "two", "three"]} for i, row in enumerate(rows_with(extra, THREE))]
+
+
+@pytest.mark.parametrize("ranking", [[3, 1, 2], [1, 2, 0], ["2", "3", "1"]])
+def test_a_ranking_that_may_be_an_order_is_asked_for(ranking):
+    rows = rows_of_three({"ranking": ranking})
+    with pytest.raises(PreferenceDataError, match="'ranks': 'ranking'.*'best_first': 'ranking'"):
+        load_preferences(rows, progress=False)
+    least, texts = min(map(int, ranking)), rows[0]["responses"]
+    ordered = load_preferences(rows, columns={"best_first": "ranking"}, progress=False)[0]
+    assert ordered["responses"] == [texts[int(n) - least] for n in ranking]
+    ranked = load_preferences(rows, columns={"ranks": "ranking"}, progress=False)[0]
+    assert ranked["responses"] == [texts[ranking.index(n)] for n in sorted(ranking)]
+
+
+@pytest.mark.parametrize(
+    "ranking, best", [([2, 1, 2], "two"), ([3, 2, 1], "three"), (["C", "A", "B"], "three"), ([1, 3, 2], "one")]
+)
+def test_a_ranking_that_says_one_thing_is_read(ranking, best):
+    assert load_preferences(rows_of_three({"ranking": ranking}), progress=False)[0]["responses"][0].startswith(best)
+
+
+@pytest.mark.parametrize("label, best", [("B", "two"), ("c", "three"), ("two", "two")])
+def test_a_label_beside_a_list_names_the_best(label, best):
+    found = load_preferences(rows_of_three({"label": label}), progress=False)[0]
+    assert found["responses"][0] == best and found["ranks"] == [1, 2, 2]
+
+
+def test_numbers_beside_a_list_are_asked_for_where_they_may_count_from_0_or_1():
+    with pytest.raises(PreferenceDataError, match="count the responses from 0 or from 1"):
+        load_preferences(rows_of_three({"label": 1}), progress=False)
+
+
+def test_what_was_thought_stays_with_its_answer():
+    box = {"content": "good {}", "reasoning_content": "let me see"}
+    rows = rows_with({}, {"prompt": "Q?", "chosen": box, "rejected": {"content": "bad"}})
+    found = load_preferences(rows, progress=False)[0]
+    assert found["responses"][0] == [{"role": "assistant"} | box]
+
+
+@pytest.mark.parametrize("name", ["shown_first", "position", "left_side"])
+def test_which_was_shown_first_is_no_verdict(name):
+    rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with({name: "a"})]
+    with pytest.raises(PreferenceDataError, match=f"'{name}' names the responses, but not by its name"):
+        load_preferences(rows, progress=False)
+    found = load_preferences(rows, columns={"label": name}, progress=False)
+    assert found[0]["responses"][0] == "good 0"
+    assert load_preferences(rows_with({name: "b"}), progress=False)[0]["responses"][0] == "good 0"
+
+
+def test_a_verdict_that_its_cells_show_is_said():
+    rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with({"human_opinion": "b"})]
+    found = load_preferences(rows, progress=False)
+    assert found[0]["responses"][0] == "bad 0" and any("'human_opinion'" in n for n in found.report.notes)

@@ -118,6 +118,15 @@ def _is_no_box(cell):
     return not isinstance(cell, dict) or bool({"role", "from"} & set(cell))
 
 
+_THOUGHT = ("reasoning_content", "reasoning", "thinking")  # what chat templates take beside a content
+
+
+def _said(box, key):
+    "The text in an object; a message where it holds what was thought before."
+    thought = {name: box[name] for name in _THOUGHT if box.get(name)}
+    return {"role": "assistant", "content": box[key]} | thought if thought else box[key]
+
+
 class _Sides:
     "Objects with a text in chosen and rejected: their texts, and their scores."
 
@@ -131,11 +140,27 @@ class _Sides:
         if len(cells) != 2 or any(_is_no_box(cell) for cell in cells):
             return None
         key = next(key for key in _TEXT_KEYS if all(isinstance(cell.get(key), str) for cell in cells))
-        found = row | {name: row[name][key] for name in sides}
+        found = row | {name: _said(row[name], key) for name in sides}
         for score in "score", "rating", "reward":
             if all(score in cell for cell in cells):
                 found |= {f"score_{side}": row[name][score] for name, side in sides.items()}
         return found
+
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #fb8dfe62
+class _Candidates:
+    "Several responses under the name of one, with a score or rank for each."
+
+    note = "several responses under the name of one"
+    aside = "the column of several responses is a list of them"
+
+    @staticmethod
+    def flat(row):
+        for name, cell in row.items():
+            if Columns.is_called(name, "response") and isinstance(cell, list) and len(cell) > 1:
+                numbers = [own for other, own in row.items() if isinstance(own, list)
+                           and any(Columns.is_called(other, each) for each in ("scores", "ranks"))]
+                if len(cell) in map(len, numbers) and all(isinstance(text, str) for text in cell):
+                    return {"responses" if other == name else other: own for other, own in row.items()}
 
 
 class _ByModel:
@@ -492,11 +517,70 @@ class _Probability(PreferenceFormat):
 
 _Best.name, _Strength.name, _Probability.name = "ranking", "labelled", "labelled"  # in a report
 
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #1aaa3acd
+@preference_format
+class _BestFirst(PreferenceFormat):
+    "`responses`, and their numbers, letters or texts from best to worst."
+
+    name, needs, verdicts, scored_as = "best_first", ("responses",), (("best_first",),), ("{}s",)
+
+    def responses(self, row):
+        return row.entries("responses")
+
+    def judge(self, row, count):
+        said, texts = row.entries("best_first"), self.responses(row)
+        names = [texts, [*range(count)], [*range(1, count + 1)], list("abcdefghijklmnopqrstuvwxyz"[:count])]
+        said = [str(each) if each in texts else str(each).strip().lower() for each in said]
+        found = next((each for each in names if sorted(map(str, each)) == sorted(said)), None)
+        if not found:
+            raise UnusableRow("null or unreadable label", f"{said} names not each of {count} responses once")
+        return [said.index(str(each)) for each in found], None
+
+
+Columns.asides = []  # notes on what was found
+
+
+@patch
+def _read_order(self: Columns, rows):
+    "Ask what a `ranking` means where it may mean two things; a label beside a list of responses is the best."
+    if "responses" not in self or {"scores", "best", "best_first"} & set(self):
+        return
+    column = self.get("ranks")
+    if column and column not in self.given and self.spelled(column) == "ranking":
+        orders = list(_readable(rows, lambda row: Row(row, self).entries("ranks")))
+        if any(isinstance(each, str) and not each.strip().isdigit() for order in orders for each in order):
+            self["best_first"] = self.pop("ranks")
+        elif all(map(_is_order, orders)) and not all(map(_returns, orders)):
+            raise PreferenceDataError(
+                f"{column!r} may hold the rank of each response, or the responses from best to worst; say "
+                f"columns={{'ranks': {column!r}}} or columns={{'best_first': {column!r}}}")
+    named = [name for name in self.present if self.is_called(name, "label") and name not in self.values()]
+    cells = [row.get(name) for row in rows for name in named[:1]]
+    if not column and named and not any(isinstance(cell, (list, dict, bool)) for cell in cells):
+        self["best"] = named[0]
+
+
+def _is_order(order):
+    return sorted(map(int, order)) in ([*range(len(order))], [*range(1, len(order) + 1)])
+
+
+def _returns(order):
+    "Whether a permutation is its own inverse."
+    order = [int(each) - min(map(int, order)) for each in order]
+    return all(order[each] == n for n, each in enumerate(order))
+
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #c8ddc67d
+_JUDGES = re.compile(
+    "vote|annotat|judg|verdict|prefer|label|choice|chose|choos|better|best|win|won|pick|select|answer|"
+    "decision|result|outcome|rating|rated|human|gold|help|honest|harm|safe|polite|correct|quality|overall|"
+    "opinion|favou?r")
+
+
 @patch
 def find_verdict(self: Columns, rows: list[dict]) -> None:
     "Name the column of the label, which may be a question that annotators answered."
     self._read_strength(rows)
+    self._read_order(rows)
     if "response_a" not in self or {"score_a", "probability_a"} & set(self):
         return
     forms = PreferenceFormat.clear(self)
@@ -525,9 +609,15 @@ def find_verdict(self: Columns, rows: list[dict]) -> None:
     if own and _is_scale(_numbers(rows, own)):
         self["probability_a"] = self.pop("label")
     elif found and (own or "") not in self.given:
+        if found[0] not in (own, *answered) and not _JUDGES.search(self.spelled(found[0])):
+            raise PreferenceDataError(
+                f"{found[0]!r} names the responses, but not by its name a verdict on them; if it is one, "
+                f"say columns={{'label': {found[0]!r}}}")
+        if found[0] != own:
+            self.asides = [f"the verdict is {found[0]!r}, since its cells name the responses"]
         self["label"] = found[0]
 
-
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #0a92b920
 _CODES = 9  # more different numbers are no codes
 
 

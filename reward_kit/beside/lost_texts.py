@@ -102,8 +102,8 @@ def _are_earlier_turns(cells, prompts):
     return 2 * apart > filled
 
 # %% ../../nbs/7_beside/lost_texts.ipynb #f5058b85
-_MARKS = set("system user human assistant prompt question answer response im_start im_end begin_of_text eot_id "
-             "start_header_id end_header_id inst sys s start_of_turn end_of_turn model q a".split())
+_MARKS = """system user human assistant prompt question answer response model q a im_start im_end inst sys s
+    begin_of_text eot_id start_header_id end_header_id start_of_turn end_of_turn""".split()
 
 
 def _texts(cell):
@@ -118,7 +118,7 @@ def _asks_more(self: Columns, column, rows):
     "Whether a column that is called as prompts are says more than the row's own texts."
     names, more = [*columns._ALIASES["prompt"], *columns._LAST_RESORT["prompt"], "prompt"], []
     for row in rows if self.spelled(column) in names else ():
-        parsed = {name: Row.parse(cell, name) if isinstance(cell, str) else cell for name, cell in row.items()}
+        parsed = {name: Row.parse(cell, name) for name, cell in row.items()}
         own = [text for name in set(self.values()) for text in _texts(parsed.get(name))]
         left = [text for text in _texts(parsed[column]) if not any(text in other for other in own)]
         for other in sorted(own, key=len, reverse=True):
@@ -128,7 +128,7 @@ def _asks_more(self: Columns, column, rows):
             more.append(len([word for word in words if word not in _MARKS]) > 1)
     return 2 * sum(more) > len(more)
 
-
+# %% ../../nbs/7_beside/lost_texts.ipynb #64c9cd09
 def _remedy(column, rows):
     text = all(isinstance(Row.parse(row.get(column) or "", column), str) for row in rows)
     name, what = ("system", "is a system message") if text else ("history", "holds earlier turns")

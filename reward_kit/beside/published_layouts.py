@@ -73,7 +73,7 @@ class _Layout:
     name: str
     source: str  # the page that documents it
     example: dict | list  # a made-up row, or rows
-    columns: dict = field(default_factory=dict)  # canonical name -> path; name? if it may be absent; "": not used
+    columns: dict = field(default_factory=dict)  # name -> path; name?: may be absent; "": unused
     labels: dict | None = None  # what its labels mean
     options: dict = field(default_factory=dict)  # what the caller must say
 
@@ -334,7 +334,8 @@ class _Alpaca:
             return {name: cell for name, cell in row.items() if name != second} | joined
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
-_SHAPES = """_Sides _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors _Boxes""".split()
+_SHAPES = """_Sides _Candidates _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors
+    _Boxes""".split()
 for shape in _SHAPES:
     nested_export(getattr(codes, shape))
 

@@ -490,11 +490,11 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
         fmt.name = spelling
     there.refuse_lost_prompt(rows, fmt)
     fmt.flatten, fmt.given = flatten, (columns, format, labels, judged)
-    fmt.present = dict.fromkeys(name for name in there.present if name in there.filled.union(there.values()))
+    fmt.present = dict.fromkeys(there.filled.union(there.values()))
     if judged:
         usual = filter(None, (getattr(export, "labels", None) for export in exports))
         fmt.learn(rows, labels or next(usual, None))
-    fmt.asides += filter(None, (getattr(export, "aside", "") for export in exports))
+    fmt.asides += filter(None, (*there.asides, *(getattr(each, "aside", "") for each in exports)))
     return fmt
 
 # %% ../../nbs/1_data/14_formats.ipynb #7d594aab
