@@ -68,6 +68,25 @@ def refuse_lost_prompt(self: Columns, rows, fmt):
     said = f"say columns={{'prompt': {likely or '...'!r}}}{none}"
     raise PreferenceDataError(f"no column 'prompt'{looks}; {said}")
 
+# %% ../../nbs/7_beside/lost_texts.ipynb #8d1ef5fa
+@patch
+def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
+    "The error for columns that make no format, and the names that they lack."
+    likely = {}
+    for name in lacking:
+        taken = {*self.values(), *likely.values()}
+        free = {self.spelled(other): other for other in self.present if other not in taken}
+        for alias in (name, *columns._ALIASES.get(name, [])):
+            for close in difflib.get_close_matches(alias, free, 1, 0.75):
+                likely.setdefault(name, free[close])
+    mapping = likely if len(likely) == len(lacking) else {lacking[0]: "..."}
+    return PreferenceDataError(
+        f"no column for {' and '.join(map(repr, lacking))}; present are "
+        f"{', '.join(map(repr, self.present))}. If one of them holds it, say columns={mapping} (accepted: "
+        "prompt + chosen + rejected, responses + scores or ranks, response_a + response_b + label, "
+        "response + score)"
+    )
+
 # %% ../../nbs/7_beside/lost_texts.ipynb #1057000b
 _CONTEXT = """context contexts passage passages document documents background input article articles post
     story stories paragraph excerpt source_text reference_text image images video videos audio""".split()

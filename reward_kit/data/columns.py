@@ -6,7 +6,6 @@
 __all__ = ['Columns', 'nested_export']
 
 # %% ../../nbs/1_data/13_columns.ipynb #8756da2a
-import difflib
 import re
 from contextlib import suppress
 from functools import partial
@@ -171,25 +170,6 @@ def _sought(self: Columns, judged, extra):
         yield "label"
     yield from ("margin", "weight", "source", "id", "annotator", "tools", "chat_template_kwargs")
     yield from extra if judged else ("text", *extra)
-
-# %% ../../nbs/1_data/13_columns.ipynb #ad1b28ed
-@patch
-def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
-    "The error for columns that make no format, and the names that they lack."
-    likely = {}
-    for name in lacking:
-        taken = {*self.values(), *likely.values()}
-        free = {_spelled(other): other for other in self.present if other not in taken}
-        for alias in (name, *_ALIASES.get(name, [])):
-            for close in difflib.get_close_matches(alias, free, 1, 0.75):
-                likely.setdefault(name, free[close])
-    mapping = likely if len(likely) == len(lacking) else {lacking[0]: "..."}
-    return PreferenceDataError(
-        f"no column for {' and '.join(map(repr, lacking))}; present are "
-        f"{', '.join(map(repr, self.present))}. If one of them holds it, say columns={mapping} (accepted: "
-        "prompt + chosen + rejected, responses + scores or ranks, response_a + response_b + label, "
-        "response + score)"
-    )
 
 # %% ../../nbs/1_data/13_columns.ipynb #14de22c2
 _EXPORTS = []

@@ -241,13 +241,20 @@ def sample(
     return sorted(episodes, key=lambda e: e.row)
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #a92d511c
-def _for_each(rows, function):
+def _for_each(rows, function, broken=None):
     "Its results; a ValueError names the row."
     for row in rows:
         try:
             yield function(row)
         except ValueError as error:
-            raise ValueError(f"{row['origin']}: {error}") from error
+            _leave_out(broken, f"{row['origin']}: {error}", error)
+
+
+def _leave_out(broken, fault, error=None):
+    "Add to the list; an error where there is none."
+    if broken is None:
+        raise UnusableRow(fault) from error
+    broken.append(fault)
 
 
 def _asked(fmt, row):
@@ -274,6 +281,7 @@ class Prompts(list):
         data,  # prompts as they stand, or what `load_preferences` takes
         columns=None,  # canonical name -> column, as there
         name="train_dataset",  # for messages about rows of a list
+        broken=None,  # a list of what is said of rows left out; None: an error
     ):
         "ValueError names the row without a prompt, or no rows."
         if isinstance(data, cls):
@@ -290,10 +298,12 @@ class Prompts(list):
         in_memory = not isinstance(data, (str, os.PathLike)) and found is not data
         name, rows = name if in_memory else found.name, []
         for i, (origin, row) in enumerate(found):
+            origin = f"{name}, row {i}" if in_memory else origin
             if isinstance(row, UnusableRow):
-                raise PreferenceDataError(f"{origin}: {row}")
-            rows.append((f"{name}, row {i}" if in_memory else origin, row))
-        if not rows:
+                _leave_out(broken, f"{origin}: {row}")
+            else:
+                rows.append((origin, row))
+        if not (rows or broken):
             raise ValueError(f"{name} has no rows; give at least one prompt")
         first = [{"prompt": "?"}] if bare else [row for _, row in rows[:5000]]
         try:
@@ -301,7 +311,10 @@ class Prompts(list):
         except PreferenceDataError as error:
             raise PreferenceDataError(f"{name}: {error}") from None
         rows = [{"origin": origin} | row for origin, row in rows]
-        return cls(_for_each(rows, partial(_asked, fmt)))
+        kept = cls(_for_each(rows, partial(_asked, fmt), broken))
+        if not kept:
+            raise PreferenceDataError(f"no row can be used; first: {broken[0]}")
+        return kept
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #b431f8e8
 def _render(tokenizer, row):

@@ -151,6 +151,8 @@ class _Training(Command):
         "Data to evaluate on. None: a part of the prompts is held out.", metavar="DATA")
     eval_fraction: float = setting(0.1, "Part of the prompts that is held out.")
     max_samples: int | None = _optional("Use at most this many rows.")
+    skip_broken_rows: bool = setting(
+        False, "Leave out rows that are not JSON, or without the texts they need; else they stop the run.")
     chat_template: str | None = _optional("chatml, zephyr, or a .jinja file. None: the tokenizer's own.")
     overwrite: bool = setting(
         False, "Replace a finished or different run in the output folder.")
@@ -166,9 +168,6 @@ class _Train(_Training):
         "--output reward-model --lora"
     )
     uses = (RewardSettings, LoraSettings, DataSettings)
-    skip_broken_rows: bool = setting(
-        False, "Leave out rows that are not JSON, or hold null or something else than "
-        "text; else they stop the run.")
     without_eval_prompts: bool = setting(
         False, "Leave out rows whose prompts are in --eval-data.")
 

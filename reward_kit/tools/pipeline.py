@@ -173,6 +173,9 @@ def _tokenizer(model, chat_template):
     return tokenizer
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #f8b4d793
+_LEAVE_OUT = "Correct the file, or leave such rows out with skip_broken_rows=True"
+
+
 def _read(data, split, *, skip_broken_rows, **loading):
     "Preferences; `PreferenceDataError` names the first broken row of each reason."
     preferences = load_preferences(data, split=split, **loading)
@@ -181,8 +184,7 @@ def _read(data, split, *, skip_broken_rows, **loading):
         f"{row['examples'][0]}: {reason}" + (f" ({row['count']:,} such rows)" if row["count"] > 1 else "")
         for reason, row in preferences.report.broken.items()
     ]
-    raise PreferenceDataError(
-        f"{'; '.join(reasons)}. Correct the file, or leave such rows out with skip_broken_rows=True")
+    raise PreferenceDataError(f"{'; '.join(reasons)}. {_LEAVE_OUT}")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #6dc8f862
 def _hold_out(train, held_out, eval_fraction, max_samples, seed, say, without=False):
@@ -417,6 +419,7 @@ def train_ppo_policy(
     prompt_column: str | None = None,  # with the prompts; None: by its name, as in training
     columns: dict | None = None,  # canonical name -> column, as in `load_preferences`
     max_samples: int | None = None,  # use at most this many rows of prompts
+    skip_broken_rows: bool = False,  # drop and count rows without a prompt
     config: dict | None = None,  # {PPOConfig field: value}
     peft_config=None,  # LoraConfig, or its fields; None: all weights
     chat_template: str | None = None,  # chatml, zephyr, a .jinja file; None: its own
@@ -437,9 +440,11 @@ def train_ppo_policy(
     tokenizer = _tokenizer(model, chat_template)
 
     if prompt_column: columns = {**(columns or {}), "prompt": prompt_column}
-    rows = Prompts(_read_prompts(prompts, split, columns)[:max_samples])
+    broken = [] if skip_broken_rows else None
+    rows = Prompts(_read_prompts(prompts, split, columns, broken)[:max_samples])
     if eval_prompts is None: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
-    else: held_out = _read_prompts(eval_prompts, eval_split, columns)
+    else: held_out = _read_prompts(eval_prompts, eval_split, columns, broken)
+    if broken: say(f"{counted(len(broken), 'row')} left out; first: {broken[0]}")
     rewards = reward if isinstance(reward, (list, tuple)) else [reward]
     settings = _settings(model, config, peft_config, chat_template) | {
         "training": "ppo", "reward": ", ".join(map(_weights_of, rewards)),
@@ -459,10 +464,12 @@ def train_ppo_policy(
     return result
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c67642d6
-def _read_prompts(data, split, columns):
+def _read_prompts(data, split, columns, broken):
     "Rows with `prompt`, checked, each with its origin."
     if not isinstance(data, (list, tuple, Preferences)): data = read_rows(data, split=split)
-    return Prompts.load(data, columns, "prompts")
+    try: return Prompts.load(data, columns, "prompts", broken)
+    except UnusableRow as error:
+        raise PreferenceDataError(f"{error}. {_LEAVE_OUT}") from error
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
