@@ -490,7 +490,8 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
         fmt.name = spelling
     there.refuse_lost_prompt(rows, fmt)
     fmt.flatten, fmt.given = flatten, (columns, format, labels, judged)
-    fmt.present = dict.fromkeys(there.filled.union(there.values()))
+    filled = there.filled.union(there.values())
+    fmt.present = dict.fromkeys(name for name in there.present if name in filled)
     if judged:
         usual = filter(None, (getattr(export, "labels", None) for export in exports))
         fmt.learn(rows, labels or next(usual, None))
