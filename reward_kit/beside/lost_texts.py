@@ -50,8 +50,32 @@ def _holds_prompt(responses):
 
 
 @patch
+def _refuse_lost_response(self: Columns, rows, fmt):
+    "A conversation that waits for its answer, or a text beside its prompt: which column has the response?"
+    column = fmt.columns.get("prompt") or self.get("prompt")
+    if fmt.name == "conversation":
+        ends = [turns[-1]["role"] for row in rows[:200] if (turns := _turns(row.get(column)))]
+        lost, why = 2 * ends.count("user") > len(ends), "ends with the user's turn"
+    else:
+        lost, why = fmt.name == "text" and column and column not in self.given, "stands beside a text"
+    if lost:
+        others = [name for name in self.present if name != column and name not in self.given]
+        texts = [name for name in others if any(isinstance(row.get(name), str) for row in rows)]
+        say = " or ".join(f"columns={{'response': {name!r}}}" for name in texts[:3])
+        apart = f", or columns={{'prompt': None}} if there is no prompt" * (fmt.name == "text")
+        raise PreferenceDataError(
+            f"{column!r} {why}; say which column holds the response: {say or 'there is none'}{apart}")
+
+
+def _turns(cell):
+    with suppress(UnusableRow):
+        return as_messages(Row.parse(cell, "prompt"))
+
+
+@patch
 def refuse_lost_prompt(self: Columns, rows, fmt):
-    "Raises `PreferenceDataError` where a prompt may be lost."
+    "Raises `PreferenceDataError` where a prompt or a response may be lost."
+    self._refuse_lost_response(rows, fmt)
     grouped = fmt.by_prompt and fmt.needed[1:]
     declared = "prompt" in self.absent and not grouped or fmt.name in ("text", "conversation")
     if "prompt" in self or declared or fmt.transcripts:
@@ -87,6 +111,16 @@ def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
         "prompt + chosen + rejected, responses + scores or ranks, response_a + response_b + label, "
         "response + score)"
     )
+
+
+@patch
+def nothing(self: Columns, judged) -> PreferenceDataError:
+    "The error for columns that hold nothing to score, or to answer."
+    present = ", ".join(map(repr, self.present))
+    return PreferenceDataError(
+        f"nothing to {'score' if judged is False else 'answer'}: the file has {present}; it needs "
+        "chosen and rejected, prompt and response(s), messages, or text; "
+        'name them with columns={"prompt": "question"}')
 
 # %% ../../nbs/7_beside/lost_texts.ipynb #1057000b
 _MEDIA = {*"image images img picture pictures photo screenshot audio video videos attachment".split()}
@@ -230,11 +264,34 @@ def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
 
 
 @patch
+def _refuse_names(self: Columns, rows):
+    "PreferenceDataError: few short words in chosen and rejected, and longer texts beside them."
+    sides = [self.get(name) for name in ("chosen", "rejected")]
+    if None in sides or self.given & {*sides}:
+        return
+    words = [row[side].strip() for row in rows for side in sides if isinstance(row.get(side), str)]
+    few = sorted(set(words))
+    short = 10 < len(words) > 10 * len(few) - 20 and all(len(word.split()) < 4 for word in few)
+    free = [name for name in self.present if name not in self.values() and not _ASIDE.search(name.lower())]
+    longer = [name for name in free if not any(self.is_called(name, own) for own in ("prompt", "history"))
+              and median(len(" ".join(_texts(row.get(name))).split()) for row in rows) > 3]
+    if few and short and sum(len(_texts(rows[0].get(name))) for name in longer) > 1:
+        raise PreferenceDataError(
+            f"{sides[0]!r} and {sides[1]!r} hold few short texts ({', '.join(few[:3])}) beside those in "
+            f"{' and '.join(map(repr, longer[:2]))}; if they name them, say which is which with "
+            "columns={'response_a': ..., 'response_b': ..., 'label': ...}; if they are the responses, "
+            f"columns={{'chosen': {sides[0]!r}, 'rejected': {sides[1]!r}}}")
+
+
+@patch
 def heed(self: Columns, rows, judged):
     "Of columns that could each decide, leave those that the caller named; find the verdict."
-    self.refuse_lost_context(rows)
     if judged:
         self.find_verdict(rows)
+    else:
+        self.leave_verdict(rows)
+    self.refuse_lost_context(rows)
+    self._refuse_names(rows)
     said = {name for name, column in self.items() if column in self.given}
     known = [{*cls.needs, *verdict} if judged else {*cls.needs}
              for cls in formats._FORMATS.values() for verdict in cls.verdicts]

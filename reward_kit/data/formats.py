@@ -413,6 +413,8 @@ class _Text(PreferenceFormat):
         value = row.parsed(self.needs[0])
         if isinstance(value, (list, dict)):
             value, _ = row.in_context(as_messages(value, self.name), [])
+            if value[-1:] and value[-1]["role"] == "user":
+                raise UnusableRow("conversation ends with the user's turn", "there is no response to score")
         return None, [value]
 
 
@@ -467,12 +469,7 @@ def _choose(columns, rows, format, judged):
         return _Conversation
     if "text" in columns:
         return _Text
-    present = ", ".join(map(repr, columns.present))
-    raise PreferenceDataError(
-        f"nothing to {'score' if judged is False else 'answer'}: the file has {present}; it needs "
-        "chosen and rejected, prompt and response(s), messages, or text; "
-        'name them with columns={"prompt": "question"}'
-    )
+    raise columns.nothing(judged)
 
 # %% ../../nbs/1_data/14_formats.ipynb #16042e3c
 @patch(cls_method=True)
