@@ -408,7 +408,7 @@ def test_a_turn_that_history_and_prompt_share_stands_once():
         found = load([row | {"history": history, "prompt": prompt, "system": "s"}])
         assert [turn["content"] for turn in found[0]["prompt"]] == ["s", "Hi", "Hello.", "And then?"]
     own = {"system": "s", "history": earlier, "prompt": [turn("system", "own"), turn("user", "q")]}
-    found = load([row | own])[0]["prompt"]
+    found = load([row | own | {"system": "own"}])[0]["prompt"]
     assert [t["content"] for t in found] == ["own", "Hi", "Hello.", "q"]
     alone = {"system": "s", "prompt": [turn("system", "s")], "response": "x"}
     assert PreferenceFormat.detect([alone], judged=False).texts(alone)["prompt"] == [turn("system", "s")]

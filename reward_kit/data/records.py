@@ -81,6 +81,8 @@ def _message(turn, what):
     rest = {key: value for key, value in turn.items() if key not in known}
     if rest:
         _json_text(rest, what)
+    if any(map(rest.get, ("image", "images", "audio", "video", "videos", "attachments"))):
+        raise UnusableRow(f"{what} has pictures or sound, which are not read")
     return {"role": _ROLES.get(role, role), "content": _content(turn, what), **rest}
 
 # %% ../../nbs/1_data/12_records.ipynb #0bbff7b8
@@ -310,8 +312,10 @@ def in_context(self: Row, prompt, responses):
     own = prompt[both:]
     lead = [turn for turn in own[:1] if turn["role"] == "system"]
     turns = earlier + own[len(lead) :]
-    if "system" not in [turn["role"] for turn in lead + turns[:1]]:
-        lead = said
+    own = [turn["content"] for turn in lead + turns[:1] if turn["role"] == "system"]
+    if own and said and said[0]["content"] not in own[0]:
+        raise UnusableRow("two system messages", "one in a column")
+    lead = lead if own else said
     return lead + turns, [_said("assistant", response) for response in responses]
 
 # %% ../../nbs/1_data/12_records.ipynb #6ef2dbdb
