@@ -1024,3 +1024,150 @@ def test_a_policy_without_a_template_continues_a_transcript_and_no_other_text(tm
         path.write_text(json.dumps(cells))
         with pytest.raises(ValueError, match="a.jsonl:1: a conversation, but .* no chat template"):
             Prompts.load(path).encode(tokenizer)
+
+
+# ---------------------------------------------------------------- sides and verdicts under names of their own
+
+
+def judged(first, second, verdict, one, two, n=12, **more):
+    "Rows whose better response stands first or second; the verdict says which."
+    return [
+        {"prompt": Q.format(k), **dict(zip((first, second), texts if k % 3 else texts[::-1]))}
+        | {verdict: one if k % 3 else two} | more
+        for k in range(n) for texts in [(A.format(k), B.format(k))]
+    ]  # fmt: skip
+
+
+def assert_sorted(found, n=12):
+    assert [record["responses"] for record in found] == [[A.format(k), B.format(k)] for k in range(n)]
+    assert [record["prompt"] for record in found] == [Q.format(k) for k in range(n)]
+    assert all(record["ranks"] == [1, 2] for record in found)
+
+
+@pytest.mark.parametrize("sides", [
+    ("response_left", "response_right", "label", "left", "right"),
+    ("left_answer", "right_answer", "label", "left_answer", "right_answer"),
+    ("first_output", "second_output", "winner", "first", "second"),
+    ("model_a_response", "model_b_response", "winner", "model_a", "model_b"),
+    ("model_1_output", "model_2_output", "preferred_model", "model_1", "model_2"),
+    ("A", "B", "winner", "A", "B"),
+    ("claude", "gpt4", "winner", "claude", "gpt4"),
+    ("response_claude", "response_gpt4", "winner", "Claude", "gpt-4"),
+    ("option_a", "option_b", "label", "A", "B"),
+    ("responseLeft", "responseRight", "label", "left", "right"),
+])  # fmt: skip
+def test_two_responses_are_found_by_their_sides_or_by_the_verdict(sides, tmp_path):
+    rows = judged(*sides)
+    assert_sorted(load(rows))
+    assert_sorted(load(judged(*sides, model_a="x", model_b="y")))
+    assert PreferenceFormat.detect(rows, judged=None).texts(rows[0])["prompt"] == Q.format(0)
+    if sides[0] not in ("A", "claude", "option_a", "response_claude"):
+        assert len(PreferenceFormat.detect(rows, judged=False).texts(rows[0])["responses"]) == 2
+    ties = [row | {sides[2]: "tie"} for row in rows[:2]]
+    assert [record["ranks"] for record in load(ties + rows[2:])][:3] == [[1, 1], [1, 1], [1, 2]]
+
+
+def test_names_of_models_are_no_responses_and_a_word_is_no_chosen_text():
+    rows = judged("g", "h", "winner", "model_1", "model_2", model_1="x", model_2="y")
+    with pytest.raises(PreferenceDataError, match="no column for"):
+        load([{"prompt": row["prompt"], "model_1": "x", "model_2": "y", "winner": row["winner"]} for row in rows])
+    odd = judged("this", "that", "winner", "1st", "2nd")
+    advice = "say columns={'response_a': 'this', 'response_b': 'that', 'label': 'winner'}"
+    with pytest.raises(PreferenceDataError, match=re.escape(advice)):
+        load(odd)
+    columns = {"response_a": "this", "response_b": "that", "label": "winner"}
+    with pytest.raises(PreferenceDataError, match=re.escape("labels={'1st': '?', '2nd': '?'}")):
+        load(odd, columns=columns)
+    assert_sorted(load(odd, columns=columns, labels={"1st": "a", "2nd": "b"}))
+
+
+@pytest.mark.parametrize("one,two", [
+    ("Response 1 is slightly better", "Response 2 is much better"),
+    ("A is significantly better than B", "B is slightly better than A"),
+    ("Response 2 is worse", "Response 1 is far worse than Response 2"),
+    ("strongly prefer A", "I prefer Response 2"), ("1 is better", "2 is better"),
+    ("A (much better)", "B: clearly the better response"),
+])  # fmt: skip
+def test_a_verdict_may_be_a_sentence(one, two):
+    assert_sorted(load(judged("response_1", "response_2", "preference", one, two)))
+    rows = judged("response_1", "response_2", "Which response is better?", one, two)
+    rows += [row | {"Which response is better?": "They are about the same"} for row in rows[:1]]
+    assert load(rows)[0]["ranks"] in ([1, 1], [1, 2])
+
+
+def test_words_that_are_not_clear_are_asked_for_all_at_once():
+    rows = judged("response_1", "response_2", "label", "Fine: yes", "not A")
+    with pytest.raises(PreferenceDataError, match=re.escape("labels={'fine: yes': '?', 'not_a': '?'}")):
+        load(rows)
+    assert_sorted(load(rows, labels={"fine: yes": "a", "not_a": "b"}))
+
+
+def single(name, good, bad, **more):
+    rows = many(prompt=Q, response=A, **{name: good}, **more)
+    return rows + many(prompt=Q, response=B, **{name: bad}, **more)
+
+
+@pytest.mark.parametrize("name,good,bad", [
+    ("is_safe", True, False), ("correct", True, False), ("reward", True, False), ("chosen", True, False),
+    ("accepted", "True", "False"), ("passed", "yes", "no"), ("won", 1, 0), ("feedback", "up", "down"),
+    ("feedback", "👍", "👎"), ("type", "chosen", "rejected"), ("outcome", "pass", "fail"),
+    ("result", "Correct", "Incorrect"), ("label", "safe", "unsafe"), ("reaction", "thumbs up", "thumbs down"),
+])  # fmt: skip
+def test_whether_one_response_is_good_is_said_in_many_columns(name, good, bad):
+    assert_sorted(load(single(name, good, bad)))
+
+
+def test_what_true_means_is_asked_where_the_column_asks_for_what_is_bad():
+    for name in "is_toxic", "flagged", "seen":
+        with pytest.raises(PreferenceDataError, match=re.escape(f"columns={{'label': {name!r}}} and")):
+            load(single(name, False, True))
+    named = {"columns": {"label": "is_toxic"}}
+    with pytest.raises(PreferenceDataError, match=re.escape("labels={'true': '?', 'false': '?'}")):
+        load(single("is_toxic", False, True), **named)
+    found = load(single("is_toxic", False, True), **named, labels={"true": "bad", "false": "good"})
+    assert_sorted(found)
+    with pytest.raises(PreferenceDataError, match="means 'good' or 'bad'"):
+        load(single("label", "x", "y"), labels={"x": "a", "y": "b"})
+    assert_sorted(load(single("label", "x", "y"), labels={"x": "good", "y": "bad"}))
+    with pytest.raises(PreferenceDataError, match=re.escape("or columns={'score': 'label'} if a higher")):
+        load(single("label", 1, -1))
+    assert_sorted(load(single("label", 1, -1), columns={"score": "label"}))
+
+
+def test_a_table_without_a_header_is_told_so(tmp_path):
+    rows = many(prompt=Q, chosen=A, rejected=B)
+    texts = [[f"Well, {cell}" for cell in row.values()] for row in rows], [["2 + 2?", "4", "5"], ["3?", "3", "4"]]
+    for lines in texts:
+        (tmp_path / "a.csv").write_text("\n".join(",".join(map(json.dumps, line)) for line in lines))
+        with pytest.raises(PreferenceDataError, match="a.csv: .* this file seems to have no header; write"):
+            load(tmp_path / "a.csv")
+        with pytest.raises(PreferenceDataError, match="this file seems to have no header"):
+            Prompts.load(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name,text,said", [
+    ("a.csv", "Export of 2026,,\n\nprompt,chosen,rejected\nq,a,b\n", "seems to be a title or a comment; delete"),
+    ("a.csv", "# exported\nprompt,chosen,rejected\nq,a,b\n", "'# exported' seems to be a title or a comment"),
+    ("a.csv", "prompt,chosen,chosen,rejected\nq,a,b,c\n", "'chosen'; rename one of them"),
+    ("a.jsonl", '[{"prompt": "q", "chosen": "a"}]', "a.jsonl:1: JSON of all rows in one line; name it .json"),
+    ("a.jsonl", '[{"prompt": "q"},\n{"prompt": "r"}]', "spread over several lines; .* or name it .json"),
+    ("a.jsonl", "prompt,chosen\nq,a\n", "this is not JSON; a table is named .csv"),
+    ("a.jsonl", '"prompt","chosen"\n"q","a"\n', "this is not JSON; a table is named .csv"),
+    ("a.jsonl", '{"prompt": "q"},\n{"prompt": "r"},\n', "the lines end with commas; remove these"),
+])  # fmt: skip
+def test_how_a_file_begins_tells_what_is_wrong_with_it(name, text, said, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PreferenceDataError, match=said):
+        load(tmp_path / name)
+
+
+def test_rows_beside_other_facts_and_a_table_of_one_column(tmp_path):
+    rows = many(prompt=Q, chosen=A, rejected=B)
+    for whole in (
+        {"rows": [{"row_idx": k, "row": row} for k, row in enumerate(rows)], "features": [{"name": "prompt"}]},
+        {"annotators": ["x", "y"], "data": rows},
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(whole))
+        assert load(tmp_path / "a.json").fingerprint == load(rows).fingerprint
+    (tmp_path / "a.csv").write_text("prompt\nOne, two?\nThree; four?\n")
+    assert [prompt["prompt"] for prompt in Prompts.load(tmp_path / "a.csv")] == ["One, two?", "Three; four?"]

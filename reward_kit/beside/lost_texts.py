@@ -15,7 +15,7 @@ from operator import itemgetter
 
 from fastcore.basics import patch
 
-from . import codes_and_votes  # noqa: F401
+from . import codes_and_votes, judged_sides  # noqa: F401
 from ..data import columns, formats
 from ..data.columns import Columns
 from ..data.files import PreferenceDataError, UnusableRow
@@ -79,7 +79,8 @@ def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
         for alias in (name, *columns._ALIASES.get(name, [])):
             for close in difflib.get_close_matches(alias, free, 1, 0.75):
                 likely.setdefault(name, free[close])
-    mapping = likely if len(likely) == len(lacking) else {lacking[0]: "..."}
+    mapping = self.likely_sides(lacking) or (
+        likely if len(likely) == len(lacking) else {lacking[0]: "..."})
     return PreferenceDataError(
         f"no column for {' and '.join(map(repr, lacking))}; present are "
         f"{', '.join(map(repr, self.present))}. If one of them holds it, say columns={mapping} (accepted: "
@@ -199,8 +200,12 @@ def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
 @patch
 def heed(self: Columns, rows, judged):
     "Of columns that could each decide, leave those that the caller named; find the verdict."
+    self.rows = rows
+    self.refuse_headless()
+    self.find_sides(rows, judged)
     self.refuse_lost_context(rows)
     if judged:
+        self.find_good(rows)
         self.find_verdict(rows)
     said = {name for name, column in self.items() if column in self.given}
     known = [{*cls.needs, *verdict} if judged else {*cls.needs}

@@ -20,7 +20,8 @@ from fastcore.basics import patch
 
 from . import codes_and_votes as codes
 from . import conversation_texts as hh  # noqa: F401
-from . import lost_texts  # noqa: F401
+from . import judged_sides, lost_texts  # noqa: F401
+from ..data import formats
 from ..data.columns import Columns, nested_export
 from ..data.files import PreferenceDataError, UnusableRow
 from ..data.formats import PreferenceFormat, preference_format
@@ -336,6 +337,7 @@ class _Alpaca:
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
 _SHAPES = """_Sides _Candidates _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors
     _Boxes""".split()
+nested_export(judged_sides._Stems)
 for shape in _SHAPES:
     nested_export(getattr(codes, shape))
 
@@ -447,29 +449,26 @@ def _ranked(self: _Scored, run, least=2):
     return origin, cells
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #6108b0d5
-_GOOD = dict.fromkeys("true desirable good positive thumbs_up like liked accepted chosen".split(), 1)
-_GOOD |= dict.fromkeys("false undesirable bad negative thumbs_down dislike disliked rejected".split(), 0)
-
-
 @preference_format
 class _Kto(_Scored):
-    "`prompt`, `response` and a `label` that is true or false."
+    "`prompt`, `response` and a `label` that is true or false, or another word for good or bad."
 
     name, verdicts, alike = "kto", (("label",),), True
+    good = {}  # word -> 1 or 0
 
     @classmethod
     def lacking(cls, columns, judged=True):
         return ["label"] if {"score", "response_a"} & set(columns) or not judged else super().lacking(columns)
 
+    def learn(self, rows, labels):
+        self.good = judged_sides._learn_good(self.columns["label"], rows, labels)
+
     def rating(self, row):
-        good = _GOOD.get(Columns.spelled(row["label"]))
-        asks = Columns.spelled(self.columns["label"]).rpartition("_")[2]
-        if asks in _GOOD or asks == "up" or asks == "preferred":  # a column that says what 1 means
-            good = {"1": 1, "0": 0, "1.0": 1, "0.0": 0}.get(str(row["label"]), good)
-        if good is None:
-            hint = "true is good; if a higher number is better, say columns={'score': 'label'}"
-            raise UnusableRow("null or unreadable label", f"found {row['label']!r}: {hint}")
-        return good
+        word = formats._word(row["label"])
+        if word not in self.good:
+            hint = f"say what it means, good or bad: labels={{{word!r}: '?'}}" if word else ""
+            raise UnusableRow("null or unreadable label", f"found {row['label']!r}; {hint}")
+        return self.good[word]
 
 
 @preference_format
