@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/7_beside/judged_sides.ipynb #c3bc5261
+import json
 import re
 from collections import Counter
 
@@ -135,7 +136,7 @@ Columns.rows = ()  # the first of the source
 
 @patch
 def likely_sides(self: Columns, lacking: list[str]) -> dict:
-    "The label, and two responses if they are missing, by their cells; empty where these do not tell."
+    "The label or score, and two responses if they are missing, by their cells; {} where these do not tell."
     taken = {self.get(name) for name in (*PreferenceFormat.common, "response_a", "response_b")}
     free = [name for name in self.present if name not in taken]
     texts = [name for name in free if _are_answers(self.rows, name)]
@@ -143,6 +144,9 @@ def likely_sides(self: Columns, lacking: list[str]) -> dict:
     labels = [name for name in words if 1 < len(words[name]) <= 12 and _is_verdict(name)]
     pair = {} if "label" in lacking else dict(zip(("response_a", "response_b"), texts))
     known = "label" in lacking or len(texts) == 2
+    rated = [name for name in free if re.search("quality|rating|score|stars|grade|reward", Columns.spelled(name))]
+    if lacking == ["score"] and len(rated) == 1 and codes._numbers(self.rows, rated[0]):
+        return {"score": rated[0]}
     return pair | {"label": labels[0]} if labels and known else {}
 
 
@@ -158,6 +162,107 @@ def refuse_headless(self: Columns) -> None:
         raise PreferenceDataError(
             f"{max(names, key=len)[:60]!r} is no name of a column: this file seems to have no header; write "
             "the names of its columns into a first line, for example prompt,chosen,rejected")
+
+# %% ../../nbs/7_beside/judged_sides.ipynb #40f233b4
+def _per_side(row, texts, nouns):
+    "a and b -> two numbers of two responses, of whose names theirs are made, or which end alike."
+    ends = codes._family(row, nouns)
+    names = [*ends.values()] if ends.keys() == texts.keys() else [*codes._pair_of(tuple(row), nouns).values()]
+    alike = ends.keys() == texts.keys() or all(_KIND & {*codes._words_of(name)} for name in names)
+    return {side: float(row[name]) for side, name in zip("ab", names)} if alike else {}, names
+
+
+class _TwoNumbers:
+    "Scores of two responses in a list, scores under longer names, or ranks."
+
+    note, sparse = "scores or ranks of two responses", True
+
+    @staticmethod
+    def flat(row):
+        texts = codes._family(row, codes._NOUNS)
+        for name, cell in row.items():
+            numbers = Columns.is_called(name, "scores") and isinstance(cell, list) and len(cell) > 1
+            if numbers and all(isinstance(n, (int, float)) for n in cell):
+                if len(texts) == len(cell) == 2:
+                    rest = {other: own for other, own in row.items() if other != name}
+                    return rest | dict(zip(("score_a", "score_b"), map(float, cell)))
+                return row | {name: list(map(float, cell))} if all(n in (True, False) for n in cell) else None
+        if len(texts) != 2 or any(Columns.is_called(name, "label") for name in row):
+            return None
+        scores, names = _per_side(row, texts, "score|rating|reward|grade|stars")
+        if scores and not len(codes._family(row, "score|rating|reward")) == 2:
+            rest = {name: cell for name, cell in row.items() if name not in names}
+            return rest | {f"score_{side}": score for side, score in scores.items()}
+        ranks, names = _per_side(row, texts, "rank|ranking|place")
+        if ranks:
+            won = "tie" if ranks["a"] == ranks["b"] else min(ranks, key=ranks.get)
+            return {name: cell for name, cell in row.items() if name not in names} | {"label": won}
+
+# %% ../../nbs/7_beside/judged_sides.ipynb #2021c6fb
+_ORDER = {"ranking", "rank", "ranks", "ranked", "order", "preference_order", "best_first"}
+
+
+class _Numbers(list):
+    "One number for each response, which stood under its name."
+
+
+def _ordered(cell):
+    "Groups of names, the best first."
+    if isinstance(cell, str) and cell[:1] == "[":
+        cell = json.loads(cell)
+    if isinstance(cell, str):
+        return [group.split("=") for group in re.split(">+" if ">" in cell else ",", cell)]
+    return [[name] for name in cell]
+
+
+class _NamedOrder:
+    "A ranking of columns of responses by their names."
+
+    note, sparse = "a ranking by name", True
+    aside = "a ranking names the columns of responses, the best one first"
+
+    @staticmethod
+    def flat(row):
+        texts = codes._family(row, codes._NOUNS)
+        name = next((name for name in row if Columns.spelled(name) in _ORDER), None)
+        if len(texts) < 2 or name is None:
+            return None
+        cell, rest = row[name], {other: own for other, own in row.items() if other not in texts.values()}
+        if isinstance(cell, list) and all(isinstance(each, (int, float)) for each in cell):
+            return None
+        own = {Columns.spelled(column): end for end, column in texts.items()} | {end: end for end in texts}
+        if isinstance(cell, dict):
+            numbers = {own[Columns.spelled(key)]: number for key, number in cell.items()}
+            return rest | {"responses": [row[each] for each in texts.values()],
+                           name: _Numbers(numbers[end] for end in texts)}
+        groups = [[own[Columns.spelled(each)] for each in group] for group in _ordered(cell)]
+        ends = [end for group in groups for end in group]
+        counted = ">" not in cell and all(each.strip().isdigit() for group in _ordered(cell) for each in group)
+        if counted:  # ranks, or the numbers of the responses
+            return row | {name: [int(each) for group in _ordered(cell) for each in group]}
+        if sorted(ends) != sorted(texts):
+            return None
+        ranks = {end: rank for rank, group in enumerate(groups, 1) for end in group}
+        del rest[name]
+        return rest | {"responses": [row[texts[end]] for end in texts], "ranks": [ranks[end] for end in texts]}
+
+
+@patch
+def find_order(self: Columns, rows: list[dict]) -> None:
+    "Ask what numbers under names mean; a `chosen` that counts is the number of the best response."
+    column, chosen, rejected = (self.get(name) for name in ("ranks", "chosen", "rejected"))
+    cells = [row.get(column) for row in rows]
+    if column not in self.given and any(isinstance(cell, _Numbers) for cell in cells):
+        raise PreferenceDataError(
+            f"{column!r} has a number for each response; say columns={{'ranks': {column!r}}} if 1 is the "
+            f"best, or columns={{'scores': {column!r}}} if a higher number is better")
+    counts = [{*map(type, (row.get(name) for row in rows))} == {int} for name in (chosen, rejected)]
+    if "responses" in self and counts[0] and not {"scores", "ranks", "best"} & set(self):
+        if rejected and max(len(row[self["responses"]]) for row in rows) > 2:
+            raise PreferenceDataError(
+                f"{chosen!r} and {rejected!r} hold numbers of responses; write the texts themselves into them")
+        self["best"] = self.pop("chosen")
+        self.pop("rejected", None)
 
 # %% ../../nbs/7_beside/judged_sides.ipynb #36cafaa3
 _GOOD = """true yes desirable good positive up thumbs_up thumb_up thumbsup 👍 like liked upvote accept accepted

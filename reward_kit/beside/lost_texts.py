@@ -189,7 +189,8 @@ def are_late(cls: Columns, fmt, flat):
 def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
     "Whether an export leaves the caller's columns as they are; `given` loses those that it reads alike."
     taken = {name for name, column in given.items()
-             if any(new and column in old and column not in new for old, new in zip(rows, flat))}
+             if any(isinstance(new, dict) and column in old and column not in new
+                    for old, new in zip(rows, flat))}
     paths = getattr(export, "columns", {})
     alike = {name for name in taken if given[name] in (name, paths.get(name, "").partition(".")[0])}
     for name in taken & alike if taken == alike else ():
@@ -205,6 +206,7 @@ def heed(self: Columns, rows, judged):
     self.find_sides(rows, judged)
     self.refuse_lost_context(rows)
     if judged:
+        self.find_order(rows)
         self.find_good(rows)
         self.find_verdict(rows)
     said = {name for name, column in self.items() if column in self.given}

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from . import codes_and_votes as codes
 from . import conversation_texts as hh  # noqa: F401
-from . import judged_sides, lost_texts  # noqa: F401
+from . import crowd_exports, judged_sides, lost_texts  # noqa: F401
 from ..data import formats
 from ..data.columns import Columns, nested_export
 from ..data.files import PreferenceDataError, UnusableRow
@@ -111,6 +111,8 @@ _LAYOUTS = [_Layout(**row) for row in json.loads(_TABLE)]
 for layout in _LAYOUTS:
     if layout.columns:
         nested_export(layout)
+for shape in "_Prefixed _Records _Options _Objects _OtherTurns _BoxOfLists".split():
+    nested_export(getattr(crowd_exports, shape))
 nested_export(codes._ManyRejected)
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #34c4a0f3
@@ -323,11 +325,13 @@ class _Alpaca:
     "An instruction and its input make the prompt."
 
     note, sparse = "an instruction and its input", True
-    aside = "the prompt is the instruction, a line break and the input"
+    aside = "the prompt is the instruction, and where there is one, a line break and the input"
 
     @staticmethod
     def flat(row):
         names = {Columns.spelled(name): name for name in row}
+        if "input" not in names and "instruction" in names and {"output", "chosen"} & set(names):
+            return row  # most have no input
         if {"instruction", "input"} <= set(names):
             first, second = names["instruction"], names["input"]
             said = row[first], row[second]
@@ -337,7 +341,8 @@ class _Alpaca:
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
 _SHAPES = """_Sides _Candidates _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors
     _Boxes""".split()
-nested_export(judged_sides._Stems)
+for shape in judged_sides._Stems, judged_sides._TwoNumbers, judged_sides._NamedOrder:
+    nested_export(shape)
 for shape in _SHAPES:
     nested_export(getattr(codes, shape))
 
@@ -564,6 +569,10 @@ class _Trees(PreferenceFormat):
 
     @classmethod
     def lacking(cls, columns, judged=True):
+        if judged is False and "tree" in columns:
+            raise PreferenceDataError(
+                "nothing to score: a message of a tree has several answers; save them as rankings first: "
+                "load_preferences(data).save('rankings.jsonl')")
         return super().lacking(columns) if judged else ["prompt and response in each row"]
 
     record = _Scored.record
