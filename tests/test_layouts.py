@@ -301,7 +301,7 @@ def test_how_verdicts_were_read_is_said():
     assert "labels are read as b>>a = response_B and a>b = response_A" in load(rows).report.notes
     assert load([row | {"label": "model_a"} for row in rows]).report.notes == []
     names = many(prompt=Q, x1=A, x2=B, chosen="x1", rejected="x2")
-    assert "columns of their texts" in load(names).report.notes[0]
+    assert "name the responses" in load(names).report.notes[0]
 
 
 # ---------------------------------------------------------------- votes

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from fastcore.basics import patch
 
@@ -602,6 +602,24 @@ _JUDGES = re.compile(
     "opinion|favou?r")
 
 
+_CODED = r"-?[\d.]+|true|false"
+
+
+@patch
+def _says(self: Columns, rows, column, more="$"):
+    "Whether all cells of a column name the responses, or are like `more`."
+    words, forms = PreferenceFormat.words(rows, column), PreferenceFormat.clear(self)
+    return words and all(PreferenceFormat.meaning(forms, word) or re.fullmatch(more, word) for word in words)
+
+
+@patch
+def leave_verdict(self: Columns, rows):
+    "Where nothing is judged: sides that name the responses hold no texts."
+    if {"chosen", "response_a"} <= set(self) and self._says(rows, self["chosen"], _CODED):
+        del self["chosen"]
+        self.pop("rejected", None)
+
+
 @patch
 def find_verdict(self: Columns, rows: list[dict]) -> None:
     "Name the column of the label, which may be a question that annotators answered."
@@ -609,18 +627,12 @@ def find_verdict(self: Columns, rows: list[dict]) -> None:
     self._read_order(rows)
     if "response_a" not in self or {"score_a", "probability_a"} & set(self):
         return
-    forms = PreferenceFormat.clear(self)
-
-    def says(column, more="$"):
-        words = PreferenceFormat.words(rows, column)
-        means = PreferenceFormat.meaning
-        return words and all(means(forms, word) or re.fullmatch(more, word) for word in words)
-
+    says = partial(self._says, rows)
     if "strength" in self and says(self["strength"]):  # words
         self["label"] = self.pop("strength")
     if "strength" in self:
         return
-    if "chosen" in self and says(self["chosen"], r"-?[\d.]+|true|false"):
+    if "chosen" in self and says(self["chosen"], _CODED):
         self.setdefault("label", self.pop("chosen"))
         self.pop("rejected", None)
     own = self.get("label")

@@ -83,8 +83,8 @@ def _objects(cell):
 def _number(answers, keys):
     "The mean of ratings; None for other answers."
     given = codes._handed_in(answers)
-    found = [next((each[key] for key in keys if key in each), None) for each in given if isinstance(each, dict)]
-    found += [each for each in given if not isinstance(each, dict)]
+    found = [next((each[key] for key in keys if key in each), None) if isinstance(each, dict) else each
+             for each in given]
     numbers = [n for n in found if isinstance(n, (int, float)) and not isinstance(n, bool)]
     return fmean(numbers) if numbers and len(numbers) == len(found) else None
 
@@ -105,7 +105,7 @@ class _Objects:
         new = {name: cells for name, cells in (answers | rated).items() if row[name] != cells}
         return row | new if new else None
 
-
+# %% ../../nbs/7_beside/crowd_exports.ipynb #b3e01e3b
 class _Records:
     "Argilla 1.x: fields, and the answers of each person."
 
@@ -115,7 +115,7 @@ class _Records:
     @staticmethod
     def flat(row):
         fields, given, asked = row.get("fields"), row.get("responses"), {}
-        if not isinstance(fields, dict) or not isinstance(given, (list, type(None))) or "responses" not in row:
+        if not isinstance(fields, dict) or not isinstance(row["responses"], (list, type(None))):
             return None
         for each in given or []:
             who = {name: each[name] for name in ("user_id", "status") if name in each}

@@ -144,7 +144,8 @@ def likely_sides(self: Columns, lacking: list[str]) -> dict:
     labels = [name for name in words if 1 < len(words[name]) <= 12 and _is_verdict(name)]
     pair = {} if "label" in lacking else dict(zip(("response_a", "response_b"), texts))
     known = "label" in lacking or len(texts) == 2
-    rated = [name for name in free if re.search("quality|rating|score|stars|grade|reward", Columns.spelled(name))]
+    rates = re.compile("quality|rating|score|stars|grade|reward", re.I)
+    rated = [name for name in free if rates.search(name)]
     if lacking == ["score"] and len(rated) == 1 and codes._numbers(self.rows, rated[0]):
         return {"score": rated[0]}
     return pair | {"label": labels[0]} if labels and known else {}
@@ -237,16 +238,16 @@ class _NamedOrder:
                            name: _Numbers(numbers[end] for end in texts)}
         groups = [[own[Columns.spelled(each)] for each in group] for group in _ordered(cell)]
         ends = [end for group in groups for end in group]
-        counted = ">" not in cell and all(each.strip().isdigit() for group in _ordered(cell) for each in group)
-        if counted:  # ranks, or the numbers of the responses
-            return row | {name: [int(each) for group in _ordered(cell) for each in group]}
+        said = [each.strip() for group in _ordered(cell) for each in group]
+        if ">" not in cell and all(map(str.isdigit, said)):  # ranks, or the numbers of the responses
+            return row | {name: list(map(int, said))}
         if sorted(ends) != sorted(texts):
             return None
         ranks = {end: rank for rank, group in enumerate(groups, 1) for end in group}
         del rest[name]
-        return rest | {"responses": [row[texts[end]] for end in texts], "ranks": [ranks[end] for end in texts]}
+        return rest | {"responses": list(map(row.get, texts.values())), "ranks": list(map(ranks.get, texts))}
 
-
+# %% ../../nbs/7_beside/judged_sides.ipynb #bc9461ce
 @patch
 def find_order(self: Columns, rows: list[dict]) -> None:
     "Ask what numbers under names mean; a `chosen` that counts is the number of the best response."
@@ -260,7 +261,7 @@ def find_order(self: Columns, rows: list[dict]) -> None:
     if "responses" in self and counts[0] and not {"scores", "ranks", "best"} & set(self):
         if rejected and max(len(row[self["responses"]]) for row in rows) > 2:
             raise PreferenceDataError(
-                f"{chosen!r} and {rejected!r} hold numbers of responses; write the texts themselves into them")
+                f"{chosen!r} and {rejected!r} hold numbers of responses; write the texts into them")
         self["best"] = self.pop("chosen")
         self.pop("rejected", None)
 

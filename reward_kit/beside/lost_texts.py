@@ -12,6 +12,7 @@ import os
 import re
 from contextlib import suppress
 from operator import itemgetter
+from statistics import median
 
 from fastcore.basics import patch
 
@@ -49,8 +50,32 @@ def _holds_prompt(responses):
 
 
 @patch
+def _refuse_lost_response(self: Columns, rows, fmt):
+    "A conversation that waits for its answer, or a text beside its prompt: which column has the response?"
+    column = fmt.columns.get("prompt") or self.get("prompt")
+    if fmt.name == "conversation":
+        ends = [turns[-1]["role"] for row in rows[:200] if (turns := _turns(row.get(column)))]
+        lost, why = 2 * ends.count("user") > len(ends), "ends with the user's turn"
+    else:
+        lost, why = fmt.name == "text" and column and column not in self.given, "stands beside a text"
+    if lost:
+        others = [name for name in self.present if name != column and name not in self.given]
+        texts = [name for name in others if any(isinstance(row.get(name), str) for row in rows)]
+        say = " or ".join(f"columns={{'response': {name!r}}}" for name in texts[:3])
+        apart = f", or columns={{'prompt': None}} if there is no prompt" * (fmt.name == "text")
+        raise PreferenceDataError(
+            f"{column!r} {why}; say which column holds the response: {say or 'there is none'}{apart}")
+
+
+def _turns(cell):
+    with suppress(UnusableRow):
+        return as_messages(Row.parse(cell, "prompt"))
+
+
+@patch
 def refuse_lost_prompt(self: Columns, rows, fmt):
-    "Raises `PreferenceDataError` where a prompt may be lost."
+    "Raises `PreferenceDataError` where a prompt or a response may be lost."
+    self._refuse_lost_response(rows, fmt)
     grouped = fmt.by_prompt and fmt.needed[1:]
     declared = "prompt" in self.absent and not grouped or fmt.name in ("text", "conversation")
     if "prompt" in self or declared or fmt.transcripts:
@@ -88,24 +113,47 @@ def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
         "response + score)"
     )
 
+
+@patch
+def nothing(self: Columns, judged) -> PreferenceDataError:
+    "The error for columns that hold nothing to score, or to answer."
+    present = ", ".join(map(repr, self.present))
+    return PreferenceDataError(
+        f"nothing to {'score' if judged is False else 'answer'}: the file has {present}; it needs "
+        "chosen and rejected, prompt and response(s), messages, or text; "
+        'name them with columns={"prompt": "question"}')
+
 # %% ../../nbs/7_beside/lost_texts.ipynb #1057000b
-_CONTEXT = """context contexts passage passages document documents background input article articles post
-    story stories paragraph excerpt source_text reference_text image images video videos audio""".split()
-_PERHAPS = """persona sys preamble facts knowledge evidence abstract snippet code schema table dialogue dialog
-    transcript turns memory history utterances utterance docs doc""".split()  # if there are some words
-_BEFORE = "previous prior earlier preceding retrieved".split()  # how such a name begins
+_MEDIA = {*"image images img picture pictures photo screenshot audio video videos attachment".split()}
+_CONTEXT = """context contexts ctx passage passages document documents background input inputs
+    article articles post story stories paragraph excerpt source_text source_sentence
+    reference_text selftext functions choices sys_prompt system_msg developer attachments""".split()
+_PERHAPS = """persona sys preamble facts knowledge evidence abstract snippet snippets code
+    schema table dialogue dialog transcript turns turn memory history utterances utterance docs
+    doc chunks results options title body email news thread premise claim hint hints prefix
+    examples shot constraints instruction instructions developer system play problem chat page src
+    text content msg prompt""".split()  # if there are some words
+_BEFORE = "previous prior earlier preceding retrieved parent".split()  # how such a name begins
+_OF_JUDGES = re.compile("label|judg|generat|raw|annotat|response|answer|completion|model|chosen|reject|orig")
+_ASIDE = re.compile(
+    "expla|rational|reason|feedback|remark|comment|note|critique|justif|polic|output|repl|summar|solution|"
+    "refer|gold|target|truth|expect|ideal|tag|categor|topic|domain|link|date|time|meta|statement|elaborat|"
+    "thought|scratch|cot|verdict|vote|status|version|licen|lang|author|site|name|_source$|_id$")
 
 
 def _is_context(column, cells):
     "Whether cells belong to the prompt, by their name."
     name = Columns.spelled(column)
-    likely = {name, name.rpartition("_")[2]} & {*_CONTEXT, *_PERHAPS}
-    least = 1 if likely else 3 if name.partition("_")[0] in _BEFORE else math.inf
-    return name in _CONTEXT and any(cells) or least < math.inf and any(
-        len(cell.split()) > least if isinstance(cell, str) else isinstance(cell, (list, dict)) and cell
-        for cell in cells)
+    parts = name.split("_")
+    texts = [cell for cell in cells if isinstance(cell, (str, list, dict)) and cell]
+    if parts[-1] in ("id", "ids", "count", "type", "name", "source") or _OF_JUDGES.search(name):
+        return False
+    if name in _CONTEXT or _MEDIA & set(parts):
+        return bool(texts)
+    least = 1 if {name, parts[-1]} & {*_PERHAPS, *_CONTEXT} else 3 if parts[0] in _BEFORE else math.inf
+    return least < math.inf and any(not isinstance(cell, str) or len(cell.split()) > least for cell in texts)
 
-
+# %% ../../nbs/7_beside/lost_texts.ipynb #04d25a1c
 def _are_earlier_turns(cells, prompts):
     "Whether they are messages to which the prompt does not belong."
     apart = filled = 0
@@ -134,12 +182,12 @@ def _texts(cell):
 
 
 @patch
-def _asks_more(self: Columns, column, rows):
-    "Whether a column that is called as prompts are says more than the row's own texts."
-    names, more = [*columns._ALIASES["prompt"], *columns._LAST_RESORT["prompt"], "prompt"], []
-    for row in rows if self.spelled(column) in names else ():
+def _says_more(self: Columns, column, rows):
+    "Whether a column says more than the row's own texts."
+    more = []
+    for row in rows:
         parsed = {name: Row.parse(cell, name) for name, cell in row.items()}
-        own = [text for name in set(self.values()) for text in _texts(parsed.get(name))]
+        own = [text for name in {*self.values()} - {column} for text in _texts(parsed.get(name))]
         left = [text for text in _texts(parsed[column]) if not any(text in other for other in own)]
         for other in sorted(own, key=len, reverse=True):
             left = [text.replace(other, " ") if other else text for text in left]
@@ -148,8 +196,24 @@ def _asks_more(self: Columns, column, rows):
             more.append(len([word for word in words if word not in _MARKS]) > 1)
     return 2 * sum(more) > len(more)
 
+
+@patch
+def _asks_more(self: Columns, column, rows):
+    "Whether a column that is called as prompts are, or has long texts that differ, says more."
+    name = self.spelled(column)
+    called = any(self.is_called(column, ours) for ours in ("prompt", "system", "history"))
+    cells = [row[column] for row in rows if isinstance(row[column], str)]
+    long = len(cells) > len(rows) / 2 < len(set(cells)) and median(len(cell.split()) for cell in cells) > 3
+    apart = long and not _ASIDE.search(name)
+    asks = called or name in columns._LAST_RESORT["prompt"] or apart
+    return asks and not _OF_JUDGES.search(name) and self._says_more(column, rows)
+
 # %% ../../nbs/7_beside/lost_texts.ipynb #64c9cd09
 def _remedy(column, rows):
+    if _MEDIA & set(Columns.spelled(column).split("_")):
+        return "pictures and sound are not read; columns={'context': None} reads the texts alone"
+    if Columns.spelled(column) == "functions":
+        return "say columns={'tools': 'functions'} where a chat template takes them, else {'context': None}"
     text = all(isinstance(Row.parse(row.get(column) or "", column), str) for row in rows)
     name, what = ("system", "is a system message") if text else ("history", "holds earlier turns")
     return (f"join them, or say columns={{{name!r}: {column!r}}} if it {what}, "
@@ -160,14 +224,16 @@ def _remedy(column, rows):
 def refuse_lost_context(self: Columns, rows):
     "PreferenceDataError: a column belongs to the prompt, and nobody says how."
     prompt = self.get("prompt")
-    free = [name for name in self.present if name not in self.values()]
+    used = {name for name in self.values() if name != self.get("source") or name in self.given}
+    free = [name for name in self.present if name not in used]
     for column in free if "context" not in self.absent else ():
-        lost = _is_context(column, [row.get(column) for row in rows])
+        lost = column not in self.values() and _is_context(column, [row.get(column) for row in rows])
         lost = lost and (prompt or Columns.spelled(column) in _CONTEXT)
         if prompt and not lost:
             some = [row for row in rows if row.get(column) and row.get(prompt)][:200]
             cells, asked = ([row[name] for row in some] for name in (column, prompt))
-            lost = _are_earlier_turns(cells, asked) or self._asks_more(column, some)
+            lost = not _OF_JUDGES.search(column.lower()) and _are_earlier_turns(cells, asked)
+            lost = lost or some and self._asks_more(column, some)
         if lost:
             beside = f"the prompt {prompt!r}" if prompt else "the texts"
             raise PreferenceDataError(
@@ -180,10 +246,11 @@ def are_late(cls: Columns, fmt, flat):
     if not fmt.present or fmt.present.keys() >= flat.keys():
         return False
     new = [name for name in flat if name not in fmt.present and flat[name] not in (None, "", [], {})]
+    ours = [name for name in new if any(cls.is_called(name, own) for own in fmt.common[1:])]
     for name in new if "context" not in (fmt.given[0] or {}) and "prompt" in fmt.columns else ():
-        if _is_context(name, [flat[name]]):
+        if name not in ours and _is_context(name, [flat[name]]):
             raise UnusableRow(f"{name!r} would be lost", _remedy(name, [flat]))
-    return any(cls.is_called(name, ours) for name in new for ours in fmt.common[1:])
+    return bool(ours)
 
 # %% ../../nbs/7_beside/lost_texts.ipynb #1057000e
 def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
@@ -199,16 +266,42 @@ def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
 
 
 @patch
+def _refuse_names(self: Columns, rows):
+    "PreferenceDataError: few short words in chosen and rejected, and longer texts beside them."
+    sides = [self.get(name) for name in ("chosen", "rejected")]
+    if None in sides or self.given & {*sides}:
+        return
+    words = [row[side].strip() for row in rows for side in sides if isinstance(row.get(side), str)]
+    few = sorted(set(words))
+    short = 10 < len(words) > 10 * len(few) - 20 and all(len(word.split()) < 4 for word in few)
+    free = [name for name in self.present if name not in self.values() and not _ASIDE.search(name.lower())]
+    longer = [name for name in free if not any(self.is_called(name, own) for own in ("prompt", "history"))
+              and median(len(" ".join(_texts(row.get(name))).split()) for row in rows) > 3]
+    if few and short and sum(len(_texts(rows[0].get(name))) for name in longer) > 1:
+        raise PreferenceDataError(
+            f"{sides[0]!r} and {sides[1]!r} hold few short texts ({', '.join(few[:3])}) beside those in "
+            f"{' and '.join(map(repr, longer[:2]))}; if they name them, say which is which with "
+            "columns={'response_a': ..., 'response_b': ..., 'label': ...}; if they are the responses, "
+            f"columns={{'chosen': {sides[0]!r}, 'rejected': {sides[1]!r}}}")
+
+
+@patch
 def heed(self: Columns, rows, judged):
     "Of columns that could each decide, leave those that the caller named; find the verdict."
     self.rows = rows
     self.refuse_headless()
     self.find_sides(rows, judged)
-    self.refuse_lost_context(rows)
+    found = {"response", "response_a", "responses"} & set(self) or {"chosen", "rejected"} <= set(self)
+    if judged and not found and self.likely_sides(["response_a"]):
+        raise self.missing(["response_a", "response_b"])
     if judged:
         self.find_order(rows)
         self.find_good(rows)
         self.find_verdict(rows)
+    else:
+        self.leave_verdict(rows)
+    self.refuse_lost_context(rows)
+    self._refuse_names(rows)
     said = {name for name, column in self.items() if column in self.given}
     known = [{*cls.needs, *verdict} if judged else {*cls.needs}
              for cls in formats._FORMATS.values() for verdict in cls.verdicts]

@@ -158,6 +158,52 @@ class _Orders:
                 ranked = {"responses": [texts[each] for each in names], "ranks": Row.majority(votes)}
                 return {key: cell for key, cell in row.items() if key not in (name, *names)} | ranked
 
+# %% ../../nbs/7_beside/published_layouts.ipynb #f84688d3
+@nested_export
+class _ByName:
+    "`chosen` and `rejected` name their texts: other columns, or the models or numbers of responses."
+
+    note = "names of responses in chosen and rejected"
+    aside = "chosen and rejected name the responses"
+
+    @staticmethod
+    def flat(row):
+        sides = {side: name for name, side in codes._sides(row).items()}
+        names = {side: Columns.spelled(row[name]) for side, name in sides.items()}
+        whole = [f"{name}_text" for name in sides.values()]
+        if len(sides) < 2 or any(isinstance(row[name], (list, dict)) for name in sides.values()):
+            return None
+        texts = {name: (row[name], name) for name in whole if name in row}
+        if len(texts) == 2:
+            names = dict(zip(sides, texts))
+        else:
+            texts = _called({name: cell for name, cell in row.items() if name not in sides.values()})
+        if len(set(names.values())) == 2 and all(name in texts for name in names.values()):
+            found = {side: texts[name][0] for side, name in names.items()}
+            gone = {*sides.values(), *(texts[name][1] for name in names.values())}
+            return {name: cell for name, cell in row.items() if name not in gone} | found
+
+
+def _called(row):
+    "What a response is called in a row -> (its text, its column)."
+    family, texts = codes._family(row, codes._NOUNS), {}
+    for name, cell in row.items():
+        if isinstance(cell, dict):
+            texts |= {Columns.spelled(key): (text, name) for key, text in cell.items()}
+        elif _are_dicts(cell):
+            for item in cell:
+                said = next((item[key] for key in codes._TEXT_KEYS if key in item), None)
+                texts |= {Columns.spelled(item[key]): (said, name) for key in _NAMED if key in item}
+        elif end := re.fullmatch(r"(?:model|generator|id|system)_?([a-z]|\d+)", Columns.spelled(name)):
+            if end[1] in family:
+                texts[Columns.spelled(cell)] = row[family[end[1]]], family[end[1]]
+        elif isinstance(cell, str) and not Columns.is_called(name, "prompt"):
+            texts[Columns.spelled(name)] = cell, name
+    return {name: found for name, found in texts.items() if isinstance(found[0], str)}
+
+
+_NAMED = ("id", "model", "name", "key", "response_id", "model_name", "generator")
+
 # %% ../../nbs/7_beside/published_layouts.ipynb #8026c150
 @nested_export
 class _ListOfItems:
@@ -301,25 +347,7 @@ class _WinnerByText:
             if called and not judged and texts.count(cell) == 1 and not is_verdict(cell, numbers=True):
                 return rest | {"label": "ab"[texts.index(cell)]}
 
-# %% ../../nbs/7_beside/published_layouts.ipynb #f84688d3
-@nested_export
-class _ByName:
-    "`chosen` and `rejected` name the columns of their texts."
-
-    note = "names of columns in chosen and rejected"
-    aside = "chosen and rejected name the columns of their texts"
-
-    @staticmethod
-    def flat(row):
-        sides = {side: row.get(side) for side in ("chosen", "rejected")}
-        if all(isinstance(cell, str) and len(cell) < 60 for cell in sides.values()):
-            columns = {Columns.spelled(name): name for name in row if name not in sides}
-            named = {side: columns.get(Columns.spelled(cell)) for side, cell in sides.items()}
-            if None not in named.values():
-                rest = {name: cell for name, cell in row.items() if name not in named.values()}
-                return rest | {side: row[name] for side, name in named.items()}
-
-
+# %% ../../nbs/7_beside/published_layouts.ipynb #102d84c7
 @nested_export
 class _Alpaca:
     "An instruction and its input make the prompt."

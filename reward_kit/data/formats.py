@@ -287,7 +287,8 @@ _NUMBER = r"-?[\d.]+|true|false"
 def _read_labels(columns, rows, forms):
     seen = _words(rows, columns["label"])
     meaning = _numbers({word for word in seen if re.fullmatch(_NUMBER, word)}, columns)
-    unread = sorted(word for word in seen if not (word in meaning or _meaning(forms, word)))
+    unread = (word for word in seen if word not in meaning)
+    unread = sorted(word for word in unread if not _meaning(forms, word))
     some = unread[1:] or re.fullmatch(_NUMBER, "".join(unread))
     if some and 2 * sum(map(seen.get, unread)) > seen.total():
         raise PreferenceDataError(
@@ -414,6 +415,8 @@ class _Text(PreferenceFormat):
         value = row.parsed(self.needs[0])
         if isinstance(value, (list, dict)):
             value, _ = row.in_context(as_messages(value, self.name), [])
+            if value[-1:] and value[-1]["role"] == "user":
+                raise UnusableRow("conversation ends with the user's turn", "there is no response to score")
         return None, [value]
 
 
@@ -468,12 +471,7 @@ def _choose(columns, rows, format, judged):
         return _Conversation
     if "text" in columns:
         return _Text
-    present = ", ".join(map(repr, columns.present))
-    raise PreferenceDataError(
-        f"nothing to {'score' if judged is False else 'answer'}: the file has {present}; it needs "
-        "chosen and rejected, prompt and response(s), messages, or text; "
-        'name them with columns={"prompt": "question"}'
-    )
+    raise columns.nothing(judged)
 
 # %% ../../nbs/1_data/14_formats.ipynb #16042e3c
 @patch(cls_method=True)
@@ -491,7 +489,8 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
         fmt.name = spelling
     there.refuse_lost_prompt(rows, fmt)
     fmt.flatten, fmt.given = flatten, (columns, format, labels, judged)
-    fmt.present = dict.fromkeys(there.filled.union(there.values()))
+    filled = there.filled.union(there.values())
+    fmt.present = dict.fromkeys(name for name in there.present if name in filled)
     if judged:
         usual = filter(None, (getattr(export, "labels", None) for export in exports))
         fmt.learn(rows, labels or next(usual, None))
