@@ -286,7 +286,8 @@ _NUMBER = r"-?[\d.]+|true|false"
 
 def _read_labels(columns, rows, forms):
     seen = _words(rows, columns["label"])
-    meaning = _numbers({word for word in seen if re.fullmatch(_NUMBER, word)}, columns)
+    numbers = {word for word in seen if re.fullmatch(_NUMBER, word)}
+    meaning = _numbers(numbers, columns)
     unread = (word for word in seen if word not in meaning)
     unread = sorted(word for word in unread if not _meaning(forms, word))
     some = unread[1:] or re.fullmatch(_NUMBER, "".join(unread))
