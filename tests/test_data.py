@@ -2165,7 +2165,7 @@ def test_a_cell_that_names_the_sides_is_no_vote_beside_a_label(extra):
 
 def test_ranks_under_the_sides_are_no_votes():
     rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with({"ranks": {"a": 1, "b": 2}})]
-    with pytest.raises(PreferenceDataError, match="no column for 'label'"):
+    with pytest.raises(PreferenceDataError, match="'ranks' has a number for each response"):
         load_preferences(rows, progress=False)
 
 

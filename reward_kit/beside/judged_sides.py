@@ -142,6 +142,7 @@ def likely_sides(self: Columns, lacking: list[str]) -> dict:
     texts = [name for name in free if _are_answers(self.rows, name)]
     words = {name: self._words_in(self.rows, name) for name in free if name not in texts}
     labels = [name for name in words if 1 < len(words[name]) <= 12 and _is_verdict(name)]
+    labels = [name for name in labels if {*words[name]} <= {"0", "1", "2"} or not codes._numbers(self.rows, name)]
     pair = {} if "label" in lacking else dict(zip(("response_a", "response_b"), texts))
     known = "label" in lacking or len(texts) == 2
     rates = re.compile("quality|rating|score|stars|grade|reward", re.I)
@@ -226,7 +227,7 @@ class _NamedOrder:
     def flat(row):
         texts = codes._family(row, codes._NOUNS)
         name = next((name for name in row if Columns.spelled(name) in _ORDER), None)
-        if len(texts) < 2 or name is None:
+        if len(texts) < 2 or name is None or codes._is_judged(row, texts, [name]):
             return None
         cell, rest = row[name], {other: own for other, own in row.items() if other not in texts.values()}
         if isinstance(cell, list) and all(isinstance(each, (int, float)) for each in cell):
