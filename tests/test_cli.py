@@ -841,7 +841,7 @@ def test_labels_that_could_mean_either_response_are_explained_by_options(tmp_pat
         )
     )
     assert '--label 0="?" --label 1="?" (' in fails(capsys, 1, "inspect", file)
-    assert "--label must be VALUE=a, VALUE=b or VALUE=tie, got '0=x'" in fails(
+    assert "--label must be VALUE=a, b, tie, good or bad, got '0=x'" in fails(
         capsys, 2, "inspect", file, "--label", "0=x"
     )
     assert main(["inspect", str(file), "--json", "--label", "0=b", "--label", "1=a"]) == 0

@@ -2165,7 +2165,7 @@ def test_a_cell_that_names_the_sides_is_no_vote_beside_a_label(extra):
 
 def test_ranks_under_the_sides_are_no_votes():
     rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with({"ranks": {"a": 1, "b": 2}})]
-    with pytest.raises(PreferenceDataError, match="no column for 'label'"):
+    with pytest.raises(PreferenceDataError, match="'ranks' has a number for each response"):
         load_preferences(rows, progress=False)
 
 
@@ -2489,6 +2489,7 @@ def test_two_pairs_of_scores_are_asked_for():
     [
         {"gpt": "good {}", "llama": "bad {}", "chosen": "gpt", "rejected": "llama"},
         {"gpt": "good {}", "llama": "bad {}", "winner": "gpt", "loser": "llama"},
+        {"gpt_response": "good {}", "llama_response": "bad {}", "chosen": "gpt", "rejected": "llama"},
         {"responses": {"r1": "bad {}", "r2": "good {}"}, "chosen": "r2", "rejected": "r1"},
         {"response_a": "bad {}", "response_b": "good {}", "model_a": "x", "model_b": "y", "chosen": "y",
          "rejected": "x"},
@@ -2514,8 +2515,8 @@ def test_names_of_candidates_are_looked_up():
 
 
 def test_names_that_lead_nowhere_are_no_texts():
-    row = {"prompt": "Q {}?", "chosen": "gpt", "rejected": "llama", "text of gpt": "A long answer to {} here"}
-    rows = rows_with({"text of llama": "Another long answer to {}"}, row)
+    row = {"prompt": "Q {}?", "chosen": "gpt", "rejected": "llama", "first": "A long answer to {} here"}
+    rows = rows_with({"second": "Another long answer to {}"}, row)
     with pytest.raises(PreferenceDataError, match="few short texts"):
         load_preferences(rows, columns={"context": None}, progress=False)
     given = {"chosen": "chosen", "rejected": "rejected", "context": None}

@@ -1024,3 +1024,303 @@ def test_a_policy_without_a_template_continues_a_transcript_and_no_other_text(tm
         path.write_text(json.dumps(cells))
         with pytest.raises(ValueError, match="a.jsonl:1: a conversation, but .* no chat template"):
             Prompts.load(path).encode(tokenizer)
+
+
+# ---------------------------------------------------------------- sides and verdicts under names of their own
+
+
+def judged(first, second, verdict, one, two, n=12, **more):
+    "Rows whose better response stands first or second; the verdict says which."
+    return [
+        {"prompt": Q.format(k), **dict(zip((first, second), texts if k % 3 else texts[::-1]))}
+        | {verdict: one if k % 3 else two} | more
+        for k in range(n) for texts in [(A.format(k), B.format(k))]
+    ]  # fmt: skip
+
+
+def assert_sorted(found, n=12):
+    assert [record["responses"] for record in found] == [[A.format(k), B.format(k)] for k in range(n)]
+    assert [record["prompt"] for record in found] == [Q.format(k) for k in range(n)]
+    assert all(record["ranks"] == [1, 2] for record in found)
+
+
+@pytest.mark.parametrize("sides", [
+    ("response_left", "response_right", "label", "left", "right"),
+    ("left_answer", "right_answer", "label", "left_answer", "right_answer"),
+    ("first_output", "second_output", "winner", "first", "second"),
+    ("model_a_response", "model_b_response", "winner", "model_a", "model_b"),
+    ("model_1_output", "model_2_output", "preferred_model", "model_1", "model_2"),
+    ("A", "B", "winner", "A", "B"),
+    ("claude", "gpt4", "winner", "claude", "gpt4"),
+    ("response_claude", "response_gpt4", "winner", "Claude", "gpt-4"),
+    ("option_a", "option_b", "label", "A", "B"),
+    ("responseLeft", "responseRight", "label", "left", "right"),
+])  # fmt: skip
+def test_two_responses_are_found_by_their_sides_or_by_the_verdict(sides, tmp_path):
+    rows = judged(*sides)
+    assert_sorted(load(rows))
+    assert_sorted(load(judged(*sides, model_a="x", model_b="y")))
+    assert PreferenceFormat.detect(rows, judged=None).texts(rows[0])["prompt"] == Q.format(0)
+    if sides[0] not in ("A", "claude", "option_a", "response_claude"):
+        assert len(PreferenceFormat.detect(rows, judged=False).texts(rows[0])["responses"]) == 2
+    ties = [row | {sides[2]: "tie"} for row in rows[:2]]
+    assert [record["ranks"] for record in load(ties + rows[2:])][:3] == [[1, 1], [1, 1], [1, 2]]
+
+
+def test_names_of_models_are_no_responses_and_a_word_is_no_chosen_text():
+    rows = judged("g", "h", "winner", "model_1", "model_2", model_1="x", model_2="y")
+    with pytest.raises(PreferenceDataError, match="no column for"):
+        load([{"prompt": row["prompt"], "model_1": "x", "model_2": "y", "winner": row["winner"]} for row in rows])
+    odd = judged("this", "that", "winner", "1st", "2nd")
+    advice = "say columns={'response_a': 'this', 'response_b': 'that', 'label': 'winner'}"
+    with pytest.raises(PreferenceDataError, match=re.escape(advice)):
+        load(odd)
+    columns = {"response_a": "this", "response_b": "that", "label": "winner"}
+    with pytest.raises(PreferenceDataError, match=re.escape("labels={'1st': '?', '2nd': '?'}")):
+        load(odd, columns=columns)
+    assert_sorted(load(odd, columns=columns, labels={"1st": "a", "2nd": "b"}))
+
+
+@pytest.mark.parametrize("one,two", [
+    ("Response 1 is slightly better", "Response 2 is much better"),
+    ("A is significantly better than B", "B is slightly better than A"),
+    ("Response 2 is worse", "Response 1 is far worse than Response 2"),
+    ("strongly prefer A", "I prefer Response 2"), ("1 is better", "2 is better"),
+    ("A (much better)", "B: clearly the better response"),
+])  # fmt: skip
+def test_a_verdict_may_be_a_sentence(one, two):
+    assert_sorted(load(judged("response_1", "response_2", "preference", one, two)))
+    rows = judged("response_1", "response_2", "Which response is better?", one, two)
+    rows += [row | {"Which response is better?": "They are about the same"} for row in rows[:1]]
+    assert load(rows)[0]["ranks"] in ([1, 1], [1, 2])
+
+
+def test_words_that_are_not_clear_are_asked_for_all_at_once():
+    rows = judged("response_1", "response_2", "label", "Fine: yes", "not A")
+    with pytest.raises(PreferenceDataError, match=re.escape("labels={'fine: yes': '?', 'not_a': '?'}")):
+        load(rows)
+    assert_sorted(load(rows, labels={"fine: yes": "a", "not_a": "b"}))
+
+
+def single(name, good, bad, **more):
+    rows = many(prompt=Q, response=A, **{name: good}, **more)
+    return rows + many(prompt=Q, response=B, **{name: bad}, **more)
+
+
+@pytest.mark.parametrize("name,good,bad", [
+    ("is_safe", True, False), ("correct", True, False), ("reward", True, False), ("chosen", True, False),
+    ("accepted", "True", "False"), ("passed", "yes", "no"), ("won", 1, 0), ("feedback", "up", "down"),
+    ("feedback", "👍", "👎"), ("type", "chosen", "rejected"), ("outcome", "pass", "fail"),
+    ("result", "Correct", "Incorrect"), ("label", "safe", "unsafe"), ("reaction", "thumbs up", "thumbs down"),
+])  # fmt: skip
+def test_whether_one_response_is_good_is_said_in_many_columns(name, good, bad):
+    assert_sorted(load(single(name, good, bad)))
+
+
+def test_what_true_means_is_asked_where_the_column_asks_for_what_is_bad():
+    for name in "is_toxic", "flagged", "seen":
+        with pytest.raises(PreferenceDataError, match=re.escape(f"columns={{'label': {name!r}}} and")):
+            load(single(name, False, True))
+    named = {"columns": {"label": "is_toxic"}}
+    with pytest.raises(PreferenceDataError, match=re.escape("labels={'true': '?', 'false': '?'}")):
+        load(single("is_toxic", False, True), **named)
+    found = load(single("is_toxic", False, True), **named, labels={"true": "bad", "false": "good"})
+    assert_sorted(found)
+    with pytest.raises(PreferenceDataError, match="means 'good' or 'bad'"):
+        load(single("label", "x", "y"), labels={"x": "a", "y": "b"})
+    assert_sorted(load(single("label", "x", "y"), labels={"x": "good", "y": "bad"}))
+    with pytest.raises(PreferenceDataError, match=re.escape("or columns={'score': 'label'} if a higher")):
+        load(single("label", 1, -1))
+    assert_sorted(load(single("label", 1, -1), columns={"score": "label"}))
+
+
+def test_a_table_without_a_header_is_told_so(tmp_path):
+    rows = many(prompt=Q, chosen=A, rejected=B)
+    texts = [[f"Well, {cell}" for cell in row.values()] for row in rows], [["2 + 2?", "4", "5"], ["3?", "3", "4"]]
+    for lines in texts:
+        (tmp_path / "a.csv").write_text("\n".join(",".join(map(json.dumps, line)) for line in lines))
+        with pytest.raises(PreferenceDataError, match="a.csv: .* this file seems to have no header; write"):
+            load(tmp_path / "a.csv")
+        with pytest.raises(PreferenceDataError, match="this file seems to have no header"):
+            Prompts.load(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name,text,said", [
+    ("a.csv", "Export of 2026,,\n\nprompt,chosen,rejected\nq,a,b\n", "seems to be a title or a comment; delete"),
+    ("a.csv", "# exported\nprompt,chosen,rejected\nq,a,b\n", "'# exported' seems to be a title or a comment"),
+    ("a.csv", "prompt,chosen,chosen,rejected\nq,a,b,c\n", "'chosen'; rename one of them"),
+    ("a.jsonl", '[{"prompt": "q", "chosen": "a"}]', "a.jsonl:1: JSON of all rows in one line; name it .json"),
+    ("a.jsonl", '[{"prompt": "q"},\n{"prompt": "r"}]', "spread over several lines; .* or name it .json"),
+    ("a.jsonl", "prompt,chosen\nq,a\n", "this is not JSON; a table is named .csv"),
+    ("a.jsonl", '"prompt","chosen"\n"q","a"\n', "this is not JSON; a table is named .csv"),
+    ("a.jsonl", '{"prompt": "q"},\n{"prompt": "r"},\n', "the lines end with commas; remove these"),
+])  # fmt: skip
+def test_how_a_file_begins_tells_what_is_wrong_with_it(name, text, said, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PreferenceDataError, match=said):
+        load(tmp_path / name)
+
+
+def test_rows_beside_other_facts_and_a_table_of_one_column(tmp_path):
+    rows = many(prompt=Q, chosen=A, rejected=B)
+    for whole in (
+        {"rows": [{"row_idx": k, "row": row} for k, row in enumerate(rows)], "features": [{"name": "prompt"}]},
+        {"annotators": ["x", "y"], "data": rows},
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(whole))
+        assert load(tmp_path / "a.json").fingerprint == load(rows).fingerprint
+    (tmp_path / "a.csv").write_text("prompt\nOne, two?\nThree; four?\n")
+    assert [prompt["prompt"] for prompt in Prompts.load(tmp_path / "a.csv")] == ["One, two?", "Three; four?"]
+
+
+def swapped(first, second, n=12):
+    "(number, cells of two responses, whether the better one is first)."
+    for k in range(n):
+        texts = (A.format(k), B.format(k))
+        yield k, dict(zip((first, second), texts if k % 3 else texts[::-1])), bool(k % 3)
+
+
+@pytest.mark.parametrize("cells", [
+    lambda won: {"scores": [8, 2] if won else [2, 8]}, lambda won: {"scores": [won, not won]},
+    lambda won: {"response_1_rating": 2 + won, "response_2_rating": 3 - won},
+    lambda won: {"rank_1": 2 - won, "rank_2": 1 + won},
+    lambda won: {"ranking": ["response_1", "response_2"] if won else ["response_2", "response_1"]},
+    lambda won: {"ranking": "1>2" if won else "2 > 1"},
+])  # fmt: skip
+def test_two_scores_and_two_ranks_are_read_in_many_places(cells):
+    rows = [{"prompt": Q.format(k)} | two | cells(won) for k, two, won in swapped("response_1", "response_2")]
+    assert_sorted(load(rows))
+    with_label = [row | {"label": "a" if won else "b"} for row, (*_, won) in zip(rows, swapped("a", "b"))]
+    assert_sorted(load(with_label))
+
+
+def test_two_annotators_are_no_scores():
+    rows = [{"prompt": Q.format(k)} | two | {"rank_1": 1, "rank_2": 2} for k, two, _ in swapped("answer_a", "answer_b")]
+    with pytest.raises(PreferenceDataError, match="no column for 'label'"):
+        load(rows)
+
+
+@pytest.mark.parametrize("ranking", [
+    ["answer_b", "answer_c", "answer_a"], "B > C > A", "answer_b, answer_c, answer_a", ["B", "C", "A"], "B>C=A",
+])  # fmt: skip
+def test_a_ranking_names_three_columns(ranking):
+    found = load(many(prompt=Q, answer_a=B, answer_b=A, answer_c="So so.", ranking=lambda k: ranking))
+    assert found[1]["responses"][0] == A.format(1)
+    assert found[1]["ranks"] == ([1, 2, 2] if "=" in ranking else [1, 2, 3])
+    assert found[1]["responses"][1] == "So so." or "=" in ranking
+
+
+def test_numbers_under_names_or_in_a_text_are_asked_for():
+    rows = many(prompt=Q, answer_a=B, answer_b=A, answer_c="So so.", ranking=lambda k: {"A": 3, "B": 1, "C": 2})
+    with pytest.raises(PreferenceDataError, match=re.escape("say columns={'ranks': 'ranking'} if 1 is the best")):
+        load(rows)
+    assert load(rows, columns={"ranks": "ranking"})[0]["responses"][0] == A.format(0)
+    assert load(rows, columns={"scores": "ranking"})[0]["responses"][0] == B.format(0)
+    rows = many(prompt=Q, response_1=B, response_2=A, response_3="So so.", ranking="2,3,1")
+    with pytest.raises(PreferenceDataError, match="'ranking' may hold the rank of each response, or the resp"):
+        load(rows)
+    assert load(rows, columns={"best_first": "ranking"})[0]["responses"][0] == A.format(0)
+
+
+def test_the_number_of_the_best_response_may_be_called_chosen():
+    rows = [{"prompt": Q.format(k), "responses": [*two.values()], "chosen": int(not won)}
+            for k, two, won in swapped("a", "b")]  # fmt: skip
+    assert_sorted(load(rows))
+    with pytest.raises(PreferenceDataError, match="'chosen' and 'rejected' hold numbers of responses"):
+        load([row | {"responses": [*row["responses"], "x"], "rejected": 0} for row in rows])
+
+
+# ---------------------------------------------------------------- what platforms export
+
+
+def test_tables_of_crowd_platforms(tmp_path):
+    prefixes = [("Input.", "Answer.", "WorkerId"), ("INPUT:", "OUTPUT:", "ASSIGNMENT:worker_id")]
+    for given, said, worker in prefixes:
+        rows = []
+        for k, two, won in swapped("response_a", "response_b"):
+            for n, vote in enumerate("aab" if won else "bba"):
+                cells = {f"{given}{name}": cell for name, cell in ({"prompt": Q.format(k)} | two).items()}
+                rows.append(cells | {f"{said}preference": vote, worker: f"w{n}", "Reward": "$0.10", "HITId": "h"})
+        found = load(rows)
+        assert_sorted(found)
+        assert found[0]["ranks"] == [1, 2] and "Reward" not in found.report.columns.values()
+        assert PreferenceFormat.detect(rows, judged=None).texts(rows[0])["prompt"] == Q.format(0)
+        flat = [{name.replace("preference", "choice.b"): cell for name, cell in row.items()} for row in rows]
+        for row in flat:
+            row[f"{said}choice.a"] = str(row[f"{said}choice.b"] == "a").lower()
+            row[f"{said}choice.b"] = str(row[f"{said}choice.b"] == "b").lower()
+        assert_sorted(load(flat))
+    turned = {name: cell for name, cell in rows[0].items()} | {"ASSIGNMENT:status": "REJECTED"}
+    assert reasons(load([turned, *rows[1:]]))["its assignment was rejected"] == 1
+
+
+def test_answers_of_annotation_tools_in_objects():
+    rows = [{"prompt": Q.format(k)} | two | {"better": json.dumps([{"selected": "left" if won else "right"}])}
+            for k, two, won in swapped("answer1", "answer2")]  # fmt: skip
+    assert_sorted(load(rows))
+    rated = [{"prompt": Q.format(k), "rating_a": [{"rating": 2 + won}], "rating_b": '[{"rating": 2}, {"rating": 3}]'} | two
+             for k, two, won in swapped("response_a", "response_b")]  # fmt: skip
+    assert_sorted(load(rated))
+    records = [
+        {"fields": {"prompt": Q.format(k)} | two, "metadata": {}, "suggestions": [], "responses": [
+            {"user_id": n, "status": status, "values": {"preference": {"value": "1" if own else "2"}}}
+            for n, (status, own) in enumerate((("submitted", won), ("submitted", won), ("discarded", not won)))]}
+        for k, two, won in swapped("response-1", "response-2")
+    ]  # fmt: skip
+    assert_sorted(load(records))
+    guess = [{"question_name": "preference", "value": "2"}]
+    assert load([records[0] | {"responses": [], "suggestions": guess}, *records[1:]])[0]["ranks"] == [1, 2]
+    flat = [{"prompt": Q.format(k), "response": text, "quality.responses": [n, n]}
+            for k in range(12) for text, n in ((A.format(k), 5), (B.format(k), 1))]  # fmt: skip
+    with pytest.raises(PreferenceDataError, match=re.escape("say columns={'score': 'quality.responses'}")):
+        load(flat)
+    assert_sorted(load(flat, columns={"score": "quality.responses"}))
+
+
+def test_options_of_which_some_were_accepted():
+    rows = [{"text": Q.format(k), "options": [{"id": n, "text": text} for n, text in enumerate(two.values())],
+             "accept": [int(not won)], "answer": "accept", "_session_id": "x"} for k, two, won in swapped("a", "b")]
+    assert_sorted(load(rows))
+    left = [row | {"answer": answer} for row, answer in zip(rows, ("reject", "ignore"))]
+    found = load(rows[2:] + left)
+    assert reasons(found) == {"its task was rejected or ignored": 2} and len(found) == 10
+
+
+def test_turns_and_lists_under_other_keys():
+    for who, said, role in ("sender", "text", "assistant"), ("speaker", "message", "Chatbot"):
+        turn = lambda one, text: {who: one, said: text}
+        rows = [{"conversation": [turn("user", Q.format(k))], "better": turn(role, A.format(k)),
+                 "worse": turn(role, B.format(k))} for k in range(12)]  # fmt: skip
+        found = load(rows)
+        assert [record["responses"][0][0]["content"] for record in found] == [A.format(k) for k in range(12)]
+        assert found[0]["prompt"] == [{"role": "user", "content": Q.format(0)}]
+    call = lambda name: {"role": "assistant", "content": None, "function_call": {"name": name, "arguments": "{}"}}
+    found = load(many(prompt=Q, chosen=lambda k: [call(f"f{k}")], rejected=lambda k: [call("no")]))
+    assert found[1]["responses"][0][0]["tool_calls"][0]["function"]["name"] == "f1" and len(found) == 12
+    lists = {"text": [B, A], "score": [1, 5], "model": ["x", "y"]}
+    found = load(many(prompt=Q, completions=lambda k: lists | {"text": [B.format(k), A.format(k)]}))
+    assert_sorted(found)
+
+
+def test_an_instruction_mostly_has_no_input():
+    rows = many(24, instruction=Q, chosen=A, rejected=B)
+    rows = [row | {"input": "In short."} if k > 20 else row for k, row in enumerate(rows)]
+    found = load(rows)
+    assert found[0]["prompt"] == Q.format(0) and found[23]["prompt"] == Q.format(23) + "\nIn short."
+
+
+def test_what_cannot_be_read_so_is_told_what_can(tmp_path):
+    turns = lambda text: lambda k: [
+        {"role": "user", "content": Q.format(k)}, {"role": "assistant", "content": text.format(k)}]
+    rows = many(prompt="another", chosen=turns(A), rejected=turns(B))
+    with pytest.raises(PreferenceDataError, match=re.escape("say columns={'prompt': None}")):
+        load(rows)
+    assert len(load(rows, columns={"prompt": None})) == 12
+    tree = {"message_id": "m", "parent_id": None, "text": "Name a prime.", "role": "prompter"}
+    with pytest.raises(PreferenceDataError, match="save them as rankings first"):
+        PreferenceFormat.detect([tree], judged=False)
+    answer = {"parent_id": "m", "role": "assistant"}
+    load([tree, *(answer | {"message_id": text, "text": text, "rank": n} for n, text in enumerate("79"))]).save(
+        tmp_path / "rankings.jsonl")
+    (row,) = (row for _, row in read_rows(tmp_path / "rankings.jsonl"))
+    assert len(PreferenceFormat.detect([row], judged=False).texts(row)["responses"]) == 2

@@ -49,7 +49,33 @@ def _family_of(names, nouns):
     whole = ({end: ends[end] for end in series[: len(ends)] if end in ends}
              for ends in families.values() for series in _SERIES)
     counted = [ends for ends in whole if list(ends) in (series[: len(ends)] for series in _SERIES)]
-    return max(counted, key=len, default={})
+    found = max(counted, key=len, default={})
+    return found if len(found) > 1 or nouns != _NOUNS else _pair_of(names) or found
+
+
+_PAIRS = ("a", "b"), ("left", "right"), ("first", "second"), ("1", "2"), ("0", "1"), ("one", "two")
+_AROUND = {"model", "assistant", "system", "bot", "option", "the", "of", "by", "body", "side", "messages"}
+
+
+@lru_cache
+def _words_of(name):
+    "The words of a name in small letters, also where capitals part them."
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", str(name))]
+
+
+@lru_cache
+def _pair_of(names, nouns=_NOUNS):
+    "a and b -> two columns of responses whose names differ in one word, wherever it stands."
+    families, known = {}, {*_NOUNS.split("|"), *nouns.split("|")}
+    for name in names:
+        words = _words_of(name)
+        for n, word in enumerate(words):
+            rest = words[:n] + words[n + 1 :]
+            if known & set(rest) and set(rest) <= known | _AROUND and set(nouns.split("|")) & set(rest):
+                families.setdefault((n, *rest), {})[word] = name
+    pairs = [[ends[end] for end in pair] for ends in families.values() for pair in _PAIRS
+             if set(pair) == set(ends)]
+    return dict(zip("ab", pairs[0])) if len(pairs) == 1 else {}
 
 
 def _has_responses(row):

@@ -16,7 +16,7 @@ from statistics import median
 
 from fastcore.basics import patch
 
-from . import codes_and_votes  # noqa: F401
+from . import codes_and_votes, judged_sides  # noqa: F401
 from ..data import columns, formats
 from ..data.columns import Columns
 from ..data.files import PreferenceDataError, UnusableRow
@@ -104,7 +104,8 @@ def missing(self: Columns, lacking: list[str]) -> PreferenceDataError:
         for alias in (name, *columns._ALIASES.get(name, [])):
             for close in difflib.get_close_matches(alias, free, 1, 0.75):
                 likely.setdefault(name, free[close])
-    mapping = likely if len(likely) == len(lacking) else {lacking[0]: "..."}
+    mapping = self.likely_sides(lacking) or (
+        likely if len(likely) == len(lacking) else {lacking[0]: "..."})
     return PreferenceDataError(
         f"no column for {' and '.join(map(repr, lacking))}; present are "
         f"{', '.join(map(repr, self.present))}. If one of them holds it, say columns={mapping} (accepted: "
@@ -266,7 +267,7 @@ def _refuse_other_scores(self: Columns, rows):
     ends = [next((pair for pair in _ENDS if self.spelled(first).endswith(pair[0])), None) for first in
             (scores[0], texts[0])]
     said = f"columns={{'score_a': {scores[0]!r}, 'score_b': {scores[1]!r}}} if the first is of {texts[0]!r}"
-    if ends[0] != ends[1]:
+    if ends[0] != ends[1] and scores[0] != "score_a":
         raise PreferenceDataError(
             f"{scores[0]!r} and {scores[1]!r} may rate the responses, or be what two people say of both; "
             f"say {said}, else columns={{'score_a': None, 'score_b': None}}")
@@ -307,7 +308,8 @@ def _adopts(export, rows, flat, given):
 def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
     "Whether an export leaves the caller's columns as they are; `given` loses those that it reads alike."
     taken = {name for name, column in given.items()
-             if any(new and column in old and column not in new for old, new in zip(rows, flat))}
+             if any(isinstance(new, dict) and column in old and column not in new
+                    for old, new in zip(rows, flat))}
     paths = getattr(export, "columns", {})
     alike = {name for name in taken if given[name] in (name, paths.get(name, "").partition(".")[0])}
     for name in taken & alike if taken == alike else ():
@@ -318,8 +320,16 @@ def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
 @patch
 def heed(self: Columns, rows, judged):
     "Of columns that could each decide, leave those that the caller named; find the verdict."
+    self.rows = rows
+    self.refuse_headless()
+    self.find_sides(rows, judged)
+    found = {"response", "response_a", "responses"} & set(self) or {"chosen", "rejected"} <= set(self)
+    if judged and not found and self.likely_sides(["response_a"]):
+        raise self.missing(["response_a", "response_b"])
     if judged:
         self._refuse_other_scores(rows)
+        self.find_order(rows)
+        self.find_good(rows)
         self.find_verdict(rows)
     else:
         self.leave_verdict(rows)

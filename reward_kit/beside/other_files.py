@@ -11,12 +11,14 @@ import codecs
 import io
 import re
 import zipfile
+from collections import Counter
+from itertools import chain, islice
 from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
 
-from ..data.files import PreferenceDataError, read_rows
+from ..data.files import PreferenceDataError, UnusableRow, read_rows
 
 # %% ../../nbs/7_beside/other_files.ipynb #95449f7a
 def _member(path):
@@ -59,7 +61,12 @@ def _sheet(read, name):
     if len(filled) > 1:
         sheets = f"{name}: holds the sheets {', '.join(filled)}"
         raise PreferenceDataError(f"{sheets}; save the one you mean as .csv")
-    rows = read_rows(next(iter(filled.values())))
+    sheet = next(iter(filled.values()))
+    nameless = [str(column) for column in sheet.columns if str(column).startswith("Unnamed: ")]
+    if 2 * len(nameless) > len(sheet.columns) > 1 and "".join(map(str, sheet.iloc[0])):
+        title = f"{name}: the first row seems to be a title"
+        raise PreferenceDataError(f"{title}; delete the rows above the names of the columns")
+    rows = read_rows(sheet)
     return ((f"{name} {origin}", row) for origin, row in rows if any(row.values()))
 
 
@@ -83,6 +90,44 @@ def _why(start):
 
 _readers.text, _readers.sheet, _readers.why = _text, _sheet, _why
 
+# %% ../../nbs/7_beside/other_files.ipynb #4ec882b2
+def _header(table, first):
+    "The names of the columns, and the rows below, of (origin, cells); `first` is the first line."
+    origin, header = next(table, ("", []))
+    if isinstance(header, UnusableRow):
+        raise PreferenceDataError(f"{origin}: the header cannot be read ({header.detail})")
+    if first.startswith(("{", "[{")):
+        raise PreferenceDataError(f"{origin}: this is JSON, not a table; name it .jsonl or .json")
+    while header and not header[-1].strip():
+        header.pop()
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        remedy = "rename one of them in this line"
+        raise PreferenceDataError(f"{origin}: two columns have the same name, {twice[0]!r}; {remedy}")
+    below = list(islice(table, 1))
+    cells = [cell for _, cells in below if isinstance(cells, list) for cell in cells if cell]
+    title = len(header) == 1 and (header[0][:1] == "#" or len(header[0].split()) > 2)
+    if len(header) == 1 < len(cells) or title and re.search("[,;|\t]", "".join(cells)):
+        remedy = "delete the lines above the names of the columns"
+        raise PreferenceDataError(f"{origin}: {header[0]!r} seems to be a title or a comment; {remedy}")
+    return header, chain(below, table)
+
+
+def _fault(text):
+    "Why the first line of a file of JSON lines is not one; None where it is, or nothing tells."
+    if text.startswith("{") and text.endswith("},"):
+        return "the lines end with commas; remove these, or put the file between [ and ] and name it .json"
+    if text == "{" or text[0] == "[" and (text == "[" or not text.endswith("]")):
+        return "JSON that is spread over several lines; write json.dumps(row) a line, or name it .json"
+    if text[0] == "[":
+        return "JSON of all rows in one line; name it .json"
+    if text[0] not in "{\"#/" and len(re.split("[,;|\t]", text)) > 1:
+        return "this is not JSON; a table is named .csv or .tsv"
+    if text[0] == '"' and re.search(r'"[,;|\t]"', text):
+        return "this is not JSON; a table is named .csv or .tsv"
+
+
+_readers.header, _readers.fault = _header, _fault
+
 # %% ../../nbs/7_beside/other_files.ipynb #946f675d
 def _numbered(cells):
     return isinstance(cells, dict) and all(map(str.isdecimal, cells))
@@ -103,6 +148,13 @@ def _under_ids(whole):
     return len(cells) > 1 and not columns and cells.count(cells[0]) == len(cells) and len(cells[0]) > 1
 
 
+_ROWS = "rows data examples instances records items samples dataset".split()
+
+
+def _are_objects(cell):
+    return isinstance(cell, list) and bool(cell) and all(isinstance(row, dict) for row in cell)
+
+
 def _rows(whole):
     "Rows of a list, a table, a list beside other facts, or one row."
     cells = list(whole.values())
@@ -113,6 +165,10 @@ def _rows(whole):
         whole = whole if table else {"data": whole}
         return pd.DataFrame(**whole, dtype=object).to_dict("records")
     lists = [cell for cell in cells if isinstance(cell, list)]
+    known = [cell for name, cell in whole.items() if name in _ROWS and _are_objects(cell)]
+    if len(known) == 1 and not {"prompt", "chosen", "responses"} & set(whole):
+        inner = [row.get("row") for row in known[0]]  # as the viewer of the Hugging Face hub has them
+        return inner if _are_objects(inner) else known[0]
     is_row = len(whole) > 1 and {"chosen", "responses"} & set(whole)
     return lists[0] if len(lists) == 1 and not is_row else [whole]
 

@@ -20,7 +20,8 @@ from fastcore.basics import patch
 
 from . import codes_and_votes as codes
 from . import conversation_texts as hh  # noqa: F401
-from . import lost_texts  # noqa: F401
+from . import crowd_exports, judged_sides, lost_texts  # noqa: F401
+from ..data import formats
 from ..data.columns import Columns, nested_export
 from ..data.files import PreferenceDataError, UnusableRow
 from ..data.formats import PreferenceFormat, preference_format
@@ -129,6 +130,8 @@ _LAYOUTS = [_Layout(**row) for row in json.loads(_TABLE)]
 for layout in _LAYOUTS:
     if layout.columns:
         nested_export(layout)
+for shape in "_Prefixed _Records _Options _Objects _OtherTurns _BoxOfLists".split():
+    nested_export(getattr(crowd_exports, shape))
 nested_export(codes._ManyRejected)
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #34c4a0f3
@@ -214,7 +217,8 @@ def _called(row):
             if end[1] in family:
                 texts[Columns.spelled(cell)] = row[family[end[1]]], family[end[1]]
         elif isinstance(cell, str) and not Columns.is_called(name, "prompt"):
-            texts[Columns.spelled(name)] = cell, name
+            stem = [word for word in Columns.spelled(name).split("_") if word not in codes._TEXT_KEYS]
+            texts |= {each: (cell, name) for each in (Columns.spelled(name), "_".join(stem))}
     return {name: found for name, found in texts.items() if isinstance(found[0], str)}
 
 
@@ -369,11 +373,13 @@ class _Alpaca:
     "An instruction and its input make the prompt."
 
     note, sparse = "an instruction and its input", True
-    aside = "the prompt is the instruction, a line break and the input"
+    aside = "the prompt is the instruction, and where there is one, a line break and the input"
 
     @staticmethod
     def flat(row):
         names = {Columns.spelled(name): name for name in row}
+        if "input" not in names and "instruction" in names and {"output", "chosen"} & set(names):
+            return row  # most have no input
         if {"instruction", "input"} <= set(names):
             first, second = names["instruction"], names["input"]
             said = row[first], row[second]
@@ -406,6 +412,8 @@ class _PromptTwice:
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
 _SHAPES = """_Sides _Candidates _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors
     _Boxes""".split()
+for shape in judged_sides._Stems, judged_sides._TwoNumbers, judged_sides._NamedOrder:
+    nested_export(shape)
 for shape in _SHAPES:
     nested_export(getattr(codes, shape))
 
@@ -527,29 +535,26 @@ def _ranked(self: _Scored, run, least=2):
     return origin, cells
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #6108b0d5
-_GOOD = dict.fromkeys("true desirable good positive thumbs_up like liked accepted chosen".split(), 1)
-_GOOD |= dict.fromkeys("false undesirable bad negative thumbs_down dislike disliked rejected".split(), 0)
-
-
 @preference_format
 class _Kto(_Scored):
-    "`prompt`, `response` and a `label` that is true or false."
+    "`prompt`, `response` and a `label` that is true or false, or another word for good or bad."
 
     name, verdicts, alike = "kto", (("label",),), True
+    good = {}  # word -> 1 or 0
 
     @classmethod
     def lacking(cls, columns, judged=True):
         return ["label"] if {"score", "response_a"} & set(columns) or not judged else super().lacking(columns)
 
+    def learn(self, rows, labels):
+        self.good = judged_sides._learn_good(self.columns["label"], rows, labels)
+
     def rating(self, row):
-        good = _GOOD.get(Columns.spelled(row["label"]))
-        asks = Columns.spelled(self.columns["label"]).rpartition("_")[2]
-        if asks in _GOOD or asks == "up" or asks == "preferred":  # a column that says what 1 means
-            good = {"1": 1, "0": 0, "1.0": 1, "0.0": 0}.get(str(row["label"]), good)
-        if good is None:
-            hint = "true is good; if a higher number is better, say columns={'score': 'label'}"
-            raise UnusableRow("null or unreadable label", f"found {row['label']!r}: {hint}")
-        return good
+        word = formats._word(row["label"])
+        if word not in self.good:
+            hint = f"say what it means, good or bad: labels={{{word!r}: '?'}}" if word else ""
+            raise UnusableRow("null or unreadable label", f"found {row['label']!r}; {hint}")
+        return self.good[word]
 
 
 @preference_format
@@ -645,6 +650,10 @@ class _Trees(PreferenceFormat):
 
     @classmethod
     def lacking(cls, columns, judged=True):
+        if judged is False and "tree" in columns:
+            raise PreferenceDataError(
+                "nothing to score: a message of a tree has several answers; save them as rankings first: "
+                "load_preferences(data).save('rankings.jsonl')")
         return super().lacking(columns) if judged else ["prompt and response in each row"]
 
     record = _Scored.record

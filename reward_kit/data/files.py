@@ -136,8 +136,7 @@ def _jsonl_rows(path, name):
     with _open_text(path) as lines:
         for number, raw in enumerate(lines, 1):
             text = _decode(raw, name, number).strip()
-            if not started and text in ("{", "["):
-                fault = "JSON that is spread over several lines; write json.dumps(row) a line"
+            if text and not started and (fault := _other().fault(text)):
                 raise PreferenceDataError(f"{name}:{number}: {fault}")
             if text:
                 started = True
@@ -167,16 +166,7 @@ def _csv_rows(path, name):
         table = _csv_cells(reader, name)
         if said:
             next(table)
-        origin, header = next(table, ("", []))
-        if isinstance(header, UnusableRow):
-            raise PreferenceDataError(f"{origin}: the header cannot be read ({header.detail})")
-        if first.startswith(("{", "[{")):
-            remedy = "name it .jsonl or .json"
-            raise PreferenceDataError(f"{origin}: this is JSON, not a table; {remedy}")
-        while header and not header[-1].strip():
-            header.pop()
-        if len(set(header)) < len(header):
-            raise PreferenceDataError(f"{origin}: two columns have the same name: {header}")
+        header, table = _other().header(table, first)
         for origin, cells in table:
             yield origin, _csv_row(cells, header)
 

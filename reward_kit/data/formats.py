@@ -286,13 +286,16 @@ _NUMBER = r"-?[\d.]+|true|false"
 
 def _read_labels(columns, rows, forms):
     seen = _words(rows, columns["label"])
-    numbers = sorted(word for word in seen if re.fullmatch(_NUMBER, word))
-    meaning = _numbers(set(numbers), columns)
-    if not meaning and 2 * sum(seen[word] for word in numbers) > seen.total():
+    numbers = {word for word in seen if re.fullmatch(_NUMBER, word)}
+    meaning = _numbers(numbers, columns)
+    unread = (word for word in seen if word not in meaning)
+    unread = sorted(word for word in unread if not _meaning(forms, word))
+    some = unread[1:] or re.fullmatch(_NUMBER, "".join(unread))
+    if some and 2 * sum(map(seen.get, unread)) > seen.total():
         raise PreferenceDataError(
-            f"the labels in {columns['label']!r} are {', '.join(numbers)}, which could name either response; "
-            f"say what each means, with a, b or tie in place of the '?': "
-            f"labels={dict.fromkeys(numbers, '?')} ('a' is {columns['response_a']!r}, "
+            f"the labels in {columns['label']!r} are {', '.join(unread[:12])}, which could name either "
+            f"response; say what each means, with a, b or tie in place of the '?': "
+            f"labels={dict.fromkeys(unread[:12], '?')} ('a' is {columns['response_a']!r}, "
             f"'b' is {columns['response_b']!r}, 'tie' neither)"
         )
     verdicts = (word for word in seen if not word.isidentifier())

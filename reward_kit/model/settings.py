@@ -500,8 +500,8 @@ class DataSettings(_Settings):
         None, "Any other column, as scores=ratings, or scores= where there is "
         "none; may be repeated.", many=True, metavar="NAME=COLUMN")
     label: str | None = setting(
-        None, "What a label means: VALUE=a, VALUE=b or VALUE=tie, where a and b "
-        "are the responses in their order; may be repeated.", many=True,
+        None, "What a label means: VALUE=a, b or tie (a and b are the responses in "
+        "their order), or good or bad of one; may be repeated.", many=True,
         metavar="VALUE=SIDE")
     strict: bool = setting(
         False, "Make the first unusable row an error instead of dropping and "

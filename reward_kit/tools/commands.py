@@ -55,7 +55,7 @@ def _reading_of(args):
 
 def _loading(args):
     "The same, and what decides between them."
-    labels = _pairs("--label", args.label, "(.+)=(a|b|tie)", "VALUE=a, VALUE=b or VALUE=tie")
+    labels = _pairs("--label", args.label, "(.+)=(a|b|tie|good|bad)", "VALUE=a, b, tie, good or bad")
     return {**_reading_of(args), "strict": args.strict, "labels": labels or None}
 
 # %% ../../nbs/6_tools/67_commands.ipynb #a8b2275f

@@ -219,7 +219,7 @@ def in_options(cls: Command, text: str) -> str:  # a message that names Python a
     def pair(kind, name, value):
         own = flags.get(f"{name}_column")
         if kind == "columns" and own: return f"{own} {cls.typed(value or '')}"
-        return f"--{kind[:-1]} {name}={cls.typed(value) if value else ''}"
+        return f"--{kind[:-1]} {cls.typed(name)}={cls.typed(value) if value else ''}"
 
     def pairs(found):
         try: values = ast.literal_eval(found[2])
