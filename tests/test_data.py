@@ -2622,3 +2622,10 @@ def test_rows_of_one_prompt_are_apart_where_a_column_says_so(name):
     assert len(load_preferences(rows, progress=False)) == 4
     alone = [row | {name: n} for n, row in enumerate(rows)]  # a number of the row
     assert len(load_preferences(alone, progress=False)) == 1
+
+
+@pytest.mark.parametrize("name", ["email", "user"])
+def test_a_text_is_not_who_said_something(name):
+    with pytest.raises(PreferenceDataError, match=f"'{name}' stands beside the prompt"):
+        load_preferences(rows_with({name: "Dear all, the meeting is on day {}."}, ASKED), progress=False)
+    assert len(load_preferences(rows_with({name: "ann{}@x.org"}, ASKED), progress=False)) == 12

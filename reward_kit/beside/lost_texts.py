@@ -223,7 +223,9 @@ def _remedy(column, rows):
 @patch
 def refuse_lost_context(self: Columns, rows):
     "PreferenceDataError: a column belongs to the prompt, and nobody says how."
-    prompt = self.get("prompt")
+    prompt, who = self.get("prompt"), self.get("annotator")
+    if who and who not in self.given and median([len(str(row.get(who)).split()) for row in rows] or [0]) > 3:
+        del self["annotator"]  # an email to be answered, not that of a person
     used = {name for name in self.values() if name != self.get("source") or name in self.given}
     free = [name for name in self.present if name not in used]
     for column in free if "context" not in self.absent else ():
