@@ -493,7 +493,8 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
     if judged:
         usual = filter(None, (getattr(export, "labels", None) for export in exports))
         fmt.learn(rows, labels or next(usual, None))
-    fmt.asides += filter(None, (*there.asides, *(getattr(each, "aside", "") for each in exports)))
+    own = (getattr(each, "aside", "") for each in exports)
+    fmt.asides += filter(None, (*there.asides, *own))
     return fmt
 
 # %% ../../nbs/1_data/14_formats.ipynb #7d594aab

@@ -150,7 +150,7 @@ def new_prompts(
     models,  # folders, or what scores
     include_trained=False,  # judge the others too
     what="record",  # that has such a key
-):  # -> which are judged (n,) bool, what to say of others
+):  # -> (n,) bool, which are judged; notes
     "Those whose prompts none of the models was trained on. ValueError: there is none."
     parts = [part for model in models for part in getattr(model, "members", [model])]
     known = [
@@ -160,14 +160,16 @@ def new_prompts(
         for part in parts
     ]
     new = ~np.isin(keys, RewardMetadata.all_prompts(known))
+    lost = any(about and not about.trained_prompts for about in known)
+    notes = ["Which prompts trained it is not known."] * lost
     if new.all():
-        return new, []
+        return new, notes
     said = f"{(~new).sum():,} of {counted(len(new), what)} have prompts that were trained on"
     if include_trained:
-        return new | True, [f"{said}, so this is not what to expect on new ones."]
+        return new | True, [*notes, f"{said}, so this is not what to expect on new ones."]
     if not new.any():
         raise ValueError(f"{said}: give data with other prompts, or include_trained=True")
-    return new, [f"{said}, and are left out."]
+    return new, [*notes, f"{said}, and are left out."]
 
 # %% ../../nbs/3_scores/34_inference.ipynb #61b44553
 def _encoder_of(tokenizer, model, stored, given, max_length):
