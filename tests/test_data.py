@@ -237,7 +237,7 @@ def test_each_fault_is_counted_with_its_place(tmp_path):
         '{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}',
         '{"prompt": "p", "chosen": "c", "rejected": "d", "weight": -1}',
         "",
-        '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": NaN}',
+        '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": Infinity}',
     ]
     path = tmp_path / "p.jsonl"
     path.write_text("\n".join(rows))
@@ -1271,7 +1271,7 @@ def test_messages_written_by_str_are_refused_never_evaluated(tmp_path):
         },
         {"system": "s", "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
         {
-            "system": "ignored",
+            "system": "s",
             "prompt": [{"role": "System", "content": "s"}, {"role": "User", "content": "q"}],
             "chosen": "a",
             "rejected": "b",
@@ -2380,3 +2380,214 @@ def test_a_verdict_that_its_cells_show_is_said():
     rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with({"human_opinion": "b"})]
     found = load_preferences(rows, progress=False)
     assert found[0]["responses"][0] == "bad 0" and any("'human_opinion'" in n for n in found.report.notes)
+
+
+def test_two_system_messages_are_not_made_one():
+    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "q"}]
+    row = {"system": "Answer in French.", "prompt": talk, "chosen": "a", "rejected": "b"}
+    with pytest.raises(PreferenceDataError, match="two system messages"):
+        load_preferences([row] * 3, progress=False)
+    same = load_preferences([row | {"system": "Be kind."}], progress=False)[0]["prompt"]
+    assert same == talk
+
+
+@pytest.mark.parametrize("beside", [{"images": ["a.png"]}, {"attachments": [{"file": "a"}]}, {"audio": "a.wav"}])
+def test_pictures_in_a_message_are_not_left_out(beside):
+    asked = {"role": "user", "content": "What is it?"}
+    with pytest.raises(PreferenceDataError, match="pictures or sound, which are not read"):
+        load_preferences([{"prompt": [asked | beside], "chosen": "a", "rejected": "b"}], progress=False)
+
+
+@pytest.mark.parametrize("name", ["image_path", "img", "audio_url", "screenshot"])
+def test_pictures_beside_a_prompt_are_not_left_out(name):
+    with pytest.raises(PreferenceDataError, match="pictures and sound are not read"):
+        load_preferences(rows_with({name: "a.png"}, ASKED), progress=False)
+
+
+LONG = {name: "Some words about number {}." for name in (
+    "title", "body", "web_page", "sys_prompt", "ctx", "source", "parent_comment", "problem", "unheard_of")}
+LONG |= {"options": ["One", "Two"], "functions": [{"name": "add"}], "few_shot": "Like this: 1 + 1 = 2"}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_texts_beside_a_prompt_are_asked_for(name):
+    rows = rows_with({name: LONG[name]}, ASKED)
+    with pytest.raises(PreferenceDataError, match=f"'{name}' stands beside the prompt"):
+        load_preferences(rows, progress=False)
+    assert len(load_preferences(rows, columns={"context": None}, progress=False)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["explanation", "labelling_prompt", "original_response", "reference_answer", "chosen_model", "feedback",
+     "preference_statement", "topic", "created_at", "comment", "prompt_source", "raw_output"],
+)
+def test_what_tells_of_a_row_is_no_part_of_its_prompt(name):
+    rows = rows_with({name: "The first is better because of {}."}, ASKED)
+    assert len(load_preferences(rows, progress=False)) == len(rows)
+
+
+def test_a_header_in_the_middle_is_no_row():
+    rows = rows_with({}, ASKED) + [{name: name for name in ASKED}]
+    found = load_preferences(rows, progress=False)
+    assert len(found) == len(rows) - 1 and found.report.dropped["the header once more"]["count"] == 1
+
+
+# ---------------------------------------------------------------- who said what
+
+
+@pytest.mark.parametrize(
+    "who", ["WorkerId", "evaluator", "Email Address", "rated_by", "PROLIFIC_PID", "expert_name", "reviewer_id"]
+)
+def test_rows_of_several_people_are_votes_whatever_they_are_called(who):
+    rows = [
+        row | {who: f"{name}@x", "winner": won}
+        for row in rows_with({}, SIDES)
+        for name, won in (("ann", "model_a"), ("bob", "model_a"), ("eve", "model_b"))
+    ]
+    found = load_preferences(rows, progress=False)
+    assert len(found) == 12 and found.report.votes
+    assert all(record["responses"][0].startswith("good") for record in found)
+
+
+@pytest.mark.parametrize("votes, best", [([0, 0, 1], "r 0"), ([1, 1, 0], "s")])
+def test_lists_of_noughts_and_ones_are_votes_unless_each_adds_up_to_one(votes, best):
+    row = {"prompt": "q {}", "response_0": "r {}", "response_1": "s"}
+    rows = rows_with({"labels": [0, 0, 1]}, row) + rows_with({"labels": [1, 1, 0]}, row)
+    rows = [row | {"labels": votes} if not n else row for n, row in enumerate(rows)]
+    assert load_preferences(rows, progress=False)[0]["responses"][0] == best
+
+
+def test_vectors_stay_vectors():
+    row = {"prompt": "q {}", "response_0": "r {}", "response_1": "s", "labels": [0, 1, 0]}
+    assert load_preferences(rows_with({}, row), progress=False)[0]["responses"][0] == "s"
+
+
+@pytest.mark.parametrize("ends", ["12", "01"])
+def test_what_two_people_say_of_both_is_no_score_of_each(ends):
+    said = {f"rating_{end}": n for n, end in enumerate(ends, 1)}
+    rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with(said)]
+    with pytest.raises(PreferenceDataError, match="what two people say of both"):
+        load_preferences(rows, progress=False)
+    first, second = said
+    found = load_preferences(rows, columns={"score_a": first, "score_b": second}, progress=False)
+    assert found[0]["responses"][0] == "bad 0"
+
+
+def test_two_pairs_of_scores_are_asked_for():
+    scores = {"score_a": 1, "score_b": 2, "rating_a": 5, "rating_b": 1}
+    rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with(scores)]
+    with pytest.raises(PreferenceDataError, match="could each be the scores"):
+        load_preferences(rows, progress=False)
+    named = {"score_a": "rating_a", "score_b": "rating_b"}
+    assert load_preferences(rows, columns=named, progress=False)[0]["responses"][0] == "good 0"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"gpt": "good {}", "llama": "bad {}", "chosen": "gpt", "rejected": "llama"},
+        {"gpt": "good {}", "llama": "bad {}", "winner": "gpt", "loser": "llama"},
+        {"responses": {"r1": "bad {}", "r2": "good {}"}, "chosen": "r2", "rejected": "r1"},
+        {"response_a": "bad {}", "response_b": "good {}", "model_a": "x", "model_b": "y", "chosen": "y",
+         "rejected": "x"},
+        {"winner": "gpt", "loser": "llama", "winner_text": "good {}", "loser_text": "bad {}"},
+    ],
+)
+def test_names_in_chosen_and_rejected_are_looked_up(row):
+    from reward_kit.data.formats import PreferenceFormat
+
+    rows = rows_with({"prompt": "Q {}?"}, row)
+    if isinstance(row.get("responses"), dict):
+        rows = [each | {"responses": {"r1": f"bad {n}", "r2": f"good {n}"}} for n, each in enumerate(rows)]
+    found = load_preferences(rows, progress=False)
+    assert found[3]["responses"] == ["good 3", "bad 3"]
+    texts = PreferenceFormat.detect(rows, judged=False).texts(rows[3])["responses"]
+    assert sorted(texts) == ["bad 3", "good 3"]
+
+
+def test_names_of_candidates_are_looked_up():
+    items = [{"id": "x", "text": "good"}, {"id": "y", "text": "bad"}]
+    rows = [{"prompt": f"Q {n}?", "candidates": items, "chosen": "x", "rejected": "y"} for n in range(12)]
+    assert load_preferences(rows, progress=False)[0]["responses"] == ["good", "bad"]
+
+
+def test_names_that_lead_nowhere_are_no_texts():
+    row = {"prompt": "Q {}?", "chosen": "gpt", "rejected": "llama", "text of gpt": "A long answer to {} here"}
+    rows = rows_with({"text of llama": "Another long answer to {}"}, row)
+    with pytest.raises(PreferenceDataError, match="few short texts"):
+        load_preferences(rows, columns={"context": None}, progress=False)
+    given = {"chosen": "chosen", "rejected": "rejected", "context": None}
+    assert load_preferences(rows, columns=given, progress=False)[0]["responses"] == ["gpt", "llama"]
+    short = rows_with({}, {"prompt": "Is {} even?", "chosen": "Yes", "rejected": "No"}, 40)
+    assert load_preferences(short, progress=False)[0]["responses"] == ["Yes", "No"]
+
+
+@pytest.mark.parametrize("sides", [("A", "B"), ("1", "2"), ("response_a", "response_b"), (1, 2)])
+def test_sides_that_name_responses_are_not_scored(sides):
+    from reward_kit.data.formats import PreferenceFormat
+
+    named = dict(zip(("chosen", "rejected"), sides))
+    rows = [{k: v for k, v in row.items() if k != "winner"} for row in rows_with(named)]
+    assert PreferenceFormat.detect(rows, judged=False).texts(rows[0])["responses"] == ["good 0", "bad 0"]
+
+
+@pytest.mark.parametrize(
+    "row, match",
+    [
+        ({"prompt": [{"role": "user", "content": "Q"}], "generated_text": "a {}"}, "'response': 'generated_text'"),
+        ({"messages": [{"role": "user", "content": "Q"}], "model_output": "a {}"}, "'response': 'model_output'"),
+        ({"prompt": "Q {}?", "text": "a {}"}, "'response': 'text'"),
+        ({"question": "Q {}?", "text": "note", "reply": "a {}"}, "'response': 'reply'"),
+    ],
+)
+def test_a_prompt_without_its_response_is_not_scored(row, match):
+    from reward_kit.data.formats import PreferenceFormat
+
+    rows = rows_with({}, row)
+    with pytest.raises(PreferenceDataError, match=match):
+        PreferenceFormat.detect(rows, judged=False)
+    name = match.split("'")[3]
+    texts = PreferenceFormat.detect(rows, {"response": name, "context": None}, judged=False).texts(rows[0])
+    assert "a" in str(texts["responses"][0])
+
+
+def test_suggestions_of_a_model_are_no_answers_of_people():
+    fields = {"prompt": "q", "response1": "bad", "response2": "good"}
+    said = {"preference": [{"value": "response2", "user_id": "u"}]}
+    suggested = {"suggestions": {"preference": {"value": "response1", "score": None}}, "fields": fields}
+    rows = [suggested | {"id": str(n), "responses": said if n == 2 else {}} for n in range(12)]
+    found = load_preferences(rows, progress=False)
+    assert len(found) == 1 and found[0]["responses"][0] == "good" and found.report.rows_dropped == 11
+    alone = load_preferences([row | {"responses": {}} for row in rows[:1]], progress=False)
+    assert alone[0]["responses"][0] == "bad" and "suggestions of a model" in alone.report.notes[0]
+
+
+def test_prompts_of_ppo_are_of_one_kind():
+    from reward_kit.rl.rollouts import Prompts
+
+    rows = [{"prompt": f"Q {n}?", "system": "Be brief." if n % 2 else None} for n in range(12)]
+    kinds = {type(row["prompt"]) for row in Prompts.load(rows)}
+    assert kinds == {list}
+
+
+def test_broken_prompts_are_left_out_where_told_to(tmp_path):
+    from reward_kit.rl.rollouts import Prompts
+
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": ""}\n{"prompt": null}\n{broken\n{"prompt": "b"}\n')
+    broken = []
+    assert [row["prompt"] for row in Prompts.load(path, broken=broken)] == ["a", "b"]
+    assert [text.split(":")[1] for text in broken] == ["4", "2", "3"]
+    with pytest.raises(PreferenceDataError, match=":4: malformed JSON"):
+        Prompts.load(path)
+    path.write_text('{"prompt": ""}\n')
+    with pytest.raises(PreferenceDataError, match="no row can be used; first: p.jsonl:1: empty prompt"):
+        Prompts.load(path, broken=[])
+
+
+def test_nan_is_a_missing_score_in_json_too(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 0, NaN]}\n')
+    found = load_preferences(path, progress=False)
+    assert found[0]["responses"] == ["a", "b"] and list(found.report.noted.values())[0]["count"] == 1

@@ -408,7 +408,7 @@ def test_a_turn_that_history_and_prompt_share_stands_once():
         found = load([row | {"history": history, "prompt": prompt, "system": "s"}])
         assert [turn["content"] for turn in found[0]["prompt"]] == ["s", "Hi", "Hello.", "And then?"]
     own = {"system": "s", "history": earlier, "prompt": [turn("system", "own"), turn("user", "q")]}
-    found = load([row | own])[0]["prompt"]
+    found = load([row | own | {"system": "own"}])[0]["prompt"]
     assert [t["content"] for t in found] == ["own", "Hi", "Hello.", "q"]
     alone = {"system": "s", "prompt": [turn("system", "s")], "response": "x"}
     assert PreferenceFormat.detect([alone], judged=False).texts(alone)["prompt"] == [turn("system", "s")]
@@ -1192,6 +1192,10 @@ def test_two_scores_and_two_ranks_are_read_in_many_places(cells):
     assert_sorted(load(rows))
     with_label = [row | {"label": "a" if won else "b"} for row, (*_, won) in zip(rows, swapped("a", "b"))]
     assert_sorted(load(with_label))
+    sides = {"response_1": "left_response", "response_2": "right_response"}
+    renamed = [{sides.get(name, name): cell for name, cell in row.items()} for row in rows]
+    if "scores" in rows[0]:
+        assert_sorted(load(renamed))
 
 
 def test_two_annotators_are_no_scores():

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 
 from fastcore.basics import patch
 
+from ..data import columns
 from ..data.columns import Columns
 from ..data.files import PreferenceDataError, UnusableRow
 from ..data.formats import PreferenceFormat, preference_format
@@ -251,6 +252,16 @@ def _is_judged(row, texts, apart):
         or any(Columns.is_called(name, one) for one in known)
         for name, cell in others.items())
 
+# %% ../../nbs/7_beside/codes_and_votes.ipynb #c5c5d1c3
+_PEOPLE = """evaluator reviewer participant respondent expert coder assessor crowdworker worker
+    annotator labeler labeller rater judge user username email email_address prolific_pid
+    prolific_id turker submitted_by rated_by annotated_by labeled_by labelled_by reviewed_by
+    evaluated_by judged_by workerid raterid annotatorid userid participantid judgeid labelerid
+    mturk_worker_id assignment:worker_id""".split()
+columns._ALIASES["annotator"] += [
+    name for person in _PEOPLE for name in (person, f"{person}_id", f"{person}_name", f"{person}_email")
+    if name != "annotator" and name not in columns._ALIASES["annotator"]]
+
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #168e1f4f
 _WHO = "annotator|annotation|rater|labeler|labeller|worker|judge|vote|label|preference|choice|winner"
 _SAYS = "label|vote|choice|preference|verdict|answer|winner"
@@ -380,7 +391,7 @@ def _shared(a=None, b=None, tie=0.0):
 class _Vectors:
     "A label of two or three numbers that add up to 1: of the first response, the second, and a tie."
 
-    note, sparse = "a vector of probabilities as its label", True
+    note, sparse, least = "a vector of probabilities as its label", True, 1  # else each number is a vote
     aside = "labels are vectors: of the first response, the second, a tie"
 
     @staticmethod
@@ -597,9 +608,9 @@ def _returns(order):
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #c8ddc67d
 _JUDGES = re.compile(
-    "vote|annotat|judg|verdict|prefer|label|choice|chose|choos|better|best|win|won|pick|select|answer|"
-    "decision|result|outcome|rating|rated|human|gold|help|honest|harm|safe|polite|correct|quality|overall|"
-    "opinion|favou?r")
+    "vote|annotat|judg|compar|verdict|prefer|label|choice|chose|choos|better|best|win|won|pick|select|answer|"
+    "decision|result|outcome|rating|rated|human|gold|help|honest|harm|safe|polite|correct|quality|"
+    "overall|opinion|favou?r")
 
 
 _CODED = r"-?[\d.]+|true|false"

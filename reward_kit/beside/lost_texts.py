@@ -138,7 +138,7 @@ _OF_JUDGES = re.compile("label|judg|generat|raw|annotat|response|answer|completi
 _ASIDE = re.compile(
     "expla|rational|reason|feedback|remark|comment|note|critique|justif|polic|output|repl|summar|solution|"
     "refer|gold|target|truth|expect|ideal|tag|categor|topic|domain|link|date|time|meta|statement|elaborat|"
-    "thought|scratch|cot|verdict|vote|status|version|licen|lang|author|site|name|_source$|_id$")
+    "thought|scratch|cot|verdict|vote|status|version|licen|lang|author|site|name|_source$|_id$|_at$")
 
 
 def _is_context(column, cells):
@@ -243,6 +243,8 @@ def refuse_lost_context(self: Columns, rows):
 @patch(cls_method=True)
 def are_late(cls: Columns, fmt, flat):
     "Whether a row has columns that we read and the first rows had not; `UnusableRow`: what asks more."
+    if fmt.needed and all(flat.get(fmt.columns[name]) == fmt.columns[name] for name in fmt.needed):
+        raise UnusableRow("the header once more")
     if not fmt.present or fmt.present.keys() >= flat.keys():
         return False
     new = [name for name in flat if name not in fmt.present and flat[name] not in (None, "", [], {})]
@@ -252,19 +254,31 @@ def are_late(cls: Columns, fmt, flat):
             raise UnusableRow(f"{name!r} would be lost", _remedy(name, [flat]))
     return bool(ours)
 
-# %% ../../nbs/7_beside/lost_texts.ipynb #1057000e
-def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
-    "Whether an export leaves the caller's columns as they are; `given` loses those that it reads alike."
-    taken = {name for name, column in given.items()
-             if any(isinstance(new, dict) and column in old and column not in new
-                    for old, new in zip(rows, flat))}
-    paths = getattr(export, "columns", {})
-    alike = {name for name in taken if given[name] in (name, paths.get(name, "").partition(".")[0])}
-    for name in taken & alike if taken == alike else ():
-        del given[name]
-    return taken == alike
+# %% ../../nbs/7_beside/lost_texts.ipynb #7c7d9b06
+_ENDS = [("a", "b"), ("1", "2"), ("0", "1"), ("left", "right")]
 
 
+@patch
+def _refuse_other_scores(self: Columns, rows):
+    "PreferenceDataError: two scores in a row that may be of two people, or two pairs of scores."
+    scores, texts = ([self.get(f"{name}_{side}") for side in "ab"] for name in ("score", "response"))
+    if None in scores + texts or "label" in self or self.given & {*scores}:
+        return
+    ends = [next((pair for pair in _ENDS if self.spelled(first).endswith(pair[0])), None) for first in
+            (scores[0], texts[0])]
+    said = f"columns={{'score_a': {scores[0]!r}, 'score_b': {scores[1]!r}}} if the first is of {texts[0]!r}"
+    if ends[0] != ends[1]:
+        raise PreferenceDataError(
+            f"{scores[0]!r} and {scores[1]!r} may rate the responses, or be what two people say of both; "
+            f"say {said}, else columns={{'score_a': None, 'score_b': None}}")
+    there = set(map(self.spelled, self.present))
+    pairs = [pair for pair in columns._PAIRS["score_a", "score_b"] if {*pair} <= there]
+    if len(pairs) > 1:
+        raise PreferenceDataError(
+            f"{' and '.join(' / '.join(pair) for pair in pairs)} could each be the scores; say which, as "
+            f"columns={{'score_a': {scores[0]!r}, 'score_b': {scores[1]!r}}}")
+
+# %% ../../nbs/7_beside/lost_texts.ipynb #73c2a759
 @patch
 def _refuse_names(self: Columns, rows):
     "PreferenceDataError: few short words in chosen and rejected, and longer texts beside them."
@@ -284,7 +298,25 @@ def _refuse_names(self: Columns, rows):
             "columns={'response_a': ..., 'response_b': ..., 'label': ...}; if they are the responses, "
             f"columns={{'chosen': {sides[0]!r}, 'rejected': {sides[1]!r}}}")
 
+# %% ../../nbs/7_beside/lost_texts.ipynb #1057000e
+def _adopts(export, rows, flat, given):
+    "Whether rows are of an export: most of them, or as many as it says; the caller's columns stay."
+    share, least = sum(map(bool, flat)) / max(len(rows), 1), getattr(export, "least", 0.5)
+    return (share > least or share == 1) and _leaves(export, rows, flat, given)
 
+
+def _leaves(export, rows, flat, given):  # `flat`: of each row, or None
+    "Whether an export leaves the caller's columns as they are; `given` loses those that it reads alike."
+    taken = {name for name, column in given.items()
+             if any(isinstance(new, dict) and column in old and column not in new
+                    for old, new in zip(rows, flat))}
+    paths = getattr(export, "columns", {})
+    alike = {name for name in taken if given[name] in (name, paths.get(name, "").partition(".")[0])}
+    for name in taken & alike if taken == alike else ():
+        del given[name]
+    return taken == alike
+
+# %% ../../nbs/7_beside/lost_texts.ipynb #52b0a291
 @patch
 def heed(self: Columns, rows, judged):
     "Of columns that could each decide, leave those that the caller named; find the verdict."
@@ -295,6 +327,7 @@ def heed(self: Columns, rows, judged):
     if judged and not found and self.likely_sides(["response_a"]):
         raise self.missing(["response_a", "response_b"])
     if judged:
+        self._refuse_other_scores(rows)
         self.find_order(rows)
         self.find_good(rows)
         self.find_verdict(rows)
@@ -311,6 +344,8 @@ def heed(self: Columns, rows, judged):
         kept = said.union(*(names for names, count in named.items() if count == most))
         for name in set().union(*known) - kept - {"prompt"}:
             self.pop(name, None)
+    filled = self.filled.union(self.values())
+    self.filled = dict.fromkeys(name for name in self.present if name in filled)
 
 # %% ../../nbs/7_beside/lost_texts.ipynb #a17e0c62
 @patch(cls_method=True)

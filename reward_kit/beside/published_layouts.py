@@ -74,9 +74,10 @@ class _Layout:
     name: str
     source: str  # the page that documents it
     example: dict | list  # a made-up row, or rows
-    columns: dict = field(default_factory=dict)  # name -> path; name?: may be absent; "": unused
+    columns: dict = field(default_factory=dict)  # name -> path; name? may be absent, ! is empty
     labels: dict | None = None  # what its labels mean
     options: dict = field(default_factory=dict)  # what the caller must say
+    least: float = 0.5  # share of rows that show it
 
     def __post_init__(self):
         self.used = {path.split(".")[0] for paths in self.columns.values() for path in paths.split("|")}
@@ -102,7 +103,9 @@ class _Layout:
                 if name[-1] != "?":
                     return None
                 continue
-            found |= cell if name[0] == "*" else {name.removesuffix("?"): cell}
+            if name == "!" and cell:
+                return None
+            found |= cell if name[0] == "*" else {} if name == "!" else {name.removesuffix("?"): cell}
         return {name: cell for name, cell in row.items() if name not in self.used} | found
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #d79c978e
@@ -448,6 +451,7 @@ def _rated(self: _Scored, items):
             cells = self.flatten(cells)
             if absent := self.absent(cells):
                 raise UnusableRow(f"missing {absent[0]}")
+            Columns.are_late(self, cells)
             row = Row(cells, self.columns)
             rating = self.rating(row)
             if rating is None:

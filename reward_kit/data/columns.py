@@ -209,7 +209,7 @@ def unnest(cls: Columns, rows: list[dict], given=None) -> tuple:  # the first; t
     for export in _EXPORTS:
         some = rows[:: 1 + len(rows) // 100]
         flat = [_flat(export, row) for row in some]
-        if 2 * sum(map(bool, flat)) > len(some) and lost_texts._leaves(export, some, flat, given):
+        if lost_texts._adopts(export, some, flat, given):
             flat = map(partial(_flatten, [export]), rows)
             rows = [row for row in flat if isinstance(row, dict)]
             exports.append(export)

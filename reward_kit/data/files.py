@@ -116,7 +116,7 @@ def _unique_keys(pairs):
 _JSON = json.JSONDecoder(
     object_pairs_hook=_unique_keys,
     parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf,
-    parse_constant=lambda name: math.inf,
+    parse_constant=float,
 )
 
 # %% ../../nbs/1_data/10_files.ipynb #240779c5

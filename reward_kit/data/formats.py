@@ -489,9 +489,7 @@ def detect(cls: PreferenceFormat, rows, columns=None, format="auto", labels=None
     if cls is _Pairs:
         fmt.name = spelling
     there.refuse_lost_prompt(rows, fmt)
-    fmt.flatten, fmt.given = flatten, (columns, format, labels, judged)
-    filled = there.filled.union(there.values())
-    fmt.present = dict.fromkeys(name for name in there.present if name in filled)
+    fmt.flatten, fmt.present, fmt.given = flatten, there.filled, (columns, format, labels, judged)
     if judged:
         usual = filter(None, (getattr(export, "labels", None) for export in exports))
         fmt.learn(rows, labels or next(usual, None))

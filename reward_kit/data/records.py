@@ -81,6 +81,8 @@ def _message(turn, what):
     rest = {key: value for key, value in turn.items() if key not in known}
     if rest:
         _json_text(rest, what)
+    if any(map(rest.get, ("image", "images", "audio", "video", "videos", "attachments"))):
+        raise UnusableRow(f"{what} has pictures or sound, which are not read")
     return {"role": _ROLES.get(role, role), "content": _content(turn, what), **rest}
 
 # %% ../../nbs/1_data/12_records.ipynb #0bbff7b8
@@ -162,7 +164,7 @@ def _conversations(prompt, responses):
     if not asked:  # what the responses share belongs to the prompt
         shared, responses = _shared_turns(responses)
     if isinstance(prompt, str) and prompt.strip() not in [turn["content"].strip() for turn in shared]:
-        remedy = "if these hold the whole prompt, say columns={'prompt': None}"
+        remedy = "if they hold it, say columns={'prompt': None}"
         raise UnusableRow("the prompt is not among the shared turns", remedy)
     if not all(map(_answers, responses)):
         fault = "the prompt is not at the start of the responses"
@@ -311,8 +313,10 @@ def in_context(self: Row, prompt, responses):
     own = prompt[both:]
     lead = [turn for turn in own[:1] if turn["role"] == "system"]
     turns = earlier + own[len(lead) :]
-    if "system" not in [turn["role"] for turn in lead + turns[:1]]:
-        lead = said
+    own = [turn["content"] for turn in lead + turns[:1] if turn["role"] == "system"]
+    if own and said and said[0]["content"] not in own[0]:
+        raise UnusableRow("two system messages", "one in a column")
+    lead = lead if own else said
     return lead + turns, [_said("assistant", response) for response in responses]
 
 # %% ../../nbs/1_data/12_records.ipynb #6ef2dbdb

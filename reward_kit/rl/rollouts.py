@@ -251,7 +251,7 @@ def _for_each(rows, function, broken=None):
 
 
 def _leave_out(broken, fault, error=None):
-    "Add to the list; an error where there is none."
+    "Add to a list; without one, raise."
     if broken is None:
         raise UnusableRow(fault) from error
     broken.append(fault)
@@ -281,7 +281,7 @@ class Prompts(list):
         data,  # prompts as they stand, or what `load_preferences` takes
         columns=None,  # canonical name -> column, as there
         name="train_dataset",  # for messages about rows of a list
-        broken=None,  # a list of what is said of rows left out; None: an error
+        broken=None,  # list for the faults of rows; None: an error
     ):
         "ValueError names the row without a prompt, or no rows."
         if isinstance(data, cls):
@@ -314,6 +314,9 @@ class Prompts(list):
         kept = cls(_for_each(rows, partial(_asked, fmt), broken))
         if not kept:
             raise PreferenceDataError(f"no row can be used; first: {broken[0]}")
+        if any(isinstance(row["prompt"], list) for row in kept):  # as in training
+            for row in kept:
+                row["prompt"] = Row.said("user", row["prompt"])
         return kept
 
 # %% ../../nbs/5_rl/51_rollouts.ipynb #b431f8e8

@@ -152,7 +152,7 @@ class _Training(Command):
     eval_fraction: float = setting(0.1, "Part of the prompts that is held out.")
     max_samples: int | None = _optional("Use at most this many rows.")
     skip_broken_rows: bool = setting(
-        False, "Leave out rows that are not JSON, or without the texts they need; else they stop the run.")
+        False, "Leave out rows that cannot be read; else they stop the run.")
     chat_template: str | None = _optional("chatml, zephyr, or a .jinja file. None: the tokenizer's own.")
     overwrite: bool = setting(
         False, "Replace a finished or different run in the output folder.")

@@ -419,7 +419,7 @@ def train_ppo_policy(
     prompt_column: str | None = None,  # with the prompts; None: by its name, as in training
     columns: dict | None = None,  # canonical name -> column, as in `load_preferences`
     max_samples: int | None = None,  # use at most this many rows of prompts
-    skip_broken_rows: bool = False,  # drop and count rows without a prompt
+    skip_broken_rows: bool = False,  # drop and count them
     config: dict | None = None,  # {PPOConfig field: value}
     peft_config=None,  # LoraConfig, or its fields; None: all weights
     chat_template: str | None = None,  # chatml, zephyr, a .jinja file; None: its own
