@@ -2294,6 +2294,7 @@ def test_what_says_the_prompt_once_more_is_no_other_prompt(beside):
 
 
 HISTORIES = [
+    [{"user": "earlier q", "assistant": "earlier a"}],
     [["earlier q", "earlier a"]],
     ["earlier q", "earlier a"],
     '[["earlier q", "earlier a"]]',
@@ -2488,6 +2489,7 @@ def test_two_pairs_of_scores_are_asked_for():
     [
         {"gpt": "good {}", "llama": "bad {}", "chosen": "gpt", "rejected": "llama"},
         {"gpt": "good {}", "llama": "bad {}", "winner": "gpt", "loser": "llama"},
+        {"gpt_response": "good {}", "llama_response": "bad {}", "chosen": "gpt", "rejected": "llama"},
         {"responses": {"r1": "bad {}", "r2": "good {}"}, "chosen": "r2", "rejected": "r1"},
         {"response_a": "bad {}", "response_b": "good {}", "model_a": "x", "model_b": "y", "chosen": "y",
          "rejected": "x"},
@@ -2513,8 +2515,8 @@ def test_names_of_candidates_are_looked_up():
 
 
 def test_names_that_lead_nowhere_are_no_texts():
-    row = {"prompt": "Q {}?", "chosen": "gpt", "rejected": "llama", "text of gpt": "A long answer to {} here"}
-    rows = rows_with({"text of llama": "Another long answer to {}"}, row)
+    row = {"prompt": "Q {}?", "chosen": "gpt", "rejected": "llama", "first": "A long answer to {} here"}
+    rows = rows_with({"second": "Another long answer to {}"}, row)
     with pytest.raises(PreferenceDataError, match="few short texts"):
         load_preferences(rows, columns={"context": None}, progress=False)
     given = {"chosen": "chosen", "rejected": "rejected", "context": None}
@@ -2591,3 +2593,32 @@ def test_nan_is_a_missing_score_in_json_too(tmp_path):
     path.write_text('{"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 0, NaN]}\n')
     found = load_preferences(path, progress=False)
     assert found[0]["responses"] == ["a", "b"] and list(found.report.noted.values())[0]["count"] == 1
+
+
+@pytest.mark.parametrize("form", ["{}\n{}", "{} {}", "User: {}\nAssistant: {}", "### Instruction:\n{}\n\n### Response:\n{}"])
+def test_a_prompt_in_front_of_its_responses_is_read_once(form):
+    rows = rows_with({}, ASKED)
+    for row in rows:
+        row["chosen"], row["rejected"] = (form.format(row["prompt"], row[k]) for k in ("chosen", "rejected"))
+    found = load_preferences(rows, progress=False)
+    assert found[3]["responses"] == ["good 3", "bad 3"] and "read once" in found.report.notes[0]
+
+
+def test_a_title_belongs_to_its_post():
+    info = {"id": "x", "post": "Long ago.", "title": "A tale", "subreddit": "tales", "site": None, "article": None}
+    summaries = [{"text": "bad", "policy": "p", "note": ""}, {"text": "good", "policy": "q", "note": ""}]
+    rows = [{"info": info, "summaries": summaries, "choice": n % 2, "worker": "w"} for n in range(4)]
+    prompt = load_preferences(rows, progress=False)[0]["prompt"]
+    assert prompt == "SUBREDDIT: r/tales\nTITLE: A tale\nPOST: Long ago.\nTL;DR:"
+
+
+@pytest.mark.parametrize("name", ["pair", "prompt_id", "conversation_id"])
+def test_rows_of_one_prompt_are_apart_where_a_column_says_so(name):
+    rows = [
+        {"prompt": "Continue.", name: n, "response": f"{said} {n}", "score": score}
+        for n in range(4)
+        for said, score in (("good", 1), ("bad", 0))
+    ]
+    assert len(load_preferences(rows, progress=False)) == 4
+    alone = [row | {name: n} for n, row in enumerate(rows)]  # a number of the row
+    assert len(load_preferences(alone, progress=False)) == 1

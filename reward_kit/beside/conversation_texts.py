@@ -60,6 +60,10 @@ def transcript_prompt(cls: Row, text):
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 # %% ../../nbs/7_beside/conversation_texts.ipynb #f4636836
+_ASKED = [("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("input", "output"),
+          ("prompt", "response"), ("query", "response"), ("instruction", "response"), ("user", "bot")]
+
+
 @patch
 def earlier(self: Row):
     "The turns before the prompt."
@@ -70,6 +74,7 @@ def earlier(self: Row):
         with suppress(ValueError):
             cell = json.loads(cell)
     turns = cell if isinstance(cell, list) else []
+    turns = [[*turn.values()] if isinstance(turn, dict) and tuple(turn) in _ASKED else turn for turn in turns]
     texts = [text for turn in turns for text in (turn if isinstance(turn, list) else [turn])]
     if not texts or not all(isinstance(text, str) for text in texts):
         return as_messages("" if isinstance(cell, str) and not cell.strip() else cell, "history")

@@ -66,8 +66,11 @@ class _Stems:
     @staticmethod
     def flat(row):
         found = {}
-        for name, cell in row.items() if not any(Columns.is_called(name, "rejected") for name in row) else ():
-            if isinstance(cell, str) and re.search("[A-Za-z]{2}", cell[:40]) and _is_verdict(name):
+        sides = codes._sides(row)
+        for name, cell in row.items():
+            if len(sides) == 2 and name in sides or not _is_verdict(name):
+                continue
+            if isinstance(cell, str) and re.search("[A-Za-z]{2}", cell[:40]):
                 said, nouns = _stem(cell), {*codes._NOUNS.split("|")}
                 hits = [other for other in row if said == _stem(other) and nouns & {*codes._words_of(other)}]
                 if len(hits) == 1 and not PreferenceFormat.meaning(_CLEAR, Columns.spelled(cell)):
@@ -142,8 +145,8 @@ def likely_sides(self: Columns, lacking: list[str]) -> dict:
     texts = [name for name in free if _are_answers(self.rows, name)]
     words = {name: self._words_in(self.rows, name) for name in free if name not in texts}
     labels = [name for name in words if 1 < len(words[name]) <= 12 and _is_verdict(name)]
-    codes_only = {"0", "1", "2"}
-    labels = [name for name in labels if {*words[name]} <= codes_only or not codes._numbers(self.rows, name)]
+    numbers = codes._numbers
+    labels = [name for name in labels if {*words[name]} <= {"0", "1", "2"} or not numbers(self.rows, name)]
     pair = {} if "label" in lacking else dict(zip(("response_a", "response_b"), texts))
     known = "label" in lacking or len(texts) == 2
     rates = re.compile("quality|rating|score|stars|grade|reward", re.I)
@@ -151,9 +154,6 @@ def likely_sides(self: Columns, lacking: list[str]) -> dict:
     if lacking == ["score"] and len(rated) == 1 and codes._numbers(self.rows, rated[0]):
         return {"score": rated[0]}
     return pair | {"label": labels[0]} if labels and known else {}
-
-
-
 
 
 @patch

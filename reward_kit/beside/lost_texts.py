@@ -267,7 +267,7 @@ def _refuse_other_scores(self: Columns, rows):
     ends = [next((pair for pair in _ENDS if self.spelled(first).endswith(pair[0])), None) for first in
             (scores[0], texts[0])]
     said = f"columns={{'score_a': {scores[0]!r}, 'score_b': {scores[1]!r}}} if the first is of {texts[0]!r}"
-    if ends[0] != ends[1]:
+    if ends[0] != ends[1] and scores[0] != "score_a":
         raise PreferenceDataError(
             f"{scores[0]!r} and {scores[1]!r} may rate the responses, or be what two people say of both; "
             f"say {said}, else columns={{'score_a': None, 'score_b': None}}")

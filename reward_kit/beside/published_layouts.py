@@ -108,6 +108,22 @@ class _Layout:
             found |= cell if name[0] == "*" else {} if name == "!" else {name.removesuffix("?"): cell}
         return {name: cell for name, cell in row.items() if name not in self.used} | found
 
+# %% ../../nbs/7_beside/published_layouts.ipynb #2791986d
+@nested_export
+class _Summarised:
+    "A post with its title, as the summaries of Stiennon et al. (2020, arXiv 2009.01325) were asked for."
+
+    note, sparse = "a post with its title", True
+    aside = "the prompt is SUBREDDIT, TITLE and POST, as in Stiennon et al. (2020)"
+
+    @staticmethod
+    def flat(row):
+        post = row["info"]
+        named = {"SUBREDDIT": f"r/{post['subreddit']}", "TITLE": post["title"], "POST": post["post"]}
+        if all(isinstance(post[name], str) for name in ("subreddit", "title", "post")):
+            asked = "\n".join(f"{name}: {text}" for name, text in named.items())
+            return row | {"info": post | {"post": f"{asked}\nTL;DR:"}}
+
 # %% ../../nbs/7_beside/published_layouts.ipynb #d79c978e
 _TABLE = files("reward_kit.data").joinpath("layouts.json").read_text(encoding="utf-8")
 _LAYOUTS = [_Layout(**row) for row in json.loads(_TABLE)]
@@ -203,7 +219,8 @@ def _called(row):
             if end[1] in family:
                 texts[Columns.spelled(cell)] = row[family[end[1]]], family[end[1]]
         elif isinstance(cell, str) and not Columns.is_called(name, "prompt"):
-            texts[Columns.spelled(name)] = cell, name
+            stem = [word for word in Columns.spelled(name).split("_") if word not in codes._TEXT_KEYS]
+            texts |= {each: (cell, name) for each in (Columns.spelled(name), "_".join(stem))}
     return {name: found for name, found in texts.items() if isinstance(found[0], str)}
 
 
@@ -371,6 +388,29 @@ class _Alpaca:
             joined = {first: "\n".join(said) if all(said) else said[0]}
             return {name: cell for name, cell in row.items() if name != second} | joined
 
+# %% ../../nbs/7_beside/published_layouts.ipynb #b329edd7
+_ASKED = r"\s*(?:(?:#+ *)?(?:Human|User|Instruction|Prompt|Question|Q)\s*:\s*)?"
+_ANSWERED = r"\s*(?:(?:#+ *)?(?:Assistant|Response|Answer|Output|A)\s*:)?\s*"
+_FEW_LETTERS = 12  # a shorter prompt may begin an answer by chance
+
+
+@nested_export
+class _PromptTwice:
+    "Responses that begin with the prompt: without it."
+
+    note, sparse = "the prompt once more in its responses", True
+    aside = "the responses begin with the prompt, which is read once"
+
+    @staticmethod
+    def flat(row):
+        prompt = next((row[name] for name in row if Columns.is_called(name, "prompt")), None)
+        names = [*codes._sides(row)] or [*codes._family(row, codes._NOUNS).values()]
+        if isinstance(prompt, str) and len(prompt.strip()) > _FEW_LETTERS and len(names) > 1:
+            begun = re.compile(_ASKED + re.escape(prompt.strip()) + _ANSWERED)
+            cut = {name: begun.sub("", row[name], count=1) for name in names if begun.match(row[name])}
+            if len(cut) == len(names) and all(cut.values()):
+                return None if any(map(Row.is_transcript, map(row.get, names))) else row | cut
+
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
 _SHAPES = """_Sides _Candidates _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors
     _Boxes""".split()
@@ -381,6 +421,7 @@ for shape in _SHAPES:
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #261e5189
 _LONG = 100  # rows of one prompt that may be most of a file
+_APART = ("prompt_id", "pair", "pair_id", "group", "group_id", "question_id", "conversation_id", "example_id")
 
 
 @preference_format
@@ -390,7 +431,7 @@ class _Scored(PreferenceFormat):
     name, needs = "scored", ("response",)
     verdicts = (("score",),)
     lists = "responses", "scores"  # of the ranking
-    by_prompt, alike = True, False  # whether prompts whose responses are rated alike teach nothing
+    by_prompt, alike, apart = True, False, ()  # whether prompts whose responses are rated alike teach nothing
 
     def __init__(self, columns, transcripts=False):
         super().__init__(columns, transcripts)
@@ -400,6 +441,13 @@ class _Scored(PreferenceFormat):
 
     def rating(self, row):
         return row.number(self.by)
+
+    def learn(self, rows, labels):
+        "Which columns part rows of one prompt: each value stands in two rows or more."
+        super().learn(rows, labels)
+        cells = {name: [row.get(name) for row in rows] for name in _APART}
+        self.apart = [name for name, found in cells.items()
+                      if None not in found and 1 < len(set(map(str, found))) <= len(found) / 2]
 
     def grouped(self, items):
         apart, longest, total, least = {}, 0, 0, 2 - (self.by == "score")
@@ -458,7 +506,8 @@ def _rated(self: _Scored, items):
             rating = self.rating(row)
             if rating is None:
                 raise UnusableRow(f"null {self.by}")
-            yield hash64(str([row[name] for name in self.context])), origin, row, rating
+            before = [row[name] for name in self.context] + [*map(cells.get, self.apart)]
+            yield hash64(str(before)), origin, row, rating
         except UnusableRow as error:
             yield 0, origin, error, 0
 

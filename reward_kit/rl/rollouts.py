@@ -281,7 +281,7 @@ class Prompts(list):
         data,  # prompts as they stand, or what `load_preferences` takes
         columns=None,  # canonical name -> column, as there
         name="train_dataset",  # for messages about rows of a list
-        broken=None,  # list for the faults of rows; None: an error
+        broken=None,  # list for faults of rows; None: an error
     ):
         "ValueError names the row without a prompt, or no rows."
         if isinstance(data, cls):
