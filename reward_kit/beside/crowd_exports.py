@@ -110,22 +110,34 @@ class _Records:
     "Argilla 1.x: fields, and the answers of each person."
 
     note = "fields, and answers of each person"
-    aside = "questions are columns, with an answer of each person; a suggestion counts where there is none"
+    aside = "questions are columns, with an answer of each person"
 
     @staticmethod
     def flat(row):
-        fields, given, asked = row.get("fields"), row.get("responses"), {}
-        if not isinstance(fields, dict) or not isinstance(row["responses"], (list, type(None))):
+        fields, given, asked = row.get("fields"), row["responses"], {}
+        if not isinstance(fields, dict) or not isinstance(given, list):
             return None
-        for each in given or []:
+        for each in given:
             who = {name: each[name] for name in ("user_id", "status") if name in each}
             for name, answer in (each.get("values") or {}).items():
                 asked.setdefault(name, []).append({"value": answer["value"]} | who)
-        for each in row.get("suggestions") or []:
-            name = each.get("question_name") or (each.get("question") or {}).get("name")
-            asked.setdefault(name, each.get("value"))
         taken = ("fields", "responses", "suggestions", "vectors", "metadata")
         return {name: cell for name, cell in row.items() if name not in taken} | fields | asked
+
+
+class _Suggested:
+    "Argilla 1.x: fields, and what a model suggested, where nobody answered in any row."
+
+    note, least = "fields and suggestions", 1
+    aside = "the answers are what a model suggested, since no person gave any"
+
+    @staticmethod
+    def flat(row):
+        if row["responses"] or not isinstance(row["suggestions"], list):
+            return None
+        names = [each.get("question_name") or each["question"]["name"] for each in row["suggestions"]]
+        said = {name: each["value"] for name, each in zip(names, row["suggestions"])}
+        return _Records.flat(row) | said if said else None
 
 # %% ../../nbs/7_beside/crowd_exports.ipynb #dd2672e9
 class _Options:

@@ -156,9 +156,6 @@ def likely_sides(self: Columns, lacking: list[str]) -> dict:
     return pair | {"label": labels[0]} if labels and known else {}
 
 
-
-
-
 @patch
 def refuse_headless(self: Columns) -> None:
     "PreferenceDataError: the names of the columns are cells."
@@ -178,6 +175,15 @@ def _per_side(row, texts, nouns):
     return {side: float(row[name]) for side, name in zip("ab", names)} if alike else {}, names
 
 
+def _with_scores(row, texts, names, numbers):
+    "The row with scores that end as the responses do, which else become `response_a` and `response_b`."
+    rest = {name: cell for name, cell in row.items() if name not in names}
+    if not all(Columns.spelled(name).endswith(end) for end, name in texts.items()):
+        rest = {name: cell for name, cell in rest.items() if name not in texts.values()}
+        rest |= {f"response_{end}": row[name] for end, name in texts.items()}
+    return rest | {f"score_{end}": float(number) for end, number in zip(texts, numbers)}
+
+
 class _TwoNumbers:
     "Scores of two responses in a list, scores under longer names, or ranks."
 
@@ -190,15 +196,13 @@ class _TwoNumbers:
             numbers = Columns.is_called(name, "scores") and isinstance(cell, list) and len(cell) > 1
             if numbers and all(isinstance(n, (int, float)) for n in cell):
                 if len(texts) == len(cell) == 2:
-                    rest = {other: own for other, own in row.items() if other != name}
-                    return rest | dict(zip(("score_a", "score_b"), map(float, cell)))
+                    return _with_scores(row, texts, [name], cell)
                 return row | {name: list(map(float, cell))} if all(n in (True, False) for n in cell) else None
         if len(texts) != 2 or any(Columns.is_called(name, "label") for name in row):
             return None
         scores, names = _per_side(row, texts, "score|rating|reward|grade|stars")
         if scores and not len(codes._family(row, "score|rating|reward")) == 2:
-            rest = {name: cell for name, cell in row.items() if name not in names}
-            return rest | {f"score_{side}": score for side, score in scores.items()}
+            return _with_scores(row, texts, names, scores.values())
         ranks, names = _per_side(row, texts, "rank|ranking|place")
         if ranks:
             won = "tie" if ranks["a"] == ranks["b"] else min(ranks, key=ranks.get)

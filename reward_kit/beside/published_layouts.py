@@ -127,10 +127,12 @@ class _Summarised:
 # %% ../../nbs/7_beside/published_layouts.ipynb #d79c978e
 _TABLE = files("reward_kit.data").joinpath("layouts.json").read_text(encoding="utf-8")
 _LAYOUTS = [_Layout(**row) for row in json.loads(_TABLE)]
+nested_export(crowd_exports._Suggested)
+nested_export(crowd_exports._Records)
 for layout in _LAYOUTS:
     if layout.columns:
         nested_export(layout)
-for shape in "_Prefixed _Records _Options _Objects _OtherTurns _BoxOfLists".split():
+for shape in "_Prefixed _Options _Objects _OtherTurns _BoxOfLists".split():
     nested_export(getattr(crowd_exports, shape))
 nested_export(codes._ManyRejected)
 

@@ -164,7 +164,7 @@ def _conversations(prompt, responses):
     if not asked:  # what the responses share belongs to the prompt
         shared, responses = _shared_turns(responses)
     if isinstance(prompt, str) and prompt.strip() not in [turn["content"].strip() for turn in shared]:
-        remedy = "if these hold the whole prompt, say columns={'prompt': None}"
+        remedy = "if they hold it, say columns={'prompt': None}"
         raise UnusableRow("the prompt is not among the shared turns", remedy)
     if not all(map(_answers, responses)):
         fault = "the prompt is not at the start of the responses"
