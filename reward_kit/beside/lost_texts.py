@@ -356,7 +356,9 @@ def detect_like(cls: PreferenceFormat, rows, like=None, columns=None, format="au
 
     def fits():
         with suppress(Exception):
-            return all(like.record(row) and not Columns.are_late(like, like.flatten(row)) for row in rows)
+            return all(like.record(row) and all(
+                name in like.present or cell in (None, "", [], {}) for name, cell in like.flatten(row).items())
+                for row in rows)
 
     said = like and not (columns or labels) and (like.given[0] or like.given[2])
     if said and fits():

@@ -118,7 +118,7 @@ def _fault(text):
         return "the lines end with commas; remove these, or put the file between [ and ] and name it .json"
     if text == "{" or text[0] == "[" and (text == "[" or not text.endswith("]")):
         return "JSON that is spread over several lines; write json.dumps(row) a line, or name it .json"
-    if text[0] == "[":
+    if re.match(r"\[\s*\{", text):
         return "JSON of all rows in one line; name it .json"
     if text[0] not in "{\"#/" and len(re.split("[,;|\t]", text)) > 1:
         return "this is not JSON; a table is named .csv or .tsv"
