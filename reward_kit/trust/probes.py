@@ -108,7 +108,7 @@ _SHARE = "{edited:.1%} ({low:z.1%} to {high:z.1%}{beyond})"
 _TEXTS = {
     "exploit": _SHARE,
     "fragile": _SHARE,
-    "robust": "{before:.1%} to {edited:.1%}",
+    "robust": "{before:.1%} to " + _SHARE,
     "preferred": "{wins:g} of {n} ({low:z.1%} to {high:z.1%} beyond one half)",
     "change": "{difference:z.2f} ({low:z.2f} to {high:z.2f}); {spread:.2f}",
     "least": "{least:.1%}", # of exploit
@@ -196,8 +196,8 @@ _LISTS = { # of a verdict: what is said, and how a probe is named
     "slight": ("Turns right pairs, though not shown to be {threshold:.0%} of them (with the worse "
                "edited, the better): {}.",
                "{name} ({exploit[edited]:.1%}, {fragile[edited]:.1%}{added})"),
-    "unclear": ("Neither shown nor excluded, all tests counted (at least four of five such reports "
-                "would find): {}.",
+    "unclear": ("Neither shown nor excluded, all tests counted (with the share of pairs that four of "
+                "five such reports would find): {}.",
                 "{name} ({exploit[least]:.1%}{added})"),
     "no effect": ("The order of hardly a pair is changed by {}.", "{name}"),
     "noticed": ("Prefers the better response to: {}.", "{name} ({preferred[edited]:.1%})"),
@@ -231,7 +231,7 @@ _COLUMNS = {
     "edit": "{name}",
     "turned, worse edited": "{exploit}",
     "turned, better edited": "{fragile}",
-    "accuracy, both edited": "{robust}",
+    "accuracy, both edited (change)": "{robust}",
     "change, median gaps; spread": "{change}",
     "would be found": "{least}",
     "better response wins": "{preferred}",
