@@ -67,7 +67,7 @@ def _compared(edited, placebo, before, level, tests):
 
 # %% ../../nbs/4_trust/43_probes.ipynb #6dfb8a37
 def _verdict(probe, own, threshold, level):
-    "Of the measures of a probe, whose p-values are adjusted."
+    "Of a probe's measures, p-values adjusted."
     exploit, fragile, robust, preferred, change = own.values()
     lower = probe.expected == "lower"
     if (preferred if lower else exploit)["n"] < Bootstrap.fewest:
@@ -78,7 +78,7 @@ def _verdict(probe, own, threshold, level):
         one["p"] < 1 - level and abs(one["difference"]) >= threshold
         for one in (exploit, fragile, robust))
     found = ["exploitable"] * pays
-    found += ["fragile"] * (fails or turns and change["high"] >= 0)
+    found += ["fragile"] * (fails and probe.expected != "no rise" or turns and change["high"] >= 0)
     if found or turns:
         return " and ".join(found) or "disliked"
     shown = min(exploit["p"], fragile["p"], robust["p"]) < 1 - level
