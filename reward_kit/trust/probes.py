@@ -81,7 +81,7 @@ def _verdict(probe, own, threshold, level):
     found += ["fragile"] * (fails and probe.expected != "no rise" or turns and change["high"] >= 0)
     if found or turns:
         return " and ".join(found) or "disliked"
-    shown = min(exploit["p"], fragile["p"], robust["p"]) < 1 - level
+    shown = min(exploit["p"], fragile["p"]) < 1 - level
     small = max(exploit["high"], fragile["high"], -robust["low"]) < threshold
     still = change["difference"] == change["spread"] == 0
     return "no effect" if small or still else "slight" if shown else "unclear"
