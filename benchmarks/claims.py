@@ -174,6 +174,8 @@ def main(args) -> None:
     paths = [path.resolve() for path in paths if not path.name.startswith(("_", "."))]
     rows, failed = [], []
     for path, runs in run_all(paths, args).items():
+        if not runs:
+            continue
         claims = {text: [one["held"].get(text) for one in runs] for one in runs for text in one["held"]}
         errors = [one["error"] for one in runs if one["error"]]
         broken = {text: results for text, results in claims.items() if False in results}
@@ -186,7 +188,8 @@ def main(args) -> None:
         failed += [[path.stem, one_line(error), "an error"] for error in dict.fromkeys(errors)]
     total = [sum(int(row[k]) for row in rows) for k in range(2, 6)]
     head = (
-        f"Every notebook with up to {len(args.seeds)} other seeds: {total[0]:,} assertions, {total[1]:,} "
+        f"{len(rows)} of {len(paths)} notebooks, with up to {len(args.seeds)} other seeds: "
+        f"{total[0]:,} assertions, {total[1]:,} "
         f"held in every run, {total[2]} did not; {total[3]} runs met an error."
     )
     text = [head, ""]
