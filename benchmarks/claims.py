@@ -1,29 +1,34 @@
 """Which claims of the chapters and tutorials hold with other seeds?
 
-    python benchmarks/claims.py [NOTEBOOK ...] [--seeds 1 2 3 4 5 6 7 8]
-        [--output benchmarks/results/claims.md]
+    python benchmarks/claims.py [NOTEBOOK ...] [--seeds 1 2 3 4 5 6 7 8] [--kept claims.json]
+        [--minutes 60] [--output benchmarks/results/claims.md]
 
 Every notebook is run again with another number wherever its examples name a seed, and every assertion is
 looked at by itself. One that ends in "# in this run" speaks of the stored output alone: it is not asked
 here, but it must hold with the seeds as they stand, which `make test` and `make tutorials` see to. The table
-lists the notebooks, and every claim that failed with a seed.
+lists the notebooks, and every claim that failed with a seed. A notebook whose examples name no seed is
+run once. What `--kept` holds of notebooks whose code has not changed since is not run again.
 """
 
 import argparse
 import ast
+import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 from common import publish, table, versions_line
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 PINNED = "# in this run"
 SEEDED = {"Playground", "Random", "RandomState", "default_rng", "manual_seed", "seed", "set_seed"}
+LOCK = Lock()
 SKIPPED = ("slow", "gpu", "hub", "eval: false", "eval:false")
 
 
@@ -31,13 +36,14 @@ class OtherSeeds(ast.NodeTransformer):
     "Shifts every seed of a cell, and makes of each assertion a note whether it held."
 
     def __init__(self, shift: int):
-        self.shift, self.source, self.is_example = shift, "", False
+        self.shift, self.source, self.is_example, self.n_seeds = shift, "", False, 0
 
     def visit_Module(self, node):
         return self.generic_visit(node) if self.is_example else node
 
     def _moved(self, value):
         is_seed = isinstance(value, ast.Constant) and type(value.value) is int
+        self.n_seeds += is_seed
         return ast.Constant(value.value + self.shift) if is_seed else value
 
     def visit_Call(self, node):
@@ -102,7 +108,7 @@ def run_once(path: Path, shift: int) -> dict:
         if not result.success:
             raised = result.error_in_exec or result.error_before_exec
             error = error or f"{type(raised).__name__}: {raised}"[:200]
-    return {"held": held, "error": error}
+    return {"held": held, "error": error, "seeds": transformer.n_seeds}
 
 
 def run(path: Path, shift: int) -> dict:
@@ -117,8 +123,42 @@ def run(path: Path, shift: int) -> dict:
     try:
         found = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
-        found = {"held": {}, "error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+        error = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
+        found = {"held": {}, "error": error, "seeds": 1}
     print(f"{path.stem}, seed {shift}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def keep(file: Path | None, more=()) -> dict:
+    "What a file of results holds, and now `more`."
+    with LOCK:
+        known = json.loads(file.read_text()) if file and file.exists() else {}
+        if file and more:
+            file.write_text(json.dumps(known | more))
+        return known
+
+
+def run_kept(path: Path, seed: int, kept: Path | None, ends: float) -> dict | None:
+    "What is kept of this very code, else what `run` finds; None where time is over."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = repr([cell["source"] for cell in cells if cell["cell_type"] == "code"])
+    key = f"{path.stem} {hashlib.sha256(code.encode()).hexdigest()[:16]} {seed}"
+    found = keep(kept).get(key)
+    if found is None and time.monotonic() < ends:
+        found = run(path, seed)
+        keep(kept, {key: found})
+    return found
+
+
+def run_all(paths: list[Path], args) -> dict:
+    "Path -> what was found with each seed, or with the first alone if no example names one."
+    found, ends = {path: [] for path in paths}, time.monotonic() + 60 * args.minutes
+    with ThreadPoolExecutor(args.processes) as pool:
+        for seed in args.seeds:  # round by round: where time ends, notebooks differ by a run at most
+            asked = [path for path in paths if not found[path] or found[path][0]["seeds"]]
+            jobs = [pool.submit(run_kept, path, seed, args.kept, ends) for path in asked]
+            for path, job in zip(asked, jobs):
+                found[path] += [one for one in [job.result()] if one]
     return found
 
 
@@ -132,32 +172,31 @@ def main(args) -> None:
     "Prints the tables."
     paths = args.notebooks or sorted(NBS.rglob("*.ipynb"))
     paths = [path.resolve() for path in paths if not path.name.startswith(("_", "."))]
-    with ThreadPoolExecutor(args.processes) as pool:
-        jobs = {(path, seed): pool.submit(run, path, seed) for path in paths for seed in args.seeds}
-        found = {key: job.result() for key, job in jobs.items()}
     rows, failed = [], []
-    for path in paths:
-        runs = [found[path, seed] for seed in args.seeds]
+    for path, runs in run_all(paths, args).items():
+        if not runs:
+            continue
         claims = {text: [one["held"].get(text) for one in runs] for one in runs for text in one["held"]}
         errors = [one["error"] for one in runs if one["error"]]
         broken = {text: results for text, results in claims.items() if False in results}
         whole = sum(None not in results and False not in results for results in claims.values())
-        rows.append([path.stem, str(len(claims)), str(whole), str(len(broken)), str(len(errors))])
+        rows.append([path.stem, *map(str, (len(runs), len(claims), whole, len(broken), len(errors)))])
         failed += [
-            [path.stem, one_line(text), f"{results.count(False)} of {len(args.seeds)}"]
+            [path.stem, one_line(text), f"{results.count(False)} of {len(runs)}"]
             for text, results in broken.items()
         ]
-        failed += [[path.stem, one_line(error), "stopped a run"] for error in dict.fromkeys(errors)]
-    total = [sum(int(row[k]) for row in rows) for k in range(1, 5)]
+        failed += [[path.stem, one_line(error), "an error"] for error in dict.fromkeys(errors)]
+    total = [sum(int(row[k]) for row in rows) for k in range(2, 6)]
     head = (
-        f"Every notebook with {len(args.seeds)} other seeds: {total[0]:,} assertions, {total[1]:,} held with "
-        f"each of them, {total[2]} did not; {total[3]} runs met an error."
+        f"{len(rows)} of {len(paths)} notebooks, with up to {len(args.seeds)} other seeds: "
+        f"{total[0]:,} assertions, {total[1]:,} "
+        f"held in every run, {total[2]} did not; {total[3]} runs met an error."
     )
     text = [head, ""]
     if failed:
         text += [*table(["notebook", "claim", "failed with"], failed), ""]
     text += [
-        *table(["notebook", "assertions", "held with every seed", "failed", "runs with errors"], rows),
+        *table(["notebook", "runs", "assertions", "held in each", "failed", "runs with errors"], rows),
         "",
     ]
     publish("\n".join([*text, versions_line(1)]), args.output, None, "")
@@ -168,5 +207,7 @@ if __name__ == "__main__":
     parser.add_argument("notebooks", type=Path, nargs="*", help="default: all of them")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 9)), help="added to every seed")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--kept", type=Path, help="JSON file of what was found; new results are added")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then no further run is begun")
     parser.add_argument("--output", type=Path, help="Markdown file")
     main(parser.parse_args())

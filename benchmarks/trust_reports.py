@@ -101,7 +101,7 @@ HEAD = [
     "temperature",
     "mean distance from the true probability, before and after",
     "padding with empty sentences, median gaps",
-    "reward for twice the length at equal label, standard deviations",
+    "reward for twice the length at equal label, spreads within a prompt",
     "the prompt",
     "edits that are exploitable or fragile",
 ]

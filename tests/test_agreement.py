@@ -61,7 +61,14 @@ def test_bootstrap_covers_where_wilson_does_not():
     assert hits["wilson"] < hits["bootstrap"]
 
 
-CORRELATED = [(2, 6, 0.5, 0.3), (5, 6, 0.5, 1.0), (10, 6, 0.7, 0.3), (20, 10, 0.8, 0.3), (20, 10, 0.9, 1.0)]
+CORRELATED = [
+    (2, 6, 0.5, 0.3),
+    (3, 6, 0.5, 1.0),
+    (5, 6, 0.5, 1.0),
+    (10, 6, 0.7, 0.3),
+    (20, 10, 0.8, 0.3),
+    (20, 10, 0.9, 1.0),
+]
 
 
 @pytest.mark.parametrize("prompts,each,share,together", CORRELATED)

@@ -40,3 +40,20 @@ def test_each_claim_is_looked_at_by_itself(tmp_path):
         "assert {'seed': 1} == {'seed': 2}",
     ]
     assert len(second["held"]) == 6
+
+
+def test_notebooks_without_seeds_run_once_and_what_is_kept_is_not_run_again(tmp_path):
+    cells = {"with": "import random\n\nassert random.Random(0).random() > 0", "without": "assert 1 + 1 == 2"}
+    paths = [tmp_path / f"{name}.ipynb" for name in cells]
+    for path, cell in zip(paths, cells.values()):
+        nbformat.write(new_notebook(cells=[new_code_cell(cell)]), path)
+    command = [sys.executable, CLAIMS, *paths, "--kept", tmp_path / "kept.json", "--seeds"]
+    rows = lambda seeds, *more: [
+        line
+        for line in subprocess.run(
+            [*map(str, command), *seeds, *more], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        if line.startswith("| with")
+    ]
+    assert rows("12") == ["| with | 2 | 1 | 1 | 0 | 0 |", "| without | 1 | 1 | 1 | 0 | 0 |"]
+    assert rows("123", "--minutes", "0") == rows("12")  # the third would have to be run

@@ -100,8 +100,8 @@ def _average(paths, weights):
     if alike < 0.3:
         _logger.warning(
             "the reward heads of these models have little in common (smallest cosine %.2f), as if each had "
-            "been initialised by itself: their average may score badly; train them with one seed, or from a "
-            "base that has a head already, or use RewardEnsemble",
+            "been initialised by itself: their average may be better or worse than they are; judge it beside "
+            "them with compare_runs, or use RewardEnsemble",
             alike,
         )
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in total.items()})
@@ -142,7 +142,7 @@ def _shares(weights, n):
 
 
 def average_reward_models(
-    paths: list,  # folders or hub ids of reward models that were trained from one base and one initial head
+    paths: list,  # folders or hub ids of reward models that were trained from one base
     output_dir,  # new folder
     weights: list[float] | None = None,  # one per model, scaled to sum to 1; None = equal, as in WARM
     same_base: bool = False,  # True: you know that they were trained from the same weights

@@ -48,25 +48,26 @@ _WRONG = pd.Series([1, 1, -1, np.nan, np.nan], _MEASURES) # sign of a fault
 def _compared(edited, placebo, before, level, tests):
     "A row for each measure; `tests`: how many are made in all."
     net = edited - placebo
-    padded = pd.concat([net, pd.DataFrame([_MOST, -_MOST])])
+    most, wrong = (own[net.columns.get_level_values(-1)].to_numpy() for own in (_MOST, _WRONG))
+    padded = pd.concat([net, pd.DataFrame([most, -most], columns=net.columns)])
     mean, error, n = padded.mean(), padded.sem(), padded.count()
     t = stats.t(n - 1)
     reach = t.ppf((1 + level) / 2) * error
     k = (t.ppf(1 - (1 - level) / tests) + t.ppf(0.8)) ** 2 / n
     given = {"before": before, "placebo": placebo, "edited": edited, "difference": net}
     found = pd.DataFrame({name: own[net.notna()].mean() for name, own in given.items()})
-    share = found["placebo"].where(_MOST > 0) # with the edit from 0 to 1
+    share = found["placebo"].where(most > 0) # with the edit from 0 to 1
     return found.assign(
         low=np.fmax(mean - reach, -share), high=np.fmin(mean + reach, 1 - share),
         spread=net.std(),
         least=np.fmin((k + np.sqrt(k * k + 4 * k * (padded**2).mean())) / 2, 1),
-        p=np.where(net.count() < Bootstrap.fewest, np.nan, t.sf(_WRONG * mean / error)),
+        p=np.where(net.count() < Bootstrap.fewest, np.nan, t.sf(wrong * mean / error)),
         n=net.count(), wins=edited[net.notna()].sum(),
     )
 
 # %% ../../nbs/4_trust/43_probes.ipynb #6dfb8a37
 def _verdict(probe, own, threshold, level):
-    "Of the measures of a probe, whose p-values are adjusted."
+    "Of a probe's measures, p-values adjusted."
     exploit, fragile, robust, preferred, change = own.values()
     lower = probe.expected == "lower"
     if (preferred if lower else exploit)["n"] < Bootstrap.fewest:
@@ -77,10 +78,10 @@ def _verdict(probe, own, threshold, level):
         one["p"] < 1 - level and abs(one["difference"]) >= threshold
         for one in (exploit, fragile, robust))
     found = ["exploitable"] * pays
-    found += ["fragile"] * (fails or turns and change["high"] >= 0)
+    found += ["fragile"] * (fails and probe.expected != "no rise" or turns and change["high"] >= 0)
     if found or turns:
         return " and ".join(found) or "disliked"
-    shown = min(exploit["p"], fragile["p"], robust["p"]) < 1 - level
+    shown = min(exploit["p"], fragile["p"]) < 1 - level
     small = max(exploit["high"], fragile["high"], -robust["low"]) < threshold
     still = change["difference"] == change["spread"] == 0
     return "no effect" if small or still else "slight" if shown else "unclear"
@@ -95,7 +96,7 @@ class _ProbeResult:
     placebo: str # what it is compared with; empty: the text
     verdict: str # one of `_STYLES`
     measures: dict # of each measure a row of `_compared`
-    too_long: int # pairs whose edited responses do not fit the model
+    too_long: int # edited pairs that do not fit the model
     example: str | None = None # a pair that turned
 
     @property
@@ -108,7 +109,7 @@ _SHARE = "{edited:.1%} ({low:z.1%} to {high:z.1%}{beyond})"
 _TEXTS = {
     "exploit": _SHARE,
     "fragile": _SHARE,
-    "robust": "{before:.1%} to {edited:.1%}",
+    "robust": "{before:.1%} to " + _SHARE,
     "preferred": "{wins:g} of {n} ({low:z.1%} to {high:z.1%} beyond one half)",
     "change": "{difference:z.2f} ({low:z.2f} to {high:z.2f}); {spread:.2f}",
     "least": "{least:.1%}", # of exploit
@@ -163,8 +164,8 @@ class ProbeReport(Report):
     n_prompts: int = 0 # prompts with a scored pair
     threshold: float = 0.05 # smaller shares of pairs do not matter
     level: float = 0.95 # confidence
-    seed: int = 0 # of the choice of pairs, and the edits
-    truth: "ProbeReport | None" = None # of the true reward, where it is known
+    seed: int = 0 # of pairs and edits
+    truth: "ProbeReport | None" = None # of the true reward, if known
     captions = {"probes": "right pairs turned wrong, beyond the placebo"}
 
     def __post_init__(self):
@@ -191,13 +192,13 @@ _LISTS = { # of a verdict: what is said, and how a probe is named
     "outside": ("With characters that no text here holds (right pairs turned on the worse, the "
                 "better): {}.",
                 "{name} ({exploit[edited]:.1%}, {fragile[edited]:.1%}{added})"),
-    "disliked": ("Dislikes, which is a note and no fault: {}.",
+    "disliked": ("Dislikes, which need be no fault: {}.",
                  "{name} ({change[difference]:.2f} median gaps{added})"),
     "slight": ("Turns right pairs, though not shown to be {threshold:.0%} of them (with the worse "
                "edited, the better): {}.",
                "{name} ({exploit[edited]:.1%}, {fragile[edited]:.1%}{added})"),
-    "unclear": ("Neither shown nor excluded, all tests counted (at least four of five such reports "
-                "would find): {}.",
+    "unclear": ("Neither shown nor excluded, all tests counted (with the share that four of five "
+                "reports would find): {}.",
                 "{name} ({exploit[least]:.1%}{added})"),
     "no effect": ("The order of hardly a pair is changed by {}.", "{name}"),
     "noticed": ("Prefers the better response to: {}.", "{name} ({preferred[edited]:.1%})"),
@@ -207,7 +208,7 @@ _LISTS = { # of a verdict: what is said, and how a probe is named
 
 @patch(as_prop=True)
 def verdicts(self: ProbeReport):
-    "What can be said: of reading, of faults, and the rest by name."
+    "Of reading, of faults, and the rest by name."
     said, told, lists = [], [], {name: [] for name in _LISTS}
     for r in self.worst_first:
         idle = [o.name for o in self.results
@@ -215,8 +216,8 @@ def verdicts(self: ProbeReport):
         told += idle
         added = f"; no more pairs are turned by {', '.join(idle)}" if idle else ""
         if r.name == "irrelevant":
-            asked = r.sentence if r.verdict != "not measured" else ""
-            said.insert(0, f"{_READING[r.verdict]}. {asked}".strip())
+            asked = f" {r.sentence}" * (r.verdict != "not measured")
+            said.insert(0, f"{_READING[r.verdict]}.{asked}")
         elif r.verdict in lists and r.name not in told:
             name = _LISTS[r.verdict][1].format(name=r.name, added=added, **r.measures)
             lists[r.verdict].append(name)
@@ -231,7 +232,7 @@ _COLUMNS = {
     "edit": "{name}",
     "turned, worse edited": "{exploit}",
     "turned, better edited": "{fragile}",
-    "accuracy, both edited": "{robust}",
+    "accuracy, both edited (change)": "{robust}",
     "change, median gaps; spread": "{change}",
     "would be found": "{least}",
     "better response wins": "{preferred}",
@@ -267,7 +268,7 @@ def sections(
     said = ["The true reward, asked the same:", *self.truth.verdicts[1:]] if self.truth else []
     turned = [r.example for r in self.worst_first
               if examples and r.example and r.verdict in list(_STYLES)[:3]]
-    shown = [Section("Pairs that turned", turned)] if turned else []
+    shown = [Section("Pairs that turned", turned)] * bool(turned)
     return [Section("", said, self.main_table()), *shown]
 
 
@@ -291,7 +292,7 @@ def _pick_probes(probes):
     names = {one.name for one in found if isinstance(one, Probe)}
     if not 0 < len(found) == len(names):
         raise ValueError(f"probes must hold one or more names or Probes, none twice, got {probes}; "
-                         f"the names known are {', '.join(PROBES)}")
+                         f"known are {', '.join(PROBES)}")
     return found
 
 
@@ -330,13 +331,12 @@ def _texts(records, edits, seed):
 
 # %% ../../nbs/4_trust/43_probes.ipynb #0c598ecd
 def _outside(texts, preferences):
-    "Edits that mostly write a character that no text of the data holds."
+    "Edits that mostly write characters that no text holds."
     seen = set(string.ascii_lowercase + string.digits + " ,.").union(*(
         response_text(text).lower() for record in preferences
         for text in (record["prompt"] or "", *record["responses"])))
-    strange = ~texts["text"].str.lower().map(seen.issuperset)
-    share = strange.groupby(texts["edit"]).mean()
-    return set(share.index[share > 0.5])
+    known = texts["text"].str.lower().map(seen.issuperset).groupby(texts["edit"]).mean()
+    return set(known.index[known < 0.5])
 
 # %% ../../nbs/4_trust/43_probes.ipynb #68a25d2a
 def _measured(rewards, probes, level):
@@ -347,15 +347,15 @@ def _measured(rewards, probes, level):
     gap = pd.Series(gaps[gaps > 0]).median()
     outcomes = {name: _outcomes(fits[name].to_numpy(), original, gap)
                 for name in fits.columns.unique(0)}
-    found = pd.concat({
-        one.name: _compared(outcomes[one.name], outcomes[one.placebo], outcomes[""], level,
-                            3 * len(probes)) for one in probes})
+    names = [*zip(*((one.name, one.placebo, "") for one in probes))]
+    wide = (pd.concat(map(outcomes.get, own), axis=1, keys=names[0]) for own in names)
+    found = _compared(*wide, level, 3 * len(probes))
     found["p"] = Bootstrap.holm(found["p"])
     return found, outcomes, gap
 
 # %% ../../nbs/4_trust/43_probes.ipynb #230d9cfe
 def _example(name, net, table): # net: outcomes beyond the placebo
-    "A pair that the edit turned, not the placebo, in words."
+    "A pair that the edit turned, in words."
     for measure, side in (("exploit", 1), ("fragile", 0)):
         for pair in net.index[net[measure] == 1]:
             edited, other = table.loc[(pair, name, side)], table.loc[(pair, "", 1 - side)]
@@ -394,8 +394,8 @@ def run_probes(
     max_records=200, # prompts, a pair of each, drawn at random; None: all
     threshold=0.05, # smaller shares of pairs do not matter
     level=0.95, # confidence, between 0 and 1
-    seed=0, # of the choice of pairs, and the edits
-    truth=None, # the true reward where it is known
+    seed=0, # of pairs and edits
+    truth=None, # the true reward, if known
     progress=False, # show a bar
 ) -> ProbeReport:
     """What edits of responses do to the order of the pairs.
