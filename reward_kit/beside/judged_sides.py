@@ -17,7 +17,6 @@ from ..data import formats
 from ..data.columns import Columns
 from ..data.files import PreferenceDataError
 from ..data.formats import PreferenceFormat
-from ..data.records import Row
 
 # %% ../../nbs/7_beside/judged_sides.ipynb #8045f71b
 _MUCH = """much far way slightly significantly clearly strongly somewhat marginally considerably definitely

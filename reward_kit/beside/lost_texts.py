@@ -356,9 +356,9 @@ def detect_like(cls: PreferenceFormat, rows, like=None, columns=None, format="au
 
     def fits():
         with suppress(Exception):
-            return all(like.record(row) and all(
-                name in like.present or cell in (None, "", [], {}) for name, cell in like.flatten(row).items())
-                for row in rows)
+            filled = [(name, cell) for row in rows for name, cell in like.flatten(row).items()]
+            known = all(name in like.present or cell in (None, "", [], {}) for name, cell in filled)
+            return known and all(map(like.record, rows))
 
     said = like and not (columns or labels) and (like.given[0] or like.given[2])
     if said and fits():

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .. import __version__
-from ..data.files import PreferenceDataError, read_rows, write_whole
+from ..data.files import PreferenceDataError, UnusableRow, read_rows, write_whole
 from ..data.preferences import Preferences, hold_out, load_preferences
 from ..data.preferences import prompt_overlap, split_by_prompt
 from ..data.quality import DataReport
