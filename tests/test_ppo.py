@@ -1117,7 +1117,7 @@ def test_template_arguments_of_rows_reach_the_policy_and_the_reward(base, tmp_pa
         "sat user: the cat assistant: ",
         "sat user: the cat assistant: ",
         "rain user: the cat assistant: ",
-        "the cat",
+        "sat user: the cat assistant: ",  # a text among conversations is one, as in training
     ]
     seen = []
 

@@ -464,7 +464,7 @@ def train_ppo_policy(
     return result
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c67642d6
-def _read_prompts(data, split, columns, broken):
+def _read_prompts(data, split, columns, broken=None):
     "Rows with `prompt`, checked, each with its origin."
     if not isinstance(data, (list, tuple, Preferences)): data = read_rows(data, split=split)
     try: return Prompts.load(data, columns, "prompts", broken)
