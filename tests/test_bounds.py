@@ -50,6 +50,7 @@ DOORS = {
     "/predict": [{"inputs": LONG}],
     "/v1/embeddings": [{"input": LONG}],
     "/v1/score/evaluation": [{"messages": [LONG]}],
+    "/v1/chat/completions": [{"messages": conversation(LONG)}],
     "/tokenize": [{"prompt": LONG}, {"messages": conversation(LONG)}],
 }  # fmt: skip
 

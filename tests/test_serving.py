@@ -2,14 +2,17 @@
 model in TRL's trainers."""
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import json
+import math
 import os
 import queue
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -412,6 +415,9 @@ def test_one_number_as_an_embedding_and_as_itself(rm, url):
     (row,) = answer(url, "/v1/embeddings", model="m", input="Why? So.", encoding_format="float")["data"]
     assert (row["object"], row["index"]) == ("embedding", 0)
     assert row["embedding"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)]
+    # OpenAI's client asks for this where its caller asks for nothing
+    (row,) = answer(url, "/v1/embeddings", model="m", input="Why? So.", encoding_format="base64")["data"]
+    assert struct.unpack("<f", base64.b64decode(row["embedding"])) == (pytest.approx(rm.score("Why? So.")),)
     for path in ("/", "/get_reward"):
         got = answer(url, path, prompt="Why?", response="So.", label="whatever")
         assert got == pytest.approx(rm.score("Why?", "So."), abs=1e-5)
@@ -424,7 +430,7 @@ def test_one_number_as_an_embedding_and_as_itself(rm, url):
         ("truncation_side", [None, "left"], "right"),
         ("mm_processor_kwargs", [None, {}], {"a": 1}),
         ("dimensions", [None], 8),
-        ("encoding_format", [None, "float"], "base64"),
+        ("encoding_format", [None, "float"], "int8"),
         ("sampling_params", [None, {}], {"n": 2}),
         ("image_data", [None, []], ["a"]),
         ("max_length", [None], 8),
@@ -436,6 +442,32 @@ def test_fields_that_ask_for_nothing_pass_and_others_are_refused_by_name(wire, f
         assert wire.texts(wire.example | {field: value}).prompts
     with pytest.raises(RequestError, match=f"^{field} is "):
         wire.texts(wire.example | {field: something})
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_raw_scores_of_infinity_are_rewards_or_their_sigmoid(rm, url, raw):
+    body = {"query": "Why?", "documents": ["So.", "No."], "raw_scores": raw, "return_documents": False}
+    rows = answer(url, "/rerank", model="any", **body)["results"]
+    wanted = [r if raw else 1 / (1 + math.exp(-r)) for r in rm.score(["Why?"] * 2, ["So.", "No."])]
+    found = [row["relevance_score"] for row in sorted(rows, key=lambda row: row["index"])]
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_chat_completion_is_the_reward_of_its_answer(rm, url):
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    got = answer(url, "/v1/chat/completions", model="any", messages=chat, temperature=0.7, max_tokens=8)
+    assert got["object"] == "chat.completion" and got["usage"]["prompt_tokens"] > 2
+    assert got["choices"][0]["message"]["content"] == pytest.approx(rm.score([chat])[0], abs=1e-5)
+    for wrong in ({"messages": chat[:1]}, {"messages": chat, "stream": True}, {"messages": chat, "n": 2}):
+        got = requests.post(f"{url}/v1/chat/completions", json=wrong, timeout=60)
+        assert got.status_code == 400 and "\n" not in got.json()["error"]["message"]
+
+
+def test_functions_of_a_generated_client_have_readable_names(url):
+    paths = requests.get(f"{url}/openapi.json", timeout=60).json()["paths"]
+    assert paths["/v1/rewards"]["post"]["operationId"] == "score_v1_rewards"
+    names = [way["operationId"] for ways in paths.values() for way in ways.values()]
+    assert len(set(names)) == len(names)
 
 
 def test_llamafactory(rm, url):

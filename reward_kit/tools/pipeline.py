@@ -315,7 +315,7 @@ def _learn(trainer, run, settings, overwrite, say):
 
 
 def _finish(run, keep_checkpoints):
-    run.finish()
+    run.finish(keep_checkpoints)
     if not keep_checkpoints: Checkpoints(run.folder).remove()
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #0696761a

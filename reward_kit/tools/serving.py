@@ -136,7 +136,7 @@ class _Batcher:
 # %% ../../nbs/6_tools/61_serving.ipynb #3d4eaaa7
 @patch
 def submit(self: _Batcher, texts):
-    "Queue a request; its future gives (rewards, tokens), cancelling takes it back."
+    "Queue a request; its future gives (rewards, tokens); cancelling undoes it."
     job = _Job(texts)
     with self.changed:
         if self.closed: raise _shutting_down()
@@ -187,7 +187,7 @@ def work(self: _Batcher):
 
 @patch
 def _begin_batch(self: _Batcher):
-    "Wait for a batch and take it out of the queue; False: closed, and nothing is left."
+    "Wait for a batch and take it out of the queue; False: closed, nothing is left."
     with self.changed:
         known, free = len(self.running + self.waiting), time.monotonic()
         self.running = []
@@ -206,7 +206,7 @@ def _begin_batch(self: _Batcher):
 
 @patch
 def _ready(self: _Batcher, known, free):
-    "The next batch: encoded jobs, and the seconds until it begins; None: when there are any."
+    "The next batch: encoded jobs, and seconds until it begins; None: no jobs."
     jobs, rows, tokens = [], self.limits.max_batch_rows, self.batch_tokens  # there is room for
     for job in self.queue:
         if job.rows is None or min(rows, tokens) <= 0:
