@@ -162,6 +162,18 @@ def test_a_kill_after_the_end_of_a_run_is_cleared_by_the_same_call(tmp_path):
         assert not (tmp_path / ".out.lock").exists()
 
 
+def test_a_kill_when_the_new_model_is_in_place_leaves_nothing_of_the_old_run(tmp_path):
+    run = RunRecord(tmp_path / "out")
+    run.folder.mkdir()
+    run.start({"a": 1}, finished=True)
+    killed_runs._set_aside(run, {"a": 2})
+    run.start({"a": 2}, saved=True)
+    assert (run.folder / "replaced-1").exists()
+    with run.fresh():
+        assert run.prepare({"a": 2}, overwrite=True) == "resume"
+    assert not (run.folder / "replaced-1").exists()
+
+
 def test_files_of_others_stay_when_a_model_is_replaced(tmp_path):
     target = tmp_path / "model"
     foreign = ("notes.safetensors.txt", "model.safetensors.mine", "mine.safetensors",

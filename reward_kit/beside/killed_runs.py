@@ -154,7 +154,9 @@ def _put_back(run):
     for aside in _asides(run.folder)[:1]:
         old, now, here = type(run)(aside).read(), run.read(), Checkpoints(run.folder)
         if now != old:
-            if here.newest() or now and (now["finished"] or "saved" in now):
+            if now and (now["finished"] or now.get("saved")):
+                return _forget(run)
+            if here.newest() or now and "saved" in now:
                 return
             here.remove()
             (run.folder / _RECORD).unlink(missing_ok=True)
