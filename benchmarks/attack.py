@@ -5,7 +5,9 @@
 Everything runs on this machine, the server on the loopback address. A run (training, PPO, scoring a
 file, annotating) is killed by SIGKILL at each of its file events (opening for writing, renaming, removing,
 making a folder, flushing to the disk), then started again by the same call. It must end as the run that
-nobody disturbed did, with equal bytes, and leave nothing hidden behind. Hostile input must be refused by
+nobody disturbed did, with equal bytes (scores of a file to four digits), and leave nothing hidden behind.
+Where a disk of its own may be mounted (root on Linux), each run also meets one that is full too early, must
+name it in one line, and end like the others once there is room. Hostile input must be refused by
 one line that says what is wrong, or be handled as the case says. "Silent" counts everything else: a
 traceback, another result, a success that is none. With more file events than there is time for, every
 second, third, ... is taken. `--quick` takes a few of each.
@@ -22,6 +24,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -103,6 +106,24 @@ def hidden(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob(".*")]
 
 
+@contextlib.contextmanager
+def disk(folder: Path, size: int):
+    "A disk of so many bytes, mounted at a folder; yields what makes it larger. OSError: not allowed."
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def mount(more: str, size: int) -> None:
+        options = f"{more}size={max(size, 4096)}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            raise OSError(done.stderr.decode().strip())
+
+    mount("", size)
+    try:
+        yield lambda size: mount("remount,", size)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 class Victim:
     "A run that can be killed: `start` does it in a folder, `result` is what must be equal."
 
@@ -112,10 +133,49 @@ class Victim:
     def fresh(self, folder: Path) -> Path:
         "An empty folder, with what the run needs."
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if self.prepare:
             self.prepare(folder)
         return folder
+
+    def judged(self, folder: Path, whole) -> str:
+        "What is wrong with a run that is started again; empty: nothing."
+        status, _, said = forked(self.start, folder)
+        if status:
+            return f"it does not go on: {said.strip().splitlines()[-1] if said.strip() else status}"
+        if self.result(folder) != whole:
+            return "another result"
+        left = hidden(folder)
+        return f"left behind: {left[:3]}" if left else ""
+
+    def fill_the_disk(self, work: Path, shares: list[float]) -> tuple[Counter, list[str]]:
+        "The same with a disk that is full too early, and then larger."
+        folder, found, bad = work / f"disk_{self.name.replace(' ', '_')}", Counter(), []
+        with disk(folder, 2**30):
+            self.fresh(folder)
+            status, _, said = forked(self.start, folder)
+            if status:
+                raise RuntimeError(f"{self.name} fails undisturbed:\n{said}")
+            whole = self.result(folder)
+            needed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for share in shares:
+            with disk(folder, int(share * needed)) as resize:
+                try:
+                    self.fresh(folder)
+                except OSError:  # not even room for what it needs to begin
+                    continue
+                status, _, said = forked(self.start, folder)
+                end = said.strip().splitlines()[-1] if said.strip() else ""
+                full = "No space left on device" in end or "the disk is full" in end
+                resize(2**30)
+                problem = self.judged(folder, whole)
+                if status and not (full and str(folder) in end):
+                    problem = f"{end[:200]} {problem}"
+                found["tried"] += 1
+                found[SILENT if problem else REFUSED if status else HANDLED] += 1
+                if problem:
+                    bad.append(f"{self.name}, a disk of {share:.0%} of what it needs: {problem}")
+        return found, bad
 
     def attack(self, work: Path, seconds: float, most: int | None) -> tuple[Counter, list[str]]:
         "Counts of outcomes, and what was silent."
@@ -133,14 +193,7 @@ class Victim:
                 found["not reached"] += 1  # fewer events than the first time
                 continue
             found["tried"] += 1
-            status, _, said = forked(self.start, folder)
-            problem = ""
-            if status:
-                problem = f"it does not go on: {said.strip().splitlines()[-1] if said.strip() else status}"
-            elif self.result(folder) != whole:
-                problem = "another result"
-            elif left := hidden(folder):
-                problem = f"left behind: {left[:3]}"
+            problem = self.judged(folder, whole)
             found[SILENT if problem else HANDLED] += 1
             if problem:
                 bad.append(f"{self.name}, killed at file event {fatal} of {events}: {problem}")
@@ -202,12 +255,12 @@ def victims(work: Path) -> list[Victim]:
         return lambda folder: finished(folder, *train, "--output", folder / "out", "--save-steps", "2", *more)
 
     def finished(folder, *words):
-        "The same command until it is done: what is finished is not begun again."
-        from reward_kit.model.runs import RunRecord
-
-        record = RunRecord(folder / "out").read()
-        if not (record and record["finished"] and record["settings"].get("learning_rate") != 0.5):
+        "The same command until it is done; what is finished it refuses, and clears of what a kill left."
+        try:
             command(*words)
+        except RuntimeError as error:
+            if "this very run, finished" not in str(error):
+                raise
 
     def replaced(folder):
         shutil.copytree(model, folder / "out")
@@ -222,6 +275,11 @@ def victims(work: Path) -> list[Victim]:
 
     def scoring(folder):
         RewardModel.from_pretrained(model, device="cpu").score_file(texts, folder / "out.jsonl", batch_rows=4)
+
+    def scored(folder):
+        "Rows with their scores, whose last digits depend on what was computed together."
+        rows = map(json.loads, (folder / "out.jsonl").read_text().splitlines())
+        return [row | {"score": round(row["score"], 4)} for row in rows]
 
     def annotating(folder):
         asked = [{"prompt": p["prompt"], "responses": [p["chosen"], p["rejected"]]} for p in pairs[:6]]
@@ -245,12 +303,12 @@ def victims(work: Path) -> list[Victim]:
         (folder / "out" / "evaluation" / "report.md").exists(),
     )
     return [
-        Victim("train", training(), whole),
-        Victim("train, replacing a model", training("--overwrite"), whole, replaced),
+        Victim("score", scoring, scored),
+        Victim("annotator", annotating, judged, unasked),
         Victim("ppo", lambda folder: finished(folder, *ppo, "--output", folder / "out"),
                lambda folder: digest(folder / "out" / weights)),
-        Victim("score", scoring, lambda folder: digest(folder / "out.jsonl")),
-        Victim("annotator", annotating, judged, unasked),
+        Victim("train", training(), whole),
+        Victim("train, replacing a model", training("--overwrite"), whole, replaced),
     ]  # fmt: skip
 
 
@@ -678,10 +736,20 @@ def main(args) -> int:
     results, bad = [], []
     with tempfile.TemporaryDirectory(prefix="attack-") as name:
         work = Path(name).resolve()
-        chosen = victims(work)
-        for victim in chosen:
-            found, silent = victim.attack(work, args.seconds / len(chosen), 3 if args.quick else None)
+        chosen, end = victims(work), monotonic() + args.seconds
+        for left, victim in zip(range(len(chosen), 0, -1), chosen):
+            seconds = max(0.0, end - monotonic()) / left  # what the quick ones leave is for the others
+            found, silent = victim.attack(work, seconds, 3 if args.quick else None)
             results.append((f"kills of {victim.name}, {found['events']} file events", found, silent))
+            print(results[-1][:2], *silent, sep="\n", flush=True)
+        shares = [0.5] if args.quick else [0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99]
+        for victim in chosen[: 1 if args.quick else None]:
+            try:
+                found, silent = victim.fill_the_disk(work, shares)
+            except OSError as error:
+                print(f"no disk of its own for {victim.name}: {error}")
+                continue
+            results.append((f"full disks under {victim.name}", found, silent))
             print(results[-1][:2], *silent, sep="\n", flush=True)
         results += attack_commands(work, work / "rm", args.quick)
         results.append(("requests and connections", *attack_server(work / "rm")))
@@ -693,8 +761,9 @@ def main(args) -> int:
     rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, 5))])
     lines = [
         "A run that was killed counts as handled if the same call ended with the bytes of an undisturbed run "
-        "and nothing hidden was left; a hostile input is refused clearly by one line that says why, "
-        "or handled as it should be. Silent is everything else.",
+        "and nothing hidden was left, one on a full disk as refused clearly if its last line named that and "
+        "the same call ended so once there was room; a hostile input is refused clearly by one line that "
+        "says why, or handled as it should be. Silent is everything else.",
         "",
         *table(["what", "tried", "handled", "refused clearly", "silent"], rows),
         *(["", "Silent:", "", *(f"- {line}" for line in bad)] if bad else []),

@@ -15,6 +15,8 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from time import perf_counter
@@ -88,6 +90,12 @@ def served(work: Path, folder: str, at_once: int, texts: int) -> dict:
         return {"speed": len(rows) / (perf_counter() - start), "rewards": rewards}
 
 
+def reader() -> str:
+    "What reads requests, with its version."
+    name = "httptools" if find_spec("httptools") else "h11"
+    return f"{name} {version(name)}"
+
+
 def arguments():
     "Of the command."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -130,7 +138,7 @@ def main(args) -> None:
             "",
             *table(["callers", "direct, texts/s", "served, texts/s", "served of direct"], rows),
             "",
-            versions_line(args.threads),
+            versions_line(args.threads) + " Requests are read by " + reader() + ".",
         ]
     publish("\n".join(lines), args.output)
 

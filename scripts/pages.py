@@ -90,9 +90,8 @@ def use_from() -> str:
     return (
         front_matter("Use it from...", "The lines of each client and loader, as they were run.")
         + f"Each was run with the versions named, by [`benchmarks/clients.py`]({link}), against"
-        " `reward-kit serve` or the folder itself. What vLLM, SGLang, OpenRLHF and LLaMA-Factory send and"
-        " read, and which setting names the server there, stands in"
-        " [wire formats](7_beside/wire_formats.ipynb); they were not run here.\n\n"
+        " `reward-kit serve` or the folder itself. Which setting names the server in OpenRLHF, verl and"
+        " others stands in [wire formats](7_beside/wire_formats.ipynb).\n\n"
         + wrote
     )
 

@@ -143,6 +143,37 @@ def test_a_kill_while_a_checkpoint_is_removed_leaves_it_ours(tmp_path, monkeypat
 # ---- a run that replaces another
 
 
+def test_a_kill_after_the_end_of_a_run_is_cleared_by_the_same_call(tmp_path):
+    "Its checkpoints and hidden copies are of no use any more; what came later, or was to be kept, stays."
+    run, points = RunRecord(tmp_path / "out"), Checkpoints(tmp_path / "out")
+    run.folder.mkdir()
+    run.start({"a": 1})
+    points.write(1, lambda folder: (folder / "weights").write_text("1"))
+    (run.folder / "checkpoint-of-others").mkdir()
+    for keep in (True, False):
+        run.finish(keep)
+        points.write(2, lambda folder: (folder / "weights").write_text("2"))  # by somebody else
+        (tmp_path / ".out.lock").touch()
+        (run.folder / f".training_run.json.{DEAD}-abcd1234").mkdir()
+        with pytest.raises(FileExistsError, match="this very run, finished"), run.fresh():
+            run.prepare({"a": 1})
+        there = ["checkpoint-1"] * keep + ["checkpoint-2", "checkpoint-of-others", "training_run.json"]
+        assert sorted(path.name for path in run.folder.iterdir()) == there
+        assert not (tmp_path / ".out.lock").exists()
+
+
+def test_a_kill_when_the_new_model_is_in_place_leaves_nothing_of_the_old_run(tmp_path):
+    run = RunRecord(tmp_path / "out")
+    run.folder.mkdir()
+    run.start({"a": 1}, finished=True)
+    killed_runs._set_aside(run, {"a": 2})
+    run.start({"a": 2}, saved=True)
+    assert (run.folder / "replaced-1").exists()
+    with run.fresh():
+        assert run.prepare({"a": 2}, overwrite=True) == "resume"
+    assert not (run.folder / "replaced-1").exists()
+
+
 def test_files_of_others_stay_when_a_model_is_replaced(tmp_path):
     target = tmp_path / "model"
     foreign = ("notes.safetensors.txt", "model.safetensors.mine", "mine.safetensors",

@@ -2,14 +2,17 @@
 model in TRL's trainers."""
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import json
+import math
 import os
 import queue
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -412,6 +415,9 @@ def test_one_number_as_an_embedding_and_as_itself(rm, url):
     (row,) = answer(url, "/v1/embeddings", model="m", input="Why? So.", encoding_format="float")["data"]
     assert (row["object"], row["index"]) == ("embedding", 0)
     assert row["embedding"] == [pytest.approx(rm.score("Why? So."), abs=1e-5)]
+    # OpenAI's client asks for this where its caller asks for nothing
+    (row,) = answer(url, "/v1/embeddings", model="m", input="Why? So.", encoding_format="base64")["data"]
+    assert struct.unpack("<f", base64.b64decode(row["embedding"])) == (pytest.approx(rm.score("Why? So.")),)
     for path in ("/", "/get_reward"):
         got = answer(url, path, prompt="Why?", response="So.", label="whatever")
         assert got == pytest.approx(rm.score("Why?", "So."), abs=1e-5)
@@ -424,7 +430,7 @@ def test_one_number_as_an_embedding_and_as_itself(rm, url):
         ("truncation_side", [None, "left"], "right"),
         ("mm_processor_kwargs", [None, {}], {"a": 1}),
         ("dimensions", [None], 8),
-        ("encoding_format", [None, "float"], "base64"),
+        ("encoding_format", [None, "float"], "int8"),
         ("sampling_params", [None, {}], {"n": 2}),
         ("image_data", [None, []], ["a"]),
         ("max_length", [None], 8),
@@ -436,6 +442,32 @@ def test_fields_that_ask_for_nothing_pass_and_others_are_refused_by_name(wire, f
         assert wire.texts(wire.example | {field: value}).prompts
     with pytest.raises(RequestError, match=f"^{field} is "):
         wire.texts(wire.example | {field: something})
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_raw_scores_of_infinity_are_rewards_or_their_sigmoid(rm, url, raw):
+    body = {"query": "Why?", "documents": ["So.", "No."], "raw_scores": raw, "return_documents": False}
+    rows = answer(url, "/rerank", model="any", **body)["results"]
+    wanted = [r if raw else 1 / (1 + math.exp(-r)) for r in rm.score(["Why?"] * 2, ["So.", "No."])]
+    found = [row["relevance_score"] for row in sorted(rows, key=lambda row: row["index"])]
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_chat_completion_is_the_reward_of_its_answer(rm, url):
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    got = answer(url, "/v1/chat/completions", model="any", messages=chat, temperature=0.7, max_tokens=8)
+    assert got["object"] == "chat.completion" and got["usage"]["prompt_tokens"] > 2
+    assert got["choices"][0]["message"]["content"] == pytest.approx(rm.score([chat])[0], abs=1e-5)
+    for wrong in ({"messages": chat[:1]}, {"messages": chat, "stream": True}, {"messages": chat, "n": 2}):
+        got = requests.post(f"{url}/v1/chat/completions", json=wrong, timeout=60)
+        assert got.status_code == 400 and "\n" not in got.json()["error"]["message"]
+
+
+def test_functions_of_a_generated_client_have_readable_names(url):
+    paths = requests.get(f"{url}/openapi.json", timeout=60).json()["paths"]
+    assert paths["/v1/rewards"]["post"]["operationId"] == "score_v1_rewards"
+    names = [way["operationId"] for ways in paths.values() for way in ways.values()]
+    assert len(set(names)) == len(names)
 
 
 def test_llamafactory(rm, url):
@@ -927,17 +959,39 @@ def test_a_request_whose_caller_has_left_gives_up_its_place_and_is_not_scored(rm
 
 
 def test_a_request_taken_back_while_its_batch_is_collected_is_not_scored(rm):
-    batcher = Batcher(rm, ServerLimits(max_wait_ms=60_000, max_batch_rows=3))
+    batcher = Batcher(rm, ServerLimits(max_wait_ms=60_000))
     with held(rm) as go:
+        first = batcher.submit(Texts(PROMPTS[:1]))
+        wait_until(lambda: go.scored)
+        leaves, *stay = [batcher.submit(Texts([p])) for p in PROMPTS[1:3]]
         go.set()
-        leaves, *stay = [batcher.submit(Texts([p])) for p in PROMPTS[:2]]
-        wait_until(lambda: all(job.rows for job in batcher.waiting))  # both wait for a third
+        first.result(60)
+        wait_until(lambda: all(job.rows for job in batcher.waiting))  # both wait for the first to come again
         assert leaves.cancel()
-        stay += [batcher.submit(Texts([p])) for p in PROMPTS[2:4]]
+        stay += [batcher.submit(Texts([p])) for p in PROMPTS[3:5]]
         rewards = [f.result(60)[0][0] for f in stay]
+    assert batcher.batches == 2
     batcher.close()
-    assert rewards == pytest.approx(rm.score(PROMPTS[1:4]), abs=1e-5)
-    assert go.scored == rm.encode(PROMPTS[1:4], None)
+    assert rewards == pytest.approx(rm.score(PROMPTS[2:5]), abs=1e-5)
+    assert go.scored == rm.encode([PROMPTS[0], *PROMPTS[2:5]], None)
+
+
+def test_a_caller_that_is_alone_does_not_wait_for_others(rm):
+    batcher = Batcher(rm, ServerLimits(max_wait_ms=3_600_000))
+    for prompt in PROMPTS[:3]:
+        assert batcher.submit(Texts([prompt])).result(60)
+    batcher.close()
+
+
+def test_a_batch_does_not_wait_long_for_callers_that_do_not_come_again(rm):
+    batcher = Batcher(rm, ServerLimits(max_wait_ms=10))
+    with held(rm) as go:
+        futures = [batcher.submit(Texts(PROMPTS[:1]))]
+        wait_until(lambda: go.scored)
+        futures += [batcher.submit(Texts([p])) for p in PROMPTS[1:3]]
+        go.set()
+        assert all(future.result(60) for future in futures)
+    batcher.close()
 
 
 def test_a_batch_that_nobody_waits_for_ends_before_its_next_forward_pass(folder):
@@ -1068,7 +1122,7 @@ def test_a_gzip_is_read_and_another_coding_is_refused(rm, url):
         assert found.status_code == status and message in found.json()["error"]["message"]
 
 
-COUNTED = "reward_kit_requests_total{route=\"other\",status=\"404\"}"
+COUNTED = 'reward_kit_requests_total{route="other",status="404"}'
 
 
 def test_readiness_counts_tokens_and_models(rm, url):
@@ -1105,9 +1159,19 @@ def raw(url, sent, seconds=10):
         return got
 
 
-def test_half_a_head_is_closed_and_connections_are_counted(rm):
+@pytest.fixture(params=["h11", "httptools"])
+def protocol(request, monkeypatch):
+    "Which of the two reads requests."
+    pytest.importorskip(request.param)
+    if request.param == "h11":
+        monkeypatch.setitem(sys.modules, "uvicorn.protocols.http.httptools_impl", None)
+    return request.param
+
+
+def test_half_a_head_is_closed_and_connections_are_counted(rm, protocol):
     with background_server(rm, network=Network(max_connections=3, head_timeout_s=0.4)) as url:
         assert raw(url, b"POST /v1/rewards HTTP/1.1\r\nHost: loc") == b""  # closed without an answer
+        assert raw(url, b"\r\n") == b"" or protocol == "h11"  # which answers that it is no HTTP
         first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         assert b"200 OK" in raw(url, first + b"GET /health HTTP/1.1\r\nHo")  # after a whole one, too
         port = int(url.rsplit(":")[-1])
@@ -1117,6 +1181,101 @@ def test_half_a_head_is_closed_and_connections_are_counted(rm):
             time.sleep(0.05)
             assert b"503 Service Unavailable" in raw(url, b"")
         wait_until(lambda: requests.get(f"{url}/health", timeout=60).status_code == 200)
+
+
+ASK = b'{"prompts": ["Why?"]}'
+HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+WHOLE = b"%sContent-Length: %d\r\n" % (HEAD, len(ASK))
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP\r\n\r\n"
+LAST = b"Connection: close\r\n\r\n"
+UNBOUNDED = {
+    "a long line": (WHOLE + b"X: " + b"a" * 500_000, b"HTTP/1.1 4"),
+    "many lines": (WHOLE + b"X: aaaaa\r\n" * 50_000, b"HTTP/1.1 4"),
+    "many lines at once": (WHOLE + b"X: a\r\n" * 5_000 + LAST + ASK, b"HTTP/1.1 431"),
+    "a long name of a chunk": (CHUNKED + b"1;" + b"x" * 500_000, b"HTTP/1.1 4"),
+    "lines after the body": (CHUNKED + b"0\r\n" + b"X: aaaaa\r\n" * 50_000, b"HTTP/1.1 4"),
+    "a host of no shape": (b"GET /health HTTP/1.1\r\nHost: [::\r\n" + LAST, b"HTTP/1.1 421"),
+    "two lengths": (WHOLE + b"Content-Length: 5\r\n\r\n" + ASK, b"HTTP/1.1 400"),
+    "a length and chunks": (WHOLE + b"Transfer-Encoding: chunked\r\n" + LAST + b"0\r\n\r\n", b"HTTP/1.1 400"),
+    "a web socket": (
+        b"GET /v1/rewards HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        b"HTTP/1.1 405",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_what_a_head_may_hold_is_bounded(rm, protocol, caplog, name):
+    sent, answer = UNBOUNDED[name]
+    with background_server(rm, ServerLimits(body_timeout_s=1), network=Network(head_timeout_s=0.6)) as url:
+        try:
+            got = raw(url, sent, 20)
+        except ConnectionError:  # closed while more was on its way
+            got = answer
+        assert got.startswith(answer), got[:200]
+        assert requests.post(f"{url}/v1/rewards", json={"prompts": ["Why?"]}, timeout=60).status_code == 200
+    assert "Traceback" not in caplog.text
+
+
+def test_an_offer_of_another_protocol_is_left_aside_and_the_body_is_read(rm, protocol):
+    "Java's client offers HTTP/2 with its first request, and sends a body with it."
+    with background_server(rm, network=Network()) as url:
+        got = raw(url, WHOLE + OFFER + ASK + WHOLE + LAST + ASK, 60)
+        assert got.count(b"HTTP/1.1 200 OK") == 2 and got.count(b'"rewards":[') == 2
+        behind = raw(url, WHOLE + b"\r\n" + ASK + WHOLE + OFFER + ASK + WHOLE + LAST + ASK, 60)
+        assert behind.count(b'"rewards":[') in (0, 1, 3)  # never one answer in the place of another
+
+
+def test_requests_sent_ahead_are_bounded(rm, protocol):
+    ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    with background_server(rm, network=Network()) as url:
+        assert raw(url, (ask + b"\r\n") * 20 + ask + LAST).count(b" 200 OK") == 21
+        with contextlib.suppress(ConnectionError):
+            got = raw(url, (ask + b"\r\n") * 3000 + ask + LAST, 60)
+            assert got.count(b" 200 OK") == 3001 or b" 400 Bad" in got
+        assert requests.get(f"{url}/health", timeout=60).status_code == 200
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]),) * 2)
+from reward_kit.tools.cli import main
+raise SystemExit(main(["serve", sys.argv[1], "--port", "0", "--device", "cpu"]))
+"""
+
+
+@pytest.mark.parametrize("files", [70, 200])
+def test_at_the_limit_of_open_files_callers_are_sent_away_and_nothing_is_logged(folder, tmp_path, files):
+    log = tmp_path / "log"
+    with open(log, "w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LIMITED, folder, str(files)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        url = "http://" + process.stdout.readline().split("http://")[1].split(",")[0]
+        host, port = url.removeprefix("http://").split(":")
+        with contextlib.ExitStack() as held:
+            for _ in range(400):
+                caller = held.enter_context(socket.socket())
+                caller.setblocking(False)
+                caller.connect_ex((host, int(port)))
+            answered = lambda: requests.get(f"{url}/health", timeout=5).status_code
+            with contextlib.suppress(requests.RequestException):
+                assert answered() in (200, 503)
+        wait_until(
+            lambda: (
+                requests.post(f"{url}/v1/rewards", json={"prompts": ["Why?"]}, timeout=60).status_code == 200
+            )
+        )
+    finally:
+        process.terminate()
+        process.communicate()
+    assert log.stat().st_size < 2000, log.read_text()[:3000]
 
 
 def test_https_and_a_wrong_certificate(rm, tmp_path, folder, capsys):

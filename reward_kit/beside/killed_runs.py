@@ -154,7 +154,9 @@ def _put_back(run):
     for aside in _asides(run.folder)[:1]:
         old, now, here = type(run)(aside).read(), run.read(), Checkpoints(run.folder)
         if now != old:
-            if here.newest() or now and (now["finished"] or "saved" in now):
+            if now and (now["finished"] or now.get("saved")):
+                return _forget(run)
+            if here.newest() or now and "saved" in now:
                 return
             here.remove()
             (run.folder / _RECORD).unlink(missing_ok=True)
@@ -171,12 +173,27 @@ def _forget(run):
         _remove(aside, _MARK)
 
 # %% ../../nbs/7_beside/killed_runs.ipynb #433e8450
+def _clear_finished(run):
+    "Removes checkpoints of a run that was killed when it was finished, before it could do so."
+    from reward_kit.model import runs
+
+    record = run.read()
+    if not record or not record["finished"] or record.get("checkpoints", True):
+        return
+    ended = (run.folder / _RECORD).stat().st_mtime
+    for path in _ours(run.folder):
+        marker = runs._read_marker(path)
+        if not marker or marker["saved_at"] <= ended:  # later ones are of somebody else
+            _remove(path, _MARK)
+
+
 @contextmanager
 def _undone_on_failure(run):  # RunRecord
     "Around a run: begins without what killed ones left; where it fails, all is as it was."
     for path in (run.folder, run.folder / _RECORD, run.folder / "replaced-1"):
         _sweep(path)
     _put_back(run)
+    _clear_finished(run)
     is_new = not run.folder.exists()
     try:
         yield

@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/7_beside/network.ipynb #7a22f581
+import asyncio
 import hmac
 import os
 import ssl
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -53,6 +55,7 @@ class _Network:
 _OPEN = ("/health", "/ready")  # without a key
 _DOCS = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_HEAD_BYTES = 2**16
 
 
 class _Guard:
@@ -72,9 +75,12 @@ class _Guard:
 
     def problem(self, scope):
         "(message, status) of a request that is refused; None: it may pass."
+        if sum(len(name) + len(value) + 32 for name, value in scope["headers"]) > _HEAD_BYTES:
+            return f"the head of the request is too large; send at most {_HEAD_BYTES:,} bytes", 431
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host, path = urlsplit(f"//{headers.get('host', '')}").hostname, scope["path"]
-        key = self.network.api_key
+        host, path, key = None, scope["path"], self.network.api_key
+        with suppress(ValueError):  # of no shape that a host has
+            host = urlsplit(f"//{headers.get('host', '')}").hostname
         if self.hosts and host not in self.hosts:
             return f"this server is not called {host!r:.60}; add the name with --allowed-hosts", 421
         if path in _DOCS and not self.network.docs:
@@ -92,30 +98,90 @@ class _Guard:
 _FULL = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
          b"Content-Length: 0\r\n\r\n")
 _OTHER_FILES = 100  # that a process has open beside its connections
+_AT_ONCE = 2048  # callers that are let in before the first of them is looked at
 
 
 def _room_for(connections):
-    "How many of them the limit of open files allows, which is raised as far as it may be."
+    "(connections, callers let in at once) that the limit of open files allows, which is raised if it can be."
     with suppress(ImportError):  # Windows has none
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if resource.RLIM_INFINITY in (soft, hard) and soft == resource.RLIM_INFINITY:
-            return connections
-        wanted = connections + _OTHER_FILES
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        if soft < allowed:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        return max(1, min(connections, max(soft, allowed) - _OTHER_FILES))
-    return connections
+        wanted = connections + 2 * _AT_ONCE + _OTHER_FILES  # those sent away close a moment later
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            free = soft - _OTHER_FILES
+            at_once = max(1, min(_AT_ONCE, free // 4))
+            return max(1, min(connections, free - 2 * at_once)), at_once
+    return connections, _AT_ONCE
+
+# %% ../../nbs/7_beside/network.ipynb #5eef0a60
+_AHEAD = 100  # requests that are sent before the last is answered
 
 
+def _fast_protocol(slow):
+    "A class of connections of httptools; those that offer another protocol go to a slow one. ImportError."
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class Fast(HttpToolsProtocol):
+        begun, unread = False, 0  # a head; bytes since the last head, piece of a body, or end
+
+        def waits_for_head(self):
+            if self.cycle is None or not self.cycle.response_complete:
+                return self.cycle is None
+            return self.begun or self.timeout_keep_alive_task is None
+
+        def data_received(self, data):
+            self.data, self.unread = data, self.unread + len(data)
+            super().data_received(data)
+            if self.unread > _HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too large.")
+
+        def on_message_begin(self):
+            self.begun = True
+            super().on_message_begin()
+
+        def on_headers_complete(self):
+            self.begun, self.unread = False, 0
+            super().on_headers_complete()
+            if len(self.pipeline) > _AHEAD:
+                raise ValueError("too many requests ahead")
+
+        def on_body(self, body):
+            self.unread = 0
+            super().on_body(body)
+
+        def on_message_complete(self):
+            self.unread = 0
+            super().on_message_complete()
+
+        def _should_upgrade(self):
+            return True  # asked where the caller offers it: httptools would leave its body unread
+
+        def handle_websocket_upgrade(self):
+            "Goes on as the slow one, which takes no offer, and is told of none."
+            if self.cycle and not self.cycle.response_complete:
+                return self.transport.close()
+            head = [f"{self.scope['method']} ".encode(), self.url, b" HTTP/1.1\r\n"]
+            for name, value in self.headers:
+                head += [] if name == b"upgrade" else [name, b": ", value, b"\r\n"]
+            rest = self.data[sys.exception().args[0]:]
+            self.connections.discard(self)
+            protocol = slow(self.config, self.server_state, self.app_state)
+            protocol.connection_made(self.transport)
+            self.transport.set_protocol(protocol)
+            protocol.data_received(b"".join([*head, b"\r\n", rest]))
+
+    return Fast
+
+# %% ../../nbs/7_beside/network.ipynb #f7b1f488
 def _bounded_protocol(most, seconds):
     "A class of connections: so many at once, each with so long for the head of a request."
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class Bounded(H11Protocol):
+    class Bounded:
         def connection_made(self, transport):
             super().connection_made(transport)
             if len(self.connections) > most:
@@ -128,15 +194,42 @@ def _bounded_protocol(most, seconds):
             "Close a connection that waits for its caller as it did the last time."
             if self.transport.is_closing():
                 return
-            begun = self.cycle is None or self.conn.trailing_data[0]
-            waits = self.conn.their_state is h11.IDLE and bool(begun)
-            waits = waits or self.flow.write_paused  # for a caller that does not read
+            waits = self.waits_for_head() or self.flow.write_paused  # for a caller that does not read
             if waits and waited:
                 (self.transport.abort if self.flow.write_paused else self.transport.close)()
             else:
                 self.loop.call_later(seconds, self.look, waits)
 
-    return Bounded
+    class Slow(Bounded, H11Protocol):
+        def waits_for_head(self):
+            begun = self.cycle is None or bool(self.conn.trailing_data[0])
+            return begun and self.conn.their_state is h11.IDLE
+
+    try:
+        return type("Fast", (Bounded, _fast_protocol(Slow)), {})
+    except ImportError:
+        return Slow
+
+# %% ../../nbs/7_beside/network.ipynb #cfa1ca4f
+async def _wait_for_scores(future, request):
+    "(rewards, tokens) of a request; _RequestError if its caller leaves first."
+    from reward_kit.tools import serving
+
+    async def leaves():
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    scores, left = asyncio.wrap_future(future), None
+    try:
+        await asyncio.wait([scores], timeout=0.2)  # most are answered by then
+        if not scores.done():
+            left = asyncio.ensure_future(leaves())
+            await asyncio.wait([scores, left], return_when=asyncio.FIRST_COMPLETED)
+        if not scores.done(): raise serving._RequestError("the caller has left")
+        return scores.result()
+    finally:
+        scores.cancel()
+        if left: left.cancel()
 
 # %% ../../nbs/7_beside/network.ipynb #2bd6b107
 _TOGETHER = 8  # bodies of the largest size
@@ -206,6 +299,28 @@ def _check_sizes(texts, limits):  # _Texts, ServerLimits
                 f"{texts.name}[{i}] has {size:,} characters, this server takes "
                 f"{limits.max_text_chars:,} in a text; shorten it", 413)
 
+# %% ../../nbs/7_beside/network.ipynb #cb662c7b
+class _Direct:
+    "ASGI middleware: requests for rewards go to their function, without FastAPI, whose way there costs more."
+
+    def __init__(self, app, routes):
+        self.app, self.routes = app, {route.path: route for route in routes}
+
+    async def __call__(self, scope, receive, send):
+        from starlette.requests import Request
+
+        route = scope.get("method") == "POST" and self.routes.get(scope["path"])
+        if not route:
+            return await self.app(scope, receive, send)
+        scope["route"], request = route, Request(scope, receive)
+        try:
+            answer = await route.endpoint(request)
+        except Exception as error:
+            handlers = scope["app"].exception_handlers
+            if type(error) not in handlers: raise
+            answer = await handlers[type(error)](request, error)
+        await answer(scope, receive, send)
+
 # %% ../../nbs/7_beside/network.ipynb #5f9302ad
 @patch(as_prop=True)
 def scheme(self: _Network):
@@ -221,8 +336,10 @@ def protect(
 ):  # -> options for uvicorn
     "Puts the checks before an application."
     app.add_middleware(_Guard, network=self, host=host)
+    connections, at_once = _room_for(self.max_connections)
     return {
-        "http": _bounded_protocol(_room_for(self.max_connections), self.head_timeout_s / 2),
+        "http": _bounded_protocol(connections, self.head_timeout_s / 2), "backlog": at_once,
+        "ws": "none",
         "ssl_certfile": self.ssl_certfile,
         "ssl_keyfile": self.ssl_keyfile,
     }

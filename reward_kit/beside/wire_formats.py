@@ -6,10 +6,12 @@
 __all__ = ['FOREIGN_FORMATS']
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #0a538a9c
-import json
 import asyncio
+import base64
+import json
 import math
 import re
+import struct
 import time
 import uuid
 import zlib
@@ -302,9 +304,18 @@ def _write_score(body, rewards, tokens, rm):
     return _write_vllm(body, rewards, tokens, rm, "score", lambda x: {"object": "score", "score": x})
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #b454f841
+def _read_embeddings(body):
+    "As `/classify`, with the coding of the numbers."
+    found = _read_input(body, "encoding_format")
+    body.choice("encoding_format", None, "float", "base64")
+    return found
+
+
 def _write_embeddings(body, rewards, tokens, rm):
-    "The reward as an embedding."
-    item = lambda x: {"object": "embedding", "embedding": [x]}
+    "The reward as an embedding; OpenAI's client asks for base64 where its caller says nothing."
+    coded = body.get("encoding_format") == "base64"
+    shown = lambda x: base64.b64encode(struct.pack("<f", x)).decode() if coded else [x]
+    item = lambda x: {"object": "embedding", "embedding": shown(x)}
     return _write_list(body, rewards, tokens, rm, "embd", item)
 
 
@@ -318,6 +329,28 @@ def _read_slime(body):
 def _write_slime(body, rewards, tokens, rm):
     "The reward."
     return rewards[0]
+
+# %% ../../nbs/7_beside/wire_formats.ipynb #ee7b57b6
+_SAMPLING = """max_tokens max_completion_tokens temperature top_p top_k repetition_penalty presence_penalty
+frequency_penalty seed user""".split()  # which a reward does not depend on
+
+
+def _read_chat(body):
+    "`messages`, which end with the answer."
+    _only(body, "messages", "model", "tools", "chat_template_kwargs", "stream", "n", *_SAMPLING)
+    body.choice("stream", False, None), body.choice("n", 1, None)
+    chat = RewardModel.check_text(body.need("messages"), "messages")
+    if isinstance(chat, str) or chat[-1].get("role") != "assistant":
+        raise body.wrong("messages", body["messages"], "they must end with an answer; none is written here")
+    return {"prompts": [chat], "name": "messages", "template": body.template(1)}
+
+
+def _write_chat(body, rewards, tokens, rm):
+    "The reward as the content of a message."
+    choice = {"index": 0, "message": {"role": "assistant", "content": rewards[0]}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": tokens[0], "completion_tokens": 0, "total_tokens": tokens[0]}
+    answer = {**_new_answer("chatcmpl"), "object": "chat.completion", "model": rm.__name__}
+    return answer | {"choices": [choice], "usage": usage}
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #86509392
 def _read_documents(body, name, *others):
@@ -336,9 +369,10 @@ def _read_documents(body, name, *others):
 
 
 def _read_rerank(body):
-    "`documents`, which are sent back with their values."
-    _wants_activation(body)
-    return _read_documents(body, "documents", "top_n", "return_documents", *_VLLM_FIELDS)
+    "`documents`, which are sent back with their values; infinity's `raw_scores` are as TEI's."
+    _wants_activation(body), body.choice("raw_scores", None, False, True)
+    return _read_documents(
+        body, "documents", "top_n", "return_documents", "raw_scores", *_VLLM_FIELDS)
 
 
 def _ranked(values, texts):
@@ -349,10 +383,12 @@ def _ranked(values, texts):
 
 def _write_rerank(body, rewards, tokens, rm):
     "`results`, best first, at most `top_n`."
-    documents = _read_rerank(body)["responses"]
+    documents, raw = _read_rerank(body)["responses"], body.get("raw_scores")
+    rewards = list(map(_sigmoid, rewards)) if raw is False else rewards
+    values = _activated(body, rewards, rm) if raw is None else rewards
     results = [
         {"index": i, "relevance_score": value, "document": {"text": text}}
-        for i, value, text in _ranked(_activated(body, rewards, rm), documents)]
+        for i, value, text in _ranked(values, documents)]
     usage = {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)}
     answer = {"id": _new_answer("rerank")["id"], "model": rm.__name__, "usage": usage}
     return answer | {"results": results[: body.get("top_n")]}
@@ -420,6 +456,7 @@ def _write_predict(body, rewards, tokens, rm):
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #4d3cad98
 _TEXT, _BOTH = ["What is AI? A field."], ["A field.", "No idea."]
+_CHAT = [{"role": "user", "content": "What is AI?"}, {"role": "assistant", "content": "A field."}]
 _PREDICT = _read_predict, _write_predict
 _ROOT = _told_apart(
     (_read_openrlhf, _write_openrlhf), response=(_read_slime, _write_slime), inputs=_PREDICT)
@@ -441,11 +478,13 @@ FOREIGN_FORMATS = (
         {"query": "What is AI?", "documents": _BOTH, "top_n": 1}),
     WireFormat("TEI", ("/predict",), *_PREDICT, {"inputs": _TEXT, "raw_scores": True}),
     WireFormat(
-        "OpenAI and SGLang", ("/v1/embeddings",), _read_input, _write_embeddings,
+        "OpenAI and SGLang", ("/v1/embeddings",), _read_embeddings, _write_embeddings,
         {"model": "any", "input": _TEXT}),
     WireFormat(
         "LLaMA-Factory", ("/v1/score/evaluation",), _read_llamafactory, _write_llamafactory,
         {"model": "any", "messages": _TEXT}),
+    WireFormat(
+        "ms-swift", ("/v1/chat/completions",), _read_chat, _write_chat, {"messages": _CHAT}),
 )
 
 # %% ../../nbs/7_beside/wire_formats.ipynb #16f4ea82
@@ -488,7 +527,9 @@ def _described(wire, path, rm):
     title = "".join(word.title() for word in re.findall("[a-z0-9]+", path)) or "Root"
     body = {"application/json": {"schema": {"type": "object"}, "example": wire.example}}
     found = {"application/json": {"schema": _schema(answer, f"{title}Answer")}}
+    name = "_".join(re.findall("[a-z0-9]+", path)) or "root"
     return {
+        "operation_id": f"score_{name}",  # the function of a generated client
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
         "responses": {200: {"description": "The rewards.", "content": found}}}
 
@@ -602,7 +643,7 @@ def _add_information(app, batcher):
     from fastapi import Request
     from fastapi.responses import PlainTextResponse
 
-    rm, counts = batcher.rm, Counter()
+    rm, counts, scored = batcher.rm, Counter(), [r for r in app.routes if r.name.startswith("score ")]
     model = {
         "id": rm.__name__, "object": "model", "owned_by": "reward_kit",
         "encoding": rm.encoding_note, "max_rows": batcher.limits.max_rows,
@@ -642,4 +683,5 @@ def _add_information(app, batcher):
         app.add_api_route(path, get, summary=text)
         app.add_api_route(path, get, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/tokenize", tokenize, methods=["POST"], summary="The tokens that the model reads")
+    app.add_middleware(network._Direct, routes=scored)
     app.add_middleware(_Counted, counts=counts, bodies=network._Bodies(batcher.limits))

@@ -81,7 +81,7 @@ def _message(turn, what):
     rest = {key: value for key, value in turn.items() if key not in known}
     if rest:
         _json_text(rest, what)
-    if any(map(rest.get, ("image", "images", "audio", "video", "videos", "attachments"))):
+    if any(map(rest.get, "image images audio video videos attachments".split())):
         raise UnusableRow(f"{what} has pictures or sound, which are not read")
     return {"role": _ROLES.get(role, role), "content": _content(turn, what), **rest}
 

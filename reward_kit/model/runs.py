@@ -377,9 +377,10 @@ class RunRecord:
             "settings": settings,
         })
 
-    def finish(self):
+    def finish(self, keep=True):
         "The run is done."
-        self.start(self.read()["settings"], finished=True)
+        settings = self.read()["settings"]
+        self.start(settings, finished=True, checkpoints=keep)
 
     def is_finished(self, settings, how="finished"):  # {name: value}; or "saved"
         "Whether the folder holds the run with these settings, so far."

@@ -527,7 +527,7 @@ class ServerSettings(_Settings):
     "What a server takes on, how long it collects requests, and how long it takes to stop."
     heading = "what it takes on"
     max_wait_ms: float = setting(
-        5.0, "Milliseconds that a batch waits for more requests.", "0 or more")
+        5.0, "Milliseconds that a batch waits for another request.", "0 or more")
     max_rows: int = setting(1024, "Most texts of one request.", "above 0")
     max_text_chars: int = setting(1_000_000, "Most characters of one text.", "above 0")
     max_queue: int = setting(

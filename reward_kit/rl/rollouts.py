@@ -247,13 +247,13 @@ def _for_each(rows, function, broken=None):
         try:
             yield function(row)
         except ValueError as error:
-            _leave_out(broken, f"{row['origin']}: {error}", error)
+            _leave_out(broken, f"{row['origin']}: {error}")
 
 
-def _leave_out(broken, fault, error=None):
+def _leave_out(broken, fault):
     "Add to a list; without one, raise."
     if broken is None:
-        raise UnusableRow(fault) from error
+        raise UnusableRow(fault)
     broken.append(fault)
 
 

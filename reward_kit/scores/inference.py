@@ -160,8 +160,8 @@ def new_prompts(
         for part in parts
     ]
     new = ~np.isin(keys, RewardMetadata.all_prompts(known))
-    lost = any(about and not about.trained_prompts for about in known)
-    notes = ["Which prompts trained it is not known."] * lost
+    notes = ["Which prompts trained it is not known."] * any(
+        about and not about.trained_prompts for about in known)
     if new.all():
         return new, notes
     said = f"{(~new).sum():,} of {counted(len(new), what)} have prompts that were trained on"

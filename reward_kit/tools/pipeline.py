@@ -317,7 +317,7 @@ def _learn(trainer, run, settings, overwrite, say):
 
 
 def _finish(run, keep_checkpoints):
-    run.finish()
+    run.finish(keep_checkpoints)
     if not keep_checkpoints: Checkpoints(run.folder).remove()
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #0696761a
@@ -444,7 +444,7 @@ def train_ppo_policy(
     rows = Prompts(_read_prompts(prompts, split, columns, broken)[:max_samples])
     if eval_prompts is None: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
     else: held_out = _read_prompts(eval_prompts, eval_split, columns, broken)
-    if broken: say(f"{counted(len(broken), 'row')} left out; first: {broken[0]}")
+    if broken: say(f"Rows left out: {len(broken):,}; first: {broken[0]}")
     rewards = reward if isinstance(reward, (list, tuple)) else [reward]
     settings = _settings(model, config, peft_config, chat_template) | {
         "training": "ppo", "reward": ", ".join(map(_weights_of, rewards)),
@@ -469,7 +469,7 @@ def _read_prompts(data, split, columns, broken=None):
     if not isinstance(data, (list, tuple, Preferences)): data = read_rows(data, split=split)
     try: return Prompts.load(data, columns, "prompts", broken)
     except UnusableRow as error:
-        raise PreferenceDataError(f"{error}. {_LEAVE_OUT}") from error
+        raise PreferenceDataError(f"{error}. {_LEAVE_OUT}")
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):

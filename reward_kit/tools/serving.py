@@ -125,7 +125,7 @@ class _Batcher:
     def __init__(self, rm, limits=None):
         self.rm, self.limits = rm, limits or ServerLimits()
         self.queue, self.running, self.changed = [], [], threading.Condition()
-        self.thread, self.encoding = None, ThreadPoolExecutor(1)
+        self.new, self.thread, self.encoding = [], None, ThreadPoolExecutor(1)
         self.closed, self.batches = False, 0
 
     @property
@@ -136,7 +136,7 @@ class _Batcher:
 # %% ../../nbs/6_tools/61_serving.ipynb #3d4eaaa7
 @patch
 def submit(self: _Batcher, texts):
-    "Queue a request; its future gives (rewards, tokens), cancelling takes it back."
+    "Queue a request; its future gives (rewards, tokens); cancelling undoes it."
     job = _Job(texts)
     with self.changed:
         if self.closed: raise _shutting_down()
@@ -144,22 +144,27 @@ def submit(self: _Batcher, texts):
             raise _RequestError(
                 f"the queue is full ({self.limits.max_queue} waiting); send the request later", 503, 1)
         self.queue.append(job)
+        self.new.append(job)
         if self.thread is None:
             self.thread = threading.Thread(target=self.work, daemon=True)
             self.thread.start()
-    self.encoding.submit(self._encode, job)
+        if len(self.new) == 1:
+            self.encoding.submit(self._encode)
     return job
 
 
 @patch
-def _encode(self: _Batcher, job):
-    try:
-        rows = [] if job.done() else _encode_request(self.rm, job.texts)
-        job.tokens, job.rows = list(map(_count_tokens, rows)), rows
-    except Exception as error:
-        job.answer(error)
+def _encode(self: _Batcher):
     with self.changed:
-        self.changed.notify()
+        jobs, self.new = self.new, []
+    for job in jobs:
+        try:
+            rows = [] if job.done() else _encode_request(self.rm, job.texts)
+            job.tokens, job.rows = list(map(_count_tokens, rows)), rows
+        except Exception as error:
+            job.answer(error)
+        with self.changed:
+            self.changed.notify()
 
 # %% ../../nbs/6_tools/61_serving.ipynb #3a288905
 @patch
@@ -182,14 +187,15 @@ def work(self: _Batcher):
 
 @patch
 def _begin_batch(self: _Batcher):
-    "Wait for a batch and take it out of the queue; False: closed, and nothing is left."
+    "Wait for a batch and take it out of the queue; False: closed, nothing is left."
     with self.changed:
+        known, free = len(self.running + self.waiting), time.monotonic()
         self.running = []
         while not self.running:
             self.queue = self.waiting
             if self.closed and not self.queue:
                 return False
-            jobs, seconds = self._ready()
+            jobs, seconds = self._ready(known, free)
             if jobs and seconds <= 0:
                 self.running, self.queue = jobs, self.queue[len(jobs):]
             else:
@@ -199,8 +205,8 @@ def _begin_batch(self: _Batcher):
 
 
 @patch
-def _ready(self: _Batcher):
-    "The next batch: encoded jobs, and the seconds until it begins; None: when there are any."
+def _ready(self: _Batcher, known, free):
+    "The next batch: encoded jobs, and seconds until it begins; None: no jobs."
     jobs, rows, tokens = [], self.limits.max_batch_rows, self.batch_tokens  # there is room for
     for job in self.queue:
         if job.rows is None or min(rows, tokens) <= 0:
@@ -209,9 +215,12 @@ def _ready(self: _Batcher):
         rows, tokens = rows - len(job.rows), tokens - sum(job.tokens)
     if not jobs:
         return jobs, None
-    if self.closed or min(rows, tokens) <= 0:
+    if self.closed or min(rows, tokens) <= 0 or len(jobs) >= known > 0:
         return jobs, 0
-    return jobs, jobs[0].since + self.limits.max_wait_ms / 1000 - time.monotonic()
+    wait = self.limits.max_wait_ms / 1000
+    first, last = max(free, jobs[0].since), max(free, jobs[-1].since)
+    begin = min(first + 3 * wait, last) + wait
+    return jobs, begin - time.monotonic()
 
 # %% ../../nbs/6_tools/61_serving.ipynb #93a2ed9e
 @patch
@@ -248,9 +257,11 @@ class _Body(dict):
 
     def choice(self, name, *allowed):
         "A field with few values; the first is the default."
-        value, choices = self.get(name, allowed[0]), list(map(json.dumps, allowed))
-        if json.dumps(value) not in choices:
-            raise self.wrong(name, value, f"it must be {' or '.join(choices)}")
+        value = self.get(name, allowed[0])
+        if value is not allowed[0]:
+            choices = list(map(json.dumps, allowed))
+            if json.dumps(value) not in choices:
+                raise self.wrong(name, value, f"it must be {' or '.join(choices)}")
         return value
 
     def only(self, *names):
@@ -272,6 +283,7 @@ def template(self: _Body, n):
     found = {}
     for name, (kind, words) in _TEMPLATE_FIELDS.items():
         value = self.get(name)
+        if value is None: continue
         one = not isinstance(value, list) or kind is list and any(isinstance(v, dict) for v in value)
         rows = [value] * n if one else value
         with contextlib.suppress(ValueError):  # what is no JSON is refused below
@@ -361,22 +373,6 @@ async def _read_body(request, limits):
     return _Body(body)
 
 # %% ../../nbs/6_tools/61_serving.ipynb #8ee01c7b
-async def _wait_for_scores(future, request):
-    "(rewards, tokens) of a request; _RequestError if its caller leaves first."
-    async def leaves():
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    scores, left = asyncio.wrap_future(future), asyncio.ensure_future(leaves())
-    try:
-        await asyncio.wait({scores, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not scores.done(): raise _RequestError("the caller has left")
-        return scores.result()
-    finally:
-        scores.cancel()
-        left.cancel()
-
-
 class _OpenRequests:
     "The requests that are being answered, and how long that may still take."
 
@@ -417,7 +413,7 @@ def _make_endpoint(wire, batcher, requests):
             body = await _read_body(request, limits)
             texts = wire.texts(body)
             network._check_sizes(texts, limits)
-            scores = await _wait_for_scores(batcher.submit(texts), request)
+            scores = await network._wait_for_scores(batcher.submit(texts), request)
             return responses.JSONResponse(wire.write(body, *scores, batcher.rm))
 
     return score
@@ -497,7 +493,7 @@ def _make_server(app, host, network, access_log=False):
 
     # a caller that does not read its answer holds a shutdown up
     return Server(uvicorn.Config(
-        app, server_header=False, backlog=2048, lifespan="on", access_log=access_log,
+        app, server_header=False, lifespan="on", access_log=access_log,
         log_level="info" if access_log else "warning", timeout_keep_alive=120,
         timeout_graceful_shutdown=requests.seconds + _LAST_SECONDS, **options))
 
