@@ -444,7 +444,7 @@ def train_ppo_policy(
     rows = Prompts(_read_prompts(prompts, split, columns, broken)[:max_samples])
     if eval_prompts is None: rows, held_out = _held_out_prompts(rows, eval_fraction, args.seed)
     else: held_out = _read_prompts(eval_prompts, eval_split, columns, broken)
-    if broken: say(f"Rows left out: {len(broken):,}; first: {broken[0]}")
+    if broken: say(f"Rows left out: {len(broken)}; first: {broken[0]}")
     rewards = reward if isinstance(reward, (list, tuple)) else [reward]
     settings = _settings(model, config, peft_config, chat_template) | {
         "training": "ppo", "reward": ", ".join(map(_weights_of, rewards)),
