@@ -2312,7 +2312,11 @@ def test_earlier_turns_are_read_where_most_rows_have_none(history, name):
     columns = None if name == "history" else {"history": name}
     found = load_preferences(rows, columns=columns, progress=False)
     assert len(found) == len(rows)
-    assert [turn["content"] for turn in found[5]["prompt"]] == ["earlier q", "earlier a", ASKED["prompt"].format(5)]
+    assert [turn["content"] for turn in found[5]["prompt"]] == [
+        "earlier q",
+        "earlier a",
+        ASKED["prompt"].format(5),
+    ]
 
 
 def test_nobody_guesses_who_spoke_first():
@@ -2327,7 +2331,9 @@ THREE = {"prompt": "Q {}?", "responses": ["one {}", "two", "three"]}
 
 
 def rows_of_three(extra):
-    return [row | {"responses": [f"one {i}", "two", "three"]} for i, row in enumerate(rows_with(extra, THREE))]
+    return [
+        row | {"responses": [f"one {i}", "two", "three"]} for i, row in enumerate(rows_with(extra, THREE))
+    ]
 
 
 @pytest.mark.parametrize("ranking", [[3, 1, 2], [1, 2, 0], ["2", "3", "1"]])
@@ -2343,10 +2349,13 @@ def test_a_ranking_that_may_be_an_order_is_asked_for(ranking):
 
 
 @pytest.mark.parametrize(
-    "ranking, best", [([2, 1, 2], "two"), ([3, 2, 1], "three"), (["C", "A", "B"], "three"), ([1, 3, 2], "one")]
+    "ranking, best",
+    [([2, 1, 2], "two"), ([3, 2, 1], "three"), (["C", "A", "B"], "three"), ([1, 3, 2], "one")],
 )
 def test_a_ranking_that_says_one_thing_is_read(ranking, best):
-    assert load_preferences(rows_of_three({"ranking": ranking}), progress=False)[0]["responses"][0].startswith(best)
+    assert load_preferences(rows_of_three({"ranking": ranking}), progress=False)[0]["responses"][
+        0
+    ].startswith(best)
 
 
 @pytest.mark.parametrize("label, best", [("B", "two"), ("c", "three"), ("two", "two")])
@@ -2392,7 +2401,9 @@ def test_two_system_messages_are_not_made_one():
     assert same == talk
 
 
-@pytest.mark.parametrize("beside", [{"images": ["a.png"]}, {"attachments": [{"file": "a"}]}, {"audio": "a.wav"}])
+@pytest.mark.parametrize(
+    "beside", [{"images": ["a.png"]}, {"attachments": [{"file": "a"}]}, {"audio": "a.wav"}]
+)
 def test_pictures_in_a_message_are_not_left_out(beside):
     asked = {"role": "user", "content": "What is it?"}
     with pytest.raises(PreferenceDataError, match="pictures or sound, which are not read"):
@@ -2405,8 +2416,20 @@ def test_pictures_beside_a_prompt_are_not_left_out(name):
         load_preferences(rows_with({name: "a.png"}, ASKED), progress=False)
 
 
-LONG = {name: "Some words about number {}." for name in (
-    "title", "body", "web_page", "sys_prompt", "ctx", "source", "parent_comment", "problem", "unheard_of")}
+LONG = {
+    name: "Some words about number {}."
+    for name in (
+        "title",
+        "body",
+        "web_page",
+        "sys_prompt",
+        "ctx",
+        "source",
+        "parent_comment",
+        "problem",
+        "unheard_of",
+    )
+}
 LONG |= {"options": ["One", "Two"], "functions": [{"name": "add"}], "few_shot": "Like this: 1 + 1 = 2"}
 
 
@@ -2420,8 +2443,20 @@ def test_texts_beside_a_prompt_are_asked_for(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["explanation", "labelling_prompt", "original_response", "reference_answer", "chosen_model", "feedback",
-     "preference_statement", "topic", "created_at", "comment", "prompt_source", "raw_output"],
+    [
+        "explanation",
+        "labelling_prompt",
+        "original_response",
+        "reference_answer",
+        "chosen_model",
+        "feedback",
+        "preference_statement",
+        "topic",
+        "created_at",
+        "comment",
+        "prompt_source",
+        "raw_output",
+    ],
 )
 def test_what_tells_of_a_row_is_no_part_of_its_prompt(name):
     rows = rows_with({name: "The first is better because of {}."}, ASKED)
@@ -2438,7 +2473,8 @@ def test_a_header_in_the_middle_is_no_row():
 
 
 @pytest.mark.parametrize(
-    "who", ["WorkerId", "evaluator", "Email Address", "rated_by", "PROLIFIC_PID", "expert_name", "reviewer_id"]
+    "who",
+    ["WorkerId", "evaluator", "Email Address", "rated_by", "PROLIFIC_PID", "expert_name", "reviewer_id"],
 )
 def test_rows_of_several_people_are_votes_whatever_they_are_called(who):
     rows = [
@@ -2491,8 +2527,14 @@ def test_two_pairs_of_scores_are_asked_for():
         {"gpt": "good {}", "llama": "bad {}", "winner": "gpt", "loser": "llama"},
         {"gpt_response": "good {}", "llama_response": "bad {}", "chosen": "gpt", "rejected": "llama"},
         {"responses": {"r1": "bad {}", "r2": "good {}"}, "chosen": "r2", "rejected": "r1"},
-        {"response_a": "bad {}", "response_b": "good {}", "model_a": "x", "model_b": "y", "chosen": "y",
-         "rejected": "x"},
+        {
+            "response_a": "bad {}",
+            "response_b": "good {}",
+            "model_a": "x",
+            "model_b": "y",
+            "chosen": "y",
+            "rejected": "x",
+        },
         {"winner": "gpt", "loser": "llama", "winner_text": "good {}", "loser_text": "bad {}"},
     ],
 )
@@ -2537,8 +2579,14 @@ def test_sides_that_name_responses_are_not_scored(sides):
 @pytest.mark.parametrize(
     "row, match",
     [
-        ({"prompt": [{"role": "user", "content": "Q"}], "generated_text": "a {}"}, "'response': 'generated_text'"),
-        ({"messages": [{"role": "user", "content": "Q"}], "model_output": "a {}"}, "'response': 'model_output'"),
+        (
+            {"prompt": [{"role": "user", "content": "Q"}], "generated_text": "a {}"},
+            "'response': 'generated_text'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "Q"}], "model_output": "a {}"},
+            "'response': 'model_output'",
+        ),
         ({"prompt": "Q {}?", "text": "a {}"}, "'response': 'text'"),
         ({"question": "Q {}?", "text": "note", "reply": "a {}"}, "'response': 'reply'"),
     ],
@@ -2595,7 +2643,9 @@ def test_nan_is_a_missing_score_in_json_too(tmp_path):
     assert found[0]["responses"] == ["a", "b"] and list(found.report.noted.values())[0]["count"] == 1
 
 
-@pytest.mark.parametrize("form", ["{}\n{}", "{} {}", "User: {}\nAssistant: {}", "### Instruction:\n{}\n\n### Response:\n{}"])
+@pytest.mark.parametrize(
+    "form", ["{}\n{}", "{} {}", "User: {}\nAssistant: {}", "### Instruction:\n{}\n\n### Response:\n{}"]
+)
 def test_a_prompt_in_front_of_its_responses_is_read_once(form):
     rows = rows_with({}, ASKED)
     for row in rows:
@@ -2605,7 +2655,14 @@ def test_a_prompt_in_front_of_its_responses_is_read_once(form):
 
 
 def test_a_title_belongs_to_its_post():
-    info = {"id": "x", "post": "Long ago.", "title": "A tale", "subreddit": "tales", "site": None, "article": None}
+    info = {
+        "id": "x",
+        "post": "Long ago.",
+        "title": "A tale",
+        "subreddit": "tales",
+        "site": None,
+        "article": None,
+    }
     summaries = [{"text": "bad", "policy": "p", "note": ""}, {"text": "good", "policy": "q", "note": ""}]
     rows = [{"info": info, "summaries": summaries, "choice": n % 2, "worker": "w"} for n in range(4)]
     prompt = load_preferences(rows, progress=False)[0]["prompt"]

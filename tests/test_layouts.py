@@ -1070,7 +1070,12 @@ def test_two_responses_are_found_by_their_sides_or_by_the_verdict(sides, tmp_pat
 def test_names_of_models_are_no_responses_and_a_word_is_no_chosen_text():
     rows = judged("g", "h", "winner", "model_1", "model_2", model_1="x", model_2="y")
     with pytest.raises(PreferenceDataError, match="no column for"):
-        load([{"prompt": row["prompt"], "model_1": "x", "model_2": "y", "winner": row["winner"]} for row in rows])
+        load(
+            [
+                {"prompt": row["prompt"], "model_1": "x", "model_2": "y", "winner": row["winner"]}
+                for row in rows
+            ]
+        )
     odd = judged("this", "that", "winner", "1st", "2nd")
     advice = "say columns={'response_a': 'this', 'response_b': 'that', 'label': 'winner'}"
     with pytest.raises(PreferenceDataError, match=re.escape(advice)):
@@ -1136,7 +1141,10 @@ def test_what_true_means_is_asked_where_the_column_asks_for_what_is_bad():
 
 def test_a_table_without_a_header_is_told_so(tmp_path):
     rows = many(prompt=Q, chosen=A, rejected=B)
-    texts = [[f"Well, {cell}" for cell in row.values()] for row in rows], [["2 + 2?", "4", "5"], ["3?", "3", "4"]]
+    texts = (
+        [[f"Well, {cell}" for cell in row.values()] for row in rows],
+        [["2 + 2?", "4", "5"], ["3?", "3", "4"]],
+    )
     for lines in texts:
         (tmp_path / "a.csv").write_text("\n".join(",".join(map(json.dumps, line)) for line in lines))
         with pytest.raises(PreferenceDataError, match="a.csv: .* this file seems to have no header; write"):
@@ -1146,7 +1154,7 @@ def test_a_table_without_a_header_is_told_so(tmp_path):
 
 
 @pytest.mark.parametrize("name,text,said", [
-    ("a.csv", "Export of 2026,,\n\nprompt,chosen,rejected\nq,a,b\n", "seems to be a title or a comment; delete"),
+    ("a.csv", "Export of 2026,,\n\nprompt,chosen,rejected\nq,a,b\n", "seems to be a title or a comment"),
     ("a.csv", "# exported\nprompt,chosen,rejected\nq,a,b\n", "'# exported' seems to be a title or a comment"),
     ("a.csv", "prompt,chosen,chosen,rejected\nq,a,b,c\n", "'chosen'; rename one of them"),
     ("a.jsonl", '[{"prompt": "q", "chosen": "a"}]', "a.jsonl:1: JSON of all rows in one line; name it .json"),
@@ -1164,7 +1172,10 @@ def test_how_a_file_begins_tells_what_is_wrong_with_it(name, text, said, tmp_pat
 def test_rows_beside_other_facts_and_a_table_of_one_column(tmp_path):
     rows = many(prompt=Q, chosen=A, rejected=B)
     for whole in (
-        {"rows": [{"row_idx": k, "row": row} for k, row in enumerate(rows)], "features": [{"name": "prompt"}]},
+        {
+            "rows": [{"row_idx": k, "row": row} for k, row in enumerate(rows)],
+            "features": [{"name": "prompt"}],
+        },
         {"annotators": ["x", "y"], "data": rows},
     ):
         (tmp_path / "a.json").write_text(json.dumps(whole))
@@ -1199,13 +1210,17 @@ def test_two_scores_and_two_ranks_are_read_in_many_places(cells):
 
 
 def test_two_annotators_are_no_scores():
-    rows = [{"prompt": Q.format(k)} | two | {"rank_1": 1, "rank_2": 2} for k, two, _ in swapped("answer_a", "answer_b")]
+    rows = [
+        {"prompt": Q.format(k)} | two | {"rank_1": 1, "rank_2": 2}
+        for k, two, _ in swapped("answer_a", "answer_b")
+    ]
     with pytest.raises(PreferenceDataError, match="no column for 'label'"):
         load(rows)
 
 
 @pytest.mark.parametrize("ranking", [
-    ["answer_b", "answer_c", "answer_a"], "B > C > A", "answer_b, answer_c, answer_a", ["B", "C", "A"], "B>C=A",
+    ["answer_b", "answer_c", "answer_a"], "B > C > A", "answer_b, answer_c, answer_a",
+    ["B", "C", "A"], "B>C=A",
 ])  # fmt: skip
 def test_a_ranking_names_three_columns(ranking):
     found = load(many(prompt=Q, answer_a=B, answer_b=A, answer_c="So so.", ranking=lambda k: ranking))
@@ -1215,13 +1230,19 @@ def test_a_ranking_names_three_columns(ranking):
 
 
 def test_numbers_under_names_or_in_a_text_are_asked_for():
-    rows = many(prompt=Q, answer_a=B, answer_b=A, answer_c="So so.", ranking=lambda k: {"A": 3, "B": 1, "C": 2})
-    with pytest.raises(PreferenceDataError, match=re.escape("say columns={'ranks': 'ranking'} if 1 is the best")):
+    rows = many(
+        prompt=Q, answer_a=B, answer_b=A, answer_c="So so.", ranking=lambda k: {"A": 3, "B": 1, "C": 2}
+    )
+    with pytest.raises(
+        PreferenceDataError, match=re.escape("say columns={'ranks': 'ranking'} if 1 is the best")
+    ):
         load(rows)
     assert load(rows, columns={"ranks": "ranking"})[0]["responses"][0] == A.format(0)
     assert load(rows, columns={"scores": "ranking"})[0]["responses"][0] == B.format(0)
     rows = many(prompt=Q, response_1=B, response_2=A, response_3="So so.", ranking="2,3,1")
-    with pytest.raises(PreferenceDataError, match="'ranking' may hold the rank of each response, or the resp"):
+    with pytest.raises(
+        PreferenceDataError, match="'ranking' may hold the rank of each response, or the resp"
+    ):
         load(rows)
     assert load(rows, columns={"best_first": "ranking"})[0]["responses"][0] == A.format(0)
 
@@ -1244,7 +1265,9 @@ def test_tables_of_crowd_platforms(tmp_path):
         for k, two, won in swapped("response_a", "response_b"):
             for n, vote in enumerate("aab" if won else "bba"):
                 cells = {f"{given}{name}": cell for name, cell in ({"prompt": Q.format(k)} | two).items()}
-                rows.append(cells | {f"{said}preference": vote, worker: f"w{n}", "Reward": "$0.10", "HITId": "h"})
+                rows.append(
+                    cells | {f"{said}preference": vote, worker: f"w{n}", "Reward": "$0.10", "HITId": "h"}
+                )
         found = load(rows)
         assert_sorted(found)
         assert found[0]["ranks"] == [1, 2] and "Reward" not in found.report.columns.values()
@@ -1262,13 +1285,15 @@ def test_answers_of_annotation_tools_in_objects():
     rows = [{"prompt": Q.format(k)} | two | {"better": json.dumps([{"selected": "left" if won else "right"}])}
             for k, two, won in swapped("answer1", "answer2")]  # fmt: skip
     assert_sorted(load(rows))
-    rated = [{"prompt": Q.format(k), "rating_a": [{"rating": 2 + won}], "rating_b": '[{"rating": 2}, {"rating": 3}]'} | two
+    second = '[{"rating": 2}, {"rating": 3}]'
+    rated = [{"prompt": Q.format(k), "rating_a": [{"rating": 2 + won}], "rating_b": second} | two
              for k, two, won in swapped("response_a", "response_b")]  # fmt: skip
     assert_sorted(load(rated))
     records = [
         {"fields": {"prompt": Q.format(k)} | two, "metadata": {}, "suggestions": [], "responses": [
             {"user_id": n, "status": status, "values": {"preference": {"value": "1" if own else "2"}}}
-            for n, (status, own) in enumerate((("submitted", won), ("submitted", won), ("discarded", not won)))]}
+            for n, (status, own) in enumerate(
+                (("submitted", won), ("submitted", won), ("discarded", not won)))]}
         for k, two, won in swapped("response-1", "response-2")
     ]  # fmt: skip
     assert_sorted(load(records))
@@ -1284,8 +1309,16 @@ def test_answers_of_annotation_tools_in_objects():
 
 
 def test_options_of_which_some_were_accepted():
-    rows = [{"text": Q.format(k), "options": [{"id": n, "text": text} for n, text in enumerate(two.values())],
-             "accept": [int(not won)], "answer": "accept", "_session_id": "x"} for k, two, won in swapped("a", "b")]
+    rows = [
+        {
+            "text": Q.format(k),
+            "options": [{"id": n, "text": text} for n, text in enumerate(two.values())],
+            "accept": [int(not won)],
+            "answer": "accept",
+            "_session_id": "x",
+        }
+        for k, two, won in swapped("a", "b")
+    ]
     assert_sorted(load(rows))
     left = [row | {"answer": answer} for row, answer in zip(rows, ("reject", "ignore"))]
     found = load(rows[2:] + left)
@@ -1294,13 +1327,17 @@ def test_options_of_which_some_were_accepted():
 
 def test_turns_and_lists_under_other_keys():
     for who, said, role in ("sender", "text", "assistant"), ("speaker", "message", "Chatbot"):
-        turn = lambda one, text: {who: one, said: text}
+        turn = lambda one, text, who=who, said=said: {who: one, said: text}
         rows = [{"conversation": [turn("user", Q.format(k))], "better": turn(role, A.format(k)),
                  "worse": turn(role, B.format(k))} for k in range(12)]  # fmt: skip
         found = load(rows)
         assert [record["responses"][0][0]["content"] for record in found] == [A.format(k) for k in range(12)]
         assert found[0]["prompt"] == [{"role": "user", "content": Q.format(0)}]
-    call = lambda name: {"role": "assistant", "content": None, "function_call": {"name": name, "arguments": "{}"}}
+    call = lambda name: {
+        "role": "assistant",
+        "content": None,
+        "function_call": {"name": name, "arguments": "{}"},
+    }
     found = load(many(prompt=Q, chosen=lambda k: [call(f"f{k}")], rejected=lambda k: [call("no")]))
     assert found[1]["responses"][0][0]["tool_calls"][0]["function"]["name"] == "f1" and len(found) == 12
     lists = {"text": [B, A], "score": [1, 5], "model": ["x", "y"]}
@@ -1316,8 +1353,9 @@ def test_an_instruction_mostly_has_no_input():
 
 
 def test_what_cannot_be_read_so_is_told_what_can(tmp_path):
-    turns = lambda text: lambda k: [
-        {"role": "user", "content": Q.format(k)}, {"role": "assistant", "content": text.format(k)}]
+    turns = lambda text: (
+        lambda k: [{"role": "user", "content": Q.format(k)}, {"role": "assistant", "content": text.format(k)}]
+    )
     rows = many(prompt="another", chosen=turns(A), rejected=turns(B))
     with pytest.raises(PreferenceDataError, match=re.escape("say columns={'prompt': None}")):
         load(rows)
@@ -1326,7 +1364,8 @@ def test_what_cannot_be_read_so_is_told_what_can(tmp_path):
     with pytest.raises(PreferenceDataError, match="save them as rankings first"):
         PreferenceFormat.detect([tree], judged=False)
     answer = {"parent_id": "m", "role": "assistant"}
-    load([tree, *(answer | {"message_id": text, "text": text, "rank": n} for n, text in enumerate("79"))]).save(
-        tmp_path / "rankings.jsonl")
+    load(
+        [tree, *(answer | {"message_id": text, "text": text, "rank": n} for n, text in enumerate("79"))]
+    ).save(tmp_path / "rankings.jsonl")
     (row,) = (row for _, row in read_rows(tmp_path / "rankings.jsonl"))
     assert len(PreferenceFormat.detect([row], judged=False).texts(row)["responses"]) == 2

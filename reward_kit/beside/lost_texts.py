@@ -62,7 +62,7 @@ def _refuse_lost_response(self: Columns, rows, fmt):
         others = [name for name in self.present if name != column and name not in self.given]
         texts = [name for name in others if any(isinstance(row.get(name), str) for row in rows)]
         say = " or ".join(f"columns={{'response': {name!r}}}" for name in texts[:3])
-        apart = f", or columns={{'prompt': None}} if there is no prompt" * (fmt.name == "text")
+        apart = ", or columns={'prompt': None} if there is no prompt" * (fmt.name == "text")
         raise PreferenceDataError(
             f"{column!r} {why}; say which column holds the response: {say or 'there is none'}{apart}")
 
@@ -136,8 +136,8 @@ _PERHAPS = """persona sys preamble facts knowledge evidence abstract snippet sni
 _BEFORE = "previous prior earlier preceding retrieved parent".split()  # how such a name begins
 _OF_JUDGES = re.compile("label|judg|generat|raw|annotat|response|answer|completion|model|chosen|reject|orig")
 _ASIDE = re.compile(
-    "expla|rational|reason|feedback|remark|comment|note|critique|justif|polic|output|repl|summar|solution|"
-    "refer|gold|target|truth|expect|ideal|tag|categor|topic|domain|link|date|time|meta|statement|elaborat|"
+    "expla|why|motiv|opinion|rational|reason|feedback|remark|comment|note|critique|justif|polic|output|repl|summar|"
+    "solution|refer|gold|target|truth|expect|ideal|tag|categor|topic|domain|link|date|time|meta|statement|elaborat|"
     "thought|scratch|cot|verdict|vote|status|version|licen|lang|author|site|name|_source$|_id$|_at$")
 
 

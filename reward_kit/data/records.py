@@ -315,7 +315,7 @@ def in_context(self: Row, prompt, responses):
     turns = earlier + own[len(lead) :]
     own = [turn["content"] for turn in lead + turns[:1] if turn["role"] == "system"]
     if own and said and said[0]["content"] not in own[0]:
-        raise UnusableRow("two system messages", "one in a column")
+        raise UnusableRow("two system messages")
     lead = lead if own else said
     return lead + turns, [_said("assistant", response) for response in responses]
 

@@ -469,7 +469,7 @@ def _read_prompts(data, split, columns, broken=None):
     if not isinstance(data, (list, tuple, Preferences)): data = read_rows(data, split=split)
     try: return Prompts.load(data, columns, "prompts", broken)
     except UnusableRow as error:
-        raise PreferenceDataError(f"{error}. {_LEAVE_OUT}")
+        raise PreferenceDataError(f"{error}. {_LEAVE_OUT}") from error
 
 # %% ../../nbs/6_tools/60_pipeline.ipynb #c860b4ea
 def _held_out_prompts(rows, eval_fraction, seed):
