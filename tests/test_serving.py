@@ -428,6 +428,7 @@ def test_one_number_as_an_embedding_and_as_itself(rm, url):
     [
         ("truncate_prompt_tokens", [None, -1], 64),
         ("truncation_side", [None, "left"], "right"),
+        ("padding", [None, False, True], "max_length"),
         ("mm_processor_kwargs", [None, {}], {"a": 1}),
         ("dimensions", [None], 8),
         ("encoding_format", [None, "float"], "int8"),

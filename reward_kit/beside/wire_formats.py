@@ -41,13 +41,14 @@ def _new_answer(kind):
 # %% ../../nbs/7_beside/wire_formats.ipynb #c8a855df
 _ELSEWHERE = "a property of the model here; leave it out"
 _NO_EFFECT = {  # what the server does anyway
-    "truncate_prompt_tokens": -1, "encoding_format": "float", "truncation_side": "left"}
+    "truncate_prompt_tokens": -1, "encoding_format": "float", "truncation_side": "left", "padding": True}
 _CANNOT = {
     "tools": "this route does not read tools; POST /v1/rewards, which takes them beside messages",
     "chat_template": "messages are rendered by the model's own template, as in training; leave it out",
     "chat_template_kwargs": "only messages go through a template; leave it out",
     "truncate_prompt_tokens": f"where a text is cut is {_ELSEWHERE}, or send -1",
     "truncation_side": f"where a text is cut is {_ELSEWHERE}",
+    "padding": "rewards do not depend on it; leave it out",
     "truncate": f"where a text is cut is {_ELSEWHERE}",
     "truncation_direction": f"where a text is cut is {_ELSEWHERE}",
     "max_length": "it is a property of the model here; leave it out or send null",
