@@ -2418,17 +2418,7 @@ def test_pictures_beside_a_prompt_are_not_left_out(name):
 
 LONG = {
     name: "Some words about number {}."
-    for name in (
-        "title",
-        "body",
-        "web_page",
-        "sys_prompt",
-        "ctx",
-        "source",
-        "parent_comment",
-        "problem",
-        "unheard_of",
-    )
+    for name in ("title", "body", "web_page", "sys_prompt", "ctx", "parent_comment", "problem")
 }
 LONG |= {"options": ["One", "Two"], "functions": [{"name": "add"}], "few_shot": "Like this: 1 + 1 = 2"}
 
@@ -2683,6 +2673,115 @@ def test_rows_of_one_prompt_are_apart_where_a_column_says_so(name):
 
 @pytest.mark.parametrize("name", ["email", "user"])
 def test_a_text_is_not_who_said_something(name):
-    with pytest.raises(PreferenceDataError, match=f"'{name}' stands beside the prompt"):
-        load_preferences(rows_with({name: "Dear all, the meeting is on day {}."}, ASKED), progress=False)
+    rows = rows_with({name: "Dear all, the meeting is on day {}."}, ASKED)
+    if name == "email":
+        with pytest.raises(PreferenceDataError, match="'email' stands beside the prompt"):
+            load_preferences(rows, progress=False)
+    else:
+        assert (
+            "'user' holds texts that are not used" in load_preferences(rows, progress=False).report.notes[0]
+        )
     assert len(load_preferences(rows_with({name: "ann{}@x.org"}, ASKED), progress=False)) == 12
+
+
+@pytest.mark.parametrize("name", ["unheard_of", "source", "description", "user_agent", "german"])
+def test_long_texts_of_another_name_are_noted(name):
+    rows = rows_with({name: "Some words about number {}."}, ASKED)
+    found = load_preferences(rows, progress=False)
+    assert len(found) == len(rows)
+    assert any(f"'{name}' holds texts that are not used" in note for note in found.report.notes)
+
+
+def test_what_is_said_of_each_response_is_no_part_of_the_prompt():
+    items = [{"response": said, "overall_score": n, "custom_system_prompt": f"Be {said}."}
+             for n, said in enumerate(("bad", "good"))]  # fmt: skip
+    rows = [{"instruction": f"Q {n}?", "completions": items} for n in range(12)]
+    assert load_preferences(rows, progress=False)[0]["responses"] == ["good", "bad"]
+
+
+@pytest.mark.parametrize(
+    "names", [("model_b", "model_a"), ("model_2", "model_1"), ("generator_2", "generator_1")]
+)
+def test_winners_by_name_do_not_depend_on_the_order_of_columns(names):
+    base = {k: v for k, v in SIDES.items() if k != "winner"}
+    rows = rows_with(dict(zip(names, ("llama", "GPT"))) | {"winner": "gpt"}, base)
+    assert load_preferences(rows, progress=False)[0]["responses"] == ["good 0", "bad 0"]
+
+
+SIDED = {"prompt": "Q {}?", "response_a": "good {}", "response_b": "bad {}"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        SIDED | {"models": {"A": "gpt-4", "B": "llama"}, "chosen": "A", "rejected": "B"},
+        SIDED | {"notes": {"A": "fine then", "B": "no"}, "chosen": "A", "rejected": "B"},
+        SIDED | {"A": "gpt-4", "B": "llama", "chosen": "A", "rejected": "B"},
+        SIDED | {"summary_a": "short", "summary_b": "long", "chosen": "a", "rejected": "b"},
+        SIDED
+        | {"model_a": "x", "model_b": "y", "winner": "x", "loser": "y", "versions": {"x": "v7", "y": "v9"}},
+    ],
+)
+def test_what_is_named_alike_is_no_response(row):
+    assert load_preferences(rows_with({}, row), progress=False)[0]["responses"] == ["good 0", "bad 0"]
+
+
+@pytest.mark.parametrize(
+    "beside", [{"latency": {"gpt": "3s", "claude": "4s"}}, {"prompts": {"gpt": "x", "claude": "y"}}]
+)
+def test_other_facts_by_model_are_no_responses(beside):
+    rows = [
+        {
+            "prompt": f"Q {n}?",
+            "responses": {"gpt": "good", "claude": "bad"},
+            "chosen": "gpt",
+            "rejected": "claude",
+        }
+        | beside
+        for n in range(12)
+    ]
+    assert load_preferences(rows, progress=False)[0]["responses"] == ["good", "bad"]
+
+
+@pytest.mark.parametrize("values", [("control", "treatment"), ("x-y", "y-x")])
+@pytest.mark.parametrize("name", ["group", "pair"])
+def test_a_column_that_leaves_each_row_alone_parts_nothing(name, values):
+    rows = [
+        {"prompt": f"Q {n}?", "response": f"{said} {n}", "score": score, name: value}
+        for n in range(12)
+        for said, score, value in (("good", 1, values[0]), ("bad", 0, values[1]))
+    ]
+    assert len(load_preferences(rows, progress=False)) == 12
+
+
+def test_a_person_may_have_a_long_name():
+    rows = [
+        row | {"annotator": who, "winner": won}
+        for row in rows_with({}, SIDES)
+        for who, won in (
+            ("Maria del Carmen Lopez", "model_a"),
+            ("gpt-4 with rubric v2", "model_a"),
+            ("Ann de la Tour", "model_b"),
+        )
+    ]
+    assert len(load_preferences(rows, progress=False)) == 12
+
+
+def test_code_behind_its_prompt_keeps_its_shape():
+    code = "def add(a, b):\n    # case {}"
+    row = {"prompt": code, "chosen": code + "\n    return a + b", "rejected": code + "\n    return a"}
+    assert load_preferences(rows_with({}, row), progress=False)[0]["responses"][0] == "    return a + b"
+    row = {
+        "prompt": "Continue the tale {}",
+        "chosen": "Continue the tale {}'s hero",
+        "rejected": "Continue the tale {}s",
+    }
+    assert "tale" in load_preferences(rows_with({}, row), progress=False)[0]["responses"][0]
+
+
+def test_an_empty_prompt_is_read_from_another_column_of_prompts():
+    rows = rows_with({}, ASKED)
+    for row in rows[::2]:
+        row["question"], row["prompt"] = row["prompt"], None
+    found = load_preferences(rows, progress=False)
+    assert [record["prompt"] for record in found] == [ASKED["prompt"].format(n) for n in range(12)]

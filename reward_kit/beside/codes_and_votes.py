@@ -663,7 +663,7 @@ def find_verdict(self: Columns, rows: list[dict]) -> None:
                 f"{found[0]!r} names the responses, but not by its name a verdict on them; if it is one, "
                 f"say columns={{'label': {found[0]!r}}}")
         if found[0] != own:
-            self.asides = [f"the verdict is {found[0]!r}, since its cells name the responses"]
+            self.asides = self.asides + [f"the verdict is {found[0]!r}, since its cells name the responses"]
         self["label"] = found[0]
 
 # %% ../../nbs/7_beside/codes_and_votes.ipynb #0a92b920

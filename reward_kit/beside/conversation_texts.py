@@ -15,6 +15,8 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from . import codes_and_votes as codes
+from ..data.columns import Columns
 from ..data.files import UnusableRow
 from ..data.records import Row, as_messages
 from ..model.settings import ParameterError
@@ -60,8 +62,8 @@ def transcript_prompt(cls: Row, text):
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 # %% ../../nbs/7_beside/conversation_texts.ipynb #f4636836
-_ASKED = [("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("input", "output"),
-          ("prompt", "response"), ("query", "response"), ("instruction", "response"), ("user", "bot")]
+_KEYS = [("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("input", "output"),
+         ("prompt", "response"), ("query", "response"), ("instruction", "response"), ("user", "bot")]
 
 
 @patch
@@ -74,7 +76,7 @@ def earlier(self: Row):
         with suppress(ValueError):
             cell = json.loads(cell)
     turns = cell if isinstance(cell, list) else []
-    turns = [[*turn.values()] if isinstance(turn, dict) and tuple(turn) in _ASKED else turn for turn in turns]
+    turns = [[*turn.values()] if isinstance(turn, dict) and tuple(turn) in _KEYS else turn for turn in turns]
     texts = [text for turn in turns for text in (turn if isinstance(turn, list) else [turn])]
     if not texts or not all(isinstance(text, str) for text in texts):
         return as_messages("" if isinstance(cell, str) and not cell.strip() else cell, "history")
@@ -82,6 +84,43 @@ def earlier(self: Row):
         raise UnusableRow("history has an odd number of texts", "write messages with role and content")
     roles = cycle(("user", "assistant"))
     return [{"role": role, "content": text} for role, text in zip(roles, texts)]
+
+# %% ../../nbs/7_beside/conversation_texts.ipynb #34cfb610
+_ASKED = r"\s*(?:(?:#+ *)?(?:Human|User|Instruction|Prompt|Question|Q)\s*:\s*)?"
+_ANSWERED = r"(?:\s*(?:#+ *)?(?:Assistant|Response|Answer|Output|A)\s*:\s*|\n+|[ \t]+)"
+_FEW_LETTERS = 12  # a shorter prompt may begin an answer by chance
+
+
+class _PromptTwice:
+    "Responses that begin with the prompt: without it."
+
+    note, sparse = "the prompt once more in its responses", True
+    aside = "the responses begin with the prompt, which is read once"
+
+    @staticmethod
+    def flat(row):
+        prompt = next((row[name] for name in row if Columns.is_called(name, "prompt")), None)
+        names = [*codes._sides(row)] or [*codes._family(row, codes._NOUNS).values()]
+        if isinstance(prompt, str) and len(prompt.strip()) > _FEW_LETTERS and len(names) > 1:
+            begun = re.compile(_ASKED + re.escape(prompt.strip()) + _ANSWERED)
+            cut = {name: begun.sub("", row[name], count=1) for name in names if begun.match(row[name])}
+            if len(cut) == len(names) and all(cut.values()):
+                return None if any(map(Row.is_transcript, map(row.get, names))) else row | cut
+
+
+class _OtherPrompt:
+    "An empty prompt beside one under another name."
+
+    note, sparse, least = "an empty prompt, and one under another name", True, 0
+    aside = "where the prompt is empty, the other column of prompts is read"
+
+    @staticmethod
+    def flat(row):
+        names = [name for name in row if Columns.is_called(name, "prompt")]
+        filled = [name for name in names if row[name]]
+        if "prompt" in row and row["prompt"] in (None, "", []) and len(filled) == 1:
+            rest = {name: cell for name, cell in row.items() if name != filled[0]}
+            return rest | {"prompt": row[filled[0]]}
 
 # %% ../../nbs/7_beside/conversation_texts.ipynb #a56618f4
 _TEMPLATES = {

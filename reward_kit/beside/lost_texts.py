@@ -134,11 +134,14 @@ _PERHAPS = """persona sys preamble facts knowledge evidence abstract snippet sni
     examples shot constraints instruction instructions developer system play problem chat page src
     text content msg prompt""".split()  # if there are some words
 _BEFORE = "previous prior earlier preceding retrieved parent".split()  # how such a name begins
-_OF_JUDGES = re.compile("label|judg|generat|raw|annotat|response|answer|completion|model|chosen|reject|orig")
+_OF_JUDGES = re.compile(
+    "label|judg|eval|generat|raw|annotat|response|answer|completion|model|chosen|reject|orig")
 _ASIDE = re.compile(
-    "expla|why|motiv|opinion|rational|reason|feedback|remark|comment|note|critique|justif|polic|output|repl|summar|"
-    "solution|refer|gold|target|truth|expect|ideal|tag|categor|topic|domain|link|date|time|meta|statement|elaborat|"
-    "thought|scratch|cot|verdict|vote|status|version|licen|lang|author|site|name|_source$|_id$|_at$")
+    "expla|why|motiv|opinion|rational|reason|feedback|remark|comment|note|critique|"
+    "justif|polic|output|repl|summar|solution|refer|gold|target|truth|expect|"
+    "ideal|tag|categor|topic|domain|link|date|time|meta|statement|elaborat|"
+    "thought|scratch|cot|verdict|vote|status|version|licen|lang|author|site|name|"
+    "_source$|_id$|_at$")
 
 
 def _is_context(column, cells):
@@ -199,14 +202,19 @@ def _says_more(self: Columns, column, rows):
 
 @patch
 def _asks_more(self: Columns, column, rows):
-    "Whether a column that is called as prompts are, or has long texts that differ, says more."
+    "Whether a column that is called as prompts are says more; a note, where long texts of another do."
     name = self.spelled(column)
     called = any(self.is_called(column, ours) for ours in ("prompt", "system", "history"))
     cells = [row[column] for row in rows if isinstance(row[column], str)]
     long = len(cells) > len(rows) / 2 < len(set(cells)) and median(len(cell.split()) for cell in cells) > 3
-    apart = long and not _ASIDE.search(name)
-    asks = called or name in columns._LAST_RESORT["prompt"] or apart
-    return asks and not _OF_JUDGES.search(name) and self._says_more(column, rows)
+    asks = called or name in columns._LAST_RESORT["prompt"]
+    apart = long and not asks and not _ASIDE.search(name)
+    if not (asks or apart) or _OF_JUDGES.search(name) or not self._says_more(column, rows):
+        return False
+    if apart:
+        note = f"{column!r} holds texts that are not used; if they belong to the prompt, join them"
+        self.asides = self.asides + [note]
+    return not apart
 
 # %% ../../nbs/7_beside/lost_texts.ipynb #64c9cd09
 def _remedy(column, rows):
@@ -220,17 +228,27 @@ def _remedy(column, rows):
             "columns={'context': None} to leave it out")
 
 
+def _per_response(there, row, column):
+    "Whether a list says something of each response."
+    lists = [row.get(name) for name in (column, there.get("responses"))]
+    return all(isinstance(cell, list) for cell in lists) and len(lists[0]) == len(lists[1]) > 1
+
+
 @patch
 def refuse_lost_context(self: Columns, rows):
     "PreferenceDataError: a column belongs to the prompt, and nobody says how."
     prompt, who = self.get("prompt"), self.get("annotator")
-    if who and who not in self.given and median([len(str(row.get(who)).split()) for row in rows] or [0]) > 3:
+    texts = [str(row.get(who)) for row in rows if who and self.spelled(who) in ("email", "user")]
+    long = texts and median(len(text.split()) for text in texts) > 3
+    if long and who not in self.given and len(set(texts)) > 1:
         del self["annotator"]  # an email to be answered, not that of a person
     used = {name for name in self.values() if name != self.get("source") or name in self.given}
     free = [name for name in self.present if name not in used]
     for column in free if "context" not in self.absent else ():
         lost = column not in self.values() and _is_context(column, [row.get(column) for row in rows])
         lost = lost and (prompt or Columns.spelled(column) in _CONTEXT)
+        if any(_per_response(self, row, column) for row in rows[:1]):
+            continue
         if prompt and not lost:
             some = [row for row in rows if row.get(column) and row.get(prompt)][:200]
             cells, asked = ([row[name] for row in some] for name in (column, prompt))

@@ -194,6 +194,9 @@ class _ByName:
         whole = [f"{name}_text" for name in sides.values()]
         if len(sides) < 2 or any(isinstance(row[name], (list, dict)) for name in sides.values()):
             return None
+        family = codes._family(row, codes._NOUNS)
+        if len(family) == 2 and all(map(codes._verdict(family), names.values())):
+            return None  # A and B, the columns' own names
         texts = {name: (row[name], name) for name in whole if name in row}
         if len(texts) == 2:
             names = dict(zip(sides, texts))
@@ -206,22 +209,33 @@ class _ByName:
 
 
 def _called(row):
-    "What a response is called in a row -> (its text, its column)."
-    family, texts = codes._family(row, codes._NOUNS), {}
+    "What a response is called in a row -> (its text, its column); what could be two texts is left out."
+    family, found = codes._family(row, codes._NOUNS), {}
+
+    def say(sure, said, text, column):
+        if isinstance(text, str):
+            found.setdefault(Columns.spelled(said), []).append((sure, text, column))
+
     for name, cell in row.items():
+        own = Columns.is_called(name, "responses")
         if isinstance(cell, dict):
-            texts |= {Columns.spelled(key): (text, name) for key, text in cell.items()}
+            for key, text in cell.items():
+                say(2 * own, key, text, name)
         elif _are_dicts(cell):
             for item in cell:
-                said = next((item[key] for key in codes._TEXT_KEYS if key in item), None)
-                texts |= {Columns.spelled(item[key]): (said, name) for key in _NAMED if key in item}
+                text = next((item[key] for key in codes._TEXT_KEYS if key in item), None)
+                for key in _NAMED:
+                    say(2 * own, item.get(key), text, name)
         elif end := re.fullmatch(r"(?:model|generator|id|system)_?([a-z]|\d+)", Columns.spelled(name)):
-            if end[1] in family:
-                texts[Columns.spelled(cell)] = row[family[end[1]]], family[end[1]]
-        elif isinstance(cell, str) and not Columns.is_called(name, "prompt"):
+            column = family.get(end[1])
+            say(3, cell, row.get(column), column)
+        elif not Columns.is_called(name, "prompt"):
             stem = [word for word in Columns.spelled(name).split("_") if word not in codes._TEXT_KEYS]
-            texts |= {each: (cell, name) for each in (Columns.spelled(name), "_".join(stem))}
-    return {name: found for name, found in texts.items() if isinstance(found[0], str)}
+            say(0, name, cell, name)
+            if "_".join(stem) != Columns.spelled(name):
+                say(1, "_".join(stem), cell, name)
+    best = {said: [each for each in texts if each[0] == max(texts)[0]] for said, texts in found.items()}
+    return {said: texts[0][1:] for said, texts in best.items() if len({text for _, text, _ in texts}) == 1}
 
 
 _NAMED = ("id", "model", "name", "key", "response_id", "model_name", "generator")
@@ -342,10 +356,10 @@ class _WinnerByName:
     @staticmethod
     def flat(row):
         models = [name for name in row if re.fullmatch(r"(model|generator)_?[ab0-2]", Columns.spelled(name))]
-        names = [row[name] for name in models]
+        names = [str(row[name]).lower() for name in sorted(models, key=Columns.spelled)]
         for name, cell in row.items():
-            if len(set(map(str, names))) == 2 and cell in names and Columns.is_called(name, "label"):
-                return row | {name: "ab"[names.index(cell)]}
+            if len(set(names)) == 2 and str(cell).lower() in names and Columns.is_called(name, "label"):
+                return row | {name: "ab"[names.index(str(cell).lower())]}
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #c0a1b2e4
 @nested_export
@@ -389,27 +403,8 @@ class _Alpaca:
             return {name: cell for name, cell in row.items() if name != second} | joined
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #b329edd7
-_ASKED = r"\s*(?:(?:#+ *)?(?:Human|User|Instruction|Prompt|Question|Q)\s*:\s*)?"
-_ANSWERED = r"\s*(?:(?:#+ *)?(?:Assistant|Response|Answer|Output|A)\s*:)?\s*"
-_FEW_LETTERS = 12  # a shorter prompt may begin an answer by chance
-
-
-@nested_export
-class _PromptTwice:
-    "Responses that begin with the prompt: without it."
-
-    note, sparse = "the prompt once more in its responses", True
-    aside = "the responses begin with the prompt, which is read once"
-
-    @staticmethod
-    def flat(row):
-        prompt = next((row[name] for name in row if Columns.is_called(name, "prompt")), None)
-        names = [*codes._sides(row)] or [*codes._family(row, codes._NOUNS).values()]
-        if isinstance(prompt, str) and len(prompt.strip()) > _FEW_LETTERS and len(names) > 1:
-            begun = re.compile(_ASKED + re.escape(prompt.strip()) + _ANSWERED)
-            cut = {name: begun.sub("", row[name], count=1) for name in names if begun.match(row[name])}
-            if len(cut) == len(names) and all(cut.values()):
-                return None if any(map(Row.is_transcript, map(row.get, names))) else row | cut
+for shape in hh._PromptTwice, hh._OtherPrompt:
+    nested_export(shape)
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
 _SHAPES = """_Sides _Candidates _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors
@@ -421,7 +416,7 @@ for shape in _SHAPES:
 
 # %% ../../nbs/7_beside/published_layouts.ipynb #261e5189
 _LONG = 100  # rows of one prompt that may be most of a file
-_APART = ("prompt_id", "pair", "pair_id", "group", "group_id", "question_id", "conversation_id", "example_id")
+_APART = ("prompt_id", "pair", "pair_id", "group_id", "question_id", "conversation_id", "example_id")
 
 
 @preference_format
@@ -443,11 +438,12 @@ class _Scored(PreferenceFormat):
         return row.number(self.by)
 
     def learn(self, rows, labels):
-        "Which columns part rows of one prompt: each value stands in two rows or more."
+        "Which columns part rows of one prompt, and leave two or more together."
         super().learn(rows, labels)
+        asked = [str([row.get(self.columns.get(name)) for name in self.context]) for row in rows]
         cells = {name: [row.get(name) for row in rows] for name in _APART}
-        self.apart = [name for name, found in cells.items()
-                      if None not in found and 1 < len(set(map(str, found))) <= len(found) / 2]
+        self.apart = [name for name, found in cells.items() if None not in found
+                      and len(set(asked)) < len(set(zip(asked, map(str, found)))) <= len(found) / 2]
 
     def grouped(self, items):
         apart, longest, total, least = {}, 0, 0, 2 - (self.by == "score")
