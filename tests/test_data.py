@@ -2546,6 +2546,12 @@ def test_names_of_candidates_are_looked_up():
     assert load_preferences(rows, progress=False)[0]["responses"] == ["good", "bad"]
 
 
+def test_a_side_that_nobody_named_may_hold_names():
+    row = {"prompt": "Q {}?", "x": "A long answer to {} here", "y": "Another long answer to {}", "winner": "x"}
+    with pytest.raises(PreferenceDataError, match="few short texts"):
+        load_preferences(rows_with({}, row), columns={"rejected": "y"}, progress=False)
+
+
 def test_names_that_lead_nowhere_are_no_texts():
     row = {"prompt": "Q {}?", "chosen": "gpt", "rejected": "llama", "first": "A long answer to {} here"}
     rows = rows_with({"second": "Another long answer to {}"}, row)

@@ -1044,7 +1044,12 @@ def test_odd_rows_fail_alone_and_say_where(rm, tmp_path):
     rows = ["{broken", '{"text": "b", "x": ' + '{"y": ' * 700 + "1" + "}" * 701, "[1]", '{"text": 3}']
     text = "\n".join(['{"text": "a"}', *rows, '{"text": "c", "x": ' + "9" * 5000 + "}", '{"text": "d"}'])
     (tmp_path / "in.jsonl").write_text(text + "\n")
-    report = rm.score_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl", batch_rows=3)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)  # another test may have raised it
+    try:
+        report = rm.score_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl", batch_rows=3)
+    finally:
+        sys.setrecursionlimit(limit)
     out = read_lines(tmp_path / "out.jsonl")
     errors = [row.get("error", "") for row in out]
     assert [bool(error) for error in errors] == [False, True, True, True, True, False, False]

@@ -132,7 +132,7 @@ _PERHAPS = """persona sys preamble facts knowledge evidence abstract snippet sni
     schema table dialogue dialog transcript turns turn memory history utterances utterance docs
     doc chunks results options title body email news thread premise claim hint hints prefix
     examples shot constraints instruction instructions developer system play problem chat page src
-    text content msg prompt""".split()  # if there are some words
+    text content msg prompt query review report""".split()  # if there are some words
 _BEFORE = "previous prior earlier preceding retrieved parent".split()  # how such a name begins
 _OF_JUDGES = re.compile(
     "label|judg|eval|generat|raw|annotat|response|answer|completion|model|chosen|reject|orig")
@@ -303,15 +303,16 @@ def _refuse_other_scores(self: Columns, rows):
 def _refuse_names(self: Columns, rows):
     "PreferenceDataError: few short words in chosen and rejected, and longer texts beside them."
     sides = [self.get(name) for name in ("chosen", "rejected")]
-    if None in sides or self.given & {*sides}:
+    found = [side for side in sides if side not in self.given]
+    if None in sides or not found:
         return
-    words = [row[side].strip() for row in rows for side in sides if isinstance(row.get(side), str)]
+    words = [row[side].strip() for row in rows for side in found if isinstance(row.get(side), str)]
     few = sorted(set(words))
     short = 10 < len(words) > 10 * len(few) - 20 and all(len(word.split()) < 4 for word in few)
     free = [name for name in self.present if name not in self.values() and not _ASIDE.search(name.lower())]
     longer = [name for name in free if not any(self.is_called(name, own) for own in ("prompt", "history"))
               and median(len(" ".join(_texts(row.get(name))).split()) for row in rows) > 3]
-    if few and short and sum(len(_texts(rows[0].get(name))) for name in longer) > 1:
+    if few and short and sum(len(_texts(rows[0].get(name))) for name in longer) >= len(found):
         raise PreferenceDataError(
             f"{sides[0]!r} and {sides[1]!r} hold few short texts ({', '.join(few[:3])}) beside those in "
             f"{' and '.join(map(repr, longer[:2]))}; if they name them, say which is which with "
