@@ -126,7 +126,8 @@ def test_what_is_held_is_given_back_however_a_request_ends():
     assert bodies.held == 0
 
 
-def test_a_caller_that_does_not_read_its_answers_is_left(rm, protocol):  # noqa: F811
+@pytest.mark.parametrize("at_once", [20, 300])
+def test_a_caller_that_does_not_read_its_answers_is_left(rm, protocol, at_once):  # noqa: F811
     with background_server(rm, network=Network(head_timeout_s=0.4)) as url:  # noqa: F811
         host, port = url.removeprefix("http://").split(":")
         ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -135,7 +136,7 @@ def test_a_caller_that_does_not_read_its_answers_is_left(rm, protocol):  # noqa:
             caller.settimeout(0.5)
             with contextlib.suppress(TimeoutError, ConnectionError):  # until nothing goes in any more
                 for _ in range(2000):
-                    caller.sendall(ask * 20)
+                    caller.sendall(ask * at_once)
             until, closed = time.monotonic() + 30, False
             while not closed and time.monotonic() < until:
                 try:
@@ -307,3 +308,23 @@ def test_what_a_killed_call_left_of_its_output_goes_with_the_next(rm, tmp_path):
     (tmp_path / f".out.jsonl.part.json.{2**22 + 1}-abcd1234").mkdir()
     scored(rm, path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_connection_that_is_closed_and_not_read_goes_away():
+    "It is closed when what is left has been read; one whose caller reads no more is cut."
+    from types import SimpleNamespace
+
+    from reward_kit.beside import network
+
+    called, aborted, left = [], [], [900, 500, 500]
+    cls = network._bounded_protocol(10, 0.1)
+    connection = cls.__new__(cls)
+    connection.loop = SimpleNamespace(call_later=lambda seconds, look, waited: called.append(waited))
+    connection.transport = SimpleNamespace(
+        is_closing=lambda: True, get_write_buffer_size=lambda: left.pop(0), abort=lambda: aborted.append(1)
+    )
+    connection.look(False)
+    connection.look(called[-1])
+    assert called == [900, 500] and not aborted  # its caller reads
+    connection.look(called[-1])
+    assert aborted and called == [900, 500]

@@ -193,6 +193,11 @@ def _bounded_protocol(most, seconds):
         def look(self, waited):
             "Close a connection that waits for its caller as it did the last time."
             if self.transport.is_closing():
+                left = self.transport.get_write_buffer_size()
+                if left and left == waited:  # nobody reads it
+                    self.transport.abort()
+                elif left:
+                    self.loop.call_later(seconds, self.look, left)
                 return
             waits = self.waits_for_head() or self.flow.write_paused  # for a caller that does not read
             if waits and waited:
