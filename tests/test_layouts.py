@@ -1369,3 +1369,176 @@ def test_what_cannot_be_read_so_is_told_what_can(tmp_path):
     ).save(tmp_path / "rankings.jsonl")
     (row,) = (row for _, row in read_rows(tmp_path / "rankings.jsonl"))
     assert len(PreferenceFormat.detect([row], judged=False).texts(row)["responses"]) == 2
+
+
+# ---------------------------------------------------------------- what stood beside, and what two numbers say
+
+
+def system_of(found):
+    return found[0]["prompt"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_an_export_keeps_the_columns_that_are_not_its_own():
+    options = lambda k: [{"id": 0, "text": A.format(k)}, {"id": 1, "text": B.format(k)}]
+    task = many(text=Q, options=options, accept=[0], answer="accept", _session_id="x", config={})
+    assert_sorted(load(task))
+    assert system_of(load([row | {"system": "Be brief."} for row in task]))
+    for name in "passage", "context":
+        with pytest.raises(PreferenceDataError, match=f"'{name}' stands beside the prompt"):
+            load([row | {name: "A long text about colours."} for row in task])
+    assert "note" in load([row | {"note": "x"} for row in task]).report.unused_columns
+    flat = many(**{"id": "n{}", "input.prompt": Q, "output.chosen": A, "output.rejected": B})
+    assert_sorted(load(flat))
+    assert load(flat)[3]["id"] == "n3" and system_of(load([row | {"system": "Be brief."} for row in flat]))
+    rated = [{"id": f"{k}{n}", "input.prompt": Q.format(k), "output.response": text.format(k), "score": n}
+             for k in range(12) for text, n in ((A, 5), (B, 1))]  # fmt: skip
+    assert_sorted(load(rated))
+    both = many(**{"input.prompt": Q, "input.chosen": "x", "output.chosen": A, "output.rejected": B})
+    found = load(both)
+    assert_sorted(found)
+    assert "input.chosen" in found.report.unused_columns
+
+
+def test_what_stands_once_beside_the_rows_belongs_to_each(tmp_path):
+    rows, path = many(prompt=Q, chosen=A, rejected=B), tmp_path / "a.json"
+    write = lambda **cells: path.write_text(json.dumps(cells))
+    for name in "examples", "rows", "comparisons":
+        write(name="colours", title="Of all colours", system="Be brief.", **{name: rows})
+        assert system_of(load(path))
+        write(name="colours", context="A long passage about colours.", **{name: rows})
+        with pytest.raises(PreferenceDataError, match="'context' stands beside the prompt"):
+            load(path)
+    write(name="colours", title="Of all colours", description="From people.", examples=rows)
+    assert_sorted(load(path))
+    write(prompt="Name a colour.", data=many(chosen=A, rejected=B))
+    assert {record["prompt"] for record in load(path)} == {"Name a colour."}
+
+
+@pytest.mark.parametrize("noun", ["response", "answer"])
+def test_two_numbers_of_whom(noun):
+    two = {f"{noun}_1": A, f"{noun}_2": B}
+    for ratings in [5, 1], [2, 1]:
+        with pytest.raises(PreferenceDataError, match="'ratings' has two numbers, which may rate"):
+            load(many(prompt=Q, ratings=ratings, **two))
+    found = load(many(prompt=Q, scores=[5, 1], **two))
+    assert_sorted(found)
+    assert any("two numbers score or rank" in note for note in found.report.notes)
+    assert_sorted(load(many(prompt=Q, ratings=[1, 2], winner="1", **two), labels={"1": "a"}))
+    for name in "label", "vote":
+        rows = many(prompt=Q, **two, **{f"{name}_1": 1, f"{name}_2": lambda k: k % 2})
+        with pytest.raises(PreferenceDataError, match="may be the votes of two people, or numbers of"):
+            load(rows)
+        rows = [row | {f"{name}_2": 0} for row in rows]
+        assert_sorted(load(rows, columns={"score_a": f"{name}_1", "score_b": f"{name}_2"}))
+        words = many(prompt=Q, **two, **{f"{name}_1": f"{noun}_1", f"{name}_2": f"{noun}_1"})
+        assert_sorted(load(words))
+    decided = many(prompt=Q, **two, ratings=[1, 2], label_1=1, label_2=0, decision=f"{noun}_1")
+    assert_sorted(load(decided))
+    people = many(prompt=Q, **two, annotator_1=1, annotator_2=lambda k: 1 + (k > 10))
+    assert load(people)[0]["ranks"] == [1, 2]
+
+
+def test_a_label_beside_a_response_is_about_this_one():
+    for good, bad in ("correct", "incorrect"), ("right", "wrong"):
+        gold = {good: "the gold text", bad: "another text"}
+        rows = [{"question": Q.format(k), "response": text.format(k), "label": label} | gold
+                for k in range(12) for text, label in ((A, good), (B, bad))]  # fmt: skip
+        assert_sorted(load(rows))
+
+
+def test_which_words_are_good_is_said():
+    judged = lambda name, good, bad: [
+        {"prompt": Q.format(k), "response": text.format(k), name: label}
+        for k in range(12) for text, label in ((A, good), (B, bad))]  # fmt: skip
+    for name in "sentiment", "tone", "emotion_label":
+        rows = judged(name, "positive", "negative")
+        with pytest.raises(PreferenceDataError, match=f"'{name}' may say whether a response is good"):
+            load(rows)
+        assert_sorted(load(rows, columns={"label": name}))
+    for good, bad in ("positive", "negative"), ("yes", "no"), (True, False), ("up", "down"):
+        found = load(judged("label", good, bad))
+        assert_sorted(found)
+        words = [repr(str(word).lower()) for word in (good, bad)]
+        assert f"'label' is read with {words[0]} as good and {words[1]} as bad" in found.report.notes
+
+
+def test_a_tie_with_a_but_is_none():
+    forms = PreferenceFormat.clear({"response_a": "response_1", "response_b": "response_2"})
+    said = lambda text: PreferenceFormat.meaning(forms, re.sub(r"(?<=\w)[\s-]+", "_", text.lower()))
+    unsure = """almost tied, slight edge to A, but B is not bad/nearly all of A is bad/Tie, but A is shorter
+        /A and B are not the same/both are good, although B is longer/about half of B is good"""
+    ties = """About the same/A and B are equally good/they are both bad/nearly equal/tie/equally good
+        /roughly the same quality/both bad/Almost tied./no preference/They are about the same/similar/A = B
+        /[[C]]/neither is better/Both responses are good"""
+    assert {text for text in unsure.split("/") if said(text.strip())} == set()
+    assert {text for text in ties.split("/") if said(text.strip()) != "tie"} == set()
+
+
+def test_a_verdict_with_its_reason_is_told_in_few_words():
+    reason = "Response A is better, since it names the sky in row {} and says of what colour it is"
+    for winner in reason, '{{"winner": "A", "reason": "It names the sky in row {}, as asked."}}':
+        with pytest.raises(PreferenceDataError, match="put the verdict alone into a column") as error:
+            load(many(prompt=Q, response_a=A, response_b=B, winner=winner))
+        assert len(str(error.value)) < 250
+    for winner in lambda k: {"winner": "A", "reason": "so"}, lambda k: {"choice": "A"}:
+        with pytest.raises(PreferenceDataError, match="put the verdict alone into a column"):
+            load(many(prompt=Q, response_a=A, response_b=B, winner=winner))
+    words = "The first of the two is the one that I like more", "The second of the two is the one I like more"
+    rows = [{"prompt": Q.format(k), "winner": words[not won]} | two for k, two, won in swapped("a1", "a2")]
+    rows = [{name.replace("a1", "answer_1").replace("a2", "answer_2"): cell for name, cell in row.items()}
+            for row in rows]  # fmt: skip
+    assert_sorted(load(rows, labels=dict(zip(words, "ab"))))
+    with pytest.raises(PreferenceDataError) as error:
+        load(many(prompt=Q, response=A, label=reason))
+    assert len(str(error.value)) < 900
+
+
+@pytest.mark.parametrize("name", ["winner", "preference", "best", "chosen"])
+@pytest.mark.parametrize("words", ["A B", "model_a model_b", "response_1 response_2", "x gpt-4"])
+def test_the_best_of_a_list_by_a_name(name, words):
+    rows = [{"prompt": Q.format(k), "responses": [*two.values()], "models": ["x", "gpt-4"],
+             name: words.split()[not won]} for k, two, won in swapped("a", "b")]  # fmt: skip
+    assert_sorted(load(rows))
+    third = [row | {"responses": [*row["responses"], "Red."], "models": ["x", "gpt-4", "z"]} for row in rows]
+    found = load(third, labels={"1": "a"} if "1" in words else None)
+    assert [record["ranks"] for record in found] == [[1, 2, 2]] * 12
+
+
+def test_the_best_of_a_list_by_an_unknown_name_is_asked_for():
+    rows = [{"prompt": Q.format(k), "responses": [*two.values()], "winner": A.format(k)}
+            for k, two, _ in swapped("a", "b")]  # fmt: skip
+    assert_sorted(load(rows))
+    rows = many(prompt=Q, responses=lambda k: [A.format(k), B.format(k)], winner="claude")
+    with pytest.raises(PreferenceDataError, match=re.escape("say columns={'best': 'winner'}")):
+        load(rows)
+
+
+def test_a_list_of_facts_is_no_prompt():
+    facts = lambda k: [{"evaluator": f"e{k}", "time": 3}]
+    with pytest.raises(PreferenceDataError) as error:
+        load(many(all_annotations=facts, chosen="Red, {}.", rejected="It is {}."))
+    assert "say columns={'prompt': '...'}" in str(error.value) or "all_annotations" not in str(error.value)
+
+
+def test_headers_of_three_words_and_of_none(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('User prompt text\n"Hello, what is red?"\n"And blue, or green?"\n')
+    assert [row for _, row in read_rows(path)][0] == {"User prompt text": "Hello, what is red?"}
+    path.write_text("Export of May\nprompt,chosen text,rejected\nq,a,b\n")
+    with pytest.raises(PreferenceDataError, match="seems to be a title"):
+        load(path)
+    lines = [f"{k},{k},{Q.format(k)},\"{A.format(k)}\",\"{B.format(k)}\"" for k in range(12)]
+    path.write_text("\n".join([",,prompt,chosen,rejected", *lines]))
+    assert_sorted(load(path))
+    path.write_text("prompt,chosen,chosen\nq,a,b\n")
+    with pytest.raises(PreferenceDataError, match="two columns have the same name, 'chosen'"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["toxicity_score", "harm_score"])
+def test_a_score_of_what_is_bad_is_no_score_unasked(name):
+    rows = [{"prompt": Q.format(k), "response": text.format(k), name: n}
+            for k in range(12) for text, n in ((A, 5), (B, 1))]  # fmt: skip
+    with pytest.raises(PreferenceDataError, match="if a higher number in it is better"):
+        load(rows)
+    assert_sorted(load(rows, columns={"score": name}))

@@ -281,8 +281,18 @@ class _Annotators:
         is_verdict = _verdict(texts)
         for names in columns:
             votes = [row[name] for name in names if row[name] not in (None, "")]
+            if names in _of_responses(tuple(row)) and not all(map(is_verdict, votes)):
+                continue
             if all(is_verdict(vote, numbers=True) for vote in votes) and not _is_judged(row, texts, names):
                 return {name: cell for name, cell in row.items() if name not in names} | {"label": votes}
+
+
+@lru_cache
+def _of_responses(names):
+    "Columns of votes that end as those of the responses do, so that they may be of these."
+    ends = [name[-1] for name in _family_of(names, _NOUNS).values()]
+    return [found for found in _voters(names) if [name[-1] for name in found] == ends
+            and not re.match("annotator|rater|labell?er|worker|judge", Columns.spelled(found[0]))]
 
 
 @lru_cache

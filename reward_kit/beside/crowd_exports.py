@@ -41,29 +41,48 @@ def _answers(cells):
             found[name] = cell
     return {name: _words_of(answer) for name, answer in found.items()}
 
+# %% ../../nbs/7_beside/crowd_exports.ipynb #6a270bae
+_PLATFORM = """HITId HITTypeId Title Description Keywords Reward CreationTime MaxAssignments
+    RequesterAnnotation AssignmentDurationInSeconds AutoApprovalDelayInSeconds Expiration
+    NumberOfSimilarHITs LifetimeInSeconds AssignmentId WorkerId AssignmentStatus AcceptTime
+    SubmitTime AutoApprovalTime ApprovalTime RejectionTime RequesterFeedback WorkTimeInSeconds
+    LifetimeApprovalRate Last30DaysApprovalRate Last7DaysApprovalRate Approve Reject""".split()  # of MTurk
+_TASK = {"input", "answer", "output"}
+
+
+def _parted(row, is_platform):
+    "Cells by their prefixes, and the other columns that are not the platform's own."
+    kinds, rest = {"input": {}, "answer": {}, "output": {}, "assignment": {}, "golden": {}, "hint": {}}, {}
+    for name, cell in row.items():
+        prefixed = re.fullmatch(r"(\w+)([:.])(.+)", str(name), re.S)
+        kind, mark, key = prefixed.groups() if prefixed else ("", "", "")
+        if key and kind.lower() in kinds and (mark == ":" or is_platform or kind.lower() in _TASK):
+            kinds[kind.lower()][key] = cell
+        elif not (is_platform and name in _PLATFORM):
+            rest[name] = cell
+    return kinds, rest
+
 
 class _Prefixed:
-    "MTurk and Toloka: columns of the task and of its answers."
+    "MTurk and Toloka, or JSON made flat: columns of the task and of its answers."
 
     note = "columns of a task and of its answers"
     aside = "the columns of tasks and answers are read without their prefixes; workers are annotators"
 
     @staticmethod
     def flat(row):
-        kinds = {"input": {}, "answer": {}, "output": {}, "assignment": {}, "golden": {}, "hint": {}}
-        for name, cell in row.items():
-            kind, _, rest = re.sub("[:.]", "\n", str(name), count=1).partition("\n")
-            if rest and kind.lower() in kinds:
-                kinds[kind.lower()][rest] = cell
         marks = [name for name in row if re.fullmatch("(hit|worker|assignment)_?id", str(name).lower())]
+        kinds, rest = _parted(row, bool(marks))
         if not kinds["input"] or not (marks or any([*kinds.values()][1:])):
             return None
         status = kinds["assignment"].get("status") or row.get("AssignmentStatus")
         if str(status).lower() == "rejected":
             return UnusableRow("its assignment was rejected")
         worker = kinds["assignment"].get("worker_id") or row.get("WorkerId")
-        own = {"annotator": worker} if worker else {}
-        return own | kinds["input"] | _answers(kinds["answer"] | kinds["output"])
+        own, answers = {"annotator": worker} if worker else {}, _answers(kinds["answer"] | kinds["output"])
+        asked = {f"input.{name}" if name in answers else name: cell for name, cell in kinds["input"].items()}
+        inner = asked | answers
+        return own | rest | {f"task.{name}" if name in rest else name: cell for name, cell in inner.items()}
 
 # %% ../../nbs/7_beside/crowd_exports.ipynb #1743d9f3
 _ANSWER = {"selected", "choices", "rating", "ranker", "value", "number"}
@@ -155,15 +174,16 @@ class _Options:
             return None
         if row.get("answer", "accept") != "accept":
             return UnusableRow("its task was rejected or ignored")
-        own = [name for name in row if any(Columns.is_called(name, one) for one in ("prompt", "annotator"))]
+        taken = {"options", "accept", "answer", "config", "tokens", "spans"}
+        rest = {name: cell for name, cell in row.items() if name not in taken and str(name)[:1] != "_"}
         who = row.get("_annotator_id") or row.get("_session_id")
         found = {"annotator": who} if who else {}
         asked = [name for name in ("text", "html") if isinstance(row.get(name), str)]
-        if asked and not any(Columns.is_called(name, "prompt") for name in own):
-            found["prompt"] = row[asked[0]]
+        if asked and not any(Columns.is_called(name, "prompt") for name in rest):
+            found["prompt"] = rest.pop(asked[0])
         if accepted:
             found["ranks"] = [1 + (each not in accepted) for each in ids]
-        return {name: row[name] for name in own} | found | {"responses": texts}
+        return rest | found | {"responses": texts}
 
 # %% ../../nbs/7_beside/crowd_exports.ipynb #b65384a4
 records._ROLES["chatbot"] = "assistant"

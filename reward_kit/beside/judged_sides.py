@@ -35,9 +35,15 @@ for side, ours, theirs in ("a", "first|left", "second|right"), ("b", "second|rig
         rf"|(i_)?{_MUCH}(prefers?|chose|choose)[_: ]+(the_)?"
         rf"({ours}|{{own}}|{side}|({{nouns}})_({side}|{{end}}))"
         rf"|({theirs}|{other}|({{nouns}})_(?!({side}|{{end}})_)\w){_IS_LOST}")
-formats._CLEAR["tie"] += (
-    "|(a_and_b_are|they_are|about|roughly|nearly|almost|equally).*(same|equal|good|bad|similar|tied?)"
-    "|no_(preference|difference|winner|clear_winner)|similar|comparable|indifferent|(it_is_|it's_)?a_tie")
+_ABOUT = "((about|roughly|nearly|almost|equally|basically|practically|very|pretty|much|the)_)*"
+_OF_BOTH = r"((a_and_b|they|both(_\w+)?|the_(two_)?(responses|answers))_are_(both_)?)"
+_ALIKE = r"(_(in_quality|quality|overall|level|good|bad|well|responses|answers|to_me))*[) .!]*"
+_UNSURE = "but|edge|though|although|however|except|slight|slightly|lean|leans|leaning"  # a tie, and yet
+formats._CLEAR["tie"] = (
+    rf"(?!.*(?<![a-z])({_UNSURE})(?![a-z]))({formats._CLEAR['tie']}"
+    rf"|{_OF_BOTH}?{_ABOUT}(same|equal|similar|tied?|comparable|indifferent){_ALIKE}"
+    rf"|({_OF_BOTH}|equally_){_ABOUT}(good|bad){_ALIKE}"
+    "|no_(preference|difference|winner|clear_winner)|(it_is_|it's_)?a_tie)")
 
 # %% ../../nbs/7_beside/judged_sides.ipynb #56dea46c
 _CLEAR = PreferenceFormat.clear({})
@@ -102,6 +108,8 @@ def _are_answers(rows, column):
 def _named_by(self: Columns, rows, column):
     "The two columns of texts that the words of another column name; None for other words."
     words = [word for word in self._words_in(rows, column) if not re.match("tie|both|neither|draw", word)]
+    if "response" in self and {*words} <= {*_GOOD}:
+        return None  # of this response
     others = [name for name in self.present if name not in (column, self.get("prompt"))]
     others = [name for name in others if _are_answers(rows[:200], name)]
     found = []
@@ -151,6 +159,10 @@ def likely_sides(self: Columns, lacking: list[str]) -> dict:
     rates = re.compile("quality|rating|score|stars|grade|reward", re.I)
     rated = [name for name in free if rates.search(name)]
     if lacking == ["score"] and len(rated) == 1 and codes._numbers(self.rows, rated[0]):
+        if _ASKS_BAD.search(Columns.spelled(rated[0])):
+            raise PreferenceDataError(
+                f"no column for 'score'; say columns={{'score': {rated[0]!r}}} if a higher number in it is "
+                "better; if a lower one is, turn the signs")
         return {"score": rated[0]}
     return pair | {"label": labels[0]} if labels and known else {}
 
@@ -183,19 +195,28 @@ def _with_scores(row, texts, names, numbers):
     return rest | {f"score_{end}": float(number) for end, number in zip(texts, numbers)}
 
 
+_OF_EACH = re.compile("scores?|rewards?")  # who says ratings may mean those of several people
+
+
+def _are_numbers(name, cell):
+    "Whether a cell is a list of numbers that rate."
+    rates = Columns.is_called(name, "scores") and isinstance(cell, list) and len(cell) > 1
+    return rates and all(isinstance(n, (int, float)) for n in cell)
+
+
 class _TwoNumbers:
     "Scores of two responses in a list, scores under longer names, or ranks."
 
     note, sparse = "scores or ranks of two responses", True
+    aside = "two numbers score or rank the two responses, in their order"
 
     @staticmethod
     def flat(row):
         texts = codes._family(row, codes._NOUNS)
         for name, cell in row.items():
-            numbers = Columns.is_called(name, "scores") and isinstance(cell, list) and len(cell) > 1
-            if numbers and all(isinstance(n, (int, float)) for n in cell):
+            if _are_numbers(name, cell):
                 if len(texts) == len(cell) == 2:
-                    return _with_scores(row, texts, [name], cell)
+                    return _with_scores(row, texts, [name], cell) if _OF_EACH.search(name.lower()) else None
                 return row | {name: list(map(float, cell))} if all(n in (True, False) for n in cell) else None
         if len(texts) != 2 or any(Columns.is_called(name, "label") for name in row):
             return None
@@ -255,18 +276,106 @@ class _NamedOrder:
         del rest[name]
         return rest | {"responses": list(map(row.get, texts.values())), "ranks": list(map(ranks.get, texts))}
 
+# %% ../../nbs/7_beside/judged_sides.ipynb #3e897362
+_NAMES_ONE = rf"(({codes._NOUNS}|model|option|assistant)_)?([a-z]|\d+)"
+
+
+class _BestByName:
+    "The best of a list of responses by its letter, its number, or the name of its model."
+
+    note, sparse = "the best response by a name", True
+    aside = "the best response is called by its letter, its number or its model"
+
+    @staticmethod
+    def flat(row):
+        lists = [cell for name, cell in row.items() if Columns.is_called(name, "responses")]
+        if len(lists) != 1 or not isinstance(lists[0], list) or "rejected" in codes._sides(row).values():
+            return None
+        named = [cell for name, cell in row.items() if isinstance(cell, list) and len(cell) == len(lists[0])
+                 and Columns.spelled(name) in ("models", "model", "generators", "model_names")]
+        for name, cell in row.items():
+            called = any(Columns.is_called(name, one) for one in ("label", "best", "chosen"))
+            if called and isinstance(cell, str) and cell not in lists[0]:
+                if len(named) == 1 and named[0].count(cell) == 1:
+                    return row | {name: "abcdefghijklmnopqrstuvwxyz"[named[0].index(cell)]}
+                if said := re.fullmatch(_NAMES_ONE, Columns.spelled(cell)):
+                    return row | {name: int(said[3]) if said[3].isdigit() else said[3]}
+
+# %% ../../nbs/7_beside/judged_sides.ipynb #5e0cac98
+_VERDICTS = {"label", "best", "strength", "score_a", "probability_a"}
+
+
+@patch
+def _ask_whose(self: Columns, rows):
+    "PreferenceDataError: two numbers may be of two responses or of two people, or a verdict has its reason."
+    texts = [self.get("response_a"), self.get("response_b")]
+    if None in texts:
+        return
+    if "label" in self:
+        return self._ask_apart(rows)
+    judged = lambda apart: any(codes._is_judged(row, dict(zip("ab", texts)), apart) for row in rows[:100])
+    if _VERDICTS & set(self):
+        return
+    a, b = texts
+    for name in self.present:
+        two = any(_are_numbers(name, row.get(name)) and len(row[name]) == 2 for row in rows)
+        if two and not judged([name]):
+            raise PreferenceDataError(
+                f"{name!r} has two numbers, which may rate {a!r} and {b!r}, or be what two people say; in "
+                "the first case call the column 'scores', else name a verdict with columns={'label': '...'}")
+    for first, second in codes._of_responses(tuple(self.present)):
+        if judged([first, second]):
+            return
+        raise PreferenceDataError(
+            f"{first!r} and {second!r} may be the votes of two people, or numbers of {a!r} and {b!r}; call "
+            f"them annotator_1 and annotator_2 if they are votes, say columns={{'score_a': {first!r}, "
+            f"'score_b': {second!r}}} if a higher number is the better response's")
+
+
+@patch
+def _ask_apart(self: Columns, rows):
+    "PreferenceDataError: verdicts stand with their reasons."
+    cells = [row.get(self["label"]) for row in rows]
+    cells = [cell for cell in cells if cell not in (None, "")]
+    forms = PreferenceFormat.clear(self)
+    texts = [cell for cell in cells if isinstance(cell, str) and len(cell) > 20]
+    said = [cell for cell in texts if not PreferenceFormat.meaning(forms, Columns.spelled(cell))]
+    if len({*said}) <= 12 and (max(map(len, said), default=0) < 60 or 2 * len({*said}) <= len(said)):
+        said = []  # few words, which the caller may explain
+    known = {"value", "selected", "choices"}
+    boxes = [cell for cell in cells if isinstance(cell, dict) and not known & {*cell}]
+    if 2 * len(said + boxes) > len(cells) and self["label"] not in self.given:
+        raise PreferenceDataError(
+            f"{self['label']!r} holds more than a verdict ({str((said + boxes)[0])[:40]!r}); put the verdict "
+            "alone into a column: a, b or tie")
+
 # %% ../../nbs/7_beside/judged_sides.ipynb #bc9461ce
+def _name_best(rows, column, responses):
+    "Whether most cells of a column are numbers of responses, letters, or responses."
+    found = [type(cell) is int or re.fullmatch("[a-z]|[0-9]", str(cell).lower()) or cell in row[responses]
+             for row in rows if (cell := row.get(column)) is not None]
+    return 2 * len([*filter(None, found)]) > len(found)
+
+
 @patch
 def find_order(self: Columns, rows: list[dict]) -> None:
     "Ask what numbers under names mean; a `chosen` that counts is the number of the best response."
+    self._ask_whose(rows)
     column, chosen, rejected = (self.get(name) for name in ("ranks", "chosen", "rejected"))
     cells = [row.get(column) for row in rows]
     if column not in self.given and any(isinstance(cell, _Numbers) for cell in cells):
         raise PreferenceDataError(
             f"{column!r} has a number for each response; say columns={{'ranks': {column!r}}} if 1 is the "
             f"best, or columns={{'scores': {column!r}}} if a higher number is better")
-    counts = [{*map(type, (row.get(name) for row in rows))} == {int} for name in (chosen, rejected)]
-    if "responses" in self and counts[0] and not {"scores", "ranks", "best"} & set(self):
+    counts = {*map(type, (row.get(chosen) for row in rows))} == {int}
+    listed, others = self.get("responses"), {*self.present} - {*self.values()}
+    if listed and chosen and not {"scores", "ranks", "best"} & set(self) and (counts or not rejected):
+        if not _name_best(rows, chosen, listed):
+            if any(self.is_called(name, "label") for name in others):
+                return
+            raise PreferenceDataError(
+                f"{chosen!r} seems to say which of {listed!r} is the best one; say columns="
+                f"{{'best': {chosen!r}}} once its cells are numbers, letters or the responses themselves")
         if rejected and max(len(row[self["responses"]]) for row in rows) > 2:
             raise PreferenceDataError(
                 f"{chosen!r} and {rejected!r} hold numbers of responses; write the texts into them")
@@ -290,6 +399,9 @@ _ASKS_BAD = re.compile(
     "dislike|down|negative|worse|worst|lost|loser|violat|offens|invalid|undesir|unhelp|flag|biased")
 
 
+_OF_TONE = re.compile("sentiment|tone|polarity|emotion|stance")  # positive is not good
+
+
 @patch
 def _says_good(self: Columns, rows, column):
     "Whether the words of a column say of each response that it is good or bad; None: they may."
@@ -298,6 +410,8 @@ def _says_good(self: Columns, rows, column):
         return True
     if not words or words - {*_GOOD}:
         return False
+    if _OF_TONE.search(name):
+        return None
     clear = words - _YES and len({_GOOD[word] for word in words}) == 2 and "status" not in name
     return bool(_ASKS_GOOD.fullmatch(name) or clear) or None
 
@@ -336,7 +450,7 @@ def _learn_good(column, rows, labels):
     name, words = Columns.spelled(column), {*PreferenceFormat.words(rows, column)}
     plain = {"1": 1, "0": 0} if _ASKS_GOOD.fullmatch(name) else {}
     known = _GOOD | plain if not (_ASKS_BAD.search(name) and words <= _YES) else {}
-    unread = sorted(words - {*known}, key=lambda word: (len(word), word))[:12]
+    unread = [word[:40] for word in sorted(words - {*known}, key=lambda word: (len(word), word))[:12]]
     if words and len(words - {*known}) == len(words):
         scale = all(re.fullmatch(r"-?[\d.]+", word) for word in words)
         higher = f", or columns={{'score': {column!r}}} if a higher number is better" if scale else ""
@@ -344,3 +458,12 @@ def _learn_good(column, rows, labels):
             f"the labels in {column!r} are {', '.join(unread)}; say which are good, with good or bad in "
             f"place of the '?': labels={dict.fromkeys(unread, '?')}{higher}")
     return known
+
+
+def _learned(column, rows, labels):
+    "What `_learn_good` found, and a note on which words are good and which bad."
+    good = _learn_good(column, rows, labels)
+    words = [word for word in PreferenceFormat.words(rows, column) if word in good]
+    sides = (", ".join(repr(word[:40]) for word in words if good[word] == one) for one in (1, 0))
+    said = [f"{side} as {what}" for side, what in zip(sides, ("good", "bad")) if side]
+    return good, [f"{column!r} is read with {' and '.join(said)}"] if said else []

@@ -31,10 +31,12 @@ def likely_prompt(self: Columns, rows):
     for column in self.present:
         cells = [cell for row in rows[:100] if isinstance(cell := row.get(column), (str, list)) and cell]
         varied = len(set(map(str, cells))) > 1 or len(rows) == len(cells) == 1
-        if varied and column not in self.values() and not column.lower().endswith("id"):
+        turn = cells[0][0] if cells and isinstance(cells[0], list) else ""
+        said = not isinstance(turn, dict) or bool({"role", "content", "from"} & set(turn))
+        if varied and said and column not in self.values() and not column.lower().endswith("id"):
             names = ["prompt", *columns._ALIASES["prompt"]]
             asks = difflib.get_close_matches(Columns.spelled(column), names, 1, 0.6)
-            asks = asks or isinstance(cells[0], list) and isinstance(cells[0][0], dict)
+            asks = asks or isinstance(turn, dict)
             found.append((bool(asks), len(str(cells)), column))
     sure, _, column = max(found, key=itemgetter(0, 1))
     return column, sure

@@ -91,6 +91,9 @@ def _why(start):
 _readers.text, _readers.sheet, _readers.why = _text, _sheet, _why
 
 # %% ../../nbs/7_beside/other_files.ipynb #4ec882b2
+_NAMES = re.compile(r"([^\W\d]\w*( \w+)?[,;|\t])+[^\W\d]\w*( \w+)?")  # of columns, no sentence with a comma
+
+
 def _header(table, first):
     "The names of the columns, and the rows below, of (origin, cells); `first` is the first line."
     origin, header = next(table, ("", []))
@@ -100,13 +103,13 @@ def _header(table, first):
         raise PreferenceDataError(f"{origin}: this is JSON, not a table; name it .jsonl or .json")
     while header and not header[-1].strip():
         header.pop()
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
+    if twice := [name for name, count in Counter(filter(None, header)).items() if count > 1]:
         remedy = "rename one of them in this line"
         raise PreferenceDataError(f"{origin}: two columns have the same name, {twice[0]!r}; {remedy}")
     below = list(islice(table, 1))
     cells = [cell for _, cells in below if isinstance(cells, list) for cell in cells if cell]
-    title = len(header) == 1 and (header[0][:1] == "#" or len(header[0].split()) > 2)
-    if len(header) == 1 < len(cells) or title and re.search("[,;|\t]", "".join(cells)):
+    title = header[0][:1] == "#" or len(header[0].split()) > 2 if len(header) == 1 else False
+    if len(header) == 1 < len(cells) or title and any(map(_NAMES.fullmatch, cells)):
         remedy = "delete the lines above the names of the columns"
         raise PreferenceDataError(f"{origin}: {header[0]!r} seems to be a title or a comment; {remedy}")
     return header, chain(below, table)
@@ -148,6 +151,18 @@ def _under_ids(whole):
     return len(cells) > 1 and not columns and cells.count(cells[0]) == len(cells) and len(cells[0]) > 1
 
 
+def _beside(whole, rows):
+    "Rows with what stands once beside them, and belongs to each: a prompt, a system message, a passage."
+    from reward_kit.beside import lost_texts
+
+    columns = lost_texts.Columns
+    shared = {name: cell for name, cell in whole.items() if cell and cell is not rows and name != "title"
+              and isinstance(cell, (str, list)) and (
+                  any(columns.is_called(name, ours) for ours in ("prompt", "system", "history"))
+                  or lost_texts._is_context(name, [cell]))}
+    return [shared | row if isinstance(row, dict) else row for row in rows]
+
+# %% ../../nbs/7_beside/other_files.ipynb #7e9e2e2b
 _ROWS = "rows data examples instances records items samples dataset".split()
 
 
@@ -168,9 +183,9 @@ def _rows(whole):
     known = [cell for name, cell in whole.items() if name in _ROWS and _are_objects(cell)]
     if len(known) == 1 and not {"prompt", "chosen", "responses"} & set(whole):
         inner = [row.get("row") for row in known[0]]  # as the viewer of the Hugging Face hub has them
-        return inner if _are_objects(inner) else known[0]
+        return inner if _are_objects(inner) else _beside(whole, known[0])
     is_row = len(whole) > 1 and {"chosen", "responses"} & set(whole)
-    return lists[0] if len(lists) == 1 and not is_row else [whole]
+    return _beside(whole, lists[0]) if len(lists) == 1 and not is_row else [whole]
 
 
 def _splits(whole, words):

@@ -409,8 +409,8 @@ for shape in hh._PromptTwice, hh._OtherPrompt:
 # %% ../../nbs/7_beside/published_layouts.ipynb #d80c5be9
 _SHAPES = """_Sides _Candidates _ByModel _ManyResponses _Listed _Annotators _Statuses _Certain _Vectors
     _Boxes""".split()
-for shape in judged_sides._Stems, judged_sides._TwoNumbers, judged_sides._NamedOrder:
-    nested_export(shape)
+for shape in "_Stems _TwoNumbers _NamedOrder _BestByName".split():
+    nested_export(getattr(judged_sides, shape))
 for shape in _SHAPES:
     nested_export(getattr(codes, shape))
 
@@ -545,7 +545,7 @@ class _Kto(_Scored):
         return ["label"] if {"score", "response_a"} & set(columns) or not judged else super().lacking(columns)
 
     def learn(self, rows, labels):
-        self.good = judged_sides._learn_good(self.columns["label"], rows, labels)
+        self.good, self.asides = judged_sides._learned(self.columns["label"], rows, labels)
 
     def rating(self, row):
         word = formats._word(row["label"])
