@@ -312,10 +312,6 @@ def test_what_a_killed_call_left_of_its_output_goes_with_the_next(rm, tmp_path):
 
 def test_a_connection_that_is_closed_and_not_read_goes_away():
     "It is closed when what is left has been read; one whose caller reads no more is cut."
-    from types import SimpleNamespace
-
-    from reward_kit.beside import network
-
     called, aborted, left = [], [], [900, 500, 500]
     cls = network._bounded_protocol(10, 0.1)
     connection = cls.__new__(cls)

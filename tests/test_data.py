@@ -2547,7 +2547,12 @@ def test_names_of_candidates_are_looked_up():
 
 
 def test_a_side_that_nobody_named_may_hold_names():
-    row = {"prompt": "Q {}?", "x": "A long answer to {} here", "y": "Another long answer to {}", "winner": "x"}
+    row = {
+        "prompt": "Q {}?",
+        "x": "A long answer to {} here",
+        "y": "Another long answer to {}",
+        "winner": "x",
+    }
     with pytest.raises(PreferenceDataError, match="few short texts"):
         load_preferences(rows_with({}, row), columns={"rejected": "y"}, progress=False)
 
