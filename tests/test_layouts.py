@@ -1440,8 +1440,8 @@ def test_two_numbers_of_whom(noun):
 
 def test_a_label_beside_a_response_is_about_this_one():
     for good, bad in ("correct", "incorrect"), ("right", "wrong"):
-        gold = {good: "the gold text", bad: "another text"}
-        rows = [{"question": Q.format(k), "response": text.format(k), "label": label} | gold
+        gold = lambda k, good=good, bad=bad: {good: f"gold {k}", bad: f"no {k}"}
+        rows = [{"question": Q.format(k), "response": text.format(k), "label": label} | gold(f"{k}{label}")
                 for k in range(12) for text, label in ((A, good), (B, bad))]  # fmt: skip
         assert_sorted(load(rows))
 

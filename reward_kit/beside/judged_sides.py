@@ -323,9 +323,11 @@ def _ask_whose(self: Columns, rows):
             raise PreferenceDataError(
                 f"{name!r} has two numbers, which may rate {a!r} and {b!r}, or be what two people say; in "
                 "the first case call the column 'scores', else name a verdict with columns={'label': '...'}")
-    for first, second in codes._of_responses(tuple(self.present)):
-        if judged([first, second]):
-            return
+    sides = [*codes._family_of(tuple(self.present), "label|vote").values()]
+    for pair in [*codes._of_responses(tuple(self.present)), sides]:
+        if len(pair) != 2 or judged(pair):
+            continue
+        first, second = pair
         raise PreferenceDataError(
             f"{first!r} and {second!r} may be the votes of two people, or numbers of {a!r} and {b!r}; call "
             f"them annotator_1 and annotator_2 if they are votes, say columns={{'score_a': {first!r}, "
@@ -340,7 +342,8 @@ def _ask_apart(self: Columns, rows):
     forms = PreferenceFormat.clear(self)
     texts = [cell for cell in cells if isinstance(cell, str) and len(cell) > 20]
     said = [cell for cell in texts if not PreferenceFormat.meaning(forms, Columns.spelled(cell))]
-    if len({*said}) <= 12 and (max(map(len, said), default=0) < 60 or 2 * len({*said}) <= len(said)):
+    count = len({*said})
+    if count <= 12 and (2 * count <= len(said) or count < 5 and max(map(len, said)) < 60):
         said = []  # few words, which the caller may explain
     known = {"value", "selected", "choices"}
     boxes = [cell for cell in cells if isinstance(cell, dict) and not known & {*cell}]
@@ -352,7 +355,7 @@ def _ask_apart(self: Columns, rows):
 # %% ../../nbs/7_beside/judged_sides.ipynb #bc9461ce
 def _name_best(rows, column, responses):
     "Whether most cells of a column are numbers of responses, letters, or responses."
-    found = [type(cell) is int or re.fullmatch("[a-z]|[0-9]", str(cell).lower()) or cell in row[responses]
+    found = [re.fullmatch(r"[a-z]|\d+(\.0)?", str(cell).lower()) or cell in row[responses]
              for row in rows if (cell := row.get(column)) is not None]
     return 2 * len([*filter(None, found)]) > len(found)
 
@@ -368,7 +371,7 @@ def find_order(self: Columns, rows: list[dict]) -> None:
             f"{column!r} has a number for each response; say columns={{'ranks': {column!r}}} if 1 is the "
             f"best, or columns={{'scores': {column!r}}} if a higher number is better")
     counts = {*map(type, (row.get(chosen) for row in rows))} == {int}
-    listed, others = self.get("responses"), {*self.present} - {*self.values()}
+    listed, others = self.get("responses"), [name for name in self.present if name not in self.values()]
     if listed and chosen and not {"scores", "ranks", "best"} & set(self) and (counts or not rejected):
         if not _name_best(rows, chosen, listed):
             if any(self.is_called(name, "label") for name in others):
