@@ -202,8 +202,7 @@ def _bounded_protocol(most, seconds):
             waits = self.waits_for_head() or self.flow.write_paused  # for a caller that does not read
             if waits and waited:
                 (self.transport.abort if self.flow.write_paused else self.transport.close)()
-            else:
-                self.loop.call_later(seconds, self.look, waits)
+            self.loop.call_later(seconds, self.look, waits)
 
     class Slow(Bounded, H11Protocol):
         def waits_for_head(self):
